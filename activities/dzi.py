@@ -1,0 +1,141 @@
+"""The arithmetic of a Deep Zoom pyramid: levels, tiles, sizes. Pure.
+
+Level ``max_level`` is the image itself, each lower one half as large, rounded up, down to level 0 of 1 x 1 px; a level is cut
+into tiles of ``tile_size`` px that overlap their neighbours by ``overlap`` px on each inner side.
+https://learn.microsoft.com/en-us/previous-versions/windows/silverlight/dotnet-windows-silverlight/cc645077(v=vs.95)
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+MINIMUM_DPI = 30
+"""Below this a plan cannot be read: a page that fits its budget only at less is refused."""
+
+BYTES_PER_PIXEL = 3
+
+
+@dataclass(frozen=True)
+class Pyramid:
+    """The tiles that an image of ``width`` x ``height`` px has, all following from four numbers.
+
+    Args:
+        width: Pixels, at least 1.
+        height: Pixels, at least 1.
+        tile_size: Pixels between the origins of neighbouring tiles.
+        overlap: Pixels that a tile shows of each neighbour.
+
+    Raises:
+        ValueError: A number is out of its range.
+    """
+
+    width: int
+    height: int
+    tile_size: int = 256
+    overlap: int = 1
+
+    def __post_init__(self) -> None:
+        if self.width < 1 or self.height < 1 or self.tile_size < 1 or not 0 <= self.overlap < self.tile_size:
+            msg = f"no pyramid of {self.width} x {self.height} px with tiles of {self.tile_size} px, overlap {self.overlap}"
+            raise ValueError(msg)
+
+    @property
+    def max_level(self) -> int:
+        """The number of the full-size level; there are ``max_level + 1`` levels."""
+        return (max(self.width, self.height) - 1).bit_length()
+
+    def level_size(self, level: int) -> tuple[int, int]:
+        """Width and height of a level in pixels."""
+        divisor = 1 << (self.max_level - level)
+        return -(-self.width // divisor), -(-self.height // divisor)
+
+    def grid(self, level: int) -> tuple[int, int]:
+        """Columns and rows of a level."""
+        width, height = self.level_size(level)
+        return -(-width // self.tile_size), -(-height // self.tile_size)
+
+    def tile_rectangle(self, level: int, column: int, row: int) -> tuple[int, int, int, int]:
+        """Left, top, width and height of a tile within its level, overlap included, in pixels."""
+        left, width = self._span(self.level_size(level)[0], column)
+        top, height = self._span(self.level_size(level)[1], row)
+        return left, top, width, height
+
+    def _span(self, length: int, index: int) -> tuple[int, int]:
+        start = max(0, index * self.tile_size - self.overlap)
+        end = min(length, (index + 1) * self.tile_size + self.overlap)
+        return start, end - start
+
+    @property
+    def tile_count(self) -> int:
+        """How many tiles all levels have together."""
+        return sum(math.prod(self.grid(level)) for level in range(self.max_level + 1))
+
+    def tiles(self) -> Iterator[tuple[int, int, int]]:
+        """Every tile as level, column, row; level by level, row by row."""
+        for level in range(self.max_level + 1):
+            columns, rows = self.grid(level)
+            for row in range(rows):
+                for column in range(columns):
+                    yield level, column, row
+
+    def tile_sizes(self) -> Counter[tuple[int, int]]:
+        """How many tiles there are of each width and height."""
+        return Counter(self.tile_rectangle(*tile)[2:] for tile in self.tiles())
+
+    def descriptor(self) -> str:
+        """The ``.dzi`` document."""
+        return (
+            '<?xml version="1.0" encoding="UTF-8"?>\n'
+            f'<Image xmlns="http://schemas.microsoft.com/deepzoom/2008" Format="jpeg" Overlap="{self.overlap}" TileSize="{self.tile_size}">\n'
+            f'  <Size Width="{self.width}" Height="{self.height}"/>\n'
+            "</Image>\n"
+        )
+
+
+def tile_name(level: int, column: int, row: int) -> str:
+    """The name of a tile below ``sheet-N_files/``."""
+    return f"{level}/{column}_{row}.jpeg"
+
+
+@dataclass(frozen=True)
+class SheetSize:
+    """What one page becomes: pixels, the resolution they stand for, and whether that is less than was asked for."""
+
+    width: int
+    height: int
+    dpi: int
+    scaled: bool
+
+
+def sheet_size(width_pt: float, height_pt: float, user_unit: float, dpi: int, budget_bytes: int) -> SheetSize | None:
+    """The size in pixels of a page: ``max(1, round(points x UserUnit x dpi / 72))``, at a lower dpi when it is over the budget.
+
+    Args:
+        width_pt: Width as PDFium reports it (CropBox and rotation applied), more than 0.
+        height_pt: Height, likewise.
+        user_unit: The page's UserUnit, 1 when it has none.
+        dpi: The resolution asked for.
+        budget_bytes: Most bytes that the page's pixels may take, at 3 a pixel.
+
+    Returns:
+        None when the page fits only below ``MINIMUM_DPI``.
+    """
+
+    def at(resolution: int) -> tuple[int, int]:
+        scale = user_unit * resolution / 72
+        return max(1, round(width_pt * scale)), max(1, round(height_pt * scale))
+
+    def fits(resolution: int) -> bool:
+        width, height = at(resolution)
+        return width * height * BYTES_PER_PIXEL <= budget_bytes
+
+    if fits(dpi):
+        return SheetSize(*at(dpi), dpi=dpi, scaled=False)
+    low, high = MINIMUM_DPI, dpi
+    if low >= high or not fits(low):
+        return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return SheetSize(*at(low), dpi=low, scaled=True)

@@ -1,0 +1,164 @@
+"""Every refusal and fault that SiteLink names, in one flat tree.
+
+    SiteLinkError
+      DocumentError    NotAPdf UnreadablePdf PasswordRequired NoPages TooManyPages FileTooLarge   final, the whole upload
+      PageError        PageUnreadable PageTooLarge                                                final, one sheet
+      RenderFault      RenderTimeout RenderCrashed RenderOutOfMemory                              one sheet, after fresh tries
+      BucketError      StorageUnavailable StorageDenied NoSuchBucket                              retried
+      ObjectMissing    no such object in a bucket that answers
+      SourceMissing    the PDF is gone from a bucket that answers                                 final, the whole upload
+      TilesMissing     the tiles are not on this host's scratch any more: tile the page again
+      WorkerLost       the sheet's host disappeared too often                                     final, one sheet
+      NewerSchema      a record was written by a newer release                                    final
+      Terminated       an operator ended the run
+
+The class name is the ``ApplicationError.type`` in Temporal, the ``type`` of the API's problem documents and a sheet's ``reason``.
+"""
+
+from temporalio.exceptions import ApplicationError
+
+
+class SiteLinkError(Exception):
+    """Base of every named error; the message is a sentence for a person and gives the value and the limit."""
+
+    final = False
+    """True when trying again cannot help."""
+
+    @property
+    def type(self) -> str:
+        """The name that crosses the wire."""
+        return type(self).__name__
+
+
+class DocumentError(SiteLinkError):
+    """The document as a whole cannot be used."""
+
+    final = True
+
+
+class NotAPdf(DocumentError):
+    """The bytes are no PDF."""
+
+
+class UnreadablePdf(DocumentError):
+    """It calls itself a PDF but its structure cannot be read."""
+
+
+class PasswordRequired(DocumentError):
+    """It opens only with a password."""
+
+
+class NoPages(DocumentError):
+    """It has no page."""
+
+
+class TooManyPages(DocumentError):
+    """More pages than the published limit."""
+
+
+class FileTooLarge(DocumentError):
+    """More bytes than the published limit."""
+
+
+class PageError(SiteLinkError):
+    """One page cannot be used; the others go on."""
+
+    final = True
+
+
+class PageUnreadable(PageError):
+    """The page cannot be loaded or has no area."""
+
+
+class PageTooLarge(PageError):
+    """The page does not fit the pixel budget at any useful resolution."""
+
+
+class RenderFault(SiteLinkError):
+    """The render child failed on one page.
+
+    Args:
+        message: What happened, with the limit.
+        fresh_child: Whether the child had done nothing before this page; only then the page itself is to blame.
+    """
+
+    tries = 3
+    """Fresh children that may fail on one page before the fault is final."""
+
+    def __init__(self, message: str, *, fresh_child: bool = True) -> None:
+        super().__init__(message)
+        self.fresh_child = fresh_child
+
+
+class RenderTimeout(RenderFault):
+    """The child used up its CPU or wall time."""
+
+    tries = 2
+
+
+class RenderCrashed(RenderFault):
+    """The child died."""
+
+
+class RenderOutOfMemory(RenderFault):
+    """The child reached its memory limit."""
+
+
+class WorkerLost(SiteLinkError):
+    """The host that held the sheet's tiles disappeared, again and again."""
+
+    final = True
+
+
+class ObjectMissing(SiteLinkError):
+    """The bucket answers and has no such object."""
+
+
+class SourceMissing(SiteLinkError):
+    """The PDF of an accepted upload is gone from the bucket."""
+
+    final = True
+
+
+class TilesMissing(SiteLinkError):
+    """The tiles of a sheet are not on this host any more."""
+
+    final = True
+
+
+class NewerSchema(SiteLinkError):
+    """A record in the bucket was written by a newer release."""
+
+    final = True
+
+
+class Terminated(SiteLinkError):
+    """An operator ended the run before it was done."""
+
+    final = True
+
+
+class BucketError(SiteLinkError):
+    """The bucket refused or did not answer; never final for a running upload."""
+
+
+class StorageUnavailable(BucketError):
+    """The bucket does not answer, or answers that it cannot now."""
+
+
+class StorageDenied(BucketError):
+    """The bucket refuses these credentials."""
+
+
+class NoSuchBucket(BucketError):
+    """There is no bucket of this name."""
+
+
+def to_application_error(error: SiteLinkError, *, final: bool | None = None) -> ApplicationError:
+    """The form in which a named error leaves an activity.
+
+    Args:
+        error: The named error.
+        final: Overrides ``error.final``, for faults that become final after some tries.
+    """
+    return ApplicationError(str(error), type=error.type, non_retryable=error.final if final is None else final)

@@ -1,0 +1,187 @@
+"""The activities of one upload as a workflow sees them: names, arguments, results. Light: no native library is loaded here.
+
+Payloads carry keys and counts, never bytes. The implementations are in ``document``, ``sheet`` and ``reconcile``.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from temporalio import activity
+
+from activities.records import SheetRecord, Snapshot, UploadOptions
+
+WORKFLOW_QUEUE = "sitelink"
+TILE_QUEUE = "sitelink-tile"
+STORAGE_QUEUE = "sitelink-storage"
+
+
+def host_queue(host: str) -> str:
+    """The queue of one host: only it holds the tiles that it made."""
+    return f"host-{host}"
+
+
+@dataclass(frozen=True)
+class CountPages:
+    """Argument of ``count_pages``; ``ref`` is org/project/plan/upload, here and below."""
+
+    ref: str
+
+
+@dataclass(frozen=True)
+class Page:
+    """One page as counted: its geometry is decided here, once.
+
+    Args:
+        number: 1-based.
+        title: Bookmark or label, at most 120 characters.
+        width: Pixels; 0 when it failed, like all sizes here.
+        height: Pixels.
+        dpi: The resolution of these pixels.
+        scaled: Whether that is less than was asked for.
+        reason: The name of the error that makes this page unusable, if any.
+        detail: Its sentence.
+    """
+
+    number: int
+    title: str | None = None
+    width: int = 0
+    height: int = 0
+    dpi: int = 0
+    scaled: bool = False
+    reason: str | None = None
+    detail: str | None = None
+
+
+@dataclass(frozen=True)
+class Document:
+    """Result of ``count_pages``."""
+
+    options: UploadOptions
+    pages: tuple[Page, ...]
+
+
+@dataclass(frozen=True)
+class ListSheets:
+    """Argument of ``list_sheets``."""
+
+    ref: str
+
+
+@dataclass(frozen=True)
+class BucketState:
+    """Result of ``list_sheets``: what the bucket says was done before.
+
+    Args:
+        committed: The ``sheet.json`` of every sheet whose ``.dzi`` exists.
+        manifest: The final progress of an earlier run, if one ended.
+        deleted: The upload is marked deleted, or was never accepted.
+    """
+
+    committed: tuple[SheetRecord, ...] = ()
+    manifest: Snapshot | None = None
+    deleted: bool = False
+
+
+@dataclass(frozen=True)
+class TilePage:
+    """Argument of ``tile_page``.
+
+    Args:
+        ref: The upload.
+        number: 1-based.
+        width: Pixels to render.
+        height: Pixels to render.
+        options: Tile size, overlap and quality count.
+    """
+
+    ref: str
+    number: int
+    width: int
+    height: int
+    options: UploadOptions
+
+
+@dataclass(frozen=True)
+class TiledPage:
+    """Result of ``tile_page``: the tiles lie on the scratch of one host.
+
+    Args:
+        queue: The task queue of that host.
+        scratch: The name of the page's directory on its scratch, never a path.
+        engines: Library name to version, of all that decided a tile's bytes.
+    """
+
+    queue: str
+    scratch: str
+    engines: dict[str, str]
+
+
+@dataclass(frozen=True)
+class UploadPage:
+    """Argument of ``upload_page``."""
+
+    ref: str
+    page: Page
+    options: UploadOptions
+    tiled: TiledPage
+
+
+@dataclass(frozen=True)
+class WriteManifest:
+    """Argument of ``write_manifest``."""
+
+    ref: str
+    snapshot: Snapshot
+
+
+@dataclass(frozen=True)
+class DiscardScratch:
+    """Argument of ``discard_scratch``: the upload is done with this host."""
+
+    ref: str
+
+
+class UploadActivities(ABC):
+    """What the workflow calls, one method an activity."""
+
+    @activity.defn
+    @abstractmethod
+    async def count_pages(self, args: CountPages) -> Document:
+        """Opens the PDF in a render child and measures every page.
+
+        Raises:
+            ApplicationError: Of a final ``DocumentError`` type or ``SourceMissing``; a ``BucketError`` or ``RenderFault`` is retried.
+        """
+
+    @activity.defn
+    @abstractmethod
+    async def list_sheets(self, args: ListSheets) -> BucketState:
+        """Says what the bucket holds of this upload; every ``BucketError`` is retried."""
+
+    @activity.defn
+    @abstractmethod
+    async def tile_page(self, args: TilePage) -> TiledPage:
+        """Renders a page and cuts it into tiles on this host's scratch.
+
+        Raises:
+            ApplicationError: Of a final ``PageError`` type, or a ``RenderFault`` type once its fresh tries are used up.
+        """
+
+    @activity.defn
+    @abstractmethod
+    async def upload_page(self, args: UploadPage) -> SheetRecord:
+        """Writes thumbnail, tiles, ``sheet.json`` and ``.dzi``, in this order.
+
+        Raises:
+            ApplicationError: ``TilesMissing`` when this host does not hold the tiles; a ``BucketError`` is retried.
+        """
+
+    @activity.defn
+    @abstractmethod
+    async def write_manifest(self, args: WriteManifest) -> None:
+        """Writes the final progress of a run; every ``BucketError`` is retried."""
+
+    @activity.defn
+    @abstractmethod
+    async def discard_scratch(self, args: DiscardScratch) -> None:
+        """Removes what this host's scratch still holds of the upload."""

@@ -1,0 +1,170 @@
+"""Object keys, in and out: the only place a key is spelled.
+
+organizations/{org}/projects/{project}/plans/{plan}/
+    keys/{sha256 of Idempotency-Key}.json
+    uploads/{upload}/
+        source.pdf  upload.json  manifest.json
+        sheets/sheet-{n}/thumbnail.jpeg
+        sheets/sheet-{n}/sheet.json
+        sheets/sheet-{n}/tiles/sheet-{n}.dzi
+        sheets/sheet-{n}/tiles/sheet-{n}_files/{level}/{col}_{row}.jpeg
+"""
+
+import hashlib
+import re
+from dataclasses import dataclass
+from typing import Self
+
+ID_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_SHEET_DIRECTORY = re.compile(r"sheet-([1-9][0-9]{0,8})")
+
+
+def check_id(kind: str, value: str) -> str:
+    """Returns ``value`` if it may stand in a key.
+
+    Raises:
+        ValueError: It does not match ``[A-Za-z0-9][A-Za-z0-9_-]{0,63}``; the message names ``kind``.
+    """
+    if not ID_PATTERN.fullmatch(value):
+        msg = f"{kind} {value[:80]!r} is not an id: 1 to 64 letters, digits, '-' or '_', starting with a letter or digit"
+        raise ValueError(msg)
+    return value
+
+
+@dataclass(frozen=True)
+class PlanRef:
+    """The tenancy path of a plan: ``org/project/plan``.
+
+    Raises:
+        ValueError: An id is malformed.
+    """
+
+    organization: str
+    project: str
+    plan: str
+
+    def __post_init__(self) -> None:
+        check_id("organization", self.organization)
+        check_id("project", self.project)
+        check_id("plan", self.plan)
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Reads ``org/project/plan``.
+
+        Raises:
+            ValueError: Not three ids.
+        """
+        parts = text.split("/")
+        if len(parts) != 3:
+            msg = f"{text[:200]!r} is not org/project/plan"
+            raise ValueError(msg)
+        return cls(*parts)
+
+    def __str__(self) -> str:
+        return f"{self.organization}/{self.project}/{self.plan}"
+
+    @property
+    def prefix(self) -> str:
+        """Ends with ``/``."""
+        return f"organizations/{self.organization}/projects/{self.project}/plans/{self.plan}/"
+
+    @property
+    def uploads_prefix(self) -> str:
+        """Ends with ``/``; each upload is one directory below."""
+        return f"{self.prefix}uploads/"
+
+    def idempotency_key(self, header: str) -> str:
+        """The record of one ``Idempotency-Key`` header; a hash, for a header is data and never part of a key."""
+        return f"{self.prefix}keys/{hashlib.sha256(header.encode()).hexdigest()}.json"
+
+
+@dataclass(frozen=True)
+class UploadRef:
+    """The path of one upload, REF: ``org/project/plan/upload``.
+
+    Raises:
+        ValueError: An id is malformed.
+    """
+
+    organization: str
+    project: str
+    plan: str
+    upload: str
+
+    def __post_init__(self) -> None:
+        PlanRef(self.organization, self.project, self.plan)
+        check_id("upload", self.upload)
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Reads ``org/project/plan/upload``.
+
+        Raises:
+            ValueError: Not four ids.
+        """
+        parts = text.split("/")
+        if len(parts) != 4:
+            msg = f"{text[:200]!r} is not org/project/plan/upload"
+            raise ValueError(msg)
+        return cls(*parts)
+
+    def __str__(self) -> str:
+        return f"{self.organization}/{self.project}/{self.plan}/{self.upload}"
+
+    @property
+    def plan_ref(self) -> PlanRef:
+        """The plan this upload is a version of."""
+        return PlanRef(self.organization, self.project, self.plan)
+
+    @property
+    def workflow_id(self) -> str:
+        """The id of the upload's workflow: one per upload."""
+        return f"upload/{self}"
+
+    @property
+    def prefix(self) -> str:
+        """Ends with ``/``."""
+        return f"{self.plan_ref.uploads_prefix}{self.upload}/"
+
+    @property
+    def source(self) -> str:
+        """The PDF as it was sent: the first object."""
+        return f"{self.prefix}source.pdf"
+
+    @property
+    def record(self) -> str:
+        """``upload.json``, the second object: the upload exists if and only if it does."""
+        return f"{self.prefix}upload.json"
+
+    @property
+    def manifest(self) -> str:
+        """``manifest.json``: the final progress of a run."""
+        return f"{self.prefix}manifest.json"
+
+    @property
+    def sheets_prefix(self) -> str:
+        """Ends with ``/``; each sheet that was begun is one directory below."""
+        return f"{self.prefix}sheets/"
+
+    def thumbnail(self, sheet: int) -> str:
+        """The sheet's thumbnail, longest side 512 px; ``sheet`` counts from 1, here and below."""
+        return f"{self.sheets_prefix}sheet-{sheet}/thumbnail.jpeg"
+
+    def sheet_record(self, sheet: int) -> str:
+        """``sheet.json``, written after the tiles."""
+        return f"{self.sheets_prefix}sheet-{sheet}/sheet.json"
+
+    def descriptor(self, sheet: int) -> str:
+        """The ``.dzi``: the commit marker, written last."""
+        return f"{self.sheets_prefix}sheet-{sheet}/tiles/sheet-{sheet}.dzi"
+
+    def tiles_prefix(self, sheet: int) -> str:
+        """Ends with ``/``; a tile's key is this and its name, ``{level}/{col}_{row}.jpeg``."""
+        return f"{self.sheets_prefix}sheet-{sheet}/tiles/sheet-{sheet}_files/"
+
+
+def sheet_of_directory(name: str) -> int | None:
+    """The number of the sheet whose directory is called ``name`` (``sheet-12``), or None for a foreign name."""
+    match = _SHEET_DIRECTORY.fullmatch(name)
+    return int(match.group(1)) if match else None

@@ -1,0 +1,295 @@
+"""What the bucket's JSON objects and the wire say: dataclasses and their camelCase JSON. Pure.
+
+One spelling serves both: ``manifest.json`` is the last event, letter for letter. Every document carries ``"schema": 1``.
+"""
+
+import functools
+import json
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from datetime import UTC, datetime
+from enum import Enum, StrEnum
+from typing import Any, TypeVar
+
+from activities.errors import NewerSchema
+
+SCHEMA = 1
+
+T = TypeVar("T")
+
+
+class UploadStatus(StrEnum):
+    """States of an upload; the last four are final until someone reopens it."""
+
+    QUEUED = "queued"
+    PROCESSING = "processing"
+    COMPLETE = "complete"
+    PARTIAL = "partial"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the run is over."""
+        return self not in (UploadStatus.QUEUED, UploadStatus.PROCESSING)
+
+
+class SheetStatus(StrEnum):
+    """States of a sheet."""
+
+    PENDING = "pending"
+    TILING = "tiling"
+    UPLOADING = "uploading"
+    READY = "ready"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class UploadOptions:
+    """What a person may choose for an upload. Everything that decides a tile's bytes is here, never on a host.
+
+    Args:
+        dpi: Resolution, 30 to 1,200.
+        tile_size: Pixels, 128 to 2,048.
+        overlap: Pixels, 0 to 8.
+        quality: JPEG quality, 1 to 100.
+        budget_bytes: Most bytes of pixels a page may take before it is rendered at a lower dpi (3 bytes a pixel).
+        window: Sheets in flight at once, 1 to 256.
+
+    Raises:
+        ValueError: A number is out of its range; the message gives the value and the range.
+    """
+
+    dpi: int = 300
+    tile_size: int = 256
+    overlap: int = 1
+    quality: int = 85
+    budget_bytes: int = 1 << 30
+    window: int = 16
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("dpi", 30, 1200),
+            ("tile_size", 128, 2048),
+            ("overlap", 0, 8),
+            ("quality", 1, 100),
+            ("budget_bytes", 1 << 20, 4 << 30),
+            ("window", 1, 256),
+        ):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                msg = f"{camel_case(name)} is {value:,}, allowed are {low:,} to {high:,}"
+                raise ValueError(msg)
+
+
+@dataclass(frozen=True)
+class UploadRecord:
+    """``upload.json``: the upload was accepted.
+
+    Args:
+        file_name: As the client sent it: data, never part of a key.
+        size_bytes: Size of ``source.pdf``.
+        sha256: Its digest, hexadecimal.
+        options: What was asked for.
+        created_at: RFC 3339, UTC.
+        deleted_at: Set once deletion has begun.
+    """
+
+    file_name: str
+    size_bytes: int
+    sha256: str
+    options: UploadOptions
+    created_at: str
+    deleted_at: str | None = None
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True)
+class SheetRecord:
+    """``sheet.json``: what a committed sheet holds.
+
+    Args:
+        number: 1-based.
+        width: Pixels.
+        height: Pixels.
+        dpi: The resolution of these pixels.
+        scaled: Whether that is less than was asked for.
+        title: From the bookmarks or page labels.
+        tile_size: Pixels.
+        overlap: Pixels.
+        quality: JPEG quality.
+        tiles: How many tiles.
+        bytes: Their bytes together.
+        digest: SHA-256, hexadecimal, over the lines ``name size md5`` of all tiles, sorted by name.
+        engines: Library name to version, of all that decide a tile's bytes.
+    """
+
+    number: int
+    width: int
+    height: int
+    dpi: int
+    scaled: bool
+    title: str | None
+    tile_size: int
+    overlap: int
+    quality: int
+    tiles: int
+    bytes: int
+    digest: str
+    engines: dict[str, str]
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True)
+class SheetState:
+    """One sheet of a snapshot.
+
+    Args:
+        number: 1-based.
+        status: See SheetStatus.
+        version: The snapshot's version at this sheet's last change.
+        title: From the bookmarks or page labels, if any.
+        width: Pixels; None for a page that could not be measured.
+        height: Pixels, likewise.
+        dpi: The resolution of these pixels.
+        scaled: Whether that is less than was asked for.
+        tiles: How many tiles the sheet has when it is ready.
+        bytes: Their bytes together, once it is ready.
+        reason: Why it failed: the name of an error.
+        detail: The sentence that goes with it.
+    """
+
+    number: int
+    status: SheetStatus
+    version: int
+    title: str | None = None
+    width: int | None = None
+    height: int | None = None
+    dpi: int | None = None
+    scaled: bool = False
+    tiles: int | None = None
+    bytes: int | None = None
+    reason: str | None = None
+    detail: str | None = None
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The progress of an upload, or, with only some of its sheets, a change of it. Also ``manifest.json``.
+
+    Args:
+        status: See UploadStatus.
+        version: Grows with every change, across runs and servers; starts at the milliseconds of the clock.
+        updated_at: RFC 3339, UTC, as all times.
+        completed_pages: Sheets that are ready.
+        total_pages: Pages of the document; 0 until they are counted.
+        progress: Percent, a whole number; 100 only when every sheet is ready.
+        started_at: When the pages had been counted.
+        completed_at: When the run ended.
+        reconciled: Whether a reconciliation has corrected or confirmed this progress.
+        reconciled_at: When it last did.
+        warning: What an operator should know now.
+        reason: Why the upload failed: the name of an error.
+        detail: The sentence that goes with it.
+        sheets: By number.
+    """
+
+    status: UploadStatus
+    version: int
+    updated_at: str
+    completed_pages: int = 0
+    total_pages: int = 0
+    progress: int = 0
+    started_at: str | None = None
+    completed_at: str | None = None
+    reconciled: bool = False
+    reconciled_at: str | None = None
+    warning: str | None = None
+    reason: str | None = None
+    detail: str | None = None
+    sheets: tuple[SheetState, ...] = ()
+    schema: int = SCHEMA
+
+
+def timestamp(moment: datetime) -> str:
+    """RFC 3339 in UTC with milliseconds, as in ``2026-01-31T09:30:00.250Z``."""
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def camel_case(name: str) -> str:
+    """``total_pages`` becomes ``totalPages``."""
+    head, *tail = name.split("_")
+    return head + "".join(word.title() for word in tail)
+
+
+def to_wire(value: Any) -> Any:
+    """A record as JSON values: objects with camelCase names, tuples as lists."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {wire: to_wire(getattr(value, name)) for name, wire in _names(type(value))}
+    if isinstance(value, tuple | list):
+        return [to_wire(item) for item in value]
+    if isinstance(value, Enum):
+        return value.value
+    return value
+
+
+def to_json(record: Any) -> bytes:
+    """A record as one line of UTF-8 JSON."""
+    return json.dumps(to_wire(record), ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def from_json(kind: type[T], data: bytes | str) -> T:
+    """Reads what ``to_json`` wrote; unknown fields of the same schema are ignored.
+
+    Raises:
+        NewerSchema: The document's schema is newer than this release's.
+        ValueError: It is no such document.
+    """
+    return from_wire(kind, json.loads(data))
+
+
+def from_wire(kind: type[T], document: Any) -> T:
+    """Reads what ``to_wire`` made.
+
+    Raises:
+        NewerSchema: The document's schema is newer than this release's.
+        ValueError: It is no such document.
+    """
+    if not isinstance(document, Mapping):
+        msg = f"a {kind.__name__} is a JSON object"
+        raise ValueError(msg)
+    schema = document.get("schema", SCHEMA)
+    if not isinstance(schema, int) or schema > SCHEMA:
+        msg = f"{kind.__name__} has schema {schema}, this release reads up to {SCHEMA}"
+        raise NewerSchema(msg)
+    hints = _hints(kind)
+    try:
+        return kind(**{name: _read(hints[name], document[wire]) for name, wire in _names(kind) if wire in document})
+    except TypeError as error:
+        msg = f"not a {kind.__name__}: {error}"
+        raise ValueError(msg) from error
+
+
+@functools.cache
+def _names(kind: Any) -> tuple[tuple[str, str], ...]:
+    return tuple((field.name, camel_case(field.name)) for field in fields(kind))
+
+
+@functools.cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
+def _read(hint: Any, value: Any) -> Any:
+    if typing.get_origin(hint) is types.UnionType:
+        return None if value is None else _read(typing.get_args(hint)[0], value)
+    if typing.get_origin(hint) is tuple:
+        item = typing.get_args(hint)[0]
+        return tuple(_read(item, element) for element in value)
+    if isinstance(hint, type) and is_dataclass(hint):
+        return from_wire(hint, value)
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return hint(value)
+    return value

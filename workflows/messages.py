@@ -1,0 +1,62 @@
+"""What crosses the wire to and from ``ProcessUpload``. The snapshot itself is ``activities.records.Snapshot``.
+
+Frozen dataclasses; a new field gets a default and none is renamed, for old histories are replayed.
+"""
+
+from dataclasses import dataclass
+
+from activities.interface import Page
+from activities.records import Snapshot, UploadOptions
+
+SEARCH_ATTRIBUTES = ("SiteLinkOrganization", "SiteLinkProject", "SiteLinkPlan", "SiteLinkStatus", "SiteLinkReason")
+"""All of type Keyword; the namespace must know them before the first upload."""
+
+
+@dataclass(frozen=True)
+class Continued:
+    """What a run hands to the next when it continues as new: nothing is in flight.
+
+    Args:
+        snapshot: The progress so far.
+        options: As decided by the first run.
+        pages: Every page with its geometry.
+        prioritized: Sheets to tile first, in order.
+        hosts: Queues of the hosts whose scratch was used.
+        reconcile: A pass was asked for and not made yet.
+    """
+
+    snapshot: Snapshot
+    options: UploadOptions
+    pages: tuple[Page, ...]
+    prioritized: tuple[int, ...] = ()
+    hosts: tuple[str, ...] = ()
+    reconcile: bool = False
+
+
+@dataclass(frozen=True)
+class UploadInput:
+    """Argument of ``ProcessUpload``.
+
+    Args:
+        ref: org/project/plan/upload.
+        reopened: The run was started by a signal: it begins with what the bucket holds.
+        continued: Set by continue-as-new only.
+    """
+
+    ref: str
+    reopened: bool = False
+    continued: Continued | None = None
+
+
+@dataclass(frozen=True)
+class ProgressAfter:
+    """Argument of the update ``progress_after``: the version that the caller has."""
+
+    version: int
+
+
+@dataclass(frozen=True)
+class SheetNumbers:
+    """Argument of ``prioritize`` and ``retry_sheets``: 1-based numbers; empty means every failed sheet for ``retry_sheets``."""
+
+    sheets: tuple[int, ...] = ()

@@ -87,7 +87,8 @@ class Pyramid:
         """The ``.dzi`` document."""
         return (
             '<?xml version="1.0" encoding="UTF-8"?>\n'
-            f'<Image xmlns="http://schemas.microsoft.com/deepzoom/2008" Format="jpeg" Overlap="{self.overlap}" TileSize="{self.tile_size}">\n'
+            '<Image xmlns="http://schemas.microsoft.com/deepzoom/2008" Format="jpeg"'
+            f' Overlap="{self.overlap}" TileSize="{self.tile_size}">\n'
             f'  <Size Width="{self.width}" Height="{self.height}"/>\n'
             "</Image>\n"
         )

@@ -264,9 +264,9 @@ def from_wire(kind: type[T], document: Any) -> T:
     if not isinstance(schema, int) or schema > SCHEMA:
         msg = f"{kind.__name__} has schema {schema}, this release reads up to {SCHEMA}"
         raise NewerSchema(msg)
-    hints = _hints(kind)
+    hints, names = _hints(kind), _names(kind)
     try:
-        return kind(**{name: _read(hints[name], document[wire]) for name, wire in _names(kind) if wire in document})
+        return kind(**{name: _read(hints[name], document[wire]) for name, wire in names if wire in document})
     except TypeError as error:
         msg = f"not a {kind.__name__}: {error}"
         raise ValueError(msg) from error

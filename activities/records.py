@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from datetime import UTC, datetime
 from enum import Enum, StrEnum
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from activities.errors import NewerSchema
 
@@ -227,7 +227,7 @@ def camel_case(name: str) -> str:
 def to_wire(value: Any) -> Any:
     """A record as JSON values: objects with camelCase names, tuples as lists."""
     if is_dataclass(value) and not isinstance(value, type):
-        return {wire: to_wire(getattr(value, name)) for name, wire in _names(type(value))}
+        return {wire: to_wire(getattr(value, name)) for name, wire in _fields(type(value))[1]}
     if isinstance(value, tuple | list):
         return [to_wire(item) for item in value]
     if isinstance(value, Enum):
@@ -264,7 +264,7 @@ def from_wire(kind: type[T], document: Any) -> T:
     if not isinstance(schema, int) or schema > SCHEMA:
         msg = f"{kind.__name__} has schema {schema}, this release reads up to {SCHEMA}"
         raise NewerSchema(msg)
-    hints, names = _hints(kind), _names(kind)
+    hints, names = _fields(cast("type", kind))
     try:
         return kind(**{name: _read(hints[name], document[wire]) for name, wire in names if wire in document})
     except TypeError as error:
@@ -273,13 +273,9 @@ def from_wire(kind: type[T], document: Any) -> T:
 
 
 @functools.cache
-def _names(kind: Any) -> tuple[tuple[str, str], ...]:
-    return tuple((field.name, camel_case(field.name)) for field in fields(kind))
-
-
-@functools.cache
-def _hints(kind: Any) -> dict[str, Any]:
-    return typing.get_type_hints(kind)
+def _fields(kind: Any) -> tuple[dict[str, Any], tuple[tuple[str, str], ...]]:
+    """The types of a dataclass's fields, and their names with those on the wire."""
+    return typing.get_type_hints(kind), tuple((field.name, camel_case(field.name)) for field in fields(kind))
 
 
 def _read(hint: Any, value: Any) -> Any:

@@ -1,0 +1,224 @@
+"""The state machine of an upload's progress: plain Python, no Temporal, no clock of its own.
+
+Every change passes through ``Progress._change``, which gives it a version; so "what changed since v" is a filter over the state.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from datetime import datetime
+
+from activities.interface import Page
+from activities.records import SheetRecord, SheetState, SheetStatus, Snapshot, UploadStatus, timestamp
+
+
+def percentage(completed: int, total: int) -> int:
+    """``100 x completed / total`` rounded half up, held at 99 until all are completed; 0 of 0 is 0."""
+    if total == 0:
+        return 0
+    rounded = (200 * completed + total) // (2 * total)
+    return rounded if completed == total else min(rounded, 99)
+
+
+class Progress:
+    """The progress of one upload.
+
+    Counters and sheets go back only where a method says so: ``retry`` and ``reconcile``.
+
+    Args:
+        now: The time of the change, UTC, here and in every method.
+        snapshot: Where an earlier run left off; without it the upload is ``queued`` and has no sheets.
+    """
+
+    def __init__(self, now: datetime, snapshot: Snapshot | None = None) -> None:
+        if snapshot is None:
+            snapshot = Snapshot(status=UploadStatus.QUEUED, version=_milliseconds(now), updated_at=timestamp(now))
+        self._head = replace(snapshot, sheets=())
+        self._sheets = {sheet.number: sheet for sheet in snapshot.sheets}
+
+    @property
+    def status(self) -> UploadStatus:
+        """The upload's status."""
+        return self._head.status
+
+    @property
+    def version(self) -> int:
+        """The version of the last change."""
+        return self._head.version
+
+    def snapshot(self) -> Snapshot:
+        """The whole state."""
+        return replace(self._head, sheets=tuple(self._sheets.values()))
+
+    def changes_since(self, version: int) -> Snapshot:
+        """The counters and the sheets that changed after ``version``; everything when that is newer than the state."""
+        if version > self._head.version:
+            return self.snapshot()
+        return replace(self._head, sheets=tuple(sheet for sheet in self._sheets.values() if sheet.version > version))
+
+    def sheets_in(self, *statuses: SheetStatus) -> list[int]:
+        """The numbers of the sheets in any of these states, ascending."""
+        return [sheet.number for sheet in self._sheets.values() if sheet.status in statuses]
+
+    @property
+    def first_failure(self) -> SheetState | None:
+        """The failed sheet with the lowest number."""
+        return next((sheet for sheet in self._sheets.values() if sheet.status is SheetStatus.FAILED), None)
+
+    def begin(self, pages: Sequence[Page], now: datetime) -> None:
+        """The pages are counted: every sheet is pending, or failed when its page is unusable."""
+        sheets = [
+            SheetState(
+                number=page.number,
+                status=SheetStatus.FAILED if page.reason else SheetStatus.PENDING,
+                version=0,
+                title=page.title,
+                width=page.width or None,
+                height=page.height or None,
+                dpi=page.dpi or None,
+                scaled=page.scaled,
+                reason=page.reason,
+                detail=page.detail,
+            )
+            for page in pages
+        ]
+        self._sheets = {}
+        self._change(now, sheets, status=UploadStatus.PROCESSING, started_at=timestamp(now), reason=None, detail=None)
+
+    def reopen(self, now: datetime) -> None:
+        """Someone asked for more work on an upload that had ended."""
+        if self._head.status.is_final:
+            self._change(now, status=UploadStatus.PROCESSING, completed_at=None, reason=None, detail=None)
+
+    def tiling(self, number: int, now: datetime) -> None:
+        """The sheet waits for a render slot or is rendered."""
+        self._advance(number, SheetStatus.TILING, now)
+
+    def uploading(self, number: int, now: datetime) -> None:
+        """The sheet's tiles are being written to the bucket."""
+        self._advance(number, SheetStatus.UPLOADING, now)
+
+    def pending(self, number: int, now: datetime) -> None:
+        """The sheet's work was given up before it was done."""
+        self._advance(number, SheetStatus.PENDING, now)
+
+    def _advance(self, number: int, status: SheetStatus, now: datetime) -> None:
+        sheet = self._sheets[number]
+        if sheet.status not in (SheetStatus.READY, SheetStatus.FAILED, status):
+            self._change(now, [replace(sheet, status=status)])
+
+    def ready(self, records: Iterable[SheetRecord], now: datetime) -> None:
+        """These sheets are committed; saying it again changes nothing."""
+        changed = []
+        for record in records:
+            sheet = self._sheets.get(record.number)
+            if sheet is not None and sheet.status is not SheetStatus.READY:
+                changed.append(_committed(sheet, record))
+        if changed:
+            self._change(now, changed)
+
+    def failed(self, number: int, reason: str, detail: str, now: datetime) -> None:
+        """The sheet failed for good; of a ready sheet this is ignored."""
+        sheet = self._sheets[number]
+        if sheet.status not in (SheetStatus.READY, SheetStatus.FAILED):
+            self._change(now, [replace(sheet, status=SheetStatus.FAILED, reason=reason, detail=detail)])
+
+    def retry(self, numbers: Iterable[int], now: datetime) -> list[int]:
+        """Makes failed sheets pending again, on request; no numbers mean all failed ones.
+
+        Returns:
+            The sheets that are pending again.
+        """
+        wanted = set(numbers)
+        failed = [number for number in self.sheets_in(SheetStatus.FAILED) if not wanted or number in wanted]
+        if failed:
+            self._change(now, [_uncommitted(self._sheets[number]) for number in failed])
+        return failed
+
+    def reconcile(self, committed: Sequence[SheetRecord], now: datetime) -> int:
+        """Makes the sheets that are not in flight agree with what the bucket holds.
+
+        Returns:
+            How many sheets were wrong.
+        """
+        in_bucket = {record.number: record for record in committed}
+        changed = []
+        for sheet in self._sheets.values():
+            record = in_bucket.get(sheet.number)
+            if record is None and sheet.status is SheetStatus.READY:
+                changed.append(_uncommitted(sheet))
+            elif record is not None and sheet.status in (SheetStatus.PENDING, SheetStatus.FAILED):
+                changed.append(_committed(sheet, record))
+        self._change(now, changed, reconciled=True, reconciled_at=timestamp(now))
+        return len(changed)
+
+    def finish(self, now: datetime) -> None:
+        """No sheet is in flight: the final status follows from the sheets.
+
+        Raises:
+            ValueError: A sheet is neither ready nor failed.
+        """
+        open_sheets = self.sheets_in(SheetStatus.PENDING, SheetStatus.TILING, SheetStatus.UPLOADING)
+        if open_sheets:
+            msg = f"{len(open_sheets)} sheets are not done, the first is {open_sheets[0]}"
+            raise ValueError(msg)
+        failure = self.first_failure
+        if failure is None:
+            self._end(UploadStatus.COMPLETE, now)
+        elif self._head.completed_pages:
+            self._end(UploadStatus.PARTIAL, now)
+        else:
+            self._end(UploadStatus.FAILED, now, failure.reason, failure.detail)
+
+    def fail(self, reason: str, detail: str, now: datetime) -> None:
+        """The document as a whole cannot be used."""
+        self._end(UploadStatus.FAILED, now, reason, detail)
+
+    def cancel(self, now: datetime) -> None:
+        """The run was cancelled and nothing is in flight any more."""
+        for number in self.sheets_in(SheetStatus.TILING, SheetStatus.UPLOADING):
+            self._sheets[number] = replace(self._sheets[number], status=SheetStatus.PENDING, version=self._next_version(now))
+        self._end(UploadStatus.CANCELLED, now)
+
+    def _end(self, status: UploadStatus, now: datetime, reason: str | None = None, detail: str | None = None) -> None:
+        self._change(now, status=status, completed_at=timestamp(now), reason=reason, detail=detail)
+
+    def _next_version(self, now: datetime) -> int:
+        return max(self._head.version + 1, _milliseconds(now))
+
+    def _change(self, now: datetime, sheets: Iterable[SheetState] = (), **head: object) -> None:
+        version = self._next_version(now)
+        self._sheets.update((sheet.number, replace(sheet, version=version)) for sheet in sheets)
+        completed = len(self.sheets_in(SheetStatus.READY))
+        self._head = replace(
+            self._head,
+            version=version,
+            updated_at=timestamp(now),
+            completed_pages=completed,
+            total_pages=len(self._sheets),
+            progress=percentage(completed, len(self._sheets)),
+            **head,  # type: ignore[arg-type] # each caller passes the fields by name
+        )
+
+
+def _committed(sheet: SheetState, record: SheetRecord) -> SheetState:
+    return replace(
+        sheet,
+        status=SheetStatus.READY,
+        title=record.title,
+        width=record.width,
+        height=record.height,
+        dpi=record.dpi,
+        scaled=record.scaled,
+        tiles=record.tiles,
+        bytes=record.bytes,
+        reason=None,
+        detail=None,
+    )
+
+
+def _uncommitted(sheet: SheetState) -> SheetState:
+    return replace(sheet, status=SheetStatus.PENDING, tiles=None, bytes=None, reason=None, detail=None)
+
+
+def _milliseconds(now: datetime) -> int:
+    return int(now.timestamp() * 1000)

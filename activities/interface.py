@@ -56,7 +56,6 @@ class Page:
 class Document:
     """Result of ``count_pages``."""
 
-    options: UploadOptions
     pages: tuple[Page, ...]
 
 
@@ -72,14 +71,14 @@ class BucketState:
     """Result of ``list_sheets``: what the bucket says was done before.
 
     Args:
+        options: What was asked for, from ``upload.json``.
         committed: The ``sheet.json`` of every sheet whose ``.dzi`` exists.
         manifest: The final progress of an earlier run, if one ended.
-        deleted: The upload is marked deleted, or was never accepted.
     """
 
+    options: UploadOptions
     committed: tuple[SheetRecord, ...] = ()
     manifest: Snapshot | None = None
-    deleted: bool = False
 
 
 @dataclass(frozen=True)
@@ -156,7 +155,11 @@ class UploadActivities(ABC):
     @activity.defn
     @abstractmethod
     async def list_sheets(self, args: ListSheets) -> BucketState:
-        """Says what the bucket holds of this upload; every ``BucketError`` is retried."""
+        """Says what the bucket holds of this upload.
+
+        Raises:
+            ApplicationError: ``UploadNotFound`` when it was never accepted or is marked deleted; a ``BucketError`` is retried.
+        """
 
     @activity.defn
     @abstractmethod

@@ -5,7 +5,6 @@ Frozen dataclasses; a new field gets a default and none is renamed, for old hist
 
 from dataclasses import dataclass
 
-from activities.interface import Page
 from activities.records import Snapshot, UploadOptions
 
 SEARCH_ATTRIBUTES = ("SiteLinkOrganization", "SiteLinkProject", "SiteLinkPlan", "SiteLinkStatus", "SiteLinkReason")
@@ -18,19 +17,15 @@ class Continued:
 
     Args:
         snapshot: The progress so far.
-        options: As decided by the first run.
-        pages: Every page with its geometry.
+        options: As the upload was accepted.
         prioritized: Sheets to tile first, in order.
         hosts: Queues of the hosts whose scratch was used.
-        reconcile: A pass was asked for and not made yet.
     """
 
     snapshot: Snapshot
     options: UploadOptions
-    pages: tuple[Page, ...]
     prioritized: tuple[int, ...] = ()
     hosts: tuple[str, ...] = ()
-    reconcile: bool = False
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ class Progress:
 
     def __init__(self, now: datetime, snapshot: Snapshot | None = None) -> None:
         if snapshot is None:
-            snapshot = Snapshot(status=UploadStatus.QUEUED, version=_milliseconds(now), updated_at=timestamp(now))
+            snapshot = Snapshot(UploadStatus.QUEUED, version=_milliseconds(now), updated_at=timestamp(now))
         self._head = replace(snapshot, sheets=())
         self._sheets = {sheet.number: sheet for sheet in snapshot.sheets}
 
@@ -44,6 +44,11 @@ class Progress:
     def version(self) -> int:
         """The version of the last change."""
         return self._head.version
+
+    @property
+    def total_pages(self) -> int:
+        """Pages of the document; 0 until they are counted."""
+        return self._head.total_pages
 
     def snapshot(self) -> Snapshot:
         """The whole state."""
@@ -64,10 +69,18 @@ class Progress:
         """The failed sheet with the lowest number."""
         return next((sheet for sheet in self._sheets.values() if sheet.status is SheetStatus.FAILED), None)
 
-    def begin(self, pages: Sequence[Page], now: datetime) -> None:
-        """The pages are counted: every sheet is pending, or failed when its page is unusable."""
-        sheets = [
-            SheetState(
+    def sheet(self, number: int) -> SheetState:
+        """One sheet, by its number.
+
+        Raises:
+            KeyError: There is no such sheet.
+        """
+        return self._sheets[number]
+
+    def begin(self, pages: Sequence[Page], committed: Iterable[SheetRecord], now: datetime) -> None:
+        """The pages are counted: a sheet is ready when it was committed before, failed when its page is unusable, else pending."""
+        sheets = {
+            page.number: SheetState(
                 number=page.number,
                 status=SheetStatus.FAILED if page.reason else SheetStatus.PENDING,
                 version=0,
@@ -80,14 +93,16 @@ class Progress:
                 detail=page.detail,
             )
             for page in pages
-        ]
+        }
+        for record in committed:
+            if record.number in sheets:
+                sheets[record.number] = _committed(sheets[record.number], record)
+        reopened = self._head.status.is_final
         self._sheets = {}
-        self._change(now, sheets, status=UploadStatus.PROCESSING, started_at=timestamp(now), reason=None, detail=None)
+        self._change(now, sheets.values(), started_at=timestamp(now), **self._processing(), **(_reconciled(now) if reopened else {}))
 
-    def reopen(self, now: datetime) -> None:
-        """Someone asked for more work on an upload that had ended."""
-        if self._head.status.is_final:
-            self._change(now, status=UploadStatus.PROCESSING, completed_at=None, reason=None, detail=None)
+    def _processing(self) -> dict[str, object]:
+        return {"status": UploadStatus.PROCESSING, "completed_at": None, "reason": None, "detail": None}
 
     def tiling(self, number: int, now: datetime) -> None:
         """The sheet waits for a render slot or is rendered."""
@@ -122,20 +137,23 @@ class Progress:
         if sheet.status not in (SheetStatus.READY, SheetStatus.FAILED):
             self._change(now, [replace(sheet, status=SheetStatus.FAILED, reason=reason, detail=detail)])
 
-    def retry(self, numbers: Iterable[int], now: datetime) -> list[int]:
-        """Makes failed sheets pending again, on request; no numbers mean all failed ones.
+    def retry(self, numbers: Iterable[int], now: datetime) -> None:
+        """Makes failed sheets pending again, on request, and reopens an upload that had ended.
 
-        Returns:
-            The sheets that are pending again.
+        Args:
+            numbers: Which sheets; none means all failed ones. One whose page is unusable stays failed.
+            now: The time of the change.
         """
         wanted = set(numbers)
-        failed = [number for number in self.sheets_in(SheetStatus.FAILED) if not wanted or number in wanted]
-        if failed:
-            self._change(now, [_uncommitted(self._sheets[number]) for number in failed])
-        return failed
+        failed = [self._sheets[number] for number in self.sheets_in(SheetStatus.FAILED) if not wanted or number in wanted]
+        again = [_uncommitted(sheet) for sheet in failed if sheet.width is not None]
+        if again or self.sheets_in(SheetStatus.PENDING):
+            self._change(now, again, **self._processing())
 
-    def reconcile(self, committed: Sequence[SheetRecord], now: datetime) -> int:
-        """Makes the sheets that are not in flight agree with what the bucket holds.
+    def reconcile(self, committed: Iterable[SheetRecord], now: datetime) -> int:
+        """Makes the sheets that are not in flight agree with what the bucket holds, and reopens an upload that had ended.
+
+        A cancelled upload stays cancelled.
 
         Returns:
             How many sheets were wrong.
@@ -148,7 +166,8 @@ class Progress:
                 changed.append(_uncommitted(sheet))
             elif record is not None and sheet.status in (SheetStatus.PENDING, SheetStatus.FAILED):
                 changed.append(_committed(sheet, record))
-        self._change(now, changed, reconciled=True, reconciled_at=timestamp(now))
+        reopened = self._head.status.is_final and self._head.status is not UploadStatus.CANCELLED
+        self._change(now, changed, **_reconciled(now), **(self._processing() if reopened else {}))
         return len(changed)
 
     def finish(self, now: datetime) -> None:
@@ -174,19 +193,14 @@ class Progress:
         self._end(UploadStatus.FAILED, now, reason, detail)
 
     def cancel(self, now: datetime) -> None:
-        """The run was cancelled and nothing is in flight any more."""
-        for number in self.sheets_in(SheetStatus.TILING, SheetStatus.UPLOADING):
-            self._sheets[number] = replace(self._sheets[number], status=SheetStatus.PENDING, version=self._next_version(now))
+        """The run was cancelled and nothing is in flight any more; sheets that were not done are pending."""
         self._end(UploadStatus.CANCELLED, now)
 
     def _end(self, status: UploadStatus, now: datetime, reason: str | None = None, detail: str | None = None) -> None:
         self._change(now, status=status, completed_at=timestamp(now), reason=reason, detail=detail)
 
-    def _next_version(self, now: datetime) -> int:
-        return max(self._head.version + 1, _milliseconds(now))
-
     def _change(self, now: datetime, sheets: Iterable[SheetState] = (), **head: object) -> None:
-        version = self._next_version(now)
+        version = max(self._head.version + 1, _milliseconds(now))
         self._sheets.update((sheet.number, replace(sheet, version=version)) for sheet in sheets)
         completed = len(self.sheets_in(SheetStatus.READY))
         self._head = replace(
@@ -218,6 +232,10 @@ def _committed(sheet: SheetState, record: SheetRecord) -> SheetState:
 
 def _uncommitted(sheet: SheetState) -> SheetState:
     return replace(sheet, status=SheetStatus.PENDING, tiles=None, bytes=None, reason=None, detail=None)
+
+
+def _reconciled(now: datetime) -> dict[str, object]:
+    return {"reconciled": True, "reconciled_at": timestamp(now)}
 
 
 def _milliseconds(now: datetime) -> int:

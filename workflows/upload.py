@@ -1,0 +1,416 @@
+"""``ProcessUpload``: the story of one upload."""
+
+import asyncio
+from collections import deque
+from datetime import timedelta
+
+from temporalio import workflow
+from temporalio.common import Priority, RetryPolicy, SearchAttributeKey
+from temporalio.exceptions import ActivityError, ApplicationError, TimeoutType, is_cancelled_exception
+from temporalio.exceptions import TimeoutError as TemporalTimeout
+
+with workflow.unsafe.imports_passed_through():
+    from activities.errors import TilesMissing, WorkerLost
+    from activities.interface import (
+        STORAGE_QUEUE,
+        TILE_QUEUE,
+        BucketState,
+        CountPages,
+        DiscardScratch,
+        ListSheets,
+        Page,
+        TiledPage,
+        TilePage,
+        UploadActivities,
+        UploadPage,
+        WriteManifest,
+    )
+    from activities.keys import UploadRef
+    from activities.records import SheetRecord, SheetState, SheetStatus, Snapshot, UploadOptions, UploadStatus
+    from workflows.messages import Continued, ProgressAfter, SheetNumbers, UploadInput
+    from workflows.progress import Progress
+
+MAX_WAITERS = 7
+"""Updates that may wait at once: Temporal retries the 11th silently for ever."""
+
+MAX_LOSSES = 3
+"""How often a sheet whose host disappeared is tiled again."""
+
+STATUS = SearchAttributeKey.for_keyword("SiteLinkStatus")
+REASON = SearchAttributeKey.for_keyword("SiteLinkReason")
+
+RETRIES = RetryPolicy(initial_interval=timedelta(seconds=1), maximum_interval=timedelta(seconds=60))
+UPLOAD_RETRIES = RetryPolicy(
+    initial_interval=timedelta(seconds=1),
+    maximum_interval=timedelta(seconds=60),
+    non_retryable_error_types=[TilesMissing.__name__, "TemporalTimeout:Heartbeat"],
+)
+HEARTBEAT = timedelta(seconds=15)
+STORAGE_TIMEOUT = timedelta(minutes=10)
+COUNT_TIMEOUT = timedelta(minutes=5)
+SHEET_TIMEOUT = timedelta(hours=1)
+HOST_TIMEOUT = timedelta(seconds=45)
+CANCELLATION = workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED
+
+
+@workflow.defn
+class ProcessUpload:
+    """Turns one accepted PDF into sheets in the bucket and holds the truth about its progress."""
+
+    @workflow.init
+    def __init__(self, args: UploadInput) -> None:
+        continued = args.continued
+        self._ref = UploadRef.parse(args.ref)
+        self._progress = Progress(workflow.now(), continued.snapshot if continued else None)
+        self._options = continued.options if continued else UploadOptions()
+        self._loaded = continued is not None
+        self._to_do: deque[int] = deque()
+        self._prioritized: set[int] = set(continued.prioritized if continued else ())
+        self._in_flight: dict[int, asyncio.Task[None]] = {}
+        self._hosts: set[str] = set(continued.hosts if continued else ())
+        self._landed = 0
+        self._reconcile_asked = False
+        self._retries_asked: list[SheetNumbers] = []
+        self._waiters: dict[str, None] = {}
+        self._published: tuple[str, str | None] = ("", None)
+
+    @workflow.run
+    async def run(self, args: UploadInput) -> Snapshot:
+        """Works until every sheet is ready or failed.
+
+        Returns:
+            The final progress, without its sheets.
+
+        Raises:
+            ApplicationError: The upload failed; the type is the reason.
+            CancelledError: It was cancelled.
+        """
+        try:
+            await self._load(reopened=args.reopened)
+        except (asyncio.CancelledError, ActivityError) as error:
+            if args.reopened and is_cancelled_exception(error):
+                raise  # the manifest of the earlier run still stands
+            if is_cancelled_exception(error):
+                self._progress.cancel(workflow.now())
+            else:
+                self._progress.fail(*_reason(error), workflow.now())
+            await self._close()
+            return self._result(error)
+        cancelled: BaseException | None = None
+        while True:
+            try:
+                await self._process_sheets()
+            except (asyncio.CancelledError, ActivityError) as error:
+                if not is_cancelled_exception(error):
+                    raise
+                cancelled = error
+                await self._stop_sheets()
+            self._end()
+            closing = asyncio.create_task(self._close())
+            try:
+                await asyncio.shield(closing)
+            except asyncio.CancelledError as error:
+                cancelled = error
+                await closing
+            if cancelled is not None or not self._asked:
+                return self._result(cancelled)
+
+    # ------------------------------------------------------------------ what the world asks
+
+    @workflow.query
+    def progress(self) -> Snapshot:
+        """The whole snapshot."""
+        return self._progress.snapshot()
+
+    @workflow.update
+    async def progress_after(self, args: ProgressAfter) -> Snapshot:
+        """Waits until the version is newer than the caller's; returns the counters and the sheets that changed since.
+
+        The oldest of too many waiters is let go unchanged.
+        """
+        info = workflow.current_update_info()
+        waiter = info.id if info else ""
+        self._waiters[waiter] = None
+        while len(self._waiters) > MAX_WAITERS:
+            del self._waiters[next(iter(self._waiters))]
+        await workflow.wait_condition(
+            lambda: waiter not in self._waiters or (self._loaded and self._progress.version != args.version),
+        )
+        self._waiters.pop(waiter, None)
+        return self._progress.changes_since(args.version)
+
+    @workflow.signal
+    def force_reconcile(self) -> None:
+        """Look again at what is committed in the bucket and do the rest; many requests make one pass."""
+        self._reconcile_asked = True
+
+    @workflow.signal
+    def prioritize(self, args: SheetNumbers) -> None:
+        """Tile these sheets next."""
+        self._prioritized.update(args.sheets)
+        for number in reversed(args.sheets):
+            if number in self._to_do:
+                self._to_do.remove(number)
+                self._to_do.appendleft(number)
+
+    @workflow.signal
+    def retry_sheets(self, args: SheetNumbers) -> None:
+        """Try failed sheets again, or resume a cancelled upload."""
+        self._retries_asked.append(args)
+
+    @property
+    def _asked(self) -> bool:
+        return self._reconcile_asked or bool(self._retries_asked)
+
+    # ------------------------------------------------------------------ the story
+
+    async def _load(self, *, reopened: bool) -> None:
+        """Begins with what the bucket says was done before."""
+        if not self._loaded:
+            if reopened:
+                self._reconcile_asked = False
+            state = await self._list_sheets()
+            self._options = state.options
+            if state.manifest is not None:
+                self._progress = Progress(workflow.now(), state.manifest)
+            if not self._progress.total_pages:
+                await self._count_pages(state)
+            elif reopened:
+                self._progress.reconcile(state.committed, workflow.now())
+            self._loaded = True
+        self._plan_work()
+        self._publish()
+
+    async def _count_pages(self, state: BucketState) -> None:
+        document = await workflow.execute_activity_method(
+            UploadActivities.count_pages,
+            CountPages(str(self._ref)),
+            task_queue=TILE_QUEUE,
+            start_to_close_timeout=COUNT_TIMEOUT,
+            heartbeat_timeout=HEARTBEAT,
+            retry_policy=RETRIES,
+            cancellation_type=CANCELLATION,
+            priority=self._priority(first=True),
+            summary="count pages",
+        )
+        self._progress.begin(document.pages, state.committed, workflow.now())
+
+    async def _process_sheets(self) -> None:
+        """Keeps a window of sheets in flight until none is left to do."""
+        while True:
+            await self._do_what_was_asked()
+            if not self._should_continue_as_new():
+                self._fill_window()
+                if not self._in_flight:
+                    return
+            elif not self._in_flight:
+                await self._continue_as_new()
+                continue
+            landed = self._landed
+            await workflow.wait_condition(lambda landed=landed: self._landed > landed or self._asked)  # type: ignore[misc]
+
+    async def _do_what_was_asked(self) -> None:
+        if not self._asked:
+            return
+        if self._reconcile_asked:
+            self._reconcile_asked = False
+            state = await self._list_sheets()
+            self._progress.reconcile(state.committed, workflow.now())
+        while self._retries_asked:
+            self._progress.retry(self._retries_asked.pop(0).sheets, workflow.now())
+        self._plan_work()
+        self._publish()
+
+    def _plan_work(self) -> None:
+        if self._progress.status is UploadStatus.PROCESSING:
+            pending = self._progress.sheets_in(SheetStatus.PENDING)
+            self._to_do = deque(sorted(pending, key=lambda number: number not in self._prioritized))
+
+    def _fill_window(self) -> None:
+        while self._to_do and len(self._in_flight) < self._options.window:
+            number = self._to_do.popleft()
+            self._in_flight[number] = asyncio.create_task(self._process_sheet(number))
+
+    async def _process_sheet(self, number: int) -> None:
+        sheet = self._progress.sheet(number)
+        try:
+            for _ in range(1 + MAX_LOSSES):
+                self._progress.tiling(number, workflow.now())
+                tiled = await self._tile(sheet)
+                self._hosts.add(tiled.queue)
+                self._progress.uploading(number, workflow.now())
+                try:
+                    record = await self._upload(sheet, tiled)
+                except ActivityError as error:
+                    if not _is_host_lost(error):
+                        raise
+                else:
+                    self._progress.ready([record], workflow.now())
+                    return
+            detail = f"the host that held the sheet's tiles disappeared {1 + MAX_LOSSES} times"
+            self._progress.failed(number, WorkerLost.__name__, detail, workflow.now())
+        except (asyncio.CancelledError, ActivityError) as error:
+            if is_cancelled_exception(error):
+                self._progress.pending(number, workflow.now())
+            else:
+                self._progress.failed(number, *_reason(error), workflow.now())
+        finally:
+            del self._in_flight[number]
+            self._landed += 1
+            self._publish()
+
+    async def _stop_sheets(self) -> None:
+        self._to_do.clear()
+        tasks = list(self._in_flight.values())
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await workflow.wait(tasks)
+        self._in_flight.clear()
+
+    def _should_continue_as_new(self) -> bool:
+        return workflow.info().is_continue_as_new_suggested() and self._landed > 0 and bool(self._to_do)
+
+    async def _continue_as_new(self) -> None:
+        """Hands over to a new run; returns only when something was asked meanwhile."""
+        self._waiters.clear()
+        await workflow.wait_condition(workflow.all_handlers_finished)
+        if self._asked:
+            return
+        workflow.continue_as_new(
+            UploadInput(
+                ref=str(self._ref),
+                continued=Continued(
+                    snapshot=self._progress.snapshot(),
+                    options=self._options,
+                    prioritized=tuple(sorted(self._prioritized.intersection(self._to_do))),
+                    hosts=tuple(sorted(self._hosts)),
+                ),
+            )
+        )
+
+    def _end(self) -> None:
+        if not self._progress.sheets_in(SheetStatus.PENDING) and self._progress.total_pages:
+            self._progress.finish(workflow.now())
+        else:
+            self._progress.cancel(workflow.now())
+
+    async def _close(self) -> None:
+        """Nothing is in flight: frees the hosts' scratch and writes the manifest."""
+        self._loaded = True
+        self._publish()
+        for queue in sorted(self._hosts):
+            await self._discard_scratch(queue)
+        self._hosts.clear()
+        await workflow.execute_activity_method(
+            UploadActivities.write_manifest,
+            WriteManifest(str(self._ref), self._progress.snapshot()),
+            task_queue=STORAGE_QUEUE,
+            start_to_close_timeout=STORAGE_TIMEOUT,
+            heartbeat_timeout=HEARTBEAT,
+            retry_policy=RETRIES,
+            cancellation_type=CANCELLATION,
+            summary="write the manifest",
+        )
+        self._waiters.clear()
+        await workflow.wait_condition(workflow.all_handlers_finished)
+
+    def _result(self, error: BaseException | None) -> Snapshot:
+        result = self._progress.changes_since(self._progress.version)
+        if result.status is UploadStatus.CANCELLED and error is not None:
+            raise error
+        if result.status is UploadStatus.FAILED:
+            raise ApplicationError(result.detail or "", type=result.reason, non_retryable=True)
+        return result
+
+    def _publish(self) -> None:
+        """Shows the state to operators."""
+        head = self._progress.changes_since(self._progress.version)
+        failures = [self._progress.sheet(number) for number in self._progress.sheets_in(SheetStatus.FAILED)]
+        lines = [f"**{head.status}**: {head.completed_pages} of {head.total_pages} sheets ready, {len(failures)} failed"]
+        if head.reason:
+            lines.append(f"{head.reason}: {head.detail}")
+        lines += [f"- sheet {sheet.number}: {sheet.reason}: {sheet.detail}" for sheet in failures[:20]]
+        workflow.set_current_details("\n\n".join(lines))
+        reason = head.reason or (failures[0].reason if failures else None)
+        if (head.status, reason) != self._published:
+            self._published = (head.status, reason)
+            workflow.upsert_search_attributes([STATUS.value_set(head.status), REASON.value_set(reason) if reason else REASON.value_unset()])
+
+    # ------------------------------------------------------------------ activities
+
+    def _priority(self, *, first: bool = False) -> Priority:
+        return Priority(priority_key=1 if first else None, fairness_key=self._ref.organization)
+
+    async def _list_sheets(self) -> BucketState:
+        return await workflow.execute_activity_method(
+            UploadActivities.list_sheets,
+            ListSheets(str(self._ref)),
+            task_queue=STORAGE_QUEUE,
+            start_to_close_timeout=STORAGE_TIMEOUT,
+            heartbeat_timeout=HEARTBEAT,
+            retry_policy=RETRIES,
+            cancellation_type=CANCELLATION,
+            summary="list committed sheets",
+        )
+
+    async def _tile(self, sheet: SheetState) -> TiledPage:
+        return await workflow.execute_activity_method(
+            UploadActivities.tile_page,
+            TilePage(str(self._ref), sheet.number, sheet.width or 0, sheet.height or 0, self._options),
+            task_queue=TILE_QUEUE,
+            start_to_close_timeout=SHEET_TIMEOUT,
+            heartbeat_timeout=HEARTBEAT,
+            retry_policy=RETRIES,
+            cancellation_type=CANCELLATION,
+            priority=self._priority(first=sheet.number in self._prioritized),
+            summary=_summary(sheet),
+        )
+
+    async def _upload(self, sheet: SheetState, tiled: TiledPage) -> SheetRecord:
+        page = Page(sheet.number, sheet.title, sheet.width or 0, sheet.height or 0, sheet.dpi or 0, scaled=sheet.scaled)
+        return await workflow.execute_activity_method(
+            UploadActivities.upload_page,
+            UploadPage(str(self._ref), page, self._options, tiled),
+            task_queue=tiled.queue,
+            schedule_to_start_timeout=HOST_TIMEOUT,
+            start_to_close_timeout=SHEET_TIMEOUT,
+            heartbeat_timeout=HEARTBEAT,
+            retry_policy=UPLOAD_RETRIES,
+            cancellation_type=CANCELLATION,
+            summary=_summary(sheet),
+        )
+
+    async def _discard_scratch(self, queue: str) -> None:
+        try:
+            await workflow.execute_activity_method(
+                UploadActivities.discard_scratch,
+                DiscardScratch(str(self._ref)),
+                task_queue=queue,
+                schedule_to_start_timeout=HOST_TIMEOUT,
+                start_to_close_timeout=timedelta(minutes=1),
+                retry_policy=RetryPolicy(maximum_attempts=1),
+                cancellation_type=CANCELLATION,
+                summary="free the scratch",
+            )
+        except ActivityError as error:
+            # A host that is gone has no scratch to free; one that comes back cleans up when it starts.
+            workflow.logger.info("scratch of %s was not freed: %s", queue, error.cause)
+
+
+def _summary(sheet: SheetState) -> str:
+    return f"sheet {sheet.number}: {sheet.title}" if sheet.title else f"sheet {sheet.number}"
+
+
+def _is_host_lost(error: ActivityError) -> bool:
+    cause = error.cause
+    if isinstance(cause, TemporalTimeout):
+        return cause.type in (TimeoutType.HEARTBEAT, TimeoutType.SCHEDULE_TO_START)
+    return isinstance(cause, ApplicationError) and cause.type == TilesMissing.__name__
+
+
+def _reason(error: BaseException) -> tuple[str, str]:
+    cause = error.cause if isinstance(error, ActivityError) else error
+    if isinstance(cause, ApplicationError) and cause.type:
+        return cause.type, cause.message
+    return type(cause).__name__, str(cause)

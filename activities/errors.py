@@ -9,6 +9,7 @@
       SourceMissing    the PDF is gone from a bucket that answers                                 final, the whole upload
       TilesMissing     the tiles are not on this host's scratch any more: tile the page again
       WorkerLost       the sheet's host disappeared too often                                     final, one sheet
+      UploadNotFound   never accepted, or marked deleted
       NewerSchema      a record was written by a newer release                                    final
       Terminated       an operator ended the run
 
@@ -122,6 +123,12 @@ class SourceMissing(SiteLinkError):
 
 class TilesMissing(SiteLinkError):
     """The tiles of a sheet are not on this host any more."""
+
+    final = True
+
+
+class UploadNotFound(SiteLinkError):
+    """The upload was never accepted, or it is marked deleted."""
 
     final = True
 

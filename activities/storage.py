@@ -157,11 +157,11 @@ class Bucket:
         with self._named_errors(key):
             await obstore.put_async(self._store, key, body)
 
-    def download(self, key: str, target: Path) -> None:
-        """Writes an object into the file ``target`` in constant memory; raises like ``get``."""
-        with self._named_errors(key), target.open("wb") as file:
+    def chunks(self, key: str) -> Iterator[bytes]:
+        """Reads an object in constant memory; raises like ``get``."""
+        with self._named_errors(key):
             for chunk in obstore.get(self._store, key).stream(min_chunk_size=4 << 20):
-                file.write(chunk)
+                yield bytes(chunk)
 
     def objects(self, prefix: str) -> Iterator[ObjectInfo]:
         """Every object below ``prefix``, in no order."""

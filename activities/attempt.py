@@ -1,0 +1,72 @@
+"""One attempt of an activity: heartbeats while threads work, and how named errors leave it."""
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
+from contextlib import contextmanager
+from typing import TypeVar
+
+from temporalio import activity
+
+from activities.errors import RenderFault, SiteLinkError, to_application_error
+
+T = TypeVar("T")
+
+BEAT_S = 1.0
+"""How often a waiting activity beats; Temporal's client throttles what it sends."""
+
+
+class Attempt:
+    """The attempt that runs now.
+
+    The heartbeat's detail is the number of fresh render children that failed on this page in earlier attempts.
+    """
+
+    def __init__(self) -> None:
+        details = activity.info().heartbeat_details
+        self._faults = details[0] if details and isinstance(details[0], int) else 0
+
+    def beat(self) -> None:
+        """Tells Temporal that the attempt is alive."""
+        activity.heartbeat(self._faults)
+
+    @contextmanager
+    def named_errors(self) -> Iterator[None]:
+        """Turns named errors into the form in which they leave an activity; a render fault is final after its fresh tries."""
+        try:
+            yield
+        except RenderFault as fault:
+            self._faults += fault.fresh_child
+            self.beat()
+            raise to_application_error(fault, final=self._faults >= fault.tries) from fault
+        except SiteLinkError as error:
+            raise to_application_error(error) from error
+
+    async def in_thread(self, work: Callable[[threading.Event], T]) -> T:
+        """Runs ``work`` in a thread with heartbeats.
+
+        Cancelling the caller sets the event, which ``work`` looks at often, and waits for the thread: what it managed to finish counts.
+        """
+        stop = threading.Event()
+        thread = asyncio.ensure_future(asyncio.to_thread(work, stop))
+        try:
+            while not thread.done():
+                await asyncio.wait({thread}, timeout=BEAT_S)
+                self.beat()
+        except asyncio.CancelledError:
+            stop.set()
+            await asyncio.wait({thread})
+            if thread.exception() is not None:
+                raise
+        return thread.result()
+
+
+def check(stop: threading.Event) -> None:
+    """Ends a thread whose result nobody waits for any more.
+
+    Raises:
+        CancelledError: The event is set.
+    """
+    if stop.is_set():
+        raise CancelledError

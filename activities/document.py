@@ -1,0 +1,61 @@
+"""``count_pages``: opens the PDF once and decides the geometry of every page."""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from temporalio import activity
+
+from activities.attempt import Attempt
+from activities.child import ChildPool
+from activities.interface import CountPages, Document, UploadActivities
+from activities.keys import UploadRef
+from activities.records import UploadRecord, from_json
+from activities.scratch import Scratch
+from activities.storage import Bucket
+
+
+@dataclass(frozen=True)
+class Host:
+    """What the activities of one host share.
+
+    Args:
+        bucket: Where objects go.
+        scratch: Where this host keeps what is on its way.
+        children: The render children.
+        threads: They talk to the bucket; their number bounds this host's requests at once.
+        max_pages: Most pages that a document may have.
+    """
+
+    bucket: Bucket
+    scratch: Scratch
+    children: ChildPool
+    threads: ThreadPoolExecutor
+    max_pages: int = 2000
+
+
+def read_upload(bucket: Bucket, ref: UploadRef) -> UploadRecord:
+    """``upload.json``; blocks.
+
+    Raises:
+        ObjectMissing: The upload was never accepted.
+        BucketError: The bucket failed.
+    """
+    return from_json(UploadRecord, bucket.get(ref.record).body)
+
+
+class DocumentActivities(UploadActivities):
+    """What looks at the document as a whole."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+
+    @activity.defn
+    async def count_pages(self, args: CountPages) -> Document:
+        """See ``UploadActivities.count_pages``."""
+        attempt = Attempt()
+        host, ref = self._host, UploadRef.parse(args.ref)
+        with attempt.named_errors():
+            record = await asyncio.to_thread(read_upload, host.bucket, ref)
+            async with host.scratch.source(ref, record, host.bucket, attempt) as source:
+                return await host.children.count_pages(str(ref), source, record.options, host.max_pages, attempt.beat)

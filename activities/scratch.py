@@ -1,0 +1,183 @@
+"""One directory per host for what is on its way to the bucket: PDFs as they were fetched, tiles until they are uploaded.
+
+    host                    the host's id, made once; its task queue is named after it
+    lock                    held by the one worker that uses the directory
+    sources/{upload}.pdf    fetched once per upload
+    pages/{upload}-...      one directory per tiled page, published by rename
+    *.part                  not published: removed at the next start
+
+``{upload}`` is a digest of REF, for names on a disk are shorter than keys.
+"""
+
+import asyncio
+import fcntl
+import hashlib
+import secrets
+import shutil
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+from activities.attempt import BEAT_S, Attempt, check
+from activities.errors import ObjectMissing, SourceMissing, StorageUnavailable
+from activities.keys import UploadRef
+from activities.records import UploadRecord
+from activities.storage import Bucket
+
+PAGE_AGE_S = 2 * 60 * 60
+"""A tiled page that nobody fetched for so long is abandoned: twice the longest activity."""
+
+SOURCE_AGE_S = 24 * 60 * 60
+
+
+class ScratchInUse(RuntimeError):
+    """Another worker uses the directory."""
+
+
+class Scratch:
+    """The scratch of this host; removes what earlier processes left unfinished.
+
+    Args:
+        directory: Made if absent.
+        limit_bytes: Pages wait to be tiled while the published ones take more.
+
+    Raises:
+        ScratchInUse: Another worker process uses the directory.
+        OSError: It cannot be written.
+    """
+
+    def __init__(self, directory: Path, limit_bytes: int) -> None:
+        self._sources = directory / "sources"
+        self._pages = directory / "pages"
+        for path in (self._sources, self._pages):
+            path.mkdir(parents=True, exist_ok=True)
+        self._limit_bytes = limit_bytes
+        self._lock = (directory / "lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            msg = f"another worker uses the scratch directory {directory}; give each its own SITELINK_SCRATCH_DIR"
+            raise ScratchInUse(msg) from error
+        self.host = _host_id(directory / "host")
+        self._fetching: dict[str, asyncio.Lock] = {}
+        self._users: dict[str, int] = {}
+        for path in (*self._sources.glob("*.part"), *self._pages.glob("*.part")):
+            _remove(path)
+        self.clean()
+
+    def clean(self) -> None:
+        """Removes pages and sources that nobody came back for."""
+        now = time.time()
+        for directory, age_s in ((self._pages, PAGE_AGE_S), (self._sources, SOURCE_AGE_S)):
+            for path in directory.iterdir():
+                with suppress(FileNotFoundError):  # uploaded meanwhile
+                    if path.name not in self._users and now - path.stat().st_mtime > age_s:
+                        _remove(path)
+
+    @asynccontextmanager
+    async def source(self, ref: UploadRef, record: UploadRecord, bucket: Bucket, attempt: Attempt) -> AsyncIterator[Path]:
+        """The PDF of an upload on this host, fetched once and kept while used.
+
+        Raises:
+            SourceMissing: The bucket answers and does not have it.
+            BucketError: The bucket failed, or what it gave is not what was accepted.
+        """
+        name = f"{_digest(ref)}.pdf"
+        path = self._sources / name
+        self._users[name] = self._users.get(name, 0) + 1
+        try:
+            async with self._fetching.setdefault(name, asyncio.Lock()):
+                if not path.exists() or path.stat().st_size != record.size_bytes:
+                    await attempt.in_thread(lambda stop: _fetch(bucket, ref, record, path, stop))
+            yield path
+        finally:
+            self._users[name] -= 1
+            if not self._users[name]:
+                del self._users[name]
+                self._fetching.pop(name, None)
+
+    async def wait_for_room(self, beat: Callable[[], None]) -> None:
+        """Returns once the published pages take less than the limit."""
+        while self._published_bytes() > self._limit_bytes:
+            beat()
+            await asyncio.sleep(BEAT_S)
+
+    def _published_bytes(self) -> int:
+        total = 0
+        for file in self._pages.glob("*/*"):
+            with suppress(FileNotFoundError):  # uploaded meanwhile
+                total += file.stat().st_size
+        return total
+
+    def new_page(self, ref: UploadRef, sheet: int) -> Path:
+        """An empty directory that is not published yet; ``sheet`` is 1-based."""
+        path = self._pages / f"{_digest(ref)}-{sheet}-{secrets.token_hex(6)}.part"
+        path.mkdir()
+        return path
+
+    def publish(self, page: Path) -> str:
+        """Makes a finished page visible; returns its name."""
+        published = page.with_suffix("")
+        page.rename(published)
+        return published.name
+
+    def page(self, name: str) -> Path:
+        """The directory of a published page, which may be gone."""
+        return self._pages / Path(name).name
+
+    @property
+    def has_pages(self) -> bool:
+        """Whether tiled pages still wait to be uploaded."""
+        return any(self._pages.iterdir())
+
+    def remove(self, page: Path) -> None:
+        """Removes a page, published or not."""
+        _remove(page)
+
+    def discard(self, ref: UploadRef) -> None:
+        """Removes everything of an upload that no activity uses."""
+        digest = _digest(ref)
+        for path in (*self._sources.glob(f"{digest}.*"), *self._pages.glob(f"{digest}-*")):
+            if path.name not in self._users:
+                _remove(path)
+
+
+def _fetch(bucket: Bucket, ref: UploadRef, record: UploadRecord, path: Path, stop: threading.Event) -> None:
+    part = path.with_suffix(f".{secrets.token_hex(6)}.part")
+    try:
+        digest = hashlib.sha256()
+        with part.open("wb") as file:
+            for chunk in bucket.chunks(ref.source):
+                check(stop)
+                digest.update(chunk)
+                file.write(chunk)
+        if digest.hexdigest() != record.sha256:
+            msg = f"{ref.source} has sha256 {digest.hexdigest()}, {record.sha256} was accepted"
+            raise StorageUnavailable(msg)
+        part.rename(path)
+    except ObjectMissing as error:
+        msg = f"the bucket has no {ref.source}"
+        raise SourceMissing(msg) from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _host_id(path: Path) -> str:
+    if not path.exists():
+        part = path.with_suffix(".part")
+        part.write_text(secrets.token_hex(6))
+        part.rename(path)
+    return path.read_text().strip()
+
+
+def _digest(ref: UploadRef) -> str:
+    return hashlib.sha256(str(ref).encode()).hexdigest()[:16]
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,255 @@
+"""The state machine of progress keeps its promises under any order of events."""
+
+from datetime import UTC, datetime, timedelta
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from activities.interface import Page
+from activities.records import SheetRecord, SheetState, SheetStatus, Snapshot, UploadStatus
+from workflows.progress import Progress, percentage
+
+START = datetime(2026, 1, 31, 9, 30, tzinfo=UTC)
+OPEN = (SheetStatus.PENDING, SheetStatus.TILING, SheetStatus.UPLOADING)
+
+
+def page(number: int, *, reason: str | None = None) -> Page:
+    """A page of 100 x 50 px, or one that cannot be used."""
+    if reason:
+        return Page(number, reason=reason, detail="no area")
+    return Page(number, f"A-10{number}", 100, 50, 300)
+
+
+def record(number: int) -> SheetRecord:
+    """What the bucket says of a committed sheet."""
+    return SheetRecord(number, 100, 50, 300, False, f"A-10{number}", 256, 1, 85, 8, 4321, "0" * 64, {"pdfium": "1"})
+
+
+def begun(pages: int) -> Progress:
+    """The progress of a document of so many good pages."""
+    progress = Progress(START)
+    progress.begin([page(number) for number in range(1, pages + 1)], [], START)
+    return progress
+
+
+@given(st.integers(0, 3000), st.integers(0, 3000))
+def test_percentage_is_rounded_half_up_and_held_at_99(completed: int, total: int) -> None:
+    """100 means every sheet, and 99 never comes from rounding up to 100."""
+    completed = min(completed, total)
+    result = percentage(completed, total)
+    assert (result == 100) == (completed == total > 0)
+    if total and result < 99:
+        assert result == int(100 * completed / total + 0.5)
+
+
+@pytest.mark.parametrize(("completed", "total", "expected"), [(1, 3, 33), (2, 3, 67), (0, 0, 0), (1, 200, 1), (199, 200, 99), (5, 5, 100)])
+def test_percentage_gives_the_published_examples(completed: int, total: int, expected: int) -> None:
+    """The examples of the wire contract."""
+    assert percentage(completed, total) == expected
+
+
+def test_begin_shows_committed_sheets_at_once() -> None:
+    """After a lost history the first snapshot with sheets is right already."""
+    progress = Progress(START)
+    progress.begin([page(1), page(2, reason="PageUnreadable"), page(3)], [record(3), record(9)], START)
+    snapshot = progress.snapshot()
+    assert [sheet.status for sheet in snapshot.sheets] == [SheetStatus.PENDING, SheetStatus.FAILED, SheetStatus.READY]
+    assert (snapshot.completed_pages, snapshot.total_pages, snapshot.progress) == (1, 3, 33)
+    assert snapshot.sheets[1].reason == "PageUnreadable"
+
+
+def test_version_is_the_clock_in_milliseconds_or_one_more() -> None:
+    """Versions grow across runs because they follow the clock, and within a millisecond because they count."""
+    progress = begun(1)
+    assert progress.version == int(START.timestamp() * 1000) + 1
+    progress.tiling(1, START + timedelta(seconds=2))
+    assert progress.version == int(START.timestamp() * 1000) + 2000
+
+
+def test_ready_again_changes_nothing_and_late_failure_is_ignored() -> None:
+    """Duplicates and late events cannot move a ready sheet."""
+    progress = begun(2)
+    progress.ready([record(1)], START)
+    version = progress.version
+    progress.ready([record(1)], START)
+    progress.failed(1, "RenderCrashed", "late", START)
+    progress.tiling(1, START)
+    assert progress.version == version
+    assert progress.sheets_in(SheetStatus.READY) == [1]
+
+
+@pytest.mark.parametrize(
+    ("ready", "failed", "status", "reason"),
+    [
+        ([1, 2], [], UploadStatus.COMPLETE, None),
+        ([2], [1], UploadStatus.PARTIAL, None),
+        ([], [2, 1], UploadStatus.FAILED, "Reason1"),
+    ],
+)
+def test_finish_follows_from_the_sheets(ready: list[int], failed: list[int], status: UploadStatus, reason: str | None) -> None:
+    """All ready is complete, some partial, none failed with the first sheet's reason."""
+    progress = begun(2)
+    progress.ready([record(number) for number in ready], START)
+    for number in failed:
+        progress.failed(number, f"Reason{number}", "sentence", START)
+    progress.finish(START)
+    snapshot = progress.snapshot()
+    assert (snapshot.status, snapshot.reason) == (status, reason)
+    assert snapshot.completed_at is not None
+
+
+def test_finish_refuses_open_sheets() -> None:
+    """A final status while a sheet is open would be a lie."""
+    with pytest.raises(ValueError, match="1 sheets are not done, the first is 1"):
+        begun(1).finish(START)
+
+
+def test_reconcile_corrects_both_ways_and_says_so() -> None:
+    """A ready sheet without its commit marker is pending again, a committed pending one is ready."""
+    progress = begun(3)
+    progress.ready([record(1)], START)
+    progress.tiling(3, START)
+    assert progress.reconcile([record(2), record(3)], START) == 2
+    snapshot = progress.snapshot()
+    assert [sheet.status for sheet in snapshot.sheets] == [SheetStatus.PENDING, SheetStatus.READY, SheetStatus.TILING]
+    assert snapshot.reconciled
+    assert snapshot.reconciled_at == snapshot.updated_at
+
+
+def test_reconcile_leaves_a_cancelled_upload_cancelled() -> None:
+    """Looking again must not start work that someone stopped."""
+    progress = begun(2)
+    progress.cancel(START)
+    progress.reconcile([record(1)], START)
+    assert progress.status is UploadStatus.CANCELLED
+    assert progress.sheets_in(SheetStatus.READY) == [1]
+    progress.retry([], START)
+    assert progress.status is UploadStatus.PROCESSING
+
+
+def test_retry_leaves_unusable_pages_failed() -> None:
+    """A page without a size cannot be tiled however often it is asked for."""
+    progress = Progress(START)
+    progress.begin([page(1), page(2, reason="PageTooLarge")], [], START)
+    progress.failed(1, "RenderTimeout", "120 s", START)
+    progress.finish(START)
+    progress.retry([], START)
+    assert progress.sheets_in(SheetStatus.PENDING) == [1]
+    assert progress.sheets_in(SheetStatus.FAILED) == [2]
+
+
+def test_changes_since_a_newer_version_are_everything() -> None:
+    """A client from the future gets the whole snapshot."""
+    progress = begun(3)
+    assert progress.changes_since(progress.version + 1) == progress.snapshot()
+    assert progress.changes_since(progress.version).sheets == ()
+
+
+class ProgressMachine(RuleBasedStateMachine):
+    """Any order of events, and a client that only ever sees the changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = START
+        self.progress = Progress(self.now)
+        self.before = self.progress.snapshot()
+        self.client: dict[int, SheetState] = {}
+        self.client_version = 0
+        self.asked = False
+
+    def tick(self, milliseconds: int) -> datetime:
+        """Time may stand still, but never goes back."""
+        self.now += timedelta(milliseconds=milliseconds)
+        return self.now
+
+    @initialize(pages=st.lists(st.booleans(), min_size=1, max_size=5))
+    def begin(self, pages: list[bool]) -> None:
+        """A document of good and bad pages."""
+        made = [page(number, reason=None if good else "PageUnreadable") for number, good in enumerate(pages, 1)]
+        self.progress.begin(made, [], self.tick(1))
+
+    def number(self, data: st.DataObject) -> int:
+        """One of the sheets."""
+        return data.draw(st.integers(1, self.progress.total_pages))
+
+    @precondition(lambda self: not self.progress.status.is_final)
+    @rule(data=st.data(), gap=st.integers(0, 3), step=st.sampled_from(["tiling", "uploading", "pending"]))
+    def move(self, data: st.DataObject, gap: int, step: str) -> None:
+        """A sheet moves on, or its work is given up."""
+        getattr(self.progress, step)(self.number(data), self.tick(gap))
+
+    @rule(data=st.data(), gap=st.integers(0, 3))
+    def commit(self, data: st.DataObject, gap: int) -> None:
+        """A sheet is committed, perhaps once more."""
+        if not self.progress.status.is_final:
+            self.progress.ready([record(self.number(data))], self.tick(gap))
+
+    @rule(data=st.data(), gap=st.integers(0, 3))
+    def fail(self, data: st.DataObject, gap: int) -> None:
+        """A sheet fails, perhaps late."""
+        if not self.progress.status.is_final:
+            self.progress.failed(self.number(data), "RenderCrashed", "signal 11", self.tick(gap))
+
+    @rule(data=st.data(), gap=st.integers(0, 3))
+    def reconcile(self, data: st.DataObject, gap: int) -> None:
+        """The bucket holds any subset."""
+        held = data.draw(st.sets(st.integers(1, self.progress.total_pages)))
+        self.asked = True
+        self.progress.reconcile([record(number) for number in sorted(held)], self.tick(gap))
+
+    @rule(gap=st.integers(0, 3))
+    def retry(self, gap: int) -> None:
+        """Someone asks for the failed sheets again."""
+        self.asked = True
+        self.progress.retry([], self.tick(gap))
+
+    @precondition(lambda self: not self.progress.status.is_final)
+    @rule(gap=st.integers(0, 3))
+    def end(self, gap: int) -> None:
+        """The run ends when nothing is open, else it is cancelled."""
+        for number in self.progress.sheets_in(SheetStatus.TILING, SheetStatus.UPLOADING):
+            self.progress.pending(number, self.tick(gap))
+        if self.progress.sheets_in(*OPEN):
+            self.progress.cancel(self.tick(gap))
+        else:
+            self.progress.finish(self.tick(gap))
+
+    @rule()
+    def watch(self) -> None:
+        """The client asks what changed since it last asked."""
+        change = self.progress.changes_since(self.client_version)
+        self.client.update((sheet.number, sheet) for sheet in change.sheets)
+        self.client_version = change.version
+
+    @invariant()
+    def counters_follow_from_sheets(self) -> None:
+        """No counter is kept that could drift."""
+        snapshot = self.progress.snapshot()
+        ready = [sheet for sheet in snapshot.sheets if sheet.status is SheetStatus.READY]
+        assert snapshot.completed_pages == len(ready)
+        assert snapshot.progress == percentage(len(ready), snapshot.total_pages)
+        if snapshot.status is UploadStatus.COMPLETE:
+            assert snapshot.completed_pages == snapshot.total_pages
+        assert all(sheet.version <= snapshot.version for sheet in snapshot.sheets)
+
+    @invariant()
+    def nothing_falls_unasked(self) -> None:
+        """The version never falls; counters and final states only by reconciliation or a retry that was asked for."""
+        after = self.progress.snapshot()
+        assert after.version >= self.before.version
+        if after.version == self.before.version:
+            assert after == self.before
+        fell = after.completed_pages < self.before.completed_pages or (self.before.status.is_final and not after.status.is_final)
+        assert not fell or self.asked
+        self.before, self.asked = after, False
+
+    def teardown(self) -> None:
+        """A client that only saw changes holds the state."""
+        self.watch()
+        assert tuple(self.client[number] for number in sorted(self.client)) == self.progress.snapshot().sheets
+        assert isinstance(self.progress.snapshot(), Snapshot)
+
+
+TestProgressMachine = ProgressMachine.TestCase

@@ -1,0 +1,64 @@
+"""``python -m worker workflow`` or ``python -m worker tile``: one worker process of a role."""
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import sys
+
+from temporalio.client import Client
+from temporalio.envconfig import ClientConfig
+
+from activities.errors import SiteLinkError
+from activities.scratch import ScratchInUse
+from worker.app import run_tile_role, run_workflow_role
+from worker.settings import WorkerSettings
+
+NICENESS = 10
+"""Rendering gives way to everything else on the machine."""
+
+logger = logging.getLogger("worker")
+
+
+async def _run(role: str, settings: WorkerSettings) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    connection = ClientConfig.load_client_connect_config()
+    connection.setdefault("target_host", "127.0.0.1:7233")
+    client = await Client.connect(**connection)
+    logger.info("%s worker runs", role)
+    if role == "workflow":
+        await run_workflow_role(client, stop)
+    else:
+        await run_tile_role(client, settings, stop)
+    logger.info("%s worker stopped", role)
+
+
+def main() -> int:
+    """Runs until SIGTERM or SIGINT; returns the exit code: 0, 2 for wrong settings, 3 when Temporal is not reached."""
+    parser = argparse.ArgumentParser(prog="python -m worker", description="Runs one worker process.")
+    parser.add_argument("role", choices=("workflow", "tile"), help="workflow decides; tile renders, uploads and talks to the bucket")
+    role = parser.parse_args().role
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        settings = WorkerSettings.from_env(os.environ)
+        if role == "tile":
+            os.nice(NICENESS)
+        asyncio.run(_run(role, settings))
+    except (ValueError, ScratchInUse, SiteLinkError) as error:
+        logger.error("%s", error)
+        return 2
+    except RuntimeError as error:
+        logger.error("Temporal is not reached: %s", error)
+        return 3
+    return 0
+
+
+if __name__ == "__main__":
+    code = main()
+    logging.shutdown()
+    sys.stdout.flush()
+    # The client's native threads may abort the interpreter's own exit: https://github.com/temporalio/sdk-python/issues/300
+    os._exit(code)

@@ -1,0 +1,71 @@
+"""What a worker process is told by its environment."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from activities.storage import BucketSettings
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """The settings of one worker process.
+
+    Args:
+        bucket: Where objects go.
+        scratch_directory: This host's scratch; one worker process uses it.
+        scratch_limit_bytes: Pages wait to be tiled while tiles on the scratch take more.
+        render_slots: Render children at once.
+        render_memory_bytes: Memory limit of a render child.
+        render_cpu_s: CPU seconds that one page may take.
+        render_wall_s: Seconds that one page may take.
+        upload_slots: Sheets that may be uploaded at once.
+        bucket_threads: Requests to the bucket at once.
+        max_pages: Most pages that a document may have.
+    """
+
+    bucket: BucketSettings
+    scratch_directory: Path
+    scratch_limit_bytes: int
+    render_slots: int
+    render_memory_bytes: int
+    render_cpu_s: int
+    render_wall_s: int
+    upload_slots: int
+    bucket_threads: int
+    max_pages: int
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str]) -> Self:
+        """Reads the environment.
+
+        Raises:
+            ValueError: A number is none, or not above 0; the message names the variable.
+        """
+        data_directory = Path(environ.get("SITELINK_DATA_DIR") or "var")
+        return cls(
+            bucket=BucketSettings.from_env(environ),
+            scratch_directory=Path(environ.get("SITELINK_SCRATCH_DIR") or data_directory / "scratch").absolute(),
+            scratch_limit_bytes=_number(environ, "SITELINK_SCRATCH_LIMIT_BYTES", 8 << 30),
+            render_slots=_number(environ, "SITELINK_RENDER_SLOTS", os.cpu_count() or 1),
+            render_memory_bytes=_number(environ, "SITELINK_RENDER_MEMORY_BYTES", 3 << 30),
+            render_cpu_s=_number(environ, "SITELINK_RENDER_CPU_S", 120),
+            render_wall_s=_number(environ, "SITELINK_RENDER_WALL_S", 180),
+            upload_slots=_number(environ, "SITELINK_UPLOAD_SLOTS", 64),
+            bucket_threads=_number(environ, "SITELINK_BUCKET_THREADS", 4),
+            max_pages=_number(environ, "SITELINK_MAX_PAGES", 2000),
+        )
+
+
+def _number(environ: Mapping[str, str], name: str, default: int) -> int:
+    text = environ.get(name) or str(default)
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        msg = f"{name} is {text!r}; a whole number above 0 is wanted"
+        raise ValueError(msg)
+    return value

@@ -200,7 +200,7 @@ class Bucket:
                 os.close(descriptor)
 
 
-def _info(meta: obstore.ObjectMeta) -> ObjectInfo:
+def _info(meta: "obstore.ObjectMeta") -> ObjectInfo:
     return ObjectInfo(meta["path"], meta["size"], meta["e_tag"], meta["last_modified"])
 
 

@@ -626,6 +626,7 @@ class TerminalView(View):
 
     def __init__(self) -> None:
         super().__init__()
+        self._trouble = self._warning = ""
         from rich.console import Console
         from rich.live import Live
         from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
@@ -640,8 +641,6 @@ class TerminalView(View):
         )
         self._task = self._bar.add_task("", total=None, words="")
         self._live = Live(console=self._console, transient=True, refresh_per_second=4, get_renderable=self._render)
-        self._trouble = ""
-        self._warning = ""
 
     def close(self) -> None:
         """Shows the cursor again."""
@@ -766,7 +765,7 @@ def follow(server: Server, ref: UploadRef, view: View, patience: Patience, *, re
         if delay_s is None:
             msg = f"server not reached any more: {trouble}"
             raise NotReached(msg, connected=reached)
-        view.trouble(f"{trouble}; trying again in {delay_s:.0f} s")
+        view.trouble(f"trying again in {delay_s:.0f} s: {trouble}")
         lost = True
         time.sleep(delay_s)
 
@@ -793,7 +792,7 @@ def send(server: Server, plan: PlanRef, file: LocalFile, query: Mapping[str, str
             delay_s = patience.delay_s()
             if not reached or tries == UPLOAD_TRIES or delay_s is None:
                 raise
-            view.trouble(f"{error}; sending again in {delay_s:.0f} s")
+            view.trouble(f"sending again in {delay_s:.0f} s: {error}")
             time.sleep(delay_s)
 
 
@@ -1006,7 +1005,7 @@ def run(argv: list[str], environ: Mapping[str, str]) -> int:
             command: Command = arguments.run
             return command(server, arguments)
     except CommandError as error:
-        print(f"sitelink: {error}", file=sys.stderr)
+        print(error, file=sys.stderr)
         return error.exit_code
 
 

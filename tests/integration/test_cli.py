@@ -1,0 +1,513 @@
+"""The command line as a process, against a server whose every answer is scripted, those too that a real one cannot be made to give."""
+
+import asyncio
+import json
+import os
+import pty
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from activities.keys import UploadRef
+from api.cli import JsonView, NotReached, Patience, Server, follow
+
+REF = "local/demo/plan/0198c0de-0000-7000-8000-000000000001"
+BASE = "/v1/organizations/local/projects/demo/plans/plan/uploads"
+CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
+
+Answer = Callable[[Request], Awaitable[Response]]
+
+
+class Script:
+    """A server that gives the answers it was told, and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.url = ""
+        self.events: deque[Answer] = deque()
+        """One for each connection to the event stream."""
+        self.posts: deque[Answer] = deque()
+        """One for each file that is sent."""
+        self.document: dict[str, Any] = {}
+        """What a GET of the upload or of the list says."""
+        self.requests: list[Request] = []
+
+    async def answer(self, request: Request) -> Response:
+        """Any request."""
+        self.requests.append(request)
+        if request.url.path.endswith("/events"):
+            return await self.events.popleft()(request)
+        if request.method == "POST" and request.url.path == BASE:
+            return await self.posts.popleft()(request)
+        if request.method == "POST":
+            return JSONResponse({"ref": REF}, 202)
+        return JSONResponse(self.document)
+
+
+@pytest.fixture
+def script() -> Iterator[Script]:
+    """A scripted server on a free port."""
+    script = Script()
+    app = Starlette(routes=[Route("/{path:path}", script.answer, methods=["GET", "POST"])])
+    listener = socket.create_server(("127.0.0.1", 0))
+    script.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off", ws="none", timeout_graceful_shutdown=1))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    yield script
+    server.should_exit = True
+    thread.join(10)
+    listener.close()
+
+
+def environment(url: str, **more: str) -> dict[str, str]:
+    """What the command line reads, and nothing of ours."""
+    return {"PATH": os.environ["PATH"], "SITELINK_URL": url, "TERM": "xterm-256color", "COLUMNS": "100", "LINES": "30", **more}
+
+
+def sitelink(url: str, *arguments: str | Path, cwd: Path | None = None, **more: str) -> subprocess.CompletedProcess[str]:
+    """Runs the command line with its output in pipes."""
+    command = [sys.executable, "-m", "api.cli", *map(str, arguments)]
+    root = Path(__file__).parents[2]
+    return subprocess.run(
+        command,
+        capture_output=True,
+        check=False,
+        encoding="utf-8",
+        timeout=60,
+        cwd=cwd,
+        env=environment(url, PYTHONPATH=str(root), **more),
+    )
+
+
+def sheet(number: int, status: str, **more: object) -> dict[str, Any]:
+    """A sheet as the wire has it."""
+    return {
+        "number": number,
+        "status": status,
+        "version": 1,
+        "title": None,
+        "tiles": 10,
+        "bytes": 1000,
+        "reason": None,
+        "detail": None,
+        **more,
+    }
+
+
+def snapshot(status: str, *sheets: dict[str, Any], completed: int = 0, total: int = 2, **more: object) -> dict[str, Any]:
+    """A snapshot or a change as the wire has it."""
+    return {
+        "status": status,
+        "version": 1,
+        "updatedAt": "2026-01-31T09:30:05.000Z",
+        "completedPages": completed,
+        "totalPages": total,
+        "progress": 100 * completed // total if total else 0,
+        "startedAt": "2026-01-31T09:30:00.000Z",
+        "completedAt": None if status in ("queued", "processing") else "2026-01-31T09:30:04.500Z",
+        "warning": None,
+        "reason": None,
+        "detail": None,
+        "sheets": list(sheets),
+        "schema": 1,
+        **more,
+    }
+
+
+def event(name: str, version: int, document: dict[str, Any]) -> bytes:
+    """One event of the stream, its lines ended as sse-starlette does."""
+    return f"id: {version}\r\nevent: {name}\r\ndata: {json.dumps(document, ensure_ascii=False)}\r\n\r\n".encode()
+
+
+def stream(*pieces: bytes | float, cut: bool = False) -> Answer:
+    """An event stream of these bytes, a number being a pause in seconds; at its end the connection is cut or ends well."""
+
+    async def body() -> AsyncIterator[bytes]:
+        for piece in pieces:
+            if isinstance(piece, bytes):
+                yield piece
+            else:
+                await asyncio.sleep(piece)
+        if cut:
+            msg = "cut"
+            raise ConnectionError(msg)
+
+    async def answer(_: Request) -> Response:
+        return StreamingResponse(body(), media_type="text/event-stream")
+
+    return answer
+
+
+def problem(status: int, name: str, detail: str) -> Answer:
+    """A problem document (RFC 9457)."""
+
+    async def answer(_: Request) -> Response:
+        document = {"type": name, "title": "A title", "status": status, "detail": detail, "instance": "/"}
+        return JSONResponse(document, status, media_type="application/problem+json")
+
+    return answer
+
+
+async def accept(request: Request) -> Response:
+    """Takes a file whole."""
+    size_bytes = 0
+    async for chunk in request.stream():
+        size_bytes += len(chunk)
+    request.state.size_bytes = size_bytes
+    links = {"self": f"{BASE}/x", "events": f"{BASE}/x/events", "page": f"/?ref={REF}"}
+    return JSONResponse({"ref": REF, "upload": REF.rsplit("/", 1)[1], "status": "queued", "links": links}, 202)
+
+
+WHOLE = (
+    b"retry: 1000\r\n\r\n",
+    event("snapshot", 1, snapshot("processing", sheet(1, "tiling", title="A-101 - First Floor Plan"), sheet(2, "pending"))),
+    b": ping\r\n\r\n",
+    event("change", 2, snapshot("processing", sheet(1, "ready", title="A-101 - First Floor Plan"), sheet(2, "tiling"), completed=1)),
+    event("end", 3, snapshot("complete", sheet(1, "ready", title="A-101 - First Floor Plan"), sheet(2, "ready"), completed=2)),
+)
+
+
+def test_watch_into_a_pipe_prints_plain_lines(script: Script) -> None:
+    """Without a terminal there is one line for each change that means something, and no control character."""
+    script.events.append(stream(*WHOLE))
+    result = sitelink(script.url, "watch", REF)
+    assert result.stdout.splitlines() == [
+        "processing: 0 of 2 sheets ready",
+        "sheet-1 A-101 - First Floor Plan: ready, 1 of 2",
+        "sheet-2: ready, 2 of 2",
+        "complete: 2 sheets, 20 tiles, 2.0 kB, 4.5 s",
+        f"{script.url}/?ref={REF}",
+    ]
+    assert (result.returncode, result.stderr) == (0, "")
+    assert not CONTROL.search(result.stdout)
+
+
+def test_watch_json_prints_every_event_as_it_came(script: Script) -> None:
+    """--json is one line an event, with the data unchanged, and nothing else."""
+    script.events.append(stream(*WHOLE))
+    result = sitelink(script.url, "watch", "--json", REF)
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [line["event"] for line in lines] == ["snapshot", "change", "end"]
+    assert lines[2]["data"] == snapshot("complete", sheet(1, "ready", title="A-101 - First Floor Plan"), sheet(2, "ready"), completed=2)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(("status", "code"), [("complete", 0), ("partial", 1), ("failed", 1), ("cancelled", 1)])
+def test_watch_exit_code_is_the_outcome(script: Script, status: str, code: int) -> None:
+    """Only a complete upload ends in 0, also for who comes late."""
+    final = snapshot(status, total=0, reason="NotAPdf", detail="plan.pdf is no PDF")
+    script.events.append(stream(event("snapshot", 1, final), event("end", 1, final)))
+    result = sitelink(script.url, "watch", REF)
+    assert result.returncode == code
+    assert result.stdout.splitlines()[0] == f"{status}: NotAPdf: plan.pdf is no PDF"
+
+
+def test_watch_names_failed_sheets_as_they_fail(script: Script) -> None:
+    """A failed sheet is shown with the name and the sentence of its reason."""
+    failed = sheet(2, "failed", reason="PageUnreadable", detail="the page has no area")
+    script.events.append(
+        stream(
+            event("snapshot", 1, snapshot("processing", sheet(1, "ready"), sheet(2, "tiling"), completed=1)),
+            event("change", 2, snapshot("processing", failed, completed=1, warning="StorageUnavailable: slow")),
+            event("end", 3, snapshot("partial", sheet(1, "ready"), failed, completed=1)),
+        )
+    )
+    result = sitelink(script.url, "watch", REF)
+    assert result.stdout.splitlines()[:4] == [
+        "processing: 1 of 2 sheets ready",
+        "sheet-2: failed, PageUnreadable: the page has no area",
+        "warning: StorageUnavailable: slow",
+        "partial: 1 of 2 sheets, 10 tiles, 1.0 kB, 4.5 s",
+    ]
+    assert result.returncode == 1
+
+
+def test_watch_resumes_after_a_cut_in_the_middle_of_an_event(script: Script) -> None:
+    """Half an event counts for nothing: the next connection asks for what follows the last whole one, and says that it was lost."""
+    script.events.append(stream(*WHOLE[:2], WHOLE[3][:60], cut=True))
+    script.events.append(problem(503, "StorageUnavailable", "not now"))
+    script.events.append(stream(*WHOLE[3:]))
+    result = sitelink(script.url, "watch", REF)
+    assert result.returncode == 0
+    assert result.stdout.splitlines()[1:3] == ["sheet-1 A-101 - First Floor Plan: ready, 1 of 2", "sheet-2: ready, 2 of 2"]
+    assert [request.headers.get("last-event-id") for request in script.requests] == [None, "1", "1"]
+    assert re.fullmatch(
+        r"trying again in 1 s: the connection to .* broke .*\n"
+        r"trying again in 2 s: the server answers StorageUnavailable: not now\n"
+        r"connected again\n",
+        result.stderr,
+    )
+
+
+def test_watch_resumes_after_a_stream_that_ends_without_an_end(script: Script) -> None:
+    """A server that shuts down politely is not the end of the upload; a 204 later is, and the status says which."""
+    script.events.append(stream(*WHOLE[:2]))
+    script.events.append(status_204)
+    script.document = snapshot("partial", sheet(1, "ready"), sheet(2, "failed", reason="RenderTimeout"), completed=1)
+    result = sitelink(script.url, "watch", REF)
+    assert result.returncode == 1
+    assert "sheet-2: failed, RenderTimeout" in result.stdout.splitlines()
+
+
+async def status_204(_: Request) -> Response:
+    """Nothing follows."""
+    return Response(status_code=204)
+
+
+def test_watch_takes_a_title_as_text(script: Script) -> None:
+    """A title can neither steer the terminal nor end a line."""
+    title = "A\u2028B \x1b[31m[red]\x07\u202e"
+    script.events.append(stream(event("snapshot", 1, snapshot("processing", sheet(1, "failed", title=title))), *WHOLE[-1:]))
+    result = sitelink(script.url, "watch", REF)
+    assert "sheet-1 A\ufffdB \ufffd[31m[red]\ufffd\ufffd: failed, " in result.stdout.split("\n")[1]
+    assert result.returncode == 0
+
+
+def test_watch_gives_up_when_patience_ends(script: Script) -> None:
+    """A server that stays away is said to be not reached, but only after the time given."""
+    script.events.append(stream(*WHOLE[:2], cut=True))
+    for _ in range(9):
+        script.events.append(problem(503, "StorageUnavailable", "not now"))
+    started = time.monotonic()
+    with Server(script.url) as server, pytest.raises(NotReached, match=r"not reached any more: .*StorageUnavailable"):
+        follow(server, UploadRef.parse(REF), JsonView(), Patience(limit_s=2))
+    assert 2 <= time.monotonic() - started < 10
+    assert len(script.events) == 7
+
+
+@pytest.mark.parametrize("command", ["watch", "status", "cancel"])
+def test_a_server_that_is_not_there_is_not_reached_at_once(command: str) -> None:
+    """Exit code 3 and a sentence that says what to do."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    result = sitelink(f"http://127.0.0.1:{port}", command, REF)
+    assert (result.returncode, result.stdout) == (3, "")
+    assert re.match(rf"server not reached: nothing answers at http://127.0.0.1:{port} .*make run", result.stderr)
+
+
+def test_upload_is_one_upload_though_the_connection_breaks(script: Script, tmp_path: Path) -> None:
+    """The second try carries the key of the first; any file name and every option arrive as they are."""
+    file = tmp_path / "Grundriß 100% #1 'a' \"b\" &=+;?.pdf"
+    file.write_bytes(b"%PDF-" + bytes(300_000))
+
+    async def half_an_answer() -> AsyncIterator[bytes]:
+        yield b'{"ref"'
+        msg = "cut"
+        raise ConnectionError(msg)
+
+    async def cut_at_once(_: Request) -> Response:
+        return StreamingResponse(half_an_answer(), 202)
+
+    async def cut_when_accepted(request: Request) -> Response:
+        await accept(request)
+        return StreamingResponse(half_an_answer(), 202)
+
+    script.posts.extend([cut_at_once, cut_when_accepted, accept])
+    script.events.append(stream(*WHOLE))
+    result = sitelink(script.url, "upload", file, "--dpi", "72", "--tile-size", "512", SITELINK_TOKEN="secret")  # noqa: S106 - none
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[:2] == [REF, f"{script.url}/?ref={REF}"]
+    assert result.stderr.count("sending again in 1 s") == 2
+    first, _, second, _ = script.requests
+    assert len({request.headers["idempotency-key"] for request in script.requests[:3]}) == 1
+    assert dict(second.query_params) == {"filename": file.name, "dpi": "72", "tileSize": "512"}
+    assert second.state.size_bytes == file.stat().st_size
+    assert second.headers["content-type"] == "application/pdf"
+    assert second.headers["authorization"] == "Bearer secret"
+    script.posts.append(accept)
+    sitelink(script.url, "upload", file, "--no-watch")
+    assert script.requests[-1].headers["idempotency-key"] != first.headers["idempotency-key"]
+
+
+def test_upload_without_watching_leaves_when_accepted(script: Script, tmp_path: Path) -> None:
+    """REF stands alone on the first line, for scripts; --json says the whole answer."""
+    file = tmp_path / "plan.pdf"
+    file.write_bytes(b"%PDF-")
+    script.posts.extend([accept, accept])
+    result = sitelink(script.url, "upload", file, "--no-watch", "--to", "local/demo/plan")
+    assert (result.returncode, result.stdout) == (0, f"{REF}\n{script.url}/?ref={REF}\n")
+    result = sitelink(script.url, "upload", file, "--no-watch", "--json")
+    assert json.loads(result.stdout)["data"]["ref"] == REF
+
+
+def test_upload_takes_constant_memory(script: Script, tmp_path: Path) -> None:
+    """A file of 400 MB goes through a process of less than 100."""
+    file = tmp_path / "large.pdf"
+    with file.open("wb") as sparse:
+        sparse.truncate(400 << 20)
+    script.posts.append(accept)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "api.cli", "upload", "--no-watch", file], env=environment(script.url), stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert REF in process.stdout.read()
+    process.stdout.close()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    assert usage.ru_maxrss < 100 * 1024
+    assert script.requests[0].state.size_bytes == 400 << 20
+
+
+def test_upload_shows_a_refusal_that_comes_early(script: Script, tmp_path: Path) -> None:
+    """The server may refuse before it has read the file: the name and the sentence arrive, once."""
+    file = tmp_path / "large.pdf"
+    with file.open("wb") as sparse:
+        sparse.truncate(50 << 20)
+    script.posts.append(problem(413, "FileTooLarge", "52,428,800 bytes, limit 1,000"))
+    result = sitelink(script.url, "upload", file)
+    assert (result.returncode, result.stdout, result.stderr) == (1, "", "FileTooLarge: 52,428,800 bytes, limit 1,000\n")
+    assert len(script.requests) == 1
+
+
+def test_upload_with_an_option_out_of_range_is_wrong_use(script: Script, tmp_path: Path) -> None:
+    """The server knows the ranges; its 400 is the caller's mistake."""
+    file = tmp_path / "plan.pdf"
+    file.write_bytes(b"%PDF-")
+    script.posts.append(problem(400, "InvalidOption", "dpi is 5, allowed are 30 to 1,200"))
+    result = sitelink(script.url, "upload", file, "--dpi", "5")
+    assert (result.returncode, result.stderr) == (2, "InvalidOption: dpi is 5, allowed are 30 to 1,200\n")
+
+
+def start(script: Script, *arguments: str | Path) -> "subprocess.Popen[str]":
+    """Starts the command line; its first line is there when this returns."""
+    command = [sys.executable, "-u", "-m", "api.cli", *map(str, arguments)]
+    process = subprocess.Popen(command, env=environment(script.url), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline()
+    return process
+
+
+def test_ctrl_c_leaves_the_upload_and_says_how_to_go_on(script: Script) -> None:
+    """130, and the command that watches it again."""
+    script.events.append(stream(WHOLE[1], 30.0))
+    process = start(script, "watch", REF)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert errors.strip() == f"The upload goes on. Watch it again: sitelink watch {REF}"
+
+
+def test_a_reader_that_leaves_is_no_error(script: Script) -> None:
+    """`sitelink watch | head -1` prints no traceback."""
+    script.events.append(stream(WHOLE[1], 1.0, *WHOLE[3:]))
+    process = start(script, "watch", REF)
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    assert process.stderr.read() == ""
+    process.stderr.close()
+    assert process.wait(20) == 141
+
+
+def test_commands_ask_the_server_and_say_so(script: Script) -> None:
+    """reconcile, cancel and retry are one POST each, retry for each failed sheet."""
+    script.document = snapshot("partial", sheet(1, "ready"), sheet(2, "failed"), sheet(3, "failed"), completed=1, total=3)
+    for arguments in (["reconcile", REF], ["cancel", REF], ["retry", REF], ["retry", REF, "1", "sheet-3"]):
+        result = sitelink(script.url, *arguments)
+        assert (result.returncode, result.stderr) == (0, "")
+        assert f"sitelink watch {REF}" in result.stdout
+    posts = [request.url.path.removeprefix(f"{BASE}/{REF.rsplit('/', 1)[1]}") for request in script.requests if request.method == "POST"]
+    assert posts == ["/reconcile", "/cancel", "/sheets/2/retry", "/sheets/3/retry", "/sheets/1/retry", "/sheets/3/retry"]
+
+
+@pytest.mark.parametrize(
+    ("status", "code"), [("queued", 0), ("processing", 0), ("complete", 0), ("partial", 1), ("failed", 1), ("cancelled", 1)]
+)
+def test_status_exit_code_is_the_outcome_so_far(script: Script, status: str, code: int) -> None:
+    """What still runs has not failed."""
+    extra: dict[str, Any] = {"ref": REF, "fileName": "a\x1bb.pdf", "sizeBytes": 12_345_678, "createdAt": "2026-01-31T09:29:59.000Z"}
+    script.document = snapshot(status, sheet(1, "ready"), sheet(2, "failed", reason="RenderTimeout", detail="120 s"), completed=1, **extra)
+    result = sitelink(script.url, "status", REF)
+    assert result.returncode == code
+    assert "a\ufffdb.pdf, 12.3 MB, 2026-01-31T09:29:59.000Z" in result.stdout
+    assert f"{status}: 1 of 2 sheets, 10 tiles" in result.stdout
+    assert "sheet-2: failed, RenderTimeout: 120 s" in result.stdout
+    result = sitelink(script.url, "status", "--json", REF)
+    assert json.loads(result.stdout) == {"event": "snapshot", "data": script.document}
+
+
+def test_list_prints_one_upload_a_line(script: Script, tmp_path: Path) -> None:
+    """REF comes first; the server is that of the data directory's stack when none is named."""
+    upload = {"ref": REF, "fileName": "plan.pdf", "sizeBytes": 999, "createdAt": "2026-01-31T09:30:00.000Z", "status": "processing"}
+    script.document = {"uploads": [{**upload, "completedPages": 1, "totalPages": 1200}]}
+    (tmp_path / "stack.json").write_text(json.dumps({"api": script.url}))
+    result = sitelink("", "list", SITELINK_DATA_DIR=str(tmp_path))
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout == f"{REF}  2026-01-31T09:30:00.000Z  processing    1/1,200  999 bytes  plan.pdf\n"
+
+
+def test_an_answer_of_another_server_is_named(script: Script) -> None:
+    """A page of HTML is no event stream and no status."""
+
+    async def page(_: Request) -> Response:
+        return Response("<html>", media_type="text/html")
+
+    script.events.append(page)
+    result = sitelink(script.url, "watch", REF)
+    assert (result.returncode, result.stderr) == (1, f"what answers at {script.url} is no SiteLink server\n")
+
+
+def on_a_terminal(script: Script, *arguments: str | Path) -> tuple[int, str]:
+    """Runs the command line on a terminal of its own: exit code and all that was shown."""
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "api.cli", *map(str, arguments)]
+    process = subprocess.Popen(command, env=environment(script.url), stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
+    os.close(theirs)
+    shown = b""
+    with open(ours, "rb", buffering=0) as screen:  # noqa: PTH123 - a descriptor
+        while True:
+            try:
+                piece = screen.read(65536)
+            except OSError:  # how Linux says that the other side has closed
+                break
+            if not piece:
+                break
+            shown += piece
+    return process.wait(20), shown.decode()
+
+
+def test_a_terminal_shows_a_bar_and_is_left_as_it_was(script: Script, tmp_path: Path) -> None:
+    """Bytes while sending, then sheets with titles, the lost connection, the failed sheet; the cursor comes back."""
+    file = tmp_path / "plan.pdf"
+    file.write_bytes(bytes(1 << 20))
+    script.posts.append(accept)
+    failed = sheet(2, "failed", title="[bold]A-102", reason="PageUnreadable", detail="the page has no area")
+    script.events.append(stream(WHOLE[1], 0.6, cut=True))
+    script.events.append(
+        stream(
+            event("change", 2, snapshot("processing", sheet(1, "uploading", title="A-101"), failed)),
+            0.6,
+            event("end", 3, snapshot("partial", sheet(1, "ready"), failed, completed=1)),
+        )
+    )
+    code, shown = on_a_terminal(script, "upload", file)
+    assert code == 1
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
+    for words in (
+        "sending",
+        REF,
+        "0 %  0 of 2 sheets",
+        "tiling     sheet-1 A-101 - First Floor Plan",
+        "trying again in 1 s",
+        "sheet-2 [bold]A-102: failed, PageUnreadable: the page has no area",
+        "uploading  sheet-1 A-101",
+        "partial: 1 of 2 sheets, 10 tiles, 1.0 kB, 4.5 s",
+    ):
+        assert words in plain, plain
+    assert shown.rindex("\x1b[?25h") > shown.rindex("\x1b[?25l")

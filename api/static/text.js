@@ -1,0 +1,63 @@
+// Words: how states, sizes, times and refusals are said to a person. Pure.
+
+export const UPLOAD_WORDS = {
+  queued: "Queued",
+  processing: "Processing",
+  complete: "Complete",
+  partial: "Partly complete",
+  failed: "Failed",
+  cancelled: "Cancelled",
+};
+
+export const SHEET_WORDS = { pending: "Pending", tiling: "Tiling", uploading: "Uploading", ready: "Ready", failed: "Failed" };
+
+// What a person can do about a refusal. The server's own sentence, with value and limit, is shown above it.
+const REFUSALS = {
+  NotAPdf: ["This file is not a PDF", "A download that went wrong often leaves an error page under the PDF's name. Open the file on your device; if it does not open there, get it again from whoever sent it."],
+  UnreadablePdf: ["This PDF is damaged", "Open it in a PDF program and save or print it as a new PDF, or ask for it again, then upload that file."],
+  PasswordRequired: ["This PDF needs a password", "Open it with its password, save a copy without one, and upload the copy."],
+  NoPages: ["This PDF has no pages", "Check that it is the right file, or export the sheets again."],
+  TooManyPages: ["This PDF has too many pages", "Split it into smaller sets and upload each of them."],
+  FileTooLarge: ["This file is too large", "Split it into smaller sets, or save it with smaller images, and upload those."],
+  SourceMissing: ["The PDF is gone from the storage", "Upload the file again."],
+  Terminated: ["An operator stopped this upload", "Sheets that are ready stay usable. Upload the file again for the rest."],
+  StorageUnavailable: ["The storage does not answer", "Your file is still chosen. Try again in a few minutes."],
+  NoConnection: ["The server cannot be reached", "Check your connection. Your file is still chosen: press Upload to try again."],
+};
+
+export function refusal(type, fallbackTitle) {
+  const [title, help] = REFUSALS[type] ?? [fallbackTitle, ""];
+  return { title, help };
+}
+
+export function isFinal(status) {
+  return status !== "queued" && status !== "processing";
+}
+
+const number = new Intl.NumberFormat("en");
+export const count = (value) => number.format(value);
+export const sheets = (value) => `${count(value)} ${value === 1 ? "sheet" : "sheets"}`;
+export const sheetsOf = (done, total) => `${count(done)} of ${sheets(total)}`;
+
+export function size(bytes) {
+  let value = bytes;
+  let unit = "bytes";
+  for (const next of ["kB", "MB", "GB"]) {
+    if (value < 1000) break;
+    value /= 1000;
+    unit = next;
+  }
+  return `${value.toLocaleString("en", { maximumFractionDigits: unit === "bytes" || value >= 100 ? 0 : 1 })} ${unit}`;
+}
+
+const day = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
+const clock = new Intl.DateTimeFormat(undefined, { timeStyle: "medium" });
+export const moment = (time) => day.format(new Date(time));
+export const clockTime = (time) => clock.format(new Date(time));
+
+export function duration(milliseconds) {
+  const seconds = Math.round(milliseconds / 1000);
+  if (seconds < 60) return `${seconds} s`;
+  const minutes = Math.floor(seconds / 60);
+  return minutes < 60 ? `${minutes} min ${seconds % 60} s` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
+}

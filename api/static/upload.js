@@ -1,0 +1,312 @@
+// One upload: the overall bar, the verdict, a card for every sheet, and the drawing that is open.
+
+import { descriptorUrl, parsePath, post, thumbnailUrl, uploadUrl } from "./api.js";
+import { $, showBadge, showBar } from "./dom.js";
+import { Live } from "./live.js";
+import { clockTime, count, duration, isFinal, moment, refusal, SHEET_WORDS, sheets, sheetsOf, size, UPLOAD_WORDS } from "./text.js";
+import { Viewer } from "./viewer.js";
+
+const ANNOUNCE_MS = 10_000;
+
+export class UploadView {
+  constructor() {
+    this.ref = null;
+    this.live = null;
+    this.cards = new Map();
+    this.counts = { all: 0, open: 0, ready: 0, failed: 0 };
+    this.status = null;
+    this.announcedAt = 0;
+    this.viewer = new Viewer({
+      sheet: (number) => this.live?.sheets.get(number),
+      readySheets: () => this.#readySheets(),
+      descriptor: (number) => descriptorUrl(this.ref, number),
+      moved: (number) => history.replaceState(history.state, "", `#sheet=${number}`),
+      closed: (number) => this.#viewerClosed(number),
+    });
+    $("cancel").addEventListener("click", () => this.#cancel());
+    $("filter").addEventListener("change", () => this.#showFilter());
+    $("sheets").addEventListener("click", (event) => this.#clicked(event));
+  }
+
+  show(ref) {
+    this.ref = ref;
+    this.status = null;
+    this.announcedAt = performance.now();
+    this.cards.clear();
+    this.counts = { all: 0, open: 0, ready: 0, failed: 0 };
+    $("sheets").replaceChildren();
+    $("filter").querySelector("input").checked = true;
+    this.#showFilter();
+    for (const id of ["sheets-section", "verdict", "warning", "cancel"]) $(id).hidden = true;
+    for (const id of ["facts", "count", "percent", "news"]) $(id).textContent = "";
+    $("status").hidden = true;
+    $("overall").hidden = false;
+    $("file-name").textContent = "Loading…";
+    document.title = "SiteLink";
+    $("upload").hidden = false;
+    if (!parsePath(ref, 4)) {
+      this.#showRefused({ type: "BadReference", message: `“${ref.slice(0, 200)}” is not organization/project/plan/upload.` });
+      return;
+    }
+    this.live = new Live(ref, {
+      changed: (head, changed) => this.#changed(head, changed),
+      news: (kind, time) => this.#showNews(kind, time),
+      warned: (text) => {
+        $("warning").textContent = text ?? "";
+        $("warning").hidden = !text;
+      },
+      refused: (problem) => this.#showRefused(problem),
+    });
+    this.live.start();
+  }
+
+  hide() {
+    this.live?.stop();
+    this.live = null;
+    this.viewer.close();
+    this.ref = null;
+    $("upload").hidden = true;
+  }
+
+  /** Makes the open drawing what the address says: `#sheet=3`, or none. */
+  syncViewer() {
+    if (!this.live?.head) return; // comes again with the first state
+    const wanted = Number(/^#sheet=([1-9]\d*)$/.exec(location.hash)?.[1] ?? 0);
+    if (wanted === 0) {
+      this.viewer.close();
+    } else if (this.live.sheets.get(wanted)?.status === "ready") {
+      this.viewer.open(wanted);
+    } else {
+      history.replaceState(null, "", location.pathname + location.search);
+      this.viewer.close();
+      const card = this.cards.get(wanted);
+      card?.scrollIntoView({ block: "center" });
+      this.#announce(card ? `Sheet ${wanted} is not ready yet.` : `There is no sheet ${wanted}.`);
+    }
+  }
+
+  #viewerClosed(number) {
+    if (location.hash) {
+      // The entry that opening made is taken back, so that Back leaves the upload and does not open the drawing again.
+      if (history.state?.opened) history.back();
+      else history.replaceState(null, "", location.pathname + location.search);
+    }
+    const button = this.cards.get(number)?.querySelector(".open");
+    button?.scrollIntoView({ block: "nearest" });
+    button?.focus({ preventScroll: true });
+  }
+
+  #readySheets() {
+    return [...(this.live?.sheets.values() ?? [])].filter((sheet) => sheet.status === "ready").map((sheet) => sheet.number).sort((a, b) => a - b);
+  }
+
+  #changed(head, changed) {
+    const first = this.status === null;
+    this.#showHead(head);
+    this.#showCards(changed);
+    if (first) this.syncViewer();
+    else if (this.viewer.isOpen) this.viewer.update();
+  }
+
+  #showHead(head) {
+    const { status, totalPages: total, completedPages: done } = head;
+    const final = isFinal(status);
+    document.title = `${final ? UPLOAD_WORDS[status] : total ? `${head.progress} %` : UPLOAD_WORDS[status]} · ${head.fileName}`;
+    $("file-name").textContent = head.fileName;
+    $("facts").textContent = [size(head.sizeBytes), `uploaded ${moment(head.createdAt)}`, ...(total ? [sheets(total)] : [])].join(" · ");
+    showBadge($("status"), status, UPLOAD_WORDS);
+    $("status").hidden = false;
+
+    const words = total ? sheetsOf(done, total) : final ? "No sheets" : status === "queued" ? "Waiting to start" : "Counting the pages";
+    $("count").textContent = words;
+    $("percent").textContent = total ? `${head.progress} %` : "";
+    showBar($("bar"), total ? head.progress / 100 : null, words);
+    $("bar").dataset.status = status;
+    $("overall").hidden = final && !total;
+    if (final && document.activeElement === $("cancel")) $("file-name").focus();
+    $("cancel").hidden = final;
+
+    if (status !== this.status) {
+      if (this.status !== null) this.#announce(`${UPLOAD_WORDS[status]}. ${words}.`);
+      if (!final) $("cancel").disabled = false;
+      this.status = status;
+    } else if (!final && performance.now() - this.announcedAt > ANNOUNCE_MS) {
+      this.#announce(words);
+    }
+    this.#showVerdict(head);
+  }
+
+  #announce(text) {
+    this.announcedAt = performance.now();
+    $("announcer").textContent = text;
+  }
+
+  #showVerdict({ status, reason, detail, totalPages: total, completedPages: done }) {
+    const failed = total - done;
+    let said = null;
+    if (status === "failed") {
+      const { title, help } = refusal(reason, total ? "No sheet could be made" : "This upload failed");
+      said = { title, detail, help, type: reason, kind: "bad" };
+    } else if (status === "partial") {
+      said = { title: `${sheets(failed)} failed`, detail: "All others are ready. A failed sheet says why, and can be tried again.", kind: "warn" };
+    } else if (status === "cancelled") {
+      said = { title: "This upload was cancelled", detail: `${sheetsOf(done, total)} became ready before that and stay usable.`, kind: "warn" };
+    }
+    $("verdict").hidden = !said;
+    if (said) this.#say(said);
+  }
+
+  #say({ title, detail, help, type, kind }) {
+    const panel = $("verdict");
+    panel.classList.toggle("bad", kind === "bad");
+    panel.classList.toggle("warn", kind === "warn");
+    for (const [name, text] of Object.entries({ title, detail, help, type })) {
+      const element = $(`verdict-${name}`);
+      element.textContent = text ?? "";
+      element.hidden = !text;
+    }
+    $("verdict-again").hidden = kind !== "bad";
+    panel.hidden = false;
+  }
+
+  #showRefused({ type, message, status }) {
+    document.title = "Not found · SiteLink";
+    $("file-name").textContent = status === 404 || status === undefined ? "There is no such upload" : "This upload cannot be shown";
+    $("overall").hidden = true;
+    $("sheets-section").hidden = true;
+    this.#say({ title: "The server has nothing at this address", detail: message, type, kind: "bad" });
+  }
+
+  #showNews(kind, time) {
+    const { startedAt, completedAt } = this.live?.head ?? {};
+    $("news").dataset.kind = kind;
+    $("news").textContent = {
+      live: "Live",
+      reconnecting: "The connection was lost. Connecting again…",
+      checking: "No news for a minute. Checking with the server…",
+      unchanged: `Checked at ${clockTime(Date.now())}: nothing has changed since ${time ? clockTime(time) : "the start"}.`,
+      unreachable: "The server cannot be reached. Trying again…",
+      final: completedAt ? `Ended ${moment(completedAt)}${startedAt ? ` after ${duration(new Date(completedAt) - new Date(startedAt))}` : ""}` : "",
+    }[kind];
+  }
+
+  #showCards(changed) {
+    const fresh = document.createDocumentFragment();
+    for (const sheet of changed) {
+      let card = this.cards.get(sheet.number);
+      if (!card) {
+        card = $("sheet-template").content.cloneNode(true).firstElementChild;
+        card.dataset.number = sheet.number;
+        this.cards.set(sheet.number, card);
+        fresh.append(card);
+      } else {
+        this.#tally(card.dataset.status, -1);
+      }
+      this.#tally(sheet.status, 1);
+      this.#showCard(card, sheet);
+    }
+    // Sheets come by number; all at once when the pages have been counted.
+    $("sheets").append(fresh);
+    for (const [number, card] of this.cards) {
+      if (this.live.sheets.has(number)) continue;
+      this.#tally(card.dataset.status, -1);
+      card.remove();
+      this.cards.delete(number);
+    }
+    $("sheets-section").hidden = this.cards.size === 0;
+    for (const input of $("filter").querySelectorAll("input")) input.parentElement.querySelector("b").textContent = count(this.counts[input.value]);
+    this.#showEmpty();
+  }
+
+  #tally(status, by) {
+    this.counts.all += by;
+    this.counts[group(status)] += by;
+  }
+
+  #showCard(card, sheet) {
+    const ready = sheet.status === "ready";
+    card.dataset.status = sheet.status;
+    card.dataset.group = group(sheet.status);
+    const open = card.querySelector(".open");
+    open.disabled = !ready;
+    card.querySelector(".number").textContent = sheet.number;
+    card.querySelector(".title").textContent = sheet.title ?? `Sheet ${sheet.number}`;
+    showBadge(card.querySelector(".state"), sheet.status, SHEET_WORDS);
+    if (ready && sheet.scaled) card.querySelector(".state").lastElementChild.textContent += ` at ${sheet.dpi} dpi`;
+
+    const paper = card.querySelector(".paper");
+    if (!ready) {
+      paper.replaceChildren();
+    } else if (!paper.firstElementChild) {
+      const image = new Image();
+      image.loading = "lazy";
+      image.decoding = "async";
+      image.alt = "";
+      image.src = thumbnailUrl(this.ref, sheet.number);
+      paper.append(image);
+    }
+
+    const failure = card.querySelector(".failure");
+    failure.hidden = sheet.status !== "failed";
+    if (!failure.hidden) {
+      card.querySelector(".detail").textContent = sheet.detail ?? "";
+      card.querySelector("code").textContent = sheet.reason ?? "";
+      const retry = card.querySelector(".retry");
+      retry.disabled = false;
+      retry.textContent = "Retry";
+      retry.setAttribute("aria-label", `Retry sheet ${sheet.number}`);
+    }
+  }
+
+  #showFilter() {
+    $("sheets").dataset.filter = $("filter").querySelector("input:checked").value;
+    this.#showEmpty();
+  }
+
+  #showEmpty() {
+    $("filter-empty").hidden = this.cards.size === 0 || this.counts[$("sheets").dataset.filter] > 0;
+  }
+
+  #clicked(event) {
+    const number = Number(event.target.closest("li")?.dataset.number);
+    if (event.target.closest(".open")) {
+      history.pushState({ opened: true }, "", `#sheet=${number}`);
+      this.viewer.open(number);
+    } else if (event.target.closest(".retry")) {
+      this.#retry(number, event.target.closest(".retry"));
+    }
+  }
+
+  async #retry(number, button) {
+    const live = this.live;
+    button.disabled = true;
+    button.textContent = "Asked to try again…";
+    try {
+      await post(`${uploadUrl(this.ref)}/sheets/${number}/retry`);
+      this.#announce(`Sheet ${number} will be tried again.`);
+      if (isFinal(live.head.status)) await live.resume();
+    } catch (problem) {
+      button.disabled = false;
+      button.textContent = "Retry";
+      button.parentElement.querySelector(".detail").textContent = `${problem.message} (${problem.type})`;
+      button.focus();
+    }
+  }
+
+  async #cancel() {
+    if (!confirm("Cancel this upload? Sheets that are ready stay.")) return;
+    $("cancel").disabled = true;
+    this.#announce("Cancelling.");
+    try {
+      await post(`${uploadUrl(this.ref)}/cancel`);
+      $("news").textContent = "Cancelling…";
+    } catch (problem) {
+      $("cancel").disabled = false;
+      $("news").textContent = `It could not be cancelled (${problem.type}): ${problem.message}`;
+    }
+  }
+}
+
+function group(status) {
+  return status === "ready" || status === "failed" ? status : "open";
+}

@@ -1,0 +1,185 @@
+// The open drawing: OpenSeadragon in a dialog that fills the window, with buttons and keys of our own.
+
+import { $ } from "./dom.js";
+import { sheets } from "./text.js";
+
+const PAN_SHARE = 0.15; // of the visible part, per key
+const ZOOM_STEP = 1.5;
+
+export class Viewer {
+  /**
+   * `of` answers for the upload: sheet(number), readySheets(), descriptor(number);
+   * moved(number) is called after a step to another sheet, closed(number) when the person closes the dialog.
+   */
+  constructor(of) {
+    this.of = of;
+    this.dialog = $("viewer");
+    this.number = 0;
+    this.engine = null;
+    $("viewer-close").addEventListener("click", () => this.dialog.close());
+    $("viewer-previous").addEventListener("click", () => this.#step(-1));
+    $("viewer-next").addEventListener("click", () => this.#step(1));
+    $("viewer-in").addEventListener("click", () => this.#zoom(ZOOM_STEP));
+    $("viewer-out").addEventListener("click", () => this.#zoom(1 / ZOOM_STEP));
+    $("viewer-fit").addEventListener("click", () => this.engine?.viewport.goHome());
+    $("viewer-again").addEventListener("click", () => this.#load());
+    this.dialog.addEventListener("keydown", (event) => this.#key(event));
+    this.dialog.addEventListener("close", () => this.#closed());
+  }
+
+  get isOpen() {
+    return this.dialog.open;
+  }
+
+  open(number) {
+    if (this.isOpen && this.number === number) return;
+    this.number = number;
+    if (!this.isOpen) this.dialog.showModal();
+    document.documentElement.classList.add("viewing");
+    this.update();
+    this.#load();
+  }
+
+  /** Closes without telling `closed`: the address has changed already. */
+  close() {
+    if (!this.isOpen) return;
+    this.number = 0;
+    this.dialog.close();
+  }
+
+  /** The sheets have changed: name, place and neighbours. */
+  update() {
+    const sheet = this.of.sheet(this.number);
+    if (!sheet) return;
+    const ready = this.of.readySheets();
+    const place = ready.indexOf(this.number);
+    $("viewer-title").textContent = sheet.title ?? `Sheet ${sheet.number}`;
+    $("viewer-place").textContent = [
+      `Sheet ${sheet.number}, ${sheets(ready.length)} ready`,
+      ...(sheet.scaled ? [`drawn at ${sheet.dpi} dpi, for it is very large`] : []),
+    ].join(" · ");
+    // Not disabled: a button that loses its focus in the middle of paging takes the keyboard's place with it.
+    $("viewer-previous").setAttribute("aria-disabled", place <= 0);
+    $("viewer-next").setAttribute("aria-disabled", place === ready.length - 1);
+  }
+
+  async #load() {
+    const number = this.number;
+    $("viewer-message").hidden = true;
+    try {
+      await engineScript();
+    } catch {
+      this.#complain("The viewer itself could not be loaded. Check your connection.");
+      return;
+    }
+    if (!this.isOpen || number !== this.number) return;
+    this.engine ??= this.#createEngine();
+    this.engine.canvas.setAttribute("aria-label", `Drawing of sheet ${number}. Arrow keys move, plus and minus zoom, 0 fits it to the screen.`);
+    this.engine.open(this.of.descriptor(number));
+  }
+
+  #createEngine() {
+    const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
+    const engine = OpenSeadragon({
+      element: $("stage"),
+      drawer: "canvas", // line drawings gain nothing from WebGL, and a phone may take the context away
+      showNavigationControl: false,
+      showNavigator: matchMedia("(min-width: 720px) and (min-height: 500px)").matches,
+      navigatorPosition: "BOTTOM_RIGHT",
+      navigatorAutoFade: false,
+      navigatorBackground: "#8d99a6",
+      navigatorBorderColor: "#556270",
+      navigatorDisplayRegionColor: "#b3261e",
+      keyboardNavEnabled: false, // its keys would also flip and rotate the plan; ours work from every button
+      gestureSettingsMouse: { clickToZoom: false, dblClickToZoom: true },
+      gestureSettingsPen: { clickToZoom: false, dblClickToZoom: true },
+      animationTime: calm ? 0 : 0.5,
+      maxZoomPixelRatio: 4,
+      minZoomImageRatio: 0.8,
+      visibilityRatio: 0.3,
+      maxTilesPerFrame: 4,
+      tileRetryMax: 2,
+      placeholderFillStyle: "#ffffff",
+    });
+    engine.addHandler("open", () => {
+      $("viewer-message").hidden = true;
+    });
+    engine.addHandler("open-failed", () => this.#complain("This drawing could not be loaded."));
+    engine.addHandler("tile-load-failed", () => this.#complain("Parts of this drawing could not be loaded."));
+    return engine;
+  }
+
+  #complain(text) {
+    $("viewer-message").hidden = false;
+    $("viewer-message").firstElementChild.textContent = text;
+  }
+
+  #step(by) {
+    const ready = this.of.readySheets();
+    const number = ready[ready.indexOf(this.number) + by];
+    if (number === undefined) return;
+    this.open(number);
+    this.of.moved(number);
+  }
+
+  #zoom(by) {
+    this.engine?.viewport?.zoomBy(by);
+    this.engine?.viewport?.applyConstraints();
+  }
+
+  #pan(right, down) {
+    const viewport = this.engine?.viewport;
+    if (!viewport) return;
+    const visible = viewport.getBounds();
+    viewport.panBy(new OpenSeadragon.Point(right * visible.width * PAN_SHARE, down * visible.height * PAN_SHARE));
+    viewport.applyConstraints();
+  }
+
+  #key(event) {
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    const action = {
+      "[": () => this.#step(-1),
+      "]": () => this.#step(1),
+      PageUp: () => this.#step(-1),
+      PageDown: () => this.#step(1),
+      ArrowLeft: () => (event.shiftKey ? this.#step(-1) : this.#pan(-1, 0)),
+      ArrowRight: () => (event.shiftKey ? this.#step(1) : this.#pan(1, 0)),
+      ArrowUp: () => this.#pan(0, -1),
+      ArrowDown: () => this.#pan(0, 1),
+      "+": () => this.#zoom(ZOOM_STEP),
+      "=": () => this.#zoom(ZOOM_STEP),
+      "-": () => this.#zoom(1 / ZOOM_STEP),
+      0: () => this.engine?.viewport?.goHome(),
+    }[event.key];
+    if (!action) return;
+    event.preventDefault();
+    action();
+  }
+
+  #closed() {
+    if (this.isOpen) return; // opened again before this event came
+    const number = this.number;
+    this.number = 0;
+    this.engine?.close();
+    document.documentElement.classList.remove("viewing");
+    if (number) this.of.closed(number);
+  }
+}
+
+let script = null;
+
+/** Loads OpenSeadragon when the first drawing is opened: a phone that only watches the progress does not fetch it. */
+function engineScript() {
+  script ??= new Promise((resolve, reject) => {
+    const element = document.createElement("script");
+    element.src = "/static/openseadragon/openseadragon.min.js";
+    element.onload = resolve;
+    element.onerror = () => {
+      script = null;
+      element.remove();
+      reject(new Error("not loaded"));
+    };
+    document.head.append(element);
+  });
+  return script;
+}

@@ -1,0 +1,135 @@
+"""Activities that pretend, for tests of the workflow on a real Temporal server."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+from temporalio import activity
+from temporalio.client import Client
+from temporalio.worker import Worker
+
+from activities.errors import SiteLinkError, to_application_error
+from activities.interface import (
+    STORAGE_QUEUE,
+    TILE_QUEUE,
+    BucketState,
+    CountPages,
+    DiscardScratch,
+    Document,
+    ListSheets,
+    Page,
+    TiledPage,
+    TilePage,
+    UploadActivities,
+    UploadPage,
+    WriteManifest,
+)
+from activities.records import SheetRecord, Snapshot, UploadOptions
+from worker.app import workflow_worker
+
+HOST_QUEUE = "host-pretended"
+
+
+class FakeActivities(UploadActivities):
+    """A bucket in memory; errors are raised in the order in which a test lines them up.
+
+    Args:
+        pages: What ``count_pages`` finds, or the error that it raises.
+        window: The upload's window.
+    """
+
+    def __init__(self, pages: Sequence[Page] | SiteLinkError, *, window: int = 16) -> None:
+        self.pages = pages
+        self.options = UploadOptions(window=window)
+        self.committed: dict[int, SheetRecord] = {}
+        self.manifest: Snapshot | None = None
+        self.tile_errors: dict[int, list[SiteLinkError]] = {}
+        self.upload_errors: dict[int, list[SiteLinkError]] = {}
+        self.tiled: list[int] = []
+        self.discarded: list[str] = []
+        self.in_flight = 0
+        self.most_in_flight = 0
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    @activity.defn
+    async def count_pages(self, args: CountPages) -> Document:
+        """The pages, or the error."""
+        if isinstance(self.pages, SiteLinkError):
+            raise to_application_error(self.pages)
+        return Document(tuple(self.pages))
+
+    @activity.defn
+    async def list_sheets(self, args: ListSheets) -> BucketState:
+        """What the pretended bucket holds."""
+        return BucketState(self.options, tuple(self.committed.values()), self.manifest)
+
+    @activity.defn
+    async def tile_page(self, args: TilePage) -> TiledPage:
+        """Waits for the gate, beating, so that a test can look at a sheet in flight."""
+        self.in_flight += 1
+        self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        try:
+            self.tiled.append(args.number)
+            while not self.gate.is_set():
+                activity.heartbeat()
+                await asyncio.sleep(0.05)
+            _raise_next(self.tile_errors, args.number)
+            return TiledPage(HOST_QUEUE, f"page-{args.number}", {"pretended": "1"})
+        finally:
+            self.in_flight -= 1
+
+    @activity.defn
+    async def upload_page(self, args: UploadPage) -> SheetRecord:
+        """Commits the sheet."""
+        _raise_next(self.upload_errors, args.page.number)
+        return self.commit(args.page)
+
+    def commit(self, page: Page) -> SheetRecord:
+        """Puts a sheet into the pretended bucket."""
+        record = SheetRecord(page.number, page.width, page.height, page.dpi, page.scaled, page.title, 256, 1, 85, 8, 4321, "0" * 64, {})
+        self.committed[page.number] = record
+        return record
+
+    @activity.defn
+    async def write_manifest(self, args: WriteManifest) -> None:
+        """Keeps the manifest."""
+        self.manifest = args.snapshot
+
+    @activity.defn
+    async def discard_scratch(self, args: DiscardScratch) -> None:
+        """Notes the upload."""
+        self.discarded.append(args.ref)
+
+
+def _raise_next(errors: dict[int, list[SiteLinkError]], number: int) -> None:
+    if errors.get(number):
+        error = errors[number].pop(0)
+        raise to_application_error(error)
+
+
+def pages(count: int) -> list[Page]:
+    """So many good pages of 100 x 50 px."""
+    return [Page(number, f"A-{100 + number}", 100, 50, 300) for number in range(1, count + 1)]
+
+
+def without_version(snapshot: Snapshot) -> Snapshot:
+    """The same state whenever it was reached."""
+    return replace(snapshot, version=0, updated_at="", sheets=tuple(replace(sheet, version=0) for sheet in snapshot.sheets))
+
+
+@asynccontextmanager
+async def working(client: Client, fake: FakeActivities, *, tile_slots: int = 16) -> AsyncIterator[None]:
+    """Runs the real workflow worker and workers around the pretended activities."""
+
+    def worker(queue: str, slots: int, *activities: object) -> Worker:
+        return Worker(client, task_queue=queue, activities=activities, max_concurrent_activities=slots)  # type: ignore[arg-type]
+
+    async with (
+        workflow_worker(client),
+        worker(TILE_QUEUE, tile_slots, fake.count_pages, fake.tile_page),
+        worker(STORAGE_QUEUE, 4, fake.list_sheets, fake.write_manifest),
+        worker(HOST_QUEUE, 16, fake.upload_page, fake.discard_scratch),
+    ):
+        yield

@@ -1,0 +1,395 @@
+"""``ProcessUpload`` on a real Temporal server, with pretended activities."""
+
+import asyncio
+import os
+import secrets
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from deploy.temporal import TemporalServer
+from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError, WorkflowHandle
+from temporalio.common import SearchAttributeKey
+from temporalio.exceptions import ApplicationError, CancelledError
+
+from activities.errors import NotAPdf, PageUnreadable, RenderCrashed, StorageUnavailable, TilesMissing
+from activities.interface import Page
+from activities.keys import UploadRef
+from activities.records import SheetStatus, Snapshot, UploadStatus
+from tests.workflow.fakes import FakeActivities, pages, without_version, working
+from workflows.client import reopen, start
+from workflows.messages import SEARCH_ATTRIBUTES, ProgressAfter, SheetNumbers
+from workflows.upload import MAX_LOSSES, MAX_WAITERS, ProcessUpload
+
+HISTORIES = Path(__file__).parents[1] / "replay" / "histories"
+
+
+@pytest.fixture
+async def client(temporal_server: TemporalServer) -> Client:
+    """A client of the real server."""
+    return await Client.connect(temporal_server.address)
+
+
+@pytest.fixture(scope="module")
+def forgetful_server(temporal_binary: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TemporalServer]:
+    """A server that suggests continue-as-new after 60 events."""
+    server = TemporalServer(
+        temporal_binary,
+        tmp_path_factory.mktemp("forgetful") / "temporal.db",
+        dynamic_config={"limit.historyCount.suggestContinueAsNew": "60"},
+    )
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def ref() -> UploadRef:
+    """An upload of its own for every test."""
+    return UploadRef("acme", "tower", "a1", secrets.token_hex(8))
+
+
+def handle_of(client: Client, ref: UploadRef) -> WorkflowHandle[Any, Snapshot]:
+    """The upload's latest run."""
+    return client.get_workflow_handle_for(ProcessUpload.run, ref.workflow_id)
+
+
+async def until(condition: Callable[[], bool | Awaitable[bool]], seconds: float = 20) -> None:
+    """Waits until the condition holds."""
+    async with asyncio.timeout(seconds):
+        while True:
+            holds = condition()
+            if holds if isinstance(holds, bool) else await holds:
+                return
+            await asyncio.sleep(0.05)
+
+
+async def keep_history(handle: WorkflowHandle[Any, Any], name: str) -> None:
+    """Exports the history for the replay tests when ``SITELINK_KEEP_HISTORIES`` is set."""
+    if os.environ.get("SITELINK_KEEP_HISTORIES"):
+        HISTORIES.mkdir(exist_ok=True)
+        (HISTORIES / f"{name}.json").write_text((await handle.fetch_history()).to_json())
+
+
+async def test_every_sheet_ready_is_complete(client: Client, ref: UploadRef) -> None:
+    """A plain upload ends complete, frees the scratch, and its manifest is its last state."""
+    fake = FakeActivities(pages(5))
+    async with working(client, fake):
+        await start(client, ref)
+        result = await handle_of(client, ref).result()
+        last = await handle_of(client, ref).query(ProcessUpload.progress)
+        await keep_history(handle_of(client, ref), "plain")
+    assert (result.status, result.completed_pages, result.progress) == (UploadStatus.COMPLETE, 5, 100)
+    assert fake.manifest == last
+    assert fake.discarded == [str(ref)]
+    assert [sheet.title for sheet in last.sheets] == ["A-101", "A-102", "A-103", "A-104", "A-105"]
+
+
+async def test_started_twice_runs_once(client: Client, ref: UploadRef) -> None:
+    """A second start, during the run and after it, is success and changes nothing."""
+    fake = FakeActivities(pages(1))
+    async with working(client, fake):
+        await start(client, ref)
+        await start(client, ref)
+        first = await handle_of(client, ref).result()
+        await start(client, ref)
+        assert await handle_of(client, ref).result() == first
+    assert fake.tiled == [1]
+
+
+async def test_search_attributes_and_details_tell_operators(client: Client, ref: UploadRef) -> None:
+    """An upload is found by plan and its state is read without opening its history."""
+    fake = FakeActivities([*pages(1), Page(2, reason=PageUnreadable.__name__, detail="no area")])
+    async with working(client, fake):
+        await start(client, ref)
+        await handle_of(client, ref).result()
+        description = await handle_of(client, ref).describe()
+    values = [description.typed_search_attributes[key] for key in map(SearchAttributeKey.for_keyword, SEARCH_ATTRIBUTES)]
+    assert values == ["acme", "tower", "a1", "partial", "PageUnreadable"]
+
+
+async def test_failed_sheet_does_not_fail_the_others(client: Client, ref: UploadRef) -> None:
+    """One sheet that fails for good makes the upload partial, with the reason in the sheet."""
+    fake = FakeActivities(pages(3))
+    fake.tile_errors[2] = [PageUnreadable("page 2 cannot be loaded")]
+    async with working(client, fake):
+        await start(client, ref)
+        result = await handle_of(client, ref).result()
+    assert (result.status, result.progress) == (UploadStatus.PARTIAL, 67)
+    assert fake.manifest is not None
+    assert (fake.manifest.sheets[1].reason, fake.manifest.sheets[1].detail) == ("PageUnreadable", "page 2 cannot be loaded")
+
+
+async def test_no_sheet_ready_is_failed(client: Client, ref: UploadRef) -> None:
+    """The run closes Failed, after the manifest, with the first reason."""
+    fake = FakeActivities(pages(2))
+    fake.tile_errors = {number: [PageUnreadable(f"page {number}")] for number in (1, 2)}
+    async with working(client, fake):
+        await start(client, ref)
+        with pytest.raises(WorkflowFailureError) as failure:
+            await handle_of(client, ref).result()
+    assert isinstance(failure.value.cause, ApplicationError)
+    assert (failure.value.cause.type, failure.value.cause.message) == ("PageUnreadable", "page 1")
+    assert fake.manifest is not None
+    assert fake.manifest.status is UploadStatus.FAILED
+
+
+async def test_refused_document_is_failed_by_name(client: Client, ref: UploadRef) -> None:
+    """A document that cannot be used fails the upload with the error's own name and sentence."""
+    fake = FakeActivities(NotAPdf("the file starts with '<html>'"))
+    async with working(client, fake):
+        await start(client, ref)
+        with pytest.raises(WorkflowFailureError) as failure:
+            await handle_of(client, ref).result()
+    assert isinstance(failure.value.cause, ApplicationError)
+    assert failure.value.cause.type == "NotAPdf"
+    assert fake.manifest is not None
+    assert (fake.manifest.status, fake.manifest.reason, fake.manifest.detail) == ("failed", "NotAPdf", "the file starts with '<html>'")
+
+
+async def test_faults_are_retried_by_temporal(client: Client, ref: UploadRef) -> None:
+    """A render fault and a failing bucket are tried again and leave no trace in the result."""
+    fake = FakeActivities(pages(3))
+    fake.tile_errors[2] = [RenderCrashed("signal 11")]
+    fake.upload_errors[3] = [StorageUnavailable("503")]
+    async with working(client, fake):
+        await start(client, ref)
+        result = await handle_of(client, ref).result()
+        await keep_history(handle_of(client, ref), "retried-sheet")
+    assert result.status is UploadStatus.COMPLETE
+    assert sorted(fake.tiled) == [1, 2, 2, 3]
+
+
+async def test_lost_tiles_are_tiled_again(client: Client, ref: UploadRef) -> None:
+    """A sheet whose host lost its tiles is tiled again; when that never ends, it fails as WorkerLost."""
+    fake = FakeActivities(pages(2))
+    fake.upload_errors = {1: [TilesMissing("gone")], 2: [TilesMissing("gone")] * 10}
+    async with working(client, fake):
+        await start(client, ref)
+        result = await handle_of(client, ref).result()
+    assert result.status is UploadStatus.PARTIAL
+    assert (fake.tiled.count(1), fake.tiled.count(2)) == (2, 1 + MAX_LOSSES)
+    assert fake.manifest is not None
+    assert fake.manifest.sheets[1].reason == "WorkerLost"
+
+
+async def test_window_bounds_the_sheets_in_flight(client: Client, ref: UploadRef) -> None:
+    """No more sheets are begun than the window allows."""
+    fake = FakeActivities(pages(12), window=3)
+    async with working(client, fake):
+        await start(client, ref)
+        await handle_of(client, ref).result()
+    assert fake.most_in_flight <= 3
+    assert len(fake.committed) == 12
+
+
+async def test_prioritized_sheet_is_tiled_next(client: Client, ref: UploadRef) -> None:
+    """A sheet that someone waits for goes before those that were not begun."""
+    fake = FakeActivities(pages(9), window=1)
+    fake.gate.clear()
+    async with working(client, fake, tile_slots=1):
+        await start(client, ref)
+        await until(lambda: fake.tiled == [1])
+        await handle_of(client, ref).signal(ProcessUpload.prioritize, SheetNumbers((8, 5)))
+        fake.gate.set()
+        await handle_of(client, ref).result()
+    assert fake.tiled[:3] == [1, 8, 5]
+
+
+async def test_continue_as_new_loses_and_repeats_nothing(forgetful_server: TemporalServer, ref: UploadRef) -> None:
+    """A long upload goes through several runs; each sheet is done once and the version only grows."""
+    client = await Client.connect(forgetful_server.address)
+    fake = FakeActivities(pages(40), window=4)
+    versions = []
+    async with working(client, fake):
+        await start(client, ref)
+        first_run = (await handle_of(client, ref).describe()).run_id
+        handle = handle_of(client, ref)
+
+        async def ended() -> bool:
+            snapshot = await handle.query(ProcessUpload.progress)
+            versions.append((snapshot.version, snapshot.completed_pages))
+            return snapshot.status.is_final
+
+        await until(ended, 60)
+        result = await handle.result()
+        description = await handle.describe()
+        await keep_history(client.get_workflow_handle(ref.workflow_id, run_id=first_run), "continue-as-new-first")
+        await keep_history(client.get_workflow_handle(ref.workflow_id, run_id=description.run_id), "continue-as-new-last")
+    assert description.run_id != first_run
+    assert (result.status, result.completed_pages) == (UploadStatus.COMPLETE, 40)
+    assert sorted(fake.tiled) == list(range(1, 41))
+    assert versions == sorted(versions)
+
+
+async def test_cancel_leaves_nothing_in_flight(client: Client, ref: UploadRef) -> None:
+    """A cancelled upload closes Canceled, keeps its ready sheets, and no activity of it runs on."""
+    fake = FakeActivities(pages(8), window=4)
+    async with working(client, fake):
+        fake.tile_errors[4] = []
+        await start(client, ref)
+        handle = handle_of(client, ref)
+        await until(lambda: len(fake.committed) >= 1)
+        fake.gate.clear()
+        await until(lambda: fake.in_flight > 0 or len(fake.committed) == 8)
+        await handle.cancel()
+        with pytest.raises(WorkflowFailureError) as failure:
+            await handle.result()
+        assert fake.in_flight == 0
+        description = await handle.describe()
+        await keep_history(handle, "cancelled")
+    assert isinstance(failure.value.cause, CancelledError)
+    assert description.status is WorkflowExecutionStatus.CANCELED
+    assert fake.manifest is not None
+    assert fake.manifest.status is UploadStatus.CANCELLED
+    ready = [sheet.number for sheet in fake.manifest.sheets if sheet.status is SheetStatus.READY]
+    assert ready == sorted(fake.committed)
+    assert {sheet.status for sheet in fake.manifest.sheets} == {SheetStatus.READY, SheetStatus.PENDING}
+    assert fake.discarded == [str(ref)]
+
+
+async def test_reconcile_of_a_finished_upload_tiles_what_is_missing(client: Client, ref: UploadRef) -> None:
+    """Looking again at the bucket finds a sheet gone, says so, and makes it once more; the version grows on."""
+    fake = FakeActivities(pages(3))
+    async with working(client, fake):
+        await start(client, ref)
+        before = await handle_of(client, ref).result()
+        del fake.committed[2]
+        await asyncio.gather(*(reopen(client, ref, "force_reconcile") for _ in range(3)))
+        after = await handle_of(client, ref).result()
+        await keep_history(handle_of(client, ref), "reopened")
+    assert sorted(fake.tiled) == [1, 2, 2, 3]
+    assert (after.status, after.reconciled) == (UploadStatus.COMPLETE, True)
+    assert after.version > before.version
+
+
+async def test_reconcile_of_a_running_upload_counts_what_is_there(client: Client, ref: UploadRef) -> None:
+    """A sheet that appeared in the bucket is not tiled again."""
+    fake = FakeActivities(pages(6), window=1)
+    fake.gate.clear()
+    async with working(client, fake):
+        await start(client, ref)
+        await until(lambda: fake.in_flight == 1)
+        fake.commit(pages(6)[4])
+        await handle_of(client, ref).signal(ProcessUpload.force_reconcile)
+
+        async def seen() -> bool:
+            return (await handle_of(client, ref).query(ProcessUpload.progress)).reconciled
+
+        await until(seen)
+        fake.gate.set()
+        result = await handle_of(client, ref).result()
+    assert fake.tiled == [1, 2, 3, 4, 6]
+    assert result.status is UploadStatus.COMPLETE
+
+
+async def test_cancelled_upload_is_resumed_only_when_asked(client: Client, ref: UploadRef) -> None:
+    """Reconciling a cancelled upload tiles nothing; retrying it does the rest."""
+    fake = FakeActivities(pages(4), window=1)
+    async with working(client, fake):
+        await start(client, ref)
+        await until(lambda: len(fake.committed) >= 1)
+        fake.gate.clear()
+        await handle_of(client, ref).cancel()
+        with pytest.raises(WorkflowFailureError):
+            await handle_of(client, ref).result()
+        fake.gate.set()
+        tiled = list(fake.tiled)
+        await reopen(client, ref, "force_reconcile")
+        reconciled = await handle_of(client, ref).result()
+        assert (reconciled.status, reconciled.reconciled) == (UploadStatus.CANCELLED, True)
+        assert fake.tiled == tiled
+        await reopen(client, ref, "retry_sheets", SheetNumbers())
+        resumed = await handle_of(client, ref).result()
+    assert resumed.status is UploadStatus.COMPLETE
+
+
+async def test_retry_of_a_failed_sheet_makes_a_partial_upload_complete(client: Client, ref: UploadRef) -> None:
+    """Only the failed sheet is done again."""
+    fake = FakeActivities(pages(3))
+    fake.tile_errors[2] = [PageUnreadable("page 2 cannot be loaded")]
+    async with working(client, fake):
+        await start(client, ref)
+        assert (await handle_of(client, ref).result()).status is UploadStatus.PARTIAL
+        await reopen(client, ref, "retry_sheets", SheetNumbers((2,)))
+        result = await handle_of(client, ref).result()
+    assert (result.status, result.progress) == (UploadStatus.COMPLETE, 100)
+    assert sorted(fake.tiled) == [1, 2, 2, 3]
+
+
+async def test_lost_history_is_made_up_from_the_bucket(client: Client, ref: UploadRef) -> None:
+    """A first run over a bucket that holds committed sheets does only the rest."""
+    fake = FakeActivities(pages(5))
+    for page in pages(5):
+        if page.number != 3:
+            fake.commit(page)
+    async with working(client, fake):
+        await start(client, ref)
+        result = await handle_of(client, ref).result()
+    assert fake.tiled == [3]
+    assert (result.status, result.completed_pages) == (UploadStatus.COMPLETE, 5)
+
+
+async def test_progress_after_gives_every_change_once(client: Client, ref: UploadRef) -> None:
+    """A watcher that only asks for what is newer holds the same state as the query."""
+    fake = FakeActivities(pages(6), window=2)
+    async with working(client, fake):
+        await start(client, ref)
+        handle = handle_of(client, ref)
+        snapshot = await handle.query(ProcessUpload.progress)
+        sheets = {sheet.number: sheet for sheet in snapshot.sheets}
+        async with asyncio.timeout(30):
+            while not snapshot.status.is_final:
+                newer = await handle.execute_update(
+                    ProcessUpload.progress_after, ProgressAfter(snapshot.version), id=f"watch-1-{snapshot.version}"
+                )
+                assert newer.version > snapshot.version
+                assert all(sheet.version > snapshot.version for sheet in newer.sheets)
+                sheets.update((sheet.number, sheet) for sheet in newer.sheets)
+                snapshot = newer
+        await handle.result()
+        last = await handle.query(ProcessUpload.progress)
+    assert tuple(sheets.values()) == last.sheets
+    assert without_version(last).completed_pages == 6
+
+
+async def test_eighth_waiter_lets_the_oldest_go(client: Client, ref: UploadRef) -> None:
+    """Waiting updates stay below Temporal's silent limit: the oldest returns unchanged."""
+    fake = FakeActivities(pages(2))
+    fake.gate.clear()
+    async with working(client, fake):
+        await start(client, ref)
+        handle = handle_of(client, ref)
+
+        async def tiling() -> bool:
+            snapshot = await handle.query(ProcessUpload.progress)
+            return [sheet.status for sheet in snapshot.sheets] == [SheetStatus.TILING] * 2
+
+        await until(tiling)
+        version = (await handle.query(ProcessUpload.progress)).version
+
+        async def watch(number: int) -> Snapshot:
+            return await handle.execute_update(ProcessUpload.progress_after, ProgressAfter(version), id=f"watch-{number}")
+
+        watchers = []
+        for number in range(MAX_WAITERS + 1):
+            watchers.append(asyncio.create_task(watch(number)))
+            await asyncio.sleep(0.1)
+        done, waiting = await asyncio.wait(watchers, timeout=5, return_when=asyncio.FIRST_COMPLETED)
+        assert done == {watchers[0]}
+        assert (watchers[0].result().version, watchers[0].result().sheets) == (version, ())
+        assert len(waiting) == MAX_WAITERS
+        fake.gate.set()
+        assert all(snapshot.version > version for snapshot in await asyncio.gather(*watchers[1:]))
+        await handle.result()
+
+
+async def test_ten_uploads_of_two_organizations_all_finish(client: Client) -> None:
+    """Uploads started together end together, each in its own state."""
+    fake = FakeActivities(pages(3), window=2)
+    refs = [UploadRef(("acme", "zeta")[index % 2], "tower", "a1", secrets.token_hex(8)) for index in range(10)]
+    async with working(client, fake, tile_slots=2):
+        await asyncio.gather(*(start(client, each) for each in refs))
+        results = await asyncio.gather(*(handle_of(client, each).result() for each in refs))
+    assert {result.status for result in results} == {UploadStatus.COMPLETE}

@@ -71,11 +71,13 @@ async def run_tile_role(client: Client, settings: WorkerSettings, stop: asyncio.
         logger.info("host", extra={"host": scratch.host, "render_slots": settings.render_slots})
         try:
             async with (
-                _worker(client, STORAGE_QUEUE, STORAGE_SLOTS, activities.list_sheets, activities.write_manifest),
-                _worker(client, host_queue(scratch.host), settings.upload_slots, activities.upload_page, activities.discard_scratch),
+                activity_worker(client, STORAGE_QUEUE, STORAGE_SLOTS, activities.list_sheets, activities.write_manifest),
+                activity_worker(
+                    client, host_queue(scratch.host), settings.upload_slots, activities.upload_page, activities.discard_scratch
+                ),
             ):
                 async with (
-                    _worker(client, TILE_QUEUE, settings.render_slots, activities.count_pages, activities.tile_page),
+                    activity_worker(client, TILE_QUEUE, settings.render_slots, activities.count_pages, activities.tile_page),
                     _janitor(scratch),
                 ):
                     await stop.wait()
@@ -84,7 +86,8 @@ async def run_tile_role(client: Client, settings: WorkerSettings, stop: asyncio.
             await children.close()
 
 
-def _worker(client: Client, queue: str, slots: int, *activities: object) -> Worker:
+def activity_worker(client: Client, queue: str, slots: int, *activities: object) -> Worker:
+    """The worker of one activity queue: cancellations arrive within a second, and it has as many slots as it can really serve."""
     return Worker(
         client,
         task_queue=queue,

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 from temporalio import activity
 from temporalio.client import Client
-from temporalio.worker import Worker
 
 from activities.errors import SiteLinkError, to_application_error
 from activities.interface import (
@@ -26,7 +25,7 @@ from activities.interface import (
     WriteManifest,
 )
 from activities.records import SheetRecord, Snapshot, UploadOptions
-from worker.app import workflow_worker
+from worker.app import activity_worker, workflow_worker
 
 HOST_QUEUE = "host-pretended"
 
@@ -122,14 +121,10 @@ def without_version(snapshot: Snapshot) -> Snapshot:
 @asynccontextmanager
 async def working(client: Client, fake: FakeActivities, *, tile_slots: int = 16) -> AsyncIterator[None]:
     """Runs the real workflow worker and workers around the pretended activities."""
-
-    def worker(queue: str, slots: int, *activities: object) -> Worker:
-        return Worker(client, task_queue=queue, activities=activities, max_concurrent_activities=slots)  # type: ignore[arg-type]
-
     async with (
         workflow_worker(client),
-        worker(TILE_QUEUE, tile_slots, fake.count_pages, fake.tile_page),
-        worker(STORAGE_QUEUE, 4, fake.list_sheets, fake.write_manifest),
-        worker(HOST_QUEUE, 16, fake.upload_page, fake.discard_scratch),
+        activity_worker(client, TILE_QUEUE, tile_slots, fake.count_pages, fake.tile_page),
+        activity_worker(client, STORAGE_QUEUE, 4, fake.list_sheets, fake.write_manifest),
+        activity_worker(client, HOST_QUEUE, 16, fake.upload_page, fake.discard_scratch),
     ):
         yield

@@ -28,7 +28,7 @@ HISTORIES = Path(__file__).parents[1] / "replay" / "histories"
 @pytest.fixture
 async def client(temporal_server: TemporalServer) -> Client:
     """A client of the real server."""
-    return await Client.connect(temporal_server.address)
+    return await Client.connect(temporal_server.address, identity="test")
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +199,7 @@ async def test_prioritized_sheet_is_tiled_next(client: Client, ref: UploadRef) -
 
 async def test_continue_as_new_loses_and_repeats_nothing(forgetful_server: TemporalServer, ref: UploadRef) -> None:
     """A long upload goes through several runs; each sheet is done once and the version only grows."""
-    client = await Client.connect(forgetful_server.address)
+    client = await Client.connect(forgetful_server.address, identity="test")
     fake = FakeActivities(pages(40), window=4)
     versions = []
     async with working(client, fake):

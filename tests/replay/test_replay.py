@@ -1,0 +1,45 @@
+"""Histories of real runs still replay: a deploy of changed workflow code does not break what runs.
+
+The histories are exported by ``tests/workflow`` when ``SITELINK_KEEP_HISTORIES`` is set. A change to the issued commands ships with
+``workflow.patched`` and one history more; an old one is never replaced.
+"""
+
+from pathlib import Path
+
+import pytest
+from temporalio.api.enums.v1 import EventType
+from temporalio.client import WorkflowHistory
+from temporalio.worker import Replayer
+
+from workflows.upload import ProcessUpload
+
+HISTORIES = Path(__file__).parent / "histories"
+
+
+@pytest.mark.parametrize("path", sorted(HISTORIES.glob("*.json")), ids=lambda path: path.stem)
+async def test_history_replays(path: Path) -> None:
+    """The workflow issues the commands that it issued then."""
+    await Replayer(workflows=[ProcessUpload]).replay_workflow(_history(path.stem))
+
+
+@pytest.mark.parametrize(
+    ("name", "event"),
+    [
+        ("plain", "EVENT_TYPE_WORKFLOW_EXECUTION_COMPLETED"),
+        ("continue-as-new-first", "EVENT_TYPE_WORKFLOW_EXECUTION_CONTINUED_AS_NEW"),
+        ("cancelled", "EVENT_TYPE_WORKFLOW_EXECUTION_CANCELED"),
+        ("reopened", "EVENT_TYPE_WORKFLOW_EXECUTION_SIGNALED"),
+    ],
+)
+def test_history_proves_what_its_name_says(name: str, event: str) -> None:
+    """The set covers the ways in which a run goes."""
+    assert EventType.Value(event) in {each.event_type for each in _history(name).events}
+
+
+def test_retried_sheet_was_attempted_twice() -> None:
+    """The history with a retried sheet holds a second attempt."""
+    assert 2 in [each.activity_task_started_event_attributes.attempt for each in _history("retried-sheet").events]
+
+
+def _history(name: str) -> WorkflowHistory:
+    return WorkflowHistory.from_json(name, (HISTORIES / f"{name}.json").read_text())

@@ -12,6 +12,9 @@
       UploadNotFound   never accepted, or marked deleted
       NewerSchema      a record was written by a newer release                                    final
       Terminated       an operator ended the run
+      RequestError     InvalidRequest MalformedId SheetNotFound IdempotencyConflict AlreadyFinished
+                       ForeignHost ForeignOrigin                                                  the API's answer to one request
+      TemporalUnavailable                                                                         the API's answer, for now
 
 The class name is the ``ApplicationError.type`` in Temporal, the ``type`` of the API's problem documents and a sheet's ``reason``.
 """
@@ -159,6 +162,44 @@ class StorageDenied(BucketError):
 
 class NoSuchBucket(BucketError):
     """There is no bucket of this name."""
+
+
+class RequestError(SiteLinkError):
+    """The API cannot do what one request asks."""
+
+    final = True
+
+
+class InvalidRequest(RequestError):
+    """The request cannot be understood."""
+
+
+class MalformedId(RequestError):
+    """A name in the path is no id."""
+
+
+class SheetNotFound(RequestError):
+    """The upload has no such sheet."""
+
+
+class IdempotencyConflict(RequestError):
+    """The Idempotency-Key was used for something else."""
+
+
+class AlreadyFinished(RequestError):
+    """There is nothing left to do that about."""
+
+
+class ForeignHost(RequestError):
+    """The request names a host that this server is not."""
+
+
+class ForeignOrigin(RequestError):
+    """A page of another site sent the request."""
+
+
+class TemporalUnavailable(SiteLinkError):
+    """Temporal does not answer."""
 
 
 def to_application_error(error: SiteLinkError, *, final: bool | None = None) -> ApplicationError:

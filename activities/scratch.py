@@ -58,6 +58,7 @@ class Scratch:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
+            self._lock.close()
             msg = f"another worker uses the scratch directory {directory}; give each its own SITELINK_SCRATCH_DIR"
             raise ScratchInUse(msg) from error
         self.host = _host_id(directory / "host")
@@ -66,6 +67,10 @@ class Scratch:
         for path in (*self._sources.glob("*.part"), *self._pages.glob("*.part")):
             _remove(path)
         self.clean()
+
+    def close(self) -> None:
+        """Lets another worker use the directory."""
+        self._lock.close()
 
     def clean(self) -> None:
         """Removes pages and sources that nobody came back for."""

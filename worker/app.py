@@ -84,6 +84,7 @@ async def run_tile_role(client: Client, settings: WorkerSettings, stop: asyncio.
                 await _drain(scratch)
         finally:
             await children.close()
+            scratch.close()
 
 
 def activity_worker(client: Client, queue: str, slots: int, *activities: object) -> Worker:

@@ -1,0 +1,138 @@
+"""The scratch directory of a host: fetched once, published by rename, cleaned after any crash."""
+
+import asyncio
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from temporalio.testing import ActivityEnvironment
+
+from activities.attempt import Attempt
+from activities.errors import SourceMissing, StorageUnavailable
+from activities.keys import UploadRef
+from activities.records import UploadOptions, UploadRecord, timestamp
+from activities.scratch import PAGE_AGE_S, Scratch, ScratchInUse
+from activities.storage import Bucket, BucketSettings
+
+REF = UploadRef("acme", "tower", "a1", "u1")
+BODY = b"%PDF-1.7 " + b"x" * 100_000
+RECORD = UploadRecord("plan.pdf", len(BODY), hashlib.sha256(BODY).hexdigest(), UploadOptions(), timestamp(datetime.now(UTC)))
+
+
+class CountingBucket(Bucket):
+    """A real bucket that counts the reads of the source."""
+
+    reads = 0
+
+    def chunks(self, key: str) -> Iterator[bytes]:
+        """Counts, then reads."""
+        self.reads += 1
+        return super().chunks(key)
+
+
+@pytest.fixture
+def bucket(tmp_path: Path) -> CountingBucket:
+    """A bucket that holds the PDF."""
+    bucket = CountingBucket(BucketSettings((tmp_path / "bucket").as_uri()))
+    bucket.put(REF.source, BODY)
+    return bucket
+
+
+@pytest.fixture
+def open_scratch(tmp_path: Path) -> Iterator[Callable[..., Scratch]]:
+    """Opens the scratch below the test's own directory, as each new worker process would."""
+    with ExitStack() as stack:
+        yield lambda limit_bytes=1 << 30: stack.enter_context(closing(Scratch(tmp_path / "scratch", limit_bytes)))
+
+
+async def test_source_is_fetched_once_and_kept_while_used(
+    open_scratch: Callable[..., Scratch], tmp_path: Path, bucket: CountingBucket
+) -> None:
+    """Many pages share one download, and discarding an upload leaves what another activity reads."""
+    scratch = open_scratch()
+
+    async def read() -> bytes:
+        async with scratch.source(REF, RECORD, bucket, Attempt()) as path:
+            scratch.discard(REF)
+            return await asyncio.to_thread(path.read_bytes)
+
+    async def many() -> list[bytes]:
+        return list(await asyncio.gather(*(read() for _ in range(8))))
+
+    assert await ActivityEnvironment().run(many) == [BODY] * 8
+    assert bucket.reads == 1
+    scratch.discard(REF)
+    assert not list((tmp_path / "scratch" / "sources").iterdir())
+
+
+async def test_missing_source_is_named_and_wrong_bytes_are_retried(
+    open_scratch: Callable[..., Scratch], tmp_path: Path, bucket: CountingBucket
+) -> None:
+    """Only a bucket that answers 'no such object' makes SourceMissing; other bytes than were accepted are the bucket's fault."""
+    scratch = open_scratch()
+
+    async def read() -> None:
+        async with scratch.source(REF, RECORD, bucket, Attempt()):
+            pass
+
+    bucket.put(REF.source, BODY[:-1] + b"y")
+    with pytest.raises(StorageUnavailable, match="was accepted"):
+        await ActivityEnvironment().run(read)
+    bucket.delete([REF.source])
+    with pytest.raises(SourceMissing):
+        await ActivityEnvironment().run(read)
+    assert not list((tmp_path / "scratch" / "sources").iterdir())
+
+
+def test_second_worker_is_refused_and_the_host_keeps_its_id(open_scratch: Callable[..., Scratch]) -> None:
+    """Two workers on one scratch would clean each other's pages away."""
+    first = open_scratch()
+    with pytest.raises(ScratchInUse, match="SITELINK_SCRATCH_DIR"):
+        open_scratch()
+    host = first.host
+    first.close()
+    assert open_scratch().host == host
+
+
+def test_start_removes_what_a_crash_left_unfinished(open_scratch: Callable[..., Scratch], tmp_path: Path) -> None:
+    """Unpublished pages and downloads go at once, published pages only when nobody can want them any more."""
+    scratch = open_scratch()
+    unfinished = scratch.new_page(REF, 1)
+    kept = scratch.page(scratch.publish(scratch.new_page(REF, 2)))
+    abandoned = scratch.page(scratch.publish(scratch.new_page(REF, 3)))
+    old = time.time() - PAGE_AGE_S - 60
+    os.utime(abandoned, (old, old))
+    download = tmp_path / "scratch" / "sources" / "x.part"
+    download.touch()
+    scratch.close()
+    open_scratch()
+    assert [path.exists() for path in (unfinished, kept, abandoned, download)] == [False, True, False, False]
+
+
+def test_page_of_an_upload_is_discarded_with_it(open_scratch: Callable[..., Scratch]) -> None:
+    """What a cancelled upload left on the scratch goes, other uploads stay."""
+    scratch = open_scratch()
+    other = UploadRef("acme", "tower", "a1", "u2")
+    mine, theirs = (scratch.page(scratch.publish(scratch.new_page(ref, 1))) for ref in (REF, other))
+    scratch.discard(REF)
+    assert (mine.exists(), theirs.exists(), scratch.has_pages) == (False, True, True)
+
+
+async def test_pages_wait_for_room_with_heartbeats(open_scratch: Callable[..., Scratch]) -> None:
+    """A full scratch holds tiling back and does not fail it."""
+    scratch = open_scratch(10)
+    page = scratch.page(scratch.publish(scratch.new_page(REF, 1)))
+    (page / "tiles.zip").write_bytes(b"x" * 11)
+    beats = []
+    waiting = asyncio.create_task(scratch.wait_for_room(lambda: beats.append(1)))
+    async with asyncio.timeout(10):
+        while not beats:  # noqa: ASYNC110 - a callback's list
+            await asyncio.sleep(0.01)
+    assert not waiting.done()
+    scratch.remove(page)
+    await asyncio.wait_for(waiting, 10)

@@ -8,7 +8,9 @@ Oddities of a local directory that this module hides or its callers must know:
 """
 
 import ctypes
+import errno
 import os
+import re
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +24,9 @@ from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError, Per
 from obstore.store import LocalStore
 
 from activities.errors import NoSuchBucket, ObjectMissing, StorageDenied, StorageUnavailable
+
+_REFUSED = re.compile(rf"\(os error (?:{errno.EACCES}|{errno.EPERM}|{errno.EROFS})\)")
+"""A directory's refusal to write has no class of its own: obstore raises GenericError, and only its text has the number."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +101,9 @@ class Bucket:
             msg = f"the bucket refuses {key}: {_first_line(error)}"
             raise StorageDenied(msg) from error
         except (OSError, BaseError) as error:
+            if _REFUSED.search(str(error)):
+                msg = f"the bucket refuses {key}: {_first_line(error)}"
+                raise StorageDenied(msg) from error
             msg = f"the bucket failed at {key}: {_first_line(error)}"
             raise StorageUnavailable(msg) from error
 

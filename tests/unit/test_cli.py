@@ -1,0 +1,235 @@
+"""The command line's parts: the event stream, patience, what is shown, the arguments."""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from activities.keys import PlanRef, UploadRef
+from api.cli import (
+    EventParser,
+    LocalFile,
+    Patience,
+    Refused,
+    Server,
+    ServerEvent,
+    Tally,
+    WrongUse,
+    build_parser,
+    file_size,
+    named,
+    outcome,
+    printable,
+)
+from api.cli import run as run_command
+
+PORTS_OFF = "http://127.0.0.1:9"
+
+
+def parse(chunks: Iterable[bytes], parser: EventParser | None = None) -> list[ServerEvent]:
+    """The events of a stream that comes in these pieces."""
+    parser = parser or EventParser()
+    return [event for chunk in chunks for event in parser.feed(chunk)]
+
+
+def test_parser_reads_every_field() -> None:
+    """Event, id, retry, comments, data in many lines, the one space after the colon, a field without a colon."""
+    parser = EventParser()
+    stream = b": hello\nretry: 2500\n\nevent: change\nid: 7\ndata: a\ndata:  b\ndata\ndata:c\nother: x\n\ndata: plain\n\n"
+    assert parse([stream], parser) == [ServerEvent("change", "a\n b\n\nc"), ServerEvent("message", "plain")]
+    assert (parser.last_event_id, parser.retry_s) == ("7", 2.5)
+
+
+def test_parser_drops_what_the_standard_drops() -> None:
+    """An event without data, an id with NUL, a retry that is no number, an event that was cut off."""
+    parser = EventParser()
+    stream = b"id: 1\nevent: change\n\nid: a\0b\nretry: 1s\ndata: x\n\nid: 9\ndata: cut"
+    assert parse([stream], parser) == [ServerEvent("message", "x")]
+    assert (parser.last_event_id, parser.retry_s) == ("1", None)
+
+
+def test_parser_takes_the_byte_order_mark_of_each_connection() -> None:
+    """A restart forgets half an event, keeps the id, and expects a new beginning."""
+    parser = EventParser()
+    assert parse([b"\xef\xbb\xbfid: 4\ndata: x\n\nid: 5\ndata: ha"], parser) == [ServerEvent("message", "x")]
+    parser.restart()
+    assert parse([b"\xef\xbb\xbfdata: y\n\n"], parser) == [ServerEvent("message", "y")]
+    assert parser.last_event_id == "4"
+
+
+@given(
+    events=st.lists(
+        st.tuples(st.sampled_from(["snapshot", "change", "end"]), st.text().filter(lambda text: not set("\r\n") & set(text))), max_size=5
+    ),
+    end=st.sampled_from(["\n", "\r\n", "\r"]),
+    cuts=st.lists(st.integers(0, 400), max_size=12),
+)
+def test_parser_does_not_mind_how_the_stream_is_cut(events: list[tuple[str, str]], end: str, cuts: list[int]) -> None:
+    """Any line ending, any text, any pieces: the same events, also when a piece ends within CRLF or within a character."""
+    lines = [f"{end}".join([f"event: {name}", f"id: {number}", f"data: {data}", "", ""]) for number, (name, data) in enumerate(events)]
+    # A single CR at the very end may be the half of a CRLF: it ends the line all the same.
+    stream = "".join(lines).encode()
+    edges = [0, *sorted(min(cut, len(stream)) for cut in cuts), len(stream)]
+    parser = EventParser()
+    assert parse((stream[start:stop] for start, stop in itertools.pairwise(edges)), parser) == [
+        ServerEvent(name, data) for name, data in events
+    ]
+    assert parser.last_event_id == (str(len(events) - 1) if events else "")
+
+
+def test_patience_doubles_up_to_ten_seconds_and_ends() -> None:
+    """1 s to 10 s between tries, none after 60 s without a sign of life."""
+    now = 0.0
+    patience = Patience(limit_s=60, clock=lambda: now)
+    delays = []
+    while (delay := patience.delay_s()) is not None:
+        delays.append(delay)
+        now += delay
+    assert delays == [1, 2, 4, 8, 10, 10, 10, 10, 10]
+    patience.alive()
+    assert patience.delay_s() == 1
+
+
+def test_patience_takes_the_delay_that_the_server_asks_for_within_bounds() -> None:
+    """`retry:` is where it starts; neither a busy loop nor an hour."""
+    assert [Patience().delay_s(first_s) for first_s in (0.01, 3, 3600)] == [1, 3, 10]
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "words"),
+    [
+        (0, "0 bytes"),
+        (999, "999 bytes"),
+        (1000, "1.0 kB"),
+        (999_949, "999.9 kB"),
+        (999_950, "1.0 MB"),
+        (12_345_678, "12.3 MB"),
+        (5_000_000_000_000, "5,000.0 GB"),
+    ],
+)
+def test_file_size_reads_well(size_bytes: int, words: str) -> None:
+    """One digit after the point, never 1000.0 of a unit."""
+    assert file_size(size_bytes) == words
+
+
+@given(st.text())
+def test_printable_text_cannot_steer_a_terminal(text: str) -> None:
+    """Nothing but printable characters is left, one for one."""
+    shown = printable(text)
+    assert shown.isprintable()
+    assert len(shown) == len(text)
+
+
+def test_named_is_name_and_sentence() -> None:
+    """As much of both as there is."""
+    assert [named("NotAPdf", "no PDF"), named("NotAPdf", None), named(None, None)] == ["NotAPdf: no PDF", "NotAPdf", ""]
+
+
+def test_tally_refuses_a_newer_schema_by_name() -> None:
+    """A newer server is told from a broken one."""
+    with pytest.raises(Refused, match=r"NewerSchema: .* schema 2, .* up to 1"):
+        Tally().apply({"schema": 2, "sheets": []})
+
+
+def test_outcome_of_every_status() -> None:
+    """0 for complete and for what still runs, else 1."""
+    assert [outcome(status) for status in ("complete", "queued", "processing", "partial", "failed", "cancelled")] == [0, 0, 0, 1, 1, 1]
+
+
+def test_a_local_file_is_a_regular_file(tmp_path: Path) -> None:
+    """Missing, a directory, a pipe nobody writes to: wrong use, at once."""
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "missing", tmp_path, tmp_path / "pipe"):
+        with pytest.raises(WrongUse):
+            LocalFile.at(path)
+
+
+def test_a_local_file_is_sent_as_long_as_it_was(tmp_path: Path) -> None:
+    """What is added later is not sent; what is missing is an error, for the length was promised."""
+    path = tmp_path / "plan.pdf"
+    path.write_bytes(bytes(700_000))
+    file = LocalFile.at(path)
+    sent: list[int] = []
+    path.write_bytes(bytes(800_000))
+    assert sum(map(len, file.chunks(sent.append))) == sum(sent) == 700_000
+    path.write_bytes(bytes(10))
+    with pytest.raises(WrongUse, match="shorter"):
+        list(file.chunks(sent.append))
+
+
+def test_a_file_name_of_any_bytes_has_a_name() -> None:
+    """Names that are no UTF-8 can be sent, too."""
+    assert LocalFile(Path(os.fsdecode(b"pl\xe4n.pdf")), 1).name == "pl\ufffdn.pdf"
+
+
+def test_the_server_is_the_url_then_the_stack_then_the_default(tmp_path: Path) -> None:
+    """SITELINK_URL wins; a stack.json that is absent or half written is as good as none."""
+
+    def url(**environ: str) -> str:
+        with Server.from_env({"SITELINK_DATA_DIR": str(tmp_path), **environ}) as server:
+            return server.url
+
+    assert url() == "http://127.0.0.1:8000"
+    (tmp_path / "stack.json").write_text('{"api": ')
+    assert url() == "http://127.0.0.1:8000"
+    (tmp_path / "stack.json").write_text(json.dumps({"api": "http://127.0.0.1:4711"}))
+    assert url() == "http://127.0.0.1:4711"
+    assert url(SITELINK_URL="https://plans.example.org/base/") == "https://plans.example.org/base"
+
+
+@pytest.mark.parametrize("url", ["plans.example.org", "ftp://host", "http://", "http://host:port"])
+def test_a_server_address_that_is_none_is_wrong_use(url: str) -> None:
+    """Exit code 2, before anything is sent."""
+    with pytest.raises(WrongUse, match="address"):
+        Server(url)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["verify", "a/b/c/d"],
+        ["status"],
+        ["status", "a/b/c"],
+        ["status", "a/b/c/.."],
+        ["watch", "a/b/c/d/e"],
+        ["list", "a/b"],
+        ["retry", "a/b/c/d", "0"],
+        ["retry", "a/b/c/d", "sheet-x"],
+        ["upload", "x.pdf", "--to", "a/b"],
+        ["upload", "x.pdf", "--dpi", "fine"],
+        ["upload", "/nowhere/x.pdf"],
+    ],
+)
+def test_wrong_use_is_exit_code_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """With a sentence on stderr, nothing on stdout, and nobody asked."""
+    try:
+        code: int | str | None = run_command(arguments, {"SITELINK_URL": PORTS_OFF})
+    except SystemExit as leaving:  # argparse's way
+        code = leaving.code
+    shown = capsys.readouterr()
+    assert (code, shown.out) == (2, "")
+    assert shown.err
+
+
+def test_arguments_have_their_defaults() -> None:
+    """The plan defaults to local/demo/plan, as the page's does; options that are not given are not sent."""
+    upload = build_parser().parse_args(["upload", "x.pdf"])
+    assert upload.to == PlanRef("local", "demo", "plan") == build_parser().parse_args(["list"]).plan
+    assert upload.dpi is None
+    retry = build_parser().parse_args(["retry", "a/b/c/d", "3", "sheet-12"])
+    assert (retry.ref, retry.sheets) == (UploadRef("a", "b", "c", "d"), [3, 12])
+
+
+def test_help_loads_no_library() -> None:
+    """`sitelink --help` starts fast: neither httpx nor rich is imported, and Temporal and the bucket's library never are."""
+    code = "import sys, api.cli; print(sorted({'httpx', 'rich', 'temporalio', 'obstore', 'starlette', 'asyncio'} & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True, cwd=Path(__file__).parents[2])
+    assert result.stdout == "[]\n"

@@ -1,0 +1,167 @@
+"""The shape of the code: imports point one way, packages are empty, importing does nothing, every activity is one."""
+
+import ast
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from activities.interface import UploadActivities
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("activities", "workflows", "api", "worker", "deploy")
+MODULES = sorted(
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for package in PACKAGES
+    for path in (ROOT / package).rglob("*.py")
+    if path.name != "__init__.py"
+)
+
+LIGHT = {"temporalio", *(f"activities.{name}" for name in ("interface", "keys", "dzi", "records", "errors"))}
+STORAGE = LIGHT | {"activities.storage"}
+HOST = STORAGE | {f"activities.{name}" for name in ("verify", "attempt", "scratch", "tilezip", "child")}
+SERVER = {"starlette", "sse_starlette", "uvicorn", "python_multipart"}
+
+MAY_IMPORT: dict[str, set[str]] = {
+    **dict.fromkeys(sorted(LIGHT - {"temporalio"}), LIGHT),
+    "activities.storage": LIGHT | {"obstore", "boto3", "botocore"},
+    "activities.verify": STORAGE,
+    "activities.attempt": LIGHT,
+    "activities.scratch": STORAGE | {"activities.attempt"},
+    "activities.tilezip": LIGHT,
+    "activities.raster": LIGHT | {"pypdfium2", "pypdfium2_raw", "pikepdf"},
+    "activities.pyramid": LIGHT | {"pyvips"},
+    "activities.child": LIGHT,
+    "activities.document": HOST,
+    "activities.sheet": HOST | {"activities.document"},
+    "activities.reconcile": HOST | {"activities.document"},
+    "workflows.*": LIGHT | {"workflows"},
+    "api.cli": {"activities.keys", "httpx", "rich"},
+    "api.*": STORAGE | SERVER | {"activities.verify", "workflows", "api"},
+}
+"""What each module may import besides the standard library: modules, or whole packages. ``worker`` and ``deploy`` are free."""
+
+NATIVE = {"pypdfium2", "pypdfium2_raw", "pikepdf", "pyvips", "activities.raster", "activities.pyramid"}
+"""Loaded in render children only."""
+
+
+def imports(module: str) -> set[str]:
+    """What a module imports anywhere, also within functions; ``from a import b`` counts as a.b where that is a module of ours."""
+    tree = ast.parse((ROOT / Path(*module.split("."))).with_suffix(".py").read_text())
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} has a relative import"
+            assert node.module is not None
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                found.add(inner if inner in MODULES else node.module)
+    return {name for name in found if name.split(".")[0] not in sys.stdlib_module_names}
+
+
+def allowed(module: str) -> set[str] | None:
+    """The row of the table for a module; None where everything goes."""
+    package = module.split(".")[0]
+    if package in ("worker", "deploy"):
+        return None
+    row = MAY_IMPORT.get(module, MAY_IMPORT.get(f"{package}.*"))
+    assert row is not None, f"{module} is new: say in this table what it may import"
+    return row
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_one_way(module: str) -> None:
+    """Only what the table allows; and nobody imports worker, deploy or tests from another package."""
+    row = allowed(module)
+    for name in imports(module):
+        package = name.split(".")[0]
+        assert package != "tests"
+        assert package not in ("worker", "deploy") or module.split(".")[0] in ("worker", "deploy"), name
+        assert row is None or name in row or package in row, f"{module} may not import {name}"
+
+
+def test_native_libraries_stay_in_render_children() -> None:
+    """PDFium, libvips and pikepdf are imported by raster and pyramid alone, and these by nobody's import statement."""
+    offenders = {module: imports(module) & NATIVE for module in MODULES if module not in ("activities.raster", "activities.pyramid")}
+    assert {module: names for module, names in offenders.items() if names} == {}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_packages_are_empty(package: str) -> None:
+    """``__init__.py`` exists and says nothing."""
+    assert (ROOT / package / "__init__.py").read_bytes() == b""
+
+
+SILENT = """
+import importlib, os, sys, threading
+
+EVENTS = {"socket.connect", "socket.bind", "subprocess.Popen", "os.fork", "os.posix_spawn", "os.exec", "os.mkdir", "os.remove", "os.rename"}
+threads = threading.enumerate()
+reads = []
+
+def watch(event, arguments):
+    if event in EVENTS or (event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wax+")):
+        raise AssertionError(f"{event} {arguments}")
+
+class WatchedEnvironment(type(os.environ)):
+    def __getitem__(self, name):
+        frame = sys._getframe(1)
+        while frame.f_globals["__name__"] in ("os", "collections.abc", "_collections_abc"):
+            frame = frame.f_back
+        if frame.f_globals["__name__"].split(".")[0] in {packages}:
+            reads.append((frame.f_globals["__name__"], name))
+        return super().__getitem__(name)
+
+os.environ.__class__ = WatchedEnvironment
+sys.dont_write_bytecode = True
+sys.addaudithook(watch)
+for module in {modules}:
+    importlib.import_module(module)
+assert not reads, reads
+assert threading.enumerate() == threads, threading.enumerate()
+assert not {native} & set(sys.modules), {native} & set(sys.modules)
+"""
+
+
+def test_importing_does_nothing() -> None:
+    """No environment read, no file written, no socket, no process, no thread, no output, no native library; none of it needs a variable."""
+    modules = [module for module in MODULES if module not in ("activities.raster", "activities.pyramid")]
+    code = SILENT.replace("{packages}", repr(PACKAGES)).replace("{modules}", repr(modules)).replace("{native}", repr(NATIVE))
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, text=True, cwd=ROOT, env={})
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if module.startswith("workflows.")])
+def test_workflows_load_no_server_and_no_bucket(module: str) -> None:
+    """What the sandbox loads is light."""
+    heavy = {"obstore", "boto3", "starlette", "httpx", "rich", "activities.storage", *NATIVE}
+    code = f"import sys, {module}; print(sorted({heavy!r} & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True, cwd=ROOT)
+    assert result.stdout == "[]\n"
+
+
+ABSTRACT = sorted(UploadActivities.__abstractmethods__)
+
+
+def definition(function: object) -> object:
+    """What ``@activity.defn`` has left on a function, if it was there."""
+    return getattr(function, "__temporal_activity_definition", None)
+
+
+@pytest.mark.parametrize("name", ABSTRACT)
+def test_every_activity_is_implemented_as_one(name: str) -> None:
+    """The override repeats ``@activity.defn``, in one place, under the name that the workflow calls."""
+    modules = [importlib.import_module(f"activities.{module}") for module in ("document", "sheet", "reconcile")]
+    overrides = [
+        vars(kind)[name]
+        for module in modules
+        for kind in vars(module).values()
+        if isinstance(kind, type) and issubclass(kind, UploadActivities) and kind.__module__ == module.__name__ and name in vars(kind)
+    ]
+    assert len(overrides) == 1, f"{name} is implemented {len(overrides)} times"
+    assert definition(overrides[0]) is not None, f"the override of {name} lacks @activity.defn"
+    assert definition(overrides[0]).name == definition(getattr(UploadActivities, name)).name == name  # type: ignore[attr-defined]

@@ -1,0 +1,82 @@
+"""Object keys: every one that is spelled is the design's, and no id can leave its directory."""
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from activities.keys import PlanRef, UploadRef, check_id, sheet_of_directory
+
+IDS = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", fullmatch=True)
+UPLOAD = UploadRef("acme", "tower", "plan-A", "0198c0de-0000-7000-8000-000000000001")
+
+
+def test_keys_are_those_of_the_design() -> None:
+    """Spelled out once more, so that a change of a key is a change of this test."""
+    base = "organizations/acme/projects/tower/plans/plan-A/uploads/0198c0de-0000-7000-8000-000000000001/"
+    assert UPLOAD.prefix == base
+    assert UPLOAD.source == f"{base}source.pdf"
+    assert UPLOAD.record == f"{base}upload.json"
+    assert UPLOAD.manifest == f"{base}manifest.json"
+    assert UPLOAD.sheets_prefix == f"{base}sheets/"
+    assert UPLOAD.thumbnail(7) == f"{base}sheets/sheet-7/thumbnail.jpeg"
+    assert UPLOAD.sheet_record(7) == f"{base}sheets/sheet-7/sheet.json"
+    assert UPLOAD.descriptor(7) == f"{base}sheets/sheet-7/tiles/sheet-7.dzi"
+    assert UPLOAD.tiles_prefix(7) == f"{base}sheets/sheet-7/tiles/sheet-7_files/"
+    assert UPLOAD.plan_ref.uploads_prefix == "organizations/acme/projects/tower/plans/plan-A/uploads/"
+    assert UPLOAD.workflow_id == "upload/acme/tower/plan-A/0198c0de-0000-7000-8000-000000000001"
+
+
+def test_an_idempotency_key_is_hashed() -> None:
+    """Whatever the header holds, the key holds 64 hexadecimal digits; equal headers meet, others do not."""
+    key = UPLOAD.plan_ref.idempotency_key("../../x y\u2028")
+    assert re.fullmatch(r"organizations/acme/projects/tower/plans/plan-A/keys/[0-9a-f]{64}\.json", key)
+    assert key == UPLOAD.plan_ref.idempotency_key("../../x y\u2028") != UPLOAD.plan_ref.idempotency_key("other")
+
+
+@given(IDS, IDS, IDS, IDS)
+def test_a_ref_reads_what_it_writes(organization: str, project: str, plan: str, upload: str) -> None:
+    """Parsing a REF's text gives the REF, and of its first three parts the plan."""
+    ref = UploadRef(organization, project, plan, upload)
+    assert UploadRef.parse(str(ref)) == ref
+    assert PlanRef.parse(str(ref.plan_ref)) == ref.plan_ref == PlanRef(organization, project, plan)
+
+
+@pytest.mark.parametrize("value", ["", ".", "..", "-a", "_a", "a/b", "a b", "a.b", "a\n", "ä", "a" * 65, "a%2Fb", "a\\b", "\u0661"])
+def test_an_id_that_could_leave_its_directory_is_refused(value: str) -> None:
+    """Only 1 to 64 ASCII letters, digits, - and _, beginning with a letter or digit; the message names what it was for."""
+    with pytest.raises(ValueError, match=r"^project "):
+        check_id("project", value)
+    for position in range(4):
+        parts = ["a", "b", "c", "d"]
+        parts[position] = value
+        with pytest.raises(ValueError, match="is not"):
+            UploadRef(*parts)
+
+
+@given(st.text())
+def test_no_text_makes_a_ref_with_another_number_of_parts(text: str) -> None:
+    """Whatever comes from outside, it is refused by ValueError or means itself."""
+    for kind, parts in ((PlanRef, 3), (UploadRef, 4)):
+        try:
+            ref = kind.parse(text)
+        except ValueError:
+            continue
+        assert str(ref) == text
+        assert text.count("/") == parts - 1
+
+
+@given(st.integers(1, 999_999_999))
+def test_a_sheets_directory_gives_its_number(number: int) -> None:
+    """The directory of every key of a sheet tells the sheet."""
+    for key in (UPLOAD.thumbnail(number), UPLOAD.sheet_record(number), UPLOAD.descriptor(number), UPLOAD.tiles_prefix(number)):
+        assert sheet_of_directory(key.removeprefix(UPLOAD.sheets_prefix).split("/")[0]) == number
+
+
+@pytest.mark.parametrize(
+    "name", ["sheet-0", "sheet-01", "sheet-", "sheet--1", "sheet-1x", "Sheet-1", "sheet-1\n", "sheet-\u0661", "sheet-1234567890"]
+)
+def test_a_foreign_directory_is_no_sheet(name: str) -> None:
+    """A name that we would not write is not read as one."""
+    assert sheet_of_directory(name) is None

@@ -1,0 +1,236 @@
+"""Records: what is written is what is read, and what a newer release wrote is refused by name."""
+
+import json
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from activities.errors import NewerSchema
+from activities.records import (
+    SCHEMA,
+    SheetRecord,
+    SheetState,
+    SheetStatus,
+    Snapshot,
+    UploadOptions,
+    UploadRecord,
+    UploadStatus,
+    camel_case,
+    from_json,
+    from_wire,
+    timestamp,
+    to_json,
+    to_wire,
+)
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+"""Any text that UTF-8 can carry."""
+
+NUMBERS = st.integers(0, 2**53)
+OPTIONS = st.builds(
+    UploadOptions,
+    dpi=st.integers(30, 1200),
+    tile_size=st.integers(128, 2048),
+    overlap=st.integers(0, 8),
+    quality=st.integers(1, 100),
+    budget_bytes=st.integers(1 << 20, 4 << 30),
+    window=st.integers(1, 256),
+)
+UPLOADS = st.builds(
+    UploadRecord,
+    file_name=TEXT,
+    size_bytes=NUMBERS,
+    sha256=TEXT,
+    options=OPTIONS,
+    created_at=TEXT,
+    deleted_at=st.none() | TEXT,
+    schema=st.just(SCHEMA),
+)
+SHEET_RECORDS = st.builds(
+    SheetRecord,
+    number=NUMBERS,
+    width=NUMBERS,
+    height=NUMBERS,
+    dpi=NUMBERS,
+    scaled=st.booleans(),
+    title=st.none() | TEXT,
+    tile_size=NUMBERS,
+    overlap=NUMBERS,
+    quality=NUMBERS,
+    tiles=NUMBERS,
+    bytes=NUMBERS,
+    digest=TEXT,
+    engines=st.dictionaries(TEXT, TEXT, max_size=3),
+    schema=st.just(SCHEMA),
+)
+SHEET_STATES = st.builds(
+    SheetState,
+    number=NUMBERS,
+    status=st.sampled_from(SheetStatus),
+    version=NUMBERS,
+    title=st.none() | TEXT,
+    width=st.none() | NUMBERS,
+    height=st.none() | NUMBERS,
+    dpi=st.none() | NUMBERS,
+    scaled=st.booleans(),
+    tiles=st.none() | NUMBERS,
+    bytes=st.none() | NUMBERS,
+    reason=st.none() | TEXT,
+    detail=st.none() | TEXT,
+)
+SNAPSHOTS = st.builds(
+    Snapshot,
+    status=st.sampled_from(UploadStatus),
+    version=NUMBERS,
+    updated_at=TEXT,
+    completed_pages=NUMBERS,
+    total_pages=NUMBERS,
+    progress=st.integers(0, 100),
+    started_at=st.none() | TEXT,
+    completed_at=st.none() | TEXT,
+    reconciled=st.booleans(),
+    reconciled_at=st.none() | TEXT,
+    warning=st.none() | TEXT,
+    reason=st.none() | TEXT,
+    detail=st.none() | TEXT,
+    sheets=st.lists(SHEET_STATES, max_size=3).map(tuple),
+    schema=st.just(SCHEMA),
+)
+OPTIONAL = {
+    "deletedAt",
+    "title",
+    "width",
+    "height",
+    "dpi",
+    "tiles",
+    "bytes",
+    "reason",
+    "detail",
+    "startedAt",
+    "completedAt",
+    "reconciledAt",
+    "warning",
+}
+
+SNAPSHOT = Snapshot(UploadStatus.PROCESSING, 7, "2026-01-31T09:30:00.000Z", sheets=(SheetState(1, SheetStatus.READY, 7, title="Grundriß"),))
+
+
+@given(st.one_of(UPLOADS, SHEET_RECORDS, SNAPSHOTS))
+def test_a_record_is_read_as_it_was_written(record: Any) -> None:
+    """Through bytes and back: equal in every field, and of the same types; written again it is the same bytes."""
+    data = to_json(record)
+    again = from_json(type(record), data)
+    assert again == record
+    assert to_json(again) == data
+    assert b"\n" not in data
+
+
+@given(SNAPSHOTS)
+def test_a_snapshot_keeps_its_types(snapshot: Snapshot) -> None:
+    """States come back as states and sheets as a tuple, not as what JSON has for them."""
+    again = from_json(Snapshot, to_json(snapshot))
+    assert isinstance(again.status, UploadStatus)
+    assert isinstance(again.sheets, tuple)
+    assert all(isinstance(sheet, SheetState) and isinstance(sheet.status, SheetStatus) for sheet in again.sheets)
+
+
+def test_wire_names_are_those_of_the_design() -> None:
+    """camelCase, all of them always there, absent values as null."""
+    names = "status completedPages totalPages progress startedAt updatedAt completedAt reconciled reconciledAt warning version sheets"
+    sheet_names = "number title status width height dpi scaled tiles bytes reason version"
+    wire = to_wire(SNAPSHOT)
+    assert set(names.split()) <= set(wire)
+    assert set(sheet_names.split()) <= set(wire["sheets"][0])
+    assert wire["schema"] == 1
+    assert wire["completedAt"] is None
+    assert wire["sheets"][0]["title"] == "Grundriß"
+    assert set(to_wire(UploadRecord("a.pdf", 1, "00", UploadOptions(), "x"))) == {
+        "fileName",
+        "sizeBytes",
+        "sha256",
+        "options",
+        "createdAt",
+        "deletedAt",
+        "schema",
+    }
+
+
+@pytest.mark.parametrize("kind", [UploadRecord, SheetRecord, Snapshot])
+def test_a_newer_schema_is_refused_by_name(kind: type) -> None:
+    """Before anything of it is believed, whatever it else holds."""
+    with pytest.raises(NewerSchema, match=f"{kind.__name__} has schema 2, this release reads up to 1"):
+        from_json(kind, '{"schema": 2, "surprise": {}}')
+
+
+def test_unknown_fields_and_missing_optional_ones_are_no_error() -> None:
+    """A field added within a schema is ignored by an older reader, and has its default for a newer one."""
+    document = to_wire(SNAPSHOT)
+    for name in OPTIONAL & set(document):
+        del document[name]
+    assert from_wire(Snapshot, {**document, "later": [1]}) == SNAPSHOT
+
+
+@pytest.mark.parametrize(
+    "data",
+    ["", "[]", "null", "7", '"x"', "{}", '{"status": "ready", "version": 1, "updatedAt": "x"}', '{"status": "queued"}'],
+)
+def test_what_is_no_record_is_a_value_error(data: str) -> None:
+    """Broken JSON, other JSON, an unknown state, a missing field: one kind of error."""
+    with pytest.raises(ValueError):  # noqa: PT011 - any message
+        from_json(Snapshot, data)
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "high"),
+    [
+        ("dpi", 30, 1200),
+        ("tile_size", 128, 2048),
+        ("overlap", 0, 8),
+        ("quality", 1, 100),
+        ("budget_bytes", 1 << 20, 4 << 30),
+        ("window", 1, 256),
+    ],
+)
+def test_options_have_ranges(name: str, low: int, high: int) -> None:
+    """Both ends are allowed, the next numbers are refused with value and range under the wire's name."""
+    for value in (low, high):
+        assert getattr(replace(UploadOptions(), **{name: value}), name) == value
+    for value in (low - 1, high + 1):
+        with pytest.raises(ValueError, match=f"^{camel_case(name)} is {value:,}, allowed are {low:,} to {high:,}$"):
+            replace(UploadOptions(), **{name: value})
+
+
+def test_options_default_to_the_design() -> None:
+    """300 dpi, tiles of 256 px that overlap by 1, quality 85, 1 GiB of pixels, 16 sheets in flight."""
+    assert UploadOptions() == UploadOptions(300, 256, 1, 85, 1 << 30, 16)
+
+
+@pytest.mark.parametrize("data", ['{"dpi": 5}', '{"tileSize": 100000}'])
+def test_options_out_of_range_are_not_read_either(data: str) -> None:
+    """A record cannot carry what a request could not."""
+    with pytest.raises(ValueError, match="allowed are"):
+        from_json(UploadOptions, data)
+
+
+def test_only_the_last_four_states_are_final() -> None:
+    """Queued and processing are not."""
+    assert [status.value for status in UploadStatus if status.is_final] == ["complete", "partial", "failed", "cancelled"]
+
+
+def test_a_time_is_utc_with_milliseconds() -> None:
+    """Whatever the zone it was taken in; always of one length, so that text sorts as time does."""
+    moment = datetime(2026, 1, 31, 10, 30, 0, 250_999, tzinfo=timezone(timedelta(hours=1)))
+    assert timestamp(moment) == "2026-01-31T09:30:00.250Z"
+    assert timestamp(datetime(2026, 1, 31, tzinfo=UTC)) == "2026-01-31T00:00:00.000Z"
+
+
+def test_json_is_compact_utf8() -> None:
+    """One line without escapes: what a person reads with jq or less is the title itself."""
+    data = to_json(SNAPSHOT)
+    assert "Grundriß".encode() in data
+    assert json.loads(data)["sheets"][0]["number"] == 1
+    assert b": " not in data

@@ -1,0 +1,363 @@
+"""The API: routes, and what stands around them."""
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from hashlib import sha256
+from http import HTTPStatus
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from starlette.applications import Starlette
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from temporalio.client import Client
+
+from activities.errors import (
+    AlreadyFinished,
+    BucketError,
+    ForeignHost,
+    ForeignOrigin,
+    InvalidRequest,
+    MalformedId,
+    ObjectMissing,
+    SheetNotFound,
+    SiteLinkError,
+    StorageUnavailable,
+    TemporalUnavailable,
+    UploadNotFound,
+)
+from activities.keys import ID_PATTERN, PlanRef, UploadRef
+from activities.records import SheetStatus, UploadRecord, UploadStatus
+from activities.storage import Bucket
+from api.events import Hub
+from api.problems import HANDLERS, named_problem
+from api.runs import QUERY_TIMEOUT_S, NoRun, Runs
+from api.settings import ApiSettings, is_loopback
+from api.status import Known, Status, full_document, list_entry
+from api.tiles import Tiles, is_unchanged
+from api.uploads import Uploads
+from workflows.messages import SheetNumbers
+
+logger = logging.getLogger(__name__)
+
+STATIC = Path(__file__).parent / "static"
+DEFAULT_LIMIT, MAX_LIMIT = 50, 200
+READS_AT_ONCE = 16
+
+CONTENT_SECURITY_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+)
+
+
+class Api:
+    """The handlers of the routes.
+
+    Args:
+        bucket: Where everything is.
+        connect: Gives the Temporal client when it is first needed.
+        settings: Limits.
+    """
+
+    def __init__(self, bucket: Bucket, connect: Callable[[], Awaitable[Client]], settings: ApiSettings) -> None:
+        self._bucket = bucket
+        self._runs = Runs(connect)
+        self._status = Status(bucket, self._runs)
+        self._hub = Hub(self._status, self._runs)
+        self._uploads = Uploads(bucket, self._status, self._runs, settings.max_file_bytes)
+        self._tiles = Tiles(bucket, self._status)
+
+    def routes(self) -> list[Route | Mount]:
+        """Every address of the API and the page."""
+        uploads = "/v1/organizations/{organization}/projects/{project}/plans/{plan}/uploads"
+        upload = f"{uploads}/{{upload}}"
+        return [
+            Route(uploads, self.create, methods=["POST"]),
+            Route(uploads, self.list_uploads, methods=["GET"]),
+            Route(upload, self.show, methods=["GET"]),
+            Route(f"{upload}/events", self.events, methods=["GET"]),
+            Route(f"{upload}/cancel", self.cancel, methods=["POST"]),
+            Route(f"{upload}/reconcile", self.reconcile, methods=["POST"]),
+            Route(f"{upload}/sheets/{{sheet}}/prioritize", self.prioritize, methods=["POST"]),
+            Route(f"{upload}/sheets/{{sheet}}/retry", self.retry, methods=["POST"]),
+            Route(f"{upload}/sheets/{{path:path}}", self.sheet_object, methods=["GET"]),
+            Route("/livez", self.live, methods=["GET"]),
+            Route("/readyz", self.ready, methods=["GET"]),
+            Route("/", self.page, methods=["GET"]),
+            Mount("/static", StaticFiles(directory=STATIC, check_dir=False)),
+        ]
+
+    @asynccontextmanager
+    async def lifespan(self, _: Starlette) -> AsyncIterator[None]:
+        """Ends watchers and writes when the server stops."""
+        yield
+        await self._hub.close()
+        await self._uploads.close()
+
+    async def create(self, request: Request) -> Response:
+        """Takes a PDF in."""
+        return await self._uploads.create(_plan(request), request)
+
+    async def list_uploads(self, request: Request) -> Response:
+        """The plan's uploads, newest first."""
+        plan, limit = _plan(request), _limit(request)
+        names = await asyncio.to_thread(self._bucket.directories, plan.uploads_prefix)
+        newest = sorted(filter(ID_PATTERN.fullmatch, names), reverse=True)
+        entries: list[dict[str, object]] = []
+        reader = _ListReader(self._status)
+        while newest and len(entries) < limit:
+            batch, newest = newest[: limit - len(entries)], newest[limit - len(entries) :]
+            refs = [UploadRef(plan.organization, plan.project, plan.plan, name) for name in batch]
+            entries += [entry for entry in await asyncio.gather(*map(reader.entry, refs)) if entry is not None]
+        return JSONResponse({"uploads": entries}, headers={"Cache-Control": "no-cache"})
+
+    async def show(self, request: Request) -> Response:
+        """The whole progress of an upload."""
+        ref = _upload(request)
+        known, record = await self._known(ref)
+        body = json.dumps(full_document(ref, record, known), ensure_ascii=False, separators=(",", ":")).encode()
+        etag = f'"{sha256(body).hexdigest()[:32]}"'
+        headers = {"Cache-Control": "no-cache", "ETag": etag}
+        if is_unchanged(request, etag):
+            return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
+        return Response(body, headers=headers, media_type="application/json")
+
+    async def _known(self, ref: UploadRef) -> tuple[Known, UploadRecord]:
+        known = await self._status.explained(ref, await self._status.read(ref))
+        return known, await self._status.record(ref)
+
+    async def events(self, request: Request) -> Response:
+        """The progress of an upload as it happens."""
+        return await self._hub.respond(_upload(request), request)
+
+    async def cancel(self, request: Request) -> Response:
+        """Ends an upload that is not done; asking twice is no error."""
+        ref = _upload(request)
+        await self._status.record(ref)
+        try:
+            await self._runs.cancel(ref)
+        except NoRun:
+            known = await self._status.read(ref)  # an accepted upload that never ran is started by this
+            if not known.certain:
+                raise TemporalUnavailable(known.snapshot.warning) from None
+            if known.final is None:
+                await self._cancel_started(ref)
+            elif known.snapshot.status is not UploadStatus.CANCELLED:
+                msg = f"the upload is {known.snapshot.status}: there is nothing to cancel"
+                raise AlreadyFinished(msg) from None
+        return _accepted(ref)
+
+    async def _cancel_started(self, ref: UploadRef) -> None:
+        try:
+            await self._runs.cancel(ref)
+        except NoRun as error:
+            msg = "the upload has just ended: there is nothing to cancel"
+            raise AlreadyFinished(msg) from error
+
+    async def reconcile(self, request: Request) -> Response:
+        """Compares the progress with what the bucket holds, also of an upload that has ended."""
+        ref = _upload(request)
+        await self._status.record(ref)
+        await self._runs.reopen(ref, "force_reconcile")
+        return _accepted(ref)
+
+    async def prioritize(self, request: Request) -> Response:
+        """Takes a sheet next."""
+        ref, sheet = _upload(request), _sheet(request)
+        await self._check_sheet(ref, sheet)
+        try:
+            await self._runs.prioritize(ref, sheet)
+        except NoRun as error:
+            msg = "the upload has ended: no sheet waits for its turn"
+            raise AlreadyFinished(msg) from error
+        return _accepted(ref)
+
+    async def retry(self, request: Request) -> Response:
+        """Tries a failed sheet again, also of an upload that has ended."""
+        ref, sheet = _upload(request), _sheet(request)
+        known = await self._check_sheet(ref, sheet)
+        if any(state.number == sheet and state.status is SheetStatus.READY for state in known.snapshot.sheets):
+            msg = f"sheet {sheet:,} is ready: there is nothing to try again"
+            raise AlreadyFinished(msg)
+        await self._runs.reopen(ref, "retry_sheets", SheetNumbers((sheet,)))
+        return _accepted(ref)
+
+    async def _check_sheet(self, ref: UploadRef, sheet: int) -> Known:
+        known = await self._status.read(ref)
+        total = known.snapshot.total_pages
+        if known.certain and (total or known.final is not None) and sheet > total:
+            msg = f"there is no sheet {sheet:,}, the upload has {total:,}"
+            raise SheetNotFound(msg)
+        return known
+
+    async def sheet_object(self, request: Request) -> Response:
+        """A thumbnail, descriptor or tile."""
+        return await self._tiles.respond(_upload(request), request.path_params["path"], request)
+
+    async def live(self, _: Request) -> Response:
+        """The process answers."""
+        return PlainTextResponse("ok\n", headers={"Cache-Control": "no-store"})
+
+    async def ready(self, _: Request) -> Response:
+        """Temporal and the bucket answer, too."""
+        failures = [error for error in await asyncio.gather(self._temporal_failure(), self._bucket_failure()) if error]
+        if failures:
+            raise type(failures[0])("; ".join(str(error) for error in failures))
+        return PlainTextResponse("ok\n", headers={"Cache-Control": "no-store"})
+
+    async def _temporal_failure(self) -> SiteLinkError | None:
+        try:
+            await self._runs.check_health()
+        except TemporalUnavailable as error:
+            return error
+        except NoRun as error:
+            return TemporalUnavailable(f"Temporal's frontend does not answer: {error.__cause__}")
+        return None
+
+    async def _bucket_failure(self) -> SiteLinkError | None:
+        try:
+            async with asyncio.timeout(QUERY_TIMEOUT_S):
+                await self._bucket.head_async("readyz")
+        except ObjectMissing:
+            return None
+        except BucketError as error:
+            return error
+        except TimeoutError:
+            return StorageUnavailable(f"the bucket did not answer within {QUERY_TIMEOUT_S:g} s")
+        return None
+
+    async def page(self, _: Request) -> Response:
+        """The web page."""
+        return FileResponse(STATIC / "index.html", media_type="text/html", headers={"Cache-Control": "no-cache"})
+
+
+class _ListReader:
+    """Reads the entries of one list, some at once; asks Temporal no more once it did not answer."""
+
+    def __init__(self, status: Status) -> None:
+        self._status = status
+        self._slots = asyncio.Semaphore(READS_AT_ONCE)
+        self._ask = True
+
+    async def entry(self, ref: UploadRef) -> dict[str, object] | None:
+        """One line; None for what is no upload, or none any more."""
+        async with self._slots:
+            try:
+                known = await self._status.read(ref, ask=self._ask)
+                record = await self._status.record(ref)
+            except UploadNotFound:
+                return None
+        self._ask = self._ask and known.certain
+        return list_entry(ref, record, known)
+
+
+class Guard:
+    """Refuses what a browser sends here for another site, and tells browsers what the page may do.
+
+    Without authentication, whoever reaches the server may use it. A page of another site in this machine's browser must not: neither by
+    a name of its own that leads to this address (DNS rebinding), nor by posting to it. Programs that are no browser send neither header.
+    """
+
+    def __init__(self, app: ASGIApp, host: str) -> None:
+        self._app = app
+        self._host = host
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes the request on, or answers with a problem."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers.setdefault("Content-Security-Policy", CONTENT_SECURITY_POLICY)
+                headers.setdefault("X-Content-Type-Options", "nosniff")
+                headers.setdefault("Referrer-Policy", "same-origin")
+                headers.setdefault("Cross-Origin-Resource-Policy", "same-origin")
+                headers.setdefault("Cache-Control", "no-cache")
+            await send(message)
+
+        error = self._refusal(scope["method"], Headers(scope=scope))
+        app: ASGIApp = self._app if error is None else named_problem(error, scope["path"])
+        await app(scope, receive, send_guarded)
+
+    def _refusal(self, method: str, headers: Headers) -> SiteLinkError | None:
+        host = headers.get("host", "")
+        name = _host_name(host)
+        if name != self._host and not is_loopback(name):
+            return ForeignHost(f"this server is not {host[:200]!r}, it is reached as {self._host}")
+        if method in ("GET", "HEAD"):
+            return None
+        site, origin = headers.get("sec-fetch-site"), headers.get("origin")
+        if site not in (None, "same-origin", "none") or (origin is not None and urlsplit(origin).netloc != host):
+            return ForeignOrigin(f"a page of {(origin or 'another site')[:200]} may not change anything here")
+        return None
+
+
+def _host_name(host: str) -> str:
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
+
+
+def create_app(bucket: Bucket, connect: Callable[[], Awaitable[Client]], settings: ApiSettings) -> Starlette:
+    """The ASGI application.
+
+    Args:
+        bucket: Where everything is.
+        connect: Gives the Temporal client when it is first needed; a lazy one, so that the API lives without Temporal.
+        settings: Limits and the host it is reached as.
+    """
+    api = Api(bucket, connect, settings)
+    return Starlette(
+        routes=api.routes(),
+        middleware=[Middleware(Guard, host=settings.host)],
+        exception_handlers=HANDLERS,
+        lifespan=api.lifespan,
+    )
+
+
+def _accepted(ref: UploadRef) -> Response:
+    return JSONResponse({"ref": str(ref)}, HTTPStatus.ACCEPTED, {"Cache-Control": "no-store"})
+
+
+def _plan(request: Request) -> PlanRef:
+    parts = request.path_params
+    try:
+        return PlanRef(parts["organization"], parts["project"], parts["plan"])
+    except ValueError as error:
+        raise MalformedId(str(error)) from error
+
+
+def _upload(request: Request) -> UploadRef:
+    parts = request.path_params
+    try:
+        return UploadRef(parts["organization"], parts["project"], parts["plan"], parts["upload"])
+    except ValueError as error:
+        raise MalformedId(str(error)) from error
+
+
+def _sheet(request: Request) -> int:
+    text = request.path_params["sheet"]
+    if not (text.isascii() and text.isdigit() and len(text) <= 9 and int(text) >= 1):
+        msg = f"{text[:80]!r} is not the number of a sheet, they count from 1"
+        raise SheetNotFound(msg)
+    return int(text)
+
+
+def _limit(request: Request) -> int:
+    text = request.query_params.get("limit", str(DEFAULT_LIMIT))
+    if not (text.isascii() and text.isdigit() and len(text) <= 9 and int(text) >= 1):
+        msg = f"limit is {text[:80]!r}, it must be a whole number from 1 to {MAX_LIMIT}"
+        raise InvalidRequest(msg)
+    return min(int(text), MAX_LIMIT)

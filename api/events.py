@@ -1,0 +1,295 @@
+"""The live progress of uploads: one watcher per upload asks Temporal, any number of event streams tell what it learned.
+
+A watcher keeps one current state and no log. A stream remembers the version it sent last; what changed since is a filter over the
+state, so a slow client gets fewer and larger changes, and never delays another.
+"""
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from typing import Any
+
+from sse_starlette import EventSourceResponse, ServerSentEvent
+from sse_starlette.sse import SendTimeoutError
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from activities.errors import BucketError, TemporalUnavailable, UploadNotFound
+from activities.keys import UploadRef
+from activities.records import Snapshot, to_json
+from api.runs import NoRun, Runs
+from api.status import Known, Status
+
+logger = logging.getLogger(__name__)
+
+PING_S = 15
+RETRY_MS = 1000
+FIRST_STATE_TIMEOUT_S = 5.0
+SEND_TIMEOUT_S = 30.0
+"""A client that takes nothing for longer is cut off; it comes back by itself when it can."""
+POLL_S = 1.0
+MAX_POLL_S = 5.0
+POLLING_S = 60.0
+"""How long the query is used alone after an update was found not to deliver."""
+REASK_S = 0.05
+
+_PROCESS = secrets.token_hex(6)
+"""Names this process in the ids of its updates."""
+
+
+class Watcher:
+    """Keeps the current progress of one upload, for as long as somebody watches it.
+
+    Args:
+        ref: The upload.
+        status: Reads its state.
+        runs: Waits for its changes.
+    """
+
+    def __init__(self, ref: UploadRef, status: Status, runs: Runs) -> None:
+        self.ref = ref
+        self.subscribers = 0
+        self.snapshot: Snapshot | None = None
+        self.final: bytes | None = None
+        """Ends the streams, once the run is over."""
+        self.gone = False
+        """The upload was deleted."""
+        self.changed = asyncio.Event()
+        """Set at the next change, and replaced by a new one."""
+        self._status = status
+        self._runs = runs
+        self._frames: dict[int | None, bytes] = {}
+        self._asked = 0
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more will come from this watcher."""
+        return self.gone or self.final is not None
+
+    def frame(self, snapshot: Snapshot, since: int | None) -> bytes:
+        """The event that takes a client from version ``since``, or from nothing, to ``snapshot``, the current one; encoded once for all."""
+        if since not in self._frames:
+            if since is None:
+                event = _event("snapshot", snapshot.version, to_json(snapshot))
+            else:
+                changed = tuple(sheet for sheet in snapshot.sheets if sheet.version > since)
+                event = _event("change", snapshot.version, to_json(replace(snapshot, sheets=changed)))
+            self._frames[since] = event
+        return self._frames[since]
+
+    def _publish(self, snapshot: Snapshot | None, *, final: bytes | None = None, gone: bool = False) -> None:
+        if (snapshot, final, gone) == (self.snapshot, self.final, self.gone):
+            return
+        self.snapshot, self.final, self.gone = snapshot, final, gone
+        self._frames.clear()
+        changed, self.changed = self.changed, asyncio.Event()
+        changed.set()
+
+    async def run(self) -> None:
+        """Watches until the run is over or this task is cancelled; no failure ends it."""
+        pause_s = POLL_S
+        polling_until = 0.0
+        overdue = False
+        while not self.is_over:
+            known = await self._read()
+            if known is None or not known.certain:
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, MAX_POLL_S)
+                continue
+            pause_s = POLL_S
+            if overdue and self.snapshot is not None and known.snapshot.version > self.snapshot.version:
+                # The update should have told: too many wait already, and Temporal retries it in silence.
+                logger.info("the update does not deliver, polls", extra={"ref": str(self.ref)})
+                polling_until = time.monotonic() + POLLING_S
+            self._publish(known.snapshot, final=known.final)
+            overdue = False
+            if time.monotonic() < polling_until:
+                await asyncio.sleep(POLL_S)
+            elif not self.is_over:
+                overdue = await self._follow(known.snapshot)
+
+    async def _read(self) -> Known | None:
+        try:
+            known = await self._status.explained(self.ref, await self._status.read(self.ref))
+        except UploadNotFound:
+            self._publish(self.snapshot, gone=True)
+            return None
+        except BucketError as error:
+            if self.snapshot is not None:
+                self._publish(replace(self.snapshot, warning=f"this may not be the latest state: {error}"))
+            return None
+        if not known.certain and (self.snapshot is None or known.snapshot.version >= self.snapshot.version):
+            self._publish(known.snapshot)
+        return known
+
+    async def _follow(self, snapshot: Snapshot) -> bool:
+        """Takes in change after change, until the workflow has to be asked for its whole state; says whether that is for silence."""
+        while True:
+            version = snapshot.version
+            try:
+                change = await self._runs.progress_after(self.ref, version, f"watch-{_PROCESS}-{version}-{self._asked}")
+            except (NoRun, TemporalUnavailable):
+                await asyncio.sleep(REASK_S)
+                return False
+            if change is None:
+                return True
+            if change.version == version:
+                # Too many wait, or the run is closing: this wait is used up, the next needs a new name.
+                self._asked += 1
+                await asyncio.sleep(REASK_S if change.status.is_final else POLL_S)
+                return False
+            snapshot = _merge(snapshot, change)
+            self._status.remember(self.ref, snapshot)
+            self._publish(snapshot)
+
+
+class Hub:
+    """The watchers of this process: one per upload, only while somebody watches.
+
+    Args:
+        status: Reads states.
+        runs: Waits for changes.
+    """
+
+    def __init__(self, status: Status, runs: Runs) -> None:
+        self._status = status
+        self._runs = runs
+        self._watchers: dict[UploadRef, tuple[Watcher, asyncio.Task[None]]] = {}
+
+    def subscribe(self, ref: UploadRef) -> Watcher:
+        """The watcher of an upload; to be given back by ``release``."""
+        entry = self._watchers.get(ref)
+        if entry is None or entry[0].is_over or entry[1].done():
+            watcher = Watcher(ref, self._status, self._runs)
+            task = asyncio.create_task(watcher.run())
+            task.add_done_callback(_log_failure)
+            entry = self._watchers[ref] = (watcher, task)
+        entry[0].subscribers += 1
+        return entry[0]
+
+    def release(self, watcher: Watcher) -> None:
+        """One who watches less; the last one ends the watching."""
+        watcher.subscribers -= 1
+        entry = self._watchers.get(watcher.ref)
+        if watcher.subscribers == 0 and entry is not None and entry[0] is watcher:
+            del self._watchers[watcher.ref]
+            entry[1].cancel()
+
+    async def close(self) -> None:
+        """Ends all watching."""
+        tasks = [task for _, task in self._watchers.values()]
+        self._watchers.clear()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def respond(self, ref: UploadRef, request: Request) -> Response:
+        """``GET …/events``.
+
+        Raises:
+            UploadNotFound: There is no such upload; that is the one refusal, for another would end an EventSource for good.
+        """
+        after = _last_event_id(request)
+        try:
+            await self._status.record(ref)
+        except BucketError as error:
+            logger.warning("opens a stream before the bucket answers", extra={"ref": str(ref), "problem": str(error)})
+        watcher = self.subscribe(ref)
+        try:
+            await _first_state(watcher)
+            if watcher.final is not None and watcher.snapshot is not None and watcher.snapshot.version == after:
+                self.release(watcher)
+                return Response(status_code=204, headers={"Cache-Control": "no-store"})
+        except BaseException:
+            self.release(watcher)
+            raise
+        return _Stream(_events(watcher, after), lambda: self.release(watcher))
+
+
+class _Stream(EventSourceResponse):
+    """An event stream that gives its watcher back however it ends, even when it never began."""
+
+    def __init__(self, events: AsyncIterator[bytes], release: Callable[[], None]) -> None:
+        super().__init__(
+            events,
+            headers={"Cache-Control": "no-store, no-transform"},
+            ping=PING_S,
+            ping_message_factory=lambda: ServerSentEvent(comment="ping", sep="\n"),
+            sep="\n",
+            send_timeout=SEND_TIMEOUT_S,
+        )
+        self._release = release
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        except SendTimeoutError:
+            logger.info("cut off a client that takes nothing", extra={"path": scope["path"]})
+        finally:
+            self._release()
+
+
+async def _events(watcher: Watcher, after: int | None) -> AsyncIterator[bytes]:
+    """What one client is sent.
+
+    Args:
+        watcher: Of the upload.
+        after: The version that the client has, if any.
+    """
+    sent = after
+    warning: str | None = None
+    prefix = f"retry: {RETRY_MS}\n".encode()
+    if watcher.snapshot is None:
+        yield prefix + b"\n"  # nothing is known yet, but the client sees that it is connected
+        prefix = b""
+    while not watcher.gone:
+        changed, snapshot = watcher.changed, watcher.snapshot
+        if snapshot is not None and (snapshot.version, snapshot.warning) != (sent, warning):
+            since = sent if sent is not None and sent <= snapshot.version else None
+            sent, warning = snapshot.version, snapshot.warning
+            yield prefix + watcher.frame(snapshot, since)
+            prefix = b""
+            continue  # while that was sent, more may have changed
+        if snapshot is not None and watcher.final is not None:
+            yield prefix + _event("end", snapshot.version, watcher.final)
+            return
+        await changed.wait()
+
+
+async def _first_state(watcher: Watcher) -> None:
+    try:
+        async with asyncio.timeout(FIRST_STATE_TIMEOUT_S):
+            while watcher.snapshot is None and not watcher.gone:
+                await watcher.changed.wait()
+    except TimeoutError:
+        return
+
+
+def _last_event_id(request: Request) -> int | None:
+    """The version that a reconnecting client has; anything but a version counts as none, for a bad one must not end an EventSource."""
+    for text in (request.headers.get("last-event-id"), request.query_params.get("after")):
+        if text and text.isascii() and text.isdigit() and len(text) <= 18:
+            return int(text)
+    return None
+
+
+def _merge(snapshot: Snapshot, change: Snapshot) -> Snapshot:
+    """The state after a change; one that goes back holds everything."""
+    if change.version < snapshot.version:
+        return change
+    sheets = {sheet.number: sheet for sheet in snapshot.sheets if sheet.number <= change.total_pages}
+    sheets.update((sheet.number, sheet) for sheet in change.sheets)
+    return replace(change, sheets=tuple(sheets[number] for number in sorted(sheets)))
+
+
+def _event(name: str, version: int, data: bytes) -> bytes:
+    return ServerSentEvent(data.decode(), event=name, id=str(version), sep="\n").encode()
+
+
+def _log_failure(task: asyncio.Task[Any]) -> None:
+    if not task.cancelled() and task.exception() is not None:
+        logger.error("a watcher failed", exc_info=task.exception())

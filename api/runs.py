@@ -1,0 +1,240 @@
+"""What the API asks of Temporal; every failure leaves as a named one.
+
+Oddities, all on purpose:
+
+1. A lazy client reports a server that is not there as a bare ``RuntimeError`` (temporalio ``service.py``, ``_connected_client``).
+2. ``execute_update`` turns the cancellation of its task into an error of its own, so it runs in a task of its own here.
+3. Queries are refused for closed runs: their answer is in the bucket, and replaying a history for it would cost seconds.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+
+from temporalio.api.workflow.v1 import PendingActivityInfo
+from temporalio.client import (
+    Client,
+    RPCTimeoutOrCancelledError,
+    WorkflowExecutionStatus,
+    WorkflowHandle,
+    WorkflowQueryFailedError,
+    WorkflowQueryRejectedError,
+    WorkflowUpdateFailedError,
+)
+from temporalio.common import QueryRejectCondition
+from temporalio.service import RPCError, RPCStatusCode
+
+from activities.errors import TemporalUnavailable
+from activities.keys import UploadRef
+from activities.records import Snapshot
+from workflows import client as starter
+from workflows.messages import ProgressAfter, SheetNumbers
+from workflows.upload import ProcessUpload
+
+QUERY_TIMEOUT_S = 2.0
+UPDATE_TIMEOUT_S = 25.0
+_CONNECT_FAILURE = "Failed client connect"
+
+
+class NoRun(Exception):
+    """Temporal knows no run of this upload that could answer."""
+
+
+class RunClosed(Exception):
+    """The run is over.
+
+    Args:
+        status: How it ended.
+    """
+
+    def __init__(self, status: WorkflowExecutionStatus | None) -> None:
+        super().__init__(status)
+        self.status = status
+
+
+class Runs:
+    """The workflows of the uploads.
+
+    Args:
+        connect: Gives the client, once, when it is first needed; it must not insist on a server that answers.
+    """
+
+    def __init__(self, connect: Callable[[], Awaitable[Client]]) -> None:
+        self._connect = connect
+        self._client: Client | None = None
+        self._lock = asyncio.Lock()
+
+    async def _connected(self) -> Client:
+        async with self._lock:
+            if self._client is None:
+                self._client = await self._connect()
+            return self._client
+
+    async def _handle(self, ref: UploadRef) -> WorkflowHandle[ProcessUpload, Snapshot]:
+        return (await self._connected()).get_workflow_handle_for(ProcessUpload.run, ref.workflow_id)
+
+    async def progress(self, ref: UploadRef) -> Snapshot:
+        """The whole progress, from the run.
+
+        Raises:
+            NoRun: There is none.
+            RunClosed: It is over.
+            TemporalUnavailable: Temporal or the workers do not answer within 2 seconds.
+        """
+        try:
+            async with _named(QUERY_TIMEOUT_S):
+                handle = await self._handle(ref)
+                return await handle.query(
+                    ProcessUpload.progress,
+                    reject_condition=QueryRejectCondition.NOT_OPEN,
+                    rpc_timeout=timedelta(seconds=QUERY_TIMEOUT_S),
+                )
+        except WorkflowQueryRejectedError as error:
+            raise RunClosed(error.status) from error
+        except WorkflowQueryFailedError as error:
+            msg = f"the upload's workflow does not answer: {error.message}"
+            raise TemporalUnavailable(msg) from error
+
+    async def progress_after(self, ref: UploadRef, version: int, update_id: str) -> Snapshot | None:
+        """Waits at most 25 seconds for progress newer than ``version``.
+
+        Args:
+            ref: The upload.
+            version: What the caller has.
+            update_id: The same for the same wait: asking again attaches to it.
+
+        Returns:
+            The counters and the sheets that changed since; unchanged counters when the workflow has too many waiters or closes;
+            None when time is up.
+
+        Raises:
+            NoRun: The run is over or there is none.
+            TemporalUnavailable: Temporal does not answer.
+        """
+        handle = await self._handle(ref)
+        update = asyncio.create_task(handle.execute_update(ProcessUpload.progress_after, ProgressAfter(version), id=update_id))
+        try:
+            await asyncio.wait({update}, timeout=UPDATE_TIMEOUT_S)
+            if not update.done():
+                return None
+            async with _named(None):
+                return update.result()
+        except WorkflowUpdateFailedError as error:
+            raise NoRun from error  # the run ended with the update waiting
+        except RPCTimeoutOrCancelledError:
+            return None
+        finally:
+            if not update.done():
+                update.cancel()
+                update.add_done_callback(lambda task: task.cancelled() or task.exception())
+
+    async def start(self, ref: UploadRef) -> None:
+        """Starts the workflow of an accepted upload, unless there has been one.
+
+        Raises:
+            TemporalUnavailable: Temporal does not answer.
+        """
+        try:
+            async with _named(QUERY_TIMEOUT_S):
+                await starter.start(await self._connected(), ref)
+        except NoRun as error:
+            raise _unavailable(error.__cause__) from error
+
+    async def reopen(self, ref: UploadRef, signal: str, *args: SheetNumbers) -> None:
+        """Signals the run, or starts it again with the signal.
+
+        Raises:
+            TemporalUnavailable: Temporal does not answer.
+        """
+        try:
+            async with _named(QUERY_TIMEOUT_S):
+                await starter.reopen(await self._connected(), ref, signal, *args)
+        except NoRun as error:
+            raise _unavailable(error.__cause__) from error
+
+    async def prioritize(self, ref: UploadRef, sheet: int) -> None:
+        """Asks the run to take a sheet next; raises like ``cancel``."""
+        async with _named(QUERY_TIMEOUT_S):
+            handle = await self._handle(ref)
+            await handle.signal(ProcessUpload.prioritize, SheetNumbers((sheet,)), rpc_timeout=timedelta(seconds=QUERY_TIMEOUT_S))
+
+    async def cancel(self, ref: UploadRef) -> None:
+        """Asks the run to end.
+
+        Raises:
+            NoRun: There is no open run.
+            TemporalUnavailable: Temporal does not answer.
+        """
+        async with _named(QUERY_TIMEOUT_S):
+            await (await self._handle(ref)).cancel(rpc_timeout=timedelta(seconds=QUERY_TIMEOUT_S))
+
+    async def closed_at(self, ref: UploadRef) -> datetime:
+        """When the last run ended; raises like ``cancel``."""
+        async with _named(QUERY_TIMEOUT_S):
+            description = await (await self._handle(ref)).describe(rpc_timeout=timedelta(seconds=QUERY_TIMEOUT_S))
+            return description.close_time or datetime.now(UTC)
+
+    async def last_failure(self, ref: UploadRef) -> tuple[str, int] | None:
+        """What went wrong last in the activity that was tried most often: its sentence and the number of the try now due.
+
+        Returns:
+            None when no activity waits for a retry.
+
+        Raises:
+            NoRun: There is none.
+            TemporalUnavailable: Temporal does not answer.
+        """
+        async with _named(QUERY_TIMEOUT_S):
+            description = await (await self._handle(ref)).describe(rpc_timeout=timedelta(seconds=QUERY_TIMEOUT_S))
+        failing = [activity for activity in description.raw_description.pending_activities if activity.HasField("last_failure")]
+        if not failing:
+            return None
+        worst = max(failing, key=lambda activity: activity.attempt)
+        return _sentence(worst), worst.attempt
+
+    async def check_health(self) -> None:
+        """Returns when the frontend answers.
+
+        Raises:
+            TemporalUnavailable: It does not, within 2 seconds.
+        """
+        async with _named(QUERY_TIMEOUT_S):
+            client = await self._connected()
+            if not await client.service_client.check_health(timeout=timedelta(seconds=QUERY_TIMEOUT_S)):
+                msg = "Temporal says that it is not serving"
+                raise TemporalUnavailable(msg)
+
+
+def _sentence(activity: PendingActivityInfo) -> str:
+    failure = activity.last_failure
+    name = failure.application_failure_info.type or activity.activity_type.name
+    return f"{name}: {failure.message[:300]} (attempt {activity.attempt})"
+
+
+@asynccontextmanager
+async def _named(timeout_s: float | None) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(timeout_s):
+            yield
+    except RPCError as error:
+        if error.status is RPCStatusCode.NOT_FOUND:
+            raise NoRun from error
+        if error.status in (RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCode.CANCELLED):
+            raise _silence() from error
+        raise _unavailable(error) from error
+    except TimeoutError as error:
+        raise _silence() from error
+    except RuntimeError as error:
+        if not str(error).startswith(_CONNECT_FAILURE):
+            raise
+        msg = "Temporal does not answer: its server is not reached"
+        raise TemporalUnavailable(msg) from error
+
+
+def _silence() -> TemporalUnavailable:
+    return TemporalUnavailable(f"no worker and no Temporal server answered within {QUERY_TIMEOUT_S:g} s")
+
+
+def _unavailable(error: BaseException | None) -> TemporalUnavailable:
+    return TemporalUnavailable(f"Temporal does not answer: {error}")

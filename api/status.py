@@ -1,0 +1,266 @@
+"""What is known of an upload: from its run, from the bucket, or, when neither answers, from memory."""
+
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Hashable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any, Generic, TypeVar
+
+from temporalio.client import WorkflowExecutionStatus
+
+from activities.errors import BucketError, ObjectMissing, TemporalUnavailable, Terminated, UploadNotFound
+from activities.keys import PlanRef, UploadRef
+from activities.records import Snapshot, UploadRecord, UploadStatus, from_json, timestamp, to_json, to_wire
+from activities.storage import Bucket
+from api.runs import NoRun, RunClosed, Runs
+
+logger = logging.getLogger(__name__)
+
+RECORD_TTL_S = 2.0
+REMEMBERED_RECORDS = 4096
+REMEMBERED_SNAPSHOTS = 256
+
+QUIET = timedelta(seconds=10)
+"""After this long without a change, it is asked whether an activity keeps failing."""
+STUCK = timedelta(minutes=5)
+"""After this long without a change, that is worth a warning by itself."""
+WORTH_A_WARNING = 3
+"""Tries after which a failing activity is worth a warning."""
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+
+class Recent(Generic[K, V]):
+    """The values used last, at most ``size`` of them."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._values: OrderedDict[K, V] = OrderedDict()
+
+    def get(self, key: K) -> V | None:
+        """The value, if it is still remembered."""
+        if key in self._values:
+            self._values.move_to_end(key)
+        return self._values.get(key)
+
+    def put(self, key: K, value: V) -> None:
+        """Remembers a value, and forgets the one that was not used for longest."""
+        self._values[key] = value
+        self._values.move_to_end(key)
+        if len(self._values) > self._size:
+            self._values.popitem(last=False)
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of an upload now.
+
+    Args:
+        snapshot: Its progress.
+        final: The document that ends its event stream, once the run is over: ``manifest.json``, byte for byte.
+        certain: Whether its run, or Temporal and the bucket, said so just now.
+    """
+
+    snapshot: Snapshot
+    final: bytes | None = None
+    certain: bool = True
+
+
+class Status:
+    """Reads uploads.
+
+    Args:
+        bucket: Where their records are.
+        runs: Their workflows.
+    """
+
+    def __init__(self, bucket: Bucket, runs: Runs) -> None:
+        self._bucket = bucket
+        self._runs = runs
+        self._records: Recent[UploadRef, tuple[float, UploadRecord]] = Recent(REMEMBERED_RECORDS)
+        self._snapshots: Recent[UploadRef, Snapshot] = Recent(REMEMBERED_SNAPSHOTS)
+
+    async def record(self, ref: UploadRef) -> UploadRecord:
+        """``upload.json``, at most 2 seconds old; older only while the bucket fails.
+
+        Raises:
+            UploadNotFound: The upload was never accepted or is marked deleted.
+            BucketError: The bucket failed and nothing is remembered.
+        """
+        remembered = self._records.get(ref)
+        if remembered is not None and time.monotonic() - remembered[0] < RECORD_TTL_S:
+            return remembered[1]
+        try:
+            record = from_json(UploadRecord, (await self._bucket.get_async(ref.record)).body)
+        except ObjectMissing as error:
+            msg = f"there is no upload {ref}"
+            raise UploadNotFound(msg) from error
+        except BucketError:
+            if remembered is None:
+                raise
+            return remembered[1]
+        if record.deleted_at is not None:
+            msg = f"the upload {ref} was deleted"
+            raise UploadNotFound(msg)
+        self._records.put(ref, (time.monotonic(), record))
+        return record
+
+    async def manifest(self, ref: UploadRef) -> tuple[Snapshot, bytes] | None:
+        """``manifest.json`` and its bytes, if a run has ended.
+
+        Raises:
+            BucketError: The bucket failed.
+        """
+        try:
+            body = (await self._bucket.get_async(ref.manifest)).body
+        except ObjectMissing:
+            return None
+        return from_json(Snapshot, body), body
+
+    def remember(self, ref: UploadRef, snapshot: Snapshot) -> None:
+        """Keeps a progress for the time when nobody answers."""
+        self._snapshots.put(ref, snapshot)
+
+    async def read(self, ref: UploadRef, *, ask: bool = True) -> Known:
+        """The progress of an upload; starts its workflow if it was accepted and never ran.
+
+        Args:
+            ref: The upload.
+            ask: Whether to ask Temporal.
+
+        Raises:
+            UploadNotFound: The upload was never accepted or is marked deleted.
+            BucketError: The bucket failed and is needed for the answer.
+        """
+        record = await self.record(ref)
+        try:
+            if not ask:
+                msg = "Temporal did not answer a moment ago"
+                raise TemporalUnavailable(msg)
+            known = await self._ask(ref, record)
+        except TemporalUnavailable as error:
+            return await self._unanswered(ref, record, error)
+        self.remember(ref, known.snapshot)
+        return known
+
+    async def _ask(self, ref: UploadRef, record: UploadRecord) -> Known:
+        try:
+            snapshot = await self._runs.progress(ref)
+        except RunClosed as closed:
+            ended = await self.manifest(ref)
+            return Known(*ended) if ended else await self._without_manifest(ref, closed.status)
+        except NoRun:
+            ended = await self.manifest(ref)
+            if ended:
+                return Known(*ended)
+            logger.info("starts the workflow of an accepted upload", extra={"ref": str(ref)})
+            await self._runs.start(ref)
+            return Known(_queued(record))
+        if not snapshot.total_pages and snapshot.status is UploadStatus.QUEUED:
+            # A reopened run that has not loaded its state yet: until then the manifest of the run before is the truth.
+            ended = await self.manifest(ref)
+            if ended:
+                return Known(ended[0])
+        return Known(snapshot)
+
+    async def _without_manifest(self, ref: UploadRef, status: WorkflowExecutionStatus | None) -> Known:
+        """A run that an operator ended."""
+        moment = await self._closed_at(ref)
+        last = self._snapshots.get(ref) or Snapshot(UploadStatus.QUEUED, 0, timestamp(moment))
+        if last.reason != Terminated.__name__:
+            how = status.name.lower().replace("_", " ") if status else "ended"
+            last = replace(
+                last,
+                status=UploadStatus.FAILED,
+                version=max(last.version + 1, int(moment.timestamp() * 1000)),
+                updated_at=timestamp(moment),
+                completed_at=timestamp(moment),
+                reason=Terminated.__name__,
+                detail=f"its workflow was {how} before it could write the final progress",
+                warning=None,
+            )
+        return Known(last, to_json(last))
+
+    async def _closed_at(self, ref: UploadRef) -> datetime:
+        try:
+            return await self._runs.closed_at(ref)
+        except NoRun as error:
+            msg = "the run ended and is gone"
+            raise TemporalUnavailable(msg) from error
+
+    async def _unanswered(self, ref: UploadRef, record: UploadRecord, error: TemporalUnavailable) -> Known:
+        """The newest of what is remembered and what the bucket holds."""
+        candidates = [_queued(record)]
+        if last := self._snapshots.get(ref):
+            candidates.append(last)
+        if ended := await self.manifest(ref):
+            candidates.append(ended[0])
+        newest = max(candidates, key=lambda snapshot: snapshot.version)
+        return Known(replace(newest, warning=f"this may not be the latest state: {error}"), certain=False)
+
+    async def explained(self, ref: UploadRef, known: Known) -> Known:
+        """The same with a warning, when nothing moves."""
+        now = datetime.now(UTC)
+        idle = now - datetime.fromisoformat(known.snapshot.updated_at)
+        if known.final is not None or not known.certain or idle < QUIET:
+            return known
+        try:
+            failure = await self._runs.last_failure(ref)
+        except (NoRun, TemporalUnavailable):
+            return known
+        if idle >= STUCK:
+            minutes = int(idle.total_seconds() // 60)
+            warning = f"nothing moved for {minutes:,} minutes" + (f"; {failure[0]}" if failure else "")
+        elif failure and failure[1] >= WORTH_A_WARNING:
+            warning = failure[0]
+        else:
+            return known
+        return replace(known, snapshot=replace(known.snapshot, warning=warning))
+
+
+def _queued(record: UploadRecord) -> Snapshot:
+    # Version 0: whatever a run says is newer.
+    return Snapshot(UploadStatus.QUEUED, 0, record.created_at)
+
+
+def collection_path(plan: PlanRef) -> str:
+    """The address of a plan's uploads."""
+    return f"/v1/organizations/{plan.organization}/projects/{plan.project}/plans/{plan.plan}/uploads"
+
+
+def links(ref: UploadRef) -> dict[str, str]:
+    """Where an upload's state, events and page are."""
+    address = f"{collection_path(ref.plan_ref)}/{ref.upload}"
+    return {"self": address, "events": f"{address}/events", "page": f"/?ref={ref}"}
+
+
+def describe(ref: UploadRef, record: UploadRecord) -> dict[str, Any]:
+    """What ``upload.json`` tells about an upload, on the wire."""
+    return {
+        "ref": str(ref),
+        "upload": ref.upload,
+        "fileName": record.file_name,
+        "sizeBytes": record.size_bytes,
+        "createdAt": record.created_at,
+        "links": links(ref),
+    }
+
+
+def full_document(ref: UploadRef, record: UploadRecord, known: Known) -> dict[str, Any]:
+    """The whole progress with what ``upload.json`` tells."""
+    return {**to_wire(known.snapshot), **describe(ref, record)}
+
+
+def list_entry(ref: UploadRef, record: UploadRecord, known: Known) -> dict[str, Any]:
+    """One line of a plan's list."""
+    snapshot = known.snapshot
+    return {
+        **describe(ref, record),
+        "status": snapshot.status.value,
+        "progress": snapshot.progress,
+        "completedPages": snapshot.completed_pages,
+        "totalPages": snapshot.total_pages,
+    }

@@ -1,0 +1,455 @@
+"""Takes a PDF in: from the request's body to an accepted upload, in constant memory.
+
+Oddities, all on purpose:
+
+1. A form is parsed as it comes and its file goes straight to the bucket; Starlette's ``request.form()`` would write it to the disk first.
+2. The bucket's writer runs in a task of its own: cancelling a streaming write leaves it half done, so a request that ends early
+   makes the stream fail instead and waits for the writer.
+3. The record of an ``Idempotency-Key`` is created after ``source.pdf`` and before ``upload.json``, only if absent, with the upload and
+   the body's digest in one write. Of requests that race with one key, in whatever process, each writes its own source and exactly one
+   becomes the upload; a retry after a crash anywhere either finds the record, and completes that upload, or begins anew. A record from
+   before the body is read would tell no later request whether the first still writes or has died.
+"""
+
+import asyncio
+import hashlib
+import logging
+import secrets
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.message import Message
+from http import HTTPStatus
+
+from python_multipart import MultipartParser
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import parse_options_header
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from activities.errors import (
+    FileTooLarge,
+    IdempotencyConflict,
+    InvalidRequest,
+    NotAPdf,
+    ObjectMissing,
+    TemporalUnavailable,
+)
+from activities.keys import PlanRef, UploadRef
+from activities.records import SCHEMA, UploadOptions, UploadRecord, UploadStatus, camel_case, from_json, timestamp, to_json
+from activities.storage import Bucket
+from api.runs import Runs
+from api.status import Status, links
+
+logger = logging.getLogger(__name__)
+
+OPTIONS = {camel_case(name): name for name in ("dpi", "tile_size", "overlap", "quality", "budget_bytes", "window")}
+DEFAULT_FILE_NAME = "plan.pdf"
+MAX_FILE_NAME = 255
+FORM_OVERHEAD_BYTES = 64 << 10
+HEADER_WINDOW = 1024
+"""``%PDF-`` must begin and end within this many bytes: PDF 1.7, appendix H, note 13."""
+CHUNK_BYTES = 1 << 20
+IDLE_TIMEOUT_S = 60.0
+"""A sender that is silent for longer has gone, whatever its connection says."""
+
+
+@dataclass(frozen=True)
+class KeyRecord:
+    """``keys/{sha256 of Idempotency-Key}.json``.
+
+    Args:
+        upload: What the key's first request became.
+        sha256: Digest of its body, hexadecimal.
+    """
+
+    upload: str
+    sha256: str
+    schema: int = SCHEMA
+
+
+def new_upload_id() -> str:
+    """A UUIDv7, lower case: its order is that of creation, to a quarter of a microsecond.
+
+    https://www.rfc-editor.org/rfc/rfc9562#section-5.7, with method 3 of section 6.2
+    """
+    milliseconds, rest = divmod(time.time_ns(), 1_000_000)
+    fraction = (rest << 12) // 1_000_000
+    value = milliseconds << 80 | 0x7 << 76 | fraction << 64 | 0b10 << 62 | secrets.randbits(62)
+    digits = f"{value:032x}"
+    return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
+
+
+class IncomingFile:
+    """The PDF in a request, checked, counted and hashed while it passes.
+
+    Args:
+        request: Its body is the PDF or a form with one file.
+        max_bytes: The largest file that is accepted.
+        idle_timeout_s: Longest silence of the sender.
+
+    Raises:
+        FileTooLarge: The request says so itself.
+        InvalidRequest: A header cannot be understood.
+        HTTPException: The body is of another kind (415).
+    """
+
+    def __init__(self, request: Request, max_bytes: int, idle_timeout_s: float = IDLE_TIMEOUT_S) -> None:
+        self._request = request
+        self._max_bytes = max_bytes
+        self._idle_timeout_s = idle_timeout_s
+        self._digest = hashlib.sha256()
+        self.size_bytes = 0
+        kind, parameters = parse_options_header(request.headers.get("content-type"))
+        self._boundary = parameters.get(b"boundary")
+        self._is_form = kind == b"multipart/form-data"
+        if self._is_form and not self._boundary:
+            msg = "the form's Content-Type has no boundary"
+            raise InvalidRequest(msg)
+        if not self._is_form and kind not in (b"", b"application/pdf", b"application/octet-stream"):
+            detail = f"the body is {kind.decode('latin-1')!r}, send application/pdf or a form with one file"
+            raise HTTPException(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, detail)
+        self._file_name = request.query_params.get("filename") or _header_file_name(request.headers.get("content-disposition"))
+        self._check_announced(request.headers.get("content-length"))
+
+    def _check_announced(self, length: str | None) -> None:
+        if length is None or not length.isdigit():
+            return  # it is counted as it comes
+        if int(length) - (FORM_OVERHEAD_BYTES if self._is_form else 0) > self._max_bytes:
+            raise self._too_large(int(length))
+        if length == "0":
+            msg = "the body is empty"
+            raise NotAPdf(msg)
+
+    def _too_large(self, size_bytes: int) -> FileTooLarge:
+        return FileTooLarge(f"{size_bytes:,} bytes, limit {self._max_bytes:,}")
+
+    @property
+    def sha256(self) -> str:
+        """Digest of what has passed, hexadecimal."""
+        return self._digest.hexdigest()
+
+    @property
+    def file_name(self) -> str:
+        """As the sender called it, without directories and control characters; for people, never for a path."""
+        name = (self._file_name or "").replace("\\", "/").rsplit("/", 1)[-1]
+        return "".join(character for character in name if character.isprintable())[:MAX_FILE_NAME].strip() or DEFAULT_FILE_NAME
+
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        """The file, in chunks of about a megabyte.
+
+        Raises:
+            NotAPdf: The first kilobyte shows it, or there is nothing.
+            FileTooLarge: It grew over the limit.
+            InvalidRequest: The form is broken or has not exactly one file.
+            ClientDisconnect: The sender went away.
+            HTTPException: The sender fell silent (408).
+        """
+        buffer = bytearray()
+        checked = False
+        async with aclosing(self._form() if self._is_form else self._body()) as pieces:
+            async for piece in pieces:
+                self.size_bytes += len(piece)
+                if self.size_bytes > self._max_bytes:
+                    raise self._too_large(self.size_bytes)
+                self._digest.update(piece)
+                buffer += piece
+                if not checked and len(buffer) >= HEADER_WINDOW:
+                    _check_header(buffer)
+                    checked = True
+                if len(buffer) >= CHUNK_BYTES:
+                    yield bytes(buffer)
+                    buffer.clear()
+        if not checked:
+            _check_header(buffer)
+        if buffer:
+            yield bytes(buffer)
+
+    async def _body(self) -> AsyncGenerator[bytes, None]:
+        async with aclosing(self._request.stream()) as stream:
+            while True:
+                try:
+                    async with asyncio.timeout(self._idle_timeout_s):
+                        piece = await anext(stream, None)
+                except TimeoutError as error:
+                    detail = f"no byte of the body came for {self._idle_timeout_s:g} s"
+                    raise HTTPException(HTTPStatus.REQUEST_TIMEOUT, detail) from error
+                if piece is None:
+                    return
+                yield piece
+
+    async def _form(self) -> AsyncGenerator[bytes, None]:
+        form = _Form(self._boundary or b"")
+        async with aclosing(self._body()) as pieces:
+            async for piece in pieces:
+                for data in form.feed(piece):
+                    yield data
+        if not form.ended:
+            msg = "the form is cut off"
+            raise InvalidRequest(msg)
+        if form.files != 1:
+            msg = "the form holds no file"
+            raise InvalidRequest(msg)
+        self._file_name = self._file_name or form.file_name
+
+
+class _Form:
+    """Cuts the one file out of a ``multipart/form-data`` body, as it comes."""
+
+    def __init__(self, boundary: bytes) -> None:
+        self.files = 0
+        self.file_name: str | None = None
+        self.ended = False
+        self._data: list[bytes] = []
+        self._in_file = False
+        self._name, self._value = b"", b""
+        try:
+            self._parser = MultipartParser(
+                boundary,
+                {
+                    "on_part_begin": self._part_begin,
+                    "on_header_field": self._header_field,
+                    "on_header_value": self._header_value,
+                    "on_header_end": self._header_end,
+                    "on_part_data": self._part_data,
+                    "on_end": self._end,
+                },
+            )
+        except FormParserError as error:
+            msg = f"the form cannot be read: {error}"
+            raise InvalidRequest(msg) from error
+
+    def feed(self, piece: bytes) -> list[bytes]:
+        """The bytes of the file that ``piece`` holds."""
+        self._data = []
+        try:
+            self._parser.write(piece)
+        except FormParserError as error:
+            msg = f"the form cannot be read: {error}"
+            raise InvalidRequest(msg) from error
+        return self._data
+
+    def _part_begin(self) -> None:
+        self._in_file = False
+
+    def _header_field(self, data: bytes, start: int, end: int) -> None:
+        self._name += data[start:end]
+
+    def _header_value(self, data: bytes, start: int, end: int) -> None:
+        self._value += data[start:end]
+
+    def _header_end(self) -> None:
+        name, value = self._name.lower(), self._value
+        self._name, self._value = b"", b""
+        if name != b"content-disposition":
+            return
+        _, options = parse_options_header(value)
+        if b"filename" not in options:
+            return
+        self._in_file = True
+        self.files += 1
+        if self.files > 1:
+            msg = "the form holds more than one file, send each by itself"
+            raise InvalidRequest(msg)
+        self.file_name = options[b"filename"].decode("utf-8", "replace")
+
+    def _part_data(self, data: bytes, start: int, end: int) -> None:
+        if self._in_file:
+            self._data.append(data[start:end])
+
+    def _end(self) -> None:
+        self.ended = True
+
+
+def _check_header(beginning: bytes | bytearray) -> None:
+    if not beginning:
+        msg = "the file is empty"
+        raise NotAPdf(msg)
+    if b"%PDF-" not in beginning[:HEADER_WINDOW]:
+        msg = f"'%PDF-' is not in the first {HEADER_WINDOW:,} bytes: this is no PDF"
+        raise NotAPdf(msg)
+
+
+def _header_file_name(header: str | None) -> str | None:
+    """The file name of a ``Content-Disposition`` header, ``filename*=`` included (RFC 6266)."""
+    if header is None:
+        return None
+    message = Message()
+    message["Content-Disposition"] = header.encode("latin-1").decode("utf-8", "replace")
+    return message.get_filename()
+
+
+def read_options(query: Mapping[str, str]) -> UploadOptions:
+    """What the query of an upload asks for.
+
+    Raises:
+        InvalidRequest: An option is unknown, no whole number or out of its range.
+    """
+    values = {}
+    for name, text in query.items():
+        if name == "filename":
+            continue
+        if name not in OPTIONS:
+            msg = f"there is no option {name[:80]!r}; there are {', '.join(OPTIONS)} and filename"
+            raise InvalidRequest(msg)
+        if not (text.isascii() and text.isdigit() and len(text) <= 12):
+            msg = f"{name} is {text[:80]!r}, it must be a whole number"
+            raise InvalidRequest(msg)
+        values[OPTIONS[name]] = int(text)
+    try:
+        return UploadOptions(**values)
+    except ValueError as error:
+        raise InvalidRequest(str(error)) from error
+
+
+class _GivenUp(Exception):
+    """Ends the bucket's write of a request that failed."""
+
+
+class Uploads:
+    """Accepts uploads.
+
+    Args:
+        bucket: Where they go.
+        status: What is known of them.
+        runs: Their workflows.
+        max_file_bytes: The largest file that is accepted.
+    """
+
+    def __init__(self, bucket: Bucket, status: Status, runs: Runs, max_file_bytes: int) -> None:
+        self._bucket = bucket
+        self._status = status
+        self._runs = runs
+        self._max_file_bytes = max_file_bytes
+        self._writers: set[asyncio.Task[None]] = set()
+
+    async def close(self) -> None:
+        """Returns when no write is under way; those of cancelled requests are being given up."""
+        if self._writers:
+            await asyncio.wait(self._writers, timeout=2)
+
+    async def create(self, plan: PlanRef, request: Request) -> Response:
+        """``POST …/uploads``."""
+        options = read_options(request.query_params)
+        key = _idempotency_key(plan, request.headers.get("idempotency-key"))
+        file = IncomingFile(request, self._max_file_bytes)
+        earlier = await self._key_record(key) if key else None
+        if earlier is None:
+            ref = UploadRef(*_parts(plan), new_upload_id())
+            await self._store(ref.source, file)
+            if key:
+                earlier = await self._claim(key, ref, file)
+        else:
+            async for _ in file.chunks():
+                pass  # its digest is all that is needed
+        status = UploadStatus.QUEUED
+        if earlier is not None:
+            ref = UploadRef(*_parts(plan), earlier.upload)
+            await self._check_same(ref, earlier, file)
+        record = UploadRecord(file.file_name, file.size_bytes, file.sha256, options, timestamp(datetime.now(UTC)))
+        created = await self._bucket.create_async(ref.record, to_json(record))
+        if created:
+            await asyncio.to_thread(self._bucket.sync)  # what is accepted survives a power cut
+            logger.info("accepted an upload", extra={"ref": str(ref), "size_bytes": file.size_bytes})
+            await self._start(ref)
+        else:
+            status = (await self._status.read(ref)).snapshot.status
+        body = {"ref": str(ref), "upload": ref.upload, "status": status.value, "links": links(ref)}
+        return JSONResponse(body, HTTPStatus.ACCEPTED, {"Location": links(ref)["self"], "Cache-Control": "no-store"})
+
+    async def _start(self, ref: UploadRef) -> None:
+        try:
+            await self._runs.start(ref)
+        except TemporalUnavailable as error:
+            # It is accepted: whoever looks at it next starts it.
+            logger.warning("the workflow of an accepted upload is not started yet", extra={"ref": str(ref), "problem": str(error)})
+
+    async def _key_record(self, key: str) -> KeyRecord | None:
+        try:
+            return from_json(KeyRecord, (await self._bucket.get_async(key)).body)
+        except ObjectMissing:
+            return None
+
+    async def _claim(self, key: str, ref: UploadRef, file: IncomingFile) -> KeyRecord | None:
+        """Makes ``ref`` the upload of the key; the record of another request that was faster, if one was."""
+        while not await self._bucket.create_async(key, to_json(KeyRecord(ref.upload, file.sha256))):
+            if (earlier := await self._key_record(key)) is not None:
+                await asyncio.to_thread(self._bucket.delete, [ref.source])
+                return earlier
+        return None
+
+    async def _check_same(self, ref: UploadRef, earlier: KeyRecord, file: IncomingFile) -> None:
+        if earlier.sha256 != file.sha256:
+            msg = "this Idempotency-Key was used with another file; a new file needs a new key"
+            raise IdempotencyConflict(msg)
+        try:
+            record = from_json(UploadRecord, (await self._bucket.get_async(ref.record)).body)
+            deleted = record.deleted_at is not None
+        except ObjectMissing:
+            deleted = not await self._has_source(ref)
+        if deleted:
+            msg = f"the upload of this Idempotency-Key, {ref}, was deleted; to send the file again, use a new key"
+            raise IdempotencyConflict(msg)
+
+    async def _has_source(self, ref: UploadRef) -> bool:
+        try:
+            await self._bucket.head_async(ref.source)
+        except ObjectMissing:
+            return False
+        return True
+
+    async def _store(self, key: str, file: IncomingFile) -> None:
+        """Writes the file to the bucket, at once or not at all, even when this task is cancelled."""
+        queue: asyncio.Queue[bytes | None] = asyncio.Queue(1)
+        given_up = False
+
+        async def body() -> AsyncIterator[bytes]:
+            while (chunk := await queue.get()) is not None:
+                yield chunk
+            if given_up:
+                raise _GivenUp
+
+        writer = asyncio.create_task(self._bucket.put_stream(key, body()))
+        self._writers.add(writer)
+        writer.add_done_callback(self._writers.discard)
+        try:
+            async with aclosing(file.chunks()) as chunks:
+                async for chunk in chunks:
+                    await _hand_over(queue, chunk, writer)
+            await _hand_over(queue, None, writer)
+            await asyncio.shield(writer)
+        except BaseException:
+            given_up = True
+            if not queue.empty():
+                queue.get_nowait()
+            queue.put_nowait(None)
+            await asyncio.wait({writer})
+            writer.exception()  # it only says that it was given up
+            raise
+
+
+async def _hand_over(queue: asyncio.Queue[bytes | None], chunk: bytes | None, writer: asyncio.Task[None]) -> None:
+    """Waits until the writer has taken the chunk before; raises what ended it, if something did."""
+    put = asyncio.create_task(queue.put(chunk))
+    try:
+        await asyncio.wait({put, writer}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        put.cancel()
+    if writer.done():
+        writer.result()
+
+
+def _idempotency_key(plan: PlanRef, header: str | None) -> str | None:
+    if header is None:
+        return None
+    if not 1 <= len(header) <= 255:
+        msg = f"the Idempotency-Key has {len(header):,} characters, allowed are 1 to 255"
+        raise InvalidRequest(msg)
+    return plan.idempotency_key(header)
+
+
+def _parts(plan: PlanRef) -> tuple[str, str, str]:
+    return plan.organization, plan.project, plan.plan

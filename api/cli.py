@@ -216,7 +216,7 @@ class Server:
         token: Sent as a bearer token, unless empty.
 
     Raises:
-        WrongUse: The address is no HTTP address.
+        WrongUse: The address is no HTTP address, or the token cannot be sent.
     """
 
     def __init__(self, url: str, token: str = "") -> None:
@@ -230,6 +230,10 @@ class Server:
             raise WrongUse(msg) from error
         if address.scheme not in ("http", "https") or not address.host:
             msg = f"the server's address {url!r} does not begin with http://host or https://host"
+            raise WrongUse(msg)
+        if not re.fullmatch(r"[!-~]*", token):
+            # Said here, for httpx would show the token in its message.
+            msg = "SITELINK_TOKEN holds characters that no token has"
             raise WrongUse(msg)
         self._client = httpx.Client(
             headers={"Authorization": f"Bearer {token}"} if token else {},
@@ -298,7 +302,7 @@ class Server:
                 response.read()
                 raise _refusal(response)
             if not response.headers.get("content-type", "").startswith("text/event-stream"):
-                raise self._foreign()
+                raise self.foreign()
             yield response.iter_bytes()
 
     @contextmanager
@@ -307,7 +311,7 @@ class Server:
 
         try:
             yield
-        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError) as error:
             msg = (
                 f"server not reached: nothing answers at {self.url} ({_reason(error)}). "
                 "`make run` starts a server here, SITELINK_URL names another"
@@ -323,12 +327,13 @@ class Server:
         try:
             document = response.json()
         except ValueError as error:
-            raise self._foreign() from error
+            raise self.foreign() from error
         if not isinstance(document, dict):
-            raise self._foreign()
+            raise self.foreign()
         return document
 
-    def _foreign(self) -> Refused:
+    def foreign(self) -> Refused:
+        """The error that says that another kind of server answers."""
         return Refused(f"what answers at {self.url} is no SiteLink server")
 
 
@@ -752,7 +757,7 @@ def follow(server: Server, ref: UploadRef, view: View, patience: Patience, *, re
                     patience.alive()
                     for event in parser.feed(chunk):
                         if event.event in ("snapshot", "change", "end"):
-                            view.event(event.event, json.loads(event.data))
+                            view.event(event.event, _event_data(server, event))
                         if event.event == "end":
                             return
         except NotReached as error:
@@ -768,6 +773,16 @@ def follow(server: Server, ref: UploadRef, view: View, patience: Patience, *, re
         view.trouble(f"trying again in {delay_s:.0f} s: {trouble}")
         lost = True
         time.sleep(delay_s)
+
+
+def _event_data(server: Server, event: ServerEvent) -> dict[str, Any]:
+    try:
+        document = json.loads(event.data)
+    except ValueError as error:
+        raise server.foreign() from error
+    if not isinstance(document, dict) or "sheets" not in document:
+        raise server.foreign()
+    return document
 
 
 def send(server: Server, plan: PlanRef, file: LocalFile, query: Mapping[str, str], view: View) -> dict[str, Any]:

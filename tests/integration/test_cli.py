@@ -463,6 +463,14 @@ def test_an_answer_of_another_server_is_named(script: Script) -> None:
     assert (result.returncode, result.stderr) == (1, f"what answers at {script.url} is no SiteLink server\n")
 
 
+@pytest.mark.parametrize("data", ["{", "[]", "{}", "7"])
+def test_an_event_that_is_none_of_ours_is_named(script: Script, data: str) -> None:
+    """No traceback for what is no JSON or no snapshot."""
+    script.events.append(stream(f"event: snapshot\ndata: {data}\n\n".encode()))
+    result = sitelink(script.url, "watch", REF)
+    assert (result.returncode, result.stderr) == (1, f"what answers at {script.url} is no SiteLink server\n")
+
+
 def on_a_terminal(script: Script, *arguments: str | Path) -> tuple[int, str]:
     """Runs the command line on a terminal of its own: exit code and all that was shown."""
     ours, theirs = pty.openpty()

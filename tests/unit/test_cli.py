@@ -191,6 +191,14 @@ def test_a_server_address_that_is_none_is_wrong_use(url: str) -> None:
         Server(url)
 
 
+@pytest.mark.parametrize("token", ["sec ret", "secret\n", "s\u00e9cret"])
+def test_a_token_that_cannot_be_sent_is_not_shown(token: str) -> None:
+    """It is wrong use, and the message does not hold it."""
+    with pytest.raises(WrongUse, match="SITELINK_TOKEN") as caught:
+        Server("http://127.0.0.1:9", token)
+    assert "cret" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

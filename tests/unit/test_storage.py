@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from activities.errors import NoSuchBucket, ObjectMissing, StorageDenied, StorageUnavailable
+from activities.errors import FileTooLarge, NoSuchBucket, ObjectMissing, StorageDenied, StorageUnavailable
 from activities.storage import Bucket, BucketSettings
 
 
@@ -75,17 +75,18 @@ async def test_a_stream_becomes_one_object(bucket: Bucket) -> None:
 @pytest.mark.parametrize("chunks", [0, 1, 12])
 async def test_a_stream_that_is_given_up_leaves_nothing_visible(bucket: Bucket, chunks: int) -> None:
     """What the body raises reaches the caller, and no object is listed or read, nor does an older one suffer."""
+    refusal = FileTooLarge("12,582,912 bytes, limit 1,000")
 
     async def body() -> AsyncIterator[bytes]:
         for _ in range(chunks):
             yield bytes(1 << 20)
-        msg = "the client went away"
-        raise ConnectionError(msg)
+        raise refusal
 
     bucket.put("old.pdf", b"old")
     for key in ("new.pdf", "old.pdf"):
-        with pytest.raises((ConnectionError, StorageUnavailable)):
+        with pytest.raises(FileTooLarge) as caught:
             await bucket.put_stream(key, body())
+        assert caught.value is refusal
     assert names(bucket) == ["old.pdf"]
     assert bucket.get("old.pdf").body == b"old"
     with pytest.raises(ObjectMissing):

@@ -1,0 +1,384 @@
+"""Render children: limited processes that open the PDFs, each for the pages of one upload. No native library is loaded here.
+
+A child is warm: it keeps the document open and its buffer mapped from page to page. It is replaced when another upload needs its slot,
+after any fault, and after a number of pages. What it may take of memory, CPU and time is measured and enforced from here;
+``forkserver`` is the other side.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from activities import errors
+from activities.errors import RenderCrashed, RenderFault, RenderOutOfMemory, RenderTimeout, SiteLinkError
+from activities.interface import Document, TilePage
+from activities.records import UploadOptions, from_wire, to_wire
+
+logger = logging.getLogger(__name__)
+
+POLL_S = 0.1
+"""Between two looks at a busy child's memory: it can touch some 200 MB meanwhile."""
+
+BEAT_S = 1.0
+LONGEST_ANSWER_BYTES = 64 << 20
+CLOSE_S = 5.0
+
+_KEPT_ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TMPDIR", "TZ", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHOME")
+"""All that a render process gets to see: the bucket's keys are in the rest."""
+
+
+@dataclass(frozen=True)
+class ChildLimits:
+    """What a child may take, and how long it lives.
+
+    Args:
+        memory_bytes: Of private memory, the page's pixels included.
+        cpu_s: Seconds of CPU time a page, or the counting of a document.
+        wall_s: Seconds of time a page, or the counting of a document.
+        pages_per_child: Pages after which a child is replaced.
+    """
+
+    memory_bytes: int = 3 << 30
+    cpu_s: int = 120
+    wall_s: float = 180
+    pages_per_child: int = 100
+
+
+class ChildPool:
+    """At most ``slots`` children of one fork server. Belongs to the event loop it is first used in.
+
+    Args:
+        slots: Children at work at once; callers beyond wait their turn.
+        limits: See ChildLimits.
+    """
+
+    def __init__(self, slots: int, limits: ChildLimits | None = None) -> None:
+        self._slots = slots
+        self._limits = limits or ChildLimits()
+        self._free_slots = asyncio.Semaphore(slots)
+        self._busy = 0
+        self._idle: list[_Child] = []
+        self._server: _ForkServer | None = None
+
+    async def count_pages(self, upload: str, source: Path, options: UploadOptions, max_pages: int, beat: Callable[[], None]) -> Document:
+        """Size and title of every page.
+
+        Args:
+            upload: Names the upload and its bytes; a child serves only one.
+            source: The PDF.
+            options: The upload's.
+            max_pages: The published limit.
+            beat: Called about once a second while this waits.
+
+        Raises:
+            DocumentError: The document cannot be used.
+            RenderFault: The child failed.
+        """
+        request = {
+            "operation": "count",
+            "source": _absolute(source),
+            "options": to_wire(options),
+            "maxPages": max_pages,
+        }
+        return from_wire(Document, await self._ask(upload, request, beat))
+
+    async def tile_page(self, upload: str, source: Path, args: TilePage, target: Path, beat: Callable[[], None]) -> dict[str, str]:
+        """Draws a page and writes ``tiles.zip`` and ``thumbnail.jpeg``, as ``tilezip`` reads them.
+
+        Args:
+            upload: Names the upload and its bytes; a child serves only one.
+            source: The PDF.
+            args: Which page, at which size.
+            target: An existing, empty directory.
+            beat: Called about once a second while this waits.
+
+        Returns:
+            Library name to version, of all that decided the tiles' bytes.
+
+        Raises:
+            DocumentError: The document cannot be used.
+            PageError: The page cannot be used.
+            RenderFault: The child failed.
+            OSError: The files cannot be written.
+        """
+        request = {
+            "operation": "tile",
+            "source": _absolute(source),
+            "number": args.number,
+            "width": args.width,
+            "height": args.height,
+            "options": to_wire(args.options),
+            "target": _absolute(target),
+        }
+        engines = await self._ask(upload, request, beat)
+        return {str(name): str(version) for name, version in engines.items()}
+
+    async def retire(self, upload: str) -> None:
+        """Ends the idle children of an upload that is done, and with them its document and buffers."""
+        for child in [child for child in self._idle if child.upload == upload]:
+            self._idle.remove(child)
+            await child.end()
+
+    async def close(self) -> None:
+        """Ends every child, the busy ones included, and the fork server. The pool may not be asked again."""
+        idle, self._idle = self._idle, []
+        await asyncio.gather(*(child.end() for child in idle))
+        if self._server is not None:
+            await self._server.close()
+
+    async def _ask(self, upload: str, request: dict[str, Any], beat: Callable[[], None]) -> Any:
+        async with self._slot(beat):
+            child = await self._child_of(upload)
+            try:
+                result = await child.ask(request, self._limits, beat)
+            except BaseException as error:
+                # A refusal by name leaves a child as good as it was. All else ends it, before anyone hears of it.
+                if isinstance(error, SiteLinkError) and not isinstance(error, RenderFault):
+                    await self._give_back(child)
+                else:
+                    await asyncio.shield(child.end())
+                raise
+            await self._give_back(child)
+            return result
+
+    @contextlib.asynccontextmanager
+    async def _slot(self, beat: Callable[[], None]) -> AsyncIterator[None]:
+        taking = asyncio.create_task(self._free_slots.acquire())
+        try:
+            while not (await asyncio.wait({taking}, timeout=BEAT_S))[0]:
+                beat()
+            self._busy += 1
+            try:
+                yield
+            finally:
+                self._busy -= 1
+        finally:
+            if not taking.cancel():
+                self._free_slots.release()
+
+    async def _child_of(self, upload: str) -> "_Child":
+        """An idle child of this upload, else a new one, in the place of the one that was idle for longest if all places are taken."""
+        for child in reversed(self._idle):
+            if child.upload == upload and not child.ended.done():
+                self._idle.remove(child)
+                return child
+        while self._idle and self._busy + len(self._idle) > self._slots:
+            await self._idle.pop(0).end()
+        if self._server is None or self._server.lost:
+            self._server = _ForkServer()
+        return await self._server.fork(upload, self._limits.memory_bytes)
+
+    async def _give_back(self, child: "_Child") -> None:
+        if child.answers < self._limits.pages_per_child and not child.ended.done():
+            self._idle.append(child)
+        else:
+            await child.end()
+
+
+class _Child:
+    """One render process, as its parent sees it."""
+
+    def __init__(self, server: "_ForkServer", pid: int, upload: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.pid = pid
+        self.upload = upload
+        self.ended = server.ended[pid]
+        self.answers = 0
+        self._server = server
+        self._reader = reader
+        self._writer = writer
+
+    async def ask(self, request: dict[str, Any], limits: ChildLimits, beat: Callable[[], None]) -> Any:
+        """One request, answered within the limits.
+
+        Raises:
+            SiteLinkError: What the child refused, by name.
+            RenderFault: It crashed, or went over a limit; it may still be alive.
+            OSError: It could not write.
+        """
+        self._writer.write(json.dumps({**request, "cpuS": limits.cpu_s}).encode() + b"\n")
+        line = asyncio.create_task(self._reader.readline())
+        try:
+            await self._watch(line, limits, beat)
+            answer = json.loads(line.result())
+        except ValueError as error:
+            raise self._fault(RenderCrashed, "the render process answered nonsense") from error
+        finally:
+            line.cancel()
+        fresh, self.answers = self.answers == 0, self.answers + 1
+        if "error" in answer:
+            raise _named(answer, limits, fresh_child=fresh)
+        return answer["result"]
+
+    async def end(self) -> None:
+        """Kills the process; returns when it is gone."""
+        self._writer.close()
+        self._server.kill(self.pid)
+        # Unlike a plain await, this leaves the future alone when the caller is cancelled.
+        await asyncio.wait((self.ended,))
+
+    async def _watch(self, line: asyncio.Task[bytes], limits: ChildLimits, beat: Callable[[], None]) -> None:
+        """Waits for the answer, looking at the limits."""
+        clock = asyncio.get_running_loop().time
+        started = beaten = clock()
+        news: set[asyncio.Future[Any]] = {line, self.ended}
+        while True:
+            await asyncio.wait(news, timeout=POLL_S, return_when=asyncio.FIRST_COMPLETED)
+            if line.done():
+                if not line.exception() and line.result().endswith(b"\n"):
+                    return
+                # The connection has closed; how the process ended is told in a moment.
+                news.discard(line)
+            if self.ended.done():
+                raise self._fault_of(self.ended.result(), limits)
+            if self.private_bytes() > limits.memory_bytes:
+                raise self._fault(RenderOutOfMemory, f"the page needs more than {limits.memory_bytes:,} bytes of memory")
+            if clock() - started > limits.wall_s:
+                raise self._fault(RenderTimeout, f"not done after {limits.wall_s:g} s")
+            if clock() - beaten >= BEAT_S:
+                beaten = clock()
+                beat()
+
+    def private_bytes(self) -> int:
+        """Memory that is this process's own: the ``data`` of /proc/PID/statm, which is also what RLIMIT_DATA counts."""
+        try:
+            return int(Path(f"/proc/{self.pid}/statm").read_text().split()[5]) * resource.getpagesize()
+        except (FileNotFoundError, ProcessLookupError):
+            return 0
+
+    def _fault_of(self, status: int, limits: ChildLimits) -> RenderFault:
+        if status == -signal.SIGXCPU:
+            return self._fault(RenderTimeout, f"not done after {limits.cpu_s:,} s of CPU time")
+        how = f"by {signal.Signals(-status).name}" if status < 0 else f"with exit code {status}"
+        return self._fault(RenderCrashed, f"the render process ended {how}")
+
+    def _fault(self, kind: type[RenderFault], message: str) -> RenderFault:
+        return kind(message, fresh_child=self.answers == 0)
+
+
+class _ForkServer:
+    """The process that children are forked from, started at once. ``lost`` when it has ended.
+
+    The kernel kills it when the thread that started it ends, so it is started by the event loop's own thread.
+    """
+
+    def __init__(self) -> None:
+        self.lost = False
+        self.ended: dict[int, asyncio.Future[int]] = {}
+        """pid of each child that was started, to its exit code or minus the signal."""
+        self._starting: deque[asyncio.Future[int]] = deque()
+        self._loop = asyncio.get_running_loop()
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._control.setblocking(False)
+        environment = {name: value for name, value in os.environ.items() if name in _KEPT_ENVIRONMENT}
+        with theirs:
+            self._process = subprocess.Popen(  # noqa: S603 (our own interpreter and module)
+                [sys.executable, "-m", "activities.forkserver", str(theirs.fileno()), str(os.getpid())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                # What a library prints must not end up in what the worker prints.
+                stdout=2,
+                cwd=Path(__file__).parents[1],
+                env=environment | {"VIPS_CONCURRENCY": "1"},
+            )
+        self._loop.add_reader(self._control, self._receive)
+
+    async def fork(self, upload: str, memory_bytes: int) -> _Child:
+        """A new child."""
+        ours, theirs = socket.socketpair()
+        try:
+            with theirs:
+                socket.send_fds(self._control, [json.dumps({"fork": memory_bytes}).encode()], [theirs.fileno()])
+            starting: asyncio.Future[int] = self._loop.create_future()
+            self._starting.append(starting)
+            pid = await starting
+            reader, writer = await asyncio.open_unix_connection(sock=ours, limit=LONGEST_ANSWER_BYTES)
+        except BaseException as error:
+            # A child that nobody is connected to ends by itself.
+            ours.close()
+            if isinstance(error, OSError):
+                msg = "the fork server does not answer"
+                raise RenderCrashed(msg, fresh_child=False) from error
+            raise
+        return _Child(self, pid, upload, reader, writer)
+
+    def kill(self, pid: int) -> None:
+        """Kills a child, if it is alive."""
+        if not self.lost and not self.ended[pid].done():
+            self._control.send(json.dumps({"kill": pid}).encode())
+
+    async def close(self) -> None:
+        """Ends every child, then the server; returns when they are gone."""
+        alive = [ended for ended in self.ended.values() if not ended.done()]
+        for pid in self.ended:
+            self.kill(pid)
+        if alive:
+            await asyncio.wait(alive, timeout=CLOSE_S)
+        self._lose()
+        try:
+            await asyncio.to_thread(self._process.wait, CLOSE_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            await asyncio.to_thread(self._process.wait)
+
+    def _receive(self) -> None:
+        try:
+            data = self._control.recv(4096)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._lose()
+            return
+        message = json.loads(data)
+        if "started" in message:
+            self.ended[message["started"]] = self._loop.create_future()
+            starting = self._starting.popleft()
+            if not starting.done():
+                starting.set_result(message["started"])
+        else:
+            self.ended.pop(message["ended"]).set_result(message["status"])
+
+    def _lose(self) -> None:
+        """The server is gone, and by the kernel every child with it."""
+        if self.lost:
+            return
+        self.lost = True
+        self._loop.remove_reader(self._control)
+        self._control.close()
+        for starting in self._starting:
+            if not starting.done():
+                starting.set_exception(ConnectionResetError("the fork server has ended"))
+        for ended in self.ended.values():
+            ended.set_result(-signal.SIGKILL)
+        self.ended.clear()
+
+
+def _absolute(path: Path) -> str:
+    # Render processes have a working directory of their own.
+    return str(path.absolute())
+
+
+def _named(answer: dict[str, Any], limits: ChildLimits, *, fresh_child: bool) -> Exception:
+    """The exception that a child's refusal stands for."""
+    name, message = str(answer["error"]), str(answer["message"])
+    kind = getattr(errors, name, None)
+    if isinstance(kind, type) and issubclass(kind, SiteLinkError) and not issubclass(kind, RenderFault):
+        return kind(message)
+    if name == MemoryError.__name__:
+        return RenderOutOfMemory(f"the page needs more than {limits.memory_bytes:,} bytes of memory", fresh_child=fresh_child)
+    if name == OSError.__name__:
+        return OSError(answer.get("errno"), message) if answer.get("errno") else OSError(message)
+    return RenderCrashed(f"{name}: {message}", fresh_child=fresh_child)

@@ -1,0 +1,73 @@
+"""Pixels to a Deep Zoom tile set in one ZIP. Loaded in render children only.
+
+1. No ``suffix`` for dzsave: with one, libvips leaves its fast JPEG path and takes three times as long.
+2. ``skip_blanks=0`` leaves pure white tiles out; each size of them that is missing is written once, as ``blanks/{width}x{height}.jpeg``.
+3. ``keep="none"`` both times, else the JPEG of a blank tile differs from what dzsave writes.
+"""
+
+import zipfile
+from pathlib import Path
+
+import pyvips
+
+from activities.dzi import Pyramid, tile_name
+from activities.records import UploadOptions
+from activities.tilezip import THUMBNAIL, TILES, TILES_PREFIX, blank_name
+
+LIBVIPS_VERSION = ".".join(str(pyvips.version(part)) for part in range(3))
+
+THUMBNAIL_PX = 512
+
+
+def configure() -> None:
+    """Turns libvips' cache of operations off: no two pages share one, and it would keep the last page's buffer alive."""
+    pyvips.cache_set_max(0)
+
+
+def write_sheet(pixels: memoryview, width: int, height: int, options: UploadOptions, target: Path) -> None:
+    """Writes ``tiles.zip`` and ``thumbnail.jpeg``.
+
+    Args:
+        pixels: Rows of RGB without padding; not copied.
+        width: Pixels.
+        height: Pixels.
+        options: Tile size, overlap and quality count.
+        target: An existing directory.
+
+    Raises:
+        OSError: The files cannot be written.
+    """
+    image = pyvips.Image.new_from_memory(pixels, width, height, 3, "uchar").copy(interpretation="srgb")
+    try:
+        image.dzsave(
+            str(target / TILES),
+            layout="dz",
+            container="zip",
+            compression=0,
+            depth="onepixel",
+            tile_size=options.tile_size,
+            overlap=options.overlap,
+            Q=options.quality,
+            skip_blanks=0,
+            background=[255],
+            keep="none",
+        )
+        thumbnail = image.thumbnail_image(THUMBNAIL_PX, height=THUMBNAIL_PX, size="down")
+        thumbnail.jpegsave(str(target / THUMBNAIL), Q=options.quality, keep="none")
+    except pyvips.Error as error:
+        raise OSError(str(error)) from error
+    _add_blanks(target / TILES, Pyramid(width, height, options.tile_size, options.overlap), options.quality)
+
+
+def blank_tile(width: int, height: int, quality: int) -> bytes:
+    """The JPEG that dzsave writes for a white tile of this size."""
+    white = pyvips.Image.new_from_memory(b"\xff" * (3 * width * height), width, height, 3, "uchar").copy(interpretation="srgb")
+    return bytes(white.jpegsave_buffer(Q=quality, keep="none"))
+
+
+def _add_blanks(path: Path, pyramid: Pyramid, quality: int) -> None:
+    with zipfile.ZipFile(path, "a") as archive:
+        names = set(archive.namelist())
+        missing = {pyramid.tile_rectangle(*tile)[2:] for tile in pyramid.tiles() if TILES_PREFIX + tile_name(*tile) not in names}
+        for width, height in sorted(missing):
+            archive.writestr(blank_name(width, height), blank_tile(width, height, quality))

@@ -1,0 +1,280 @@
+"""A PDF page to pixels: PDFium draws, pikepdf tells what PDFium hides. Loaded in render children only.
+
+1. PDFium is called below its Python helpers: ``page.render`` rounds sizes up by itself and copies, and the outline helper raises on a loop.
+2. PDFium reports sizes without UserUnit, so pikepdf opens the file a second time; where it cannot, UserUnit counts as 1.
+3. PDFium also resolves the page of a remote go-to action, which is a page of some other file: only GoTo actions name pages of this one.
+"""
+
+import ctypes
+import mmap
+import unicodedata
+from collections.abc import Iterator, Sequence
+from itertools import repeat
+from pathlib import Path
+
+import pikepdf
+import pypdfium2
+import pypdfium2.raw as pdfium
+
+from activities.dzi import BYTES_PER_PIXEL, MINIMUM_DPI, sheet_size
+from activities.errors import NoPages, NotAPdf, PageTooLarge, PageUnreadable, PasswordRequired, TooManyPages, UnreadablePdf
+from activities.interface import Document, Page
+from activities.records import UploadOptions
+
+REVISION = "1"
+"""Grows when a change of our own calls changes the bytes of tiles."""
+
+PDFIUM_VERSION = str(pypdfium2.PDFIUM_INFO.tag)
+
+HEADER_BYTES = 1024
+"""Readers accept the ``%PDF-`` header anywhere in the first 1,024 bytes: PDF 1.7 reference, appendix H, note 13."""
+
+TITLE_CHARACTERS = 120
+OUTLINE_ITEMS = 20_000
+"""Outline items looked at, at most; ten for each page of the largest document."""
+
+USER_UNIT_LIMIT = 1_000_000.0
+"""No reader knows a larger one; it only keeps the arithmetic finite."""
+
+
+class PixelBuffer:
+    """Private anonymous memory that every page of a child is drawn into: fresh pages cost more than drawing an easy sheet.
+
+    Private, so that it counts against the child's memory limit.
+    """
+
+    def __init__(self) -> None:
+        self._memory: mmap.mmap | None = None
+
+    def at_least(self, size_bytes: int) -> mmap.mmap:
+        """The memory, at least ``size_bytes`` long; grown by being replaced."""
+        if self._memory is None or len(self._memory) < size_bytes:
+            self._memory = None
+            memory = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            # A third of the page faults' time, and the kernel may ignore it.
+            memory.madvise(mmap.MADV_HUGEPAGE)
+            self._memory = memory
+        return self._memory
+
+
+class PdfFile:
+    """An open PDF.
+
+    Args:
+        source: The file.
+
+    Raises:
+        NotAPdf: No ``%PDF-`` in its first 1,024 bytes.
+        PasswordRequired: It opens only with a password.
+        NoPages: It has no page.
+        UnreadablePdf: PDFium cannot open it for another reason.
+    """
+
+    def __init__(self, source: Path) -> None:
+        with source.open("rb") as file:
+            if b"%PDF-" not in file.read(HEADER_BYTES):
+                msg = f"no %PDF- header in the first {HEADER_BYTES:,} bytes"
+                raise NotAPdf(msg)
+        self._source = source
+        self._document = pdfium.FPDF_LoadDocument(str(source).encode(), None)
+        if not self._document:
+            code = pdfium.FPDF_GetLastError()
+            if code == pdfium.FPDF_ERR_PASSWORD:
+                msg = "the PDF opens only with a password; upload a copy without one"
+                raise PasswordRequired(msg)
+            reason = {
+                pdfium.FPDF_ERR_FILE: "the file cannot be read",
+                pdfium.FPDF_ERR_FORMAT: "its structure is damaged or cut off",
+                pdfium.FPDF_ERR_SECURITY: "it is protected in a way that cannot be opened",
+            }.get(code, f"PDFium error {code}")
+            msg = f"the PDF cannot be opened: {reason}"
+            raise UnreadablePdf(msg)
+        self.page_count = int(pdfium.FPDF_GetPageCount(self._document))
+        if self.page_count < 1:
+            self.close()
+            # PDFium opens some broken files as if they were empty.
+            if self._has_no_pages():
+                msg = "the PDF has no page"
+                raise NoPages(msg)
+            msg = "the PDF cannot be opened: its pages cannot be found"
+            raise UnreadablePdf(msg)
+
+    def close(self) -> None:
+        """Gives the document back to PDFium."""
+        pdfium.FPDF_CloseDocument(self._document)
+
+    def measure(self, options: UploadOptions, max_pages: int) -> Document:
+        """Size and title of every page.
+
+        Args:
+            options: ``dpi`` and ``budget_bytes`` decide the sizes.
+            max_pages: The published limit.
+
+        Raises:
+            TooManyPages: There are more; none was looked at.
+        """
+        if self.page_count > max_pages:
+            msg = f"{self.page_count:,} pages, limit {max_pages:,}"
+            raise TooManyPages(msg)
+        titles = self._bookmarks()
+        user_units = self._user_units()
+        return Document(
+            pages=tuple(
+                self._page(index, titles.get(index) or self._label(index), user_unit, options)
+                for index, user_unit in zip(range(self.page_count), user_units, strict=False)
+            ),
+        )
+
+    def draw(self, number: int, width: int, height: int, buffer: PixelBuffer) -> memoryview:
+        """Draws a page with its annotations on white, exactly ``width`` x ``height`` px.
+
+        Args:
+            number: 1-based.
+            width: Pixels.
+            height: Pixels.
+            buffer: Memory to draw into; the result is part of it.
+
+        Returns:
+            Rows of RGB, 8 bits a channel, without padding.
+
+        Raises:
+            PageUnreadable: The page cannot be loaded or drawn.
+            PageTooLarge: PDFium has no bitmap of this size.
+        """
+        page = pdfium.FPDF_LoadPage(self._document, number - 1)
+        if not page:
+            msg = f"page {number:,} cannot be loaded"
+            raise PageUnreadable(msg)
+        try:
+            size_bytes = width * height * BYTES_PER_PIXEL
+            memory = buffer.at_least(size_bytes)
+            first = ctypes.c_ubyte.from_buffer(memory)
+            bitmap = pdfium.FPDFBitmap_CreateEx(width, height, pdfium.FPDFBitmap_BGR, ctypes.addressof(first), width * BYTES_PER_PIXEL)
+            if not bitmap:
+                msg = f"page {number:,} at {width:,} x {height:,} px is more than a bitmap can hold"
+                raise PageTooLarge(msg)
+            try:
+                pdfium.FPDFBitmap_FillRect(bitmap, 0, 0, width, height, 0xFFFFFFFF)
+                if not _render(bitmap, page, width, height):
+                    msg = f"page {number:,} cannot be drawn"
+                    raise PageUnreadable(msg)
+            finally:
+                pdfium.FPDFBitmap_Destroy(bitmap)
+        finally:
+            pdfium.FPDF_ClosePage(page)
+        return memoryview(memory)[:size_bytes]
+
+    def _has_no_pages(self) -> bool:
+        try:
+            with _open_with_pikepdf(self._source) as pdf:
+                return len(pdf.pages) == 0
+        except (pikepdf.PdfError, ValueError, TypeError, RuntimeError):
+            return False
+
+    def _page(self, index: int, title: str | None, user_unit: float, options: UploadOptions) -> Page:
+        number = index + 1
+        size = pdfium.FS_SIZEF()
+        if not pdfium.FPDF_GetPageSizeByIndexF(self._document, index, size):
+            return Page(number, title, reason=PageUnreadable.__name__, detail=f"page {number:,} cannot be loaded")
+        # Not <= 0: a broken file can make it NaN.
+        if not (0 < size.width < float("inf") and 0 < size.height < float("inf")):
+            detail = f"page {number:,} has no area: {size.width:,g} x {size.height:,g} pt"
+            return Page(number, title, reason=PageUnreadable.__name__, detail=detail)
+        sheet = sheet_size(size.width, size.height, user_unit, options.dpi, options.budget_bytes)
+        if sheet is None:
+            inches = f"{size.width * user_unit / 72:,.1f} x {size.height * user_unit / 72:,.1f} in"
+            detail = (
+                f"page {number:,} is {inches}: over {options.budget_bytes:,} bytes of pixels even at {min(MINIMUM_DPI, options.dpi)} dpi"
+            )
+            return Page(number, title, reason=PageTooLarge.__name__, detail=detail)
+        return Page(number, title, sheet.width, sheet.height, sheet.dpi, sheet.scaled)
+
+    def _user_units(self) -> Iterator[float]:
+        """The UserUnit of each page; 1 for all when pikepdf finds another document in the file than PDFium, or none."""
+        try:
+            with _open_with_pikepdf(self._source) as pdf:
+                if len(pdf.pages) == self.page_count:
+                    return iter([_user_unit(page) for page in pdf.pages])
+        except (pikepdf.PdfError, ValueError, TypeError, RuntimeError, RecursionError):
+            # What pikepdf refuses, PDFium has opened: the document goes on without.
+            pass
+        return repeat(1.0, self.page_count)
+
+    def _bookmarks(self) -> dict[int, str]:
+        """Page index to the title of the first outline item that points at it, in reading order."""
+        titles: dict[int, str] = {}
+        seen: set[int] = set()
+        stack = [pdfium.FPDFBookmark_GetFirstChild(self._document, None)]
+        while stack and len(seen) < OUTLINE_ITEMS:
+            item = stack.pop()
+            address = ctypes.cast(item, ctypes.c_void_p).value
+            if address is None or address in seen:
+                continue
+            seen.add(address)
+            stack.append(pdfium.FPDFBookmark_GetNextSibling(self._document, item))
+            stack.append(pdfium.FPDFBookmark_GetFirstChild(self._document, item))
+            index = self._target(item)
+            if index is not None and index not in titles and (title := clean_title(_text(pdfium.FPDFBookmark_GetTitle, item))):
+                titles[index] = title
+        return titles
+
+    def _target(self, item: "pdfium.FPDF_BOOKMARK") -> int | None:
+        action = pdfium.FPDFBookmark_GetAction(item)
+        if action and pdfium.FPDFAction_GetType(action) != pdfium.PDFACTION_GOTO:
+            return None
+        destination = pdfium.FPDFBookmark_GetDest(self._document, item)
+        if not destination:
+            return None
+        index = int(pdfium.FPDFDest_GetDestPageIndex(self._document, destination))
+        return index if 0 <= index < self.page_count else None
+
+    def _label(self, index: int) -> str | None:
+        return clean_title(_text(pdfium.FPDF_GetPageLabel, self._document, index))
+
+
+def clean_title(text: str) -> str | None:
+    """A title fit to show: no control or invisible characters, single spaces, at most 120 characters; None when nothing is left."""
+    words = " ".join(text.split())
+    visible = "".join(character for character in words if unicodedata.category(character) not in {"Cc", "Cf", "Cs", "Cn"})
+    return visible.strip()[:TITLE_CHARACTERS].strip() or None
+
+
+def _text(call: "ctypes._FuncPointer", *args: object) -> str:
+    """What a PDFium call writes as UTF-16 into a buffer that it sizes itself; the terminator is dropped."""
+    size = call(*args, None, 0)
+    if size <= 2:
+        return ""
+    buffer = ctypes.create_string_buffer(size)
+    call(*args, buffer, size)
+    return buffer.raw[: size - 2].decode("utf-16-le", errors="replace")
+
+
+def _open_with_pikepdf(source: Path) -> pikepdf.Pdf:
+    # Without recovery: rebuilding a broken file of gigabytes takes minutes, and only UserUnit is at stake.
+    return pikepdf.open(source, suppress_warnings=True, attempt_recovery=False, access_mode=pikepdf.AccessMode.stream)
+
+
+def _user_unit(page: pikepdf.Page) -> float:
+    try:
+        value = float(page.obj.get("/UserUnit", 1))
+    except (TypeError, ValueError, ArithmeticError, pikepdf.PdfError):
+        return 1.0
+    return value if 0 < value <= USER_UNIT_LIMIT else 1.0
+
+
+def _render(bitmap: "pdfium.FPDF_BITMAP", page: "pdfium.FPDF_PAGE", width: int, height: int) -> bool:
+    """Draws step by step, because only the progressive call says whether it has failed."""
+    pause = pdfium.IFSDK_PAUSE(version=1, NeedToPauseNow=_PAUSE, user=None)
+    flags = pdfium.FPDF_ANNOT | pdfium.FPDF_REVERSE_BYTE_ORDER
+    status = pdfium.FPDF_RenderPageBitmap_Start(bitmap, page, 0, 0, width, height, 0, flags, pause)
+    while status == pdfium.FPDF_RENDER_TOBECONTINUED:
+        status = pdfium.FPDF_RenderPage_Continue(page, pause)
+    pdfium.FPDF_RenderPage_Close(page)
+    return bool(status == pdfium.FPDF_RENDER_DONE)
+
+
+def _pause(_pause: Sequence[object]) -> int:
+    return 1
+
+
+_PAUSE = dict(pdfium.IFSDK_PAUSE._fields_)["NeedToPauseNow"](_pause)

@@ -17,7 +17,7 @@ from activities.interface import DiscardScratch, TiledPage, TilePage, UploadActi
 from activities.keys import UploadRef
 from activities.records import SheetRecord, to_json
 from activities.storage import Bucket
-from activities.tilezip import TileZip
+from activities.tilezip import THUMBNAIL, TILES, TileZip
 
 CHUNK = 32
 """Tiles that one thread writes before another sheet gets its turn."""
@@ -63,14 +63,15 @@ class SheetActivities(UploadActivities):
     @activity.defn
     async def discard_scratch(self, args: DiscardScratch) -> None:
         """See ``UploadActivities.discard_scratch``."""
+        await self._host.children.retire(args.ref)
         await asyncio.to_thread(self._host.scratch.discard, UploadRef.parse(args.ref))
 
     def _upload(self, args: UploadPage, page: Path, stop: threading.Event) -> SheetRecord:
         bucket, ref, number, options = self._host.bucket, UploadRef.parse(args.ref), args.page.number, args.options
         pyramid = Pyramid(args.page.width, args.page.height, options.tile_size, options.overlap)
-        with TileZip(page / "tiles.zip") as tiles:
+        with TileZip(page / TILES) as tiles:
             try:
-                thumbnail = (page / "thumbnail.jpeg").read_bytes()
+                thumbnail = (page / THUMBNAIL).read_bytes()
             except FileNotFoundError as error:
                 msg = f"no thumbnail in {page.name}"
                 raise TilesMissing(msg) from error
@@ -124,7 +125,7 @@ def _put_tiles(
     for level, column, row in chunk:
         check(stop)
         name = tile_name(level, column, row)
-        body = tiles.read(name)
+        body = tiles.read(name) if name in tiles.names else tiles.blank(*pyramid.tile_rectangle(level, column, row)[2:])
         bucket.put(prefix + name, body)
         lines.append((name, len(body), hashlib.md5(body, usedforsecurity=False).hexdigest()))
     return lines

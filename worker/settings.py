@@ -54,7 +54,7 @@ class WorkerSettings:
             render_cpu_s=_number(environ, "SITELINK_RENDER_CPU_S", 120),
             render_wall_s=_number(environ, "SITELINK_RENDER_WALL_S", 180),
             upload_slots=_number(environ, "SITELINK_UPLOAD_SLOTS", 64),
-            bucket_threads=_number(environ, "SITELINK_BUCKET_THREADS", 4),
+            bucket_threads=_number(environ, "SITELINK_BUCKET_THREADS", 2),
             max_pages=_number(environ, "SITELINK_MAX_PAGES", 2000),
         )
 

@@ -26,9 +26,13 @@ def send(stack: Stack, body: bytes) -> str:
 def wait_for(stack: Stack, upload: str, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
     """Asks for the status until the condition holds; on the way the version and the counters never fall."""
     deadline = time.monotonic() + DEADLINE_S
-    seen = (0, 0)
+    seen, status = (0, 0), {}
     while time.monotonic() < deadline:
-        status = httpx.get(stack.api_url + upload).json()
+        try:
+            status = httpx.get(stack.api_url + upload, timeout=10).json()
+        except httpx.TransportError:  # the API itself was killed
+            time.sleep(0.2)
+            continue
         assert (status["version"], status["completedPages"]) >= seen
         seen = (status["version"], status["completedPages"])
         if condition(status):

@@ -1,0 +1,145 @@
+"""Child processes that lead a group of their own and cannot outlive the process that started them.
+
+A deliberate oddity: the link to the parent is a shell that waits for the end of a pipe, and not ``PR_SET_PDEATHSIG``.
+That one acts when the starting *thread* ends, does not reach grandchildren, and needs code between fork and exec.
+"""
+
+# ruff: noqa: S603 - starting programs is what this module is for
+
+import os
+import random
+import signal
+import socket
+import subprocess
+from collections.abc import Mapping, Sequence
+from contextlib import closing, suppress
+from pathlib import Path
+
+_GUARD = 'trap "" HUP INT TERM; read -r _; kill -KILL "$1"'
+"""``read`` returns when the other end of the pipe is closed: by us, or by the kernel when we are gone."""
+
+_PORTS = range(20_000, 32_000)
+"""Below the ports that the kernel hands to outgoing connections: a client that retries a dead server never takes its port."""
+
+
+def is_free(port: int, host: str = "127.0.0.1") -> bool:
+    """Whether a server could listen there now."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with closing(socket.socket(family, socket.SOCK_STREAM)) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A port that nobody listens on now."""
+    while True:
+        port = random.choice(_PORTS)  # noqa: S311 - no secret
+        if is_free(port, host):
+            return port
+
+
+class Guard:
+    """Kills a process, or with a negative number a process group, when this process ends in any way."""
+
+    def __init__(self, target: int) -> None:
+        self._shell = subprocess.Popen(
+            ["/bin/sh", "-c", _GUARD, "guard", str(target)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            close_fds=True,
+        )
+
+    def release(self) -> None:
+        """Lets go: nothing will be killed any more."""
+        self._shell.kill()
+        self._shell.communicate()
+
+
+class Process:
+    """A server process with its own group and a log file. It may be started again after it ended.
+
+    Args:
+        command: Program and arguments.
+        log: Gets its output, appended.
+        environ: Its environment.
+    """
+
+    def __init__(self, command: Sequence[str], *, log: Path, environ: Mapping[str, str]) -> None:
+        self.command = list(command)
+        self.log = log
+        self._environ = dict(environ)
+        self._child: subprocess.Popen[bytes] | None = None
+        self._guard: Guard | None = None
+        self._log_start = 0
+
+    @property
+    def pid(self) -> int | None:
+        """The leader of its group; None when it was not started."""
+        return self._child.pid if self._child else None
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it was started and has not ended."""
+        if self._child is None:
+            return False
+        # It is not reaped here, so that its number still names its group.
+        return os.waitid(os.P_PID, self._child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+
+    def start(self) -> None:
+        """Starts it.
+
+        Raises:
+            OSError: The program or the log cannot be opened.
+        """
+        if self.is_running:
+            return
+        self.kill()
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("ab") as log:
+            self._log_start = log.tell()
+            self._child = subprocess.Popen(
+                self.command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=self._environ,
+                start_new_session=True,
+            )
+        self._guard = Guard(-self._child.pid)
+
+    def kill(self) -> int | None:
+        """Ends it and its whole group at once, and whatever a dead leader left of it.
+
+        Returns:
+            The exit code of its leader, negative for a signal; None when it was not started.
+        """
+        if self._child is None:
+            return None
+        with suppress(ProcessLookupError):
+            os.killpg(self._child.pid, signal.SIGKILL)
+        if self._guard is not None:
+            self._guard.release()
+        code = self._child.wait()
+        self._child = self._guard = None
+        return code
+
+    def terminate(self) -> None:
+        """Asks its leader to stop."""
+        if self._child is not None and self.is_running:
+            self._child.send_signal(signal.SIGTERM)
+
+    def tail(self, lines: int = 20) -> str:
+        """The end of what it has logged since its last start."""
+        try:
+            with self.log.open("rb") as log:
+                log.seek(self._log_start)
+                text = log.read()[-20_000:].decode("utf-8", "replace")
+        except FileNotFoundError:
+            return ""
+        return "\n".join(text.splitlines()[-lines:])

@@ -1,0 +1,295 @@
+"""The small PDFs that tests need, written by hand so that each shows one thing; named for what it proves.
+
+``python -m tests.resources.make_pdfs DIRECTORY`` writes all of them.
+"""
+
+import io
+import sys
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pikepdf
+
+MARKS = b"1 0 0 rg 10 10 40 30 re f 0 0 1 RG 3 w 5 5 m 190 90 l S 0 0.6 0 rg 120 60 50 20 re f"
+"""Something to see on a page of 200 x 100 pt."""
+
+
+class Writer:
+    """Objects in the order they are added, numbered from 1; the catalog is always object 1 and the page tree 2."""
+
+    def __init__(self) -> None:
+        self._objects: dict[int, bytes] = {}
+        self._next = 3
+
+    def reserve(self) -> int:
+        """A number to refer to before its object is there."""
+        self._next += 1
+        return self._next - 1
+
+    def set(self, number: int, body: str | bytes) -> int:
+        """Gives a number its object."""
+        self._objects[number] = body.encode() if isinstance(body, str) else body
+        return number
+
+    def add(self, body: str | bytes) -> int:
+        """One more object; returns its number."""
+        return self.set(self.reserve(), body)
+
+    def stream(self, data: bytes, entries: str = "") -> int:
+        """One more stream; ``entries`` go into its dictionary."""
+        return self.add(b"<< /Length %d %s >>\nstream\n%s\nendstream" % (len(data), entries.encode(), data))
+
+    def page(self, content: bytes = MARKS, entries: str = "/MediaBox [0 0 200 100]") -> int:
+        """One more page; ``entries`` go into its dictionary."""
+        return self.add(f"<< /Type /Page /Parent 2 0 R {entries} /Contents {self.stream(content)} 0 R >>")
+
+    def finish(self, pages: Sequence[int], catalog: str = "", count: int | None = None) -> bytes:
+        """The file."""
+        self.set(1, f"<< /Type /Catalog /Pages 2 0 R {catalog} >>")
+        kids = " ".join(f"{page} 0 R" for page in pages)
+        self.set(2, f"<< /Type /Pages /Kids [{kids}] /Count {len(pages) if count is None else count} >>")
+        out = io.BytesIO()
+        out.write(b"%PDF-1.7\n")
+        offsets = {}
+        for number, body in sorted(self._objects.items()):
+            offsets[number] = out.tell()
+            out.write(b"%d 0 obj\n%s\nendobj\n" % (number, body))
+        start = out.tell()
+        out.write(b"xref\n0 %d\n0000000000 65535 f \n" % (len(offsets) + 1))
+        for number in range(1, len(offsets) + 1):
+            out.write(b"%010d 00000 n \n" % offsets[number])
+        out.write(b"trailer\n<< /Size %d /Root 1 0 R >>\nstartxref\n%d\n%%%%EOF\n" % (len(offsets) + 1, start))
+        return out.getvalue()
+
+
+def one_page(content: bytes = MARKS, entries: str = "/MediaBox [0 0 200 100]") -> bytes:
+    """A page of one's own."""
+    writer = Writer()
+    return writer.finish([writer.page(content, entries)])
+
+
+def rotated_90() -> bytes:
+    """200 x 100 pt turned to stand upright."""
+    return one_page(entries="/MediaBox [0 0 200 100] /Rotate 90")
+
+
+def crop_box_smaller() -> bytes:
+    """Only 100 x 50 pt of 200 x 100 show."""
+    return one_page(entries="/MediaBox [0 0 200 100] /CropBox [50 25 150 75]")
+
+
+def user_unit_10() -> bytes:
+    """20 x 10 units of 10 pt each: as large as 200 x 100 pt, which PDFium does not tell."""
+    return one_page(b"1 0 0 rg 1 1 4 3 re f", "/MediaBox [0 0 20 10] /UserUnit 10")
+
+
+def user_unit_nonsense() -> bytes:
+    """UserUnits that are no positive number count as 1."""
+    writer = Writer()
+    units = ("(ten)", "-3", "0", "null", "1e999", "[2]")
+    return writer.finish([writer.page(entries=f"/MediaBox [0 0 200 100] /UserUnit {unit}") for unit in units])
+
+
+def annotation_on_white() -> bytes:
+    """Nothing but an annotation: a red square in the lower left."""
+    writer = Writer()
+    look = writer.stream(b"1 0 0 rg 0 0 50 50 re f", "/Type /XObject /Subtype /Form /BBox [0 0 50 50]")
+    annotation = writer.add(f"<< /Type /Annot /Subtype /Stamp /Rect [10 10 60 60] /F 4 /AP << /N {look} 0 R >> >>")
+    return writer.finish([writer.page(b"", f"/MediaBox [0 0 200 100] /Annots [{annotation} 0 R]")])
+
+
+def blank() -> bytes:
+    """A page with nothing on it."""
+    return one_page(b"")
+
+
+def titles() -> bytes:
+    """Six pages: bookmark by destination, by GoTo action, page label only, control characters, a remote go-to (with a label), nested."""
+    writer = Writer()
+    pages = [writer.page() for _ in range(6)]
+    outlines, *items = (writer.reserve() for _ in range(7))
+    nested = writer.reserve()
+    entries = (
+        f"/Title (A-101 - First Floor Plan) /Dest [{pages[0]} 0 R /Fit]",
+        f"/Title (A-102 - Roof Plan) /A << /S /GoTo /D [{pages[1]} 0 R /Fit] >>",
+        f"/Title (  A-104\\n\\001\\033 Sections\\t\\205{'x' * 200}) /Dest [{pages[3]} 0 R /Fit]",
+        "/Title (Of another file) /A << /S /GoToR /F (other.pdf) /D [4 /Fit] >>",
+        f"/Title (Second bookmark of the first page) /Dest [{pages[0]} 0 R /Fit]",
+        f"/Title (Chapter) /First {nested} 0 R /Last {nested} 0 R /Count 1",
+    )
+    for index, entry in enumerate(entries):
+        following = f"/Next {items[index + 1]} 0 R" if index + 1 < len(items) else ""
+        writer.set(items[index], f"<< {entry} /Parent {outlines} 0 R {following} >>")
+    writer.set(nested, f"<< /Title <FEFF00C4002D003600200393> /Dest [{pages[5]} 0 R /Fit] /Parent {items[5]} 0 R >>")
+    writer.set(outlines, f"<< /Type /Outlines /First {items[0]} 0 R /Last {items[-1]} 0 R /Count 6 >>")
+    labels = "/PageLabels << /Nums [0 << >> 2 << /P (M-) /S /D /St 7 >> 3 << >> 4 << /P (E-5) >> 5 << >>] >>"
+    return writer.finish(pages, f"/Outlines {outlines} 0 R {labels}")
+
+
+def outline_loop() -> bytes:
+    """An outline whose items are their own next, parent and child: the walk must end, and still find both titles."""
+    writer = Writer()
+    pages = [writer.page(), writer.page()]
+    outlines, first, second = writer.reserve(), writer.reserve(), writer.reserve()
+    writer.set(outlines, f"<< /Type /Outlines /First {first} 0 R /Last {second} 0 R >>")
+    writer.set(first, f"<< /Title (one) /Dest [{pages[0]} 0 R /Fit] /Next {second} 0 R /First {first} 0 R /Parent {outlines} 0 R >>")
+    writer.set(second, f"<< /Title (two) /Dest [{pages[1]} 0 R /Fit] /Next {first} 0 R /First {first} 0 R /Parent {outlines} 0 R >>")
+    return writer.finish(pages, f"/Outlines {outlines} 0 R")
+
+
+def no_pages() -> bytes:
+    """A proper PDF without a page."""
+    return Writer().finish([])
+
+
+def password_needed() -> bytes:
+    """Opens with the user password ``secret`` only."""
+    return _encrypted("secret")
+
+
+def empty_password() -> bytes:
+    """Encrypted, but opens without a password."""
+    return _encrypted("")
+
+
+def cut_off() -> bytes:
+    """The first half of a file whose objects lie in streams: nothing can be rebuilt."""
+    out = io.BytesIO()
+    with pikepdf.open(io.BytesIO(one_page())) as pdf:
+        pdf.save(out, object_stream_mode=pikepdf.ObjectStreamMode.generate)
+    return out.getvalue()[: len(out.getvalue()) // 2]
+
+
+def html_error_page() -> bytes:
+    """What a failed download leaves under the name plan.pdf."""
+    return b"<html><body>502 Bad Gateway</body></html>"
+
+
+def header_after_junk() -> bytes:
+    """Some bytes before ``%PDF-``, as mail gateways leave them: readers accept up to 1,024."""
+    return b"\r\n" * 10 + one_page()
+
+
+def bad_pages_among_good() -> bytes:
+    """Page 1 good, 2 without area, 3 not loadable, 4 over every budget, 5 good."""
+    writer = Writer()
+    pages = [
+        writer.page(),
+        writer.page(entries="/MediaBox [0 0 100 100] /CropBox [500 500 600 600]"),
+        writer.add("(no page at all)"),
+        writer.page(entries="/MediaBox [0 0 1000000 1000000]"),
+        writer.page(),
+    ]
+    return writer.finish(pages)
+
+
+def many_pages(count: int) -> bytes:
+    """One page object named ``count`` times."""
+    writer = Writer()
+    return writer.finish([writer.page()] * count)
+
+
+def count_lies() -> bytes:
+    """One page, though the tree says a thousand million."""
+    writer = Writer()
+    return writer.finish([writer.page()], count=10**9)
+
+
+def nested_forms() -> bytes:
+    """Nine forms, each drawing the next ten times: draws for hours, in 2 KB."""
+    writer = Writer()
+    form = writer.stream(b"0 0 1 1 re f", "/Type /XObject /Subtype /Form /BBox [0 0 200 100]")
+    for _ in range(9):
+        resources = f"/Type /XObject /Subtype /Form /BBox [0 0 200 100] /Resources << /XObject << /F {form} 0 R >> >>"
+        form = writer.stream(b"/F Do " * 10, resources)
+    return writer.finish([writer.page(b"/F Do", f"/MediaBox [0 0 200 100] /Resources << /XObject << /F {form} 0 R >> >>")])
+
+
+def inflates_to(size_bytes: int) -> bytes:
+    """A content stream of a thousandth of the size that it takes in memory."""
+    writer = Writer()
+    deflate = zlib.compressobj(9)
+    block = b"q Q\n" * (1 << 18)
+    data = b"".join([deflate.compress(block) for _ in range(size_bytes // len(block))]) + deflate.flush()
+    contents = writer.stream(data, "/Filter /FlateDecode")
+    return writer.finish([writer.add(f"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 200 100] /Contents {contents} 0 R >>")])
+
+
+def wide_image(width: int, height: int) -> bytes:
+    """An RGB image of one colour that fills the page and takes 3 bytes a pixel once it is inflated."""
+    writer = Writer()
+    deflate = zlib.compressobj(9)
+    row = b"\x20\x40\x80" * width
+    data = b"".join([deflate.compress(row) for _ in range(height)]) + deflate.flush()
+    image = writer.stream(
+        data,
+        f"/Type /XObject /Subtype /Image /Width {width} /Height {height} /ColorSpace /DeviceRGB /BitsPerComponent 8 /Filter /FlateDecode",
+    )
+    resources = f"/Resources << /XObject << /I {image} 0 R >> >>"
+    return writer.finish([writer.page(b"q 200 0 0 100 0 0 cm /I Do Q", f"/MediaBox [0 0 200 100] {resources}")])
+
+
+def plan_set(count: int, width_pt: int = 1224, height_pt: int = 792) -> bytes:
+    """A small plan set: every sheet with a border, a grid of walls, a title block and a bookmark like ``A-101 - Floor 1``."""
+    writer = Writer()
+    font = writer.add("<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>")
+    pages, entries = [], []
+    for number in range(1, count + 1):
+        title = f"A-{100 + number} - Floor {number}"
+        lines = [f"1 w 18 18 {width_pt - 36} {height_pt - 36} re S 3 w"]
+        step = 40 + 5 * (number % 7)
+        lines += [f"{x} 90 m {x} {height_pt - 60} l S" for x in range(60, width_pt - 250, step)]
+        lines += [f"60 {y} m {width_pt - 260} {y} l S" for y in range(90, height_pt - 60, 2 * step)]
+        lines.append(f"0.8 0.2 0.1 rg {width_pt - 220} 30 190 60 re f 0 g BT /F 18 Tf {width_pt - 210} 52 Td ({title}) Tj ET")
+        page = writer.page("\n".join(lines).encode(), f"/MediaBox [0 0 {width_pt} {height_pt}] /Resources << /Font << /F {font} 0 R >> >>")
+        pages.append(page)
+        entries.append(f"/Title ({title}) /Dest [{page} 0 R /Fit]")
+    outlines = writer.reserve()
+    items = [writer.reserve() for _ in entries]
+    for index, entry in enumerate(entries):
+        following = f"/Next {items[index + 1]} 0 R" if index + 1 < count else ""
+        writer.set(items[index], f"<< {entry} /Parent {outlines} 0 R {following} >>")
+    writer.set(outlines, f"<< /Type /Outlines /First {items[0]} 0 R /Last {items[-1]} 0 R /Count {count} >>")
+    return writer.finish(pages, f"/Outlines {outlines} 0 R")
+
+
+def _encrypted(user: str) -> bytes:
+    out = io.BytesIO()
+    with pikepdf.open(io.BytesIO(one_page())) as pdf:
+        pdf.save(out, encryption=pikepdf.Encryption(owner="owner", user=user, R=6))
+    return out.getvalue()
+
+
+ALL: dict[str, Callable[[], bytes]] = {
+    make.__name__: make
+    for make in (
+        rotated_90,
+        crop_box_smaller,
+        user_unit_10,
+        user_unit_nonsense,
+        annotation_on_white,
+        blank,
+        titles,
+        outline_loop,
+        no_pages,
+        password_needed,
+        empty_password,
+        cut_off,
+        html_error_page,
+        header_after_junk,
+        bad_pages_among_good,
+        count_lies,
+        nested_forms,
+    )
+} | {  # fmt: skip
+    "many_pages_3000": lambda: many_pages(3000),
+    "inflates_to_1_gib": lambda: inflates_to(1 << 30),
+    "wide_image_10000x10000": lambda: wide_image(10_000, 10_000),
+    "plan_set_8": lambda: plan_set(8),
+}
+
+
+if __name__ == "__main__":
+    for name, make in ALL.items():
+        (Path(sys.argv[1]) / f"{name}.pdf").write_bytes(make())

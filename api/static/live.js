@@ -58,16 +58,21 @@ export class Live {
     try {
       await this.#ask();
     } catch (problem) {
-      if (!problem.transient) {
-        this.stop();
-        this.listener.refused(problem);
-      } else {
-        this.listener.news("unreachable");
-        this.#reconnectLater();
-      }
+      this.#unanswered(problem);
+      this.#reconnectLater();
       return;
     }
     this.#follow();
+  }
+
+  #unanswered(problem) {
+    if (this.stopped) return;
+    if (problem.transient) {
+      this.listener.news("unreachable");
+    } else {
+      this.stop();
+      this.listener.refused(problem);
+    }
   }
 
   #reconnectLater() {
@@ -126,8 +131,8 @@ export class Live {
       // Progress that the stream did not bring: the stream is dead. Make a new one.
       if (moved) this.#follow();
       else if (!this.stopped) this.listener.news("unchanged", this.head.updatedAt);
-    } catch {
-      if (!this.stopped) this.listener.news("unreachable");
+    } catch (problem) {
+      this.#unanswered(problem);
     }
     if (!this.stopped && this.source) this.#awaitNews();
   }

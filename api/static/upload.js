@@ -18,6 +18,7 @@ export class UploadView {
     this.announcedAt = 0;
     this.viewer = new Viewer({
       sheet: (number) => this.live?.sheets.get(number),
+      sheetCount: () => this.live?.sheets.size ?? 0,
       readySheets: () => this.#readySheets(),
       descriptor: (number) => descriptorUrl(this.ref, number),
       moved: (number) => history.replaceState(history.state, "", `#sheet=${number}`),
@@ -165,6 +166,7 @@ export class UploadView {
       element.textContent = text ?? "";
       element.hidden = !text;
     }
+    $("verdict-type").parentElement.hidden = !type;
     $("verdict-again").hidden = kind !== "bad";
     panel.hidden = false;
   }
@@ -179,15 +181,16 @@ export class UploadView {
 
   #showNews(kind, time) {
     const { startedAt, completedAt } = this.live?.head ?? {};
-    $("news").dataset.kind = kind;
-    $("news").textContent = {
-      live: "Live",
+    const text = {
+      live: $("cancel").disabled ? "Cancelling…" : "Live",
       reconnecting: "The connection was lost. Connecting again…",
       checking: "No news for a minute. Checking with the server…",
       unchanged: `Checked at ${clockTime(Date.now())}: nothing has changed since ${time ? clockTime(time) : "the start"}.`,
       unreachable: "The server cannot be reached. Trying again…",
       final: completedAt ? `Ended ${moment(completedAt)}${startedAt ? ` after ${duration(new Date(completedAt) - new Date(startedAt))}` : ""}` : "",
     }[kind];
+    $("news").dataset.kind = kind;
+    if ($("news").textContent !== text) $("news").textContent = text; // the same again would be read out again
   }
 
   #showCards(changed) {
@@ -207,15 +210,18 @@ export class UploadView {
     }
     // Sheets come by number; all at once when the pages have been counted.
     $("sheets").append(fresh);
+    if (this.cards.size > this.live.sheets.size) this.#dropCards();
+    $("sheets-section").hidden = this.cards.size === 0;
+    this.#showFilter();
+  }
+
+  #dropCards() {
     for (const [number, card] of this.cards) {
       if (this.live.sheets.has(number)) continue;
       this.#tally(card.dataset.status, -1);
       card.remove();
       this.cards.delete(number);
     }
-    $("sheets-section").hidden = this.cards.size === 0;
-    for (const input of $("filter").querySelectorAll("input")) input.parentElement.querySelector("b").textContent = count(this.counts[input.value]);
-    this.#showEmpty();
   }
 
   #tally(status, by) {
@@ -259,12 +265,16 @@ export class UploadView {
   }
 
   #showFilter() {
-    $("sheets").dataset.filter = $("filter").querySelector("input:checked").value;
-    this.#showEmpty();
-  }
-
-  #showEmpty() {
-    $("filter-empty").hidden = this.cards.size === 0 || this.counts[$("sheets").dataset.filter] > 0;
+    const chosen = $("filter").querySelector("input:checked").value;
+    const { all, ...groups } = this.counts;
+    $("sheets").dataset.filter = chosen;
+    for (const input of $("filter").querySelectorAll("input")) {
+      const sheetCount = this.counts[input.value];
+      input.parentElement.querySelector("b").textContent = count(sheetCount);
+      input.parentElement.hidden = sheetCount === 0 && input.value !== chosen;
+    }
+    $("filter").hidden = chosen === "all" && Object.values(groups).includes(all); // nothing to choose between
+    $("filter-empty").hidden = all === 0 || this.counts[chosen] > 0;
   }
 
   #clicked(event) {
@@ -285,6 +295,8 @@ export class UploadView {
       await post(`${uploadUrl(this.ref)}/sheets/${number}/retry`);
       this.#announce(`Sheet ${number} will be tried again.`);
       if (isFinal(live.head.status)) await live.resume();
+      const sheet = live.sheets.get(number);
+      if (this.live === live && sheet?.status === "failed") this.#showCard(this.cards.get(number), sheet);
     } catch (problem) {
       button.disabled = false;
       button.textContent = "Retry";

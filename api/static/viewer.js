@@ -1,14 +1,14 @@
 // The open drawing: OpenSeadragon in a dialog that fills the window, with buttons and keys of our own.
 
 import { $ } from "./dom.js";
-import { sheets } from "./text.js";
+import { count } from "./text.js";
 
 const PAN_SHARE = 0.15; // of the visible part, per key
 const ZOOM_STEP = 1.5;
 
 export class Viewer {
   /**
-   * `of` answers for the upload: sheet(number), readySheets(), descriptor(number);
+   * `of` answers for the upload: sheet(number), sheetCount(), readySheets(), descriptor(number);
    * moved(number) is called after a step to another sheet, closed(number) when the person closes the dialog.
    */
   constructor(of) {
@@ -55,7 +55,7 @@ export class Viewer {
     const place = ready.indexOf(this.number);
     $("viewer-title").textContent = sheet.title ?? `Sheet ${sheet.number}`;
     $("viewer-place").textContent = [
-      `Sheet ${sheet.number}, ${sheets(ready.length)} ready`,
+      `Sheet ${count(sheet.number)} of ${count(this.of.sheetCount())}`,
       ...(sheet.scaled ? [`drawn at ${sheet.dpi} dpi, for it is very large`] : []),
     ].join(" · ");
     // Not disabled: a button that loses its focus in the middle of paging takes the keyboard's place with it.
@@ -79,6 +79,11 @@ export class Viewer {
   }
 
   #createEngine() {
+    // OpenSeadragon 6 adds an inline style, which the page's CSP refuses, unless it finds one so marked (the rule is in style.css).
+    // An element of no namespace has the name and is no style sheet to the browser.
+    const marker = document.createElementNS(null, "style");
+    marker.setAttribute("data-openseadragon-mobile-css", "true");
+    document.head.append(marker);
     const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
     const engine = OpenSeadragon({
       element: $("stage"),

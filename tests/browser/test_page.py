@@ -1,0 +1,328 @@
+"""The page in a real Chromium against the real stack: upload, watch, zoom, reload, refusals, keyboard, phone, dark mode."""
+
+import io
+import os
+import re
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import pikepdf
+import pytest
+from playwright.async_api import Page, Response, Route, async_playwright, expect
+
+CHROMIUM_ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+]
+PROCESSING_MS = 90_000
+POINTS = 72
+
+
+class Stack(Protocol):
+    """What these tests need of the ``stack`` fixture."""
+
+    api_url: str
+
+
+class WatchedPage:
+    """A page, what it said on its console and what it asked the network for.
+
+    Args:
+        page: The Playwright page.
+        api_url: Where it comes from.
+    """
+
+    def __init__(self, page: Page, api_url: str) -> None:
+        self.page = page
+        self.api_url = api_url
+        self.complaints: list[str] = []
+        self.responses: list[Response] = []
+        page.on("console", lambda message: self.complaints.append(message.text) if message.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.on("response", self.responses.append)
+
+    async def upload(self, name: str, body: bytes) -> None:
+        """Opens the page, chooses a file and sends it."""
+        await self.page.goto(f"{self.api_url}/")
+        await self.page.set_input_files("#file", {"name": name, "mimeType": "application/pdf", "buffer": body})
+        await self.page.click("#submit")
+
+    async def cards(self) -> list[list[str]]:
+        """Number, title and state of every sheet, as a person reads them."""
+        cards: list[list[str]] = await self.page.eval_on_selector_all(
+            ".sheet", "all => all.map(card => ['number', 'title', 'state'].map(name => card.querySelector('.' + name).textContent.trim()))"
+        )
+        return cards
+
+    async def wait_until_complete(self) -> None:
+        """Returns when the page says that the upload is complete."""
+        await expect(self.page.locator("#status")).to_have_text("Complete", timeout=PROCESSING_MS)
+
+    def check_quiet(self) -> None:
+        """Nothing complained, and nothing was asked of another server."""
+        assert self.complaints == []
+        assert {
+            url for url in (response.url for response in self.responses) if not url.startswith((self.api_url, "blob:", "data:"))
+        } == set()
+
+
+def chromium_path() -> str:
+    """The browser; a CI machine must have one."""
+    path = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
+    if path is None:
+        if os.environ.get("CI"):
+            pytest.fail("no chromium on this machine: install it, the page's tests must run on CI")
+        pytest.skip("no chromium on this machine: install it to test the page")
+    return path
+
+
+@asynccontextmanager
+async def chromium_page(api_url: str, **context: Any) -> AsyncIterator[WatchedPage]:
+    """A fresh browser with one page."""
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=chromium_path(), args=CHROMIUM_ARGUMENTS)
+        try:
+            settings = {"viewport": {"width": 1280, "height": 800}, **context}
+            page = await (await browser.new_context(**settings)).new_page()
+            yield WatchedPage(page, api_url)
+        finally:
+            await browser.close()
+
+
+def plan_pdf(pages: int, width_in: float = 11, height_in: float = 8.5, title: str = "A-10{number} - Floor <b>{number}</b>") -> bytes:
+    """A plan set: every page has walls, a dimension grid and a bookmark."""
+    width, height = width_in * POINTS, height_in * POINTS
+    with pikepdf.new() as pdf, io.BytesIO() as out:
+        for number in range(1, pages + 1):
+            pdf.add_blank_page(page_size=(width, height))
+            lines = "".join(f"{x} 20 m {x} {height - 20:.1f} l S\n" for x in range(20, int(width) - 20, 12))
+            walls = f"8 w 40 40 {width - 80:.1f} {height - 80:.1f} re S {80 + 10 * number} 80 120 90 re f\n"
+            pdf.pages[-1].Contents = pdf.make_stream(f"0.5 w\n{lines}{walls}".encode())
+        with pdf.open_outline() as outline:
+            outline.root.extend(pikepdf.OutlineItem(title.format(number=number), number - 1) for number in range(1, pages + 1))
+        pdf.save(out)
+        return out.getvalue()
+
+
+async def dark_share(page: Page) -> float:
+    """The share of dark pixels on the drawing's canvas."""
+    share: float = await page.evaluate(
+        """() => {
+            const canvas = document.querySelector("#stage .openseadragon-canvas canvas");
+            const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+            let dark = 0;
+            for (let i = 0; i < data.length; i += 4) if (data[i + 3] === 255 && data[i] < 100) dark++;
+            return dark / (data.length / 4);
+        }"""
+    )
+    return share
+
+
+async def test_page_upload_shows_sheets_and_zooms_to_the_deepest_level(stack: Stack) -> None:
+    """A PDF chosen on the page becomes cards with titles and thumbnails; a sheet opens and zooms down to real full-size tiles."""
+    async with chromium_page(stack.api_url) as watched:
+        page = watched.page
+        await watched.upload("Plan <i>set</i> & more.pdf", plan_pdf(3))
+        await expect(page).to_have_url(re.compile(r"\?ref=local/demo/plan/[0-9a-zA-Z-]+$"))
+        await expect(page.locator("#file-name")).to_have_text("Plan <i>set</i> & more.pdf")
+        await watched.wait_until_complete()
+        assert await watched.cards() == [[str(n), f"A-10{n} - Floor <b>{n}</b>", "Ready"] for n in (1, 2, 3)]
+        await expect(page.locator("#count")).to_have_text("3 of 3 sheets")
+        await expect(page.get_by_role("progressbar", name="3 of 3 sheets")).to_have_attribute("aria-valuenow", "100")
+        await page.wait_for_function("document.querySelector('.paper img').naturalWidth > 0")
+
+        await page.click(".sheet:nth-child(2) .open")
+        await expect(page.locator("#viewer-title")).to_have_text("A-102 - Floor <b>2</b>")
+        assert page.url.endswith("#sheet=2")
+        deepest = re.compile(r"/sheets/sheet-2/tiles/sheet-2_files/12/\d+_\d+\.jpeg$")  # 3300 x 2550 px: levels 0 to 12
+        async with page.expect_response(lambda response: bool(deepest.search(response.url)) and response.status == 200) as deep_tile:
+            for _ in range(6):
+                await page.keyboard.press("+")
+        assert (await (await deep_tile.value).body()).startswith(b"\xff\xd8")
+        await page.wait_for_function(
+            "() => { const c = document.querySelector('#stage .openseadragon-canvas canvas'), d = c.getContext('2d')"
+            ".getImageData(0, 0, c.width, c.height).data; for (let i = 0; i < d.length; i += 4) if (d[i + 3] && d[i] < 100) return true; }"
+        )
+        assert 0 < await dark_share(page) < 0.9
+        watched.check_quiet()
+
+
+async def test_page_reload_shows_the_same_state(stack: Stack) -> None:
+    """A reload in the middle loses nothing that was ready; a reload at the end, and of an open sheet, shows the same."""
+    async with chromium_page(stack.api_url) as watched:
+        page = watched.page
+        await watched.upload("reload.pdf", plan_pdf(14, 30, 22))
+        await page.wait_for_selector(".sheet[data-status=ready]", timeout=PROCESSING_MS)
+        await expect(page.locator("#status")).to_have_text("Processing")
+        before = await watched.cards()
+        await page.reload()
+        await page.wait_for_selector(".sheet")
+        after = await watched.cards()
+        assert [card[:2] for card in after] == [card[:2] for card in before]
+        assert {card[0] for card in before if card[2] == "Ready"} <= {card[0] for card in after if card[2] == "Ready"}
+
+        await watched.wait_until_complete()
+        final = await page.inner_text("#upload")
+        await page.reload()
+        await watched.wait_until_complete()
+        assert await page.inner_text("#upload") == final
+
+        await page.goto(f"{page.url}#sheet=5")
+        await page.reload()
+        await expect(page.locator("#viewer-title")).to_have_text("A-105 - Floor <b>5</b>")
+        await page.keyboard.press("Escape")
+        await expect(page.locator("#viewer")).to_be_hidden()
+        assert "#" not in page.url
+        await expect(page.locator(".sheet:nth-child(5) .open")).to_be_focused()
+
+        await page.goto(f"{stack.api_url}/")
+        row = page.locator(".uploads a", has_text="reload.pdf").first
+        await expect(row).to_contain_text("Complete")
+        await expect(row).to_contain_text("14 sheets")
+        watched.check_quiet()
+
+
+async def test_page_file_that_is_no_pdf_is_refused_by_name(stack: Stack) -> None:
+    """A refusal of the POST stands beside the form with its name and a sentence, has the focus, and the file stays chosen."""
+    async with chromium_page(stack.api_url) as watched:
+        page = watched.page
+        await watched.upload("page.pdf", b"<html><body>502 Bad Gateway</body></html>")
+        await expect(page.locator("#form-error-type")).to_have_text("NotAPdf")
+        await expect(page.locator("#form-error-title")).to_have_text("This file is not a PDF")
+        assert await page.inner_text("#form-error-detail")
+        await expect(page.locator("#form-error")).to_be_focused()
+        assert await page.evaluate("document.getElementById('file').files[0].name") == "page.pdf"
+        await expect(page.locator("#submit")).to_be_visible()
+
+
+async def test_page_document_that_needs_a_password_says_so(stack: Stack) -> None:
+    """A refusal found after acceptance is shown large, by name and with what to do."""
+    with pikepdf.open(io.BytesIO(plan_pdf(1))) as pdf, io.BytesIO() as out:
+        pdf.save(out, encryption=pikepdf.Encryption(user="secret", owner="secret", R=6))
+        locked = out.getvalue()
+    async with chromium_page(stack.api_url) as watched:
+        page = watched.page
+        await watched.upload("locked.pdf", locked)
+        await expect(page.locator("#verdict-type, #form-error-type").filter(visible=True)).to_have_text(
+            "PasswordRequired", timeout=PROCESSING_MS
+        )
+        await expect(page.locator("#verdict-title, #form-error-title").filter(visible=True)).to_have_text("This PDF needs a password")
+
+
+async def test_page_works_with_the_keyboard_alone(stack: Stack, tmp_path: Path) -> None:
+    """Choose, upload, open, zoom, step to the next sheet and close: no pointer is needed, and the focus comes back."""
+    file = tmp_path / "keys.pdf"
+    file.write_bytes(plan_pdf(2))
+    async with chromium_page(stack.api_url) as watched:
+        page = watched.page
+        await page.goto(f"{stack.api_url}/")
+        await tab_to(page, "#file")
+        async with page.expect_file_chooser() as chooser:
+            await page.keyboard.press("Enter")
+        await (await chooser.value).set_files(file)
+        await tab_to(page, "#submit")
+        await page.keyboard.press("Enter")
+        await watched.wait_until_complete()
+        await tab_to(page, ".sheet:nth-child(1) .open")
+        await page.keyboard.press("Enter")
+        await expect(page.locator("#viewer-title")).to_have_text("A-101 - Floor <b>1</b>")
+        await page.wait_for_selector("#stage canvas")
+        async with page.expect_response(re.compile(r"/sheet-1_files/12/")):
+            for _ in range(6):
+                await page.keyboard.press("+")
+        await page.keyboard.press("]")
+        await expect(page.locator("#viewer-title")).to_have_text("A-102 - Floor <b>2</b>")
+        await page.keyboard.press("Escape")
+        await expect(page.locator(".sheet:nth-child(2) .open")).to_be_focused()
+        watched.check_quiet()
+
+
+async def tab_to(page: Page, selector: str) -> None:
+    """Presses Tab until the element has the focus."""
+    for _ in range(20):
+        if await page.evaluate("selector => document.activeElement.matches(selector)", selector):
+            return
+        await page.keyboard.press("Tab")
+    pytest.fail(f"{selector} is not reached by Tab")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_page_fits_a_phone_in_light_and_dark(stack: Stack, scheme: str) -> None:
+    """At 360 px nothing scrolls sideways, what is touched is at least 44 px high, and the colours follow the system."""
+    async with chromium_page(
+        stack.api_url, viewport={"width": 360, "height": 740}, color_scheme=scheme, has_touch=True, is_mobile=True
+    ) as watched:
+        page = watched.page
+        await page.goto(f"{stack.api_url}/")
+        await check_phone(page)
+        await watched.upload(f"{'A-very-long-file-name-without-a-space-' * 3}.pdf", plan_pdf(2, title=f"{'W' * 70} {{number}}"))
+        await watched.wait_until_complete()
+        await check_phone(page)
+        background = await page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)")
+        assert (sum(background) < 3 * 128) == (scheme == "dark")
+        await page.tap(".sheet:nth-child(1) .open")
+        await page.wait_for_selector("#stage canvas")
+        await check_phone(page)
+        watched.check_quiet()
+
+
+async def check_phone(page: Page) -> None:
+    """No sideways scrolling and no small target."""
+    assert await page.evaluate("document.documentElement.scrollWidth") == 360
+    small = await page.evaluate(
+        """() => [...(document.querySelector("dialog[open]") ?? document).querySelectorAll("button, a, input")]
+            .filter((element) => element.checkVisibility() && element.getBoundingClientRect().height < 44)
+            .map((element) => element.outerHTML)"""
+    )
+    assert small == []
+
+
+async def test_page_asks_the_status_when_the_stream_is_silent(stack: Stack) -> None:
+    """When 60 s bring no event, the page says that it is checking, asks, and shows what came back."""
+    async with chromium_page(stack.api_url) as watched:
+        page = watched.page
+        asked: list[Route] = []
+        await page.route("**/events*", asked.append)  # never answered: a stream that is dead without an error
+        await page.clock.install()
+        await watched.upload("silent.pdf", plan_pdf(2))
+        await expect(page.locator("#status")).to_be_visible()
+        for _ in range(60):
+            if await page.inner_text("#status") == "Complete":
+                break
+            checked = page.expect_response(re.compile(r"/uploads/[^/]+$"))
+            async with checked:
+                await page.clock.fast_forward(61_000)
+            await page.wait_for_timeout(500)
+        await watched.wait_until_complete()
+        assert asked
+        assert await watched.cards() == [["1", "A-101 - Floor <b>1</b>", "Ready"], ["2", "A-102 - Floor <b>2</b>", "Ready"]]
+
+
+async def test_page_failed_sheet_shows_its_reason_and_can_be_retried(stack: Stack) -> None:
+    """A sheet that failed says why beside a Retry button; the retry reaches the workflow and its outcome is shown."""
+    with pikepdf.open(io.BytesIO(plan_pdf(2))) as pdf, io.BytesIO() as out:
+        pdf.pages[1].CropBox = [5000, 5000, 6000, 6000]  # lies outside the page: it has no area
+        pdf.save(out)
+        broken = out.getvalue()
+    async with chromium_page(stack.api_url) as watched:
+        page = watched.page
+        await watched.upload("broken.pdf", broken)
+        await expect(page.locator("#status")).to_have_text("Partly complete", timeout=PROCESSING_MS)
+        await expect(page.locator("#verdict")).to_contain_text("1 sheet failed")
+        failed = page.locator(".sheet:nth-child(2)")
+        await expect(failed.locator(".state")).to_have_text("Failed")
+        await expect(failed.locator("code")).to_have_text("PageUnreadable")
+        assert await failed.locator(".detail").inner_text()
+        async with page.expect_response(re.compile(r"/sheets/2/retry$")) as answer:
+            await failed.get_by_role("button", name="Retry sheet 2").click()
+        assert (await answer.value).status == 202
+        await expect(failed.get_by_role("button", name="Retry sheet 2")).to_have_text("Retry", timeout=PROCESSING_MS)
+        await expect(page.locator("#status")).to_have_text("Partly complete", timeout=PROCESSING_MS)
+        watched.check_quiet()

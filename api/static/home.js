@@ -5,6 +5,7 @@ import { $, showBadge, showBar } from "./dom.js";
 import { duration, isFinal, moment, refusal, sheets, sheetsOf, size, UPLOAD_WORDS } from "./text.js";
 
 const REFRESH_MS = 10_000;
+const NEWEST = 200; // the most that the API lists
 
 export class Home {
   /** `opened(ref)` is called when the API has accepted a file. */
@@ -31,6 +32,7 @@ export class Home {
     document.title = "SiteLink";
     $("home").hidden = false;
     $("uploads").replaceChildren();
+    $("uploads-note").hidden = false;
     $("uploads-note").textContent = "Loading…";
     if (asked !== plan) this.#showError("BadPlan", `“${asked.slice(0, 200)}” is not a plan: that is organization/project/plan.`, "There is no such plan");
     this.#refresh();
@@ -75,7 +77,11 @@ export class Home {
 
   async #send() {
     const [file] = $("file").files;
-    if (!file || this.sending) return;
+    if (this.sending) return;
+    if (!file) {
+      $("file").click(); // Enter on the file field sends the form, and no file is chosen yet
+      return;
+    }
     const started = performance.now();
     $("form-error").hidden = true;
     $("drop").hidden = true;
@@ -132,7 +138,7 @@ export class Home {
     const plan = this.plan;
     let uploads = null;
     try {
-      ({ uploads } = await getJson(uploadsUrl(plan)));
+      ({ uploads } = await getJson(`${uploadsUrl(plan)}?limit=${NEWEST}`));
     } catch (problem) {
       if (plan === this.plan) $("uploads-note").textContent = `The list could not be loaded (${problem.type}): ${problem.message}`;
     }
@@ -146,7 +152,9 @@ export class Home {
     if (list === this.list) return; // keeps the focus where it is
     this.list = list;
     const focused = document.activeElement?.closest?.("#uploads a")?.getAttribute("href");
-    $("uploads-note").textContent = uploads.length ? "" : "Nothing has been uploaded here yet.";
+    $("uploads-note").textContent =
+      uploads.length === 0 ? "Nothing has been uploaded here yet." : uploads.length === NEWEST ? `The newest ${NEWEST} are shown.` : "";
+    $("uploads-note").hidden = $("uploads-note").textContent === "";
     $("uploads").replaceChildren(...uploads.map(row));
     for (const link of $("uploads").querySelectorAll("a")) if (link.getAttribute("href") === focused) link.focus();
   }

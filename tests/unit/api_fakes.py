@@ -1,0 +1,219 @@
+"""A Temporal that does what a real one cannot be made to do, and the API around it without a socket."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import httpx
+from starlette.applications import Starlette
+from starlette.types import Message
+from temporalio.api.workflow.v1 import PendingActivityInfo
+from temporalio.client import Client, WorkflowExecutionStatus, WorkflowQueryRejectedError
+from temporalio.service import RPCError, RPCStatusCode
+
+from activities.keys import PlanRef, UploadRef
+from activities.records import SheetState, SheetStatus, Snapshot, UploadOptions, UploadRecord, UploadStatus, timestamp, to_json
+from activities.storage import Bucket, BucketSettings
+from api.app import create_app
+from api.settings import ApiSettings
+
+URL = "http://127.0.0.1:8000"
+PLAN = PlanRef("acme", "tower", "a1")
+BASE = "/v1/organizations/acme/projects/tower/plans/a1/uploads"
+REF = UploadRef("acme", "tower", "a1", "0198c0de-0000-7000-8000-000000000001")
+PATH = f"{BASE}/{REF.upload}"
+PDF = b"%PDF-1.7\n" + b"x" * 5000
+
+NOT_FOUND = RPCError("no such workflow", RPCStatusCode.NOT_FOUND, b"")
+UNAVAILABLE = RPCError("connection refused", RPCStatusCode.UNAVAILABLE, b"")
+NO_WORKER = RPCError("timeout", RPCStatusCode.DEADLINE_EXCEEDED, b"")
+
+
+def closed(status: WorkflowExecutionStatus = WorkflowExecutionStatus.COMPLETED) -> Exception:
+    """What a query of a run that is over says."""
+    return WorkflowQueryRejectedError(status)
+
+
+class FakeTemporal:
+    """One workflow, whose answers a test sets."""
+
+    def __init__(self) -> None:
+        self.state: Snapshot | Exception = NOT_FOUND
+        self.start_error: Exception | None = None
+        self.signal_error: Exception | None = None
+        self.cancel_error: Exception | None = None
+        self.pending: list[PendingActivityInfo] = []
+        self.close_time = datetime(2026, 1, 31, tzinfo=UTC)
+        self.healthy: bool | Exception = True
+        self.starts: list[dict[str, Any]] = []
+        self.signals: list[tuple[str, Any]] = []
+        self.cancels = 0
+        self.queries = 0
+        self.updates: list[tuple[int, str]] = []
+        """The version and the id of every update."""
+        self.update: Callable[[int], Awaitable[Snapshot]] = _never
+        self.service_client = self
+
+    async def connect(self) -> Client:
+        """The client of this Temporal."""
+        return cast("Client", self)
+
+    def get_workflow_handle_for(self, _: object, workflow_id: str) -> "FakeTemporal":
+        """The one workflow."""
+        return self
+
+    async def query(self, *_: object, **__: object) -> Snapshot:
+        """The state, or the error."""
+        self.queries += 1
+        if isinstance(self.state, Exception):
+            raise self.state
+        return self.state
+
+    async def execute_update(self, _: object, args: Any, *, id: str) -> Snapshot:  # noqa: A002 - the client's own name
+        """What the test makes of it."""
+        self.updates.append((args.version, id))
+        return await self.update(args.version)
+
+    async def start_workflow(self, *args: object, **options: Any) -> None:
+        """Notes the start."""
+        if self.start_error:
+            raise self.start_error
+        self.starts.append(options)
+
+    async def signal(self, name: Any, argument: object, **_: object) -> None:
+        """Notes the signal."""
+        if self.signal_error:
+            raise self.signal_error
+        self.signals.append((name.__name__, argument))
+
+    async def cancel(self, **_: object) -> None:
+        """Notes the cancellation."""
+        self.cancels += 1
+        if self.cancel_error:
+            raise self.cancel_error
+
+    async def describe(self, **_: object) -> Any:
+        """The pending activities and the time of the end."""
+        return SimpleNamespace(close_time=self.close_time, raw_description=SimpleNamespace(pending_activities=self.pending))
+
+    async def check_health(self, **_: object) -> bool:
+        """Whether it serves."""
+        if isinstance(self.healthy, Exception):
+            raise self.healthy
+        return self.healthy
+
+
+async def _never(_: int) -> Snapshot:
+    await asyncio.Event().wait()
+    raise AssertionError
+
+
+def make_bucket(directory: Path) -> Bucket:
+    """A bucket in a directory."""
+    return Bucket(BucketSettings(directory.as_uri()))
+
+
+def make_app(bucket: Bucket, temporal: FakeTemporal, *, max_file_bytes: int = 1 << 20) -> Starlette:
+    """The application around them."""
+    return create_app(bucket, temporal.connect, ApiSettings(BucketSettings("file:///unused"), max_file_bytes=max_file_bytes))
+
+
+def client_of(app: Starlette) -> httpx.AsyncClient:
+    """An HTTP client without a socket."""
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app, raise_app_exceptions=False), base_url=URL)
+
+
+def files_in(directory: Path) -> list[str]:
+    """Every file of a bucket's directory, half-written ones included, by its name below the plan."""
+    return sorted(str(path.relative_to(directory)).removeprefix(PLAN.prefix) for path in directory.rglob("*") if path.is_file())
+
+
+async def accept(bucket: Bucket, ref: UploadRef = REF, *, deleted_at: str | None = None) -> UploadRecord:
+    """Writes ``upload.json``."""
+    record = UploadRecord("A-101.pdf", 5009, "0" * 64, UploadOptions(), timestamp(datetime.now(UTC)), deleted_at)
+    await bucket.put_async(ref.record, to_json(record))
+    return record
+
+
+def snapshot(*statuses: SheetStatus, version: int = 100, status: UploadStatus | None = None) -> Snapshot:
+    """A progress with these sheets, of which the last one changed last."""
+    ready = statuses.count(SheetStatus.READY)
+    done = bool(statuses) and ready == len(statuses)
+    sheets = tuple(SheetState(n, state, version - len(statuses) + n, f"A-{n}", 100, 50, 300) for n, state in enumerate(statuses, 1))
+    return Snapshot(
+        status or (UploadStatus.COMPLETE if done else UploadStatus.PROCESSING if statuses else UploadStatus.QUEUED),
+        version,
+        timestamp(datetime.now(UTC)),
+        completed_pages=ready,
+        total_pages=len(statuses),
+        progress=100 if done else 0,
+        sheets=sheets,
+    )
+
+
+def change(state: Snapshot, number: int, status: SheetStatus) -> tuple[Snapshot, Snapshot]:
+    """The state after one sheet changed, and the change alone."""
+    version = state.version + 1
+    sheets = tuple(replace(sheet, status=status, version=version) if sheet.number == number else sheet for sheet in state.sheets)
+    ready = sum(sheet.status is SheetStatus.READY for sheet in sheets)
+    after = replace(state, version=version, completed_pages=ready, sheets=sheets)
+    return after, replace(after, sheets=tuple(sheet for sheet in sheets if sheet.number == number))
+
+
+class RawRequest:
+    """A request whose body a test controls piece by piece, straight into the application."""
+
+    def __init__(self, app: Starlette, method: str, path: str, headers: dict[str, str]) -> None:
+        self.sent: list[Message] = []
+        self.received = 0
+        """How often the application asked for more of the body."""
+        self._body: asyncio.Queue[Message] = asyncio.Queue()
+        names = {"host": "127.0.0.1:8000", **headers}
+        scope = {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": "1.1",
+            "method": method,
+            "scheme": "http",
+            "path": path.partition("?")[0],
+            "raw_path": path.partition("?")[0].encode(),
+            "root_path": "",
+            "query_string": path.partition("?")[2].encode(),
+            "headers": [(name.lower().encode(), value.encode()) for name, value in names.items()],
+            "client": ("127.0.0.1", 1),
+            "server": ("127.0.0.1", 8000),
+        }
+        self.task = asyncio.create_task(app(scope, self._receive, self._send))
+
+    def feed(self, data: bytes, *, more: bool = True) -> None:
+        """Sends a piece of the body."""
+        self._body.put_nowait({"type": "http.request", "body": data, "more_body": more})
+
+    def disconnect(self) -> None:
+        """Goes away."""
+        self._body.put_nowait({"type": "http.disconnect"})
+
+    @property
+    def status(self) -> int | None:
+        """The status of the answer, once it began."""
+        return self.sent[0]["status"] if self.sent else None
+
+    async def _receive(self) -> Message:
+        self.received += 1
+        return await self._body.get()
+
+    async def _send(self, message: Message) -> None:
+        self.sent.append(message)
+
+
+async def until(condition: Callable[[], bool], seconds: float = 10) -> None:
+    """Waits until the condition holds."""
+    async with asyncio.timeout(seconds):
+        while True:
+            if condition():
+                return
+            await asyncio.sleep(0.005)

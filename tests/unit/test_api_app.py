@@ -1,0 +1,475 @@
+"""The API without a socket: states, lists, actions, tiles, refusals."""
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import httpx
+import pytest
+from starlette.applications import Starlette
+from temporalio.api.workflow.v1 import PendingActivityInfo
+from temporalio.client import WorkflowExecutionStatus
+from temporalio.service import RPCError, RPCStatusCode
+
+from activities import errors
+from activities.keys import UploadRef
+from activities.records import SheetStatus, UploadStatus, timestamp, to_json, to_wire
+from activities.storage import Bucket, BucketSettings
+from api.problems import STATUS
+from api.settings import ApiSettings
+from tests.unit.api_fakes import (
+    BASE,
+    NO_WORKER,
+    NOT_FOUND,
+    PATH,
+    REF,
+    UNAVAILABLE,
+    FakeTemporal,
+    accept,
+    client_of,
+    closed,
+    make_app,
+    make_bucket,
+    snapshot,
+)
+from workflows.messages import SheetNumbers
+
+READY, PENDING, FAILED = SheetStatus.READY, SheetStatus.PENDING, SheetStatus.FAILED
+
+
+@pytest.fixture
+def bucket(tmp_path: Path) -> Bucket:
+    """An empty bucket."""
+    return make_bucket(tmp_path / "bucket")
+
+
+@pytest.fixture
+def temporal() -> FakeTemporal:
+    """A Temporal without any run."""
+    return FakeTemporal()
+
+
+@pytest.fixture
+def app(bucket: Bucket, temporal: FakeTemporal) -> Starlette:
+    """The API."""
+    return make_app(bucket, temporal)
+
+
+@pytest.fixture
+async def client(app: Starlette) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of it."""
+    async with client_of(app) as client:
+        yield client
+
+
+# States
+
+
+async def test_running_upload_is_what_its_run_says(client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
+    """GET is the whole progress, with what the record tells and where to go on."""
+    record = await accept(bucket)
+    temporal.state = snapshot(READY, PENDING)
+    answer = await client.get(PATH)
+    assert answer.status_code == 200
+    assert answer.json() == {
+        **to_wire(temporal.state),
+        "ref": str(REF),
+        "upload": REF.upload,
+        "fileName": "A-101.pdf",
+        "sizeBytes": 5009,
+        "createdAt": record.created_at,
+        "links": {"self": PATH, "events": f"{PATH}/events", "page": f"/?ref={REF}"},
+    }
+
+
+async def test_unchanged_state_is_not_sent_again(client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
+    """The strong ETag answers If-None-Match with 304 until something changes."""
+    await accept(bucket)
+    temporal.state = snapshot(READY, PENDING)
+    etag = (await client.get(PATH)).headers["etag"]
+    assert not etag.startswith("W/")
+    unchanged = await client.get(PATH, headers={"If-None-Match": f'"other", {etag}'})
+    assert (unchanged.status_code, unchanged.content) == (304, b"")
+    temporal.state = snapshot(READY, READY, version=101)
+    assert (await client.get(PATH, headers={"If-None-Match": etag})).status_code == 200
+
+
+async def test_closed_run_is_what_the_manifest_says(client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
+    """When the run is over, or its history is gone, the bucket answers, and nothing is started."""
+    await accept(bucket)
+    final = snapshot(READY, FAILED, status=UploadStatus.PARTIAL)
+    await bucket.put_async(REF.manifest, to_json(final))
+    for state in (closed(), NOT_FOUND):
+        temporal.state = state
+        assert (await client.get(PATH)).json()["status"] == "partial"
+    assert temporal.starts == []
+
+
+async def test_accepted_upload_that_never_ran_is_started(client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
+    """Neither run nor manifest: GET starts the workflow."""
+    await accept(bucket)
+    answer = await client.get(PATH)
+    assert (answer.json()["status"], answer.json()["warning"]) == ("queued", None)
+    assert [start["id"] for start in temporal.starts] == [REF.workflow_id]
+
+
+async def test_reopened_run_serves_the_manifest_until_it_has_loaded(
+    client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal
+) -> None:
+    """A run that knows nothing yet does not hide what an earlier one did."""
+    await accept(bucket)
+    await bucket.put_async(REF.manifest, to_json(snapshot(READY, READY, version=100)))
+    temporal.state = snapshot(version=200)
+    answer = (await client.get(PATH)).json()
+    assert (answer["status"], answer["version"]) == ("complete", 100)
+
+
+@pytest.mark.parametrize("silence", [UNAVAILABLE, NO_WORKER, RuntimeError("Failed client connect: refused")])
+async def test_silence_is_answered_from_what_is_known(
+    client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal, silence: Exception
+) -> None:
+    """Without Temporal or workers: the record's ``queued``, then the last known state, then a newer manifest; always with a warning."""
+    await accept(bucket)
+    temporal.state = silence
+    answer = (await client.get(PATH)).json()
+    assert (answer["status"], answer["totalPages"]) == ("queued", 0)
+    assert "may not be the latest" in answer["warning"]
+    temporal.state = snapshot(READY, PENDING, version=100)
+    assert (await client.get(PATH)).json()["warning"] is None
+    temporal.state = silence
+    answer = (await client.get(PATH)).json()
+    assert (answer["status"], answer["completedPages"]) == ("processing", 1)
+    assert answer["warning"]
+    await bucket.put_async(REF.manifest, to_json(snapshot(READY, READY, version=200)))
+    answer = (await client.get(PATH)).json()
+    assert (answer["status"], bool(answer["warning"])) == ("complete", True)
+
+
+async def test_terminated_run_is_failed(client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
+    """A run that an operator ended has no manifest: it is failed, by name, and keeps what was known of its sheets."""
+    await accept(bucket)
+    temporal.state = snapshot(READY, PENDING)
+    await client.get(PATH)
+    temporal.state = closed(WorkflowExecutionStatus.TERMINATED)
+    answer = (await client.get(PATH)).json()
+    assert (answer["status"], answer["reason"], answer["completedPages"]) == ("failed", "Terminated", 1)
+    assert answer["completedAt"] == "2026-01-31T00:00:00.000Z"
+    assert answer["version"] > 100
+    assert (await client.get(PATH)).json()["version"] == answer["version"]
+
+
+def _pending(attempt: int) -> PendingActivityInfo:
+    activity = PendingActivityInfo(attempt=attempt)
+    activity.last_failure.message = "the bucket failed"
+    activity.last_failure.application_failure_info.type = "StorageUnavailable"
+    return activity
+
+
+@pytest.mark.parametrize(
+    ("idle", "attempt", "warning"),
+    [
+        (timedelta(seconds=1), 12, None),
+        (timedelta(seconds=30), None, None),
+        (timedelta(seconds=30), 2, None),
+        (timedelta(seconds=30), 12, "StorageUnavailable: the bucket failed (attempt 12)"),
+        (timedelta(minutes=7), None, "nothing moved for 7 minutes"),
+        (timedelta(minutes=7), 12, "nothing moved for 7 minutes; StorageUnavailable: the bucket failed (attempt 12)"),
+    ],
+)
+async def test_standstill_is_explained(
+    client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal, idle: timedelta, attempt: int | None, warning: str | None
+) -> None:
+    """When nothing moves, the answer says so and names the activity's last failure."""
+    await accept(bucket)
+    temporal.state = replace(snapshot(READY, PENDING), updated_at=timestamp(datetime.now(UTC) - idle))
+    temporal.pending = [_pending(1), _pending(attempt)] if attempt else []
+    assert (await client.get(PATH)).json()["warning"] == warning
+
+
+async def test_deleted_upload_is_not_found(client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
+    """From the mark on there is no such upload, and nothing is started."""
+    await accept(bucket, deleted_at="2026-01-31T00:00:00.000Z")
+    for path in (PATH, f"{PATH}/events", f"{PATH}/sheets/sheet-1/thumbnail.jpeg"):
+        answer = await client.get(path)
+        assert (answer.status_code, answer.json()["type"]) == (404, "UploadNotFound")
+    for path in ("cancel", "reconcile", "sheets/1/retry", "sheets/1/prioritize"):
+        assert (await client.post(f"{PATH}/{path}")).status_code == 404
+    assert (temporal.starts, temporal.cancels) == ([], 0)
+
+
+# Lists
+
+
+async def test_list_is_newest_first(client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
+    """Only accepted uploads, the newest first, at most as many as asked for."""
+    temporal.state = snapshot(READY, PENDING)
+    refs = [UploadRef("acme", "tower", "a1", f"0198c0de-0000-7000-8000-00000000000{n}") for n in range(1, 6)]
+    for ref in refs[:3]:
+        await accept(bucket, ref)
+    await bucket.put_async(refs[3].source, b"still coming in")
+    await accept(bucket, refs[4], deleted_at="2026-01-31T00:00:00.000Z")
+    uploads = (await client.get(BASE)).json()["uploads"]
+    assert [entry["upload"] for entry in uploads] == [ref.upload for ref in reversed(refs[:3])]
+    assert {name: uploads[0][name] for name in ("ref", "fileName", "status", "progress", "completedPages", "totalPages")} == {
+        "ref": str(refs[2]),
+        "fileName": "A-101.pdf",
+        "status": "processing",
+        "progress": 0,
+        "completedPages": 1,
+        "totalPages": 2,
+    }
+    assert [entry["upload"] for entry in (await client.get(BASE, params={"limit": 2})).json()["uploads"]] == [
+        refs[2].upload,
+        refs[1].upload,
+    ]
+    assert (await client.get(BASE.replace("a1", "other"))).json() == {"uploads": []}
+    assert (await client.get(BASE, params={"limit": "0"})).status_code == 400
+
+
+async def test_list_without_temporal_asks_it_once(client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
+    """A list of many uploads does not wait for Temporal's silence again and again."""
+    temporal.state = UNAVAILABLE
+    for number in range(60):
+        await accept(bucket, UploadRef("acme", "tower", "a1", f"upload-{number:02}"))
+    assert len((await client.get(BASE, params={"limit": 60})).json()["uploads"]) == 60
+    assert temporal.queries <= 16
+
+
+# Actions
+
+
+async def test_cancel_asks_the_run(client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
+    """Cancel is Temporal's own cancellation."""
+    await accept(bucket)
+    answer = await client.post(f"{PATH}/cancel")
+    assert (answer.status_code, answer.json(), temporal.cancels) == (202, {"ref": str(REF)}, 1)
+
+
+@pytest.mark.parametrize(("status", "code"), [(UploadStatus.COMPLETE, 409), (UploadStatus.FAILED, 409), (UploadStatus.CANCELLED, 202)])
+async def test_cancel_of_what_has_ended(
+    client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal, status: UploadStatus, code: int
+) -> None:
+    """There is nothing to cancel any more; only to cancel twice is no error."""
+    await accept(bucket)
+    await bucket.put_async(REF.manifest, to_json(snapshot(READY, status=status)))
+    temporal.cancel_error, temporal.state = NOT_FOUND, closed()
+    answer = await client.post(f"{PATH}/cancel")
+    assert answer.status_code == code
+    if code == 409:
+        assert answer.json()["type"] == "AlreadyFinished"
+        assert status in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("path", "signal", "args"), [("reconcile", "force_reconcile", ()), ("sheets/2/retry", "retry_sheets", (SheetNumbers((2,)),))]
+)
+async def test_reopening_actions_start_with_a_signal(
+    client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal, path: str, signal: str, args: tuple[object, ...]
+) -> None:
+    """Reconcile and retry reach the run, also one that has ended."""
+    await accept(bucket)
+    await bucket.put_async(REF.manifest, to_json(snapshot(READY, FAILED, status=UploadStatus.PARTIAL)))
+    temporal.state = closed()
+    assert (await client.post(f"{PATH}/{path}")).status_code == 202
+    assert [(start["start_signal"], tuple(start["start_signal_args"])) for start in temporal.starts] == [(signal, args)]
+
+
+async def test_prioritize_signals_the_run(client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
+    """A sheet is taken next; when the upload has ended there is nothing to take."""
+    await accept(bucket)
+    temporal.state = snapshot(READY, PENDING)
+    assert (await client.post(f"{PATH}/sheets/2/prioritize")).status_code == 202
+    assert temporal.signals == [("prioritize", SheetNumbers((2,)))]
+    temporal.signal_error = NOT_FOUND
+    assert (await client.post(f"{PATH}/sheets/2/prioritize")).json()["type"] == "AlreadyFinished"
+
+
+@pytest.mark.parametrize(("sheet", "status"), [("3", 404), ("0", 404), ("-1", 404), ("x", 404), ("9" * 30, 404), ("1", 409)])
+async def test_retry_of_a_sheet_that_has_no_need(
+    client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal, sheet: str, status: int
+) -> None:
+    """An unknown sheet is SheetNotFound, a ready one has nothing to try again; neither reopens the upload."""
+    await accept(bucket)
+    temporal.state = snapshot(READY, FAILED)
+    assert (await client.post(f"{PATH}/sheets/{sheet}/retry")).status_code == status
+    assert temporal.starts == []
+
+
+@pytest.mark.parametrize("path", ["cancel", "reconcile", "sheets/1/retry", "sheets/1/prioritize"])
+async def test_action_without_temporal_says_so(client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal, path: str) -> None:
+    """An action that cannot be passed on is not accepted: 503, by name, with a time to come back."""
+    await accept(bucket)
+    temporal.state = temporal.start_error = temporal.cancel_error = temporal.signal_error = UNAVAILABLE
+    answer = await client.post(f"{PATH}/{path}")
+    assert (answer.status_code, answer.json()["type"]) == (503, "TemporalUnavailable")
+    assert answer.headers["retry-after"]
+
+
+# Tiles
+
+
+async def test_tiles_are_served_for_ever_and_the_rest_until_it_changes(client: httpx.AsyncClient, bucket: Bucket) -> None:
+    """Each object has its type, its caching and an ETag that answers with 304."""
+    await accept(bucket)
+    immutable = "private, max-age=31536000, immutable"
+    for path, key, media_type, cache in (
+        ("sheet-2/thumbnail.jpeg", REF.thumbnail(2), "image/jpeg", "no-cache"),
+        ("sheet-2/tiles/sheet-2.dzi", REF.descriptor(2), "application/xml", "no-cache"),
+        ("sheet-2/tiles/sheet-2_files/10/3_12.jpeg", REF.tiles_prefix(2) + "10/3_12.jpeg", "image/jpeg", immutable),
+        ("sheet-2/tiles/sheet-2_files/0/0_0.jpeg", REF.tiles_prefix(2) + "0/0_0.jpeg", "image/jpeg", immutable),
+    ):
+        await bucket.put_async(key, key.encode())
+        answer = await client.get(f"{PATH}/sheets/{path}")
+        assert (answer.status_code, answer.content) == (200, key.encode())
+        assert answer.headers["content-type"].startswith(media_type)
+        assert answer.headers["cache-control"] == cache
+        again = await client.get(f"{PATH}/sheets/{path}", headers={"If-None-Match": answer.headers["etag"]})
+        assert (again.status_code, again.content, again.headers["cache-control"]) == (304, b"", cache)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "sheet-1/thumbnail.jpeg",
+        "sheet-01/tiles/sheet-01.dzi",
+        "sheet-1/tiles/sheet-2.dzi",
+        "sheet-1/tiles/sheet-1_files/0/0_0.png",
+        "sheet-1/tiles/sheet-1_files/00/0_0.jpeg",
+        "sheet-1/tiles/sheet-1_files/0/%2e%2e/%2e%2e/sheet.json",
+        "sheet-1/sheet.json",
+        "..%2fsource.pdf",
+        "sheet-1/tiles/sheet-1_files/0/-1_0.jpeg",
+    ],
+)
+async def test_what_no_sheet_has_is_not_found(client: httpx.AsyncClient, bucket: Bucket, path: str) -> None:
+    """Only the names that a sheet can have are looked up; a 404 is not kept."""
+    await accept(bucket)
+    await bucket.put_async(REF.sheet_record(1), b"{}")
+    await bucket.put_async(REF.source, b"%PDF-")
+    answer = await client.get(f"{PATH}/sheets/{path}")
+    assert answer.status_code == 404
+    assert answer.headers["cache-control"] == "no-cache"
+    assert answer.headers["content-type"] == "application/problem+json"
+
+
+# Refusals, health, headers
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "name"),
+    [
+        ("GET", "/nothing", 404, "NotFound"),
+        ("GET", "/static/nothing.js", 404, "NotFound"),
+        ("DELETE", "/livez", 405, "MethodNotAllowed"),
+        ("PUT", BASE, 405, "MethodNotAllowed"),
+        ("GET", PATH, 404, "UploadNotFound"),
+        ("GET", PATH.replace("acme", "-acme"), 422, "MalformedId"),
+        ("POST", BASE.replace("a1", "a%201"), 422, "MalformedId"),
+    ],
+)
+async def test_every_refusal_has_one_shape(client: httpx.AsyncClient, method: str, path: str, status: int, name: str) -> None:
+    """RFC 9457: type, title, status, detail, instance, whoever refuses."""
+    answer = await client.request(method, path)
+    body = answer.json()
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert set(body) == {"type", "title", "status", "detail", "instance"}
+    assert (answer.status_code, body["status"], body["type"]) == (status, status, name)
+    assert body["title"]
+    assert body["detail"]
+    assert body["instance"].startswith("/")
+
+
+async def test_unexpected_error_tells_nothing(client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
+    """A bug is a 500 of the same shape, without internals."""
+    await accept(bucket)
+    temporal.state = ZeroDivisionError("a secret")
+    answer = await client.get(PATH)
+    assert (answer.status_code, answer.json()["type"]) == (500, "InternalError")
+    assert "secret" not in answer.text
+
+
+def test_every_named_error_has_a_status() -> None:
+    """No named error reaches a client as an unnamed one."""
+    assert STATUS[errors.SiteLinkError] == 500
+    assert all(issubclass(kind, errors.SiteLinkError) for kind in STATUS)
+
+
+async def test_health(client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal, tmp_path: Path) -> None:
+    """The process lives without anything; it is ready only with Temporal and the bucket, and says which is missing."""
+    assert (await client.get("/readyz")).status_code == 200
+    temporal.healthy = RPCError("down", RPCStatusCode.UNAVAILABLE, b"")
+    answer = await client.get("/readyz")
+    assert (answer.status_code, answer.json()["type"]) == (503, "TemporalUnavailable")
+    temporal.healthy = True
+    (tmp_path / "bucket").rmdir()
+    answer = await client.get("/readyz")
+    assert (answer.status_code, answer.json()["type"]) == (503, "NoSuchBucket")
+    temporal.healthy = False
+    answer = await client.get("/readyz")
+    assert "Temporal" in answer.json()["detail"]
+    assert "bucket" in answer.json()["detail"]
+    assert (await client.get("/livez")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 404),
+        ({"Host": "localhost:8000"}, 404),
+        ({"Host": "[::1]:8000"}, 404),
+        ({"Host": "evil.example:8000"}, 421),
+        ({"Host": "127.0.0.1.evil.example"}, 421),
+        ({"Host": "["}, 421),
+        ({"Sec-Fetch-Site": "same-origin", "Origin": "http://127.0.0.1:8000"}, 404),
+        ({"Sec-Fetch-Site": "none"}, 404),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Sec-Fetch-Site": "same-site"}, 403),
+        ({"Origin": "https://evil.example"}, 403),
+        ({"Origin": "http://127.0.0.1:9000"}, 403),
+        ({"Origin": "null"}, 403),
+    ],
+)
+async def test_pages_of_other_sites_are_refused(client: httpx.AsyncClient, headers: dict[str, str], status: int) -> None:
+    """Neither DNS rebinding nor a form of another site reaches a handler; programs and our own page do."""
+    answer = await client.post(f"{PATH}/cancel", headers=headers)
+    assert answer.status_code == status
+    assert answer.headers["content-type"] == "application/problem+json"
+
+
+async def test_answers_carry_the_policy(client: httpx.AsyncClient) -> None:
+    """The page may load only its own scripts and styles, and nobody may frame it."""
+    for path in ("/", "/static/nothing.js", "/livez"):
+        policy = (await client.get(path)).headers["content-security-policy"]
+        assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self';")
+        assert "frame-ancestors 'none'" in policy
+        assert "unsafe" not in policy
+
+
+# Settings
+
+
+def test_settings_are_read_from_the_environment() -> None:
+    """Each variable has its place, and a default."""
+    settings = ApiSettings.from_env(
+        {"SITELINK_PORT": "0", "SITELINK_HOST": "::1", "SITELINK_MAX_FILE_BYTES": "5", "SITELINK_DATA_DIR": "/d"}
+    )
+    assert settings == ApiSettings(BucketSettings("file:///d/bucket"), "::1", 0, 5)
+    assert (ApiSettings.from_env({}).host, ApiSettings.from_env({}).port) == ("127.0.0.1", 8000)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("SITELINK_HOST", "0.0.0.0"),  # noqa: S104 - it must be refused
+        ("SITELINK_HOST", "example.org"),
+        ("SITELINK_PORT", "x"),
+        ("SITELINK_PORT", "65536"),
+        ("SITELINK_MAX_FILE_BYTES", "0"),
+    ],
+)
+def test_unusable_setting_is_refused_by_name(name: str, value: str) -> None:
+    """The error names the variable and its value; without authentication no other host than loopback is taken."""
+    with pytest.raises(ValueError, match=name) as refusal:
+        ApiSettings.from_env({name: value})
+    assert value in str(refusal.value)

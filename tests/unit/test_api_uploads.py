@@ -1,0 +1,379 @@
+"""Taking a PDF in: what is accepted, what is refused, and that nothing half stays."""
+
+import asyncio
+import hashlib
+import json
+import re
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.types import Message
+
+from activities.errors import StorageUnavailable
+from activities.keys import UploadRef
+from activities.records import UploadRecord, from_json, to_json
+from activities.storage import Bucket, BucketSettings
+from api.uploads import IncomingFile, KeyRecord, new_upload_id, read_options
+from tests.unit.api_fakes import (
+    BASE,
+    PDF,
+    PLAN,
+    REF,
+    UNAVAILABLE,
+    FakeTemporal,
+    RawRequest,
+    accept,
+    client_of,
+    files_in,
+    make_app,
+    make_bucket,
+    until,
+)
+
+KEY = {"Idempotency-Key": "one"}
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """Of the bucket."""
+    return tmp_path / "bucket"
+
+
+@pytest.fixture
+def bucket(directory: Path) -> Bucket:
+    """An empty bucket."""
+    return make_bucket(directory)
+
+
+@pytest.fixture
+def temporal() -> FakeTemporal:
+    """A Temporal without any run."""
+    return FakeTemporal()
+
+
+@pytest.fixture
+def app(bucket: Bucket, temporal: FakeTemporal) -> Starlette:
+    """The API; files of at most a megabyte."""
+    return make_app(bucket, temporal)
+
+
+@pytest.fixture
+async def client(app: Starlette) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of it."""
+    async with client_of(app) as client:
+        yield client
+
+
+def record_of(bucket: Bucket, answer: httpx.Response) -> UploadRecord:
+    """The ``upload.json`` of an accepted upload."""
+    return from_json(UploadRecord, bucket.get(UploadRef.parse(answer.json()["ref"]).record).body)
+
+
+async def test_raw_body_is_accepted(client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
+    """The PDF is in the bucket as it was sent, the record describes it, the workflow is started, the answer says where to look."""
+    answer = await client.post(BASE, params={"filename": "A-101 Grundriß.pdf", "dpi": "150"}, content=PDF)
+    assert answer.status_code == 202
+    body = answer.json()
+    ref = UploadRef.parse(body["ref"])
+    here = f"{BASE}/{ref.upload}"
+    assert body == {
+        "ref": f"{PLAN}/{ref.upload}",
+        "upload": ref.upload,
+        "status": "queued",
+        "links": {"self": here, "events": f"{here}/events", "page": f"/?ref={ref}"},
+    }
+    assert answer.headers["location"] == here
+    assert bucket.get(ref.source).body == PDF
+    record = record_of(bucket, answer)
+    assert (record.file_name, record.size_bytes, record.sha256) == ("A-101 Grundriß.pdf", len(PDF), hashlib.sha256(PDF).hexdigest())
+    assert record.options.dpi == 150
+    assert [start["id"] for start in temporal.starts] == [ref.workflow_id]
+
+
+@pytest.mark.parametrize(
+    ("query", "disposition", "name"),
+    [
+        ("", None, "plan.pdf"),
+        ("", 'attachment; filename="site plan.pdf"', "site plan.pdf"),
+        ("", "attachment; filename*=UTF-8''Gr%C3%BCn.pdf", "Grün.pdf"),
+        ("?filename=first.pdf", 'attachment; filename="second.pdf"', "first.pdf"),
+        ("?filename=..%2F..%2Fetc%2Fpasswd", None, "passwd"),
+        ("?filename=C%3A%5Cplans%5Ca.pdf", None, "a.pdf"),
+        ("?filename=a%1B%5B2Jb%0Ac.pdf", None, "a[2Jbc.pdf"),
+        ("?filename=..%2F", None, "plan.pdf"),
+    ],
+)
+async def test_file_name_is_only_a_name(client: httpx.AsyncClient, bucket: Bucket, query: str, disposition: str | None, name: str) -> None:
+    """The name comes from the query or the header, without directories and control characters."""
+    headers = {"Content-Disposition": disposition} if disposition else {}
+    answer = await client.post(BASE + query, content=PDF, headers=headers)
+    assert record_of(bucket, answer).file_name == name
+
+
+async def test_form_is_accepted(client: httpx.AsyncClient, bucket: Bucket) -> None:
+    """A form's one file arrives byte for byte, whatever its fields, its size and its bytes."""
+    pdf = PDF + b"\r\n--not the boundary\r\n" + bytes(range(256)) * 2000
+    answer = await client.post(BASE, files={"file": ("Grün.pdf", pdf, "application/pdf")}, data={"comment": "hello"})
+    assert answer.status_code == 202, answer.text
+    assert bucket.get(UploadRef.parse(answer.json()["ref"]).source).body == pdf
+    assert record_of(bucket, answer).file_name == "Grün.pdf"
+
+
+@pytest.mark.parametrize(
+    ("files", "data", "sentence"),
+    [
+        ({"a": ("a.pdf", PDF), "b": ("b.pdf", PDF)}, {}, "more than one file"),
+        (None, {"comment": "hello"}, "no file"),
+    ],
+)
+async def test_form_without_exactly_one_file_is_refused(
+    client: httpx.AsyncClient, directory: Path, files: dict[str, tuple[str, bytes]] | None, data: dict[str, str], sentence: str
+) -> None:
+    """Such a form is an InvalidRequest and leaves nothing."""
+    request = client.build_request("POST", BASE, files=files or {"x": (None, b"")}, data=data)
+    answer = await client.send(request)
+    assert (answer.status_code, answer.json()["type"]) == (400, "InvalidRequest"), answer.text
+    assert sentence in answer.json()["detail"]
+    assert files_in(directory) == []
+
+
+async def test_form_that_is_cut_off_is_refused(client: httpx.AsyncClient, directory: Path) -> None:
+    """A form without its last boundary is not accepted, though its file may look whole."""
+    request = client.build_request("POST", BASE, files={"file": ("a.pdf", PDF)})
+    body = await request.aread()
+    answer = await client.post(BASE, content=body[:-10], headers={"Content-Type": request.headers["content-type"]})
+    assert (answer.status_code, answer.json()["type"]) == (400, "InvalidRequest")
+    assert files_in(directory) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "headers", "status", "problem", "sentence"),
+    [
+        (b"", {}, 422, "NotAPdf", "empty"),
+        (b"<html>" * 1000, {}, 422, "NotAPdf", "%PDF-"),
+        (b"tiny", {}, 422, "NotAPdf", "%PDF-"),
+        (b"x" * 1020 + PDF, {}, 422, "NotAPdf", "1,024"),
+        (PDF, {"Content-Type": "image/png"}, 415, "UnsupportedMediaType", "image/png"),
+        (PDF, {"Content-Type": "multipart/form-data"}, 400, "InvalidRequest", "boundary"),
+        (PDF, {"Content-Length": "1048577"}, 413, "FileTooLarge", "1,048,577 bytes, limit 1,048,576"),
+        (PDF, {"Idempotency-Key": "k" * 256}, 400, "InvalidRequest", "256"),
+    ],
+)
+async def test_refusal_is_named_and_leaves_nothing(
+    client: httpx.AsyncClient,
+    directory: Path,
+    temporal: FakeTemporal,
+    content: bytes,
+    headers: dict[str, str],
+    status: int,
+    problem: str,
+    sentence: str,
+) -> None:
+    """A file that cannot be used is refused by name, with a sentence, and nothing of it stays."""
+    answer = await client.post(BASE, content=content, headers=headers)
+    body = answer.json()
+    assert (answer.status_code, body["status"], body["type"]) == (status, status, problem)
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert body["instance"] == BASE
+    assert sentence in body["detail"]
+    assert files_in(directory) == []
+    assert temporal.starts == []
+
+
+async def test_header_may_begin_late(client: httpx.AsyncClient) -> None:
+    """``%PDF-`` anywhere in the first 1,024 bytes is a PDF, as in other readers."""
+    assert (await client.post(BASE, content=b"x" * 1019 + PDF)).status_code == 202
+
+
+@pytest.mark.parametrize("query", ["dpi=29", "dpi=x", "dpi=-1", "tilesize=256", "quality=101", "window=0", "budgetBytes=1"])
+async def test_wrong_option_is_refused_before_the_body_is_read(app: Starlette, query: str) -> None:
+    """An option that is unknown or out of its range is an InvalidRequest, and not one byte of the body is asked for."""
+    request = RawRequest(app, "POST", f"{BASE}?{query}", {})
+    await request.task
+    assert (request.status, request.received) == (400, 0)
+
+
+def test_options_have_their_wire_names() -> None:
+    """Every option of an upload is set by its name on the wire."""
+    query = {"dpi": "100", "tileSize": "512", "overlap": "2", "quality": "90", "budgetBytes": "2000000", "window": "8", "filename": "x"}
+    options = read_options(query)
+    assert (options.dpi, options.tile_size, options.overlap, options.quality) == (100, 512, 2, 90)
+    assert (options.budget_bytes, options.window) == (2_000_000, 8)
+
+
+async def test_no_pdf_is_refused_before_more_is_read(app: Starlette) -> None:
+    """The answer comes after the first kilobyte, however much would follow."""
+    request = RawRequest(app, "POST", BASE, {})
+    request.feed(b"not a pdf" * 200)
+    await request.task
+    assert (request.status, request.received) == (422, 1)
+
+
+async def test_too_large_by_counting_leaves_nothing(app: Starlette, directory: Path) -> None:
+    """A body that announced no size is cut off at the limit."""
+    request = RawRequest(app, "POST", BASE, {"transfer-encoding": "chunked"})
+    request.feed(PDF)
+    for _ in range(20):
+        request.feed(bytes(100_000))
+    await request.task
+    assert request.status == 413
+    assert request.received < 13
+    assert files_in(directory) == []
+
+
+@pytest.mark.parametrize("headers", [{}, KEY])
+async def test_sender_that_goes_away_leaves_nothing(directory: Path, temporal: FakeTemporal, headers: dict[str, str]) -> None:
+    """A connection that ends in the middle is no upload and leaves no half object."""
+    app = make_app(make_bucket(directory), temporal, max_file_bytes=1 << 30)
+    request = RawRequest(app, "POST", BASE, headers)
+    request.feed(PDF)
+    for _ in range(8):
+        request.feed(bytes(1 << 20))
+    await until(lambda: files_in(directory) != [])
+    request.disconnect()
+    await request.task
+    assert files_in(directory) == []
+    assert temporal.starts == []
+
+
+async def test_cancelled_request_leaves_nothing(directory: Path, temporal: FakeTemporal) -> None:
+    """A server that stops in the middle of an upload waits until the write is given up."""
+    app = make_app(make_bucket(directory), temporal, max_file_bytes=1 << 30)
+    async with app.router.lifespan_context(app):
+        request = RawRequest(app, "POST", BASE, {})
+        request.feed(PDF)
+        for _ in range(8):
+            request.feed(bytes(1 << 20))
+        await until(lambda: files_in(directory) != [])
+        request.task.cancel()
+    assert files_in(directory) == []
+    with pytest.raises(asyncio.CancelledError):
+        await request.task
+
+
+class _FullBucket(Bucket):
+    """Its disk is full after the first chunk."""
+
+    async def put_stream(self, key: str, body: AsyncIterator[bytes]) -> None:
+        async for _ in body:
+            msg = "no space left on device"
+            raise StorageUnavailable(msg)
+
+
+async def test_bucket_that_fails_is_named_at_once(directory: Path, temporal: FakeTemporal) -> None:
+    """The sender of a large file does not wait for a bucket that has failed, and is told to come back."""
+    app = make_app(_FullBucket(BucketSettings(directory.as_uri())), temporal, max_file_bytes=1 << 30)
+    request = RawRequest(app, "POST", BASE, {})
+    request.feed(PDF)
+    for _ in range(5):
+        request.feed(bytes(1 << 20))
+    await asyncio.wait_for(request.task, 5)
+    assert request.status == 503
+    assert json.loads(request.sent[1]["body"])["type"] == "StorageUnavailable"
+    assert (b"retry-after", b"5") in request.sent[0]["headers"]
+
+
+async def test_temporal_away_is_accepted_anyway(client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
+    """Without Temporal the file is accepted and queued; the first GET with Temporal starts it."""
+    temporal.start_error = UNAVAILABLE
+    answer = await client.post(BASE, content=PDF)
+    assert (answer.status_code, answer.json()["status"]) == (202, "queued")
+    temporal.start_error = None
+    state = await client.get(answer.headers["location"])
+    assert (state.json()["status"], len(temporal.starts)) == ("queued", 1)
+
+
+async def test_same_key_and_file_is_the_same_upload(client: httpx.AsyncClient, directory: Path, temporal: FakeTemporal) -> None:
+    """A repeated request gets the upload of the first and stores nothing more."""
+    first = await client.post(BASE, content=PDF, headers=KEY)
+    before = files_in(directory)
+    again = await client.post(BASE, content=PDF, headers=KEY)
+    assert (again.status_code, again.json()["ref"]) == (202, first.json()["ref"])
+    assert files_in(directory) == before
+
+
+async def test_same_key_with_another_file_is_refused(client: httpx.AsyncClient, directory: Path) -> None:
+    """The first upload stays as it was."""
+    await client.post(BASE, content=PDF, headers=KEY)
+    before = files_in(directory)
+    other = await client.post(BASE, content=PDF + b"!", headers=KEY)
+    assert (other.status_code, other.json()["type"]) == (422, "IdempotencyConflict")
+    assert files_in(directory) == before
+    assert (await client.post(BASE, content=PDF + b"!", headers={"Idempotency-Key": "two"})).status_code == 202
+
+
+@pytest.mark.parametrize("same", [True, False])
+async def test_racing_requests_with_one_key_make_one_upload(bucket: Bucket, directory: Path, temporal: FakeTemporal, same: bool) -> None:
+    """Two API processes that get one key at the same time make one upload; another file is refused, not mixed in."""
+    apps = [make_app(bucket, temporal), make_app(bucket, temporal)]
+    bodies = [PDF, PDF if same else PDF + b"!"]
+    requests = [RawRequest(app, "POST", BASE, KEY) for app in apps]
+    for request, body in zip(requests, bodies, strict=True):
+        request.feed(body[:3000])
+    await until(lambda: all(request.received == 2 for request in requests))
+    for request, body in zip(requests, bodies, strict=True):
+        request.feed(body[3000:], more=False)
+    await asyncio.gather(*(request.task for request in requests))
+    assert sorted(request.status or 0 for request in requests) == ([202, 202] if same else [202, 422])
+    refs = {json.loads(request.sent[1]["body"])["ref"] for request in requests if request.status == 202}
+    assert len(refs) == 1
+    ref = UploadRef.parse(refs.pop())
+    winner = next(body for request, body in zip(requests, bodies, strict=True) if request.status == 202)
+    assert bucket.get(ref.source).body == winner
+    assert [name for name in files_in(directory) if name.startswith("uploads/")] == [
+        f"uploads/{ref.upload}/source.pdf",
+        f"uploads/{ref.upload}/upload.json",
+    ]
+
+
+async def test_crash_after_the_key_is_completed_by_the_retry(client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
+    """A first request that died between the key's record and ``upload.json`` becomes one upload when it is repeated."""
+    await bucket.put_async(REF.source, PDF)
+    await bucket.put_async(PLAN.idempotency_key("one"), to_json(KeyRecord(REF.upload, hashlib.sha256(PDF).hexdigest())))
+    answer = await client.post(BASE, content=PDF, headers=KEY)
+    assert (answer.status_code, answer.json()["ref"]) == (202, str(REF))
+    assert record_of(bucket, answer).size_bytes == len(PDF)
+    assert [start["id"] for start in temporal.starts] == [REF.workflow_id]
+
+
+@pytest.mark.parametrize("marked", [True, False])
+async def test_key_of_a_deleted_upload_is_refused(client: httpx.AsyncClient, bucket: Bucket, marked: bool) -> None:
+    """An upload that was deleted does not come back by a late repetition."""
+    if marked:
+        await accept(bucket, deleted_at="2026-01-31T00:00:00.000Z")
+    await bucket.put_async(PLAN.idempotency_key("one"), to_json(KeyRecord(REF.upload, hashlib.sha256(PDF).hexdigest())))
+    answer = await client.post(BASE, content=PDF, headers=KEY)
+    assert (answer.status_code, answer.json()["type"]) == (422, "IdempotencyConflict")
+    assert "deleted" in answer.json()["detail"]
+
+
+def test_upload_ids_are_ordered_by_time() -> None:
+    """Ids are UUIDv7 in lower case, all different, and sort as they were made."""
+    ids = []
+    for _ in range(200):
+        ids.append(new_upload_id())
+        time.sleep(1e-5)
+    assert all(re.fullmatch(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", one) for one in ids)
+    assert len(set(ids)) == 200
+    assert ids == sorted(ids)
+    assert abs(int(ids[0].replace("-", "")[:12], 16) / 1000 - time.time()) < 5
+
+
+async def test_silent_sender_is_given_up() -> None:
+    """A connection on which nothing comes does not hold an upload open for ever."""
+
+    async def receive() -> Message:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    scope = {"type": "http", "method": "POST", "headers": [], "query_string": b""}
+    file = IncomingFile(Request(scope, receive), 1000, idle_timeout_s=0.01)
+    with pytest.raises(HTTPException) as refusal:
+        await anext(file.chunks())
+    assert refusal.value.status_code == 408

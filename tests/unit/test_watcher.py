@@ -1,0 +1,347 @@
+"""The watcher and the event streams against a Temporal whose answers are set."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from temporalio.client import WorkflowUpdateFailedError
+from temporalio.exceptions import ApplicationError
+
+from activities.keys import UploadRef
+from activities.records import SheetStatus, Snapshot, UploadStatus, to_json, to_wire
+from activities.storage import Bucket
+from api.events import Hub, Watcher, _events
+from api.runs import Runs
+from api.status import Status
+from tests.unit.api_fakes import (
+    NO_WORKER,
+    NOT_FOUND,
+    PATH,
+    REF,
+    UNAVAILABLE,
+    FakeTemporal,
+    RawRequest,
+    accept,
+    change,
+    closed,
+    make_app,
+    make_bucket,
+    snapshot,
+    until,
+)
+
+READY, PENDING, TILING = SheetStatus.READY, SheetStatus.PENDING, SheetStatus.TILING
+
+
+class Upstream(FakeTemporal):
+    """A workflow whose update waits until the test changes its state."""
+
+    def __init__(self, state: Snapshot) -> None:
+        super().__init__()
+        self.state = state
+        self.update = self._progress_after
+        self._moved = asyncio.Condition()
+
+    async def _progress_after(self, version: int) -> Snapshot:
+        async with self._moved:
+            await self._moved.wait_for(lambda: not isinstance(self.state, Snapshot) or self.state.version != version)
+        if isinstance(self.state, Exception):
+            raise NOT_FOUND
+        if version > self.state.version:
+            return self.state
+        return Snapshot(**{**vars(self.state), "sheets": tuple(sheet for sheet in self.state.sheets if sheet.version > version)})
+
+    async def set(self, state: Snapshot | Exception) -> None:
+        """The workflow moved on, or ended."""
+        async with self._moved:
+            self.state = state
+            self._moved.notify_all()
+
+
+@pytest.fixture
+def bucket(tmp_path: Path) -> Bucket:
+    """An empty bucket."""
+    return make_bucket(tmp_path / "bucket")
+
+
+def make_hub(bucket: Bucket, temporal: FakeTemporal) -> Hub:
+    """The watchers over these."""
+    runs = Runs(temporal.connect)
+    return Hub(Status(bucket, runs), runs)
+
+
+@asynccontextmanager
+async def watching(hub: Hub, ref: UploadRef = REF) -> AsyncIterator[Watcher]:
+    """One who watches."""
+    watcher = hub.subscribe(ref)
+    try:
+        yield watcher
+    finally:
+        hub.release(watcher)
+
+
+class Reader:
+    """Takes the events of one stream."""
+
+    def __init__(self, watcher: Watcher, after: int | None = None) -> None:
+        self._frames = _events(watcher, after)
+
+    async def next(self) -> tuple[str, int, dict[str, Any]]:
+        """The next event: name, id and data."""
+        async with asyncio.timeout(10):
+            frame = (await anext(self._frames)).decode()
+        lines = dict(line.split(": ", 1) for line in frame.strip().split("\n"))
+        if "event" not in lines:
+            return await self.next()
+        return lines["event"], int(lines["id"]), json.loads(lines["data"])
+
+    async def rest(self) -> list[str]:
+        """The names of all events until the stream ends."""
+        names = []
+        try:
+            while True:
+                names.append((await self.next())[0])
+        except StopAsyncIteration:
+            return names
+
+
+async def test_stream_is_snapshot_changes_end(bucket: Bucket) -> None:
+    """The whole state first, then only what changed, then the manifest, byte for byte; ids are the versions."""
+    await accept(bucket)
+    state = snapshot(PENDING, PENDING)
+    upstream = Upstream(state)
+    async with watching(make_hub(bucket, upstream)) as watcher:
+        reader = Reader(watcher)
+        assert await reader.next() == ("snapshot", 100, to_wire(state))
+        for number in (1, 2):
+            state, delta = change(state, number, READY)
+            await upstream.set(state)
+            assert await reader.next() == ("change", state.version, to_wire(delta))
+        manifest = to_json(snapshot(READY, READY, version=state.version)) + b"\n"
+        await bucket.put_async(REF.manifest, manifest)
+        await upstream.set(closed())
+        frame = await anext(reader._frames)
+        data = b"\n".join(line.removeprefix(b"data: ") for line in frame.split(b"\n") if line.startswith(b"data: "))
+        assert data == manifest
+        assert await reader.rest() == []
+
+
+async def test_one_upstream_for_many(bucket: Bucket) -> None:
+    """However many watch an upload, Temporal is asked once; and not at all when nobody does."""
+    await accept(bucket)
+    upstream = Upstream(snapshot(PENDING))
+    hub = make_hub(bucket, upstream)
+    async with watching(hub) as first, watching(hub) as second:
+        assert first is second
+        await Reader(first).next()
+        await Reader(second).next()
+        await until(lambda: upstream.updates != [])
+        assert (upstream.queries, len(upstream.updates)) == (1, 1)
+    asked = upstream.queries
+    await upstream.set(snapshot(READY))
+    async with watching(hub) as third:
+        assert third is not first
+        assert (await Reader(third).next())[2]["completedPages"] == 1
+    assert upstream.queries == asked + 1
+
+
+async def test_slow_client_gets_one_change(bucket: Bucket) -> None:
+    """What a client did not take in time comes as one change, and another client is not delayed by it."""
+    await accept(bucket)
+    state = snapshot(*[PENDING] * 50)
+    upstream = Upstream(state)
+    async with watching(make_hub(bucket, upstream)) as watcher:
+        slow, quick = Reader(watcher), Reader(watcher)
+        await slow.next()
+        await quick.next()
+        for number in range(1, 51):
+            state, delta = change(state, number, READY)
+            await upstream.set(state)
+            assert await quick.next() == ("change", state.version, to_wire(delta))
+        name, version, data = await slow.next()
+        assert (name, version, len(data["sheets"]), data["completedPages"]) == ("change", state.version, 50, 50)
+
+
+@pytest.mark.parametrize(
+    ("after", "name", "numbers"),
+    [(None, "snapshot", [1, 2, 3]), (98, "change", [2, 3]), (99, "change", [3]), (0, "change", [1, 2, 3]), (101, "snapshot", [1, 2, 3])],
+)
+async def test_resume_brings_exactly_what_changed(bucket: Bucket, after: int | None, name: str, numbers: list[int]) -> None:
+    """A client that has a version gets the sheets that changed since; one from the future gets everything."""
+    await accept(bucket)
+    async with watching(make_hub(bucket, Upstream(snapshot(READY, READY, PENDING)))) as watcher:
+        await until(lambda: watcher.snapshot is not None)
+        event = await Reader(watcher, after).next()
+    assert (event[0], event[1], [sheet["number"] for sheet in event[2]["sheets"]]) == (name, 100, numbers)
+
+
+async def test_late_joiner_gets_snapshot_and_end(bucket: Bucket) -> None:
+    """An upload that is over says all it has to say at once."""
+    await accept(bucket)
+    await bucket.put_async(REF.manifest, to_json(snapshot(READY)))
+    async with watching(make_hub(bucket, Upstream(closed()))) as watcher:  # type: ignore[arg-type]
+        assert await Reader(watcher).rest() == ["snapshot", "end"]
+
+
+@pytest.mark.parametrize("silence", [UNAVAILABLE, NO_WORKER, RuntimeError("Failed client connect: refused")])
+async def test_watcher_outlives_silence(bucket: Bucket, silence: Exception) -> None:
+    """While nobody answers, clients keep the last state with a warning; when Temporal is back, the warning goes and changes come."""
+    await accept(bucket)
+    state = snapshot(PENDING)
+    upstream = Upstream(state)
+    async with watching(make_hub(bucket, upstream)) as watcher:
+        reader = Reader(watcher)
+        await reader.next()
+        await upstream.set(silence)
+        name, version, data = await reader.next()
+        assert (name, version, data["sheets"]) == ("change", 100, [])
+        assert "may not be the latest" in data["warning"]
+        await upstream.set(state)
+        assert (await reader.next())[2]["warning"] is None
+        state, _ = change(state, 1, READY)
+        await upstream.set(state)
+        assert (await reader.next())[2]["completedPages"] == 1
+
+
+async def test_stream_opens_before_anybody_answers(bucket: Bucket) -> None:
+    """An upload whose run nobody can be asked about is shown as queued, and goes on when Temporal is back."""
+    await accept(bucket)
+    upstream = Upstream(UNAVAILABLE)  # type: ignore[arg-type]
+    async with watching(make_hub(bucket, upstream)) as watcher:
+        reader = Reader(watcher)
+        assert (await reader.next())[2]["status"] == "queued"
+        await upstream.set(snapshot(PENDING))
+        assert (await reader.next())[2]["status"] == "processing"
+
+
+async def test_wait_that_was_let_go_is_not_asked_again_under_its_name(bucket: Bucket) -> None:
+    """Temporal would answer the same id with the same old result, at once and for ever."""
+    await accept(bucket)
+    temporal = FakeTemporal()
+    temporal.state = snapshot(READY, status=UploadStatus.COMPLETE)
+
+    async def let_go(_: int) -> Snapshot:
+        assert isinstance(temporal.state, Snapshot)
+        return temporal.state
+
+    temporal.update = let_go
+    async with watching(make_hub(bucket, temporal)):
+        await until(lambda: len(temporal.updates) >= 3)
+    assert len({name for _, name in temporal.updates}) == len(temporal.updates)
+
+
+async def test_same_wait_has_the_same_name(bucket: Bucket) -> None:
+    """One who comes back attaches to the wait that is still there, instead of taking another place."""
+    await accept(bucket)
+    upstream = Upstream(snapshot(PENDING))
+    hub = make_hub(bucket, upstream)
+    for count in (1, 2):
+        async with watching(hub) as watcher:
+            await Reader(watcher).next()
+            await until(lambda count=count: len(upstream.updates) == count)  # type: ignore[misc]
+    assert len(set(upstream.updates)) == 1
+
+
+async def test_run_that_ends_with_a_wait_open_is_read_from_the_bucket(bucket: Bucket) -> None:
+    """An update that fails because its workflow completed is no error: the manifest tells the rest."""
+    await accept(bucket)
+    await bucket.put_async(REF.manifest, to_json(snapshot(READY, version=101)))
+    temporal = FakeTemporal()
+    temporal.state = snapshot(PENDING)
+
+    async def completed(_: int) -> Snapshot:
+        temporal.state = closed()
+        raise WorkflowUpdateFailedError(ApplicationError("workflow completed", type="AcceptedUpdateCompletedWorkflow"))
+
+    temporal.update = completed
+    async with watching(make_hub(bucket, temporal)) as watcher:
+        assert (await Reader(watcher).rest())[-1] == "end"
+
+
+async def test_lost_history_starts_again_and_clients_follow(bucket: Bucket) -> None:
+    """A server that lost its file has no run: the watcher starts one, and its streams go on with it."""
+    await accept(bucket)
+    upstream = Upstream(snapshot(READY, PENDING))
+    async with watching(make_hub(bucket, upstream)) as watcher:
+        reader = Reader(watcher)
+        await reader.next()
+        await upstream.set(NOT_FOUND)
+        await until(lambda: upstream.starts != [])
+        await upstream.set(snapshot(READY, TILING, version=500))
+        while (event := await reader.next())[1] != 500:
+            pass
+        assert event[2]["completedPages"] == 1
+
+
+async def test_deleted_upload_ends_its_streams(bucket: Bucket) -> None:
+    """A stream of an upload that is deleted ends, without a final event."""
+    await accept(bucket)
+    upstream = Upstream(snapshot(PENDING))
+    async with watching(make_hub(bucket, upstream)) as watcher:
+        reader = Reader(watcher)
+        await reader.next()
+        await accept(bucket, deleted_at="2026-01-31T00:00:00.000Z")
+        await asyncio.sleep(2.1)  # for so long the record is remembered
+        await upstream.set(NOT_FOUND)
+        assert await reader.rest() == []
+
+
+# The route
+
+
+async def test_route_answers_204_at_the_final_version(bucket: Bucket) -> None:
+    """A reconnect of a client that has it all stops its EventSource; one that lacks something gets it and the end."""
+    await accept(bucket)
+    await bucket.put_async(REF.manifest, to_json(snapshot(READY, READY)))
+    app = make_app(bucket, Upstream(closed()))  # type: ignore[arg-type]
+    for headers, query in (({"Last-Event-ID": "100"}, ""), ({}, "?after=100")):
+        request = RawRequest(app, "GET", f"{PATH}/events{query}", headers)
+        await request.task
+        assert request.status == 204
+    request = RawRequest(app, "GET", f"{PATH}/events", {"Last-Event-ID": "99"})
+    await request.task
+    body = b"".join(message["body"] for message in request.sent[1:])
+    assert request.status == 200
+    assert body.startswith(b"retry: 1000\nid: 100\nevent: change\ndata: {")
+    assert b"\n\nid: 100\nevent: end\ndata: " in body
+    assert dict(request.sent[0]["headers"])[b"cache-control"] == b"no-store, no-transform"
+    assert dict(request.sent[0]["headers"])[b"x-accel-buffering"] == b"no"
+    assert dict(request.sent[0]["headers"])[b"content-type"].startswith(b"text/event-stream")
+
+
+@pytest.mark.parametrize("bad", ["", "x", "-1", "1e3", "9" * 40, "٣"])
+async def test_bad_last_event_id_counts_as_none(bucket: Bucket, bad: str) -> None:
+    """An id that is none of ours must not end an EventSource: it gets the whole state."""
+    await accept(bucket)
+    await bucket.put_async(REF.manifest, to_json(snapshot(READY)))
+    request = RawRequest(make_app(bucket, Upstream(closed())), "GET", f"{PATH}/events", {"Last-Event-ID": bad})  # type: ignore[arg-type]
+    await request.task
+    assert request.status == 200
+    assert b"event: snapshot" in request.sent[1]["body"]
+
+
+async def test_stream_that_ends_gives_its_watcher_back(bucket: Bucket) -> None:
+    """A client that goes away, at once or later, leaves no one asking Temporal."""
+    await accept(bucket)
+    upstream = Upstream(snapshot(PENDING))
+    app = make_app(bucket, upstream)
+    for early in (True, False):
+        request = RawRequest(app, "GET", f"{PATH}/events", {})
+        if early:
+            request.disconnect()
+        else:
+            await until(lambda request=request: len(request.sent) > 1)  # type: ignore[misc]
+            request.disconnect()
+        await asyncio.wait_for(request.task, 10)
+    assert not [task for task in asyncio.all_tasks() if "Watcher" in repr(task.get_coro())]
+
+
+async def test_stream_of_an_unknown_upload_is_not_found(bucket: Bucket) -> None:
+    """That is the one refusal of the route."""
+    request = RawRequest(make_app(bucket, FakeTemporal()), "GET", f"{PATH}/events", {})
+    await request.task
+    assert request.status == 404

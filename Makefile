@@ -1,0 +1,29 @@
+## make run                      start everything here and process a small sample plan; stays until Ctrl-C
+## make run PDF=plan.pdf         the same with your plan
+## make run PDF=plan.pdf ONCE=1  stop when the upload ends; succeeds only if it is complete
+## make test                     check, then run every test, real servers and browser included
+## make check                    formatting, lint and types
+## make setup                    only get what is needed: uv and the locked Python packages
+## make clean                    remove what setup and tests have made; your data in var/ stays
+
+.PHONY: help run test check setup clean
+
+help:
+	@sed -n 's/^## //p' Makefile
+
+run: setup
+	@exec .venv/bin/python -m deploy.local $${PDF:+--pdf "$$PDF"} $(if $(filter-out 0,$(ONCE)),--once)
+
+test: check
+	.venv/bin/python -m pytest
+
+check: setup
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+
+setup:
+	@deploy/setup.sh
+
+clean:
+	rm -rf .venv .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis

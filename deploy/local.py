@@ -1,0 +1,444 @@
+"""The embedded stack: a Temporal server, the workers and the API as separate processes on this machine.
+
+``python -m deploy.local`` is what ``make run`` runs: it starts the stack and sends it a plan with the command line ``sitelink``.
+
+Oddities, on purpose:
+
+1. Everything is started in a process group of its own, so that Ctrl-C in the terminal reaches only this process and ``sitelink``.
+2. A second Ctrl-C just leaves: the guards of the processes see that and kill them (``deploy.process``).
+"""
+
+# ruff: noqa: S603 - the programs are our own
+
+import argparse
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import IO, NoReturn
+from urllib.error import HTTPError
+from urllib.request import ProxyHandler, build_opener
+
+from activities.errors import SiteLinkError
+from activities.storage import Bucket
+from api.settings import ApiSettings
+from deploy.process import Guard, Process, free_port, is_free
+from deploy.sample import write_sample
+from deploy.temporal import CACHE, NoTemporal, TemporalFailed, TemporalServer, temporal_binary
+from worker.settings import WorkerSettings
+
+COMPLETE, FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
+
+READY_LIMIT_S = 60
+GRACE_S = 30
+"""How long workers may take to finish the pages at hand."""
+
+WATCH_S = 0.2
+FIRST_DELAY_S, LONGEST_DELAY_S = 0.5, 30.0
+HEALTHY_S = 60
+"""A process that ran for so long starts again without delay."""
+
+TERMINAL_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SECOND_THOUGHT_S = 1.0
+"""Signals that come together are one: ``timeout`` and ``make`` both pass theirs on."""
+
+PLAN = "local/demo/plan"
+
+Say = Callable[[str], None]
+
+
+class StackInUse(Exception):
+    """Another stack runs on the data directory."""
+
+
+class StackFailed(Exception):
+    """A process of the stack did not start; the message has the end of its log."""
+
+
+@dataclass
+class _Watch:
+    """What the supervisor remembers of a process."""
+
+    started_at: float = 0.0
+    delay_s: float = FIRST_DELAY_S
+    start_at: float | None = None
+    """When it is started again."""
+    wanted: bool = False
+    """Whether it should run."""
+
+
+class Stack:
+    """The whole of SiteLink on one data directory.
+
+    Args:
+        data_dir: Bucket, database, scratch, logs and the addresses in use.
+        environ: Settings for the processes; default: this process's environment. Data directory, addresses and ports are set here.
+        port: Of the API; a free one when it is 0 or taken.
+        temporal_ports: Of the Temporal server and its UI, likewise.
+        dynamic_config: Settings of the Temporal server besides ours, as JSON values.
+        say: Gets a sentence about anything that takes time, or happens to a process.
+    """
+
+    def __init__(
+        self,
+        data_dir: Path,
+        *,
+        environ: Mapping[str, str] | None = None,
+        port: int = 8000,
+        temporal_ports: tuple[int, int] = (7233, 8233),
+        dynamic_config: Mapping[str, str] | None = None,
+        say: Say = lambda _: None,
+    ) -> None:
+        self.data_dir = data_dir.absolute()
+        self.logs = self.data_dir / "logs"
+        self.processes: dict[str, Process] = {}
+        self._environ = dict(os.environ if environ is None else environ)
+        self._port, self._temporal_ports, self._dynamic_config = port, temporal_ports, dict(dynamic_config or {})
+        self._say = say
+        self._temporal: TemporalServer | None = None
+        self._lock_file: IO[str] | None = None
+        self._watches: dict[str, _Watch] = {}
+        self._mutex = threading.RLock()
+        self._stopping = threading.Event()
+        self._supervisor: threading.Thread | None = None
+        self.api_url = ""
+        """Known once it has started, as are the others."""
+        self.temporal_address = ""
+        self.temporal_ui_url = ""
+
+    def start(self) -> None:
+        """Starts everything and returns when it answers.
+
+        Raises:
+            StackInUse: Another stack runs on the data directory.
+            NoTemporal: There is no Temporal server to run.
+            StackFailed: Something did not start.
+            OSError: The data directory cannot be used.
+        """
+        self._lock()
+        try:
+            self._start_temporal()
+            self._start_ours()
+            self._wait_until_ready()
+            self._write_addresses()
+        except BaseException:
+            self.stop(grace_s=0)
+            raise
+        self._supervisor = threading.Thread(target=self._supervise, name="supervisor", daemon=True)
+        self._supervisor.start()
+
+    def stop(self, grace_s: float = GRACE_S) -> None:
+        """Stops everything: API and workers first, for they tell Temporal what they hand back, then Temporal.
+
+        Args:
+            grace_s: Seconds that API and workers may take.
+        """
+        self._stopping.set()
+        if self._supervisor is not None:
+            self._supervisor.join()
+            self._supervisor = None
+        (self.data_dir / "stack.json").unlink(missing_ok=True)
+        ours = [process for name, process in self.processes.items() if name != "temporal"]
+        deadline = time.monotonic() + grace_s
+        if grace_s:
+            for process in ours:
+                process.terminate()
+        while any(process.is_running for process in ours) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        for process in ours:
+            process.kill()
+        if self._temporal is not None:
+            self._temporal.stop()
+        if self._lock_file is not None:
+            self._lock_file.close()
+            self._lock_file = None
+
+    def kill(self, name: str) -> None:
+        """Kills a process and its group at once; it stays away until ``start_process``."""
+        with self._mutex:
+            self._watches[name].wanted = False
+            self.processes[name].kill()
+
+    def start_process(self, name: str) -> None:
+        """Starts a process that was killed, with the same settings; Temporal answers when this returns."""
+        with self._mutex:
+            if name == "temporal" and self._temporal is not None:
+                self._temporal.start()
+            else:
+                self.processes[name].start()
+            self._watches[name] = _Watch(started_at=time.monotonic(), wanted=True)
+
+    def _lock(self) -> None:
+        self.data_dir.mkdir(parents=True, exist_ok=True)
+        lock_file = (self.data_dir / "stack.lock").open("w")
+        try:
+            fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock_file.close()
+            msg = f"a stack already runs on {self.data_dir}"
+            with suppress(OSError, ValueError, KeyError):
+                msg += f", at {json.loads((self.data_dir / 'stack.json').read_bytes())['api']}"
+            raise StackInUse(msg) from None
+        self._lock_file = lock_file
+
+    def _start_temporal(self) -> None:
+        binary = temporal_binary(CACHE, say=self._say)
+        port, ui_port = (_port_or_free(port) for port in self._temporal_ports)
+        server = TemporalServer(
+            binary,
+            self.data_dir / "temporal.db",
+            port=port,
+            ui_port=ui_port,
+            dynamic_config=self._dynamic_config,
+            log=self._new_log("temporal"),
+        )
+        self._temporal = server
+        self.temporal_address, self.temporal_ui_url = server.address, server.ui_url
+        self.processes["temporal"] = server.process
+        try:
+            self.start_process("temporal")
+        except TemporalFailed as error:
+            raise StackFailed(str(error)) from error
+
+    def _start_ours(self) -> None:
+        host = self._environ.get("SITELINK_HOST") or "127.0.0.1"
+        port = _port_or_free(self._port, host)
+        self.api_url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        # A profile or a key for some other Temporal must not reach the processes of this one.
+        environ = {name: value for name, value in self._environ.items() if not name.startswith("TEMPORAL_")} | {
+            "SITELINK_DATA_DIR": str(self.data_dir),
+            "SITELINK_PORT": str(port),
+            "TEMPORAL_ADDRESS": self.temporal_address,
+            "TEMPORAL_NAMESPACE": "default",
+            "TEMPORAL_CONFIG_FILE": os.devnull,
+            "PYTHONUNBUFFERED": "1",
+        }
+        for name, module in (("worker-workflow", ("worker", "workflow")), ("worker-tile", ("worker", "tile")), ("api", ("api",))):
+            self.processes[name] = Process([sys.executable, "-m", *module], log=self._new_log(name), environ=environ)
+            self.start_process(name)
+
+    def _new_log(self, name: str) -> Path:
+        """The log's path; that of the run before is kept beside it."""
+        log = self.logs / f"{name}.log"
+        with suppress(FileNotFoundError):
+            log.replace(self.logs / f"{name}.before.log")
+        return log
+
+    def _wait_until_ready(self) -> None:
+        deadline = time.monotonic() + READY_LIMIT_S
+        opener = build_opener(ProxyHandler({}))
+        said = ""
+        while time.monotonic() < deadline:
+            for name, process in self.processes.items():
+                if not process.is_running:
+                    msg = f"{name} ended (exit code {process.kill()}); the end of {process.log}:\n{process.tail()}"
+                    raise StackFailed(msg)
+            try:
+                with opener.open(f"{self.api_url}/readyz", timeout=5):
+                    return
+            except HTTPError as error:
+                with error:
+                    said = error.read(500).decode("utf-8", "replace")
+            except OSError:
+                pass
+            time.sleep(0.05)
+        api = self.processes["api"]
+        msg = f"the API is not ready after {READY_LIMIT_S} s. {said}\nThe end of {api.log}:\n{api.tail()}"
+        raise StackFailed(msg)
+
+    def _write_addresses(self) -> None:
+        addresses = {"api": self.api_url, "temporal": self.temporal_address, "temporalUi": self.temporal_ui_url}
+        draft = self.data_dir / "stack.json.new"
+        draft.write_text(json.dumps(addresses) + "\n")
+        draft.replace(self.data_dir / "stack.json")
+
+    def _supervise(self) -> None:
+        while not self._stopping.wait(WATCH_S):
+            for name in self.processes:
+                with self._mutex:
+                    self._look_after(name)
+
+    def _look_after(self, name: str) -> None:
+        process, watch, now = self.processes[name], self._watches[name], time.monotonic()
+        if not watch.wanted or process.is_running:
+            return
+        if watch.start_at is None:
+            code = process.kill()
+            delay_s = 0.0 if now - watch.started_at > HEALTHY_S else watch.delay_s
+            watch.start_at = now + delay_s
+            watch.delay_s = FIRST_DELAY_S if not delay_s else min(LONGEST_DELAY_S, delay_s * 2)
+            how = f"by signal {-code}" if code and code < 0 else f"with exit code {code}"
+            self._say(f"{name} ended {how}; it starts again in {delay_s:g} s. Its log: {process.log}")
+        elif now >= watch.start_at:
+            watch.start_at, watch.started_at = None, now
+            try:
+                process.start()
+            except OSError as error:
+                self._say(f"{name} cannot be started: {error}")
+
+
+def _port_or_free(port: int, host: str = "127.0.0.1") -> int:
+    return port if port and is_free(port, host) else free_port(host)
+
+
+def main(argv: list[str]) -> int:
+    """Runs the stack and processes one plan.
+
+    Args:
+        argv: Arguments after the program's name.
+
+    Returns:
+        0 when the upload is complete, 1 when it is not or the stack failed, 2 for wrong use, 130 when interrupted before the end.
+    """
+    parser = argparse.ArgumentParser(prog="python -m deploy.local", description="Runs SiteLink on this machine and processes a plan.")
+    parser.add_argument("--pdf", type=Path, help="the plan; default: a small sample")
+    parser.add_argument("--once", action="store_true", help="stop when the upload ends")
+    parser.add_argument("--data-dir", type=Path, help="default: SITELINK_DATA_DIR, else var")
+    arguments = parser.parse_args(argv)
+    environ = dict(os.environ)
+    data_dir = Path(arguments.data_dir or environ.get("SITELINK_DATA_DIR") or "var").absolute()
+    environ["SITELINK_DATA_DIR"] = str(data_dir)
+    try:
+        port = _checked(environ)
+        if arguments.pdf is not None:
+            with arguments.pdf.open("rb"):
+                pass
+        data_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        _complain(f"{error.filename}: {error.strerror}")
+        return WRONG_USE
+    except (ValueError, SiteLinkError) as error:
+        _complain(str(error))
+        return WRONG_USE
+    stack = Stack(data_dir, environ=environ, port=port, say=_say)
+    return _Session(stack, environ, arguments.pdf, once=arguments.once).run()
+
+
+def _checked(environ: Mapping[str, str]) -> int:
+    """Reads all settings, as the processes will, and returns the API's port.
+
+    Raises:
+        ValueError: One of them cannot be used.
+        SiteLinkError: The bucket cannot be used.
+    """
+    settings = ApiSettings.from_env(environ)
+    WorkerSettings.from_env(environ)
+    Bucket(settings.bucket)
+    if environ.get("SITELINK_PORT") and settings.port and not is_free(settings.port, settings.host):
+        msg = f"SITELINK_PORT is {settings.port}, and another program listens there. SITELINK_PORT=0 picks a free one"
+        raise ValueError(msg)
+    return settings.port
+
+
+class _Session:
+    """One ``make run``.
+
+    Args:
+        stack: Not yet started.
+        environ: For the command line.
+        pdf: The plan; None for the sample.
+        once: Stop when the upload ends.
+    """
+
+    def __init__(self, stack: Stack, environ: Mapping[str, str], pdf: Path | None, *, once: bool) -> None:
+        self._stack, self._environ, self._pdf, self._once = stack, environ, pdf, once
+        self._signalled_at: float | None = None
+
+    def run(self) -> int:
+        """Returns the exit code."""
+        for number in TERMINAL_SIGNALS:
+            signal.signal(number, self._on_signal)
+        outcome = INTERRUPTED
+        try:
+            begun = time.monotonic()
+            _say("Starting Temporal, the workers and the API ...")
+            self._stack.start()
+            self._introduce(time.monotonic() - begun)
+            code = self._upload()
+            if self._once:
+                outcome = code
+            else:
+                outcome = COMPLETE
+                _say("\nSiteLink keeps running; Ctrl-C stops it.")
+                while True:
+                    signal.pause()
+        except KeyboardInterrupt:
+            _say(f"\nStopping: the pages at hand are finished first, at most {GRACE_S} s. Ctrl-C again stops at once; nothing is lost.")
+        except (StackInUse, StackFailed, NoTemporal) as error:
+            _complain(str(error))
+            return FAILED
+        except OSError as error:
+            _complain(str(error))
+            return FAILED
+        finally:
+            self._stack.stop()
+        return outcome
+
+    def _introduce(self, seconds: float) -> None:
+        stack = self._stack
+        _say(f"Ready after {seconds:.1f} s.\n")
+        _say(f"  Page         {stack.api_url}/")
+        _say(f"  Temporal UI  {stack.temporal_ui_url}/")
+        _say(f"  Logs         {stack.logs}\n")
+
+    def _upload(self) -> int:
+        """Sends the plan by the command line, in this terminal; returns its exit code."""
+        pdf = self._pdf
+        if pdf is None:
+            pdf = self._stack.data_dir / "sample-plan.pdf"
+            write_sample(pdf)
+        environ = {**self._environ, "SITELINK_URL": self._stack.api_url}
+        command = subprocess.Popen([sys.executable, "-m", "api.cli", "upload", str(pdf), "--to", PLAN], env=environ)
+        guard = Guard(command.pid)
+        try:
+            return command.wait()
+        finally:
+            if command.poll() is None:
+                # In a terminal it got the same Ctrl-C, and says how to go on watching.
+                with suppress(subprocess.TimeoutExpired):
+                    command.wait(0.5)
+                command.terminate()
+                with suppress(subprocess.TimeoutExpired):
+                    command.wait(5)
+                command.kill()
+                command.wait()
+            guard.release()
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self._signalled_at is None:
+            self._signalled_at = now
+            raise KeyboardInterrupt
+        if number == signal.SIGINT and now - self._signalled_at > SECOND_THOUGHT_S:
+            self._leave()
+
+    def _leave(self) -> NoReturn:
+        with suppress(OSError):
+            (self._stack.data_dir / "stack.json").unlink(missing_ok=True)
+        os._exit(INTERRUPTED)
+
+
+def _say(text: str) -> None:
+    # The terminal may have been closed; the stack stops in order all the same.
+    with suppress(OSError, ValueError):
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+
+
+def _complain(text: str) -> None:
+    with suppress(OSError, ValueError):
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,34 @@
+#!/bin/sh
+# Brings the locked Python packages into .venv, and gets uv for that when the machine has none. Quick when nothing is to do.
+set -eu
+cd "$(dirname "$0")/.."
+unset VIRTUAL_ENV UV_PROJECT_ENVIRONMENT
+
+works() { "$1" --version >/dev/null 2>&1; }
+
+for uv in uv "$HOME/.local/bin/uv" .cache/uv/bin/uv .cache/venv/bin/uv; do
+    works "$uv" && break
+    uv=
+done
+
+if [ -z "$uv" ]; then
+    echo "Getting uv ..."
+    # A target directory needs no virtual environment, and Debian's pip allows it where it refuses to touch its own packages.
+    if python3 -m pip --version >/dev/null 2>&1; then
+        python3 -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --upgrade --target .cache/uv uv
+        uv=.cache/uv/bin/uv
+    elif python3 -c 'import ensurepip, venv' 2>/dev/null; then
+        python3 -m venv .cache/venv
+        .cache/venv/bin/python -m pip install --quiet --disable-pip-version-check uv
+        uv=.cache/venv/bin/uv
+    else
+        echo "uv is missing, and this Python has neither pip nor venv to get it." >&2
+        echo "Install uv (https://docs.astral.sh/uv/getting-started/installation), or on Debian: apt-get install python3-pip. Then start again." >&2
+        exit 1
+    fi
+fi
+
+if [ -x .venv/bin/python ]; then
+    exec "$uv" sync --locked --quiet
+fi
+exec "$uv" sync --locked

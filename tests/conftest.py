@@ -1,12 +1,14 @@
 """What every kind of test may ask for: a Temporal server, the whole stack, a free port."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from deploy import process
+from deploy.local import Stack
 from deploy.temporal import CACHE, NoTemporal, TemporalServer
 from deploy.temporal import temporal_binary as find_temporal_binary
 
@@ -36,3 +38,35 @@ def temporal_server(temporal_binary: Path, tmp_path_factory: pytest.TempPathFact
     server.start()
     yield server
     server.stop()
+
+
+@pytest.fixture
+def new_stack(temporal_binary: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Stack]]:
+    """Starts whole stacks, each with its own data directory and free ports; the test may kill their processes.
+
+    Settings for the processes may be given by name, as in ``new_stack(SITELINK_RENDER_SLOTS="1")``.
+    """
+    with ExitStack() as stacks:
+
+        def start(**settings: str) -> Stack:
+            stack = _stack(tmp_path_factory.mktemp("stack"), settings)
+            stack.start()
+            stacks.callback(stack.stop)
+            return stack
+
+        yield start
+
+
+@pytest.fixture(scope="session")
+def stack(temporal_binary: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """One whole stack for the tests that kill nothing."""
+    stack = _stack(tmp_path_factory.mktemp("stack"), {})
+    stack.start()
+    yield stack
+    stack.stop()
+
+
+def _stack(data_dir: Path, settings: Mapping[str, str]) -> Stack:
+    # The settings of whoever runs the tests are not theirs.
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(("SITELINK_", "AWS_"))}
+    return Stack(data_dir, environ={**environ, **settings}, port=0, temporal_ports=(0, 0))

@@ -17,6 +17,8 @@ from activities.tilezip import THUMBNAIL, TILES, TILES_PREFIX, blank_name
 LIBVIPS_VERSION = ".".join(str(pyvips.version(part)) for part in range(3))
 
 THUMBNAIL_PX = 512
+LAST_ENTRY = "tiles.dzi"
+"""dzsave writes it after the tiles; the commit marker in the bucket is our own."""
 
 
 def configure() -> None:
@@ -36,6 +38,7 @@ def write_sheet(pixels: memoryview, width: int, height: int, options: UploadOpti
 
     Raises:
         OSError: The files cannot be written.
+        MemoryError: libvips got no memory.
     """
     image = pyvips.Image.new_from_memory(pixels, width, height, 3, "uchar").copy(interpretation="srgb")
     try:
@@ -55,6 +58,8 @@ def write_sheet(pixels: memoryview, width: int, height: int, options: UploadOpti
         thumbnail = image.thumbnail_image(THUMBNAIL_PX, height=THUMBNAIL_PX, size="down")
         thumbnail.jpegsave(str(target / THUMBNAIL), Q=options.quality, keep="none")
     except pyvips.Error as error:
+        if "out of memory" in str(error):
+            raise MemoryError(str(error)) from error
         raise OSError(str(error)) from error
     _add_blanks(target / TILES, Pyramid(width, height, options.tile_size, options.overlap), options.quality)
 
@@ -68,6 +73,10 @@ def blank_tile(width: int, height: int, quality: int) -> bytes:
 def _add_blanks(path: Path, pyramid: Pyramid, quality: int) -> None:
     with zipfile.ZipFile(path, "a") as archive:
         names = set(archive.namelist())
+        # libvips does not tell when its last write fails, and zipfile would begin a new archive behind the broken one.
+        if LAST_ENTRY not in names:
+            msg = f"{path.name} was not written to its end"
+            raise OSError(msg)
         missing = {pyramid.tile_rectangle(*tile)[2:] for tile in pyramid.tiles() if TILES_PREFIX + tile_name(*tile) not in names}
         for width, height in sorted(missing):
             archive.writestr(blank_name(width, height), blank_tile(width, height, quality))

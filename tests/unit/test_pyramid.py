@@ -1,0 +1,220 @@
+"""Pixels to tiles, and the tiles as the uploader reads them."""
+
+import io
+import random
+import resource
+import signal
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import pyvips
+from PIL import Image, ImageChops, ImageDraw, ImageStat
+
+from activities.dzi import Pyramid, tile_name
+from activities.errors import TilesMissing
+from activities.pyramid import THUMBNAIL_PX, write_sheet
+from activities.records import UploadOptions
+from activities.tilezip import THUMBNAIL, TILES, TILES_PREFIX, TileZip
+
+
+def drawing(width: int, height: int) -> Image.Image:
+    """Coarse shapes on white, with a large white corner: tiles full, partly full and blank."""
+    image = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(image)
+    chance = random.Random(width * height)  # noqa: S311 (shapes, no secrets)
+    for _ in range(40):
+        x, y = chance.randrange(width // 2), chance.randrange(height // 2)
+        draw.rectangle((x, y, x + width // 12, y + height // 12), fill=tuple(chance.randrange(256) for _ in range(3)))
+    return image
+
+
+def write(directory: Path, image: Image.Image, options: UploadOptions) -> Path:
+    """Writes a sheet; returns its ``tiles.zip``."""
+    write_sheet(memoryview(image.tobytes()), *image.size, options, directory)
+    return directory / TILES
+
+
+def tile(tiles: TileZip, pyramid: Pyramid, level: int, column: int, row: int) -> bytes:
+    """A tile, blank or not, as the uploader gets it."""
+    name = tile_name(level, column, row)
+    return tiles.read(name) if name in tiles.names else tiles.blank(*pyramid.tile_rectangle(level, column, row)[2:])
+
+
+@pytest.mark.parametrize(("tile_size", "overlap", "quality"), [(256, 1, 85), (254, 0, 95), (128, 2, 60)])
+def test_filled_in_blanks_are_what_libvips_would_have_written(tmp_path: Path, tile_size: int, overlap: int, quality: int) -> None:
+    """Tile for tile the same bytes as dzsave writes when it leaves nothing out."""
+    image = drawing(1500, 1100)
+    options = UploadOptions(tile_size=tile_size, overlap=overlap, quality=quality)
+    pyramid = Pyramid(*image.size, tile_size, overlap)
+    whole = tmp_path / "whole.zip"
+    pyvips.Image.new_from_memory(image.tobytes(), *image.size, 3, "uchar").dzsave(
+        str(whole), tile_size=tile_size, overlap=overlap, Q=quality, keep="none"
+    )
+    with TileZip(write(tmp_path, image, options)) as tiles, zipfile.ZipFile(whole) as archive:
+        assert 0 < len(tiles.names) < pyramid.tile_count, "the drawing has blank tiles and others"
+        for each in pyramid.tiles():
+            assert tile(tiles, pyramid, *each) == archive.read(f"whole_files/{tile_name(*each)}"), each
+
+
+def test_blank_sheet_keeps_every_size_of_tile(tmp_path: Path) -> None:
+    """A page with nothing on it still has all its tiles, all white."""
+    image = Image.new("RGB", (700, 300), "white")
+    pyramid = Pyramid(700, 300)
+    with TileZip(write(tmp_path, image, UploadOptions())) as tiles:
+        for each in pyramid.tiles():
+            decoded = Image.open(io.BytesIO(tile(tiles, pyramid, *each)))
+            assert decoded.size == pyramid.tile_rectangle(*each)[2:]
+            assert decoded.getextrema() == ((255, 255),) * 3
+
+
+def test_one_pale_pixel_keeps_its_tile(tmp_path: Path) -> None:
+    """Only pure white is left out: a dot of almost white is not."""
+    image = Image.new("RGB", (600, 600), "white")
+    image.putpixel((300, 300), (255, 254, 255))
+    with TileZip(write(tmp_path, image, UploadOptions())) as tiles:
+        assert "10/1_1.jpeg" in tiles.names
+        assert "10/0_0.jpeg" not in tiles.names
+
+
+@pytest.mark.parametrize(("width", "height", "tile_size", "overlap"), [(1500, 1100, 256, 1), (513, 1025, 128, 0), (999, 7, 256, 2)])
+def test_tiles_show_the_page_level_by_level(tmp_path: Path, width: int, height: int, tile_size: int, overlap: int) -> None:
+    """Each tile is its rectangle of the page, and of the page at half the size on every level below, but for JPEG's loss."""
+    level_image = drawing(width, height)
+    pyramid = Pyramid(width, height, tile_size, overlap)
+    options = UploadOptions(tile_size=tile_size, overlap=overlap, quality=95)
+    with TileZip(write(tmp_path, level_image, options)) as tiles:
+        for level in range(pyramid.max_level, -1, -1):
+            assert level_image.size == pyramid.level_size(level)
+            columns, rows = pyramid.grid(level)
+            for row in range(rows):
+                for column in range(columns):
+                    left, top, tile_width, tile_height = pyramid.tile_rectangle(level, column, row)
+                    expected = level_image.crop((left, top, left + tile_width, top + tile_height))
+                    decoded = Image.open(io.BytesIO(tile(tiles, pyramid, level, column, row)))
+                    difference = ImageStat.Stat(ImageChops.difference(decoded.convert("RGB"), expected))
+                    assert decoded.size == expected.size
+                    # Levels of a few pixels are all edge, where colour is lost.
+                    assert max(difference.mean) < (4 if level > 6 else 24), (level, column, row)
+            level_image = _half(level_image)
+
+
+def _half(image: Image.Image) -> Image.Image:
+    """Half the size, rounded up: the mean of 2 x 2 pixels, an odd last row or column standing twice."""
+    width, height = image.size
+    even = Image.new("RGB", (width + width % 2, height + height % 2))
+    even.paste(image, (width % 2, height % 2))
+    even.paste(image, (0, 0))
+    if width % 2:
+        even.paste(even.crop((width - 1, 0, width, even.height)), (width, 0))
+    if height % 2:
+        even.paste(even.crop((0, height - 1, even.width, height)), (0, height))
+    return even.resize((even.width // 2, even.height // 2), Image.Resampling.BOX)
+
+
+@pytest.mark.parametrize(("width", "height", "expected"), [(1500, 1000, (512, 341)), (1000, 1500, (341, 512)), (300, 200, (300, 200))])
+def test_thumbnail_is_512_px_at_most(tmp_path: Path, width: int, height: int, expected: tuple[int, int]) -> None:
+    """Its longest side; a smaller page is not blown up. It looks like the page."""
+    image = drawing(width, height)
+    write(tmp_path, image, UploadOptions())
+    thumbnail = Image.open(tmp_path / THUMBNAIL)
+    assert thumbnail.size == expected
+    assert max(expected) <= THUMBNAIL_PX
+    assert max(ImageStat.Stat(ImageChops.difference(thumbnail, image.resize(expected, Image.Resampling.BOX))).mean) < 4
+
+
+def test_sheet_is_the_same_bytes_every_time(tmp_path: Path) -> None:
+    """Two runs over the same pixels write the same tiles and the same thumbnail."""
+    image = drawing(1200, 900)
+    results = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        with TileZip(write(tmp_path / name, image, UploadOptions())) as tiles:
+            results.append(({each: tiles.read(each) for each in tiles.names}, (tmp_path / name / THUMBNAIL).read_bytes()))
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("width", [100, 3000])
+def test_write_to_a_place_that_cannot_be_written_is_an_os_error(tmp_path: Path, width: int) -> None:
+    """So that it is tried again, and not taken for a fault of the page."""
+    with pytest.raises(OSError, match="unable to open for write"):
+        write(tmp_path / "absent", drawing(width, 100), UploadOptions())
+
+
+def test_disk_that_fills_up_is_an_os_error(tmp_path: Path) -> None:
+    """Wherever the file ends: an archive that was not written to its end is never taken for a sheet of blank tiles."""
+    image = drawing(900, 600)
+    whole = write(tmp_path, image, UploadOptions()).stat().st_size
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        for size in (1, 1000, whole // 2, whole - 2000, whole - 1):
+            (tmp_path / TILES).unlink()
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+            with pytest.raises(OSError, match=r"tiles\.zip|File too large"):
+                write(tmp_path, image, UploadOptions())
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, ignored)
+
+
+def test_tile_zip_is_stored_uncompressed(tmp_path: Path) -> None:
+    """So that a tile is read by its offset; what libvips adds besides tiles is not among the names."""
+    path = write(tmp_path, drawing(600, 400), UploadOptions())
+    with zipfile.ZipFile(path) as archive:
+        assert {entry.compress_type for entry in archive.infolist()} == {zipfile.ZIP_STORED}
+    with TileZip(path) as tiles:
+        assert all(name.endswith(".jpeg") and "/" in name for name in tiles.names)
+
+
+def test_tile_zip_reads_from_many_threads(tmp_path: Path) -> None:
+    """Every thread gets whole tiles: what one reader gets, in any order."""
+    with TileZip(write(tmp_path, drawing(1500, 1100), UploadOptions())) as tiles, ThreadPoolExecutor(8) as threads:
+        names = sorted(tiles.names) * 5
+        alone = {name: tiles.read(name) for name in tiles.names}
+        random.Random(1).shuffle(names)  # noqa: S311 (an order, no secret)
+        assert all(alone[name] == data for name, data in zip(names, threads.map(tiles.read, names), strict=True))
+
+
+def test_tile_zip_reads_more_than_65535_tiles(tmp_path: Path) -> None:
+    """An archive of that many entries has another format of directory."""
+    path = tmp_path / TILES
+    pyvips.Image.black(257, 257, bands=3).dzsave(str(path), tile_size=1, overlap=0, keep="none")
+    pyramid = Pyramid(257, 257, 1, 0)
+    with TileZip(path) as tiles:
+        assert len(tiles.names) == pyramid.tile_count > 65535
+        assert Image.open(io.BytesIO(tiles.read("9/256_256.jpeg"))).size == (1, 1)
+
+
+def test_absent_or_cut_tile_zip_is_tiles_missing(tmp_path: Path) -> None:
+    """Wherever it is cut, and when it is not there."""
+    path = write(tmp_path, drawing(600, 400), UploadOptions())
+    whole = path.read_bytes()
+    cut = tmp_path / "cut.zip"
+    for size in (0, 1, 100, len(whole) // 2, len(whole) - 1):
+        cut.write_bytes(whole[:size])
+        with pytest.raises(TilesMissing):
+            TileZip(cut)
+    with pytest.raises(TilesMissing, match=r"no absent\.zip"):
+        TileZip(tmp_path / "absent.zip")
+
+
+def test_tile_zip_that_shrinks_while_open_is_tiles_missing(tmp_path: Path) -> None:
+    """A short read is never passed on as a tile."""
+    path = write(tmp_path, drawing(600, 400), UploadOptions())
+    with TileZip(path) as tiles:
+        with path.open("r+b") as file:
+            file.truncate(10)
+        with pytest.raises(TilesMissing, match="cut off"):
+            tiles.read(next(iter(tiles.names)))
+
+
+def test_lost_tile_is_not_taken_for_a_blank_one(tmp_path: Path) -> None:
+    """A tile absent from an archive that says nothing of a blank of its size was lost."""
+    path = tmp_path / TILES
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(f"{TILES_PREFIX}0/0_0.jpeg", b"x")
+    with TileZip(path) as tiles, pytest.raises(TilesMissing, match="256 x 256"):
+        tiles.blank(256, 256)

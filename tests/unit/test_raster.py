@@ -1,0 +1,207 @@
+"""Pages to pixels: against a bare call of PDFium, and what is read from a document."""
+
+import ctypes
+from pathlib import Path
+
+import pypdfium2.raw as pdfium
+import pytest
+
+from activities.errors import NoPages, NotAPdf, PageUnreadable, PasswordRequired, SiteLinkError, TooManyPages, UnreadablePdf
+from activities.interface import Page
+from activities.raster import PdfFile, PixelBuffer, clean_title
+from activities.records import UploadOptions
+from tests.resources import make_pdfs
+
+DPI_72 = UploadOptions(dpi=72)
+
+
+def opened(directory: Path, data: bytes) -> PdfFile:
+    """An open document."""
+    path = directory / "source.pdf"
+    path.write_bytes(data)
+    return PdfFile(path)
+
+
+def pages_of(directory: Path, data: bytes, options: UploadOptions = DPI_72) -> tuple[Page, ...]:
+    """What is measured of a document."""
+    document = opened(directory, data)
+    try:
+        return document.measure(options, 2000).pages
+    finally:
+        document.close()
+
+
+def drawn(directory: Path, data: bytes, width: int, height: int) -> bytes:
+    """The first page, as we draw it."""
+    document = opened(directory, data)
+    try:
+        return bytes(document.draw(1, width, height, PixelBuffer()))
+    finally:
+        document.close()
+
+
+def reference(path: Path, index: int, width: int, height: int) -> bytes:
+    """A page drawn by one plain call into PDFium's own BGRx bitmap, as rows of RGB."""
+    document = pdfium.FPDF_LoadDocument(str(path).encode(), None)
+    page = pdfium.FPDF_LoadPage(document, index)
+    bitmap = pdfium.FPDFBitmap_Create(width, height, 0)
+    pdfium.FPDFBitmap_FillRect(bitmap, 0, 0, width, height, 0xFFFFFFFF)
+    pdfium.FPDF_RenderPageBitmap(bitmap, page, 0, 0, width, height, 0, pdfium.FPDF_ANNOT)
+    stride = pdfium.FPDFBitmap_GetStride(bitmap)
+    data = ctypes.string_at(pdfium.FPDFBitmap_GetBuffer(bitmap), stride * height)
+    pdfium.FPDFBitmap_Destroy(bitmap)
+    pdfium.FPDF_ClosePage(page)
+    pdfium.FPDF_CloseDocument(document)
+    assert stride == 4 * width
+    pixels = bytearray(3 * width * height)
+    for channel in range(3):
+        pixels[channel::3] = data[2 - channel :: 4]
+    return bytes(pixels)
+
+
+def pixel(pixels: bytes, width: int, x: int, y: int) -> tuple[int, ...]:
+    """One pixel, from the upper left."""
+    return tuple(pixels[3 * (y * width + x) :][:3])
+
+
+@pytest.mark.parametrize("name", ["rotated_90", "crop_box_smaller", "user_unit_10", "annotation_on_white", "empty_password", "plan_set_8"])
+@pytest.mark.parametrize("width", [1, 211, 1200])
+def test_draw_equals_a_bare_pdfium_call(tmp_path: Path, name: str, width: int) -> None:
+    """Pixel for pixel, at exactly the size asked for, odd row lengths included."""
+    data = make_pdfs.ALL[name]()
+    height = max(1, width * 2 // 3)
+    pixels = drawn(tmp_path, data, width, height)
+    assert pixels == reference(tmp_path / "source.pdf", 0, width, height)
+
+
+def test_draw_leaves_nothing_of_the_page_before(tmp_path: Path) -> None:
+    """The buffer is reused: a smaller, emptier page after a full one shows only itself."""
+    buffer = PixelBuffer()
+    full = opened(tmp_path, make_pdfs.one_page(b"0 0 1 rg 0 0 200 100 re f"))
+    assert pixel(bytes(full.draw(1, 400, 200, buffer)), 400, 5, 5) == (0, 0, 255)
+    full.close()
+    empty = opened(tmp_path, make_pdfs.blank())
+    assert bytes(empty.draw(1, 100, 50, buffer)) == b"\xff" * (3 * 100 * 50)
+    empty.close()
+
+
+def test_draw_shows_annotations(tmp_path: Path) -> None:
+    """A stamp is drawn, in its colour: the channels are not swapped."""
+    pixels = drawn(tmp_path, make_pdfs.annotation_on_white(), 200, 100)
+    assert pixel(pixels, 200, 30, 70) == (255, 0, 0)
+    assert pixel(pixels, 200, 150, 20) == (255, 255, 255)
+
+
+def test_draw_scales_a_page_with_user_unit(tmp_path: Path) -> None:
+    """A page of 20 x 10 units of 10 pt fills 200 x 100 px at 72 dpi."""
+    (page,) = pages_of(tmp_path, make_pdfs.user_unit_10())
+    assert (page.width, page.height) == (200, 100)
+    pixels = drawn(tmp_path, make_pdfs.user_unit_10(), page.width, page.height)
+    assert pixel(pixels, 200, 30, 70) == (255, 0, 0)
+    assert pixel(pixels, 200, 60, 70) == (255, 255, 255)
+
+
+def test_measure_applies_rotation_and_crop_box(tmp_path: Path) -> None:
+    """The size is that of what shows."""
+    assert [(page.width, page.height) for page in pages_of(tmp_path, make_pdfs.rotated_90())] == [(100, 200)]
+    assert [(page.width, page.height) for page in pages_of(tmp_path, make_pdfs.crop_box_smaller())] == [(100, 50)]
+
+
+def test_measure_takes_no_nonsense_for_user_unit(tmp_path: Path) -> None:
+    """What is no positive, finite number counts as 1."""
+    assert {(page.width, page.height) for page in pages_of(tmp_path, make_pdfs.user_unit_nonsense())} == {(200, 100)}
+
+
+def test_measure_goes_on_where_pikepdf_cannot(tmp_path: Path) -> None:
+    """A file whose cross-reference table is broken, which PDFium rebuilds and pikepdf refuses, is measured with UserUnit 1."""
+    data = make_pdfs.user_unit_10().replace(b"startxref\n", b"startxref\n9")
+    (page,) = pages_of(tmp_path, data)
+    assert (page.width, page.height, page.reason) == (20, 10, None)
+
+
+def test_measure_names_pages_by_bookmark_then_label(tmp_path: Path) -> None:
+    """Destination, GoTo action, label, control characters, a remote go-to that means another file, a nested bookmark; the first wins."""
+    titles = [page.title for page in pages_of(tmp_path, make_pdfs.titles())]
+    assert titles[:3] == ["A-101 - First Floor Plan", "A-102 - Roof Plan", "M-7"]
+    assert titles[3] is not None
+    assert titles[3].startswith("A-104 ")
+    assert len(titles[3]) == 120
+    assert titles[3].isprintable()
+    assert titles[4:] == ["E-5", "\u00c4-6 \u0393"]
+
+
+def test_measure_survives_an_outline_that_loops(tmp_path: Path) -> None:
+    """Every item is visited once."""
+    assert [page.title for page in pages_of(tmp_path, make_pdfs.outline_loop())] == ["one", "two"]
+
+
+def test_measure_knows_no_title_where_there_is_none(tmp_path: Path) -> None:
+    """No bookmark, no label: None, not an empty string."""
+    assert [page.title for page in pages_of(tmp_path, make_pdfs.one_page())] == [None]
+
+
+def test_measure_marks_bad_pages_and_goes_on(tmp_path: Path) -> None:
+    """A page without area, one that cannot be loaded, one that is too large: each says why, the others are measured."""
+    pages = pages_of(tmp_path, make_pdfs.bad_pages_among_good())
+    assert [page.reason for page in pages] == [None, "PageUnreadable", "PageUnreadable", "PageTooLarge", None]
+    assert [page.number for page in pages] == [1, 2, 3, 4, 5]
+    assert [page.detail for page in pages][1:4] == [
+        "page 2 has no area: 0 x 0 pt",
+        "page 3 cannot be loaded",
+        "page 4 is 13,888.9 x 13,888.9 in: over 1,073,741,824 bytes of pixels even at 30 dpi",
+    ]
+    assert {(page.width, page.height, page.dpi) for page in pages[1:4]} == {(0, 0, 0)}
+
+
+def test_measure_does_not_believe_the_count(tmp_path: Path) -> None:
+    """A /Count of a thousand million over one page is one page."""
+    assert len(pages_of(tmp_path, make_pdfs.count_lies())) == 1
+
+
+def test_measure_refuses_too_many_pages(tmp_path: Path) -> None:
+    """With the number and the limit."""
+    document = opened(tmp_path, make_pdfs.many_pages(2431))
+    with pytest.raises(TooManyPages, match=r"^2,431 pages, limit 2,000$"):
+        document.measure(DPI_72, 2000)
+    document.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [("html_error_page", NotAPdf), ("cut_off", UnreadablePdf), ("password_needed", PasswordRequired), ("no_pages", NoPages)],
+)
+def test_open_refuses_by_name(tmp_path: Path, name: str, error: type[SiteLinkError]) -> None:
+    """What cannot be opened is named for its reason."""
+    with pytest.raises(error):
+        opened(tmp_path, make_pdfs.ALL[name]())
+
+
+def test_open_takes_a_header_after_junk(tmp_path: Path) -> None:
+    """``%PDF-`` may stand anywhere in the first 1,024 bytes, and not later."""
+    assert len(pages_of(tmp_path, make_pdfs.header_after_junk())) == 1
+    with pytest.raises(NotAPdf):
+        opened(tmp_path, b" " * 1024 + make_pdfs.one_page())
+
+
+def test_draw_refuses_a_page_that_cannot_be_loaded(tmp_path: Path) -> None:
+    """By name, with its number."""
+    document = opened(tmp_path, make_pdfs.bad_pages_among_good())
+    with pytest.raises(PageUnreadable, match="page 3 cannot be loaded"):
+        document.draw(3, 100, 100, PixelBuffer())
+    document.close()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", None),
+        ("\x00\x07 \t", None),
+        (" A\r\n B ", "A B"),
+        ("A\u202eB\u200b\ud800", "AB"),
+        ("x" * 119 + " y", "x" * 119),
+        ("Grundri\u00df 2", "Grundri\u00df 2"),
+    ],
+)
+def test_clean_title_is_fit_to_show(text: str, expected: str | None) -> None:
+    """One line without control characters, or None."""
+    assert clean_title(text) == expected

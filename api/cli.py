@@ -494,7 +494,7 @@ class Tally:
     @property
     def counted(self) -> str:
         """``17 of 37 sheets``."""
-        return f"{self.head['completedPages']:,} of {self.head['totalPages']:,} sheets"
+        return f"{self.head['completedPages']:,} of {_sheets(self.head['totalPages'])}"
 
     def summary(self) -> str:
         """The state in one line: status, sheets, tiles, bytes, seconds."""
@@ -503,7 +503,7 @@ class Tally:
             return f"{head['status']}{_prefixed(': ', named(head.get('reason'), head.get('detail')))}"
         ready = self.sheets_in("ready")
         parts = [
-            f"{head['totalPages']:,} sheets" if head["completedPages"] == head["totalPages"] else self.counted,
+            _sheets(head["totalPages"]) if head["completedPages"] == head["totalPages"] else self.counted,
             f"{sum(sheet.get('tiles') or 0 for sheet in ready):,} tiles",
             file_size(sum(sheet.get("bytes") or 0 for sheet in ready)),
         ]
@@ -511,6 +511,10 @@ class Tally:
             seconds = (datetime.fromisoformat(head["completedAt"]) - datetime.fromisoformat(head["startedAt"])).total_seconds()
             parts.append(f"{seconds:,.1f} s")
         return f"{head['status']}: {', '.join(parts)}{_prefixed('; ', named(head.get('reason'), head.get('detail')))}"
+
+
+def _sheets(count: int) -> str:
+    return f"{count:,} sheet{'' if count == 1 else 's'}"
 
 
 def _prefixed(prefix: str, text: str) -> str:

@@ -26,7 +26,8 @@ def send(stack: Stack, body: bytes) -> str:
 def wait_for(stack: Stack, upload: str, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
     """Asks for the status until the condition holds; on the way the version and the counters never fall."""
     deadline = time.monotonic() + DEADLINE_S
-    seen, status = (0, 0), {}
+    seen = (0, 0)
+    status: dict[str, Any] = {}
     while time.monotonic() < deadline:
         try:
             status = httpx.get(stack.api_url + upload, timeout=10).json()
@@ -66,7 +67,7 @@ def test_killed_tile_worker_leaves_the_same_bucket(new_stack: Callable[..., Stac
     assert sheets_in(bucket, disturbed) == sheets_in(bucket, undisturbed)
     assert len(sheets_in(bucket, disturbed)) > 100
     scratch = stack.data_dir / "scratch"
-    assert [path for path in (*scratch.glob("pages/*"), *scratch.glob("sources/*"))] == []
+    assert [*scratch.glob("pages/*"), *scratch.glob("sources/*")] == []
 
 
 @pytest.mark.timeout(300)

@@ -123,10 +123,10 @@ def test_reconcile_leaves_a_cancelled_upload_cancelled() -> None:
     progress = begun(2)
     progress.cancel(START)
     progress.reconcile([record(1)], START)
-    assert progress.status is UploadStatus.CANCELLED
+    assert progress.snapshot().status is UploadStatus.CANCELLED
     assert progress.sheets_in(SheetStatus.READY) == [1]
     progress.retry([], START)
-    assert progress.status is UploadStatus.PROCESSING
+    assert progress.snapshot().status is UploadStatus.PROCESSING
 
 
 def test_retry_leaves_unusable_pages_failed() -> None:

@@ -1,0 +1,63 @@
+"""``deploy/env.example`` knows every setting."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / "deploy" / "env.example"
+PACKAGES = ("api", "worker", "activities", "workflows", "deploy")
+SETTING = re.compile(r"(SITELINK|TEMPORAL|AWS)_[A-Z0-9_]+")
+OF_THE_SYSTEM = {"TERM"}
+"""Read, but not ours to document."""
+READERS = ("get", "getenv", "pop", "setdefault")
+
+
+def settings_in(source: str) -> Iterator[str]:
+    """The names of settings, and whatever else is read from something called ``environ``, in a module."""
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.Constant(value=str(text)) if SETTING.fullmatch(text):
+                yield text
+            case ast.Subscript(value=value, slice=ast.Constant(value=str(text))) if _is_environment(value):
+                yield text
+            case ast.Call(func=ast.Attribute(value=value, attr=attribute), args=[ast.Constant(value=str(text)), *_]):
+                if attribute in READERS and (_is_environment(value) or attribute == "getenv"):
+                    yield text
+
+
+def _is_environment(node: ast.expr) -> bool:
+    name = node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
+    return name.lstrip("_") == "environ"
+
+
+def documented() -> set[str]:
+    """The names that stand in the example, each on a line of its own."""
+    return set(re.findall(r"^#?([A-Z][A-Z0-9_]*)=", EXAMPLE.read_text(), flags=re.MULTILINE))
+
+
+def used() -> set[str]:
+    """The names in the code of all packages."""
+    return {name for package in PACKAGES for path in (ROOT / package).rglob("*.py") for name in settings_in(path.read_text())}
+
+
+def test_every_setting_read_is_documented() -> None:
+    """No process reads a setting that the example does not explain."""
+    assert used() - documented() - OF_THE_SYSTEM == set()
+
+
+def test_every_documented_setting_is_read() -> None:
+    """The example promises no setting that nobody reads."""
+    assert documented() - used() == set()
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["environ.get('X')", "os.environ['X']", "os.getenv('X', '1')", "self._environ.get('X') or 'y'", "os.environ.setdefault('X', '')"],
+)
+def test_every_way_of_reading_is_seen(source: str) -> None:
+    """The check finds a variable however it is read."""
+    assert set(settings_in(source)) == {"X"}

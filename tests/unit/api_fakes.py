@@ -112,6 +112,31 @@ async def _never(_: int) -> Snapshot:
     raise AssertionError
 
 
+class Upstream(FakeTemporal):
+    """A workflow whose update waits until the test changes its state."""
+
+    def __init__(self, state: Snapshot) -> None:
+        super().__init__()
+        self.state = state
+        self.update = self._progress_after
+        self._moved = asyncio.Condition()
+
+    async def _progress_after(self, version: int) -> Snapshot:
+        async with self._moved:
+            await self._moved.wait_for(lambda: not isinstance(self.state, Snapshot) or self.state.version != version)
+        if isinstance(self.state, Exception):
+            raise NOT_FOUND
+        if version > self.state.version:
+            return self.state
+        return Snapshot(**{**vars(self.state), "sheets": tuple(sheet for sheet in self.state.sheets if sheet.version > version)})
+
+    async def set(self, state: Snapshot | Exception) -> None:
+        """The workflow moved on, or ended."""
+        async with self._moved:
+            self.state = state
+            self._moved.notify_all()
+
+
 def make_bucket(directory: Path) -> Bucket:
     """A bucket in a directory."""
     return Bucket(BucketSettings(directory.as_uri()))

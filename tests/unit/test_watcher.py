@@ -25,6 +25,7 @@ from tests.unit.api_fakes import (
     UNAVAILABLE,
     FakeTemporal,
     RawRequest,
+    Upstream,
     accept,
     change,
     closed,
@@ -35,31 +36,6 @@ from tests.unit.api_fakes import (
 )
 
 READY, PENDING, TILING = SheetStatus.READY, SheetStatus.PENDING, SheetStatus.TILING
-
-
-class Upstream(FakeTemporal):
-    """A workflow whose update waits until the test changes its state."""
-
-    def __init__(self, state: Snapshot) -> None:
-        super().__init__()
-        self.state = state
-        self.update = self._progress_after
-        self._moved = asyncio.Condition()
-
-    async def _progress_after(self, version: int) -> Snapshot:
-        async with self._moved:
-            await self._moved.wait_for(lambda: not isinstance(self.state, Snapshot) or self.state.version != version)
-        if isinstance(self.state, Exception):
-            raise NOT_FOUND
-        if version > self.state.version:
-            return self.state
-        return Snapshot(**{**vars(self.state), "sheets": tuple(sheet for sheet in self.state.sheets if sheet.version > version)})
-
-    async def set(self, state: Snapshot | Exception) -> None:
-        """The workflow moved on, or ended."""
-        async with self._moved:
-            self.state = state
-            self._moved.notify_all()
 
 
 @pytest.fixture

@@ -1,0 +1,570 @@
+"""The API as a process on a socket, with a real Temporal server, the real workflow and a real directory; only activities are pretended."""
+
+import asyncio
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+from temporalio import activity
+from temporalio.client import Client
+
+from activities.errors import PageUnreadable, StorageUnavailable
+from activities.interface import BucketState, CountPages, Document, ListSheets, Page, WriteManifest
+from activities.keys import UploadRef
+from activities.records import SheetStatus, Snapshot, from_json, to_json
+from activities.storage import Bucket, BucketSettings
+from api.__main__ import GRACE_S
+from deploy.temporal import TemporalServer
+from tests.unit.api_fakes import BASE, PATH, PDF, REF, Upstream, accept, change, make_app, snapshot
+from tests.workflow.fakes import FakeActivities, pages, working
+
+MEGABYTE = 1 << 20
+
+
+class ApiProcess:
+    """``python -m api``.
+
+    Args:
+        directory: The bucket's and the log's.
+        temporal: Address of the Temporal server.
+        environ: Further variables.
+    """
+
+    def __init__(self, directory: Path, temporal: str, **environ: str) -> None:
+        self.log = directory / "api.log"
+        self._environ = {
+            **os.environ,
+            "SITELINK_BUCKET": (directory / "bucket").as_uri(),
+            "SITELINK_PORT": "0",
+            "TEMPORAL_ADDRESS": temporal,
+            **environ,
+        }
+        self.port = 0
+        self.start()
+
+    def start(self) -> None:
+        """Starts it, again on the same port, and waits until it listens."""
+        with self.log.open("wb") as log:
+            self._process = subprocess.Popen([sys.executable, "-m", "api"], env=self._environ, stderr=log, stdout=log)
+        deadline = time.monotonic() + 30
+        while not (match := re.search(r"listening on http://127\.0\.0\.1:(\d+)", self.log.read_text())):
+            assert self._process.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, "it does not listen"
+            time.sleep(0.02)
+        self.port = int(match[1])
+        self._environ["SITELINK_PORT"] = match[1]
+
+    @property
+    def url(self) -> str:
+        """Where it is."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def end(self, number: signal.Signals) -> int:
+        """Sends a signal; the exit code."""
+        self._process.send_signal(number)
+        return self._process.wait(20)
+
+    @property
+    def peak_memory_bytes(self) -> int:
+        """Largest resident size so far."""
+        status = Path(f"/proc/{self._process.pid}/status").read_text()
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024  # type: ignore[index]
+
+
+@pytest.fixture
+def new_api(tmp_path: Path, temporal_server: TemporalServer) -> Iterator[Callable[..., ApiProcess]]:
+    """Starts API processes over one bucket; kills them at the end."""
+    started: list[ApiProcess] = []
+
+    def start(temporal: str = temporal_server.address, **environ: str) -> ApiProcess:
+        directory = tmp_path / f"api-{len(started)}"
+        directory.mkdir()
+        started.append(ApiProcess(directory, temporal, **{"SITELINK_BUCKET": (tmp_path / "bucket").as_uri(), **environ}))
+        return started[-1]
+
+    yield start
+    for api in started:
+        api.end(signal.SIGKILL)
+        log = api.log.read_text()
+        # uvicorn writes one for each request that it cancels when it stops
+        assert log.count("Traceback") == log.count("asyncio.exceptions.CancelledError: Task cancelled"), log
+
+
+@pytest.fixture
+def api(new_api: Callable[..., ApiProcess]) -> ApiProcess:
+    """One API process."""
+    return new_api()
+
+
+@pytest.fixture
+def bucket(tmp_path: Path) -> Bucket:
+    """The bucket of the API processes."""
+    return Bucket(BucketSettings((tmp_path / "bucket").as_uri()))
+
+
+@pytest.fixture
+async def temporal(temporal_server: TemporalServer) -> Client:
+    """A client of the real server."""
+    return await Client.connect(temporal_server.address)
+
+
+@pytest.fixture
+async def http() -> AsyncIterator[httpx.AsyncClient]:
+    """An HTTP client."""
+    async with httpx.AsyncClient(timeout=30, trust_env=False) as client:
+        yield client
+
+
+class Activities(FakeActivities):
+    """Pretended activities that write the manifest into the real bucket, and read it there."""
+
+    def __init__(self, pages: list[Page], bucket: Bucket) -> None:
+        super().__init__(pages)
+        self._bucket = bucket
+
+    @activity.defn
+    async def count_pages(self, args: CountPages) -> Document:
+        """The pages."""
+        return await super().count_pages(args)
+
+    @activity.defn
+    async def list_sheets(self, args: ListSheets) -> BucketState:
+        """What was committed, and the manifest."""
+        return await super().list_sheets(args)
+
+    @activity.defn
+    async def write_manifest(self, args: WriteManifest) -> None:
+        """Writes it as the real one does."""
+        await super().write_manifest(args)
+        await self._bucket.put_async(UploadRef.parse(args.ref).manifest, to_json(args.snapshot))
+
+
+class Stream:
+    """The events of one connection."""
+
+    def __init__(self, response: httpx.Response) -> None:
+        self.response = response
+        self._lines = response.aiter_lines()
+        self.last_id: int | None = None
+
+    async def next(self) -> tuple[str, str]:
+        """Name and data of the next event, within 20 seconds.
+
+        Raises:
+            StopAsyncIteration: The stream ended.
+        """
+        name = data = ""
+        async with asyncio.timeout(20):
+            while (line := await anext(self._lines)) or not data:
+                field, _, value = line.partition(": ")
+                if field == "event":
+                    name = value
+                elif field == "data":
+                    data = value
+                elif field == "id":
+                    self.last_id = int(value)
+        return name, data
+
+    async def rest(self) -> list[tuple[str, str]]:
+        """Every event until the stream ends."""
+        events = []
+        try:
+            while True:
+                events.append(await self.next())
+        except StopAsyncIteration:
+            return events
+
+
+@asynccontextmanager
+async def streaming(http: httpx.AsyncClient, url: str, after: int | None = None) -> AsyncIterator[Stream]:
+    """A connection to an upload's events."""
+    headers = {} if after is None else {"Last-Event-ID": str(after)}
+    async with http.stream("GET", f"{url}/events", headers=headers) as response:
+        yield Stream(response)
+
+
+async def send(http: httpx.AsyncClient, api: ApiProcess, content: Any = PDF, **options: Any) -> UploadRef:
+    """Uploads a PDF."""
+    answer = await http.post(api.url + BASE, content=content, **options)
+    assert answer.status_code == 202, answer.text
+    return UploadRef.parse(answer.json()["ref"])
+
+
+def url_of(api: ApiProcess, ref: UploadRef) -> str:
+    """Where an upload is."""
+    return f"{api.url}{BASE}/{ref.upload}"
+
+
+async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 30) -> None:
+    """Waits until the condition holds."""
+    async with asyncio.timeout(seconds):
+        while True:
+            if await condition():
+                return
+            await asyncio.sleep(0.05)
+
+
+async def state_of(http: httpx.AsyncClient, api: ApiProcess, ref: UploadRef) -> dict[str, Any]:
+    """The progress as GET says it."""
+    answer: dict[str, Any] = (await http.get(url_of(api, ref))).json()
+    return answer
+
+
+def merged(events: list[tuple[str, str]]) -> dict[str, Any]:
+    """What a client knows after these events."""
+    known: dict[str, Any] = {}
+    sheets: dict[int, Any] = {}
+    for name, data in events:
+        document = json.loads(data)
+        if name != "change":
+            sheets.clear()
+        sheets.update((sheet["number"], sheet) for sheet in document["sheets"])
+        known = {**document, "sheets": [sheets[number] for number in sorted(sheets)]}
+    return known
+
+
+async def test_upload_is_watched_to_its_end(http: httpx.AsyncClient, api: ApiProcess, bucket: Bucket, temporal: Client) -> None:
+    """From POST to ``end``: every change arrives, versions grow, the last event is the manifest byte for byte, for latecomers too."""
+    fake = Activities(pages(8), bucket)
+    fake.gate.clear()
+    async with working(temporal, fake):
+        ref = await send(http, api)
+        async with streaming(http, url_of(api, ref)) as stream:
+            first = await stream.next()
+            assert first[0] == "snapshot"
+            fake.gate.set()
+            events = [first, *await stream.rest()]
+        late = []
+        for after in (None, json.loads(first[1])["version"]):
+            async with streaming(http, url_of(api, ref), after) as stream:
+                late.append(await stream.rest())
+    manifest = bucket.get(ref.manifest).body
+    assert events[-1] == ("end", manifest.decode())
+    assert merged(events[:-1]) == json.loads(manifest)
+    versions = [json.loads(data)["version"] for _, data in events]
+    assert versions == sorted(versions)
+    assert [name for name, _ in late[0]] == ["snapshot", "end"]
+    assert [name for name, _ in late[1]] == ["change", "end"]
+    assert merged([first, *late[1][:1]]) == json.loads(manifest)
+    final = from_json(Snapshot, manifest).version
+    assert (await http.get(f"{url_of(api, ref)}/events", headers={"Last-Event-ID": str(final)})).status_code == 204
+    answer = await state_of(http, api, ref)
+    assert (answer["status"], answer["version"], answer["warning"]) == ("complete", final, None)
+
+
+async def test_killed_api_loses_no_change(http: httpx.AsyncClient, api: ApiProcess, bucket: Bucket, temporal: Client) -> None:
+    """SIGKILL with open streams; after the restart ``Last-Event-ID`` brings exactly what was missed."""
+    fake = Activities(pages(6), bucket)
+    fake.gate.clear()
+    async with working(temporal, fake):
+        ref = await send(http, api)
+        await until(lambda: _has(http, api, ref, "totalPages", 6))
+        async with streaming(http, url_of(api, ref)) as stream:
+            before = await stream.next()
+            while all(sheet["status"] == "pending" for sheet in merged([before])["sheets"]):
+                before = ("snapshot", json.dumps(merged([before, await stream.next()])))
+            last_id = stream.last_id
+            api.end(signal.SIGKILL)
+            with pytest.raises(httpx.TransportError):
+                await stream.rest()
+        fake.gate.set()
+        handle = temporal.get_workflow_handle(ref.workflow_id)
+        await handle.result()
+        api.start()
+        started = time.monotonic()
+        async with streaming(http, url_of(api, ref), last_id) as stream:
+            events = await stream.rest()
+        assert time.monotonic() - started < 1
+    manifest = json.loads(bucket.get(ref.manifest).body)
+    assert [name for name, _ in events] == ["change", "end"]
+    missed = [sheet["number"] for sheet in json.loads(events[0][1])["sheets"]]
+    assert missed == [sheet["number"] for sheet in manifest["sheets"] if sheet["version"] > (last_id or 0)]
+    assert merged([before, events[0]]) == manifest
+
+
+async def _has(http: httpx.AsyncClient, api: ApiProcess, ref: UploadRef, name: str, value: object) -> bool:
+    return bool((await state_of(http, api, ref))[name] == value)
+
+
+async def test_two_processes_tell_the_same(
+    http: httpx.AsyncClient, new_api: Callable[..., ApiProcess], bucket: Bucket, temporal: Client
+) -> None:
+    """A client may watch, and come back, through any API process."""
+    apis = [new_api(), new_api()]
+    fake = Activities(pages(5), bucket)
+    fake.gate.clear()
+    async with working(temporal, fake):
+        ref = await send(http, apis[0])
+        async with streaming(http, url_of(apis[0], ref)) as one, streaming(http, url_of(apis[1], ref)) as two:
+            first = [await one.next(), await two.next()]
+            fake.gate.set()
+            rests = await asyncio.gather(one.rest(), two.rest())
+    assert merged([first[0], *rests[0]]) == merged([first[1], *rests[1]]) == json.loads(bucket.get(ref.manifest).body)
+
+
+async def test_client_that_never_reads_delays_nobody(http: httpx.AsyncClient, bucket: Bucket) -> None:
+    """While two connections take nothing, a third sees every change; the first then gets them together, the second holds up no stop.
+
+    A real Temporal cannot carry a state that is larger than the kernel's buffers, so this one is pretended.
+    """
+    state = snapshot(*[SheetStatus.PENDING] * 300)
+    state = replace(state, sheets=tuple(replace(sheet, title="A" * 20_000) for sheet in state.sheets))
+    upstream = Upstream(state)
+    await accept(bucket, REF)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        config = uvicorn.Config(make_app(bucket, upstream), log_config=None, access_log=False, timeout_graceful_shutdown=GRACE_S)
+        server = uvicorn.Server(config)
+        with deaf_connection(port) as late, deaf_connection(port):
+            serving = asyncio.create_task(server.serve(sockets=[listener]))
+            async with streaming(http, f"http://127.0.0.1:{port}{PATH}") as stream:
+                events = [await stream.next()]
+                for number in range(1, 21):
+                    state, _ = change(state, number, SheetStatus.READY)
+                    await upstream.set(state)
+                    events.append(await stream.next())
+                assert [json.loads(data)["completedPages"] for _, data in events] == list(range(21))
+                late.setblocking(False)
+                body = b""
+                while b'"completedPages":20,' not in body:
+                    body += await asyncio.wait_for(asyncio.get_running_loop().sock_recv(late, 1 << 20), 20)
+                # The snapshot, at most one change that was on its way when the buffers were full, and all others in one.
+                assert body.count(b"event: ") <= 3
+            started = time.monotonic()
+            server.should_exit = True
+            await serving
+            assert time.monotonic() - started < GRACE_S + 2
+
+
+def deaf_connection(port: int) -> socket.socket:
+    """A connection to an upload's events."""
+    connection = socket.socket()
+    connection.connect(("127.0.0.1", port))
+    connection.sendall(f"GET {PATH}/events HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
+    return connection
+
+
+async def test_sigterm_ends_within_seconds_with_streams_open(
+    http: httpx.AsyncClient, api: ApiProcess, bucket: Bucket, temporal: Client
+) -> None:
+    """The streams end, the process exits with 0."""
+    fake = Activities(pages(1), bucket)
+    fake.gate.clear()
+    async with working(temporal, fake):
+        ref = await send(http, api)
+        async with streaming(http, url_of(api, ref)) as one, streaming(http, url_of(api, ref)) as two:
+            await one.next()
+            await two.next()
+            started = time.monotonic()
+            assert await asyncio.to_thread(api.end, signal.SIGTERM) == 0
+            assert time.monotonic() - started < 3
+        fake.gate.set()
+        await temporal.get_workflow_handle(ref.workflow_id).result()
+
+
+@pytest.mark.parametrize("form", [False, True])
+async def test_connection_cut_in_the_middle_of_an_upload_leaves_nothing(
+    http: httpx.AsyncClient, api: ApiProcess, tmp_path: Path, form: bool
+) -> None:
+    """Half an upload is none, and no half object stays, not even with its key."""
+    head = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.pdf"\r\n\r\n' if form else b""
+    kind = "multipart/form-data; boundary=b" if form else "application/pdf"
+    with socket.create_connection(("127.0.0.1", api.port)) as connection:
+        connection.sendall(
+            f"POST {BASE} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: {kind}\r\nIdempotency-Key: k\r\n"
+            f"Content-Length: {50 * MEGABYTE}\r\n\r\n".encode()
+            + head
+            + PDF
+        )
+        for _ in range(20):
+            connection.sendall(bytes(MEGABYTE))
+        await until(lambda: _async(bool(_files(tmp_path / "bucket"))))
+    await until(lambda: _async(not _files(tmp_path / "bucket")))
+    assert (await http.get(api.url + BASE)).json() == {"uploads": []}
+
+
+async def _async(value: bool) -> bool:
+    return value
+
+
+def _files(directory: Path) -> list[Path]:
+    return [path for path in directory.rglob("*") if path.is_file()]
+
+
+async def test_server_stopped_in_the_middle_of_an_upload_leaves_nothing(api: ApiProcess, tmp_path: Path) -> None:
+    """SIGTERM gives the upload up after some seconds, and its half object with it."""
+    with socket.create_connection(("127.0.0.1", api.port)) as connection:
+        connection.sendall(f"POST {BASE} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {50 * MEGABYTE}\r\n\r\n".encode() + PDF)
+        for _ in range(20):
+            connection.sendall(bytes(MEGABYTE))
+        await until(lambda: _async(bool(_files(tmp_path / "bucket"))))
+        await asyncio.to_thread(api.end, signal.SIGTERM)
+    assert _files(tmp_path / "bucket") == []
+
+
+@pytest.mark.parametrize("form", [False, True])
+async def test_memory_stays_constant(http: httpx.AsyncClient, api: ApiProcess, bucket: Bucket, form: bool) -> None:
+    """A file of 300 MB needs no more memory than the bucket's own buffers."""
+    count = 300
+
+    async def body() -> AsyncIterator[bytes]:
+        if form:
+            yield b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.pdf"\r\n\r\n'
+        yield PDF
+        for _ in range(count):
+            yield bytes(MEGABYTE)
+        if form:
+            yield b"\r\n--b--\r\n"
+
+    await send(http, api)  # so that the libraries are warm
+    before = api.peak_memory_bytes
+    headers = {"Content-Type": "multipart/form-data; boundary=b"} if form else {}
+    started = time.monotonic()
+    ref = await send(http, api, body(), headers=headers)
+    grown = api.peak_memory_bytes - before
+    print(f"form={form}: {time.monotonic() - started:.1f} s, {grown / MEGABYTE:.0f} MB more")  # noqa: T201 - shown with -s
+    info = bucket.head(ref.source)
+    bucket.delete([ref.source])
+    assert info.size == len(PDF) + count * MEGABYTE
+    assert grown < 120 * MEGABYTE
+
+
+async def test_api_lives_without_temporal(
+    http: httpx.AsyncClient, new_api: Callable[..., ApiProcess], free_port: int, temporal: Client, bucket: Bucket
+) -> None:
+    """It starts, is not ready, and accepts; an API that has Temporal runs what was accepted at the first look."""
+    lonely = new_api(f"127.0.0.1:{free_port}")
+    assert (await http.get(f"{lonely.url}/livez")).status_code == 200
+    ready = await http.get(f"{lonely.url}/readyz")
+    assert (ready.status_code, ready.json()["type"]) == (503, "TemporalUnavailable")
+    ref = await send(http, lonely)
+    answer = await state_of(http, lonely, ref)
+    assert (answer["status"], "Temporal does not answer" in answer["warning"]) == ("queued", True)
+    async with streaming(http, url_of(lonely, ref)) as stream:
+        assert (await stream.next())[0] == "snapshot"
+    other = new_api()
+    assert (await http.get(f"{other.url}/readyz")).status_code == 200
+    async with working(temporal, Activities(pages(2), bucket)):
+        await until(lambda: _has(http, other, ref, "status", "complete"))
+
+
+async def test_no_worker_is_no_wait(http: httpx.AsyncClient, api: ApiProcess) -> None:
+    """An accepted upload that no worker answers for is shown within seconds, as queued, with a warning."""
+    ref = await send(http, api)
+    started = time.monotonic()
+    answer = await state_of(http, api, ref)
+    assert time.monotonic() - started < 3
+    assert (answer["status"], "no worker" in answer["warning"]) == ("queued", True)
+
+
+async def test_cancel_ends_the_upload(http: httpx.AsyncClient, api: ApiProcess, bucket: Bucket, temporal: Client) -> None:
+    """Cancel is accepted, the stream ends with ``cancelled``, twice is no error."""
+    fake = Activities(pages(3), bucket)
+    fake.gate.clear()
+    async with working(temporal, fake):
+        ref = await send(http, api)
+        async with streaming(http, url_of(api, ref)) as stream:
+            await stream.next()
+            assert (await http.post(f"{url_of(api, ref)}/cancel")).status_code == 202
+            name, data = (await stream.rest())[-1]
+        assert (name, json.loads(data)["status"]) == ("end", "cancelled")
+        assert (await http.post(f"{url_of(api, ref)}/cancel")).status_code == 202
+
+
+async def test_retry_reopens_an_upload(http: httpx.AsyncClient, api: ApiProcess, bucket: Bucket, temporal: Client) -> None:
+    """A failed sheet of an upload that has ended is tried again; whoever comes back sees only what changed."""
+    fake = Activities(pages(3), bucket)
+    fake.tile_errors[2] = [PageUnreadable("page 2")]
+    async with working(temporal, fake):
+        ref = await send(http, api)
+        async with streaming(http, url_of(api, ref)) as stream:
+            events = await stream.rest()
+            last_id = stream.last_id
+        assert json.loads(events[-1][1])["status"] == "partial"
+        fake.gate.clear()
+        assert (await http.post(f"{url_of(api, ref)}/sheets/2/retry")).status_code == 202
+        assert (await http.post(f"{url_of(api, ref)}/sheets/4/retry")).json()["type"] == "SheetNotFound"
+        async with streaming(http, url_of(api, ref), last_id) as stream:
+            fake.gate.set()
+            again = await stream.rest()
+    assert [name for name, _ in again][-1] == "end"
+    assert json.loads(again[-1][1])["status"] == "complete"
+    changed = {sheet["number"] for name, data in again if name == "change" for sheet in json.loads(data)["sheets"]}
+    assert changed == {2}
+    assert merged([*events, *again[:-1]]) == json.loads(bucket.get(ref.manifest).body)
+
+
+async def test_terminated_run_is_failed(http: httpx.AsyncClient, api: ApiProcess, bucket: Bucket, temporal: Client) -> None:
+    """An operator's Terminate ends the stream with ``failed``, and a reconcile brings the upload back."""
+    fake = Activities(pages(2), bucket)
+    fake.gate.clear()
+    async with working(temporal, fake):
+        ref = await send(http, api)
+        await until(lambda: _has(http, api, ref, "totalPages", 2))
+        async with streaming(http, url_of(api, ref)) as stream:
+            await stream.next()
+            await temporal.get_workflow_handle(ref.workflow_id).terminate()
+            name, data = (await stream.rest())[-1]
+        assert (name, json.loads(data)["status"], json.loads(data)["reason"]) == ("end", "failed", "Terminated")
+        fake.gate.set()
+        assert (await http.post(f"{url_of(api, ref)}/reconcile")).status_code == 202
+        await until(lambda: _has(http, api, ref, "status", "complete"))
+
+
+async def test_failing_bucket_is_a_warning(http: httpx.AsyncClient, api: ApiProcess, bucket: Bucket, temporal: Client) -> None:
+    """While an activity keeps failing, GET names its last failure and the number of tries."""
+    fake = Activities(pages(1), bucket)
+    fake.upload_errors[1] = [StorageUnavailable("the bucket answers 503")] * 4
+    async with working(temporal, fake):
+        ref = await send(http, api)
+
+        async def warned() -> bool:
+            warning = (await state_of(http, api, ref))["warning"]
+            return bool(warning and re.fullmatch(r"StorageUnavailable: the bucket answers 503 \(attempt \d+\)", warning))
+
+        await until(warned)
+        await until(lambda: _has(http, api, ref, "status", "complete"), 60)
+
+
+async def test_list_shows_running_and_ended_uploads(http: httpx.AsyncClient, api: ApiProcess, bucket: Bucket, temporal: Client) -> None:
+    """Newest first, each with its state."""
+    fake = Activities(pages(2), bucket)
+    async with working(temporal, fake):
+        first = await send(http, api, params={"filename": "one.pdf"})
+        await temporal.get_workflow_handle(first.workflow_id).result()
+        fake.manifest = None
+        fake.committed.clear()
+        fake.gate.clear()
+        second = await send(http, api, params={"filename": "two.pdf"})
+        await until(lambda: _has(http, api, second, "status", "processing"))
+        uploads = (await http.get(api.url + BASE)).json()["uploads"]
+        fake.gate.set()
+        await temporal.get_workflow_handle(second.workflow_id).result()
+    assert [(entry["fileName"], entry["status"], entry["progress"]) for entry in uploads] == [
+        ("two.pdf", "processing", 0),
+        ("one.pdf", "complete", 100),
+    ]
+
+
+@pytest.mark.parametrize(("name", "value"), [("SITELINK_HOST", "0.0.0.0"), ("SITELINK_PORT", "many"), ("SITELINK_BUCKET", "ftp://x")])  # noqa: S104 - it must be refused
+def test_unusable_setting_ends_the_process_with_2(name: str, value: str) -> None:
+    """One sentence names the variable, nothing is started."""
+    done = subprocess.run(
+        [sys.executable, "-m", "api"], env={**os.environ, name: value}, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 2
+    assert name in done.stderr
+    assert "Traceback" not in done.stderr

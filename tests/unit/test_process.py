@@ -1,0 +1,116 @@
+"""Child processes end with their group, and with us."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from deploy.process import Guard, Process, free_port, is_free
+
+FAMILY = ["/bin/sh", "-c", "sleep 300 & echo $!; wait"]
+"""A leader with a child, whose number it says."""
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; a zombie does not."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    return False
+
+
+def wait_for_word(process: Process) -> str:
+    """The first line that the process says."""
+    deadline = time.monotonic() + 10
+    while not process.tail():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return process.tail()
+
+
+def wait_for_end(pid: int) -> None:
+    """Returns when the process is gone."""
+    deadline = time.monotonic() + 10
+    while alive(pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def family(tmp_path: Path) -> Process:
+    """A leader with a child, not yet started."""
+    return Process(FAMILY, log=tmp_path / "family.log", environ=os.environ)
+
+
+def test_kill_ends_the_whole_group(family: Process) -> None:
+    """A killed leader takes its children along, and can be started again."""
+    for _ in range(2):
+        family.start()
+        child = int(wait_for_word(family))
+        assert family.is_running
+        assert family.kill() == -signal.SIGKILL
+        wait_for_end(child)
+        assert not family.is_running
+        assert family.kill() is None
+
+
+def test_kill_ends_what_a_dead_leader_left(family: Process) -> None:
+    """When the leader alone died, its children are still found by its group."""
+    family.start()
+    child = int(wait_for_word(family))
+    assert family.pid is not None
+    os.kill(family.pid, signal.SIGTERM)
+    deadline = time.monotonic() + 10
+    while family.is_running:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert alive(child)
+    assert family.kill() == -signal.SIGTERM
+    wait_for_end(child)
+
+
+def test_group_ends_with_whoever_started_it(tmp_path: Path) -> None:
+    """SIGKILL of the starter, which can do nothing about it, ends the group all the same."""
+    script = (
+        "import os, sys, pathlib, signal\n"
+        "from deploy.process import Process\n"
+        f"process = Process({FAMILY!r}, log=pathlib.Path(sys.argv[1]), environ=os.environ)\n"
+        "process.start()\n"
+        "while not process.tail(): pass\n"
+        "print(process.pid, process.tail(), flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", script, str(tmp_path / "log")], stdout=subprocess.PIPE, text=True, check=False)
+    assert run.returncode == -signal.SIGKILL
+    for pid in run.stdout.split():
+        wait_for_end(int(pid))
+
+
+def test_released_guard_kills_nothing(family: Process) -> None:
+    """A guard that let go leaves its process alone."""
+    family.start()
+    assert family.pid is not None
+    Guard(family.pid).release()
+    wait_for_word(family)
+    assert family.is_running
+    family.kill()
+
+
+def test_log_tail_is_that_of_the_last_start(tmp_path: Path) -> None:
+    """What a process said in an earlier life is not shown as its last words."""
+    process = Process(["/bin/sh", "-c", "echo $$"], log=tmp_path / "log", environ=os.environ)
+    for _ in range(2):
+        process.start()
+        pid = process.pid
+        assert wait_for_word(process) == str(pid)
+        process.kill()
+    assert len((tmp_path / "log").read_text().splitlines()) == 2
+
+
+def test_free_port_can_be_taken() -> None:
+    """A port that is called free is."""
+    assert is_free(free_port())

@@ -176,7 +176,10 @@ class ChildPool:
                 return child
         while self._idle and self._busy + len(self._idle) > self._slots:
             await self._idle.pop(0).end()
-        if self._server is None or self._server.lost:
+        if self._server is not None and self._server.lost:
+            await self._server.close()
+            self._server = None
+        if self._server is None:
             self._server = _ForkServer()
         return await self._server.fork(upload, self._limits.memory_bytes)
 
@@ -276,7 +279,7 @@ class _ForkServer:
     def __init__(self) -> None:
         self.lost = False
         self.ended: dict[int, asyncio.Future[int]] = {}
-        """pid of each child that was started, to its exit code or minus the signal."""
+        """pid of each child that is alive, to what will be its exit code or minus the signal."""
         self._starting: deque[asyncio.Future[int]] = deque()
         self._loop = asyncio.get_running_loop()
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -315,12 +318,12 @@ class _ForkServer:
 
     def kill(self, pid: int) -> None:
         """Kills a child, if it is alive."""
-        if not self.lost and not self.ended[pid].done():
+        if pid in self.ended:
             self._control.send(json.dumps({"kill": pid}).encode())
 
     async def close(self) -> None:
         """Ends every child, then the server; returns when they are gone."""
-        alive = [ended for ended in self.ended.values() if not ended.done()]
+        alive = list(self.ended.values())
         for pid in self.ended:
             self.kill(pid)
         if alive:

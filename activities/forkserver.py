@@ -11,6 +11,7 @@
 """
 
 import ctypes
+import errno
 import gc
 import json
 import os
@@ -131,6 +132,8 @@ class Renderer:
         except SiteLinkError as error:
             return {"error": error.type, "message": str(error)}
         except OSError as error:
+            if error.errno == errno.ENOMEM:
+                return {"error": MemoryError.__name__, "message": str(error)}
             return {"error": "OSError", "message": str(error), "errno": error.errno}
         except Exception as error:  # noqa: BLE001 (named to the parent, which replaces this child)
             return {"error": type(error).__name__, "message": str(error)}

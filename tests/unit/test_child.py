@@ -1,0 +1,513 @@
+"""Render children: what hostile documents do to them, and what is left of them."""
+
+import asyncio
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from activities.child import ChildLimits, ChildPool
+from activities.dzi import Pyramid
+from activities.errors import (
+    NoPages,
+    NotAPdf,
+    PageUnreadable,
+    PasswordRequired,
+    RenderCrashed,
+    RenderFault,
+    RenderOutOfMemory,
+    RenderTimeout,
+    SiteLinkError,
+    TooManyPages,
+    UnreadablePdf,
+)
+from activities.interface import TilePage
+from activities.records import UploadOptions
+from activities.tilezip import THUMBNAIL, TILES, TileZip
+from tests.resources import make_pdfs
+
+ROOT = Path(__file__).parents[2]
+CORPUS = ROOT.parent / "shared" / "corpus"
+DEADLINE_S = 20
+OPTIONS = UploadOptions()
+
+
+def silent() -> None:
+    """Hears no beat."""
+
+
+@asynccontextmanager
+async def children(slots: int = 1, limits: ChildLimits | None = None) -> AsyncIterator[ChildPool]:
+    """A pool that leaves nothing behind."""
+    pool = ChildPool(slots, limits)
+    try:
+        yield pool
+    finally:
+        await pool.close()
+        assert descendants() == set()
+
+
+def descendants(of: int | None = None) -> set[int]:
+    """The processes that came from one, this one by default, through any number of others."""
+    parents: dict[int, int] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, parent = stat.read_text().rsplit(")", 1)[1].split()[:2]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if state != "Z":
+            parents[int(stat.parent.name)] = int(parent)
+    found: set[int] = set()
+    new = {of or os.getpid()}
+    while new:
+        new = {pid for pid, parent in parents.items() if parent in new}
+        found |= new
+    return found
+
+
+def render_children(of: int | None = None) -> set[int]:
+    """Those that are forked from a fork server."""
+    return set().union(*(descendants(server) for server in descendants(of))) if descendants(of) else set()
+
+
+def eventually(condition: Callable[[], object]) -> None:
+    """Waits for a condition of other processes."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline, "not in time"
+        time.sleep(0.02)
+
+
+async def eventually_async(condition: Callable[[], object]) -> None:
+    """Waits for a condition while the event loop runs."""
+    async with asyncio.timeout(DEADLINE_S):
+        while not condition():  # noqa: ASYNC110 (processes have no event)
+            await asyncio.sleep(0.02)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process is there and no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def environment(pid: int) -> bytes:
+    """What a process was started with."""
+    return Path(f"/proc/{pid}/environ").read_bytes()
+
+
+class Sheets:
+    """PDFs in a directory, and calls for their pages."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._targets = 0
+
+    def source(self, data: bytes, name: str = "source.pdf") -> Path:
+        """Writes a PDF."""
+        path = self._directory / name
+        path.write_bytes(data)
+        return path
+
+    def target(self) -> Path:
+        """A new directory."""
+        self._targets += 1
+        path = self._directory / f"page-{self._targets}"
+        path.mkdir()
+        return path
+
+    async def tile(
+        self,
+        pool: ChildPool,
+        source: Path,
+        upload: str = "a",
+        number: int = 1,
+        size: tuple[int, int] = (200, 100),
+        beat: Callable[[], None] = silent,
+    ) -> Path:
+        """Tiles a page; returns the directory."""
+        target = self.target()
+        engines = await pool.tile_page(upload, source, TilePage("o/p/q/u", number, *size, OPTIONS), target, beat)
+        assert engines.keys() == {"pdfium", "libvips", "sitelink-raster"}
+        return target
+
+
+@pytest.fixture
+def sheets(tmp_path: Path) -> Sheets:
+    """A place for PDFs and tiles."""
+    return Sheets(tmp_path)
+
+
+async def test_count_then_tile_gives_every_tile(sheets: Sheets) -> None:
+    """The geometry that is counted is what is tiled; thumbnail and archive are there when the call returns."""
+    source = sheets.source(make_pdfs.plan_set(2))
+    async with children() as pool:
+        document = await pool.count_pages("a", source, OPTIONS, 2000, silent)
+        assert [(page.title, page.width, page.height) for page in document.pages] == [
+            ("A-101 - Floor 1", 5100, 3300),
+            ("A-102 - Floor 2", 5100, 3300),
+        ]
+        page = document.pages[1]
+        target = await sheets.tile(pool, source, number=page.number, size=(page.width, page.height))
+    assert (target / THUMBNAIL).stat().st_size > 0
+    check_complete(target, Pyramid(page.width, page.height))
+
+
+def check_complete(target: Path, pyramid: Pyramid) -> None:
+    """Every expected tile is in the archive, or blank; no other is."""
+    with TileZip(target / TILES) as tiles:
+        expected = {f"{level}/{column}_{row}.jpeg": (level, column, row) for level, column, row in pyramid.tiles()}
+        assert tiles.names.keys() <= expected.keys()
+        for name in expected.keys() - tiles.names.keys():
+            assert tiles.blank(*pyramid.tile_rectangle(*expected[name])[2:])
+
+
+async def test_child_stays_for_the_upload_and_goes_with_it(sheets: Sheets) -> None:
+    """Warm for the next page of the same upload; another upload gets another process; a retired upload leaves none."""
+    source = sheets.source(make_pdfs.plan_set(2))
+    async with children() as pool:
+        await sheets.tile(pool, source)
+        first = render_children()
+        assert len(first) == 1
+        await sheets.tile(pool, source, number=2)
+        assert render_children() == first
+        await sheets.tile(pool, source, upload="b")
+        second = render_children()
+        assert len(second) == 1
+        assert second.isdisjoint(first)
+        await pool.retire("a")
+        assert render_children() == second
+        await pool.retire("b")
+        assert render_children() == set()
+
+
+async def test_child_is_replaced_after_its_pages(sheets: Sheets) -> None:
+    """A number of pages, then a fresh process."""
+    source = sheets.source(make_pdfs.one_page())
+    async with children(limits=ChildLimits(pages_per_child=2)) as pool:
+        await sheets.tile(pool, source)
+        first = render_children()
+        await sheets.tile(pool, source)
+        assert render_children() == set()
+        await sheets.tile(pool, source)
+        assert render_children().isdisjoint(first)
+
+
+async def test_no_more_children_than_slots(sheets: Sheets) -> None:
+    """Many uploads at once: everyone is served, nobody sees more processes than slots, those who wait beat."""
+    source = sheets.source(make_pdfs.plan_set(1))
+    most, beats = 0, 0
+
+    def beat() -> None:
+        nonlocal beats
+        beats += 1
+
+    async def watch() -> None:
+        nonlocal most
+        while True:
+            most = max(most, len(render_children()))
+            await asyncio.sleep(0.05)
+
+    async with children(slots=2) as pool:
+        watching = asyncio.create_task(watch())
+        await asyncio.gather(*(sheets.tile(pool, source, upload=f"u{index % 4}", size=(5100, 3300), beat=beat) for index in range(12)))
+        watching.cancel()
+    assert most == 2
+    assert beats > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [
+        ("html_error_page", NotAPdf),
+        ("cut_off", UnreadablePdf),
+        ("password_needed", PasswordRequired),
+        ("no_pages", NoPages),
+        ("many_pages_3000", TooManyPages),
+    ],
+)
+async def test_refusals_cross_by_name_and_leave_the_child(sheets: Sheets, name: str, error: type[SiteLinkError]) -> None:
+    """The same class and sentence as in the child, which goes on with the upload."""
+    source = sheets.source(make_pdfs.ALL[name]())
+    async with children() as pool:
+        with pytest.raises(error) as first:
+            await pool.count_pages("a", source, OPTIONS, 2000, silent)
+        child = render_children()
+        with pytest.raises(error) as second:
+            await pool.count_pages("a", source, OPTIONS, 2000, silent)
+        assert str(first.value) == str(second.value)
+        assert render_children() == child
+
+
+async def test_unreadable_page_leaves_the_others(sheets: Sheets) -> None:
+    """One page is refused by name, the next one is tiled by the same child."""
+    source = sheets.source(make_pdfs.bad_pages_among_good())
+    async with children() as pool:
+        with pytest.raises(PageUnreadable, match="page 3"):
+            await sheets.tile(pool, source, number=3)
+        child = render_children()
+        await sheets.tile(pool, source, number=5)
+        assert render_children() == child
+
+
+async def test_child_that_dies_is_a_crash(sheets: Sheets) -> None:
+    """SIGSEGV in the middle of a page: named, with the signal; the next page gets a fresh child. A warm child is not the page's fault."""
+    hangs = sheets.source(make_pdfs.nested_forms(), "hangs.pdf")
+    async with children() as pool:
+        for fresh in (True, False):
+            if not fresh:
+                await pool.count_pages("a", hangs, OPTIONS, 2000, silent)
+            task = asyncio.create_task(sheets.tile(pool, hangs))
+            await eventually_async(render_children)
+            (child,) = render_children()
+            os.kill(child, signal.SIGSEGV)
+            with pytest.raises(RenderCrashed, match="SIGSEGV") as fault:
+                await task
+            assert fault.value.fresh_child is fresh
+            assert render_children() == set()
+        await sheets.tile(pool, sheets.source(make_pdfs.one_page()), upload="b")
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [(ChildLimits(cpu_s=1), "not done after 1 s of CPU time"), (ChildLimits(wall_s=0.7), "not done after 0.7 s")],
+    ids=["cpu", "wall"],
+)
+async def test_page_that_never_ends_is_a_timeout(sheets: Sheets, limits: ChildLimits, message: str) -> None:
+    """By CPU time or by the clock; the limit is in the message and the process is gone."""
+    beats: list[float] = []
+    async with children(limits=limits) as pool:
+        with pytest.raises(RenderTimeout, match=message) as fault:
+            await sheets.tile(pool, sheets.source(make_pdfs.nested_forms()), beat=lambda: beats.append(time.monotonic()))
+        assert fault.value.fresh_child
+        assert render_children() == set()
+        assert beats or limits.wall_s < 1
+
+
+async def test_cpu_limit_counts_each_page_for_itself(sheets: Sheets) -> None:
+    """A warm child may do any number of pages that each stay below the limit."""
+    source = sheets.source(make_pdfs.plan_set(1))
+    async with children(limits=ChildLimits(cpu_s=1)) as pool:
+        for _ in range(12):
+            await sheets.tile(pool, source, size=(5100, 3300))
+        assert len(render_children()) == 1
+
+
+async def test_page_that_eats_memory_is_out_of_memory(sheets: Sheets) -> None:
+    """Killed at the limit; with enough memory the same page is drawn."""
+    source = sheets.source(make_pdfs.inflates_to(64 << 20))
+    async with children(limits=ChildLimits(memory_bytes=100 << 20)) as pool:
+        with pytest.raises(RenderOutOfMemory, match="104,857,600 bytes") as fault:
+            await sheets.tile(pool, source)
+        assert fault.value.fresh_child
+        assert render_children() == set()
+    async with children() as pool:
+        await sheets.tile(pool, source)
+
+
+async def test_image_without_memory_is_never_left_out(sheets: Sheets) -> None:
+    """PDFium skips what it cannot allocate: at any limit the page is drawn with its image, or it is a fault."""
+    source = sheets.source(make_pdfs.wide_image(8000, 8000))
+    for megabytes in (40, 60, 100):
+        async with children(limits=ChildLimits(memory_bytes=megabytes << 20)) as pool:
+            try:
+                target = await sheets.tile(pool, source)
+            except RenderOutOfMemory:
+                continue
+            with TileZip(target / TILES) as tiles:
+                colour = Image.open(io.BytesIO(tiles.read("8/0_0.jpeg"))).getpixel((100, 50))
+            assert isinstance(colour, tuple)
+            assert all(abs(ours - theirs) < 8 for ours, theirs in zip(colour, (0x20, 0x40, 0x80), strict=True))
+
+
+async def test_refused_allocation_is_a_render_fault(sheets: Sheets) -> None:
+    """A page too large for the kernel's limit ends as a fault, not in a hang."""
+    async with children(limits=ChildLimits(memory_bytes=64 << 20)) as pool:
+        with pytest.raises(RenderOutOfMemory):
+            await sheets.tile(pool, sheets.source(make_pdfs.one_page()), size=(40_000, 30_000))
+
+
+async def test_cancel_kills_the_child_first(sheets: Sheets) -> None:
+    """When the cancellation comes out, the process is gone; the slot is free again."""
+    async with children() as pool:
+        task = asyncio.create_task(sheets.tile(pool, sheets.source(make_pdfs.nested_forms(), "hangs.pdf")))
+        await eventually_async(render_children)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert render_children() == set()
+        await sheets.tile(pool, sheets.source(make_pdfs.one_page()))
+
+
+async def test_cancel_of_a_waiting_caller_takes_no_slot(sheets: Sheets) -> None:
+    """Whoever gives up in the queue leaves it as it was."""
+    source = sheets.source(make_pdfs.one_page())
+    async with children() as pool:
+        busy = asyncio.create_task(sheets.tile(pool, sheets.source(make_pdfs.nested_forms(), "hangs.pdf")))
+        await eventually_async(render_children)
+        waiting = [asyncio.create_task(sheets.tile(pool, source, upload="b")) for _ in range(3)]
+        await asyncio.sleep(0)
+        for task in (*waiting[:2], busy):
+            task.cancel()
+        results = await asyncio.gather(busy, *waiting, return_exceptions=True)
+        assert [isinstance(result, asyncio.CancelledError) for result in results] == [True, True, True, False]
+        await sheets.tile(pool, source)
+
+
+async def test_lost_fork_server_is_replaced(sheets: Sheets) -> None:
+    """Killed while a page is drawn: the child dies with it, the page is a crash, the next call starts another."""
+    async with children() as pool:
+        task = asyncio.create_task(sheets.tile(pool, sheets.source(make_pdfs.nested_forms(), "hangs.pdf")))
+        await eventually_async(render_children)
+        before = descendants()
+        (server,) = before - render_children()
+        os.kill(server, signal.SIGKILL)
+        with pytest.raises(RenderCrashed):
+            await task
+        await eventually_async(lambda: not any(map(alive, before)))
+        await sheets.tile(pool, sheets.source(make_pdfs.one_page()))
+
+
+async def test_full_disk_is_an_os_error(sheets: Sheets) -> None:
+    """What cannot be written is no fault of the page; it may be tried again."""
+    async with children() as pool:
+        target = sheets.target()
+        target.rmdir()
+        with pytest.raises(OSError, match="unable to open for write"):
+            await pool.tile_page("a", sheets.source(make_pdfs.one_page()), TilePage("o/p/q/u", 1, 200, 100, OPTIONS), target, silent)
+        with pytest.raises(FileNotFoundError):
+            await pool.count_pages("a", target / "absent.pdf", OPTIONS, 2000, silent)
+
+
+async def test_close_ends_busy_children_too(sheets: Sheets) -> None:
+    """Nothing is left running, and whoever waited hears of it."""
+    pool = ChildPool(1)
+    task = asyncio.create_task(sheets.tile(pool, sheets.source(make_pdfs.nested_forms())))
+    await eventually_async(render_children)
+    await pool.close()
+    assert descendants() == set()
+    with pytest.raises(RenderFault):
+        await task
+
+
+async def test_render_processes_see_no_secrets(sheets: Sheets) -> None:
+    """The bucket's keys are not in the environment of a process that opens strangers' files."""
+    os.environ["AWS_SECRET_ACCESS_KEY"] = "secret"  # noqa: S105 (made up)
+    try:
+        async with children() as pool:
+            await sheets.tile(pool, sheets.source(make_pdfs.one_page()))
+            assert not any(b"AWS_SECRET_ACCESS_KEY" in environment(pid) for pid in descendants())
+    finally:
+        del os.environ["AWS_SECRET_ACCESS_KEY"]
+
+
+WORKER = """
+import asyncio, sys
+from pathlib import Path
+from activities.child import ChildPool
+from activities.interface import TilePage
+from activities.records import UploadOptions
+
+async def main():
+    pool = ChildPool(2)
+    pages = [TilePage("o/p/q/u", 1, 200, 100, UploadOptions())] * 2
+    await asyncio.gather(*(pool.tile_page("a", Path(sys.argv[1]), page, Path(sys.argv[2]), lambda: None) for page in pages))
+
+asyncio.run(main())
+"""
+
+
+@pytest.fixture
+def worker(sheets: Sheets) -> Iterator[subprocess.Popen[bytes]]:
+    """A process whose two children are busy for hours."""
+    source = sheets.source(make_pdfs.nested_forms())
+    with subprocess.Popen([sys.executable, "-c", WORKER, source, sheets.target()], cwd=ROOT) as process:
+        try:
+            eventually(lambda: len(render_children(process.pid)) == 2)
+            yield process
+        finally:
+            process.kill()
+
+
+def test_killed_worker_leaves_no_orphan(worker: subprocess.Popen[bytes]) -> None:
+    """SIGKILL of the worker alone: the fork server and both busy children die at once."""
+    left = descendants(worker.pid)
+    assert len(left) == 3
+    worker.kill()
+    worker.wait()
+    eventually(lambda: not any(map(alive, left)))
+
+
+def test_signals_of_the_terminal_are_the_workers_to_handle(worker: subprocess.Popen[bytes]) -> None:
+    """SIGINT and SIGTERM to every render process change nothing: the worker finishes its pages first."""
+    left = descendants(worker.pid)
+    for pid in left:
+        os.kill(pid, signal.SIGINT)
+        os.kill(pid, signal.SIGTERM)
+    time.sleep(0.3)  # long enough for a signal to act, and nothing else to wait for
+    assert all(map(alive, left))
+    assert worker.poll() is None
+
+
+def test_parent_loads_no_native_library() -> None:
+    """The worker's process itself can open no PDF."""
+    code = "import sys, activities.child; print([name for name in sys.modules if name.startswith(('pypdfium2', 'pikepdf', 'pyvips'))])"
+    assert json.loads(subprocess.check_output([sys.executable, "-c", code], cwd=ROOT)) == []
+
+
+MINUTES = ChildLimits(cpu_s=60, wall_s=100)
+REFUSED = {
+    "brotli_filter_prototype": "UnreadablePdf",
+    "corrupted_artur": "UnreadablePdf",
+    "cropbox_no_overlap_pdfium": "PageUnreadable",
+    "enc_libreoffice_openpassword": "PasswordRequired",
+    "enc_user_pw_nonascii_aeoa": "PasswordRequired",
+    "enc_user_pw_test_user": "PasswordRequired",
+    "fuzz_poppler_395": "UnreadablePdf",
+    "fuzz_poppler_85140_page_height_2e31": "PageTooLarge",
+    "page_tree_recursive_kids": "PageUnreadable",
+    "polyglot_pe_zip_pdf": "UnreadablePdf",
+    "syn_enc_aes256_user_pw_secret": "PasswordRequired",
+    "syn_html_error_page": "NotAPdf",
+    "syn_mediabox_1e6pt": "PageTooLarge",
+    "syn_page_tree_5000_deep": "PageUnreadable",
+    "syn_same_page_100000x": "TooManyPages",
+    "syn_truncated_last_1k": "UnreadablePdf",
+    "syn_zero_bytes": "NotAPdf",
+    "syn_zero_pages": "NoPages",
+}
+"""What must come of a hostile file; the first page of all others is measured."""
+
+
+@pytest.mark.parametrize("path", sorted(CORPUS.glob("hostile/*.pdf")), ids=lambda path: path.stem)
+async def test_hostile_file_is_measured_or_refused_by_name(path: Path) -> None:
+    """No file of the corpus ends in anything but a document or the right name."""
+    async with children(limits=MINUTES) as pool:
+        try:
+            document = await pool.count_pages("a", path, OPTIONS, 2000, silent)
+        except SiteLinkError as error:
+            assert error.type == REFUSED.get(path.stem)  # noqa: PT017 (a page's refusal is no exception)
+        else:
+            assert document.pages[0].reason == REFUSED.get(path.stem)
+
+
+@pytest.mark.parametrize("path", sorted(CORPUS.glob("plans/*.pdf")), ids=lambda path: path.stem)
+async def test_first_page_of_a_plan_is_tiled(sheets: Sheets, path: Path) -> None:
+    """Real plan sets: every page measured, the first one tiled whole, within the default limits."""
+    async with children() as pool:
+        document = await pool.count_pages("a", path, OPTIONS, 2000, silent)
+        assert all(page.reason is None and not page.scaled for page in document.pages)
+        page = document.pages[0]
+        target = await sheets.tile(pool, path, size=(page.width, page.height))
+    check_complete(target, Pyramid(page.width, page.height))

@@ -2,7 +2,7 @@
 
 import { getJson, sendFile, uploadsUrl } from "./api.js";
 import { $, showBadge, showBar } from "./dom.js";
-import { duration, isFinal, moment, refusal, sheets, sheetsOf, size, UPLOAD_WORDS } from "./text.js";
+import { duration, isFinal, moment, refusal, sentence, sheets, sheetsOf, size, UPLOAD_WORDS } from "./text.js";
 
 const REFRESH_MS = 10_000;
 const NEWEST = 200; // the most that the API lists
@@ -126,7 +126,7 @@ export class Home {
   #showError(type, detail, fallbackTitle) {
     const { title, help } = refusal(type, fallbackTitle);
     $("form-error-title").textContent = title;
-    $("form-error-detail").textContent = detail;
+    $("form-error-detail").textContent = sentence(detail);
     $("form-error-help").textContent = help;
     $("form-error-help").hidden = !help;
     $("form-error-type").textContent = type;
@@ -140,7 +140,7 @@ export class Home {
     try {
       ({ uploads } = await getJson(`${uploadsUrl(plan)}?limit=${NEWEST}`));
     } catch (problem) {
-      if (plan === this.plan) $("uploads-note").textContent = `The list could not be loaded (${problem.type}): ${problem.message}`;
+      if (plan === this.plan) $("uploads-note").textContent = `The list could not be loaded (${problem.type}). ${sentence(problem.message)}`;
     }
     if (plan !== this.plan) return;
     if (uploads) this.#showList(uploads);

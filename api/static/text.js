@@ -30,6 +30,12 @@ export function refusal(type, fallbackTitle) {
   return { title, help };
 }
 
+/** The server's messages are written to follow a name and a colon; here they stand alone. */
+export function sentence(text) {
+  const whole = text.charAt(0).toUpperCase() + text.slice(1);
+  return /[.!?]$/.test(whole) ? whole : `${whole}.`;
+}
+
 export function isFinal(status) {
   return status !== "queued" && status !== "processing";
 }

@@ -3,7 +3,7 @@
 import { descriptorUrl, parsePath, post, thumbnailUrl, uploadUrl } from "./api.js";
 import { $, showBadge, showBar } from "./dom.js";
 import { Live } from "./live.js";
-import { clockTime, count, duration, isFinal, moment, refusal, SHEET_WORDS, sheets, sheetsOf, size, UPLOAD_WORDS } from "./text.js";
+import { clockTime, count, duration, isFinal, moment, refusal, sentence, SHEET_WORDS, sheets, sheetsOf, size, UPLOAD_WORDS } from "./text.js";
 import { Viewer } from "./viewer.js";
 
 const ANNOUNCE_MS = 10_000;
@@ -125,6 +125,7 @@ export class UploadView {
     $("bar").dataset.status = status;
     $("overall").hidden = final && !total;
     if (final && document.activeElement === $("cancel")) $("file-name").focus();
+    $("filter-open").textContent = final ? "Not done" : "In progress";
     $("cancel").hidden = final;
 
     if (status !== this.status) {
@@ -147,7 +148,7 @@ export class UploadView {
     let said = null;
     if (status === "failed") {
       const { title, help } = refusal(reason, total ? "No sheet could be made" : "This upload failed");
-      said = { title, detail, help, type: reason, kind: "bad" };
+      said = { title, detail: sentence(detail ?? ""), help, type: reason, kind: "bad" };
     } else if (status === "partial") {
       said = { title: `${sheets(failed)} failed`, detail: "All others are ready. A failed sheet says why, and can be tried again.", kind: "warn" };
     } else if (status === "cancelled") {
@@ -176,7 +177,7 @@ export class UploadView {
     $("file-name").textContent = status === 404 || status === undefined ? "There is no such upload" : "This upload cannot be shown";
     $("overall").hidden = true;
     $("sheets-section").hidden = true;
-    this.#say({ title: "The server has nothing at this address", detail: message, type, kind: "bad" });
+    this.#say({ title: "The server has nothing at this address", detail: sentence(message), type, kind: "bad" });
   }
 
   #showNews(kind, time) {
@@ -253,12 +254,16 @@ export class UploadView {
     }
 
     const failure = card.querySelector(".failure");
+    if (sheet.status !== "failed" && failure.contains(document.activeElement)) {
+      card.tabIndex = -1;
+      card.focus();
+    }
     failure.hidden = sheet.status !== "failed";
     if (!failure.hidden) {
-      card.querySelector(".detail").textContent = sheet.detail ?? "";
+      card.querySelector(".detail").textContent = sentence(sheet.detail ?? "");
       card.querySelector("code").textContent = sheet.reason ?? "";
       const retry = card.querySelector(".retry");
-      retry.disabled = false;
+      retry.setAttribute("aria-disabled", false);
       retry.textContent = "Retry";
       retry.setAttribute("aria-label", `Retry sheet ${sheet.number}`);
     }
@@ -289,7 +294,8 @@ export class UploadView {
 
   async #retry(number, button) {
     const live = this.live;
-    button.disabled = true;
+    if (button.getAttribute("aria-disabled") === "true") return;
+    button.setAttribute("aria-disabled", true); // not disabled: that would take the focus away
     button.textContent = "Asked to try again…";
     try {
       await post(`${uploadUrl(this.ref)}/sheets/${number}/retry`);
@@ -298,15 +304,15 @@ export class UploadView {
       const sheet = live.sheets.get(number);
       if (this.live === live && sheet?.status === "failed") this.#showCard(this.cards.get(number), sheet);
     } catch (problem) {
-      button.disabled = false;
+      button.setAttribute("aria-disabled", false);
       button.textContent = "Retry";
-      button.parentElement.querySelector(".detail").textContent = `${problem.message} (${problem.type})`;
-      button.focus();
+      button.parentElement.querySelector(".detail").textContent = `${sentence(problem.message)} (${problem.type})`;
     }
   }
 
   async #cancel() {
     if (!confirm("Cancel this upload? Sheets that are ready stay.")) return;
+    $("file-name").focus(); // the button is about to go
     $("cancel").disabled = true;
     this.#announce("Cancelling.");
     try {
@@ -314,7 +320,7 @@ export class UploadView {
       $("news").textContent = "Cancelling…";
     } catch (problem) {
       $("cancel").disabled = false;
-      $("news").textContent = `It could not be cancelled (${problem.type}): ${problem.message}`;
+      $("news").textContent = `It could not be cancelled (${problem.type}). ${sentence(problem.message)}`;
     }
   }
 }

@@ -90,7 +90,7 @@ export class Viewer {
       drawer: "canvas", // line drawings gain nothing from WebGL, and a phone may take the context away
       showNavigationControl: false,
       showNavigator: matchMedia("(min-width: 720px) and (min-height: 500px)").matches,
-      navigatorPosition: "BOTTOM_RIGHT",
+      navigatorPosition: "BOTTOM_LEFT", // not over the title block
       navigatorAutoFade: false,
       navigatorBackground: "#8d99a6",
       navigatorBorderColor: "#556270",
@@ -106,6 +106,9 @@ export class Viewer {
       tileRetryMax: 2,
       placeholderFillStyle: "#ffffff",
     });
+    const showNavigator = () => $("stage").classList.toggle("whole", engine.viewport.getZoom() < engine.viewport.getHomeZoom() * 1.02);
+    engine.addHandler("zoom", showNavigator);
+    engine.addHandler("open", showNavigator);
     engine.addHandler("open", () => {
       $("viewer-message").hidden = true;
     });

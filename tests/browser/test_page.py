@@ -7,11 +7,13 @@ import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pikepdf
 import pytest
 from playwright.async_api import Page, Response, Route, async_playwright, expect
+
+from deploy.local import Stack
 
 CHROMIUM_ARGUMENTS = [
     "--no-sandbox",
@@ -23,12 +25,6 @@ CHROMIUM_ARGUMENTS = [
 ]
 PROCESSING_MS = 90_000
 POINTS = 72
-
-
-class Stack(Protocol):
-    """What these tests need of the ``stack`` fixture."""
-
-    api_url: str
 
 
 class WatchedPage:
@@ -155,7 +151,7 @@ async def test_page_reload_shows_the_same_state(stack: Stack) -> None:
     """A reload in the middle loses nothing that was ready; a reload at the end, and of an open sheet, shows the same."""
     async with chromium_page(stack.api_url) as watched:
         page = watched.page
-        await watched.upload("reload.pdf", plan_pdf(14, 30, 22))
+        await watched.upload("reload.pdf", plan_pdf(8, 30, 22))
         await page.wait_for_selector(".sheet[data-status=ready]", timeout=PROCESSING_MS)
         await expect(page.locator("#status")).to_have_text("Processing")
         before = await watched.cards()
@@ -176,13 +172,13 @@ async def test_page_reload_shows_the_same_state(stack: Stack) -> None:
         await expect(page.locator("#viewer-title")).to_have_text("A-105 - Floor <b>5</b>")
         await page.keyboard.press("Escape")
         await expect(page.locator("#viewer")).to_be_hidden()
-        assert "#" not in page.url
+        await expect(page).to_have_url(re.compile(r"^[^#]+$"))
         await expect(page.locator(".sheet:nth-child(5) .open")).to_be_focused()
 
         await page.goto(f"{stack.api_url}/")
         row = page.locator(".uploads a", has_text="reload.pdf").first
         await expect(row).to_contain_text("Complete")
-        await expect(row).to_contain_text("14 sheets")
+        await expect(row).to_contain_text("8 sheets")
         watched.check_quiet()
 
 
@@ -322,4 +318,55 @@ async def test_page_failed_sheet_shows_its_reason_and_can_be_retried(stack: Stac
         assert (await answer.value).status == 202
         await expect(failed.get_by_role("button", name="Retry sheet 2")).to_have_text("Retry", timeout=PROCESSING_MS)
         await expect(page.locator("#status")).to_have_text("Partly complete", timeout=PROCESSING_MS)
+        watched.check_quiet()
+
+
+async def test_page_takes_a_dropped_file(stack: Stack) -> None:
+    """A PDF dropped anywhere on the page is chosen, and the page stays."""
+    async with chromium_page(stack.api_url) as watched:
+        page = watched.page
+        await page.goto(f"{stack.api_url}/")
+        await page.evaluate(
+            """() => {
+                const dataTransfer = new DataTransfer();
+                dataTransfer.items.add(new File(["%PDF-1.7"], "dropped.pdf", { type: "application/pdf" }));
+                document.body.dispatchEvent(new DragEvent("drop", { dataTransfer, bubbles: true, cancelable: true }));
+            }"""
+        )
+        await expect(page.locator("#chosen")).to_have_text("dropped.pdf (8 bytes)")
+        await expect(page.locator("#submit")).to_be_focused()
+        watched.check_quiet()
+
+
+async def test_page_warns_before_it_leaves_a_running_upload(stack: Stack) -> None:
+    """While bytes are being sent, leaving asks first; Stop ends the upload and keeps the file chosen."""
+    async with chromium_page(stack.api_url) as watched:
+        page = watched.page
+        held: list[Route] = []
+        await page.route(re.compile(r"/uploads\?filename="), lambda route: held.append(route))
+        await watched.upload("held.pdf", plan_pdf(1))
+        await expect(page.get_by_role("progressbar", name="Upload of the file")).to_be_visible()
+        async with page.expect_event("dialog") as asked:
+            await page.close(run_before_unload=True)
+        dialog = await asked.value
+        assert dialog.type == "beforeunload"
+        await dialog.dismiss()
+        await page.click("#abort")
+        await expect(page.locator("#chosen")).to_contain_text("held.pdf")
+        await expect(page.locator("#submit")).to_be_focused()
+        watched.check_quiet()
+
+
+async def test_page_cancel_ends_the_upload(stack: Stack) -> None:
+    """Cancel asks first, then the upload ends as cancelled and the page says what stays."""
+    async with chromium_page(stack.api_url) as watched:
+        page = watched.page
+        page.on("dialog", lambda dialog: dialog.accept())
+        await watched.upload("cancel.pdf", plan_pdf(12, 30, 22))
+        await page.wait_for_selector(".sheet[data-status=tiling]", timeout=PROCESSING_MS)
+        await page.click("#cancel")
+        await expect(page.locator("#status")).to_have_text("Cancelled", timeout=PROCESSING_MS)
+        await expect(page.locator("#verdict")).to_contain_text("stay usable")
+        await expect(page.locator("#cancel")).to_be_hidden()
+        await expect(page.locator("#file-name")).to_be_focused()
         watched.check_quiet()

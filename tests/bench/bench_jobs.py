@@ -1,0 +1,133 @@
+"""Whole jobs through the embedded stack: ``python -m tests.bench.bench_jobs [--original SHEET,SHEET,...] FILE.pdf ...``.
+
+Prints a Markdown table: sheets, tiles, seconds from the request to the final state, CPU seconds of all processes, and the peak memory
+of the tile worker and of its largest render child. With ``--original``, the original pipeline (``vips dzsave`` with poppler, page by page)
+does the named sheets of each file in the same run, onto the same disk. Everything is written below ``--directory``.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+
+from deploy.local import Stack
+
+UPLOADS = "/v1/organizations/local/projects/demo/plans/bench/uploads"
+TICKS = os.sysconf("SC_CLK_TCK")
+FINAL = {"complete", "partial", "failed", "cancelled"}
+
+
+@dataclass
+class Usage:
+    """What the processes of a stack take, looked at all the time: a render child that has ended is no longer there to be asked."""
+
+    stack: Stack
+    cpu_s: dict[int, float] = field(default_factory=dict)
+    peak_worker_bytes: int = 0
+    peak_child_bytes: int = 0
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    def watch(self) -> None:
+        """Looks until told to stop."""
+        while not self.stop.wait(0.05):
+            self.look()
+
+    def look(self) -> None:
+        """Takes one look at every process."""
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                fields = stat.read_text().rsplit(")", 1)[1].split()
+                status = (stat.parent / "status").read_text()
+                command = (stat.parent / "cmdline").read_text()
+            except OSError:
+                continue
+            environment = {process.pid for process in self.stack.processes.values()}
+            if int(fields[2]) not in environment:  # the process group
+                continue
+            pid = int(stat.parent.name)
+            self.cpu_s[pid] = (int(fields[11]) + int(fields[12])) / TICKS
+            if "VmHWM" not in status:
+                continue
+            peak = int(status.split("VmHWM:")[1].split()[0]) * 1024
+            if "activities.forkserver" in command:
+                self.peak_child_bytes = max(self.peak_child_bytes, peak)
+            elif "worker\0tile" in command:
+                self.peak_worker_bytes = max(self.peak_worker_bytes, peak)
+
+
+def run_job(stack: Stack, pdf: Path) -> tuple[dict[str, object], float]:
+    """Sends a PDF and waits for its final state; returns it and the seconds."""
+    begun = time.monotonic()
+    with httpx.Client(base_url=stack.api_url, timeout=30) as client:
+        with pdf.open("rb") as body:
+            headers = {"Content-Type": "application/pdf", "Content-Length": str(pdf.stat().st_size)}
+            response = client.post(UPLOADS, content=body, headers=headers)
+        response.raise_for_status()
+        while True:
+            status = client.get(response.headers["Location"]).json()
+            if status["status"] in FINAL:
+                return status, time.monotonic() - begun
+            time.sleep(0.1)
+
+
+def original_s(pdf: Path, sheet: int, directory: Path) -> float:
+    """Seconds that the original pipeline takes for one sheet; ``sheet`` is 1-based."""
+    target = directory / "original"
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir()
+    source = f"{pdf}[page={sheet - 1},dpi=300]"
+    begun = time.monotonic()
+    subprocess.run(["vips", "dzsave", source, str(target / "out"), "--tile-size", "256", "--overlap", "1"], check=True)
+    seconds = time.monotonic() - begun
+    shutil.rmtree(target)
+    return seconds
+
+
+def main() -> None:
+    """Runs every job in a stack of its own and prints the table."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("files", type=Path, nargs="+")
+    parser.add_argument("--original", default="", help="1-based numbers of sheets, for the original pipeline")
+    parser.add_argument("--directory", type=Path, default=Path("/dev/shm"), help="where everything is written")  # noqa: S108
+    arguments = parser.parse_args()
+    print("| file | state | sheets | tiles | s | CPU s | worker MB | child MB | original pipeline |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for pdf in arguments.files:
+        with tempfile.TemporaryDirectory(dir=arguments.directory) as name:
+            directory = Path(name)
+            stack = Stack(directory / "stack", port=0, temporal_ports=(0, 0))
+            stack.start()
+            usage = Usage(stack)
+            usage.look()
+            idle_s = sum(usage.cpu_s.values())
+            watcher = threading.Thread(target=usage.watch)
+            watcher.start()
+            status, seconds = run_job(stack, pdf)
+            usage.look()
+            usage.stop.set()
+            watcher.join()
+            stack.stop()
+            originals = [
+                f"sheet {sheet}: {original_s(pdf, int(sheet), directory):.1f} s" for sheet in filter(None, arguments.original.split(","))
+            ]
+            sheets = status["sheets"]
+            assert isinstance(sheets, list)
+            tiles = sum(sheet["tiles"] or 0 for sheet in sheets)
+            print(
+                f"| {pdf.name} | {status['status']} | {status['completedPages']} of {status['totalPages']} | {tiles:,} | {seconds:.1f} "
+                f"| {sum(usage.cpu_s.values()) - idle_s:.1f} | {usage.peak_worker_bytes / 1e6:.0f} | {usage.peak_child_bytes / 1e6:.0f} "
+                f"| {', '.join(originals) or '-'} |"
+            )
+            sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -53,30 +53,39 @@ async def children(slots: int = 1, limits: ChildLimits | None = None) -> AsyncIt
         yield pool
     finally:
         await pool.close()
-        assert descendants() == set()
+        assert fork_servers() == set()
 
 
-def descendants(of: int | None = None) -> set[int]:
-    """The processes that came from one, this one by default, through any number of others."""
-    parents: dict[int, int] = {}
+def fork_servers(of: int | None = None) -> set[int]:
+    """The fork servers that a process has started, this one by default."""
+    return {pid for pid, parent in processes().items() if parent == (of or os.getpid()) and b"activities.forkserver" in command(pid)}
+
+
+def render_children(of: int | None = None) -> set[int]:
+    """The processes that are forked from these."""
+    servers = fork_servers(of)
+    return {pid for pid, parent in processes().items() if parent in servers}
+
+
+def processes() -> dict[int, int]:
+    """Every process that is no zombie, and its parent."""
+    found = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             state, parent = stat.read_text().rsplit(")", 1)[1].split()[:2]
         except (FileNotFoundError, ProcessLookupError):
             continue
         if state != "Z":
-            parents[int(stat.parent.name)] = int(parent)
-    found: set[int] = set()
-    new = {of or os.getpid()}
-    while new:
-        new = {pid for pid, parent in parents.items() if parent in new}
-        found |= new
+            found[int(stat.parent.name)] = int(parent)
     return found
 
 
-def render_children(of: int | None = None) -> set[int]:
-    """Those that are forked from a fork server."""
-    return set().union(*(descendants(server) for server in descendants(of))) if descendants(of) else set()
+def command(pid: int) -> bytes:
+    """What a process was started as."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
 
 
 def eventually(condition: Callable[[], object]) -> None:
@@ -94,12 +103,9 @@ async def eventually_async(condition: Callable[[], object]) -> None:
             await asyncio.sleep(0.02)
 
 
-def alive(pid: int) -> bool:
-    """Whether a process is there and no zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+def none_alive(pids: set[int]) -> bool:
+    """Whether all of these are gone."""
+    return pids.isdisjoint(processes())
 
 
 def environment(pid: int) -> bytes:
@@ -221,7 +227,7 @@ async def test_no_more_children_than_slots(sheets: Sheets) -> None:
 
     async with children(slots=2) as pool:
         watching = asyncio.create_task(watch())
-        await asyncio.gather(*(sheets.tile(pool, source, upload=f"u{index % 4}", size=(5100, 3300), beat=beat) for index in range(12)))
+        await asyncio.gather(*(sheets.tile(pool, source, upload=f"u{index % 4}", size=(2550, 1650), beat=beat) for index in range(12)))
         watching.cancel()
     assert most == 2
     assert beats > 0
@@ -298,7 +304,7 @@ async def test_page_that_never_ends_is_a_timeout(sheets: Sheets, limits: ChildLi
 async def test_cpu_limit_counts_each_page_for_itself(sheets: Sheets) -> None:
     """A warm child may do any number of pages that each stay below the limit."""
     source = sheets.source(make_pdfs.plan_set(1))
-    async with children(limits=ChildLimits(cpu_s=1)) as pool:
+    async with children(limits=ChildLimits(cpu_s=2)) as pool:
         for _ in range(12):
             await sheets.tile(pool, source, size=(5100, 3300))
         assert len(render_children()) == 1
@@ -370,12 +376,12 @@ async def test_lost_fork_server_is_replaced(sheets: Sheets) -> None:
     async with children() as pool:
         task = asyncio.create_task(sheets.tile(pool, sheets.source(make_pdfs.nested_forms(), "hangs.pdf")))
         await eventually_async(render_children)
-        before = descendants()
-        (server,) = before - render_children()
+        before = fork_servers() | render_children()
+        (server,) = fork_servers()
         os.kill(server, signal.SIGKILL)
         with pytest.raises(RenderCrashed):
             await task
-        await eventually_async(lambda: not any(map(alive, before)))
+        await eventually_async(lambda: none_alive(before))
         await sheets.tile(pool, sheets.source(make_pdfs.one_page()))
 
 
@@ -395,8 +401,9 @@ async def test_close_ends_busy_children_too(sheets: Sheets) -> None:
     pool = ChildPool(1)
     task = asyncio.create_task(sheets.tile(pool, sheets.source(make_pdfs.nested_forms())))
     await eventually_async(render_children)
+    left = fork_servers() | render_children()
     await pool.close()
-    assert descendants() == set()
+    assert none_alive(left)
     with pytest.raises(RenderFault):
         await task
 
@@ -407,7 +414,7 @@ async def test_render_processes_see_no_secrets(sheets: Sheets) -> None:
     try:
         async with children() as pool:
             await sheets.tile(pool, sheets.source(make_pdfs.one_page()))
-            assert not any(b"AWS_SECRET_ACCESS_KEY" in environment(pid) for pid in descendants())
+            assert not any(b"AWS_SECRET_ACCESS_KEY" in environment(pid) for pid in fork_servers() | render_children())
     finally:
         del os.environ["AWS_SECRET_ACCESS_KEY"]
 
@@ -442,21 +449,21 @@ def worker(sheets: Sheets) -> Iterator[subprocess.Popen[bytes]]:
 
 def test_killed_worker_leaves_no_orphan(worker: subprocess.Popen[bytes]) -> None:
     """SIGKILL of the worker alone: the fork server and both busy children die at once."""
-    left = descendants(worker.pid)
+    left = fork_servers(worker.pid) | render_children(worker.pid)
     assert len(left) == 3
     worker.kill()
     worker.wait()
-    eventually(lambda: not any(map(alive, left)))
+    eventually(lambda: none_alive(left))
 
 
 def test_signals_of_the_terminal_are_the_workers_to_handle(worker: subprocess.Popen[bytes]) -> None:
     """SIGINT and SIGTERM to every render process change nothing: the worker finishes its pages first."""
-    left = descendants(worker.pid)
+    left = fork_servers(worker.pid) | render_children(worker.pid)
     for pid in left:
         os.kill(pid, signal.SIGINT)
         os.kill(pid, signal.SIGTERM)
     time.sleep(0.3)  # long enough for a signal to act, and nothing else to wait for
-    assert all(map(alive, left))
+    assert left <= processes().keys()
     assert worker.poll() is None
 
 

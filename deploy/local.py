@@ -40,7 +40,9 @@ COMPLETE, FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
 
 READY_LIMIT_S = 60
 GRACE_S = 30
-"""How long workers may take to finish the pages at hand."""
+"""How long the tile worker may take to finish the pages at hand."""
+QUICK_S = 10
+"""How long those may take that have nothing to finish."""
 
 WATCH_S = 0.2
 FIRST_DELAY_S, LONGEST_DELAY_S = 0.5, 30.0
@@ -137,30 +139,34 @@ class Stack:
         self._supervisor.start()
 
     def stop(self, grace_s: float = GRACE_S) -> None:
-        """Stops everything: API and workers first, for they tell Temporal what they hand back, then Temporal.
+        """Stops everything, each after those that need it: the tile worker's last tiles are uploaded only while workflows run.
 
         Args:
-            grace_s: Seconds that API and workers may take.
+            grace_s: Seconds that the tile worker may take to finish.
         """
         self._stopping.set()
         if self._supervisor is not None:
             self._supervisor.join()
             self._supervisor = None
         (self.data_dir / "stack.json").unlink(missing_ok=True)
-        ours = [process for name, process in self.processes.items() if name != "temporal"]
-        deadline = time.monotonic() + grace_s
-        if grace_s:
-            for process in ours:
-                process.terminate()
-        while any(process.is_running for process in ours) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        for process in ours:
-            process.kill()
+        self._stop_processes(grace_s, "worker-tile")
+        self._stop_processes(min(grace_s, QUICK_S), "worker-workflow", "api")
         if self._temporal is not None:
             self._temporal.stop()
         if self._lock_file is not None:
             self._lock_file.close()
             self._lock_file = None
+
+    def _stop_processes(self, grace_s: float, *names: str) -> None:
+        processes = [self.processes[name] for name in names if name in self.processes]
+        deadline = time.monotonic() + grace_s
+        if grace_s:
+            for process in processes:
+                process.terminate()
+        while any(process.is_running for process in processes) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        for process in processes:
+            process.kill()
 
     def kill(self, name: str) -> None:
         """Kills a process and its group at once; it stays away until ``start_process``."""
@@ -372,7 +378,9 @@ class _Session:
                 while True:
                     signal.pause()
         except KeyboardInterrupt:
-            _say(f"\nStopping: the pages at hand are finished first, at most {GRACE_S} s. Ctrl-C again stops at once; nothing is lost.")
+            _say(f"\nStopping: the pages at hand are finished first, at most {GRACE_S} s; Ctrl-C again stops at once.")
+            if outcome == INTERRUPTED:
+                _say("What was not finished goes on with the next start on the same data directory.")
         except (StackInUse, StackFailed, NoTemporal) as error:
             _complain(str(error))
             return FAILED
@@ -381,6 +389,7 @@ class _Session:
             return FAILED
         finally:
             self._stack.stop()
+        _say("Stopped.")
         return outcome
 
     def _introduce(self, seconds: float) -> None:

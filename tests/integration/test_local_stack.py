@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from deploy.local import Stack
+from deploy.sample import write_sample
 from deploy.temporal import TemporalServer
 
 ROOT = Path(__file__).parents[2]
@@ -193,3 +194,23 @@ def test_process_that_died_is_started_again(new_stack: Callable[..., Stack]) -> 
         return False
 
     until(ready)
+
+
+def test_stop_finishes_the_pages_at_hand(new_stack: Callable[..., Stack], tmp_path: Path) -> None:
+    """A stack that is stopped in the middle of an upload ends by itself, with no finished page left on its scratch."""
+    stack = new_stack()
+    write_sample(tmp_path / "plan.pdf")
+    for _ in range(3):
+        response = httpx.post(
+            f"{stack.api_url}/v1/organizations/acme/projects/tower/plans/a1/uploads",
+            content=(tmp_path / "plan.pdf").read_bytes(),
+            headers={"Content-Type": "application/pdf"},
+        )
+        assert response.status_code == 202
+    until(lambda: list((stack.data_dir / "bucket").rglob("*.dzi")))
+    stack.stop()
+    assert "tile worker stopped" in stack.processes["worker-tile"].tail()
+    assert "workflow worker stopped" in stack.processes["worker-workflow"].tail()
+    assert len(manifests(stack.data_dir)) < 3
+    assert list((stack.data_dir / "scratch" / "pages").iterdir()) == []
+    assert processes_of(stack.data_dir) == []

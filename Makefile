@@ -15,6 +15,7 @@ run: setup
 	@exec .venv/bin/python -m deploy.local $${PDF:+--pdf "$$PDF"} $(if $(filter-out 0,$(ONCE)),--once)
 
 test: check
+	@.venv/bin/python -m deploy.temporal
 	.venv/bin/python -m pytest
 
 check: setup

@@ -76,10 +76,11 @@ def temporal_binary(cache: Path, *, say: Callable[[str], None]) -> Path:
     Raises:
         NoTemporal: None of these worked.
     """
-    return _find(cache, say) or _download(cache, say) or _build(cache, say)
+    return installed_binary(cache, say=say) or _download(cache, say) or _build(cache, say)
 
 
-def _find(cache: Path, say: Callable[[str], None]) -> Path | None:
+def installed_binary(cache: Path, *, say: Callable[[str], None]) -> Path | None:
+    """Finds the program where ``temporal_binary`` looks first; None when it would have to be got."""
     for candidate in _installed(cache):
         version = _server_version(candidate)
         if version is not None and version >= OLDEST_SERVER:
@@ -162,7 +163,7 @@ def _build(cache: Path, say: Callable[[str], None]) -> Path:
         if build.poll() is None:
             build.kill()
             build.communicate()
-    installed = _find(cache, say)
+    installed = installed_binary(cache, say=say)
     if build.returncode != 0 or installed is None:
         end = "\n".join(output.decode("utf-8", "replace").splitlines()[-5:])
         msg = f"Building the Temporal server failed:\n{end}\n{advice}"
@@ -289,3 +290,22 @@ class TemporalServer:
         with build_opener(ProxyHandler({})).open(self.ui_url + path, timeout=5) as response:
             document: dict[str, Any] = json.load(response)
             return document
+
+
+def main() -> int:
+    """Gets the program, for the tests; returns the exit code."""
+    try:
+        sys.stdout.write(f"Temporal server: {temporal_binary(CACHE, say=_say)}\n")
+    except NoTemporal as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    return 0
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -9,8 +9,7 @@ import pytest
 
 from deploy import process
 from deploy.local import Stack
-from deploy.temporal import CACHE, NoTemporal, TemporalServer
-from deploy.temporal import temporal_binary as find_temporal_binary
+from deploy.temporal import CACHE, TemporalServer, installed_binary
 
 
 @pytest.fixture
@@ -23,12 +22,12 @@ def free_port() -> int:
 def temporal_binary() -> Path:
     """The program of the Temporal server. Without one a test run on CI fails; elsewhere its tests are skipped, with the reason."""
     said: list[str] = []
-    try:
-        return find_temporal_binary(CACHE, say=said.append)
-    except NoTemporal as error:
-        if os.environ.get("CI"):
-            raise
-        pytest.skip(" ".join([*said, str(error)]))
+    if binary := installed_binary(CACHE, say=said.append):
+        return binary
+    reason = " ".join([*said, "No Temporal server here; `make test` gets one first."])
+    if os.environ.get("CI"):
+        pytest.fail(reason)
+    pytest.skip(reason)
 
 
 @pytest.fixture(scope="session")

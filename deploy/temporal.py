@@ -39,7 +39,7 @@ PRAGMAS = ("journal_mode=WAL", "synchronous=2")
 """Every commit is on the disk before it is answered."""
 
 DOWNLOAD_LIMIT_S = 90
-BUILD_LIMIT_S = 1200
+BUILD_LIMIT_S = 1800
 START_LIMIT_S = 60
 STOP_LIMIT_S = 10
 STARTS = 3

@@ -92,6 +92,7 @@ export class Viewer {
       showNavigator: matchMedia("(min-width: 720px) and (min-height: 500px)").matches,
       navigatorPosition: "BOTTOM_LEFT", // not over the title block
       navigatorAutoFade: false,
+      navigatorOpacity: 1,
       navigatorBackground: "#8d99a6",
       navigatorBorderColor: "#556270",
       navigatorDisplayRegionColor: "#b3261e",

@@ -145,7 +145,7 @@ def _build(cache: Path, say: Callable[[str], None]) -> Path:
             f"No Temporal server here: `temporal` is not on the PATH, it could not be downloaded, and there is no Go to build it. {advice}"
         )
         raise NoTemporal(msg)
-    say(f"the download did not work; building it: go install {CLI_MODULE} (about 3 minutes the first time)")
+    say(f"the download did not work; building it: go install {CLI_MODULE} (3 to 6 minutes the first time)")
     begun = time.monotonic()
     build = subprocess.Popen([go, "install", CLI_MODULE], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     try:

@@ -9,8 +9,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import pytest
 import uvicorn
 from temporalio import activity
 from temporalio.client import Client
+from temporalio.service import RPCError
 
 from activities.errors import PageUnreadable, StorageUnavailable
 from activities.interface import BucketState, CountPages, Document, ListSheets, Page, WriteManifest
@@ -53,6 +54,7 @@ class ApiProcess:
             **environ,
         }
         self.port = 0
+        self.accepted: list[UploadRef] = []
         self.start()
 
     def start(self) -> None:
@@ -85,8 +87,8 @@ class ApiProcess:
 
 
 @pytest.fixture
-def new_api(tmp_path: Path, temporal_server: TemporalServer) -> Iterator[Callable[..., ApiProcess]]:
-    """Starts API processes over one bucket; kills them at the end."""
+async def new_api(tmp_path: Path, temporal_server: TemporalServer, temporal: Client) -> AsyncIterator[Callable[..., ApiProcess]]:
+    """Starts API processes over one bucket; kills them at the end, and ends what they started: the next test has workers, too."""
     started: list[ApiProcess] = []
 
     def start(temporal: str = temporal_server.address, **environ: str) -> ApiProcess:
@@ -101,6 +103,9 @@ def new_api(tmp_path: Path, temporal_server: TemporalServer) -> Iterator[Callabl
         log = api.log.read_text()
         # uvicorn writes one for each request that it cancels when it stops
         assert log.count("Traceback") == log.count("asyncio.exceptions.CancelledError: Task cancelled"), log
+        for ref in api.accepted:
+            with suppress(RPCError):  # it has ended by itself
+                await temporal.get_workflow_handle(ref.workflow_id).terminate()
 
 
 @pytest.fixture
@@ -200,7 +205,8 @@ async def send(http: httpx.AsyncClient, api: ApiProcess, content: Any = PDF, **o
     """Uploads a PDF."""
     answer = await http.post(api.url + BASE, content=content, **options)
     assert answer.status_code == 202, answer.text
-    return UploadRef.parse(answer.json()["ref"])
+    api.accepted.append(UploadRef.parse(answer.json()["ref"]))
+    return api.accepted[-1]
 
 
 def url_of(api: ApiProcess, ref: UploadRef) -> str:
@@ -476,11 +482,12 @@ async def test_cancel_ends_the_upload(http: httpx.AsyncClient, api: ApiProcess, 
     fake.gate.clear()
     async with working(temporal, fake):
         ref = await send(http, api)
+        await until(lambda: _async(fake.in_flight == 3))
         async with streaming(http, url_of(api, ref)) as stream:
             await stream.next()
             assert (await http.post(f"{url_of(api, ref)}/cancel")).status_code == 202
             name, data = (await stream.rest())[-1]
-        assert (name, json.loads(data)["status"]) == ("end", "cancelled")
+        assert (name, json.loads(data)["status"]) == ("end", "cancelled"), data
         assert (await http.post(f"{url_of(api, ref)}/cancel")).status_code == 202
 
 

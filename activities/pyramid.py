@@ -40,6 +40,7 @@ def write_sheet(pixels: memoryview, width: int, height: int, options: UploadOpti
         OSError: The files cannot be written.
         MemoryError: libvips got no memory.
     """
+    pyramid = Pyramid(width, height, options.tile_size, options.overlap)
     image = pyvips.Image.new_from_memory(pixels, width, height, 3, "uchar").copy(interpretation="srgb")
     try:
         image.dzsave(
@@ -55,28 +56,46 @@ def write_sheet(pixels: memoryview, width: int, height: int, options: UploadOpti
             background=[255],
             keep="none",
         )
-        thumbnail = image.thumbnail_image(THUMBNAIL_PX, height=THUMBNAIL_PX, size="down")
-        thumbnail.jpegsave(str(target / THUMBNAIL), Q=options.quality, keep="none")
+        with zipfile.ZipFile(target / TILES, "a") as archive:
+            names = set(archive.namelist())
+            # libvips does not tell when its last write fails, and zipfile would begin a new archive behind the broken one.
+            if LAST_ENTRY not in names:
+                msg = f"{TILES} was not written to its end"
+                raise OSError(msg)
+            _add_blanks(archive, names, pyramid, options.quality)
+            _thumbnail(archive, names, pyramid).jpegsave(str(target / THUMBNAIL), Q=options.quality, keep="none")
     except pyvips.Error as error:
         if "out of memory" in str(error):
             raise MemoryError(str(error)) from error
         raise OSError(str(error)) from error
-    _add_blanks(target / TILES, Pyramid(width, height, options.tile_size, options.overlap), options.quality)
 
 
 def blank_tile(width: int, height: int, quality: int) -> bytes:
     """The JPEG that dzsave writes for a white tile of this size."""
-    white = pyvips.Image.new_from_memory(b"\xff" * (3 * width * height), width, height, 3, "uchar").copy(interpretation="srgb")
-    return bytes(white.jpegsave_buffer(Q=quality, keep="none"))
+    return bytes(_white(width, height).jpegsave_buffer(Q=quality, keep="none"))
 
 
-def _add_blanks(path: Path, pyramid: Pyramid, quality: int) -> None:
-    with zipfile.ZipFile(path, "a") as archive:
-        names = set(archive.namelist())
-        # libvips does not tell when its last write fails, and zipfile would begin a new archive behind the broken one.
-        if LAST_ENTRY not in names:
-            msg = f"{path.name} was not written to its end"
-            raise OSError(msg)
-        missing = {pyramid.tile_rectangle(*tile)[2:] for tile in pyramid.tiles() if TILES_PREFIX + tile_name(*tile) not in names}
-        for width, height in sorted(missing):
-            archive.writestr(blank_name(width, height), blank_tile(width, height, quality))
+def _add_blanks(archive: zipfile.ZipFile, names: set[str], pyramid: Pyramid, quality: int) -> None:
+    missing = {pyramid.tile_rectangle(*tile)[2:] for tile in pyramid.tiles() if TILES_PREFIX + tile_name(*tile) not in names}
+    for width, height in sorted(missing):
+        archive.writestr(blank_name(width, height), blank_tile(width, height, quality))
+
+
+def _thumbnail(archive: zipfile.ZipFile, names: set[str], pyramid: Pyramid) -> pyvips.Image:
+    """The page at 512 px, from a level of at least twice that: to read all pixels once more would cost 5 % of a sheet."""
+    level = next((each for each in range(pyramid.max_level) if max(pyramid.level_size(each)) >= 2 * THUMBNAIL_PX), pyramid.max_level)
+    columns, rows = pyramid.grid(level)
+    tiles = []
+    for row in range(rows):
+        for column in range(columns):
+            _, _, width, height = pyramid.tile_rectangle(level, column, row)
+            name = TILES_PREFIX + tile_name(level, column, row)
+            tile = pyvips.Image.new_from_buffer(archive.read(name), "") if name in names else _white(width, height)
+            left, top = (pyramid.overlap if index else 0 for index in (column, row))
+            tiles.append(tile.crop(left, top, min(pyramid.tile_size, width - left), min(pyramid.tile_size, height - top)))
+    page = pyvips.Image.arrayjoin(tiles, across=columns, hspacing=pyramid.tile_size, vspacing=pyramid.tile_size)
+    return page.crop(0, 0, *pyramid.level_size(level)).thumbnail_image(THUMBNAIL_PX, height=THUMBNAIL_PX, size="down")
+
+
+def _white(width: int, height: int) -> pyvips.Image:
+    return pyvips.Image.new_from_memory(b"\xff" * (3 * width * height), width, height, 3, "uchar").copy(interpretation="srgb")

@@ -184,7 +184,7 @@ class ChildPool:
         return await self._server.fork(upload, self._limits.memory_bytes)
 
     async def _give_back(self, child: "_Child") -> None:
-        if child.answers < self._limits.pages_per_child and not child.ended.done():
+        if child.pages < self._limits.pages_per_child and not child.ended.done():
             self._idle.append(child)
         else:
             await child.end()
@@ -197,7 +197,7 @@ class _Child:
         self.pid = pid
         self.upload = upload
         self.ended = server.ended[pid]
-        self.answers = 0
+        self.pages = 0
         self._server = server
         self._reader = reader
         self._writer = writer
@@ -219,7 +219,8 @@ class _Child:
             raise self._fault(RenderCrashed, "the render process answered nonsense") from error
         finally:
             line.cancel()
-        fresh, self.answers = self.answers == 0, self.answers + 1
+        fresh = self.pages == 0
+        self.pages += request["operation"] == "tile"
         if "error" in answer:
             raise _named(answer, limits, fresh_child=fresh)
         return answer["result"]
@@ -267,7 +268,7 @@ class _Child:
         return self._fault(RenderCrashed, f"the render process ended {how}")
 
     def _fault(self, kind: type[RenderFault], message: str) -> RenderFault:
-        return kind(message, fresh_child=self.answers == 0)
+        return kind(message, fresh_child=self.pages == 0)
 
 
 class _ForkServer:
@@ -300,21 +301,30 @@ class _ForkServer:
     async def fork(self, upload: str, memory_bytes: int) -> _Child:
         """A new child."""
         ours, theirs = socket.socketpair()
+        starting: asyncio.Future[int] = self._loop.create_future()
         try:
             with theirs:
                 socket.send_fds(self._control, [json.dumps({"fork": memory_bytes}).encode()], [theirs.fileno()])
-            starting: asyncio.Future[int] = self._loop.create_future()
             self._starting.append(starting)
-            pid = await starting
+            pid = await asyncio.shield(starting)
             reader, writer = await asyncio.open_unix_connection(sock=ours, limit=LONGEST_ANSWER_BYTES)
-        except BaseException as error:
-            # A child that nobody is connected to ends by itself.
+        except OSError as error:
             ours.close()
-            if isinstance(error, OSError):
-                msg = "the fork server does not answer"
-                raise RenderCrashed(msg, fresh_child=False) from error
+            msg = "the fork server does not answer"
+            raise RenderCrashed(msg, fresh_child=False) from error
+        except asyncio.CancelledError:
+            ours.close()
+            await asyncio.shield(self._undo(starting))
             raise
         return _Child(self, pid, upload, reader, writer)
+
+    async def _undo(self, starting: asyncio.Future[int]) -> None:
+        """Ends a child that nobody wants any more, as soon as it has started."""
+        with contextlib.suppress(ConnectionError):
+            pid = await starting
+            if (ended := self.ended.get(pid)) is not None:
+                self.kill(pid)
+                await asyncio.wait((ended,))
 
     def kill(self, pid: int) -> None:
         """Kills a child, if it is alive."""

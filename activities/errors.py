@@ -83,7 +83,7 @@ class RenderFault(SiteLinkError):
 
     Args:
         message: What happened, with the limit.
-        fresh_child: Whether the child had done nothing before this page; only then the page itself is to blame.
+        fresh_child: Whether the child had drawn no page before this one; only then the page itself is to blame.
     """
 
     tries = 3

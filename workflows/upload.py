@@ -87,6 +87,7 @@ class ProcessUpload:
         """
         try:
             await self._load(reopened=args.reopened)
+            self._stop_if_cancelled()
         except (asyncio.CancelledError, ActivityError) as error:
             if args.reopened and is_cancelled_exception(error):
                 raise  # the manifest of the earlier run still stands
@@ -199,6 +200,7 @@ class ProcessUpload:
         """Keeps a window of sheets in flight until none is left to do."""
         while True:
             await self._do_what_was_asked()
+            self._stop_if_cancelled()
             if not self._should_continue_as_new():
                 self._fill_window()
                 if not self._in_flight:
@@ -238,6 +240,7 @@ class ProcessUpload:
                 self._progress.tiling(number, workflow.now())
                 tiled = await self._tile(sheet)
                 self._hosts.add(tiled.queue)
+                self._stop_if_cancelled()
                 self._progress.uploading(number, workflow.now())
                 try:
                     record = await self._upload(sheet, tiled)
@@ -258,6 +261,15 @@ class ProcessUpload:
             del self._in_flight[number]
             self._landed += 1
             self._publish()
+
+    def _stop_if_cancelled(self) -> None:
+        """An activity that ends well swallows the cancellation that reached its caller meanwhile.
+
+        Raises:
+            CancelledError: The workflow was cancelled.
+        """
+        if workflow.cancellation_reason() is not None:
+            raise asyncio.CancelledError
 
     async def _stop_sheets(self) -> None:
         self._to_do.clear()

@@ -267,23 +267,29 @@ async def test_unreadable_page_leaves_the_others(sheets: Sheets) -> None:
         assert render_children() == child
 
 
-async def test_child_that_dies_is_a_crash(sheets: Sheets) -> None:
-    """SIGSEGV in the middle of a page: named, with the signal; the next page gets a fresh child. Only a child that has drawn is not fresh."""
-    hangs = sheets.source(make_pdfs.nested_forms(), "hangs.pdf")
+async def hanging(sheets: Sheets, pool: ChildPool) -> asyncio.Task[Path]:
+    """A page that is drawn for hours, and is being drawn now."""
+    busy = asyncio.Event()
+    task = asyncio.create_task(sheets.tile(pool, sheets.source(make_pdfs.nested_forms(), "hangs.pdf"), beat=busy.set))
+    async with asyncio.timeout(DEADLINE_S):
+        await busy.wait()
+    return task
+
+
+@pytest.mark.parametrize("fresh", [True, False], ids=["fresh", "warm"])
+async def test_child_that_dies_is_a_crash(sheets: Sheets, fresh: bool) -> None:
+    """SIGSEGV in the middle of a page: named, with the signal; the next page gets a new child. A warm child may be to blame itself."""
     async with children() as pool:
-        for fresh in (True, False):
-            await pool.count_pages("a", hangs, OPTIONS, 2000, silent)
-            if not fresh:
-                await sheets.tile(pool, sheets.source(make_pdfs.one_page()))
-            task = asyncio.create_task(sheets.tile(pool, hangs))
-            await eventually_async(render_children)
-            (child,) = render_children()
-            os.kill(child, signal.SIGSEGV)
-            with pytest.raises(RenderCrashed, match="SIGSEGV") as fault:
-                await task
-            assert fault.value.fresh_child is fresh
-            assert render_children() == set()
-        await sheets.tile(pool, sheets.source(make_pdfs.one_page()), upload="b")
+        if not fresh:
+            await pool.count_pages("a", sheets.source(make_pdfs.one_page()), OPTIONS, 2000, silent)
+        task = await hanging(sheets, pool)
+        (child,) = render_children()
+        os.kill(child, signal.SIGSEGV)
+        with pytest.raises(RenderCrashed, match="SIGSEGV") as fault:
+            await task
+        assert fault.value.fresh_child is fresh
+        assert render_children() == set()
+        await sheets.tile(pool, sheets.source(make_pdfs.one_page()))
 
 
 @pytest.mark.parametrize(
@@ -348,8 +354,7 @@ async def test_refused_allocation_is_a_render_fault(sheets: Sheets) -> None:
 async def test_cancel_kills_the_child_first(sheets: Sheets) -> None:
     """When the cancellation comes out, the process is gone; the slot is free again."""
     async with children() as pool:
-        task = asyncio.create_task(sheets.tile(pool, sheets.source(make_pdfs.nested_forms(), "hangs.pdf")))
-        await eventually_async(render_children)
+        task = await hanging(sheets, pool)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -357,12 +362,22 @@ async def test_cancel_kills_the_child_first(sheets: Sheets) -> None:
         await sheets.tile(pool, sheets.source(make_pdfs.one_page()))
 
 
+@pytest.mark.parametrize("after_s", [0, 0.001, 0.01, 0.1, 0.3, 0.6])
+async def test_cancel_at_any_time_leaves_no_child(sheets: Sheets, after_s: float) -> None:
+    """Also while the fork server or the child is only starting."""
+    source = sheets.source(make_pdfs.nested_forms())
+    async with children() as pool:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(after_s):
+                await sheets.tile(pool, source)
+        assert render_children() == set()
+
+
 async def test_cancel_of_a_waiting_caller_takes_no_slot(sheets: Sheets) -> None:
     """Whoever gives up in the queue leaves it as it was."""
     source = sheets.source(make_pdfs.one_page())
     async with children() as pool:
-        busy = asyncio.create_task(sheets.tile(pool, sheets.source(make_pdfs.nested_forms(), "hangs.pdf")))
-        await eventually_async(render_children)
+        busy = await hanging(sheets, pool)
         waiting = [asyncio.create_task(sheets.tile(pool, source, upload="b")) for _ in range(3)]
         await asyncio.sleep(0)
         for task in (*waiting[:2], busy):
@@ -375,8 +390,7 @@ async def test_cancel_of_a_waiting_caller_takes_no_slot(sheets: Sheets) -> None:
 async def test_lost_fork_server_is_replaced(sheets: Sheets) -> None:
     """Killed while a page is drawn: the child dies with it, the page is a crash, the next call starts another."""
     async with children() as pool:
-        task = asyncio.create_task(sheets.tile(pool, sheets.source(make_pdfs.nested_forms(), "hangs.pdf")))
-        await eventually_async(render_children)
+        task = await hanging(sheets, pool)
         before = fork_servers() | render_children()
         (server,) = fork_servers()
         os.kill(server, signal.SIGKILL)
@@ -400,8 +414,7 @@ async def test_full_disk_is_an_os_error(sheets: Sheets) -> None:
 async def test_close_ends_busy_children_too(sheets: Sheets) -> None:
     """Nothing is left running, and whoever waited hears of it."""
     pool = ChildPool(1)
-    task = asyncio.create_task(sheets.tile(pool, sheets.source(make_pdfs.nested_forms())))
-    await eventually_async(render_children)
+    task = await hanging(sheets, pool)
     left = fork_servers() | render_children()
     await pool.close()
     assert none_alive(left)

@@ -51,10 +51,19 @@ class FakeActivities(UploadActivities):
         self.most_in_flight = 0
         self.gate = asyncio.Event()
         self.gate.set()
+        self.stubborn = ""
+        """The step that waits for the gate without beating: it hears of no cancellation and ends well."""
+        self.reached = ""
+
+    async def _reach(self, step: str) -> None:
+        self.reached = step
+        if self.stubborn == step:
+            await self.gate.wait()
 
     @activity.defn
     async def count_pages(self, args: CountPages) -> Document:
         """The pages, or the error."""
+        await self._reach("count_pages")
         if isinstance(self.pages, SiteLinkError):
             raise to_application_error(self.pages)
         return Document(tuple(self.pages))
@@ -62,6 +71,7 @@ class FakeActivities(UploadActivities):
     @activity.defn
     async def list_sheets(self, args: ListSheets) -> BucketState:
         """What the pretended bucket holds."""
+        await self._reach("list_sheets")
         return BucketState(self.options, tuple(self.committed.values()), self.manifest)
 
     @activity.defn
@@ -71,6 +81,7 @@ class FakeActivities(UploadActivities):
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
         try:
             self.tiled.append(args.number)
+            await self._reach("tile_page")
             while not self.gate.is_set():
                 activity.heartbeat()
                 await asyncio.sleep(0.05)

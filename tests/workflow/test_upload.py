@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from deploy.temporal import TemporalServer
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError, WorkflowHandle
 from temporalio.common import SearchAttributeKey
 from temporalio.exceptions import ApplicationError, CancelledError
@@ -17,6 +16,7 @@ from activities.errors import NotAPdf, PageUnreadable, RenderCrashed, StorageUna
 from activities.interface import Page
 from activities.keys import UploadRef
 from activities.records import SheetStatus, Snapshot, UploadStatus
+from deploy.temporal import TemporalServer
 from tests.workflow.fakes import FakeActivities, pages, without_version, working
 from workflows.client import reopen, start
 from workflows.messages import SEARCH_ATTRIBUTES, ProgressAfter, SheetNumbers
@@ -247,6 +247,26 @@ async def test_cancel_leaves_nothing_in_flight(client: Client, ref: UploadRef) -
     assert ready == sorted(fake.committed)
     assert {sheet.status for sheet in fake.manifest.sheets} == {SheetStatus.READY, SheetStatus.PENDING}
     assert fake.discarded == [str(ref)]
+
+
+@pytest.mark.parametrize("step", ["list_sheets", "count_pages", "tile_page"])
+async def test_cancel_is_not_lost_in_an_activity_that_ends_well(client: Client, ref: UploadRef, step: str) -> None:
+    """A cancel that arrives during the first steps, or while a page is tiled, is obeyed even when that step succeeds."""
+    fake = FakeActivities(pages(2))
+    fake.stubborn = step
+    fake.gate.clear()
+    async with working(client, fake):
+        await start(client, ref)
+        await until(lambda: fake.reached == step)
+        await handle_of(client, ref).cancel()
+        await asyncio.sleep(0.5)
+        fake.gate.set()
+        with pytest.raises(WorkflowFailureError) as failure:
+            await handle_of(client, ref).result()
+    assert isinstance(failure.value.cause, CancelledError)
+    assert fake.manifest is not None
+    assert fake.manifest.status is UploadStatus.CANCELLED
+    assert fake.committed == {}
 
 
 async def test_reconcile_of_a_finished_upload_tiles_what_is_missing(client: Client, ref: UploadRef) -> None:

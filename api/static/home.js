@@ -77,11 +77,7 @@ export class Home {
 
   async #send() {
     const [file] = $("file").files;
-    if (this.sending) return;
-    if (!file) {
-      $("file").click(); // Enter on the file field sends the form, and no file is chosen yet
-      return;
-    }
+    if (!file || this.sending) return;
     const started = performance.now();
     $("form-error").hidden = true;
     $("drop").hidden = true;

@@ -24,6 +24,7 @@ CHROMIUM_ARGUMENTS = [
     "--no-first-run",
 ]
 PROCESSING_MS = 90_000
+EXPECT_MS = 15_000
 POINTS = 72
 
 
@@ -82,6 +83,7 @@ def chromium_path() -> str:
 @asynccontextmanager
 async def chromium_page(api_url: str, **context: Any) -> AsyncIterator[WatchedPage]:
     """A fresh browser with one page."""
+    expect.set_options(timeout=EXPECT_MS)
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=chromium_path(), args=CHROMIUM_ARGUMENTS)
         try:
@@ -215,6 +217,8 @@ async def test_page_works_with_the_keyboard_alone(stack: Stack, tmp_path: Path) 
     file.write_bytes(plan_pdf(2))
     async with chromium_page(stack.api_url) as watched:
         page = watched.page
+        # Asked for at the key press only, the chooser is caught too late now and then: Playwright does not wait until the browser knows.
+        page.on("filechooser", lambda _: None)
         await page.goto(f"{stack.api_url}/")
         await tab_to(page, "#file")
         async with page.expect_file_chooser() as chooser:

@@ -280,8 +280,11 @@ async def hanging(sheets: Sheets, pool: ChildPool) -> asyncio.Task[Path]:
 async def test_child_that_dies_is_a_crash(sheets: Sheets, fresh: bool) -> None:
     """SIGSEGV in the middle of a page: named, with the signal; the next page gets a new child. A warm child may be to blame itself."""
     async with children() as pool:
+        source = sheets.source(make_pdfs.one_page())
+        # Counting alone does not make a child suspect.
+        await pool.count_pages("a", source, OPTIONS, 2000, silent)
         if not fresh:
-            await pool.count_pages("a", sheets.source(make_pdfs.one_page()), OPTIONS, 2000, silent)
+            await sheets.tile(pool, source)
         task = await hanging(sheets, pool)
         (child,) = render_children()
         os.kill(child, signal.SIGSEGV)

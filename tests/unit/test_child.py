@@ -211,13 +211,9 @@ async def test_child_is_replaced_after_its_pages(sheets: Sheets) -> None:
 
 
 async def test_no_more_children_than_slots(sheets: Sheets) -> None:
-    """Many uploads at once: everyone is served, nobody sees more processes than slots, those who wait beat."""
+    """Many uploads at once: everyone is served, and there are never more processes than slots."""
     source = sheets.source(make_pdfs.plan_set(1))
-    most, beats = 0, 0
-
-    def beat() -> None:
-        nonlocal beats
-        beats += 1
+    most = 0
 
     async def watch() -> None:
         nonlocal most
@@ -227,10 +223,21 @@ async def test_no_more_children_than_slots(sheets: Sheets) -> None:
 
     async with children(slots=2) as pool:
         watching = asyncio.create_task(watch())
-        await asyncio.gather(*(sheets.tile(pool, source, upload=f"u{index % 4}", size=(2550, 1650), beat=beat) for index in range(12)))
+        await asyncio.gather(*(sheets.tile(pool, source, upload=f"u{index % 4}", size=(2550, 1650)) for index in range(12)))
         watching.cancel()
     assert most == 2
-    assert beats > 0
+
+
+async def test_waiting_caller_beats(sheets: Sheets) -> None:
+    """Whoever waits for a slot is heard of all the same."""
+    async with children() as pool:
+        busy = await hanging(sheets, pool)
+        beaten = asyncio.Event()
+        waiting = asyncio.create_task(sheets.tile(pool, sheets.source(make_pdfs.one_page()), upload="b", beat=beaten.set))
+        async with asyncio.timeout(DEADLINE_S):
+            await beaten.wait()
+        busy.cancel()
+        await waiting
 
 
 @pytest.mark.parametrize(

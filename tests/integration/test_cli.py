@@ -24,7 +24,9 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from activities.keys import UploadRef
-from api.cli import JsonView, NotReached, Patience, Server, follow
+from api.cli import follow
+from api.client import NotReached, Patience, Server
+from api.views import JsonView
 
 REF = "local/demo/plan/0198c0de-0000-7000-8000-000000000001"
 BASE = "/v1/organizations/local/projects/demo/plans/plan/uploads"

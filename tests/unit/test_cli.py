@@ -13,22 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from activities.keys import PlanRef, UploadRef
-from api.cli import (
-    EventParser,
-    LocalFile,
-    Patience,
-    Refused,
-    Server,
-    ServerEvent,
-    Tally,
-    WrongUse,
-    build_parser,
-    file_size,
-    named,
-    outcome,
-    printable,
-)
+from api.cli import build_parser, outcome
 from api.cli import run as run_command
+from api.client import EventParser, LocalFile, Patience, Refused, Server, ServerEvent, WrongUse, named
+from api.views import LinesView, Tally, file_size, printable
 
 PORTS_OFF = "http://127.0.0.1:9"
 
@@ -136,6 +124,19 @@ def test_tally_refuses_a_newer_schema_by_name() -> None:
     """A newer server is told from a broken one."""
     with pytest.raises(Refused, match=r"NewerSchema: .* schema 2, .* up to 1"):
         Tally().apply({"schema": 2, "sheets": []})
+
+
+def test_a_warning_is_repeated_for_news_only(capsys: pytest.CaptureFixture[str]) -> None:
+    """One more attempt prints no line; another sentence does, and the same one after it was gone."""
+    view = LinesView()
+    warnings = ["Slow: a (attempt 3)", "Slow: a (attempt 4)", "Slow: b (attempt 5)", "Slow: b", None, "Slow: b (attempt 9)"]
+    for warning in warnings:
+        view.event("change", {"status": "processing", "completedPages": 0, "totalPages": 2, "warning": warning, "sheets": []})
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "warning: Slow: a (attempt 3)",
+        "warning: Slow: b (attempt 5)",
+        "warning: Slow: b (attempt 9)",
+    ]
 
 
 def test_outcome_of_every_status() -> None:

@@ -39,7 +39,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "activities.sheet": HOST | {"activities.document"},
     "activities.reconcile": HOST | {"activities.document"},
     "workflows.*": LIGHT | {"workflows"},
-    "api.cli": {"activities.keys", "httpx", "rich"},
+    "api.cli": {"activities.keys", "api.client", "api.views", "api.terminal"},
+    "api.client": {"activities.keys", "httpx"},
+    "api.views": {"api.client"},
+    "api.terminal": {"api.views", "rich"},
     "api.*": STORAGE | SERVER | {"activities.verify", "workflows", "api"},
 }
 """What each module may import besides the standard library: modules, or whole packages. ``worker`` and ``deploy`` are free."""

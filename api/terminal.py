@@ -1,0 +1,86 @@
+"""What the command line shows on a terminal. Only there is it imported, for rich takes its time."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.text import Text
+
+from api.views import View, notable, printable, sheet_name
+
+MOST_SHEETS = 8
+
+
+class TerminalView(View):
+    """A bar, the sheets in work below it, and above it a line for each sheet that fails."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._trouble = ""
+        self._console = Console(highlight=False, markup=False, emoji=False)
+        self._bar = Progress(
+            BarColumn(bar_width=32),
+            TextColumn("{task.fields[words]}", markup=False),
+            TimeRemainingColumn(compact=True),
+            console=self._console,
+        )
+        self._task = self._bar.add_task("", total=None, words="")
+        self._live = Live(console=self._console, transient=True, get_renderable=self._render)
+
+    def __exit__(self, *_: object) -> None:
+        """Shows the cursor again."""
+        self._live.stop()
+
+    @contextmanager
+    def sending(self, size_bytes: int) -> Iterator[Callable[[int], None]]:
+        """A bar of bytes."""
+        with Progress(
+            TextColumn("sending"),
+            BarColumn(bar_width=32),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(compact=True),
+            console=self._console,
+            transient=True,
+        ) as bar:
+            task = bar.add_task("", total=size_bytes)
+            yield lambda sent_bytes: bar.advance(task, sent_bytes)
+
+    def event(self, name: str, document: Mapping[str, Any]) -> None:
+        """Moves the bar."""
+        changes = self.progress.apply(document)
+        completed, total = document["completedPages"], document["totalPages"] or None
+        self._trouble = ""
+        if not self._live.is_started:
+            # Only from here on does what completes say anything about the speed.
+            self._bar.reset(self._task, total=total, completed=completed)
+            self._live.start()
+        for before, sheet in changes:
+            if line := notable(before, sheet):
+                self._console.print(printable(line), style="red" if sheet["status"] == "failed" else "yellow")
+        self._bar.update(self._task, total=total, completed=completed, words=self._words())
+
+    def trouble(self, sentence: str) -> None:
+        """Below the bar, while it lasts."""
+        self._trouble = sentence
+        if sentence and not self._live.is_started:
+            self._console.print(printable(sentence))
+
+    def _words(self) -> str:
+        head = self.progress.head
+        if not head["totalPages"]:
+            return "waiting for a worker" if head["status"] == "queued" else "counting the pages"
+        speed = self._bar.tasks[0].speed
+        return f"{head['progress']} %  {self.progress.counted}{f'  {speed:.1f} sheets/s' if speed else ''}"
+
+    def _render(self) -> Group:
+        in_work = self.progress.sheets_in("uploading") + self.progress.sheets_in("tiling")
+        lines = [(f"  {sheet['status']:<9}  {sheet_name(sheet)}", "dim") for sheet in in_work]
+        most = max(0, min(MOST_SHEETS, self._console.height - 5))
+        if len(lines) > most:
+            lines[most:] = [(f"  and {len(lines) - most} more", "dim")]
+        lines += [(line, "yellow") for line in (self.progress.head.get("warning"), self._trouble) if line]
+        return Group(self._bar, *(Text(printable(line), style, no_wrap=True, overflow="ellipsis") for line, style in lines))

@@ -1,0 +1,190 @@
+"""What the command line shows of an upload: the words, the view for programs, the one of plain lines. ``terminal`` has the third."""
+# ruff: noqa: T201 - talks to a terminal
+
+import json
+import re
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from datetime import datetime
+from typing import Any, Self, TextIO
+
+from api.client import Refused, named
+
+SCHEMA = 1
+RUNNING = ("queued", "processing")
+
+
+def printable(text: str) -> str:
+    """``text`` without what could steer a terminal: a file name or a title may hold escape sequences."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+
+
+def say(line: str, file: TextIO | None = None) -> None:
+    """Prints a line for a person, by default on stdout."""
+    print(printable(line), file=file)
+
+
+def print_json(event: str, data: object) -> None:
+    """Prints one line of ``--json``; ASCII, so that no locale can spoil it."""
+    print(json.dumps({"event": event, "data": data}))
+
+
+def file_size(size_bytes: int) -> str:
+    """Bytes for a person: ``12.3 MB``."""
+    if size_bytes < 1000:
+        return f"{size_bytes} bytes"
+    size, unit = size_bytes / 1000, "kB"
+    for larger in ("MB", "GB"):
+        if size >= 999.95:
+            size, unit = size / 1000, larger
+    return f"{size:,.1f} {unit}"
+
+
+def sheet_name(sheet: Mapping[str, Any]) -> str:
+    """A sheet's number and, if it has one, its title."""
+    return f"sheet-{sheet['number']} {sheet['title'] or ''}".rstrip()
+
+
+def sheet_failure(sheet: Mapping[str, Any]) -> str:
+    """Why a sheet failed."""
+    return f"{sheet_name(sheet)}: failed, {named(sheet['reason'], sheet['detail'])}"
+
+
+def notable(before: str | None, sheet: Mapping[str, Any]) -> str | None:
+    """What to say about a sheet that failed, or is not ready or failed any more; None about any other."""
+    if sheet["status"] == "failed":
+        return sheet_failure(sheet)
+    if before in ("ready", "failed") and sheet["status"] != "ready":
+        return f"{sheet_name(sheet)}: is done again"
+    return None
+
+
+class Tally:
+    """The progress as the events so far tell it."""
+
+    def __init__(self) -> None:
+        self.head: Mapping[str, Any] = {}
+        """The last event; its sheets are only those that changed."""
+        self._sheets: dict[int, Mapping[str, Any]] = {}
+
+    def apply(self, document: Mapping[str, Any]) -> list[tuple[str | None, Mapping[str, Any]]]:
+        """Takes in a snapshot or a change.
+
+        Returns:
+            The sheets whose status it changed, each after the status that it had, or None if nothing was known of it.
+
+        Raises:
+            Refused: The server is of a newer release.
+        """
+        if document.get("schema", SCHEMA) > SCHEMA:
+            msg = f"NewerSchema: the server sends schema {document['schema']}, this release reads up to {SCHEMA}"
+            raise Refused(msg)
+        changes = []
+        for sheet in document["sheets"]:
+            known = self._sheets.get(sheet["number"])
+            before = known["status"] if known else None
+            if before != sheet["status"]:
+                changes.append((before, sheet))
+            self._sheets[sheet["number"]] = sheet
+        self.head = document
+        return changes
+
+    def sheets_in(self, *statuses: str) -> list[Mapping[str, Any]]:
+        """The sheets in these states, by number."""
+        return [sheet for _, sheet in sorted(self._sheets.items()) if sheet["status"] in statuses]
+
+    @property
+    def counted(self) -> str:
+        """``17 of 37 sheets``."""
+        return f"{self.head['completedPages']:,} of {_sheets(self.head['totalPages'])}"
+
+    def summary(self) -> str:
+        """The state in one line: status, sheets, tiles, bytes, seconds."""
+        head = self.head
+        reason = named(head["reason"], head["detail"])
+        if not head["totalPages"]:
+            return named(head["status"], reason)
+        ready = self.sheets_in("ready")
+        parts = [
+            _sheets(head["totalPages"]) if head["completedPages"] == head["totalPages"] else self.counted,
+            f"{sum(sheet['tiles'] for sheet in ready):,} tiles",
+            file_size(sum(sheet["bytes"] for sheet in ready)),
+        ]
+        if head["startedAt"] and head["completedAt"]:
+            took = datetime.fromisoformat(head["completedAt"]) - datetime.fromisoformat(head["startedAt"])
+            parts.append(f"{took.total_seconds():,.1f} s")
+        return f"{head['status']}: {', '.join(parts)}{f'; {reason}' if reason else ''}"
+
+
+def _sheets(count: int) -> str:
+    return f"{count:,} sheet{'' if count == 1 else 's'}"
+
+
+class View(ABC):
+    """Tells a person or a program how an upload goes."""
+
+    def __init__(self) -> None:
+        self.progress = Tally()
+
+    def sending(self, size_bytes: int) -> AbstractContextManager[Callable[[int], None]]:
+        """Around one try to send a file; the function is told how many bytes more have gone."""
+        return nullcontext(lambda _: None)
+
+    def accepted(self, answer: Mapping[str, Any], page: str) -> None:
+        """The server took a file: REF, then the page's address, alone on their lines."""
+        print(answer["ref"])
+        print(page)
+
+    @abstractmethod
+    def event(self, name: str, document: Mapping[str, Any]) -> None:
+        """The stream brought ``snapshot``, ``change`` or ``end``."""
+
+    def trouble(self, sentence: str) -> None:
+        """The connection is lost; an empty sentence says that it is back."""
+        say(sentence or "connected again", sys.stderr)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:  # noqa: B027 - only a terminal has something to restore
+        """Leaves the terminal as it was found."""
+
+
+class JsonView(View):
+    """One JSON object a line, as the server said it."""
+
+    def accepted(self, answer: Mapping[str, Any], page: str) -> None:
+        """The 202 answer."""
+        print_json("accepted", answer)
+
+    def event(self, name: str, document: Mapping[str, Any]) -> None:
+        """The event and its data."""
+        self.progress.apply(document)
+        print_json(name, document)
+
+
+class LinesView(View):
+    """One plain line for each change that means something."""
+
+    def event(self, name: str, document: Mapping[str, Any]) -> None:
+        """What it changed: the status, sheets that are ready or failed, a warning."""
+        before, ready = self.progress.head, len(self.progress.sheets_in("ready"))
+        changes = self.progress.apply(document)
+        status, total, warning = document["status"], document["totalPages"], document["warning"]
+        if status in RUNNING and status != before.get("status"):
+            say(f"{status}: {self.progress.counted} ready" if total else status)
+        for status_before, sheet in changes:
+            ready += (sheet["status"] == "ready") - (status_before == "ready")
+            if line := notable(status_before, sheet):
+                say(line)
+            elif sheet["status"] == "ready" and before:  # those of the first snapshot are in the count above
+                say(f"{sheet_name(sheet)}: ready, {ready:,} of {total:,}")
+        if warning and _but_attempt(warning) != _but_attempt(before.get("warning")):
+            say(f"warning: {warning}")
+
+
+def _but_attempt(warning: str | None) -> str:
+    """A warning without its ``(attempt 7)``: one more attempt is no news."""
+    return re.sub(r" \(attempt \d+\)", "", warning or "")

@@ -182,6 +182,7 @@ export class UploadView {
 
   #showNews(kind, time) {
     const { startedAt, completedAt } = this.live?.head ?? {};
+    if (kind === "live" && completedAt) kind = "final"; // the end follows in a moment
     const text = {
       live: $("cancel").disabled ? "Cancelling…" : "Live",
       reconnecting: "The connection was lost. Connecting again…",

@@ -66,8 +66,7 @@ def test_killed_tile_worker_leaves_the_same_bucket(new_stack: Callable[..., Stac
     bucket = stack.data_dir / "bucket"
     assert sheets_in(bucket, disturbed) == sheets_in(bucket, undisturbed)
     assert len(sheets_in(bucket, disturbed)) > 100
-    scratch = stack.data_dir / "scratch"
-    assert [*scratch.glob("pages/*"), *scratch.glob("sources/*")] == []
+    wait_until_scratch_is_empty(stack)
 
 
 @pytest.mark.timeout(300)
@@ -93,3 +92,47 @@ def test_killed_workflow_worker_and_api_change_nothing(new_stack: Callable[..., 
         stack.start_process(name)
     status = wait_for(stack, upload, lambda status: status["completedAt"] is not None)
     assert (status["status"], status["completedPages"]) == ("complete", 8)
+
+
+@pytest.mark.timeout(300)
+def test_stopped_tile_worker_hands_back_its_work(new_stack: Callable[..., Stack]) -> None:
+    """SIGTERM in the middle ends the worker within its grace; the next one does the rest, and the scratch is empty at the end."""
+    stack = new_stack()
+    upload = send(stack, plan_set(8))
+    wait_for(stack, upload, lambda status: status["completedPages"] >= 1)
+    worker = stack.processes["worker-tile"]
+    begun = time.monotonic()
+    worker.terminate()
+    first = worker.pid
+    while worker.pid == first and worker.is_running:
+        assert time.monotonic() - begun < 30
+        time.sleep(0.05)
+    status = wait_for(stack, upload, lambda status: status["completedAt"] is not None)
+    assert (status["status"], status["completedPages"]) == ("complete", 8)
+    wait_until_scratch_is_empty(stack)
+
+
+@pytest.mark.timeout(300)
+def test_cancelled_upload_leaves_nothing_behind(new_stack: Callable[..., Stack]) -> None:
+    """After a cancel every ``.dzi`` has its sheet counted, nothing is written any more, and the scratch is empty."""
+    stack = new_stack()
+    upload = send(stack, plan_set(8))
+    wait_for(stack, upload, lambda status: status["completedPages"] >= 1)
+    assert httpx.post(f"{stack.api_url}{upload}/cancel").status_code == 202
+    status = wait_for(stack, upload, lambda status: status["completedAt"] is not None)
+    assert status["status"] == "cancelled"
+    assert {sheet["status"] for sheet in status["sheets"]} == {"ready", "pending"}
+    before = sheets_in(stack.data_dir / "bucket", upload)
+    wait_until_scratch_is_empty(stack)
+    assert sheets_in(stack.data_dir / "bucket", upload) == before
+    committed = {name for name in before if name.endswith(".dzi")}
+    assert committed == {f"sheet-{n}/tiles/sheet-{n}.dzi" for n in (s["number"] for s in status["sheets"] if s["status"] == "ready")}
+
+
+def wait_until_scratch_is_empty(stack: Stack) -> None:
+    """The scratch is freed just after the final state is told."""
+    deadline = time.monotonic() + 10
+    scratch = stack.data_dir / "scratch"
+    while left := [*scratch.glob("pages/*"), *scratch.glob("sources/*")]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.05)

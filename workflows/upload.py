@@ -216,12 +216,13 @@ class ProcessUpload:
             return
         if self._reconcile_asked:
             self._reconcile_asked = False
+            in_flight = frozenset(self._in_flight)
             state = await self._list_sheets()
-            self._progress.reconcile(state.committed, workflow.now())
+            self._progress.reconcile(state.committed, workflow.now(), in_flight=in_flight)
         while self._retries_asked:
             self._progress.retry(self._retries_asked.pop(0).sheets, workflow.now())
         self._plan_work()
-        self._publish()
+        self._land()  # one that failed while the bucket was listed may be planned again
 
     def _plan_work(self) -> None:
         if self._progress.status is UploadStatus.PROCESSING:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from temporalio.api.enums.v1 import PendingActivityState
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError, WorkflowHandle
 from temporalio.common import SearchAttributeKey
 from temporalio.exceptions import ApplicationError, CancelledError
@@ -254,19 +255,46 @@ async def test_cancel_is_not_lost_in_an_activity_that_ends_well(client: Client, 
     """A cancel that arrives during the first steps, or while a page is tiled, is obeyed even when that step succeeds."""
     fake = FakeActivities(pages(2))
     fake.stubborn = step
-    fake.gate.clear()
     async with working(client, fake):
         await start(client, ref)
         await until(lambda: fake.reached == step)
         await handle_of(client, ref).cancel()
-        await asyncio.sleep(0.5)
-        fake.gate.set()
+        await until(lambda: asked_to_cancel(handle_of(client, ref)))
+        fake.released.set()
         with pytest.raises(WorkflowFailureError) as failure:
             await handle_of(client, ref).result()
     assert isinstance(failure.value.cause, CancelledError)
     assert fake.manifest is not None
     assert fake.manifest.status is UploadStatus.CANCELLED
     assert fake.committed == {}
+
+
+async def asked_to_cancel(handle: WorkflowHandle[Any, Any]) -> bool:
+    """Whether the workflow has passed its cancellation on to every activity that is under way."""
+    activities = (await handle.describe()).raw_description.pending_activities
+    return {activity.state for activity in activities} == {PendingActivityState.PENDING_ACTIVITY_STATE_CANCEL_REQUESTED}
+
+
+async def test_reconcile_does_not_judge_a_sheet_that_lands_meanwhile(client: Client, ref: UploadRef) -> None:
+    """A sheet that is committed after the bucket was listed, and before the list arrives, stays ready."""
+    fake = FakeActivities(pages(2))
+    fake.gate.clear()
+    async with working(client, fake):
+        await start(client, ref)
+        await until(lambda: fake.in_flight == 2)
+        fake.stubborn = "list_sheets"
+        await handle_of(client, ref).signal(ProcessUpload.force_reconcile)
+        await until(lambda: fake.reached == "list_sheets")
+        fake.gate.set()
+
+        async def landed() -> bool:
+            return (await handle_of(client, ref).query(ProcessUpload.progress)).completed_pages == 2
+
+        await until(landed)
+        fake.released.set()
+        result = await handle_of(client, ref).result()
+    assert sorted(fake.tiled) == [1, 2]
+    assert (result.status, result.reconciled) == (UploadStatus.COMPLETE, True)
 
 
 async def test_reconcile_of_a_finished_upload_tiles_what_is_missing(client: Client, ref: UploadRef) -> None:

@@ -246,7 +246,7 @@ class ProcessUpload:
                 try:
                     record = await self._upload(sheet, tiled)
                 except ActivityError as error:
-                    if not _is_host_lost(error):
+                    if self._is_cancelled or not _is_host_lost(error):
                         raise
                 else:
                     self._progress.ready([record], workflow.now())
@@ -254,7 +254,8 @@ class ProcessUpload:
             detail = f"the host that held the sheet's tiles disappeared {1 + MAX_LOSSES} times"
             self._progress.failed(number, WorkerLost.__name__, detail, workflow.now())
         except (asyncio.CancelledError, ActivityError) as error:
-            if is_cancelled_exception(error):
+            # Temporal tries nothing again after a cancel: whatever ended the activity then is no verdict on the sheet.
+            if self._is_cancelled or is_cancelled_exception(error):
                 self._progress.pending(number, workflow.now())
             else:
                 self._progress.failed(number, *_reason(error), workflow.now())
@@ -266,13 +267,17 @@ class ProcessUpload:
             self._landed += 1
         self._publish()
 
+    @property
+    def _is_cancelled(self) -> bool:
+        return workflow.cancellation_reason() is not None
+
     def _stop_if_cancelled(self) -> None:
         """An activity that ends well swallows the cancellation that reached its caller meanwhile.
 
         Raises:
             CancelledError: The workflow was cancelled.
         """
-        if workflow.cancellation_reason() is not None:
+        if self._is_cancelled:
             raise asyncio.CancelledError
 
     async def _stop_sheets(self) -> None:

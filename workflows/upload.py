@@ -85,36 +85,29 @@ class ProcessUpload:
             ApplicationError: The upload failed; the type is the reason.
             CancelledError: It was cancelled.
         """
-        try:
-            await self._load(reopened=args.reopened)
-            self._stop_if_cancelled()
-        except (asyncio.CancelledError, ActivityError) as error:
-            if args.reopened and is_cancelled_exception(error):
-                raise  # the manifest of the earlier run still stands
-            if is_cancelled_exception(error):
-                self._progress.cancel(workflow.now())
-            else:
-                self._progress.fail(*_reason(error), workflow.now())
-            await self._close()
-            return self._result(error)
-        cancelled: BaseException | None = None
+        reopened = args.reopened
         while True:
+            cancelled = False
             try:
+                await self._load(reopened=reopened)
                 await self._process_sheets()
             except (asyncio.CancelledError, ActivityError) as error:
-                if not is_cancelled_exception(error):
-                    raise
-                cancelled = error
                 await self._stop_sheets()
+                cancelled = self._was_cancelled(error)
+                if not cancelled:
+                    raise  # the records cannot be read, so none is written over them
+                if reopened and not self._loaded:
+                    raise asyncio.CancelledError from error  # the manifest of the earlier run still stands
             self._end()
             closing = asyncio.create_task(self._close())
             try:
                 await asyncio.shield(closing)
-            except asyncio.CancelledError as error:
-                cancelled = error
+            except asyncio.CancelledError:
+                cancelled = True
                 await closing
-            if cancelled is not None or not self._asked:
-                return self._result(cancelled)
+            if cancelled or not self._asked:
+                return self._result(cancelled=cancelled)
+            reopened = True
 
     # ------------------------------------------------------------------ what the world asks
 
@@ -167,7 +160,7 @@ class ProcessUpload:
 
     async def _load(self, *, reopened: bool) -> None:
         """Begins with what the bucket says was done before."""
-        if not self._loaded:
+        if not self._progress.total_pages:
             if reopened:
                 self._reconcile_asked = False
             state = await self._list_sheets()
@@ -178,27 +171,35 @@ class ProcessUpload:
                 await self._count_pages(state)
             elif reopened:
                 self._progress.reconcile(state.committed, workflow.now())
-            self._loaded = True
+            self._stop_if_cancelled()
+        self._loaded = True
         self._plan_work()
         self._publish()
 
     async def _count_pages(self, state: BucketState) -> None:
-        document = await workflow.execute_activity_method(
-            UploadActivities.count_pages,
-            CountPages(str(self._ref)),
-            task_queue=TILE_QUEUE,
-            start_to_close_timeout=COUNT_TIMEOUT,
-            heartbeat_timeout=HEARTBEAT,
-            retry_policy=RETRIES,
-            cancellation_type=CANCELLATION,
-            priority=self._priority(first=True),
-            summary="count pages",
-        )
-        self._progress.begin(document.pages, state.committed, workflow.now())
+        self._retries_asked.clear()  # of a document without sheets, to count again is all that can be retried
+        try:
+            document = await workflow.execute_activity_method(
+                UploadActivities.count_pages,
+                CountPages(str(self._ref)),
+                task_queue=TILE_QUEUE,
+                start_to_close_timeout=COUNT_TIMEOUT,
+                heartbeat_timeout=HEARTBEAT,
+                retry_policy=RETRIES,
+                cancellation_type=CANCELLATION,
+                priority=self._priority(first=True),
+                summary="count pages",
+            )
+        except ActivityError as error:
+            if self._was_cancelled(error):
+                raise
+            self._progress.fail(*_reason(error), workflow.now())
+        else:
+            self._progress.begin(document.pages, state.committed, workflow.now())
 
     async def _process_sheets(self) -> None:
         """Keeps a window of sheets in flight until none is left to do."""
-        while True:
+        while self._progress.total_pages:
             await self._do_what_was_asked()
             self._stop_if_cancelled()
             if not self._should_continue_as_new():
@@ -254,8 +255,7 @@ class ProcessUpload:
             detail = f"the host that held the sheet's tiles disappeared {1 + MAX_LOSSES} times"
             self._progress.failed(number, WorkerLost.__name__, detail, workflow.now())
         except (asyncio.CancelledError, ActivityError) as error:
-            # Temporal tries nothing again after a cancel: whatever ended the activity then is no verdict on the sheet.
-            if self._is_cancelled or is_cancelled_exception(error):
+            if self._was_cancelled(error):
                 self._progress.pending(number, workflow.now())
             else:
                 self._progress.failed(number, *_reason(error), workflow.now())
@@ -270,6 +270,10 @@ class ProcessUpload:
     @property
     def _is_cancelled(self) -> bool:
         return workflow.cancellation_reason() is not None
+
+    def _was_cancelled(self, error: BaseException) -> bool:
+        """Temporal tries nothing again after a cancel: whatever ended an activity then is no verdict on its work."""
+        return self._is_cancelled or is_cancelled_exception(error)
 
     def _stop_if_cancelled(self) -> None:
         """An activity that ends well swallows the cancellation that reached its caller meanwhile.
@@ -312,9 +316,9 @@ class ProcessUpload:
         )
 
     def _end(self) -> None:
-        if not self._progress.sheets_in(SheetStatus.PENDING) and self._progress.total_pages:
+        if self._progress.total_pages and not self._progress.sheets_in(SheetStatus.PENDING):
             self._progress.finish(workflow.now())
-        else:
+        elif self._progress.status is not UploadStatus.FAILED:  # a refused document has failed already
             self._progress.cancel(workflow.now())
 
     async def _close(self) -> None:
@@ -337,10 +341,10 @@ class ProcessUpload:
         self._waiters.clear()
         await workflow.wait_condition(workflow.all_handlers_finished)
 
-    def _result(self, error: BaseException | None) -> Snapshot:
+    def _result(self, *, cancelled: bool) -> Snapshot:
         result = self._progress.changes_since(self._progress.version)
-        if result.status is UploadStatus.CANCELLED and error is not None:
-            raise error
+        if result.status is UploadStatus.CANCELLED and cancelled:
+            raise asyncio.CancelledError
         if result.status is UploadStatus.FAILED:
             raise ApplicationError(result.detail or "", type=result.reason, non_retryable=True)
         return result

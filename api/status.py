@@ -158,12 +158,14 @@ class Status:
                 return Known(*ended)
             logger.info("starts the workflow of an accepted upload", extra={"ref": str(ref)})
             await self._runs.start(ref)
-            return Known(_queued(record))
+            return Known(self._snapshots.get(ref) or _queued(record))
         if not snapshot.total_pages and snapshot.status is UploadStatus.QUEUED:
-            # A reopened run that has not loaded its state yet: until then the manifest of the run before is the truth.
-            ended = await self.manifest(ref)
-            if ended:
+            # A run that has not loaded its state yet: until then the truth is the manifest of the run before, or, after a lost history,
+            # what was known last. Its version must not fall.
+            if ended := await self.manifest(ref):
                 return Known(ended[0])
+            if (last := self._snapshots.get(ref)) and last.total_pages:
+                return Known(last)
         return Known(snapshot)
 
     async def _without_manifest(self, ref: UploadRef, status: WorkflowExecutionStatus | None) -> Known:

@@ -123,12 +123,16 @@ class Upstream(FakeTemporal):
 
     async def _progress_after(self, version: int) -> Snapshot:
         async with self._moved:
-            await self._moved.wait_for(lambda: not isinstance(self.state, Snapshot) or self.state.version != version)
+            await self._moved.wait_for(lambda: not isinstance(self.state, Snapshot) or self._is_newer(self.state, version))
         if isinstance(self.state, Exception):
             raise NOT_FOUND
         if version > self.state.version:
             return self.state
         return Snapshot(**{**vars(self.state), "sheets": tuple(sheet for sheet in self.state.sheets if sheet.version > version)})
+
+    def _is_newer(self, state: Snapshot, version: int) -> bool:
+        # The real one does not answer before it has loaded its state.
+        return state.status is not UploadStatus.QUEUED and state.version != version
 
     async def set(self, state: Snapshot | Exception) -> None:
         """The workflow moved on, or ended."""

@@ -239,7 +239,7 @@ async def test_run_that_ends_with_a_wait_open_is_read_from_the_bucket(bucket: Bu
 
 
 async def test_lost_history_starts_again_and_clients_follow(bucket: Bucket) -> None:
-    """A server that lost its file has no run: the watcher starts one, and its streams go on with it."""
+    """A server that lost its file has no run: the watcher starts one, and its streams go on with it; nothing falls meanwhile."""
     await accept(bucket)
     upstream = Upstream(snapshot(READY, PENDING))
     async with watching(make_hub(bucket, upstream)) as watcher:
@@ -247,10 +247,12 @@ async def test_lost_history_starts_again_and_clients_follow(bucket: Bucket) -> N
         await reader.next()
         await upstream.set(NOT_FOUND)
         await until(lambda: upstream.starts != [])
+        await upstream.set(snapshot(version=400))
+        queries = upstream.queries
+        await until(lambda: upstream.queries > queries)
         await upstream.set(snapshot(READY, TILING, version=500))
-        while (event := await reader.next())[1] != 500:
-            pass
-        assert event[2]["completedPages"] == 1
+        name, version, state = await reader.next()
+        assert (name, version, state["completedPages"]) == ("change", 500, 1)
 
 
 async def test_deleted_upload_ends_its_streams(bucket: Bucket) -> None:

@@ -47,6 +47,7 @@ class FakeTemporal:
         self.signal_error: Exception | None = None
         self.cancel_error: Exception | None = None
         self.pending: list[PendingActivityInfo] = []
+        self.start_time = datetime(2026, 1, 30, tzinfo=UTC)
         self.close_time = datetime(2026, 1, 31, tzinfo=UTC)
         self.healthy: bool | Exception = True
         self.starts: list[dict[str, Any]] = []
@@ -97,8 +98,9 @@ class FakeTemporal:
             raise self.cancel_error
 
     async def describe(self, **_: object) -> Any:
-        """The pending activities and the time of the end."""
-        return SimpleNamespace(close_time=self.close_time, raw_description=SimpleNamespace(pending_activities=self.pending))
+        """The pending activities and the times of the run."""
+        raw = SimpleNamespace(pending_activities=self.pending)
+        return SimpleNamespace(start_time=self.start_time, close_time=self.close_time, raw_description=raw)
 
     async def check_health(self, **_: object) -> bool:
         """Whether it serves."""

@@ -159,6 +159,24 @@ async def test_terminated_run_is_failed(client: httpx.AsyncClient, bucket: Bucke
     assert (await client.get(PATH)).json()["version"] == answer["version"]
 
 
+@pytest.mark.parametrize(("began", "status"), [(timedelta(minutes=1), "failed"), (timedelta(minutes=-1), "complete")])
+async def test_terminated_run_is_not_what_an_earlier_manifest_says(
+    client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal, began: timedelta, status: str
+) -> None:
+    """What a reopened run found out is not undone by its termination; a run that had written its manifest was done."""
+    await accept(bucket)
+    manifest = snapshot(READY, READY, version=100)
+    await bucket.put_async(REF.manifest, to_json(manifest))
+    temporal.state = snapshot(READY, PENDING, version=200)
+    await client.get(PATH)
+    temporal.start_time = datetime.fromisoformat(manifest.updated_at) + began
+    temporal.state = closed(WorkflowExecutionStatus.TERMINATED)
+    answer = (await client.get(PATH)).json()
+    assert answer["status"] == status
+    if status == "failed":
+        assert (answer["reason"], answer["completedPages"], answer["version"] > 200) == ("Terminated", 1, True)
+
+
 def _pending(attempt: int) -> PendingActivityInfo:
     activity = PendingActivityInfo(attempt=attempt)
     activity.last_failure.message = "the bucket failed"

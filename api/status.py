@@ -225,7 +225,8 @@ class Status:
             failure = await self._runs.last_failure(ref)
         except (NoRun, TemporalUnavailable):
             return known
-        if idle >= STUCK:
+        # A final state whose run is open is only being written down, or has just been reopened: it need not move.
+        if idle >= STUCK and (failure or not known.snapshot.status.is_final):
             minutes = int(idle.total_seconds() // 60)
             warning = f"nothing moved for {minutes:,} minutes" + (f"; {failure[0]}" if failure else "")
         elif failure and failure[1] >= WORTH_A_WARNING:

@@ -119,10 +119,11 @@ async def test_reopened_run_serves_the_manifest_until_it_has_loaded(
 ) -> None:
     """A run that knows nothing yet does not hide what an earlier one did."""
     await accept(bucket)
-    await bucket.put_async(REF.manifest, to_json(snapshot(READY, READY, version=100)))
+    days_ago = timestamp(datetime.now(UTC) - timedelta(days=3))
+    await bucket.put_async(REF.manifest, to_json(replace(snapshot(READY, READY, version=100), updated_at=days_ago)))
     temporal.state = snapshot(version=200)
     answer = (await client.get(PATH)).json()
-    assert (answer["status"], answer["version"]) == ("complete", 100)
+    assert (answer["status"], answer["version"], answer["warning"]) == ("complete", 100, None)
 
 
 @pytest.mark.parametrize("silence", [UNAVAILABLE, NO_WORKER, RuntimeError("Failed client connect: refused")])

@@ -1,6 +1,5 @@
 """``count_pages``: opens the PDF once and decides the geometry of every page."""
 
-import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -56,6 +55,6 @@ class DocumentActivities(UploadActivities):
         attempt = Attempt()
         host, ref = self._host, UploadRef.parse(args.ref)
         with attempt.named_errors():
-            record = await asyncio.to_thread(read_upload, host.bucket, ref)
+            record = await attempt.in_thread(lambda _: read_upload(host.bucket, ref), more_follows=True)
             async with host.scratch.source(ref, record, host.bucket, attempt) as source:
                 return await host.children.count_pages(str(ref), source, record.options, host.max_pages, attempt.beat)

@@ -1,7 +1,5 @@
 """``list_sheets`` and ``write_manifest``: what the bucket says was done, and what it shall say in the end."""
 
-import asyncio
-
 from temporalio import activity
 
 from activities.attempt import Attempt
@@ -38,7 +36,7 @@ class ReconcileActivities(UploadActivities):
         """See ``UploadActivities.write_manifest``."""
         attempt = Attempt()
         with attempt.named_errors():
-            await asyncio.to_thread(self._write, UploadRef.parse(args.ref), args.snapshot)
+            await attempt.in_thread(lambda _: self._write(UploadRef.parse(args.ref), args.snapshot))
 
     def _write(self, ref: UploadRef, snapshot: Snapshot) -> None:
         _accepted(self._host.bucket, ref)

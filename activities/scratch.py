@@ -95,7 +95,7 @@ class Scratch:
         try:
             async with self._fetching.setdefault(name, asyncio.Lock()):
                 if not path.exists() or path.stat().st_size != record.size_bytes:
-                    await attempt.in_thread(lambda stop: _fetch(bucket, ref, record, path, stop))
+                    await attempt.in_thread(lambda stop: _fetch(bucket, ref, record, path, stop), more_follows=True)
             yield path
         finally:
             self._users[name] -= 1

@@ -36,7 +36,7 @@ class SheetActivities(UploadActivities):
         host, ref = self._host, UploadRef.parse(args.ref)
         with attempt.named_errors():
             await host.scratch.wait_for_room(attempt.beat)
-            record = await asyncio.to_thread(read_upload, host.bucket, ref)
+            record = await attempt.in_thread(lambda _: read_upload(host.bucket, ref), more_follows=True)
             async with host.scratch.source(ref, record, host.bucket, attempt) as source:
                 page = host.scratch.new_page(ref, args.number)
                 try:

@@ -75,6 +75,7 @@ class SheetActivities(UploadActivities):
             except FileNotFoundError as error:
                 msg = f"no thumbnail in {page.name}"
                 raise TilesMissing(msg) from error
+            bucket.remove_unfinished(ref.sheet_prefix(number))  # of an attempt whose worker was killed
             bucket.put(ref.thumbnail(number), thumbnail)
             prefix = ref.tiles_prefix(number)
             futures = [self._host.threads.submit(_put_tiles, bucket, prefix, pyramid, tiles, chunk, stop) for chunk in _chunks(pyramid)]

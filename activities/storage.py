@@ -3,7 +3,7 @@
 Oddities of a local directory that this module hides or its callers must know:
 
 1. Deleted prefixes leave empty directories, which a LIST with a delimiter still shows: an empty prefix means nothing.
-2. A write that is killed leaves ``name#1`` behind; LIST does not show it.
+2. A write that is killed leaves ``name#1`` behind; LIST does not show it, and no later write of the name replaces it.
 3. Its ETags are no MD5, and nothing is on the disk before ``sync``.
 """
 
@@ -27,6 +27,8 @@ from activities.errors import NoSuchBucket, ObjectMissing, StorageDenied, Storag
 
 _REFUSED = re.compile(rf"\(os error (?:{errno.EACCES}|{errno.EPERM}|{errno.EROFS})\)")
 """A directory's refusal to write has no class of its own: obstore raises GenericError, and only its text has the number."""
+
+_UNFINISHED = re.compile(r".+#[0-9]+")
 
 
 @dataclass(frozen=True)
@@ -192,6 +194,17 @@ class Bucket:
                     obstore.delete(self._store, key)
                 except (FileNotFoundError, NotFoundError):
                     continue
+
+    def remove_unfinished(self, prefix: str) -> None:
+        """Removes what killed writes have left behind below ``prefix``.
+
+        Args:
+            prefix: Nobody else writes there now.
+        """
+        with self._named_errors(prefix):
+            for path in (self._root / prefix).rglob("*#*"):
+                if _UNFINISHED.fullmatch(path.name):
+                    path.unlink(missing_ok=True)
 
     def sync(self) -> None:
         """Returns when everything written so far would survive a power cut.

@@ -24,6 +24,8 @@ class Host:
         children: The render children.
         threads: They talk to the bucket; their number bounds this host's requests at once.
         max_pages: Most pages that a document may have.
+        busy_uploads: While so many sheets are being uploaded, no further page is tiled: its tiles would wait for a slot,
+            and a sheet that waits too long is taken for one of a dead host.
     """
 
     bucket: Bucket
@@ -31,6 +33,7 @@ class Host:
     children: ChildPool
     threads: ThreadPoolExecutor
     max_pages: int = 2000
+    busy_uploads: int = 32
 
 
 def read_upload(bucket: Bucket, ref: UploadRef) -> UploadRecord:

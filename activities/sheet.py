@@ -9,7 +9,7 @@ from pathlib import Path
 
 from temporalio import activity
 
-from activities.attempt import Attempt, check
+from activities.attempt import BEAT_S, Attempt, check
 from activities.document import Host, read_upload
 from activities.dzi import Pyramid, tile_name
 from activities.errors import TilesMissing
@@ -26,6 +26,8 @@ CHUNK = 32
 class SheetActivities(UploadActivities):
     """What makes one sheet."""
 
+    _uploading = 0
+
     def __init__(self, host: Host) -> None:
         self._host = host
 
@@ -35,6 +37,9 @@ class SheetActivities(UploadActivities):
         attempt = Attempt()
         host, ref = self._host, UploadRef.parse(args.ref)
         with attempt.named_errors():
+            while self._uploading >= host.busy_uploads:
+                attempt.beat()
+                await asyncio.sleep(BEAT_S)
             await host.scratch.wait_for_room(attempt.beat)
             record = await attempt.in_thread(lambda _: read_upload(host.bucket, ref), more_follows=True)
             async with host.scratch.source(ref, record, host.bucket, attempt) as source:
@@ -51,12 +56,15 @@ class SheetActivities(UploadActivities):
         attempt = Attempt()
         page = self._host.scratch.page(args.tiled.scratch)
         with attempt.named_errors():
+            self._uploading += 1
             try:
                 record = await attempt.in_thread(lambda stop: self._upload(args, page, stop))
             except asyncio.CancelledError:
                 if not activity.is_worker_shutdown():
                     self._host.scratch.remove(page)
                 raise
+            finally:
+                self._uploading -= 1
             self._host.scratch.remove(page)
             return record
 

@@ -1,9 +1,12 @@
 """``upload_page`` over a real directory: the order of its writes, and what a killed attempt left."""
 
+import asyncio
+import threading
 import zipfile
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,11 +16,11 @@ from temporalio.testing import ActivityEnvironment
 from activities.child import ChildPool
 from activities.document import Host
 from activities.dzi import Pyramid, tile_name
-from activities.interface import Page, TiledPage, UploadPage, host_queue
+from activities.interface import Page, TiledPage, TilePage, UploadPage, host_queue
 from activities.keys import UploadRef
 from activities.records import UploadOptions
 from activities.scratch import Scratch
-from activities.storage import Bucket, BucketSettings
+from activities.storage import Bucket, BucketSettings, StoredObject
 from activities.tilezip import THUMBNAIL, TILES, TILES_PREFIX
 from worker.app import Activities
 
@@ -31,9 +34,19 @@ class OrderedBucket(Bucket):
     def __init__(self, directory: Path) -> None:
         super().__init__(BucketSettings(directory.as_uri()))
         self.written: list[str] = []
+        self.read: list[str] = []
+        self.reached, self.open = threading.Event(), threading.Event()
+        self.open.set()
+
+    def get(self, key: str) -> StoredObject:
+        """Notes the key."""
+        self.read.append(key)
+        return super().get(key)
 
     def put(self, key: str, body: bytes) -> None:
-        """Notes the key once it is written."""
+        """Waits until it is open; notes the key once it is written."""
+        self.reached.set()
+        self.open.wait(30)
         super().put(key, body)
         self.written.append(key)
 
@@ -91,3 +104,22 @@ async def test_files_of_killed_writes_are_gone_after_the_next_attempt(host: Host
     await ActivityEnvironment().run(Activities(host).upload_page, tiled(host))
     assert sorted(path.name for path in sheet.iterdir()) == ["0_0.jpeg", "1_0.jpeg"]
     assert (other / "0_0.jpeg#1").exists()
+
+
+async def test_no_page_is_tiled_that_would_wait_for_an_upload_slot(host: Host, bucket: OrderedBucket) -> None:
+    """A bucket that hangs holds tiling back: a sheet that waits for a slot would be taken for one of a dead host."""
+    activities = Activities(replace(host, busy_uploads=1))
+    beaten = asyncio.Event()
+    environment = ActivityEnvironment()
+    environment.on_heartbeat = lambda *_: beaten.set()
+    bucket.open.clear()
+    uploading = asyncio.create_task(ActivityEnvironment().run(activities.upload_page, tiled(host)))
+    await asyncio.to_thread(bucket.reached.wait, 10)
+    tiling = asyncio.create_task(environment.run(activities.tile_page, TilePage(str(REF), 2, 600, 300, UploadOptions())))
+    await asyncio.wait_for(beaten.wait(), 10)
+    assert bucket.read == []
+    bucket.open.set()
+    await uploading
+    with pytest.raises(ApplicationError, match="ObjectMissing"):  # this far it comes in an empty bucket
+        await tiling
+    assert bucket.read == [REF.record]

@@ -222,12 +222,12 @@ class ProcessUpload:
             self._progress.reconcile(state.committed, workflow.now(), in_flight=in_flight)
         while self._retries_asked:
             self._progress.retry(self._retries_asked.pop(0).sheets, workflow.now())
-        self._plan_work()
         self._land()  # one that failed while the bucket was listed may be planned again
+        self._plan_work()
 
     def _plan_work(self) -> None:
         if self._progress.status is UploadStatus.PROCESSING:
-            pending = self._progress.sheets_in(SheetStatus.PENDING)
+            pending = [number for number in self._progress.sheets_in(SheetStatus.PENDING) if number not in self._in_flight]
             self._to_do = deque(sorted(pending, key=lambda number: number not in self._prioritized))
 
     def _fill_window(self) -> None:

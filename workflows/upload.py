@@ -50,6 +50,8 @@ STORAGE_TIMEOUT = timedelta(minutes=10)
 COUNT_TIMEOUT = timedelta(minutes=5)
 SHEET_TIMEOUT = timedelta(hours=1)
 HOST_TIMEOUT = timedelta(seconds=45)
+DISCARD_TIMEOUT = timedelta(seconds=10)
+"""Short, for the upload ends only after it; a host that is slower cleans up by itself."""
 CANCELLATION = workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED
 
 
@@ -325,8 +327,7 @@ class ProcessUpload:
         """Nothing is in flight: frees the hosts' scratch and writes the manifest."""
         self._loaded = True
         self._publish()
-        for queue in sorted(self._hosts):
-            await self._discard_scratch(queue)
+        await asyncio.gather(*(self._discard_scratch(queue) for queue in sorted(self._hosts)))
         self._hosts.clear()
         await workflow.execute_activity_method(
             UploadActivities.write_manifest,
@@ -413,7 +414,7 @@ class ProcessUpload:
                 UploadActivities.discard_scratch,
                 DiscardScratch(str(self._ref)),
                 task_queue=queue,
-                schedule_to_start_timeout=HOST_TIMEOUT,
+                schedule_to_start_timeout=DISCARD_TIMEOUT,
                 start_to_close_timeout=timedelta(minutes=1),
                 retry_policy=RetryPolicy(maximum_attempts=1),
                 cancellation_type=CANCELLATION,

@@ -17,7 +17,7 @@ import struct
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -138,31 +138,32 @@ class UploadReport:
 
     ref: str
     status: UploadStatus | None
-    verified: bool
-    deep: bool
-    total_sheets: int
-    verified_sheets: int
-    wrong_sheets: int
-    expected: int
-    found: int
-    missing_count: int
-    foreign: tuple[str, ...]
-    foreign_count: int
-    empty_count: int
-    problems: tuple[str, ...]
-    proof: Proof | None
+    verified: bool = False
+    deep: bool = False
+    total_sheets: int = 0
+    verified_sheets: int = 0
+    wrong_sheets: int = 0
+    expected: int = 0
+    found: int = 0
+    missing_count: int = 0
+    foreign: tuple[str, ...] = ()
+    foreign_count: int = 0
+    empty_count: int = 0
+    problems: tuple[str, ...] = ()
+    proof: Proof | None = None
     schema: int = SCHEMA
 
 
 def verify_upload(
     bucket: Bucket, ref: UploadRef, progress: Snapshot | None = None, *, deep: bool = False
-) -> Iterator[SheetReport | UploadReport]:
+) -> Generator[SheetReport | UploadReport, None, None]:
     """Verifies sheet by sheet, a few at once, in bounded memory; blocks.
 
     Args:
         bucket: Where they are.
         ref: The upload.
-        progress: Which sheets are ready; without it ``manifest.json`` says so, and without that the ``.dzi`` of each.
+        progress: Which sheets are ready; without it ``manifest.json`` says so, and without that, or while no pages are counted, the
+            ``.dzi`` of each.
         deep: Whether to read every tile back and decode it.
 
     Yields:
@@ -176,8 +177,10 @@ def verify_upload(
     options = _accepted(bucket, ref, problems)
     if progress is None:
         progress = _read(bucket, Snapshot, ref.manifest, problems)
-    if progress is not None and not progress.total_pages and not progress.status.is_final:
-        progress = None  # a run that has not looked at its document or the bucket yet knows less than the bucket
+    status = progress.status if progress else None
+    is_final = progress is not None and progress.status.is_final
+    if progress is not None and not progress.total_pages:
+        progress = None  # a run that has not looked yet, or was terminated and is forgotten, knows less than the bucket
     names = bucket.directories(ref.sheets_prefix)
     begun = {number for name in names if (number := sheet_of_directory(name))}
     states = {state.number: state for state in progress.sheets} if progress else {}
@@ -191,8 +194,6 @@ def verify_upload(
     if deep:
         below = (info.key.removeprefix(ref.sheets_prefix) for info in bucket.objects(ref.sheets_prefix))
         foreign.add(sorted(path for path in below if "/" not in path))
-
-    is_final = progress is not None and progress.status.is_final
 
     def verify(number: int) -> SheetReport:
         state = states.get(number)
@@ -217,7 +218,7 @@ def verify_upload(
             proof = report.proof
     yield UploadReport(
         ref=str(ref),
-        status=progress.status if progress else None,
+        status=status,
         verified=not (wrong or foreign_count or problems),
         deep=deep,
         total_sheets=len(numbers),
@@ -569,7 +570,7 @@ class Decoder:
         self._end()
 
 
-def _in_window(verify: Callable[[int], T], numbers: Iterable[int]) -> Iterator[T]:
+def _in_window(verify: Callable[[int], T], numbers: Iterable[int]) -> Generator[T, None, None]:
     """``map``, by some threads that are never far ahead of whoever takes the results."""
     waiting: deque[Future[T]] = deque()
     with ThreadPoolExecutor(THREADS, thread_name_prefix="verify") as threads:

@@ -204,7 +204,9 @@ def test_a_token_that_cannot_be_sent_is_not_shown(token: str) -> None:
     "arguments",
     [
         [],
-        ["verify", "a/b/c/d"],
+        ["verify"],
+        ["verify", "a/b/c", "--bucket"],
+        ["verify", "a/b/c/d", "--deeper"],
         ["status"],
         ["status", "a/b/c"],
         ["status", "a/b/c/.."],

@@ -330,15 +330,15 @@ def test_a_running_upload_is_verified_as_far_as_it_is(bucket: Bucket) -> None:
 
 
 def test_without_a_progress_the_descriptors_say_what_is_ready(bucket: Bucket) -> None:
-    """A bucket alone, and a run that has not looked yet."""
+    """A bucket alone, a run that has not looked yet, one that was terminated and forgotten."""
     accept(bucket)
     put_sheet(bucket, 1)
     put_sheet(bucket, 4)
     bucket.delete([REF.descriptor(4)])
-    for state in (None, progress(status=UploadStatus.QUEUED)):
+    for state in (None, progress(status=UploadStatus.QUEUED), progress(status=UploadStatus.FAILED)):
         sheets, total = check(bucket, state)
         assert [(sheet.number, sheet.verified, sheet.is_wrong) for sheet in sheets] == [(1, True, False), (4, False, False)]
-        assert (total.verified, total.status, total.total_sheets) == (True, None, 2)
+        assert (total.verified, total.status, total.total_sheets) == (True, state and state.status, 2)
 
 
 def test_a_progress_that_contradicts_itself_is_told(bucket: Bucket) -> None:
@@ -372,7 +372,7 @@ def test_many_sheets_are_never_far_ahead_of_the_reader(bucket: Bucket) -> None:
     reports = verify._in_window(lambda number: looked.append(number) or number, range(1, 2001))  # type: ignore[func-returns-value]
     assert next(reports) == 1
     assert len(looked) <= verify.THREADS + 1
-    reports.close()  # type: ignore[attr-defined]
+    reports.close()
     assert len(looked) <= verify.THREADS + 1
 
 

@@ -276,6 +276,29 @@ def test_records_that_cannot_be_read_are_told(bucket: Bucket, body: bytes) -> No
     assert total.problems[0].startswith("manifest.json cannot be read")
 
 
+@pytest.mark.parametrize("field", ["totalPages", "completedPages"])
+@pytest.mark.parametrize("value", ["two", None, -1, 1.5])
+def test_a_manifest_of_rubbish_counts_is_told(bucket: Bucket, field: str, value: object) -> None:
+    """Then the .dzi files say what is ready."""
+    put_upload(bucket, 1)
+    document = json.loads(bucket.get(REF.manifest).body)
+    bucket.put(REF.manifest, json.dumps({**document, field: value}).encode())
+    (sheet,), total = check(bucket)
+    assert sheet.verified
+    assert total.problems == ("manifest.json cannot be read: its counts are not whole numbers",)
+    assert not total.verified
+
+
+def test_a_manifest_of_too_many_pages_is_told(bucket: Bucket) -> None:
+    """Without trying to count up to them."""
+    put_upload(bucket, 1)
+    document = json.loads(bucket.get(REF.manifest).body)
+    bucket.put(REF.manifest, json.dumps({**document, "totalPages": 10**15}).encode())
+    (sheet,), total = check(bucket)
+    assert sheet.verified
+    assert total.problems[0] == "the progress says 1,000,000,000,000,000 pages and names 1 sheets"
+
+
 def test_a_wrong_descriptor_is_told(bucket: Bucket) -> None:
     """It must say what a viewer needs to know."""
     put_upload(bucket, 1)
@@ -330,11 +353,12 @@ def test_a_running_upload_is_verified_as_far_as_it_is(bucket: Bucket) -> None:
 
 
 def test_without_a_progress_the_descriptors_say_what_is_ready(bucket: Bucket) -> None:
-    """A bucket alone, a run that has not looked yet, one that was terminated and forgotten."""
+    """A bucket alone, a run that has not looked yet, one that was terminated and forgotten; an empty directory means nothing."""
     accept(bucket)
     put_sheet(bucket, 1)
     put_sheet(bucket, 4)
-    bucket.delete([REF.descriptor(4)])
+    put_sheet(bucket, 5)
+    bucket.delete([REF.descriptor(4), *(info.key for info in bucket.objects(REF.sheet_prefix(5)))])
     for state in (None, progress(status=UploadStatus.QUEUED), progress(status=UploadStatus.FAILED)):
         sheets, total = check(bucket, state)
         assert [(sheet.number, sheet.verified, sheet.is_wrong) for sheet in sheets] == [(1, True, False), (4, False, False)]
@@ -351,8 +375,9 @@ def test_a_progress_that_contradicts_itself_is_told(bucket: Bucket) -> None:
         "the progress says 2 sheets are ready and names 1",
         "the progress says complete, but 1 of 2 sheets are ready",
     )
-    _, total = check(bucket, replace(state, sheets=sheets[:1], status=UploadStatus.PARTIAL, completed_pages=1))
-    assert total.problems == ("the progress says 2 pages and names 1 sheets",)
+    for named in (sheets[:1], sheets[1:], ()):
+        _, total = check(bucket, replace(state, sheets=named, status=UploadStatus.PARTIAL, completed_pages=len(named[:1])))
+        assert total.problems[0] == f"the progress says 2 pages and names {len(named)} sheets"
     assert not total.verified
 
 

@@ -15,7 +15,7 @@ from activities.dzi import Pyramid, tile_name
 from activities.errors import TilesMissing
 from activities.interface import DiscardScratch, TiledPage, TilePage, UploadActivities, UploadPage, host_queue
 from activities.keys import UploadRef
-from activities.records import SheetRecord, to_json
+from activities.records import SheetRecord, tiles_digest, to_json
 from activities.storage import Bucket
 from activities.tilezip import THUMBNAIL, TILES, TileZip
 
@@ -105,7 +105,7 @@ class SheetActivities(UploadActivities):
             quality=options.quality,
             tiles=len(lines),
             bytes=sum(size for _, size, _ in lines),
-            digest=digest(lines),
+            digest=tiles_digest(lines),
             engines=args.tiled.engines,
         )
         bucket.put(ref.sheet_record(number), to_json(record))
@@ -113,11 +113,6 @@ class SheetActivities(UploadActivities):
         check(stop)
         bucket.put(ref.descriptor(number), pyramid.descriptor().encode())
         return record
-
-
-def digest(tiles: list[tuple[str, int, str]]) -> str:
-    """SHA-256, hexadecimal, over the lines ``name size md5`` of all tiles, sorted by name."""
-    return hashlib.sha256("".join(f"{name} {size} {md5}\n" for name, size, md5 in sorted(tiles)).encode()).hexdigest()
 
 
 def _chunks(pyramid: Pyramid) -> Iterator[list[tuple[int, int, int]]]:

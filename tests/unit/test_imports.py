@@ -28,6 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     **dict.fromkeys(sorted(LIGHT - {"temporalio"}), LIGHT),
     "activities.storage": LIGHT | {"obstore", "boto3", "botocore"},
     "activities.verify": STORAGE,
+    "activities.decode": LIGHT | {"pyvips"},
     "activities.attempt": LIGHT,
     "activities.scratch": STORAGE | {"activities.attempt"},
     "activities.tilezip": LIGHT,
@@ -39,7 +40,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "activities.sheet": HOST | {"activities.document"},
     "activities.reconcile": HOST | {"activities.document"},
     "workflows.*": LIGHT | {"workflows"},
-    "api.cli": {"activities.keys", "api.client", "api.views", "api.terminal"},
+    "api.cli": {"activities.keys", "api.client", "api.views", "api.terminal", "api.offline"},
+    "api.offline": STORAGE | {"activities.verify", "api.client"},
     "api.client": {"activities.keys", "httpx"},
     "api.views": {"api.client"},
     "api.terminal": {"api.views", "rich"},
@@ -47,10 +49,11 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 """What each module may import besides the standard library: modules, or whole packages. ``worker`` and ``deploy`` are free."""
 
-NATIVE = {"pypdfium2", "pypdfium2_raw", "pikepdf", "pyvips", "activities.raster", "activities.pyramid"}
-"""Loaded in render children only."""
+CHILDREN = {"activities.raster", "activities.pyramid", "activities.decode"}
+NATIVE = {"pypdfium2", "pypdfium2_raw", "pikepdf", "pyvips", *CHILDREN}
+"""Loaded in render children and in verify's decoder only."""
 
-MAY_LOAD_NATIVE = {"activities.raster", "activities.pyramid", *(module for module in MODULES if module.startswith("deploy."))}
+MAY_LOAD_NATIVE = {*CHILDREN, *(module for module in MODULES if module.startswith("deploy."))}
 """The children's modules, and what makes the sample plan: it opens no document of anybody."""
 
 

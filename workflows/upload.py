@@ -3,6 +3,7 @@
 import asyncio
 from collections import deque
 from datetime import timedelta
+from typing import TypeVar
 
 from temporalio import workflow
 from temporalio.common import Priority, RetryPolicy, SearchAttributeKey
@@ -29,6 +30,8 @@ with workflow.unsafe.imports_passed_through():
     from activities.records import SheetRecord, SheetState, SheetStatus, Snapshot, UploadOptions, UploadStatus
     from workflows.messages import Continued, ProgressAfter, SheetNumbers, UploadInput
     from workflows.progress import Progress
+
+T = TypeVar("T")
 
 MAX_WAITERS = 7
 """Updates that may wait at once: Temporal retries the 11th silently for ever."""
@@ -382,7 +385,7 @@ class ProcessUpload:
         )
 
     async def _tile(self, sheet: SheetState) -> TiledPage:
-        return await workflow.execute_activity_method(
+        activity = workflow.start_activity_method(
             UploadActivities.tile_page,
             TilePage(str(self._ref), sheet.number, sheet.width or 0, sheet.height or 0, self._options),
             task_queue=TILE_QUEUE,
@@ -393,10 +396,11 @@ class ProcessUpload:
             priority=self._priority(first=sheet.number in self._prioritized),
             summary=_summary(sheet),
         )
+        return await _result_of(activity)
 
     async def _upload(self, sheet: SheetState, tiled: TiledPage) -> SheetRecord:
         page = Page(sheet.number, sheet.title, sheet.width or 0, sheet.height or 0, sheet.dpi or 0, scaled=sheet.scaled)
-        return await workflow.execute_activity_method(
+        activity = workflow.start_activity_method(
             UploadActivities.upload_page,
             UploadPage(str(self._ref), page, self._options, tiled),
             task_queue=tiled.queue,
@@ -407,6 +411,7 @@ class ProcessUpload:
             cancellation_type=CANCELLATION,
             summary=_summary(sheet),
         )
+        return await _result_of(activity)
 
     async def _discard_scratch(self, queue: str) -> None:
         try:
@@ -423,6 +428,16 @@ class ProcessUpload:
         except ActivityError as error:
             # A host that is gone has no scratch to free; one that comes back cleans up when it starts.
             workflow.logger.info("scratch of %s was not freed: %s", queue, error.cause)
+
+
+async def _result_of(activity: workflow.ActivityHandle[T]) -> T:
+    """Awaits an activity; a cancellation that arrives together with its result must not hide what was done."""
+    try:
+        return await activity
+    except asyncio.CancelledError:
+        if activity.done() and not activity.cancelled():
+            return activity.result()
+        raise
 
 
 def _summary(sheet: SheetState) -> str:

@@ -66,7 +66,8 @@ async def run_tile_role(client: Client, settings: WorkerSettings, stop: asyncio.
     limits = ChildLimits(memory_bytes=settings.render_memory_bytes, cpu_s=settings.render_cpu_s, wall_s=settings.render_wall_s)
     children = ChildPool(settings.render_slots, limits)
     with ThreadPoolExecutor(settings.bucket_threads, thread_name_prefix="bucket") as threads:
-        host = Host(Bucket(settings.bucket), scratch, children, threads, settings.max_pages)
+        bucket = Bucket(settings.bucket, max_requests=settings.bucket_threads)
+        host = Host(bucket, scratch, children, threads, settings.max_pages)
         activities = Activities(host)
         logger.info("host", extra={"host": scratch.host, "render_slots": settings.render_slots})
         try:

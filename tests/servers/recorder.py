@@ -34,6 +34,7 @@ class Answer:
 
     status: int
     body: bytes = b""
+    headers: tuple[tuple[str, str], ...] = ()
 
 
 def s3_error(status: int, code: str, message: str = "Said by the test.") -> Answer:
@@ -89,7 +90,7 @@ def recording(upstream: str | None = None) -> Iterator[Recorder]:
             if answer is None:
                 self._pass_on(request)
             else:
-                self._say(answer.status, [("Content-Type", "application/xml")], answer.body, len(answer.body))
+                self._say(answer.status, [("Content-Type", "application/xml"), *answer.headers], answer.body, len(answer.body))
             self.wfile.flush()
 
         def _body(self) -> bytes:

@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
         "--origin",
         action="append",
         metavar="URL",
-        help=f"of a page that may use the bucket; may be repeated; default: {DEFAULT_ORIGINS[0]}",
+        help=f"of a page that may use the bucket; may be repeated; default: {' and '.join(DEFAULT_ORIGINS)}",
     )
     arguments = parser.parse_args(argv)
     settings = BucketSettings.from_env(os.environ)

@@ -3,8 +3,11 @@
 import asyncio
 import os
 import re
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -28,6 +31,7 @@ from deploy.process import free_port
 from tests.servers.recorder import Answer, Recorder, Request, recording, s3_error
 from tests.servers.s3 import TestServer
 
+ROOT = Path(__file__).parents[2]
 MIB = 1 << 20
 SECRET = "a-secret-of-the-test"  # noqa: S105 - of no real server
 
@@ -362,6 +366,27 @@ def test_set_up_says_what_it_did(s3_server: TestServer) -> None:
         headers={"Origin": "https://plans.example.com", "Access-Control-Request-Method": "PUT"},
     )
     assert asked.headers["access-control-allow-origin"] == "https://plans.example.com"
+
+
+def test_the_command_reads_the_environment(s3_server: TestServer) -> None:
+    """``python -m deploy.bucket --create``: it says each step and no secret; a directory and wrong settings are wrong use."""
+
+    def command(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        environ = {name: value for name, value in os.environ.items() if not name.startswith(("SITELINK_", "AWS_"))}
+        words = [sys.executable, "-m", "deploy.bucket", *arguments]
+        return subprocess.run(words, env={**environ, **variables}, cwd=ROOT, capture_output=True, text=True, check=False)
+
+    variables = s3_server.environment(s3_server.settings("by-command", "a"))
+    assert command(**variables).returncode == 1
+    run = command("--create", **variables)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert run.stdout.startswith("s3://by-command/a: created\n")
+    assert "CORS: pages of http://127.0.0.1:8000, http://localhost:8000 may read" in run.stdout
+    assert variables["AWS_SECRET_ACCESS_KEY"] not in run.stdout + run.stderr
+    for wrong in ({}, {**variables, "AWS_SECRET_ACCESS_KEY": ""}):
+        run = command(**wrong)
+        assert (run.returncode, run.stdout) == (2, "")
+        assert re.search(r"only a bucket on an S3 server|AWS_SECRET_ACCESS_KEY is not set", run.stderr)
 
 
 def test_a_server_with_lifecycle_is_told_to_abort_after_a_day(server_of_errors: Recorder) -> None:

@@ -4,7 +4,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -17,7 +17,7 @@ from testcontainers.core.image import DockerImage
 
 from activities.bucket_setup import BucketSetup
 from activities.storage import BucketSettings
-from deploy.s3server import S3Server, options, wait_until_healthy
+from deploy.s3server import NoS3Server, S3Server, options, wait_until_healthy
 
 DOCKERFILE = """\
 FROM scratch
@@ -38,7 +38,7 @@ class TestServer:
         endpoint: Its address.
         access_key_id: Of its one user.
         secret_access_key: Of its one user.
-        how: ``container`` or ``process``.
+        how: ``container`` or ``process``, and why.
     """
 
     __test__ = False
@@ -84,15 +84,21 @@ def running(binary: Path, directory: Path) -> Iterator[TestServer]:
         binary: Its program.
         directory: For its buckets, or for what an image is built of.
     """
-    key, secret = "tests", secrets.token_urlsafe(24)
-    if docker_answers():
-        with _container(binary, directory, key, secret) as endpoint:
-            yield TestServer(endpoint, key, secret, "container")
-        return
+    key, secret, how = "tests", secrets.token_urlsafe(24), "process"
+    with ExitStack() as stack:
+        if docker_answers():
+            try:
+                endpoint = stack.enter_context(_container(binary, directory / "image", key, secret))
+            except (DockerException, NoS3Server) as error:
+                # An engine may answer where no container can run.
+                how = f"process, for a container did not start: {error}"
+            else:
+                yield TestServer(endpoint, key, secret, "container")
+                return
     server = S3Server(binary, directory / "buckets", access_key_id=key, secret_access_key=secret)
     server.start()
     try:
-        yield TestServer(server.endpoint, key, secret, "process")
+        yield TestServer(server.endpoint, key, secret, how)
     finally:
         server.stop()
 
@@ -117,7 +123,7 @@ def _container(binary: Path, directory: Path, key: str, secret: str) -> Iterator
     testcontainers_config.ryuk_disabled = True
     os.environ.setdefault("TC_HOST", "127.0.0.1")
     os.environ.setdefault("TESTCONTAINERS_CONNECTION_MODE", "docker_host")
-    directory.mkdir(parents=True, exist_ok=True)
+    directory.mkdir(parents=True)
     shutil.copy2(binary, directory / "versitygw")
     (directory / "Dockerfile").write_text(DOCKERFILE)
     with DockerImage(directory, tag="sitelink-test-s3:latest", clean_up=False) as image:

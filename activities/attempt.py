@@ -43,10 +43,14 @@ class Attempt:
         except SiteLinkError as error:
             raise to_application_error(error) from error
 
-    async def in_thread(self, work: Callable[[threading.Event], T]) -> T:
+    async def in_thread(self, work: Callable[[threading.Event], T], *, more_follows: bool = False) -> T:
         """Runs ``work`` in a thread with heartbeats.
 
         Cancelling the caller sets the event, which ``work`` looks at often, and waits for the thread: what it managed to finish counts.
+
+        Args:
+            work: Blocks.
+            more_follows: It is only a step of the activity: a cancelled caller goes no further, even if this step was finished.
         """
         stop = threading.Event()
         thread = asyncio.ensure_future(asyncio.to_thread(work, stop))
@@ -57,7 +61,7 @@ class Attempt:
         except asyncio.CancelledError:
             stop.set()
             await asyncio.wait({thread})
-            if thread.exception() is not None:
+            if thread.exception() is not None or more_follows:
                 raise
         return thread.result()
 

@@ -177,8 +177,9 @@ class ChildPool:
         while self._idle and self._busy + len(self._idle) > self._slots:
             await self._idle.pop(0).end()
         if self._server is not None and self._server.lost:
-            await self._server.close()
-            self._server = None
+            # Forgotten first: who comes meanwhile starts the next one.
+            lost, self._server = self._server, None
+            await lost.close()
         if self._server is None:
             self._server = _ForkServer()
         return await self._server.fork(upload, self._limits.memory_bytes)

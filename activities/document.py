@@ -1,6 +1,5 @@
 """``count_pages``: opens the PDF once and decides the geometry of every page."""
 
-import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -25,6 +24,8 @@ class Host:
         children: The render children.
         threads: They talk to the bucket; their number bounds this host's requests at once.
         max_pages: Most pages that a document may have.
+        busy_uploads: While so many sheets are being uploaded, no further page is tiled: its tiles would wait for a slot,
+            and a sheet that waits too long is taken for one of a dead host.
     """
 
     bucket: Bucket
@@ -32,6 +33,7 @@ class Host:
     children: ChildPool
     threads: ThreadPoolExecutor
     max_pages: int = 2000
+    busy_uploads: int = 32
 
 
 def read_upload(bucket: Bucket, ref: UploadRef) -> UploadRecord:
@@ -56,6 +58,6 @@ class DocumentActivities(UploadActivities):
         attempt = Attempt()
         host, ref = self._host, UploadRef.parse(args.ref)
         with attempt.named_errors():
-            record = await asyncio.to_thread(read_upload, host.bucket, ref)
+            record = await attempt.in_thread(lambda _: read_upload(host.bucket, ref), more_follows=True)
             async with host.scratch.source(ref, record, host.bucket, attempt) as source:
                 return await host.children.count_pages(str(ref), source, record.options, host.max_pages, attempt.beat)

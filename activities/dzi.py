@@ -6,6 +6,7 @@ https://learn.microsoft.com/en-us/previous-versions/windows/silverlight/dotnet-w
 """
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ MINIMUM_DPI = 30
 """Below this a plan cannot be read: a page that fits its budget only at less is refused."""
 
 BYTES_PER_PIXEL = 3
+
+_TILE_NAME = re.compile(r"(0|[1-9][0-9]{0,8})/(0|[1-9][0-9]{0,8})_(0|[1-9][0-9]{0,8})\.jpeg")
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,13 @@ class Pyramid:
                 for column in range(columns):
                     yield level, column, row
 
+    def has_tile(self, level: int, column: int, row: int) -> bool:
+        """Whether there is such a tile."""
+        if not 0 <= level <= self.max_level:
+            return False
+        columns, rows = self.grid(level)
+        return 0 <= column < columns and 0 <= row < rows
+
     def tile_sizes(self) -> Counter[tuple[int, int]]:
         """How many tiles there are of each width and height."""
         return Counter(self.tile_rectangle(*tile)[2:] for tile in self.tiles())
@@ -97,6 +107,12 @@ class Pyramid:
 def tile_name(level: int, column: int, row: int) -> str:
     """The name of a tile below ``sheet-N_files/``."""
     return f"{level}/{column}_{row}.jpeg"
+
+
+def parse_tile_name(name: str) -> tuple[int, int, int] | None:
+    """Level, column and row of what ``tile_name`` made; None for any other name."""
+    match = _TILE_NAME.fullmatch(name)
+    return (int(match[1]), int(match[2]), int(match[3])) if match else None
 
 
 @dataclass(frozen=True)

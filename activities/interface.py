@@ -72,7 +72,7 @@ class BucketState:
 
     Args:
         options: What was asked for, from ``upload.json``.
-        committed: The ``sheet.json`` of every sheet whose ``.dzi`` exists.
+        committed: The ``sheet.json`` of every sheet whose ``.dzi`` exists, without digest and engines.
         manifest: The final progress of an earlier run, if one ended.
     """
 

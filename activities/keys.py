@@ -147,21 +147,25 @@ class UploadRef:
         """Ends with ``/``; each sheet that was begun is one directory below."""
         return f"{self.prefix}sheets/"
 
+    def sheet_prefix(self, sheet: int) -> str:
+        """Ends with ``/``; everything of one sheet. ``sheet`` counts from 1, here and below."""
+        return f"{self.sheets_prefix}sheet-{sheet}/"
+
     def thumbnail(self, sheet: int) -> str:
-        """The sheet's thumbnail, longest side 512 px; ``sheet`` counts from 1, here and below."""
-        return f"{self.sheets_prefix}sheet-{sheet}/thumbnail.jpeg"
+        """The sheet's thumbnail, longest side 512 px."""
+        return f"{self.sheet_prefix(sheet)}thumbnail.jpeg"
 
     def sheet_record(self, sheet: int) -> str:
         """``sheet.json``, written after the tiles."""
-        return f"{self.sheets_prefix}sheet-{sheet}/sheet.json"
+        return f"{self.sheet_prefix(sheet)}sheet.json"
 
     def descriptor(self, sheet: int) -> str:
         """The ``.dzi``: the commit marker, written last."""
-        return f"{self.sheets_prefix}sheet-{sheet}/tiles/sheet-{sheet}.dzi"
+        return f"{self.sheet_prefix(sheet)}tiles/sheet-{sheet}.dzi"
 
     def tiles_prefix(self, sheet: int) -> str:
         """Ends with ``/``; a tile's key is this and its name, ``{level}/{col}_{row}.jpeg``."""
-        return f"{self.sheets_prefix}sheet-{sheet}/tiles/sheet-{sheet}_files/"
+        return f"{self.sheet_prefix(sheet)}tiles/sheet-{sheet}_files/"
 
 
 def sheet_of_directory(name: str) -> int | None:

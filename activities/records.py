@@ -4,10 +4,11 @@ One spelling serves both: ``manifest.json`` is the last event, letter for letter
 """
 
 import functools
+import hashlib
 import json
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from datetime import UTC, datetime
 from enum import Enum, StrEnum
@@ -122,7 +123,7 @@ class SheetRecord:
         quality: JPEG quality.
         tiles: How many tiles.
         bytes: Their bytes together.
-        digest: SHA-256, hexadecimal, over the lines ``name size md5`` of all tiles, sorted by name.
+        digest: See ``tiles_digest``.
         engines: Library name to version, of all that decide a tile's bytes.
     """
 
@@ -211,6 +212,11 @@ class Snapshot:
     detail: str | None = None
     sheets: tuple[SheetState, ...] = ()
     schema: int = SCHEMA
+
+
+def tiles_digest(tiles: Iterable[tuple[str, int, str]]) -> str:
+    """SHA-256, hexadecimal, over the lines ``name size md5`` of all tiles of a sheet, sorted by name."""
+    return hashlib.sha256("".join(f"{name} {size} {md5}\n" for name, size, md5 in sorted(tiles)).encode()).hexdigest()
 
 
 def timestamp(moment: datetime) -> str:

@@ -95,7 +95,7 @@ class Scratch:
         try:
             async with self._fetching.setdefault(name, asyncio.Lock()):
                 if not path.exists() or path.stat().st_size != record.size_bytes:
-                    await attempt.in_thread(lambda stop: _fetch(bucket, ref, record, path, stop))
+                    await attempt.in_thread(lambda stop: _fetch(bucket, ref, record, path, stop), more_follows=True)
             yield path
         finally:
             self._users[name] -= 1
@@ -142,11 +142,11 @@ class Scratch:
         _remove(page)
 
     def discard(self, ref: UploadRef) -> None:
-        """Removes everything of an upload that no activity uses."""
+        """Removes the pages of an upload, and its PDF unless an activity uses it."""
         digest = _digest(ref)
-        for path in (*self._sources.glob(f"{digest}.*"), *self._pages.glob(f"{digest}-*")):
-            if path.name not in self._users:
-                _remove(path)
+        sources = () if f"{digest}.pdf" in self._users else self._sources.glob(f"{digest}.*")
+        for path in (*sources, *self._pages.glob(f"{digest}-*")):
+            _remove(path)
 
 
 def _fetch(bucket: Bucket, ref: UploadRef, record: UploadRecord, path: Path, stop: threading.Event) -> None:

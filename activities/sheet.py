@@ -9,13 +9,13 @@ from pathlib import Path
 
 from temporalio import activity
 
-from activities.attempt import Attempt, check
+from activities.attempt import BEAT_S, Attempt, check
 from activities.document import Host, read_upload
 from activities.dzi import Pyramid, tile_name
 from activities.errors import TilesMissing
 from activities.interface import DiscardScratch, TiledPage, TilePage, UploadActivities, UploadPage, host_queue
 from activities.keys import UploadRef
-from activities.records import SheetRecord, to_json
+from activities.records import SheetRecord, tiles_digest, to_json
 from activities.storage import Bucket
 from activities.tilezip import THUMBNAIL, TILES, TileZip
 
@@ -26,6 +26,8 @@ CHUNK = 32
 class SheetActivities(UploadActivities):
     """What makes one sheet."""
 
+    _uploading = 0
+
     def __init__(self, host: Host) -> None:
         self._host = host
 
@@ -35,8 +37,11 @@ class SheetActivities(UploadActivities):
         attempt = Attempt()
         host, ref = self._host, UploadRef.parse(args.ref)
         with attempt.named_errors():
+            while self._uploading >= host.busy_uploads:
+                attempt.beat()
+                await asyncio.sleep(BEAT_S)
             await host.scratch.wait_for_room(attempt.beat)
-            record = await asyncio.to_thread(read_upload, host.bucket, ref)
+            record = await attempt.in_thread(lambda _: read_upload(host.bucket, ref), more_follows=True)
             async with host.scratch.source(ref, record, host.bucket, attempt) as source:
                 page = host.scratch.new_page(ref, args.number)
                 try:
@@ -51,12 +56,15 @@ class SheetActivities(UploadActivities):
         attempt = Attempt()
         page = self._host.scratch.page(args.tiled.scratch)
         with attempt.named_errors():
+            self._uploading += 1
             try:
                 record = await attempt.in_thread(lambda stop: self._upload(args, page, stop))
             except asyncio.CancelledError:
                 if not activity.is_worker_shutdown():
                     self._host.scratch.remove(page)
                 raise
+            finally:
+                self._uploading -= 1
             self._host.scratch.remove(page)
             return record
 
@@ -75,6 +83,7 @@ class SheetActivities(UploadActivities):
             except FileNotFoundError as error:
                 msg = f"no thumbnail in {page.name}"
                 raise TilesMissing(msg) from error
+            bucket.remove_unfinished(ref.sheet_prefix(number))  # of an attempt whose worker was killed
             bucket.put(ref.thumbnail(number), thumbnail)
             prefix = ref.tiles_prefix(number)
             futures = [self._host.threads.submit(_put_tiles, bucket, prefix, pyramid, tiles, chunk, stop) for chunk in _chunks(pyramid)]
@@ -96,7 +105,7 @@ class SheetActivities(UploadActivities):
             quality=options.quality,
             tiles=len(lines),
             bytes=sum(size for _, size, _ in lines),
-            digest=digest(lines),
+            digest=tiles_digest(lines),
             engines=args.tiled.engines,
         )
         bucket.put(ref.sheet_record(number), to_json(record))
@@ -104,11 +113,6 @@ class SheetActivities(UploadActivities):
         check(stop)
         bucket.put(ref.descriptor(number), pyramid.descriptor().encode())
         return record
-
-
-def digest(tiles: list[tuple[str, int, str]]) -> str:
-    """SHA-256, hexadecimal, over the lines ``name size md5`` of all tiles, sorted by name."""
-    return hashlib.sha256("".join(f"{name} {size} {md5}\n" for name, size, md5 in sorted(tiles)).encode()).hexdigest()
 
 
 def _chunks(pyramid: Pyramid) -> Iterator[list[tuple[int, int, int]]]:

@@ -3,7 +3,7 @@
 Oddities of a local directory that this module hides or its callers must know:
 
 1. Deleted prefixes leave empty directories, which a LIST with a delimiter still shows: an empty prefix means nothing.
-2. A write that is killed leaves ``name#1`` behind; LIST does not show it.
+2. A write that is killed leaves ``name#1`` behind; LIST does not show it, and no later write of the name replaces it.
 3. Its ETags are no MD5, and nothing is on the disk before ``sync``.
 
 Oddities of an S3 server:
@@ -78,6 +78,8 @@ _MESSAGE = re.compile(r"<Message>([^<]*)</Message>")
 
 _BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _PREFIX = re.compile(r"(?:[A-Za-z0-9._-]+(?:/[A-Za-z0-9._-]+)*)?")
+
+_UNFINISHED = re.compile(r".+#[0-9]+")
 
 
 @dataclass(frozen=True)
@@ -328,6 +330,19 @@ class Bucket:
                     obstore.delete(self._store, key)
                 except (FileNotFoundError, NotFoundError):
                     continue
+
+    def remove_unfinished(self, prefix: str) -> None:
+        """Removes what killed writes have left behind below ``prefix``; on an S3 server such an object does not exist.
+
+        Args:
+            prefix: Nobody else writes there now.
+        """
+        if self._root is None:
+            return
+        with self._named_errors(prefix):
+            for path in (self._root / prefix).rglob("*#*"):
+                if _UNFINISHED.fullmatch(path.name):
+                    path.unlink(missing_ok=True)
 
     def sync(self) -> None:
         """Returns when everything written so far would survive a power cut; an S3 server promises that with every answer.

@@ -44,6 +44,7 @@ from api.settings import ApiSettings, is_loopback
 from api.status import Known, Status, full_document, list_entry
 from api.tiles import Tiles, is_unchanged
 from api.uploads import Uploads
+from api.verify import Verifier
 from workflows.messages import SheetNumbers
 
 logger = logging.getLogger(__name__)
@@ -74,6 +75,7 @@ class Api:
         self._hub = Hub(self._status, self._runs)
         self._uploads = Uploads(bucket, self._status, self._runs, settings.max_file_bytes)
         self._tiles = Tiles(bucket, self._status)
+        self._verifier = Verifier(bucket, self._status)
 
     def routes(self) -> list[Route | Mount]:
         """Every address of the API and the page."""
@@ -84,6 +86,7 @@ class Api:
             Route(uploads, self.list_uploads, methods=["GET"]),
             Route(upload, self.show, methods=["GET"]),
             Route(f"{upload}/events", self.events, methods=["GET"]),
+            Route(f"{upload}/verify", self.verify, methods=["GET"]),
             Route(f"{upload}/cancel", self.cancel, methods=["POST"]),
             Route(f"{upload}/reconcile", self.reconcile, methods=["POST"]),
             Route(f"{upload}/sheets/{{sheet}}/prioritize", self.prioritize, methods=["POST"]),
@@ -137,6 +140,10 @@ class Api:
     async def events(self, request: Request) -> Response:
         """The progress of an upload as it happens."""
         return await self._hub.respond(_upload(request), request)
+
+    async def verify(self, request: Request) -> Response:
+        """Whether the bucket holds every tile that it should; changes nothing."""
+        return await self._verifier.respond(_upload(request), deep=_flag(request, "deep"))
 
     async def cancel(self, request: Request) -> Response:
         """Ends an upload that is not done; asking twice is no error."""
@@ -361,3 +368,11 @@ def _limit(request: Request) -> int:
         msg = f"limit is {text[:80]!r}, it must be a whole number from 1 to {MAX_LIMIT}"
         raise InvalidRequest(msg)
     return min(int(text), MAX_LIMIT)
+
+
+def _flag(request: Request, name: str) -> bool:
+    text = request.query_params.get(name, "false")
+    if text not in ("", "1", "true", "0", "false"):
+        msg = f"{name} is {text[:80]!r}, it must be true or false"
+        raise InvalidRequest(msg)
+    return text not in ("0", "false")

@@ -26,7 +26,20 @@ from api.client import (
     upload_path,
     uploads_path,
 )
-from api.views import RUNNING, JsonView, LinesView, Tally, View, file_size, print_json, say, sheet_failure, sheet_name
+from api.views import (
+    RUNNING,
+    JsonView,
+    LinesView,
+    Tally,
+    View,
+    file_size,
+    print_json,
+    say,
+    sheet_failure,
+    sheet_name,
+    sheet_report,
+    upload_report,
+)
 
 T = TypeVar("T")
 
@@ -42,15 +55,17 @@ REF is org/project/plan/upload, as `sitelink upload` and `sitelink list` print i
 """
 EXIT_CODES = """\
 exit codes:
-  0    the upload is complete. From status: complete, or still running; from list, cancel, reconcile and retry: the server agreed
-  1    the upload is partial, failed or cancelled, or the server refused the file or the request
+  0    the upload is complete. From status: complete, or still running; from list, cancel, reconcile and retry: the server agreed;
+       from verify: nothing is wrong
+  1    the upload is partial, failed or cancelled, or the server refused the file or the request; from verify: something is wrong
   2    wrong use: a malformed REF, a missing file, an option out of its range
-  3    the server was not reached
+  3    the server was not reached; with --bucket, the bucket
   130  interrupted by Ctrl-C; an accepted upload goes on
 
 environment:
   SITELINK_URL       the server; default: the stack of SITELINK_DATA_DIR (default `var`), else http://127.0.0.1:8000
   SITELINK_TOKEN     sent as a bearer token
+  SITELINK_BUCKET    for --bucket; default: the directory `bucket` in SITELINK_DATA_DIR
 """
 
 OPTIONS = (
@@ -242,6 +257,26 @@ def _ask(server: Server, arguments: argparse.Namespace, path: str, what: str) ->
         print(f"asked to {what}: sitelink watch {arguments.ref}")
 
 
+def verify_command(server: Server | None, arguments: argparse.Namespace) -> int:
+    """``sitelink verify``: by the server, or without one from the bucket alone."""
+    if server is not None:
+        reports = server.verify(arguments.ref, deep=arguments.deep)
+    else:
+        from api.offline import verify_bucket
+
+        reports = verify_bucket(arguments.ref, arguments.environ, deep=arguments.deep)
+    verified = False
+    for report in reports:
+        is_sheet = "number" in report
+        if arguments.json:
+            print_json("sheet" if is_sheet else "upload", report)
+        else:
+            for line in sheet_report(report) if is_sheet else upload_report(report):
+                say(line)
+        verified = not is_sheet and report["verified"]
+    return COMPLETE if verified else NOT_COMPLETE
+
+
 def list_command(server: Server, arguments: argparse.Namespace) -> int:
     """``sitelink list``: newest first."""
     for upload in server.request("GET", uploads_path(arguments.plan))["uploads"]:
@@ -288,6 +323,10 @@ def build_parser() -> argparse.ArgumentParser:
         if name == "retry":
             meaning = "3 or sheet-3; every failed one if none is named"
             command.add_argument("sheets", type=_telling(_sheet), nargs="*", metavar="SHEET", help=meaning)
+    verify = add("verify", verify_command, "prove that the bucket holds every tile; changes nothing")
+    verify.add_argument("ref", type=ref, metavar="REF")
+    verify.add_argument("--deep", action="store_true", help="read every tile back and decode it: proves the bytes in a directory, too")
+    verify.add_argument("--bucket", action="store_true", help="look into the bucket itself: needs neither server nor Temporal")
     listing = add("list", list_command, "list a plan's uploads, newest first")
     listing.add_argument("plan", type=plan, nargs="?", default=DEFAULT_PLAN, metavar="ORG/PROJECT/PLAN")
     return parser
@@ -317,7 +356,10 @@ def run(argv: list[str], environ: Mapping[str, str]) -> int:
     """Runs the command of the arguments ``argv``; its exit code."""
     arguments = build_parser().parse_args(argv)
     arguments.terminal = sys.stdout.isatty() and environ.get("TERM", "") not in ("", "dumb", "unknown")
+    arguments.environ = environ
     try:
+        if getattr(arguments, "bucket", False):
+            return verify_command(None, arguments)
         with Server.from_env(environ) as server:
             code: int = arguments.run(server, arguments)
             return code

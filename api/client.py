@@ -29,6 +29,9 @@ CHUNK_BYTES = 256 * 1024
 SILENCE_S = 45
 """Three of the server's heartbeats: a stream that is silent for longer is dead."""
 
+VERIFY_SILENCE_S = 600
+"""The server sends the report of each sheet when it has it; with many tiles to read back, one may take minutes."""
+
 
 class CommandError(Exception):
     """Ends the command with one sentence on stderr."""
@@ -249,6 +252,17 @@ class Server:
         """Sends a request without a body; the JSON object that answers it."""
         with self._named_errors():
             return self._answer(self._client.request(method, path))
+
+    def verify(self, ref: UploadRef, *, deep: bool) -> Iterator[dict[str, Any]]:
+        """Asks whether the bucket holds all that it should: the report of each sheet, then the upload's."""
+        with self._named_errors():
+            path = f"{upload_path(ref)}/verify"
+            document = self._answer(self._client.get(path, params={"deep": deep}, timeout=VERIFY_SILENCE_S))
+        sheets = document.pop("sheets", None)
+        if not isinstance(sheets, list) or "verified" not in document:
+            raise self._foreign()
+        yield from sheets
+        yield document
 
     def upload(self, plan: PlanRef, file: LocalFile, options: Mapping[str, int], key: str, sent: Callable[[int], None]) -> dict[str, Any]:
         """Sends a file in constant memory; ``key`` is the same for every try of one upload."""

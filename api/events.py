@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from activities.errors import BucketError, TemporalUnavailable, UploadNotFound
+from activities.errors import BucketError, SiteLinkError, TemporalUnavailable, UploadNotFound
 from activities.keys import UploadRef
 from activities.records import Snapshot, to_json
 from api.runs import NoRun, Runs
@@ -118,7 +118,7 @@ class Watcher:
         except UploadNotFound:
             self._publish(self.snapshot, gone=True)
             return None
-        except BucketError as error:
+        except SiteLinkError as error:  # the bucket fails, or holds what only a newer release can read
             if self.snapshot is not None:
                 self._publish(replace(self.snapshot, warning=f"this may not be the latest state: {error}"))
             return None

@@ -169,11 +169,11 @@ class Runs:
         async with _named(QUERY_TIMEOUT_S):
             await (await self._handle(ref)).cancel(rpc_timeout=timedelta(seconds=QUERY_TIMEOUT_S))
 
-    async def closed_at(self, ref: UploadRef) -> datetime:
-        """When the last run ended; raises like ``cancel``."""
+    async def times(self, ref: UploadRef) -> tuple[datetime, datetime]:
+        """When the last run began and ended; raises like ``cancel``."""
         async with _named(QUERY_TIMEOUT_S):
             description = await (await self._handle(ref)).describe(rpc_timeout=timedelta(seconds=QUERY_TIMEOUT_S))
-            return description.close_time or datetime.now(UTC)
+            return description.start_time, description.close_time or datetime.now(UTC)
 
     async def last_failure(self, ref: UploadRef) -> tuple[str, int] | None:
         """What went wrong last in the activity that was tried most often: its sentence and the number of the try now due.

@@ -26,6 +26,9 @@ QUIET = timedelta(seconds=10)
 """After this long without a change, it is asked whether an activity keeps failing."""
 STUCK = timedelta(minutes=5)
 """After this long without a change, that is worth a warning by itself."""
+BROKEN_OFF = (WorkflowExecutionStatus.TERMINATED, WorkflowExecutionStatus.TIMED_OUT)
+"""A run that ended so had no chance to write a manifest."""
+
 WORTH_A_WARNING = 3
 """Tries after which a failing activity is worth a warning."""
 
@@ -151,25 +154,36 @@ class Status:
             snapshot = await self._runs.progress(ref)
         except RunClosed as closed:
             ended = await self.manifest(ref)
-            return Known(*ended) if ended else await self._without_manifest(ref, closed.status)
+            if ended and closed.status not in BROKEN_OFF:
+                return Known(*ended)
+            return await self._broken_off(ref, closed.status, ended)
         except NoRun:
             ended = await self.manifest(ref)
             if ended:
                 return Known(*ended)
             logger.info("starts the workflow of an accepted upload", extra={"ref": str(ref)})
             await self._runs.start(ref)
-            return Known(_queued(record))
+            return Known(self._snapshots.get(ref) or _queued(record))
         if not snapshot.total_pages and snapshot.status is UploadStatus.QUEUED:
-            # A reopened run that has not loaded its state yet: until then the manifest of the run before is the truth.
-            ended = await self.manifest(ref)
-            if ended:
+            # A run that has not loaded its state yet: until then the truth is the manifest of the run before, or, after a lost history,
+            # what was known last. Its version must not fall.
+            if ended := await self.manifest(ref):
                 return Known(ended[0])
+            if (last := self._snapshots.get(ref)) and last.total_pages:
+                return Known(last)
         return Known(snapshot)
 
-    async def _without_manifest(self, ref: UploadRef, status: WorkflowExecutionStatus | None) -> Known:
-        """A run that an operator ended."""
-        moment = await self._closed_at(ref)
-        last = self._snapshots.get(ref) or Snapshot(UploadStatus.QUEUED, 0, timestamp(moment))
+    async def _broken_off(self, ref: UploadRef, status: WorkflowExecutionStatus | None, ended: tuple[Snapshot, bytes] | None) -> Known:
+        """A run that an operator ended; a manifest that is older than the run was written by one before it."""
+        began, moment = await self._times(ref)
+        if ended and datetime.fromisoformat(ended[0].updated_at) >= began:
+            return Known(*ended)
+        candidates = [Snapshot(UploadStatus.QUEUED, 0, timestamp(moment))]
+        if remembered := self._snapshots.get(ref):
+            candidates.append(remembered)
+        if ended:
+            candidates.append(ended[0])
+        last = max(candidates, key=lambda snapshot: snapshot.version)
         if last.reason != Terminated.__name__:
             how = status.name.lower().replace("_", " ") if status else "ended"
             last = replace(
@@ -184,9 +198,9 @@ class Status:
             )
         return Known(last, to_json(last))
 
-    async def _closed_at(self, ref: UploadRef) -> datetime:
+    async def _times(self, ref: UploadRef) -> tuple[datetime, datetime]:
         try:
-            return await self._runs.closed_at(ref)
+            return await self._runs.times(ref)
         except NoRun as error:
             msg = "the run ended and is gone"
             raise TemporalUnavailable(msg) from error
@@ -211,7 +225,8 @@ class Status:
             failure = await self._runs.last_failure(ref)
         except (NoRun, TemporalUnavailable):
             return known
-        if idle >= STUCK:
+        # A final state whose run is open is only being written down, or has just been reopened: it need not move.
+        if idle >= STUCK and (failure or not known.snapshot.status.is_final):
             minutes = int(idle.total_seconds() // 60)
             warning = f"nothing moved for {minutes:,} minutes" + (f"; {failure[0]}" if failure else "")
         elif failure and failure[1] >= WORTH_A_WARNING:

@@ -5,7 +5,7 @@ import json
 import re
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
 from typing import Any, Self, TextIO
@@ -59,6 +59,43 @@ def notable(before: str | None, sheet: Mapping[str, Any]) -> str | None:
     if before in ("ready", "failed") and sheet["status"] != "ready":
         return f"{sheet_name(sheet)}: is done again"
     return None
+
+
+def sheet_report(report: Mapping[str, Any]) -> Iterator[str]:
+    """What was found of a sheet: a line, and one more for each thing that is wrong."""
+    name, status = f"sheet-{report['number']}", report["status"]
+    wrong = list(_findings(report))
+    if status == "ready":
+        yield f"{name}  {report['found']}/{report['expected']} tiles  {'ok' if report['verified'] else 'wrong'}"
+    else:
+        left = f"; {report['found']} tiles are there" if report["found"] else ""
+        yield f"{name}  {named(status, report['reason'])}{left}"
+    yield from wrong
+
+
+def upload_report(report: Mapping[str, Any]) -> Iterator[str]:
+    """What was found of an upload."""
+    yield from _findings({**report, "foreignCount": len(report["foreign"])})
+    counted = f"{report['verifiedSheets']:,} of {_sheets(report['totalSheets'])}, {report['found']}/{report['expected']} tiles"
+    if not report["verified"]:
+        yield f"wrong: {counted} verified"
+    elif report["verifiedSheets"]:
+        proof = "every tile read back" if report["deep"] else "every digest" if report["proof"] == "digest" else "names and sizes"
+        yield f"verified: {counted}, {proof}"
+    else:
+        yield f"nothing to verify: {counted}"
+    if report["proof"] == "names":
+        yield "The bucket's ETags are no MD5s: the tiles' bytes are not proved, --deep reads them back."
+
+
+def _findings(report: Mapping[str, Any]) -> Iterator[str]:
+    for kind in ("missing", "foreign", "empty"):
+        names, count = report.get(kind, ()), report[f"{kind}Count"]
+        if names:
+            more = f" and {count - len(names):,} more" if count > len(names) else ""
+            yield f"  {kind}: {', '.join(names)}{more}"
+    for problem in report["problems"]:
+        yield f"  {problem}"
 
 
 class Tally:

@@ -10,7 +10,7 @@ import sys
 from temporalio.client import Client
 from temporalio.envconfig import ClientConfig
 
-from activities.errors import SiteLinkError
+from activities.errors import SiteLinkError, TemporalUnavailable
 from activities.scratch import ScratchInUse
 from worker.app import run_tile_role, run_workflow_role
 from worker.settings import WorkerSettings
@@ -27,7 +27,10 @@ async def _run(role: str, settings: WorkerSettings) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     connection = ClientConfig.load_client_connect_config()
     connection.setdefault("target_host", "127.0.0.1:7233")
-    client = await Client.connect(**connection)
+    try:
+        client = await Client.connect(**connection)
+    except RuntimeError as error:
+        raise TemporalUnavailable(str(error)) from error
     logger.info("%s worker runs", role)
     if role == "workflow":
         await run_workflow_role(client, stop)
@@ -47,12 +50,12 @@ def main() -> int:
         if role == "tile":
             os.nice(NICENESS)
         asyncio.run(_run(role, settings))
+    except TemporalUnavailable as error:
+        logger.error("Temporal is not reached: %s", error)
+        return 3
     except (ValueError, ScratchInUse, SiteLinkError) as error:
         logger.error("%s", error)
         return 2
-    except RuntimeError as error:
-        logger.error("Temporal is not reached: %s", error)
-        return 3
     return 0
 
 

@@ -65,9 +65,14 @@ async def run_tile_role(client: Client, settings: WorkerSettings, stop: asyncio.
     scratch = Scratch(settings.scratch_directory, settings.scratch_limit_bytes)
     limits = ChildLimits(memory_bytes=settings.render_memory_bytes, cpu_s=settings.render_cpu_s, wall_s=settings.render_wall_s)
     children = ChildPool(settings.render_slots, limits)
+    # asyncio's own default is 6 threads on 2 cores; each of ours mostly waits for the bucket.
+    asyncio.get_running_loop().set_default_executor(
+        ThreadPoolExecutor(settings.upload_slots + STORAGE_SLOTS, thread_name_prefix="activity")
+    )
     with ThreadPoolExecutor(settings.bucket_threads, thread_name_prefix="bucket") as threads:
         bucket = Bucket(settings.bucket, max_requests=settings.bucket_threads)
-        host = Host(bucket, scratch, children, threads, settings.max_pages)
+        busy = max(1, settings.upload_slots - settings.render_slots)
+        host = Host(bucket, scratch, children, threads, settings.max_pages, busy)
         activities = Activities(host)
         logger.info("host", extra={"host": scratch.host, "render_slots": settings.render_slots})
         try:
@@ -106,7 +111,10 @@ async def _janitor(scratch: Scratch) -> AsyncIterator[None]:
     async def clean_forever() -> None:
         while True:
             await asyncio.sleep(JANITOR_S)
-            await asyncio.to_thread(scratch.clean)
+            try:
+                await asyncio.to_thread(scratch.clean)
+            except OSError:
+                logger.exception("the scratch could not be cleaned")
 
     task = asyncio.create_task(clean_forever())
     try:

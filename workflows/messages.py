@@ -18,7 +18,7 @@ class Continued:
     Args:
         snapshot: The progress so far.
         options: As the upload was accepted.
-        prioritized: Sheets to tile first, in order.
+        prioritized: Sheets to tile first, ascending.
         hosts: Queues of the hosts whose scratch was used.
     """
 

@@ -3,7 +3,7 @@
 Every change passes through ``Progress._change``, which gives it a version; so "what changed since v" is a filter over the state.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime
 
@@ -150,10 +150,15 @@ class Progress:
         if again or self.sheets_in(SheetStatus.PENDING):
             self._change(now, again, **self._processing())
 
-    def reconcile(self, committed: Iterable[SheetRecord], now: datetime) -> int:
+    def reconcile(self, committed: Iterable[SheetRecord], now: datetime, *, in_flight: Collection[int] = ()) -> int:
         """Makes the sheets that are not in flight agree with what the bucket holds, and reopens an upload that had ended.
 
         A cancelled upload stays cancelled.
+
+        Args:
+            committed: What the bucket holds.
+            now: The time of the change.
+            in_flight: Sheets that were in flight when the bucket was asked: one that has landed since may be missing in the answer.
 
         Returns:
             How many sheets were wrong.
@@ -162,7 +167,7 @@ class Progress:
         changed = []
         for sheet in self._sheets.values():
             record = in_bucket.get(sheet.number)
-            if record is None and sheet.status is SheetStatus.READY:
+            if record is None and sheet.status is SheetStatus.READY and sheet.number not in in_flight:
                 changed.append(_uncommitted(sheet))
             elif record is not None and sheet.status in (SheetStatus.PENDING, SheetStatus.FAILED):
                 changed.append(_committed(sheet, record))

@@ -50,6 +50,8 @@ STORAGE_TIMEOUT = timedelta(minutes=10)
 COUNT_TIMEOUT = timedelta(minutes=5)
 SHEET_TIMEOUT = timedelta(hours=1)
 HOST_TIMEOUT = timedelta(seconds=45)
+DISCARD_TIMEOUT = timedelta(seconds=10)
+"""Short, for the upload ends only after it; a host that is slower cleans up by itself."""
 CANCELLATION = workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED
 
 
@@ -85,36 +87,29 @@ class ProcessUpload:
             ApplicationError: The upload failed; the type is the reason.
             CancelledError: It was cancelled.
         """
-        try:
-            await self._load(reopened=args.reopened)
-            self._stop_if_cancelled()
-        except (asyncio.CancelledError, ActivityError) as error:
-            if args.reopened and is_cancelled_exception(error):
-                raise  # the manifest of the earlier run still stands
-            if is_cancelled_exception(error):
-                self._progress.cancel(workflow.now())
-            else:
-                self._progress.fail(*_reason(error), workflow.now())
-            await self._close()
-            return self._result(error)
-        cancelled: BaseException | None = None
+        reopened = args.reopened
         while True:
+            cancelled = False
             try:
+                await self._load(reopened=reopened)
                 await self._process_sheets()
             except (asyncio.CancelledError, ActivityError) as error:
-                if not is_cancelled_exception(error):
-                    raise
-                cancelled = error
                 await self._stop_sheets()
+                cancelled = self._was_cancelled(error)
+                if not cancelled:
+                    raise  # the records cannot be read, so none is written over them
+                if reopened and not self._loaded:
+                    raise asyncio.CancelledError from error  # the manifest of the earlier run still stands
             self._end()
             closing = asyncio.create_task(self._close())
             try:
                 await asyncio.shield(closing)
-            except asyncio.CancelledError as error:
-                cancelled = error
+            except asyncio.CancelledError:
+                cancelled = True
                 await closing
-            if cancelled is not None or not self._asked:
-                return self._result(cancelled)
+            if cancelled or not self._asked:
+                return self._result(cancelled=cancelled)
+            reopened = True
 
     # ------------------------------------------------------------------ what the world asks
 
@@ -167,7 +162,7 @@ class ProcessUpload:
 
     async def _load(self, *, reopened: bool) -> None:
         """Begins with what the bucket says was done before."""
-        if not self._loaded:
+        if not self._progress.total_pages:
             if reopened:
                 self._reconcile_asked = False
             state = await self._list_sheets()
@@ -178,27 +173,35 @@ class ProcessUpload:
                 await self._count_pages(state)
             elif reopened:
                 self._progress.reconcile(state.committed, workflow.now())
-            self._loaded = True
+            self._stop_if_cancelled()
+        self._loaded = True
         self._plan_work()
         self._publish()
 
     async def _count_pages(self, state: BucketState) -> None:
-        document = await workflow.execute_activity_method(
-            UploadActivities.count_pages,
-            CountPages(str(self._ref)),
-            task_queue=TILE_QUEUE,
-            start_to_close_timeout=COUNT_TIMEOUT,
-            heartbeat_timeout=HEARTBEAT,
-            retry_policy=RETRIES,
-            cancellation_type=CANCELLATION,
-            priority=self._priority(first=True),
-            summary="count pages",
-        )
-        self._progress.begin(document.pages, state.committed, workflow.now())
+        self._retries_asked.clear()  # of a document without sheets, to count again is all that can be retried
+        try:
+            document = await workflow.execute_activity_method(
+                UploadActivities.count_pages,
+                CountPages(str(self._ref)),
+                task_queue=TILE_QUEUE,
+                start_to_close_timeout=COUNT_TIMEOUT,
+                heartbeat_timeout=HEARTBEAT,
+                retry_policy=RETRIES,
+                cancellation_type=CANCELLATION,
+                priority=self._priority(first=True),
+                summary="count pages",
+            )
+        except ActivityError as error:
+            if self._was_cancelled(error):
+                raise
+            self._progress.fail(*_reason(error), workflow.now())
+        else:
+            self._progress.begin(document.pages, state.committed, workflow.now())
 
     async def _process_sheets(self) -> None:
         """Keeps a window of sheets in flight until none is left to do."""
-        while True:
+        while self._progress.total_pages:
             await self._do_what_was_asked()
             self._stop_if_cancelled()
             if not self._should_continue_as_new():
@@ -216,16 +219,17 @@ class ProcessUpload:
             return
         if self._reconcile_asked:
             self._reconcile_asked = False
+            in_flight = frozenset(self._in_flight)
             state = await self._list_sheets()
-            self._progress.reconcile(state.committed, workflow.now())
+            self._progress.reconcile(state.committed, workflow.now(), in_flight=in_flight)
         while self._retries_asked:
             self._progress.retry(self._retries_asked.pop(0).sheets, workflow.now())
+        self._land()  # one that failed while the bucket was listed may be planned again
         self._plan_work()
-        self._publish()
 
     def _plan_work(self) -> None:
         if self._progress.status is UploadStatus.PROCESSING:
-            pending = self._progress.sheets_in(SheetStatus.PENDING)
+            pending = [number for number in self._progress.sheets_in(SheetStatus.PENDING) if number not in self._in_flight]
             self._to_do = deque(sorted(pending, key=lambda number: number not in self._prioritized))
 
     def _fill_window(self) -> None:
@@ -245,7 +249,7 @@ class ProcessUpload:
                 try:
                     record = await self._upload(sheet, tiled)
                 except ActivityError as error:
-                    if not _is_host_lost(error):
+                    if self._is_cancelled or not _is_host_lost(error):
                         raise
                 else:
                     self._progress.ready([record], workflow.now())
@@ -253,7 +257,7 @@ class ProcessUpload:
             detail = f"the host that held the sheet's tiles disappeared {1 + MAX_LOSSES} times"
             self._progress.failed(number, WorkerLost.__name__, detail, workflow.now())
         except (asyncio.CancelledError, ActivityError) as error:
-            if is_cancelled_exception(error):
+            if self._was_cancelled(error):
                 self._progress.pending(number, workflow.now())
             else:
                 self._progress.failed(number, *_reason(error), workflow.now())
@@ -265,13 +269,21 @@ class ProcessUpload:
             self._landed += 1
         self._publish()
 
+    @property
+    def _is_cancelled(self) -> bool:
+        return workflow.cancellation_reason() is not None
+
+    def _was_cancelled(self, error: BaseException) -> bool:
+        """Temporal tries nothing again after a cancel: whatever ended an activity then is no verdict on its work."""
+        return self._is_cancelled or is_cancelled_exception(error)
+
     def _stop_if_cancelled(self) -> None:
         """An activity that ends well swallows the cancellation that reached its caller meanwhile.
 
         Raises:
             CancelledError: The workflow was cancelled.
         """
-        if workflow.cancellation_reason() is not None:
+        if self._is_cancelled:
             raise asyncio.CancelledError
 
     async def _stop_sheets(self) -> None:
@@ -306,17 +318,16 @@ class ProcessUpload:
         )
 
     def _end(self) -> None:
-        if not self._progress.sheets_in(SheetStatus.PENDING) and self._progress.total_pages:
+        if self._progress.total_pages and not self._progress.sheets_in(SheetStatus.PENDING):
             self._progress.finish(workflow.now())
-        else:
+        elif self._progress.status is not UploadStatus.FAILED:  # a refused document has failed already
             self._progress.cancel(workflow.now())
 
     async def _close(self) -> None:
         """Nothing is in flight: frees the hosts' scratch and writes the manifest."""
         self._loaded = True
         self._publish()
-        for queue in sorted(self._hosts):
-            await self._discard_scratch(queue)
+        await asyncio.gather(*(self._discard_scratch(queue) for queue in sorted(self._hosts)))
         self._hosts.clear()
         await workflow.execute_activity_method(
             UploadActivities.write_manifest,
@@ -331,10 +342,10 @@ class ProcessUpload:
         self._waiters.clear()
         await workflow.wait_condition(workflow.all_handlers_finished)
 
-    def _result(self, error: BaseException | None) -> Snapshot:
+    def _result(self, *, cancelled: bool) -> Snapshot:
         result = self._progress.changes_since(self._progress.version)
-        if result.status is UploadStatus.CANCELLED and error is not None:
-            raise error
+        if result.status is UploadStatus.CANCELLED and cancelled:
+            raise asyncio.CancelledError
         if result.status is UploadStatus.FAILED:
             raise ApplicationError(result.detail or "", type=result.reason, non_retryable=True)
         return result
@@ -403,7 +414,7 @@ class ProcessUpload:
                 UploadActivities.discard_scratch,
                 DiscardScratch(str(self._ref)),
                 task_queue=queue,
-                schedule_to_start_timeout=HOST_TIMEOUT,
+                schedule_to_start_timeout=DISCARD_TIMEOUT,
                 start_to_close_timeout=timedelta(minutes=1),
                 retry_policy=RetryPolicy(maximum_attempts=1),
                 cancellation_type=CANCELLATION,

@@ -47,6 +47,7 @@ class FakeTemporal:
         self.signal_error: Exception | None = None
         self.cancel_error: Exception | None = None
         self.pending: list[PendingActivityInfo] = []
+        self.start_time = datetime(2026, 1, 30, tzinfo=UTC)
         self.close_time = datetime(2026, 1, 31, tzinfo=UTC)
         self.healthy: bool | Exception = True
         self.starts: list[dict[str, Any]] = []
@@ -97,8 +98,9 @@ class FakeTemporal:
             raise self.cancel_error
 
     async def describe(self, **_: object) -> Any:
-        """The pending activities and the time of the end."""
-        return SimpleNamespace(close_time=self.close_time, raw_description=SimpleNamespace(pending_activities=self.pending))
+        """The pending activities and the times of the run."""
+        raw = SimpleNamespace(pending_activities=self.pending)
+        return SimpleNamespace(start_time=self.start_time, close_time=self.close_time, raw_description=raw)
 
     async def check_health(self, **_: object) -> bool:
         """Whether it serves."""
@@ -123,12 +125,16 @@ class Upstream(FakeTemporal):
 
     async def _progress_after(self, version: int) -> Snapshot:
         async with self._moved:
-            await self._moved.wait_for(lambda: not isinstance(self.state, Snapshot) or self.state.version != version)
+            await self._moved.wait_for(lambda: not isinstance(self.state, Snapshot) or self._is_newer(self.state, version))
         if isinstance(self.state, Exception):
             raise NOT_FOUND
         if version > self.state.version:
             return self.state
         return Snapshot(**{**vars(self.state), "sheets": tuple(sheet for sheet in self.state.sheets if sheet.version > version)})
+
+    def _is_newer(self, state: Snapshot, version: int) -> bool:
+        # The real one does not answer before it has loaded its state.
+        return state.status is not UploadStatus.QUEUED and state.version != version
 
     async def set(self, state: Snapshot | Exception) -> None:
         """The workflow moved on, or ended."""

@@ -119,10 +119,11 @@ async def test_reopened_run_serves_the_manifest_until_it_has_loaded(
 ) -> None:
     """A run that knows nothing yet does not hide what an earlier one did."""
     await accept(bucket)
-    await bucket.put_async(REF.manifest, to_json(snapshot(READY, READY, version=100)))
+    days_ago = timestamp(datetime.now(UTC) - timedelta(days=3))
+    await bucket.put_async(REF.manifest, to_json(replace(snapshot(READY, READY, version=100), updated_at=days_ago)))
     temporal.state = snapshot(version=200)
     answer = (await client.get(PATH)).json()
-    assert (answer["status"], answer["version"]) == ("complete", 100)
+    assert (answer["status"], answer["version"], answer["warning"]) == ("complete", 100, None)
 
 
 @pytest.mark.parametrize("silence", [UNAVAILABLE, NO_WORKER, RuntimeError("Failed client connect: refused")])
@@ -157,6 +158,24 @@ async def test_terminated_run_is_failed(client: httpx.AsyncClient, bucket: Bucke
     assert answer["completedAt"] == "2026-01-31T00:00:00.000Z"
     assert answer["version"] > 100
     assert (await client.get(PATH)).json()["version"] == answer["version"]
+
+
+@pytest.mark.parametrize(("began", "status"), [(timedelta(minutes=1), "failed"), (timedelta(minutes=-1), "complete")])
+async def test_terminated_run_is_not_what_an_earlier_manifest_says(
+    client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal, began: timedelta, status: str
+) -> None:
+    """What a reopened run found out is not undone by its termination; a run that had written its manifest was done."""
+    await accept(bucket)
+    manifest = snapshot(READY, READY, version=100)
+    await bucket.put_async(REF.manifest, to_json(manifest))
+    temporal.state = snapshot(READY, PENDING, version=200)
+    await client.get(PATH)
+    temporal.start_time = datetime.fromisoformat(manifest.updated_at) + began
+    temporal.state = closed(WorkflowExecutionStatus.TERMINATED)
+    answer = (await client.get(PATH)).json()
+    assert answer["status"] == status
+    if status == "failed":
+        assert (answer["reason"], answer["completedPages"], answer["version"] > 200) == ("Terminated", 1, True)
 
 
 def _pending(attempt: int) -> PendingActivityInfo:

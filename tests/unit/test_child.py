@@ -410,6 +410,18 @@ async def test_lost_fork_server_is_replaced(sheets: Sheets) -> None:
         await sheets.tile(pool, sheets.source(make_pdfs.one_page()))
 
 
+async def test_lost_fork_server_is_replaced_once(sheets: Sheets) -> None:
+    """Callers that notice the loss together share the next one; none is left behind when the pool closes."""
+    source = sheets.source(make_pdfs.one_page())
+    async with children(slots=2) as pool:
+        await sheets.tile(pool, source)
+        (server,) = fork_servers()
+        os.kill(server, signal.SIGKILL)
+        await eventually_async(lambda: none_alive({server}))
+        await asyncio.gather(sheets.tile(pool, source), sheets.tile(pool, source, upload="b"))
+        assert len(fork_servers()) == 1
+
+
 async def test_full_disk_is_an_os_error(sheets: Sheets) -> None:
     """What cannot be written is no fault of the page; it may be tried again."""
     async with children() as pool:

@@ -7,16 +7,19 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from activities.keys import PlanRef, UploadRef
+from activities.records import SheetStatus, UploadStatus, to_wire
+from activities.verify import Proof, SheetReport, UploadReport
 from api.cli import build_parser, outcome
 from api.cli import run as run_command
 from api.client import EventParser, LocalFile, Patience, Refused, Server, ServerEvent, WrongUse, named
-from api.views import LinesView, Tally, file_size, printable
+from api.views import LinesView, Tally, file_size, printable, sheet_report, upload_report
 
 PORTS_OFF = "http://127.0.0.1:9"
 
@@ -139,6 +142,33 @@ def test_a_warning_is_repeated_for_news_only(capsys: pytest.CaptureFixture[str])
     ]
 
 
+def test_a_sheets_report_is_a_line_and_its_findings() -> None:
+    """Ready ones are ok or wrong, others say what they are; long lists end."""
+
+    def lines(number: int, status: SheetStatus, **found: Any) -> list[str]:
+        return list(sheet_report(to_wire(SheetReport(number, status, **found))))
+
+    assert lines(3, SheetStatus.READY, expected=1706, found=1706, verified=True) == ["sheet-3  1706/1706 tiles  ok"]
+    broken = lines(
+        4, SheetStatus.READY, expected=30, found=5, missing=("0/0_0.jpeg", "1/0_0.jpeg"), missing_count=25, problems=("no .dzi",)
+    )
+    assert broken == ["sheet-4  5/30 tiles  wrong", "  missing: 0/0_0.jpeg, 1/0_0.jpeg and 23 more", "  no .dzi"]
+    assert lines(5, SheetStatus.FAILED, found=7, reason="WorkerLost") == ["sheet-5  failed: WorkerLost; 7 tiles are there"]
+    assert lines(6, SheetStatus.PENDING) == ["sheet-6  pending"]
+
+
+def test_an_uploads_report_says_what_its_proof_is() -> None:
+    """What verified rests on, what is wrong with the whole, and when there was nothing to verify."""
+
+    def lines(**found: Any) -> list[str]:
+        return list(upload_report(to_wire(UploadReport("a/b/c/d", UploadStatus.COMPLETE, total_sheets=1, expected=9, found=9, **found))))
+
+    assert lines(verified=True, verified_sheets=1, proof=Proof.DIGEST) == ["verified: 1 of 1 sheet, 9/9 tiles, every digest"]
+    assert lines(verified=True) == ["nothing to verify: 0 of 1 sheet, 9/9 tiles"]
+    wrong = lines(verified_sheets=1, foreign=("junk/a",), foreign_count=30, problems=("it contradicts itself",))
+    assert wrong == ["  foreign: junk/a", "  it contradicts itself", "wrong: 1 of 1 sheet, 9/9 tiles verified"]
+
+
 def test_outcome_of_every_status() -> None:
     """0 for complete and for what still runs, else 1."""
     assert [outcome(status) for status in ("complete", "queued", "processing", "partial", "failed", "cancelled")] == [0, 0, 0, 1, 1, 1]
@@ -204,7 +234,9 @@ def test_a_token_that_cannot_be_sent_is_not_shown(token: str) -> None:
     "arguments",
     [
         [],
-        ["verify", "a/b/c/d"],
+        ["verify"],
+        ["verify", "a/b/c", "--bucket"],
+        ["verify", "a/b/c/d", "--deeper"],
         ["status"],
         ["status", "a/b/c"],
         ["status", "a/b/c/.."],

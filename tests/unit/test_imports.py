@@ -29,6 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "activities.storage": LIGHT | {"obstore"},
     "activities.bucket_setup": STORAGE | {"boto3", "botocore", "mypy_boto3_s3"},
     "activities.verify": STORAGE,
+    "activities.decode": LIGHT | {"pyvips"},
     "activities.attempt": LIGHT,
     "activities.scratch": STORAGE | {"activities.attempt"},
     "activities.tilezip": LIGHT,
@@ -40,7 +41,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "activities.sheet": HOST | {"activities.document"},
     "activities.reconcile": HOST | {"activities.document"},
     "workflows.*": LIGHT | {"workflows"},
-    "api.cli": {"activities.keys", "api.client", "api.views", "api.terminal"},
+    "api.cli": {"activities.keys", "api.client", "api.views", "api.terminal", "api.offline"},
+    "api.offline": STORAGE | {"activities.verify", "api.client"},
     "api.client": {"activities.keys", "httpx"},
     "api.views": {"api.client"},
     "api.terminal": {"api.views", "rich"},
@@ -48,10 +50,11 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 """What each module may import besides the standard library: modules, or whole packages. ``worker`` and ``deploy`` are free."""
 
-NATIVE = {"pypdfium2", "pypdfium2_raw", "pikepdf", "pyvips", "activities.raster", "activities.pyramid"}
-"""Loaded in render children only."""
+CHILDREN = {"activities.raster", "activities.pyramid", "activities.decode"}
+NATIVE = {"pypdfium2", "pypdfium2_raw", "pikepdf", "pyvips", *CHILDREN}
+"""Loaded in render children and in verify's decoder only."""
 
-MAY_LOAD_NATIVE = {"activities.raster", "activities.pyramid", *(module for module in MODULES if module.startswith("deploy."))}
+MAY_LOAD_NATIVE = {*CHILDREN, *(module for module in MODULES if module.startswith("deploy."))}
 """The children's modules, and what makes the sample plan: it opens no document of anybody."""
 
 

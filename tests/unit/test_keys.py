@@ -20,6 +20,7 @@ def test_keys_are_those_of_the_design() -> None:
     assert UPLOAD.record == f"{base}upload.json"
     assert UPLOAD.manifest == f"{base}manifest.json"
     assert UPLOAD.sheets_prefix == f"{base}sheets/"
+    assert UPLOAD.sheet_prefix(7) == f"{base}sheets/sheet-7/"
     assert UPLOAD.thumbnail(7) == f"{base}sheets/sheet-7/thumbnail.jpeg"
     assert UPLOAD.sheet_record(7) == f"{base}sheets/sheet-7/sheet.json"
     assert UPLOAD.descriptor(7) == f"{base}sheets/sheet-7/tiles/sheet-7.dzi"

@@ -118,6 +118,14 @@ def test_reconcile_corrects_both_ways_and_says_so() -> None:
     assert snapshot.reconciled_at == snapshot.updated_at
 
 
+def test_reconcile_does_not_judge_what_landed_after_the_bucket_was_asked() -> None:
+    """A list that is older than the commit says nothing about it; a sheet that was ready before is judged."""
+    progress = begun(2)
+    progress.ready([record(1), record(2)], START)
+    assert progress.reconcile([], START, in_flight={2}) == 1
+    assert progress.sheets_in(SheetStatus.READY) == [2]
+
+
 def test_reconcile_leaves_a_cancelled_upload_cancelled() -> None:
     """Looking again must not start work that someone stopped."""
     progress = begun(2)

@@ -70,6 +70,29 @@ async def test_source_is_fetched_once_and_kept_while_used(
     assert not list((tmp_path / "scratch" / "sources").iterdir())
 
 
+async def test_download_under_way_is_not_discarded(open_scratch: Callable[..., Scratch], bucket: CountingBucket, tmp_path: Path) -> None:
+    """An attempt that Temporal gave up may still end the upload's scratch while the next one fetches the PDF."""
+    scratch = open_scratch()
+
+    class Interrupted(Bucket):
+        """Discards in the middle of a read."""
+
+        def chunks(self, key: str) -> Iterator[bytes]:
+            """Discards, then goes on."""
+            for chunk in super().chunks(key):
+                scratch.discard(REF)
+                yield chunk
+
+    interrupted = Interrupted(BucketSettings((tmp_path / "bucket").as_uri()))
+    assert bucket.get(REF.source).body == BODY
+
+    async def read() -> bytes:
+        async with scratch.source(REF, RECORD, interrupted, Attempt()) as path:
+            return await asyncio.to_thread(path.read_bytes)
+
+    assert await ActivityEnvironment().run(read) == BODY
+
+
 async def test_missing_source_is_named_and_wrong_bytes_are_retried(
     open_scratch: Callable[..., Scratch], tmp_path: Path, bucket: CountingBucket
 ) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -239,7 +240,7 @@ async def test_run_that_ends_with_a_wait_open_is_read_from_the_bucket(bucket: Bu
 
 
 async def test_lost_history_starts_again_and_clients_follow(bucket: Bucket) -> None:
-    """A server that lost its file has no run: the watcher starts one, and its streams go on with it."""
+    """A server that lost its file has no run: the watcher starts one, and its streams go on with it; nothing falls meanwhile."""
     await accept(bucket)
     upstream = Upstream(snapshot(READY, PENDING))
     async with watching(make_hub(bucket, upstream)) as watcher:
@@ -247,10 +248,26 @@ async def test_lost_history_starts_again_and_clients_follow(bucket: Bucket) -> N
         await reader.next()
         await upstream.set(NOT_FOUND)
         await until(lambda: upstream.starts != [])
+        await upstream.set(snapshot(version=400))
+        queries = upstream.queries
+        await until(lambda: upstream.queries > queries)
         await upstream.set(snapshot(READY, TILING, version=500))
-        while (event := await reader.next())[1] != 500:
-            pass
-        assert event[2]["completedPages"] == 1
+        name, version, state = await reader.next()
+        assert (name, version, state["completedPages"]) == ("change", 500, 1)
+
+
+async def test_watcher_outlives_what_it_cannot_read(bucket: Bucket) -> None:
+    """A manifest of a newer release is a warning, not a stream that is silent for ever."""
+    await accept(bucket)
+    await bucket.put_async(REF.manifest, to_json(replace(snapshot(READY, version=101), schema=2)))
+    upstream = Upstream(snapshot(PENDING))
+    async with watching(make_hub(bucket, upstream)) as watcher:
+        reader = Reader(watcher)
+        await reader.next()
+        await upstream.set(closed())
+        assert "schema 2" in (await reader.next())[2]["warning"]
+        await bucket.put_async(REF.manifest, to_json(snapshot(READY, version=101)))
+        assert (await reader.rest())[-1] == "end"
 
 
 async def test_deleted_upload_ends_its_streams(bucket: Bucket) -> None:

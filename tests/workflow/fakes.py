@@ -45,6 +45,8 @@ class FakeActivities(UploadActivities):
         self.manifest: Snapshot | None = None
         self.tile_errors: dict[int, list[SiteLinkError]] = {}
         self.upload_errors: dict[int, list[SiteLinkError]] = {}
+        self.list_errors: list[SiteLinkError] = []
+        self.manifest_errors: list[SiteLinkError] = []
         self.tiled: list[int] = []
         self.discarded: list[str] = []
         self.in_flight = 0
@@ -52,13 +54,14 @@ class FakeActivities(UploadActivities):
         self.gate = asyncio.Event()
         self.gate.set()
         self.stubborn = ""
-        """The step that waits for the gate without beating: it hears of no cancellation and ends well."""
+        """The step that waits to be released without beating: it hears of no cancellation."""
+        self.released = asyncio.Event()
         self.reached = ""
 
     async def _reach(self, step: str) -> None:
         self.reached = step
         if self.stubborn == step:
-            await self.gate.wait()
+            await self.released.wait()
 
     @activity.defn
     async def count_pages(self, args: CountPages) -> Document:
@@ -71,8 +74,10 @@ class FakeActivities(UploadActivities):
     @activity.defn
     async def list_sheets(self, args: ListSheets) -> BucketState:
         """What the pretended bucket holds."""
+        state = BucketState(self.options, tuple(self.committed.values()), self.manifest)
         await self._reach("list_sheets")
-        return BucketState(self.options, tuple(self.committed.values()), self.manifest)
+        _raise_next(self.list_errors)
+        return state
 
     @activity.defn
     async def tile_page(self, args: TilePage) -> TiledPage:
@@ -85,7 +90,7 @@ class FakeActivities(UploadActivities):
             while not self.gate.is_set():
                 activity.heartbeat()
                 await asyncio.sleep(0.05)
-            _raise_next(self.tile_errors, args.number)
+            _raise_next(self.tile_errors.get(args.number))
             return TiledPage(HOST_QUEUE, f"page-{args.number}", {"pretended": "1"})
         finally:
             self.in_flight -= 1
@@ -93,7 +98,8 @@ class FakeActivities(UploadActivities):
     @activity.defn
     async def upload_page(self, args: UploadPage) -> SheetRecord:
         """Commits the sheet."""
-        _raise_next(self.upload_errors, args.page.number)
+        await self._reach("upload_page")
+        _raise_next(self.upload_errors.get(args.page.number))
         return self.commit(args.page)
 
     def commit(self, page: Page) -> SheetRecord:
@@ -105,6 +111,8 @@ class FakeActivities(UploadActivities):
     @activity.defn
     async def write_manifest(self, args: WriteManifest) -> None:
         """Keeps the manifest."""
+        await self._reach("write_manifest")
+        _raise_next(self.manifest_errors)
         self.manifest = args.snapshot
 
     @activity.defn
@@ -113,10 +121,9 @@ class FakeActivities(UploadActivities):
         self.discarded.append(args.ref)
 
 
-def _raise_next(errors: dict[int, list[SiteLinkError]], number: int) -> None:
-    if errors.get(number):
-        error = errors[number].pop(0)
-        raise to_application_error(error)
+def _raise_next(errors: list[SiteLinkError] | None) -> None:
+    if errors:
+        raise to_application_error(errors.pop(0))
 
 
 def pages(count: int) -> list[Page]:

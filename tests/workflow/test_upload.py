@@ -8,11 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from temporalio.api.enums.v1 import PendingActivityState
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError, WorkflowHandle
 from temporalio.common import SearchAttributeKey
 from temporalio.exceptions import ApplicationError, CancelledError
 
-from activities.errors import NotAPdf, PageUnreadable, RenderCrashed, StorageUnavailable, TilesMissing
+from activities.errors import (
+    NewerSchema,
+    NotAPdf,
+    PageUnreadable,
+    RenderCrashed,
+    SiteLinkError,
+    SourceMissing,
+    StorageUnavailable,
+    TilesMissing,
+)
 from activities.interface import Page
 from activities.keys import UploadRef
 from activities.records import SheetStatus, Snapshot, UploadStatus
@@ -254,19 +264,111 @@ async def test_cancel_is_not_lost_in_an_activity_that_ends_well(client: Client, 
     """A cancel that arrives during the first steps, or while a page is tiled, is obeyed even when that step succeeds."""
     fake = FakeActivities(pages(2))
     fake.stubborn = step
-    fake.gate.clear()
     async with working(client, fake):
         await start(client, ref)
         await until(lambda: fake.reached == step)
         await handle_of(client, ref).cancel()
-        await asyncio.sleep(0.5)
-        fake.gate.set()
+        await until(lambda: asked_to_cancel(handle_of(client, ref)))
+        fake.released.set()
         with pytest.raises(WorkflowFailureError) as failure:
             await handle_of(client, ref).result()
     assert isinstance(failure.value.cause, CancelledError)
     assert fake.manifest is not None
     assert fake.manifest.status is UploadStatus.CANCELLED
     assert fake.committed == {}
+
+
+@pytest.mark.parametrize("error", [TilesMissing("gone"), StorageUnavailable("503")])
+async def test_cancelled_sheet_is_pending_whatever_ended_its_activity(client: Client, ref: UploadRef, error: SiteLinkError) -> None:
+    """A cancel is obeyed when the tiles are lost meanwhile, and a fault that would have been tried again is no verdict on the sheet."""
+    fake = FakeActivities(pages(1))
+    fake.upload_errors[1] = [error]
+    fake.stubborn = "upload_page"
+    async with working(client, fake):
+        await start(client, ref)
+        await until(lambda: fake.reached == "upload_page")
+        await handle_of(client, ref).cancel()
+        await until(lambda: asked_to_cancel(handle_of(client, ref)))
+        fake.released.set()
+        with pytest.raises(WorkflowFailureError) as failure:
+            await handle_of(client, ref).result()
+    assert isinstance(failure.value.cause, CancelledError)
+    assert fake.tiled == [1]
+    assert fake.manifest is not None
+    assert (fake.manifest.status, fake.manifest.sheets[0].status) == (UploadStatus.CANCELLED, SheetStatus.PENDING)
+
+
+async def asked_to_cancel(handle: WorkflowHandle[Any, Any]) -> bool:
+    """Whether the workflow has passed its cancellation on to every activity that is under way."""
+    activities = (await handle.describe()).raw_description.pending_activities
+    return {activity.state for activity in activities} == {PendingActivityState.PENDING_ACTIVITY_STATE_CANCEL_REQUESTED}
+
+
+async def test_reconcile_does_not_judge_a_sheet_that_lands_meanwhile(client: Client, ref: UploadRef) -> None:
+    """A sheet that is committed after the bucket was listed, and before the list arrives, stays ready."""
+    fake = FakeActivities(pages(2))
+    fake.gate.clear()
+    async with working(client, fake):
+        await start(client, ref)
+        await until(lambda: fake.in_flight == 2)
+        fake.stubborn = "list_sheets"
+        await handle_of(client, ref).signal(ProcessUpload.force_reconcile)
+        await until(lambda: fake.reached == "list_sheets")
+        fake.gate.set()
+
+        async def landed() -> bool:
+            return (await handle_of(client, ref).query(ProcessUpload.progress)).completed_pages == 2
+
+        await until(landed)
+        fake.released.set()
+        result = await handle_of(client, ref).result()
+    assert sorted(fake.tiled) == [1, 2]
+    assert (result.status, result.reconciled) == (UploadStatus.COMPLETE, True)
+
+
+@pytest.mark.parametrize("signal", ["force_reconcile", "retry_sheets"])
+async def test_signal_while_a_refused_upload_closes_is_heard(client: Client, ref: UploadRef, signal: str) -> None:
+    """Someone who puts the missing file back and asks again is not overheard, however late."""
+    fake = FakeActivities(SourceMissing("the bucket has no source.pdf"))
+    fake.stubborn = "write_manifest"
+    async with working(client, fake):
+        await start(client, ref)
+        await until(lambda: fake.reached == "write_manifest")
+        fake.pages = pages(2)
+        await reopen(client, ref, signal, *([SheetNumbers()] if signal == "retry_sheets" else []))
+        fake.released.set()
+        result = await handle_of(client, ref).result()
+    assert (result.status, result.completed_pages) == (UploadStatus.COMPLETE, 2)
+    assert sorted(fake.tiled) == [1, 2]
+
+
+async def test_cancel_while_a_refused_upload_closes_leaves_its_manifest(client: Client, ref: UploadRef) -> None:
+    """The upload was refused already: it ends failed, by name, and not without a final state."""
+    fake = FakeActivities(NotAPdf("the file starts with '<html>'"))
+    fake.manifest_errors = [StorageUnavailable("503")]
+    async with working(client, fake):
+        await start(client, ref)
+        await until(lambda: not fake.manifest_errors)
+        await handle_of(client, ref).cancel()
+        with pytest.raises(WorkflowFailureError) as failure:
+            await handle_of(client, ref).result()
+    assert isinstance(failure.value.cause, ApplicationError)
+    assert fake.manifest is not None
+    assert fake.manifest.reason == "NotAPdf"
+
+
+async def test_reopened_run_that_cannot_read_the_records_leaves_the_manifest(client: Client, ref: UploadRef) -> None:
+    """What an older release cannot read, it does not overwrite."""
+    fake = FakeActivities(pages(2))
+    async with working(client, fake):
+        await start(client, ref)
+        await handle_of(client, ref).result()
+        before = fake.manifest
+        fake.list_errors = [NewerSchema("schema 2")]
+        await reopen(client, ref, "force_reconcile")
+        with pytest.raises(WorkflowFailureError):
+            await handle_of(client, ref).result()
+    assert fake.manifest == before
 
 
 async def test_reconcile_of_a_finished_upload_tiles_what_is_missing(client: Client, ref: UploadRef) -> None:

@@ -1,0 +1,65 @@
+"""Decodes JPEGs for ``verify``, in a process of its own: run as ``python -m activities.decode``. Loads libvips.
+
+A request on stdin is ``REQUEST`` and the JPEG's bytes. The answer on stdout is one line: empty if it is whole, else what is wrong.
+The first line, empty too, says that the process is ready. It ends when stdin does.
+"""
+
+import os
+import resource
+import signal
+import struct
+import sys
+
+import pyvips
+
+REQUEST = struct.Struct(">III")
+"""Width and height in pixels that the image must have, or 0 for any up to ``LARGEST_PX``; size in bytes of the JPEG."""
+
+LARGEST_PX = 512
+MEMORY_BYTES = 1 << 30
+CPU_S = 20
+"""What one image may take: the largest tile needs a tenth of a second."""
+
+
+def main() -> None:
+    """Answers requests until there are no more."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, and ends stdin
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
+    os.nice(10)
+    pyvips.cache_set_max(0)
+    requests, answers = sys.stdin.buffer, sys.stdout.buffer
+    answers.write(b"\n")
+    answers.flush()
+    while header := requests.read(REQUEST.size):
+        width, height, size_bytes = REQUEST.unpack(header)
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        resource.setrlimit(resource.RLIMIT_CPU, (int(usage.ru_utime + usage.ru_stime) + CPU_S, resource.RLIM_INFINITY))
+        problem = decode(requests.read(size_bytes), width, height)
+        answers.write(problem.replace("\n", " ").encode() + b"\n")
+        answers.flush()
+
+
+def decode(body: bytes, width: int, height: int) -> str:
+    """What is wrong with a JPEG; empty if every pixel of it can be read and it has the size.
+
+    Args:
+        body: Its bytes.
+        width: Pixels that it must have; 0 for any, up to ``LARGEST_PX``.
+        height: Likewise.
+    """
+    try:
+        image = pyvips.Image.jpegload_buffer(body, fail_on="warning", access="sequential")
+        # Before a pixel is decoded: a header may claim gigabytes.
+        if (width or min(image.width, LARGEST_PX), height or min(image.height, LARGEST_PX)) != (image.width, image.height):
+            return (
+                f"has {image.width} x {image.height} px, not {f'{width} x {height}' if width else f'at most {LARGEST_PX} x {LARGEST_PX}'}"
+            )
+        image.avg()
+    except pyvips.Error as error:
+        return f"cannot be decoded: {' '.join(str(error).split())}"
+    return ""
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""The command line's half of the bucket, for when there is no server. Imported only then, for the bucket's library takes its time."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from activities.errors import BucketError, SiteLinkError
+from activities.keys import UploadRef
+from activities.records import to_wire
+from activities.storage import Bucket, BucketSettings
+from activities.verify import verify_upload
+from api.client import NotReached, Refused, WrongUse, named
+
+
+def verify_bucket(ref: UploadRef, environ: Mapping[str, str], *, deep: bool) -> Iterator[dict[str, Any]]:
+    """Verifies an upload from the bucket alone; the reports as the API's wire has them: each sheet's, then the upload's.
+
+    Raises:
+        WrongUse: The bucket's settings cannot be used.
+        NotReached: The bucket failed.
+        Refused: There is no such upload.
+    """
+    try:
+        settings = BucketSettings.from_env(environ)
+        parts = urlsplit(settings.url)
+        if parts.scheme == "file" and not Path(unquote(parts.path)).is_dir():
+            # Said here, for Bucket makes the directory.
+            msg = f"there is no bucket {settings.url}: SITELINK_DATA_DIR or SITELINK_BUCKET says where it is"
+            raise NotReached(msg, connected=False)
+        bucket = Bucket(settings)
+    except ValueError as error:
+        raise WrongUse(str(error)) from error
+    except BucketError as error:
+        raise NotReached(named(error.type, str(error)), connected=False) from error
+    try:
+        for report in verify_upload(bucket, ref, deep=deep):
+            yield to_wire(report)
+    except BucketError as error:
+        raise NotReached(named(error.type, str(error)), connected=True) from error
+    except SiteLinkError as error:
+        raise Refused(named(error.type, str(error))) from error

@@ -1,0 +1,103 @@
+"""Whole sheets in a bucket, as ``upload_page`` leaves them, made by arithmetic and Pillow."""
+
+import hashlib
+import io
+from collections.abc import Iterator
+from dataclasses import replace
+
+from PIL import Image
+
+from activities.dzi import Pyramid, tile_name
+from activities.keys import UploadRef
+from activities.records import (
+    SheetRecord,
+    SheetState,
+    SheetStatus,
+    Snapshot,
+    UploadOptions,
+    UploadRecord,
+    UploadStatus,
+    tiles_digest,
+    to_json,
+)
+from activities.storage import Bucket, ObjectInfo, StoredObject
+
+REF = UploadRef("acme", "tower", "a1", "0198c0de-0000-7000-8000-000000000001")
+OPTIONS = UploadOptions(tile_size=128)
+PYRAMID = Pyramid(300, 200, OPTIONS.tile_size, OPTIONS.overlap)
+NAMES = [tile_name(*tile) for tile in PYRAMID.tiles()]
+AT = "2026-01-31T09:30:00.000Z"
+
+
+class Md5Bucket(Bucket):
+    """A directory whose ETags are MD5s, as those of S3 and R2."""
+
+    def objects(self, prefix: str) -> Iterator[ObjectInfo]:
+        """Every object, with its MD5."""
+        for info in super().objects(prefix):
+            yield self.get(info.key).info
+
+    def get(self, key: str) -> StoredObject:
+        """An object, with its MD5."""
+        stored = super().get(key)
+        return replace(stored, info=replace(stored.info, etag=f'"{etag(stored.body)}"'))
+
+
+def etag(body: bytes) -> str:
+    """An MD5."""
+    return hashlib.md5(body, usedforsecurity=False).hexdigest()
+
+
+def jpeg(width: int, height: int, shade: int = 200) -> bytes:
+    """A JPEG of one grey."""
+    target = io.BytesIO()
+    Image.new("RGB", (width, height), (shade, shade, shade)).save(target, "JPEG", quality=85)
+    return target.getvalue()
+
+
+def put_sheet(bucket: Bucket, number: int, ref: UploadRef = REF) -> SheetState:
+    """A whole sheet; what the progress says of it."""
+    lines = []
+    bucket.put(ref.thumbnail(number), jpeg(150, 100))
+    for column, tile in enumerate(PYRAMID.tiles()):
+        body = jpeg(*PYRAMID.tile_rectangle(*tile)[2:], shade=(50 * number + column) % 256)
+        bucket.put(ref.tiles_prefix(number) + tile_name(*tile), body)
+        lines.append((tile_name(*tile), len(body), etag(body)))
+    size_bytes = sum(size for _, size, _ in lines)
+    record = SheetRecord(
+        number=number,
+        width=PYRAMID.width,
+        height=PYRAMID.height,
+        dpi=300,
+        scaled=False,
+        title=None,
+        tile_size=OPTIONS.tile_size,
+        overlap=OPTIONS.overlap,
+        quality=OPTIONS.quality,
+        tiles=len(lines),
+        bytes=size_bytes,
+        digest=tiles_digest(lines),
+        engines={},
+    )
+    bucket.put(ref.sheet_record(number), to_json(record))
+    bucket.put(ref.descriptor(number), PYRAMID.descriptor().encode())
+    return SheetState(number, SheetStatus.READY, 1, None, PYRAMID.width, PYRAMID.height, 300, False, len(lines), size_bytes)
+
+
+def accept(bucket: Bucket, ref: UploadRef = REF, deleted_at: str | None = None) -> None:
+    """``upload.json``."""
+    bucket.put(ref.record, to_json(UploadRecord("plan.pdf", 9, "0" * 64, OPTIONS, AT, deleted_at)))
+
+
+def progress(*sheets: SheetState, status: UploadStatus = UploadStatus.COMPLETE) -> Snapshot:
+    """A progress with these sheets."""
+    ready = sum(sheet.status is SheetStatus.READY for sheet in sheets)
+    return Snapshot(status, 9, AT, ready, len(sheets), 100 * ready // max(1, len(sheets)), AT, AT, sheets=sheets)
+
+
+def put_upload(bucket: Bucket, sheets: int = 2) -> Snapshot:
+    """A complete upload with its manifest."""
+    accept(bucket)
+    manifest = progress(*(put_sheet(bucket, number) for number in range(1, sheets + 1)))
+    bucket.put(REF.manifest, to_json(manifest))
+    return manifest

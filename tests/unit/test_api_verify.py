@@ -1,0 +1,116 @@
+"""``GET …/verify`` without a socket."""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from activities.errors import StorageUnavailable
+from activities.keys import UploadRef
+from activities.records import to_wire
+from activities.storage import Bucket, BucketSettings, ObjectInfo
+from activities.verify import verify_upload
+from tests.unit.api_fakes import BASE, FakeTemporal, RawRequest, client_of, make_app, until
+from tests.unit.sheets import NAMES, REF, progress, put_upload
+
+PATH = f"{BASE}/{REF.upload}/verify"
+
+
+class Flaky(Bucket):
+    """A directory whose LIST of a sheet fails or waits when a test says so."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(BucketSettings(directory.as_uri()))
+        self.failing = ""
+        self.open = threading.Event()
+        self.open.set()
+        self.listed: list[str] = []
+
+    def objects(self, prefix: str) -> Iterator[ObjectInfo]:
+        """The LIST."""
+        self.listed.append(prefix)
+        assert self.open.wait(20)
+        if prefix == self.failing:
+            msg = "503 SlowDown"
+            raise StorageUnavailable(msg)
+        return super().objects(prefix)
+
+
+@pytest.fixture
+def bucket(tmp_path: Path) -> Flaky:
+    """An empty bucket."""
+    return Flaky(tmp_path)
+
+
+async def get(bucket: Bucket, path: str = PATH, **params: str) -> httpx.Response:
+    """Asks an API over this bucket whose Temporal has forgotten everything."""
+    async with client_of(make_app(bucket, FakeTemporal())) as client:
+        return await client.get(path, params=params)
+
+
+@pytest.mark.parametrize(("deep", "is_deep"), [(None, False), ("false", False), ("0", False), ("", True), ("1", True), ("true", True)])
+async def test_the_answer_is_the_report_with_its_sheets(bucket: Flaky, deep: str | None, is_deep: bool) -> None:
+    """One JSON object, the same that the bucket alone gives."""
+    put_upload(bucket)
+    bucket.delete([REF.tiles_prefix(2) + NAMES[5]])
+    answer = await get(bucket, **({} if deep is None else {"deep": deep}))
+    assert (answer.status_code, answer.headers["content-type"], answer.headers["cache-control"]) == (200, "application/json", "no-store")
+    *sheets, total = map(to_wire, verify_upload(bucket, REF, deep=is_deep))
+    assert answer.json() == {"sheets": sheets, **total}
+    assert (answer.json()["verified"], answer.json()["deep"]) == (False, is_deep)
+    assert [sheet["missing"] for sheet in answer.json()["sheets"]] == [[], [NAMES[5]]]
+
+
+async def test_a_running_upload_is_judged_by_its_run(bucket: Flaky) -> None:
+    """The progress now, not an older manifest."""
+    manifest = put_upload(bucket)
+    temporal = FakeTemporal()
+    temporal.state = progress(*manifest.sheets[:1])
+    async with client_of(make_app(bucket, temporal)) as client:
+        document = (await client.get(PATH)).json()
+    assert (document["totalSheets"], document["foreignCount"] > len(NAMES)) == (1, True)
+
+
+async def test_refusals_are_named(bucket: Flaky) -> None:
+    """No such upload, no such flag, a malformed id."""
+    assert (await get(bucket)).json()["type"] == "UploadNotFound"
+    put_upload(bucket)
+    answer = await get(bucket, deep="very")
+    assert (answer.status_code, answer.json()["type"]) == (400, "InvalidRequest")
+    assert (await get(bucket, f"{BASE}/-x/verify")).status_code == 422
+
+
+async def test_a_bucket_that_fails_in_the_middle_verifies_nothing(bucket: Flaky) -> None:
+    """The answer is still JSON, has what was found before, and says why it ends."""
+    put_upload(bucket)
+    bucket.failing = REF.sheet_prefix(2)
+    document = (await get(bucket)).json()
+    assert [sheet["number"] for sheet in document["sheets"]] == [1]
+    assert (document["verified"], document["problems"]) == (False, ["not verified to the end: StorageUnavailable: 503 SlowDown"])
+
+
+async def test_many_at_once_wait_and_a_client_that_leaves_frees_its_place(bucket: Flaky) -> None:
+    """Two are verified at a time; whoever goes away is not worked for any more."""
+    put_upload(bucket, 12)
+    bucket.open.clear()
+    app = make_app(bucket, FakeTemporal())
+    requests = [RawRequest(app, "GET", PATH, {}) for _ in range(4)]
+    await until(lambda: len(bucket.listed) >= 8)
+    for request in requests:
+        request.feed(b"", more=False)
+        request.disconnect()
+    for request in requests:
+        await request.task
+    bucket.open.set()
+    async with client_of(app) as client:
+        assert (await client.get(PATH)).json()["verified"]
+    assert len(bucket.listed) < 4 * 12, "the ones that left were verified to their end"
+
+
+async def test_another_plans_upload_is_not_found(bucket: Flaky) -> None:
+    """The path names the upload, nothing else does."""
+    put_upload(bucket)
+    other = UploadRef("acme", "tower", "a2", REF.upload)
+    assert (await get(bucket, f"/v1/organizations/acme/projects/tower/plans/a2/uploads/{other.upload}/verify")).status_code == 404

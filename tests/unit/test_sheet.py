@@ -1,0 +1,125 @@
+"""``upload_page`` over a real directory: the order of its writes, and what a killed attempt left."""
+
+import asyncio
+import threading
+import zipfile
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from temporalio.exceptions import ApplicationError
+from temporalio.testing import ActivityEnvironment
+
+from activities.child import ChildPool
+from activities.document import Host
+from activities.dzi import Pyramid, tile_name
+from activities.interface import Page, TiledPage, TilePage, UploadPage, host_queue
+from activities.keys import UploadRef
+from activities.records import UploadOptions
+from activities.scratch import Scratch
+from activities.storage import Bucket, BucketSettings, StoredObject
+from activities.tilezip import THUMBNAIL, TILES, TILES_PREFIX
+from worker.app import Activities
+
+REF = UploadRef("acme", "tower", "a1", "u1")
+PYRAMID = Pyramid(600, 300)
+
+
+class OrderedBucket(Bucket):
+    """A real bucket that remembers the order of its writes."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(BucketSettings(directory.as_uri()))
+        self.written: list[str] = []
+        self.read: list[str] = []
+        self.reached, self.open = threading.Event(), threading.Event()
+        self.open.set()
+
+    def get(self, key: str) -> StoredObject:
+        """Notes the key."""
+        self.read.append(key)
+        return super().get(key)
+
+    def put(self, key: str, body: bytes) -> None:
+        """Waits until it is open; notes the key once it is written."""
+        self.reached.set()
+        self.open.wait(30)
+        super().put(key, body)
+        self.written.append(key)
+
+
+@pytest.fixture
+def bucket(tmp_path: Path) -> OrderedBucket:
+    """An empty bucket."""
+    return OrderedBucket(tmp_path / "bucket")
+
+
+@pytest.fixture
+async def host(bucket: OrderedBucket, tmp_path: Path) -> AsyncIterator[Host]:
+    """A host that has tiled no page yet."""
+    with ThreadPoolExecutor(2) as threads, closing(Scratch(tmp_path / "scratch", 1 << 30)) as scratch:
+        yield Host(bucket, scratch, ChildPool(1), threads)
+
+
+def tiled(host: Host, *, without: str = "") -> UploadPage:
+    """A page on the scratch, all tiles but one there."""
+    page = host.scratch.new_page(REF, 1)
+    (page / THUMBNAIL).write_bytes(b"thumbnail")
+    with zipfile.ZipFile(page / TILES, "w") as archive:
+        for name in (tile_name(*tile) for tile in PYRAMID.tiles()):
+            if name != without:
+                archive.writestr(TILES_PREFIX + name, name)
+    result = TiledPage(host_queue(host.scratch.host), host.scratch.publish(page), {"pretended": "1"})
+    return UploadPage(str(REF), Page(1, "A-101", 600, 300, 300), UploadOptions(), result)
+
+
+async def test_commit_marker_is_written_last(host: Host, bucket: OrderedBucket) -> None:
+    """Thumbnail, every tile, ``sheet.json``, ``.dzi``; then the scratch is free."""
+    record = await ActivityEnvironment().run(Activities(host).upload_page, tiled(host))
+    tiles = {REF.tiles_prefix(1) + tile_name(*tile) for tile in PYRAMID.tiles()}
+    assert bucket.written[0] == REF.thumbnail(1)
+    assert set(bucket.written[1:-2]) == tiles
+    assert bucket.written[-2:] == [REF.sheet_record(1), REF.descriptor(1)]
+    assert record.tiles == PYRAMID.tile_count
+    assert not host.scratch.has_pages
+
+
+async def test_lost_tile_leaves_no_commit_marker(host: Host, bucket: OrderedBucket) -> None:
+    """A tile that is neither there nor blank is TilesMissing."""
+    with pytest.raises(ApplicationError) as failure:
+        await ActivityEnvironment().run(Activities(host).upload_page, tiled(host, without="9/1_0.jpeg"))
+    assert (failure.value.type, failure.value.non_retryable) == ("TilesMissing", True)
+    assert REF.descriptor(1) not in bucket.written
+
+
+async def test_files_of_killed_writes_are_gone_after_the_next_attempt(host: Host, bucket: OrderedBucket, tmp_path: Path) -> None:
+    """``sheets/**`` is the same as if no worker had been killed; other sheets are left alone."""
+    sheet, other = (tmp_path / "bucket" / REF.tiles_prefix(number) / "9" for number in (1, 2))
+    for directory in (sheet, other):
+        directory.mkdir(parents=True)
+        (directory / "0_0.jpeg#1").write_bytes(b"half a ti")
+    await ActivityEnvironment().run(Activities(host).upload_page, tiled(host))
+    assert sorted(path.name for path in sheet.iterdir()) == ["0_0.jpeg", "1_0.jpeg"]
+    assert (other / "0_0.jpeg#1").exists()
+
+
+async def test_no_page_is_tiled_that_would_wait_for_an_upload_slot(host: Host, bucket: OrderedBucket) -> None:
+    """A bucket that hangs holds tiling back: a sheet that waits for a slot would be taken for one of a dead host."""
+    activities = Activities(replace(host, busy_uploads=1))
+    beaten = asyncio.Event()
+    environment = ActivityEnvironment()
+    environment.on_heartbeat = lambda *_: beaten.set()
+    bucket.open.clear()
+    uploading = asyncio.create_task(ActivityEnvironment().run(activities.upload_page, tiled(host)))
+    await asyncio.to_thread(bucket.reached.wait, 10)
+    tiling = asyncio.create_task(environment.run(activities.tile_page, TilePage(str(REF), 2, 600, 300, UploadOptions())))
+    await asyncio.wait_for(beaten.wait(), 10)
+    assert bucket.read == []
+    bucket.open.set()
+    await uploading
+    with pytest.raises(ApplicationError, match="ObjectMissing"):  # this far it comes in an empty bucket
+        await tiling
+    assert bucket.read == [REF.record]

@@ -16,6 +16,7 @@ run: setup
 
 test: check
 	@.venv/bin/python -m deploy.temporal
+	@.venv/bin/python -m deploy.s3server || [ -z "$$CI" ]
 	.venv/bin/python -m pytest
 
 check: setup

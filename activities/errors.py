@@ -4,7 +4,7 @@
       DocumentError    NotAPdf UnreadablePdf PasswordRequired NoPages TooManyPages FileTooLarge   final, the whole upload
       PageError        PageUnreadable PageTooLarge                                                final, one sheet
       RenderFault      RenderTimeout RenderCrashed RenderOutOfMemory                              one sheet, after fresh tries
-      BucketError      StorageUnavailable StorageDenied NoSuchBucket                              retried
+      BucketError      StorageUnavailable StorageDenied NoSuchBucket ClockSkewed                  retried
       ObjectMissing    no such object in a bucket that answers
       SourceMissing    the PDF is gone from a bucket that answers                                 final, the whole upload
       TilesMissing     the tiles are not on this host's scratch any more: tile the page again
@@ -162,6 +162,14 @@ class StorageDenied(BucketError):
 
 class NoSuchBucket(BucketError):
     """There is no bucket of this name."""
+
+
+class ClockSkewed(BucketError):
+    """This machine's clock is wrong, so the bucket takes none of its signatures.
+
+    Waiting alone does not help, nor would giving up: it is retried and shown as a warning, like wrong credentials,
+    and goes on once somebody has set the clock.
+    """
 
 
 class RequestError(SiteLinkError):

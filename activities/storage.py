@@ -1,32 +1,83 @@
-"""The bucket: objects by obstore over a local directory. Every error leaves as a named one.
+"""The bucket: objects by obstore over a local directory or an S3 server. Every error leaves as a named one.
 
 Oddities of a local directory that this module hides or its callers must know:
 
 1. Deleted prefixes leave empty directories, which a LIST with a delimiter still shows: an empty prefix means nothing.
 2. A write that is killed leaves ``name#1`` behind; LIST does not show it, and no later write of the name replaces it.
 3. Its ETags are no MD5, and nothing is on the disk before ``sync``.
+
+Oddities of an S3 server:
+
+4. obstore's exception classes follow the HTTP status and say too little: a missing bucket and a missing object are both
+   ``FileNotFoundError``, a LIST with a wrong key is a ``GenericError``. So an error is named by the S3 code in the answer,
+   and an answer without one is an unavailable bucket:
+   https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html#ErrorCodeList
+5. A failed HEAD has no body and so no code. It is asked again as a GET, whose answer has one.
+6. obstore itself retries 429, 408, every 5xx and lost connections, with back-off. It does so for seconds only: the long wait is Temporal's.
+7. An answer may quote what was signed. Nothing of it but code and message goes on, and no such error is the cause of ours.
 """
 
 import ctypes
 import errno
 import os
 import re
+import threading
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import datetime
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from itertools import islice
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 from urllib.parse import unquote, urlsplit
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError, PermissionDeniedError, UnauthenticatedError
-from obstore.store import LocalStore
+from obstore.store import LocalStore, S3Store
 
-from activities.errors import NoSuchBucket, ObjectMissing, StorageDenied, StorageUnavailable
+from activities.errors import ClockSkewed, NoSuchBucket, ObjectMissing, SiteLinkError, StorageDenied, StorageUnavailable
+
+if TYPE_CHECKING:
+    from obstore.store import S3Config
+
+PART_BYTES = 8 << 20
+"""Of every part of a streamed object but the last. S3 wants at least 5 MiB, R2 also wants them equal:
+https://developers.cloudflare.com/r2/objects/multipart-objects/"""
+PARTS_AT_ONCE = 4
+
+DELETE_BATCH = 1000
+"""https://docs.aws.amazon.com/AmazonS3/latest/API/API_DeleteObjects.html"""
+
+CONNECT_TIMEOUT = timedelta(seconds=10)
+SILENCE_TIMEOUT = timedelta(minutes=2)
+"""For one request until its answer begins, and for every read after that: a bucket may be slow, but not silent."""
+REQUEST_TIMEOUT = timedelta(hours=1)
+
+RETRIES = 4
+RETRY_TIMEOUT = timedelta(seconds=30)
+FIRST_DELAY, LONGEST_DELAY = timedelta(seconds=0.5), timedelta(seconds=5)
+
+R2_DOMAIN = ".r2.cloudflarestorage.com"
+
+DENIED = frozenset(
+    {
+        "AccessDenied",
+        "InvalidAccessKeyId",
+        "SignatureDoesNotMatch",
+        "Unauthorized",  # R2: https://developers.cloudflare.com/r2/api/error-codes/
+        "XAdminUserNotFound",  # versitygw's InvalidAccessKeyId
+    }
+)
 
 _REFUSED = re.compile(rf"\(os error (?:{errno.EACCES}|{errno.EPERM}|{errno.EROFS})\)")
 """A directory's refusal to write has no class of its own: obstore raises GenericError, and only its text has the number."""
+
+_CODE = re.compile(r"<Code>(\w+)</Code>|\(code: (\w+)\)")
+"""In the answer's XML; the second is how obstore words the failure of one key in a bulk delete."""
+_MESSAGE = re.compile(r"<Message>([^<]*)</Message>")
+
+_BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+_PREFIX = re.compile(r"(?:[A-Za-z0-9._-]+(?:/[A-Za-z0-9._-]+)*)?")
 
 _UNFINISHED = re.compile(r".+#[0-9]+")
 
@@ -36,16 +87,82 @@ class BucketSettings:
     """Where the bucket is.
 
     Args:
-        url: ``file:///absolute/directory``, made if absent.
+        url: ``file:///absolute/directory``, made if absent, or ``s3://name/optional/prefix``.
+        endpoint: Of the S3 server, ``https://host``; empty for Amazon's own.
+        access_key_id: For the S3 server.
+        secret_access_key: For the S3 server.
+        region: Of the S3 server; ``auto`` for R2.
     """
 
     url: str
+    endpoint: str = ""
+    access_key_id: str = ""
+    secret_access_key: str = field(default="", repr=False)
+    region: str = ""
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Self:
-        """Reads ``SITELINK_BUCKET``; its default is the directory ``bucket`` in ``SITELINK_DATA_DIR``."""
+        """Reads ``SITELINK_BUCKET`` and what an S3 server needs; the default is the directory ``bucket`` in ``SITELINK_DATA_DIR``."""
         data_directory = Path(environ.get("SITELINK_DATA_DIR") or "var")
-        return cls(environ.get("SITELINK_BUCKET") or (data_directory.absolute() / "bucket").as_uri())
+        return cls(
+            url=environ.get("SITELINK_BUCKET") or (data_directory.absolute() / "bucket").as_uri(),
+            endpoint=environ.get("SITELINK_S3_ENDPOINT") or "",
+            access_key_id=environ.get("AWS_ACCESS_KEY_ID") or "",
+            secret_access_key=environ.get("AWS_SECRET_ACCESS_KEY") or "",
+            region=environ.get("AWS_REGION") or "",
+        )
+
+    @property
+    def is_s3(self) -> bool:
+        """Whether it is an S3 server, and no directory."""
+        return urlsplit(self.url).scheme == "s3"
+
+
+@dataclass(frozen=True)
+class S3Location:
+    """A bucket on an S3 server, every value checked.
+
+    Args:
+        bucket: Its name.
+        prefix: What stands before every key, without slashes around; may be empty.
+        endpoint: ``https://host``; None for Amazon's own.
+        region: As requests are signed for.
+    """
+
+    bucket: str
+    prefix: str
+    endpoint: str | None
+    region: str
+
+    @classmethod
+    def of(cls, settings: BucketSettings) -> Self:
+        """Checks the settings.
+
+        Raises:
+            ValueError: One cannot be used; the message names its variable and shows no secret.
+        """
+        parts = urlsplit(settings.url)
+        prefix = parts.path.strip("/")
+        name_is_good = _BUCKET_NAME.fullmatch(parts.netloc) and _PREFIX.fullmatch(prefix)
+        if not name_is_good or {".", ".."} & set(prefix.split("/")) or parts.query or parts.fragment:
+            msg = f"SITELINK_BUCKET is {_without_secret(settings.url)!r}; s3://name/optional/prefix is wanted, the name in lower case"
+            raise ValueError(msg)
+        endpoint = urlsplit(settings.endpoint.rstrip("/"))
+        if settings.endpoint and (
+            endpoint.scheme not in ("http", "https") or not endpoint.hostname or "@" in endpoint.netloc or endpoint.path or endpoint.query
+        ):
+            msg = f"SITELINK_S3_ENDPOINT is {_without_secret(settings.endpoint)!r}; https://host is wanted, without the bucket's name"
+            raise ValueError(msg)
+        for name, value in (("AWS_ACCESS_KEY_ID", settings.access_key_id), ("AWS_SECRET_ACCESS_KEY", settings.secret_access_key)):
+            if not value:
+                msg = f"{name} is not set, and SITELINK_BUCKET is {settings.url}"
+                raise ValueError(msg)
+        is_r2 = (endpoint.hostname or "").endswith(R2_DOMAIN)
+        return cls(parts.netloc, prefix, settings.endpoint.rstrip("/") or None, settings.region or ("auto" if is_r2 else "us-east-1"))
+
+
+def _without_secret(url: str) -> str:
+    return re.sub(r"//[^/]*@", "//…@", url)
 
 
 @dataclass(frozen=True)
@@ -67,19 +184,31 @@ class StoredObject:
 
 
 class Bucket:
-    """Objects by key.
+    """Objects by key. What stands before every key in a bucket with a prefix is added and taken off in here.
 
-    The methods without ``async`` block and are for threads: 1 to 4 of them are cheapest over a directory.
+    The methods without ``async`` block and are for threads: 1 to 4 of them are cheapest over a directory, 8 to 16 against an S3 server.
+
+    Args:
+        settings: Where it is.
+        max_requests: How many of the blocking methods may be in a request at once, besides ``chunks`` and ``objects``; default: any number.
 
     Raises:
-        ValueError: The URL is of a kind this release does not speak.
+        ValueError: A setting cannot be used.
         StorageUnavailable: A local directory could not be made.
     """
 
-    def __init__(self, settings: BucketSettings) -> None:
+    def __init__(self, settings: BucketSettings, *, max_requests: int | None = None) -> None:
+        self._turn: AbstractContextManager[object] = threading.BoundedSemaphore(max_requests) if max_requests else nullcontext()
+        self._root: Path | None = None
+        self._s3: S3Location | None = None
+        self._store: LocalStore | S3Store
         parts = urlsplit(settings.url)
+        if settings.is_s3:
+            self._s3 = S3Location.of(settings)
+            self._store = _s3_store(self._s3, settings)
+            return
         if parts.scheme != "file" or parts.netloc not in ("", "localhost"):
-            msg = f"SITELINK_BUCKET is {settings.url!r}; this release writes to a local directory, file:///path"
+            msg = f"SITELINK_BUCKET is {_without_secret(settings.url)!r}; file:///path or s3://name/optional/prefix is wanted"
             raise ValueError(msg)
         self._root = Path(unquote(parts.path))
         try:
@@ -93,21 +222,10 @@ class Bucket:
     def _named_errors(self, key: str) -> Iterator[None]:
         try:
             yield
-        except (FileNotFoundError, NotFoundError) as error:
-            if not self._root.is_dir():
-                msg = f"the bucket directory {self._root} is gone"
-                raise NoSuchBucket(msg) from error
-            msg = f"no object {key}"
-            raise ObjectMissing(msg) from error
-        except (PermissionError, PermissionDeniedError, UnauthenticatedError) as error:
-            msg = f"the bucket refuses {key}: {_first_line(error)}"
-            raise StorageDenied(msg) from error
         except (OSError, BaseError) as error:
-            if _REFUSED.search(str(error)):
-                msg = f"the bucket refuses {key}: {_first_line(error)}"
-                raise StorageDenied(msg) from error
-            msg = f"the bucket failed at {key}: {_first_line(error)}"
-            raise StorageUnavailable(msg) from error
+            if self._s3 is not None:
+                raise named_s3_error(*_code_and_message(error), bucket=self._s3.bucket, key=key) from None
+            raise _named_directory_error(error, self._root, key) from error
 
     def get(self, key: str) -> StoredObject:
         """Reads an object whole.
@@ -116,7 +234,7 @@ class Bucket:
             ObjectMissing: There is none.
             BucketError: The bucket failed.
         """
-        with self._named_errors(key):
+        with self._named_errors(key), self._turn:
             result = obstore.get(self._store, key)
             return StoredObject(_info(result.meta), bytes(result.bytes()))
 
@@ -128,13 +246,23 @@ class Bucket:
 
     def head(self, key: str) -> ObjectInfo:
         """Size and ETag of an object; raises like ``get``."""
-        with self._named_errors(key):
-            return _info(obstore.head(self._store, key))
+        with self._named_errors(key), self._turn:
+            try:
+                return _info(obstore.head(self._store, key))
+            except _WITHOUT_BODY:
+                if self._s3 is None:
+                    raise
+                return _info(obstore.get(self._store, key).meta)
 
     async def head_async(self, key: str) -> ObjectInfo:
         """``head``, for an event loop."""
         with self._named_errors(key):
-            return _info(await obstore.head_async(self._store, key))
+            try:
+                return _info(await obstore.head_async(self._store, key))
+            except _WITHOUT_BODY:
+                if self._s3 is None:
+                    raise
+                return _info((await obstore.get_async(self._store, key)).meta)
 
     def put(self, key: str, body: bytes) -> None:
         """Writes an object whole, over any earlier one.
@@ -142,7 +270,7 @@ class Bucket:
         Raises:
             BucketError: The bucket failed.
         """
-        with self._named_errors(key):
+        with self._named_errors(key), self._turn:
             obstore.put(self._store, key, body, use_multipart=False)
 
     async def put_async(self, key: str, body: bytes) -> None:
@@ -155,17 +283,19 @@ class Bucket:
         with self._named_errors(key):
             try:
                 await obstore.put_async(self._store, key, body, mode="create", use_multipart=False)
-            except AlreadyExistsError:
+            except AlreadyExistsError as error:
+                if self._s3 is not None and _code_and_message(error)[0] != "PreconditionFailed":
+                    raise
                 return False
             return True
 
     async def put_stream(self, key: str, body: AsyncIterator[bytes]) -> None:
-        """Writes an object from a stream in constant memory, at once or not at all.
+        """Writes an object from a stream in constant memory, at once or not at all; on an S3 server in equal parts.
 
         To give up, raise inside ``body``: cancelling the caller leaves the unfinished write behind.
         """
         with self._named_errors(key):
-            await obstore.put_async(self._store, key, body)
+            await obstore.put_async(self._store, key, body, use_multipart=True, chunk_size=PART_BYTES, max_concurrency=PARTS_AT_ONCE)
 
     def chunks(self, key: str) -> Iterator[bytes]:
         """Reads an object in constant memory; raises like ``get``."""
@@ -182,35 +312,45 @@ class Bucket:
 
     def directories(self, prefix: str) -> list[str]:
         """The names directly below ``prefix`` that have something, or had, below them."""
-        with self._named_errors(prefix):
+        with self._named_errors(prefix), self._turn:
             result = obstore.list_with_delimiter(self._store, prefix)
             return [path.rstrip("/").rsplit("/", 1)[-1] for path in result["common_prefixes"]]
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Removes objects; one that is absent already is no error."""
+        """Removes objects, on an S3 server 1,000 in one request; one that is absent already is no error."""
+        if self._s3 is not None:
+            remaining = iter(keys)
+            while batch := list(islice(remaining, DELETE_BATCH)):
+                with self._named_errors(batch[0] if len(batch) == 1 else f"{batch[0]} and {len(batch) - 1:,} more"), self._turn:
+                    obstore.delete(self._store, batch)
+            return
         for key in keys:
-            with self._named_errors(key):
+            with self._named_errors(key), self._turn:
                 try:
                     obstore.delete(self._store, key)
                 except (FileNotFoundError, NotFoundError):
                     continue
 
     def remove_unfinished(self, prefix: str) -> None:
-        """Removes what killed writes have left behind below ``prefix``.
+        """Removes what killed writes have left behind below ``prefix``; on an S3 server such an object does not exist.
 
         Args:
             prefix: Nobody else writes there now.
         """
+        if self._root is None:
+            return
         with self._named_errors(prefix):
             for path in (self._root / prefix).rglob("*#*"):
                 if _UNFINISHED.fullmatch(path.name):
                     path.unlink(missing_ok=True)
 
     def sync(self) -> None:
-        """Returns when everything written so far would survive a power cut.
+        """Returns when everything written so far would survive a power cut; an S3 server promises that with every answer.
 
         https://man7.org/linux/man-pages/man2/syncfs.2.html
         """
+        if self._root is None:
+            return
         with self._named_errors(str(self._root)):
             descriptor = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY)
             try:
@@ -219,6 +359,77 @@ class Bucket:
                     raise OSError(code, os.strerror(code))
             finally:
                 os.close(descriptor)
+
+
+_WITHOUT_BODY = (FileNotFoundError, NotFoundError, PermissionDeniedError, UnauthenticatedError)
+"""What a failed HEAD raises where the answer to a GET would say more."""
+
+
+def _s3_store(location: S3Location, settings: BucketSettings) -> S3Store:
+    config: S3Config = {
+        "access_key_id": settings.access_key_id,
+        "secret_access_key": settings.secret_access_key,
+        "region": location.region,
+        "virtual_hosted_style_request": False,
+    }
+    if location.endpoint:
+        config["aws_endpoint_url_s3"] = location.endpoint  # under this name no variable of the environment overrides it
+    return S3Store(
+        location.bucket,
+        prefix=location.prefix or None,
+        config=config,
+        client_options={
+            "allow_http": (location.endpoint or "").startswith("http://"),
+            "connect_timeout": CONNECT_TIMEOUT,
+            "read_timeout": SILENCE_TIMEOUT,
+            "timeout": REQUEST_TIMEOUT,
+        },
+        retry_config={
+            "max_retries": RETRIES,
+            "retry_timeout": RETRY_TIMEOUT,
+            "backoff": {"init_backoff": FIRST_DELAY, "max_backoff": LONGEST_DELAY, "base": 2},
+        },
+    )
+
+
+def named_s3_error(code: str, said: str, *, bucket: str, key: str) -> SiteLinkError:
+    """The named error for an S3 error code.
+
+    Args:
+        code: As in the answer's XML; empty when there was none.
+        said: The answer's message, or what the client says when no answer came.
+        bucket: The bucket's name.
+        key: What was asked for.
+    """
+    what = f"{code}: {said}" if code else said
+    if code == "NoSuchBucket":
+        return NoSuchBucket(f"there is no bucket {bucket}")
+    if code == "NoSuchKey":
+        return ObjectMissing(f"no object {key}")
+    if code == "RequestTimeTooSkewed":
+        return ClockSkewed(f"the bucket refuses {key}, for the clock of this machine is wrong: {said}")
+    if code in DENIED:
+        return StorageDenied(f"the bucket refuses {key}: {what}")
+    return StorageUnavailable(f"the bucket failed at {key}: {what}")
+
+
+def _code_and_message(error: BaseException) -> tuple[str, str]:
+    """What an S3 server says in an answer that obstore has put into an exception's text."""
+    text = str(error)
+    code, message = _CODE.search(text), _MESSAGE.search(text)
+    if code is None:
+        return "", _first_line(error).partition("<")[0].strip()
+    return code[1] or code[2], message[1] if message else _first_line(error).partition(" (code: ")[0]
+
+
+def _named_directory_error(error: BaseException, root: Path | None, key: str) -> SiteLinkError:
+    if isinstance(error, FileNotFoundError | NotFoundError):
+        if root is not None and not root.is_dir():
+            return NoSuchBucket(f"the bucket directory {root} is gone")
+        return ObjectMissing(f"no object {key}")
+    if isinstance(error, PermissionError | PermissionDeniedError | UnauthenticatedError) or _REFUSED.search(str(error)):
+        return StorageDenied(f"the bucket refuses {key}: {_first_line(error)}")
+    return StorageUnavailable(f"the bucket failed at {key}: {_first_line(error)}")
 
 
 def _info(meta: "obstore.ObjectMeta") -> ObjectInfo:

@@ -32,8 +32,9 @@ from activities.errors import SiteLinkError
 from activities.storage import Bucket
 from api.settings import ApiSettings
 from deploy.process import Guard, Process, free_port, is_free
+from deploy.programs import CACHE
 from deploy.sample import write_sample
-from deploy.temporal import CACHE, NoTemporal, TemporalFailed, TemporalServer, temporal_binary
+from deploy.temporal import NoTemporal, TemporalFailed, TemporalServer, temporal_binary
 from worker.settings import WorkerSettings
 
 COMPLETE, FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,8 @@ from urllib.error import URLError
 from urllib.request import ProxyHandler, build_opener
 
 from deploy.process import Process, free_port
+from deploy.programs import CACHE, go_install, installed
 from workflows.messages import SEARCH_ATTRIBUTES
-
-CACHE = Path(__file__).parents[1] / ".cache" / "bin"
-"""Where a downloaded program is kept: in the checkout, out of the way of its files."""
 
 CLI_VERSION = "v1.5.1"
 CLI_MODULE = f"github.com/temporalio/cli/cmd/temporal@{CLI_VERSION}"
@@ -39,7 +37,6 @@ PRAGMAS = ("journal_mode=WAL", "synchronous=2")
 """Every commit is on the disk before it is answered."""
 
 DOWNLOAD_LIMIT_S = 90
-BUILD_LIMIT_S = 1800
 START_LIMIT_S = 60
 STOP_LIMIT_S = 10
 STARTS = 3
@@ -81,7 +78,7 @@ def temporal_binary(cache: Path, *, say: Callable[[str], None]) -> Path:
 
 def installed_binary(cache: Path, *, say: Callable[[str], None]) -> Path | None:
     """Finds the program where ``temporal_binary`` looks first; None when it would have to be got."""
-    for candidate in _installed(cache):
+    for candidate in installed("temporal", cache):
         version = _server_version(candidate)
         if version is not None and version >= OLDEST_SERVER:
             return candidate
@@ -89,20 +86,6 @@ def installed_binary(cache: Path, *, say: Callable[[str], None]) -> Path | None:
             found, wanted = (".".join(map(str, numbers)) for numbers in (version, OLDEST_SERVER))
             say(f"{candidate} is Temporal server {found}; at least {wanted} is wanted, looking further")
     return None
-
-
-def _installed(cache: Path) -> Iterator[Path]:
-    if on_path := shutil.which("temporal"):
-        yield Path(on_path)
-    directories = [cache]
-    if go := shutil.which("go"):
-        named = subprocess.run([go, "env", "GOBIN", "GOPATH"], capture_output=True, text=True, check=False).stdout.splitlines()
-        directories += [Path(named[0])] if named and named[0] else []
-        directories += [Path(path) / "bin" for path in named[1].split(os.pathsep)] if len(named) > 1 else []
-    directories.append(Path.home() / "go" / "bin")
-    for directory in dict.fromkeys(directories):
-        if (directory / "temporal").is_file():
-            yield directory / "temporal"
 
 
 def _server_version(binary: Path) -> tuple[int, ...] | None:
@@ -146,29 +129,12 @@ def _build(cache: Path, say: Callable[[str], None]) -> Path:
         )
         raise NoTemporal(msg)
     say(f"the download did not work; building it: go install {CLI_MODULE} (3 to 6 minutes the first time)")
-    begun = time.monotonic()
-    build = subprocess.Popen([go, "install", CLI_MODULE], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    try:
-        while True:
-            try:
-                output, _ = build.communicate(timeout=10)
-                break
-            except subprocess.TimeoutExpired:
-                elapsed_s = time.monotonic() - begun
-                if elapsed_s > BUILD_LIMIT_S:
-                    msg = f"Building the Temporal server took more than {BUILD_LIMIT_S // 60} minutes. {advice}"
-                    raise NoTemporal(msg) from None
-                say(f"  still building, {elapsed_s:.0f} s")
-    finally:
-        if build.poll() is None:
-            build.kill()
-            build.communicate()
-    installed = installed_binary(cache, say=say)
-    if build.returncode != 0 or installed is None:
-        end = "\n".join(output.decode("utf-8", "replace").splitlines()[-5:])
-        msg = f"Building the Temporal server failed:\n{end}\n{advice}"
+    failure = go_install(go, CLI_MODULE, say=say)
+    binary = installed_binary(cache, say=say)
+    if failure is not None or binary is None:
+        msg = f"Building the Temporal server failed:\n{failure or 'Go has installed it where it is not found'}\n{advice}"
         raise NoTemporal(msg)
-    return installed
+    return binary
 
 
 class TemporalServer:

@@ -9,7 +9,10 @@ import pytest
 
 from deploy import process
 from deploy.local import Stack
-from deploy.temporal import CACHE, TemporalServer, installed_binary
+from deploy.programs import CACHE
+from deploy.s3server import installed_s3_server
+from deploy.temporal import TemporalServer, installed_binary
+from tests.servers import s3
 
 
 @pytest.fixture
@@ -69,3 +72,31 @@ def _stack(data_dir: Path, settings: Mapping[str, str]) -> Stack:
     # The settings of whoever runs the tests are not theirs.
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("SITELINK_", "AWS_"))}
     return Stack(data_dir, environ={**environ, **settings}, port=0, temporal_ports=(0, 0))
+
+
+@pytest.fixture(scope="session")
+def s3_server_binary() -> Path:
+    """The program of the S3 server. Without one a test run on CI fails; elsewhere its tests are skipped, with the reason."""
+    if binary := installed_s3_server(CACHE):
+        return binary
+    reason = "No S3 server here; `make test` gets one first."
+    if os.environ.get("CI"):
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def s3_server(s3_server_binary: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[s3.TestServer]:
+    """A real S3 server for the whole run, in a container when a Docker engine answers."""
+    with s3.running(s3_server_binary, tmp_path_factory.mktemp("s3")) as server:
+        request.config.stash[S3_SERVER_RUNS_AS] = server.how
+        yield server
+
+
+S3_SERVER_RUNS_AS = pytest.StashKey[str]()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Says which way the S3 server ran."""
+    if how := config.stash.get(S3_SERVER_RUNS_AS, None):
+        terminalreporter.write_line(f"The S3 server ran as a {how}.")

@@ -45,8 +45,9 @@ class WorkerSettings:
             ValueError: A number is none, or not above 0; the message names the variable.
         """
         data_directory = Path(environ.get("SITELINK_DATA_DIR") or "var")
+        bucket = BucketSettings.from_env(environ)
         return cls(
-            bucket=BucketSettings.from_env(environ),
+            bucket=bucket,
             scratch_directory=Path(environ.get("SITELINK_SCRATCH_DIR") or data_directory / "scratch").absolute(),
             scratch_limit_bytes=_number(environ, "SITELINK_SCRATCH_LIMIT_BYTES", 8 << 30),
             render_slots=_number(environ, "SITELINK_RENDER_SLOTS", os.cpu_count() or 1),
@@ -54,7 +55,7 @@ class WorkerSettings:
             render_cpu_s=_number(environ, "SITELINK_RENDER_CPU_S", 120),
             render_wall_s=_number(environ, "SITELINK_RENDER_WALL_S", 180),
             upload_slots=_number(environ, "SITELINK_UPLOAD_SLOTS", 64),
-            bucket_threads=_number(environ, "SITELINK_BUCKET_THREADS", 2),
+            bucket_threads=_number(environ, "SITELINK_BUCKET_THREADS", 16 if bucket.is_s3 else 2),
             max_pages=_number(environ, "SITELINK_MAX_PAGES", 2000),
         )
 

@@ -26,7 +26,8 @@ SERVER = {"starlette", "sse_starlette", "uvicorn", "python_multipart"}
 
 MAY_IMPORT: dict[str, set[str]] = {
     **dict.fromkeys(sorted(LIGHT - {"temporalio"}), LIGHT),
-    "activities.storage": LIGHT | {"obstore", "boto3", "botocore"},
+    "activities.storage": LIGHT | {"obstore"},
+    "activities.bucket_setup": STORAGE | {"boto3", "botocore", "mypy_boto3_s3"},
     "activities.verify": STORAGE,
     "activities.decode": LIGHT | {"pyvips"},
     "activities.attempt": LIGHT,

@@ -1,16 +1,19 @@
-"""The bucket over a real directory: whole objects or none, and every failure by its name."""
+"""The bucket, over a real directory and a real S3 server: whole objects or none, and every failure by its name."""
 
 import asyncio
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from activities.errors import FileTooLarge, NoSuchBucket, ObjectMissing, StorageDenied, StorageUnavailable
-from activities.storage import Bucket, BucketSettings
+from activities.storage import Bucket, BucketSettings, S3Location
+from tests.servers.s3 import TestServer
 
 
 @pytest.fixture
@@ -19,10 +22,36 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "a bucket #1 100%"
 
 
+@pytest.fixture(params=["directory", "s3", "s3 with a prefix"])
+def settings(request: pytest.FixtureRequest, root: Path) -> BucketSettings:
+    """Of an empty bucket, of every kind."""
+    if request.param == "directory":
+        return BucketSettings(root.as_uri())
+    server: TestServer = request.getfixturevalue("s3_server")
+    return server.new_bucket("site/plans" if request.param == "s3 with a prefix" else "")
+
+
 @pytest.fixture
-def bucket(root: Path) -> Bucket:
-    """An empty bucket."""
+def bucket(settings: BucketSettings) -> Bucket:
+    """An empty bucket, of every kind."""
+    return Bucket(settings)
+
+
+@pytest.fixture
+def directory(root: Path) -> Bucket:
+    """An empty bucket in a directory."""
     return Bucket(BucketSettings(root.as_uri()))
+
+
+@pytest.fixture(params=["directory", "s3"])
+def gone(request: pytest.FixtureRequest, root: Path) -> Bucket:
+    """A bucket that is not there."""
+    if request.param == "directory":
+        bucket = Bucket(BucketSettings(root.as_uri()))
+        shutil.rmtree(root)
+        return bucket
+    server: TestServer = request.getfixturevalue("s3_server")
+    return Bucket(server.settings("never-made"))
 
 
 def names(bucket: Bucket, prefix: str = "") -> list[str]:
@@ -30,15 +59,20 @@ def names(bucket: Bucket, prefix: str = "") -> list[str]:
     return sorted(info.key for info in bucket.objects(prefix))
 
 
-def test_an_object_is_read_as_it_was_written(bucket: Bucket, root: Path) -> None:
-    """Bytes, size and ETag; the file lies where its key says; a second put replaces the first whole."""
+def test_an_object_is_read_as_it_was_written(bucket: Bucket) -> None:
+    """Bytes, size and ETag; a second put replaces the first whole."""
     bucket.put("a/b/x.json", b"first and longer")
     bucket.put("a/b/x.json", b"second")
     stored = bucket.get("a/b/x.json")
     assert (stored.body, stored.info.key, stored.info.size) == (b"second", "a/b/x.json", 6)
     assert stored.info.etag
     assert bucket.head("a/b/x.json") == stored.info
-    assert (root / "a/b/x.json").read_bytes() == b"second"
+
+
+def test_a_file_lies_where_its_key_says(directory: Bucket, root: Path) -> None:
+    """A directory can be read without us."""
+    directory.put("a/b/x.json", b"body")
+    assert (root / "a/b/x.json").read_bytes() == b"body"
 
 
 async def test_the_asynchronous_calls_do_the_same(bucket: Bucket) -> None:
@@ -53,10 +87,17 @@ async def test_the_asynchronous_calls_do_the_same(bucket: Bucket) -> None:
 
 
 async def test_create_writes_only_the_first(bucket: Bucket) -> None:
-    """Of many at once exactly one is told that it did, and its bytes stay."""
-    done = await asyncio.gather(*(bucket.create_async("keys/k.json", str(number).encode()) for number in range(8)))
+    """The second is told that it did not, and the first's bytes stay."""
+    assert await bucket.create_async("keys/k.json", b"first")
+    assert not await bucket.create_async("keys/k.json", b"second")
+    assert bucket.get("keys/k.json").body == b"first"
+
+
+async def test_of_many_creates_at_once_one_writes(directory: Bucket) -> None:
+    """S3 and R2 promise the same; versitygw does not, for it looks first and writes then, so it is not asked."""
+    done = await asyncio.gather(*(directory.create_async("keys/k.json", str(number).encode()) for number in range(8)))
     assert done.count(True) == 1
-    assert bucket.get("keys/k.json").body == str(done.index(True)).encode()
+    assert directory.get("keys/k.json").body == str(done.index(True)).encode()
 
 
 async def test_a_stream_becomes_one_object(bucket: Bucket) -> None:
@@ -120,19 +161,28 @@ def test_delete_removes_and_takes_the_absent_as_done(bucket: Bucket) -> None:
     assert names(bucket) == ["b/c"]
 
 
-def test_a_missing_object_is_not_a_missing_bucket(bucket: Bucket, root: Path) -> None:
+async def test_a_missing_object_is_not_a_missing_bucket(bucket: Bucket) -> None:
     """The one is final, the other is waited for: they must not be taken for each other."""
     for read in (bucket.get, bucket.head):
         with pytest.raises(ObjectMissing, match="no object a/b"):
             read("a/b")
+    for read_async in (bucket.get_async, bucket.head_async):
+        with pytest.raises(ObjectMissing, match="no object a/b"):
+            await read_async("a/b")
     with pytest.raises(ObjectMissing):
         list(bucket.chunks("a/b"))
-    shutil.rmtree(root)
-    for read in (bucket.get, bucket.head):
+
+
+async def test_a_missing_bucket_is_not_a_missing_object(gone: Bucket) -> None:
+    """Whatever is asked of it to read."""
+    for read in (gone.get, gone.head):
         with pytest.raises(NoSuchBucket):
             read("a/b")
+    for read_async in (gone.get_async, gone.head_async):
+        with pytest.raises(NoSuchBucket):
+            await read_async("a/b")
     with pytest.raises(NoSuchBucket):
-        list(bucket.chunks("a/b"))
+        list(gone.chunks("a/b"))
 
 
 def test_a_bucket_in_the_way_of_a_file_is_unavailable(tmp_path: Path) -> None:
@@ -142,11 +192,11 @@ def test_a_bucket_in_the_way_of_a_file_is_unavailable(tmp_path: Path) -> None:
         Bucket(BucketSettings((tmp_path / "file" / "bucket").as_uri()))
 
 
-def test_a_key_below_an_object_is_unavailable(bucket: Bucket) -> None:
+def test_a_key_below_an_object_is_unavailable(directory: Bucket) -> None:
     """What a directory cannot do leaves under a bucket error's name, not as the library's."""
-    bucket.put("a", b"x")
+    directory.put("a", b"x")
     with pytest.raises(StorageUnavailable):
-        bucket.put("a/b", b"x")
+        directory.put("a/b", b"x")
 
 
 def test_a_bucket_that_may_not_be_written_is_denied() -> None:
@@ -170,15 +220,26 @@ def test_a_bucket_that_may_not_be_written_is_denied() -> None:
             root.chmod(0o755)
 
 
-def test_sync_works_on_a_real_directory(bucket: Bucket, root: Path) -> None:
+def test_sync_works_on_a_real_directory(directory: Bucket, root: Path) -> None:
     """And names a bucket that is gone."""
-    bucket.sync()
+    directory.sync()
     shutil.rmtree(root)
     with pytest.raises(NoSuchBucket):
-        bucket.sync()
+        directory.sync()
 
 
-@pytest.mark.parametrize("url", ["s3://plans", "/var/bucket", "file://server/share", ""])
+def test_requests_at_once_are_bounded(settings: BucketSettings) -> None:
+    """More threads than requests wait for their turn, and one that fails gives its turn back."""
+    bucket = Bucket(settings, max_requests=1)
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda number: bucket.put(f"a/{number}", b"x"), range(40)))
+        for _ in range(3):
+            with pytest.raises(ObjectMissing):
+                bucket.head("b")
+        assert all(threads.map(lambda info: bucket.get(info.key).body == b"x", bucket.objects("a/")))
+
+
+@pytest.mark.parametrize("url", ["http://plans", "/var/bucket", "file://server/share", ""])
 def test_a_url_of_another_kind_is_refused(url: str) -> None:
     """With what was given and what would do."""
     with pytest.raises(ValueError, match=r"SITELINK_BUCKET is .*file:///path"):
@@ -190,3 +251,60 @@ def test_the_bucket_is_in_the_data_directory_unless_it_is_named() -> None:
     assert BucketSettings.from_env({}).url == (Path.cwd() / "var/bucket").as_uri()
     assert BucketSettings.from_env({"SITELINK_DATA_DIR": "/data", "SITELINK_BUCKET": ""}).url == "file:///data/bucket"
     assert BucketSettings.from_env({"SITELINK_DATA_DIR": "/data", "SITELINK_BUCKET": "file:///b"}).url == "file:///b"
+
+
+KEYS = {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "hush"}
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"SITELINK_BUCKET": "s3://plans", "AWS_SECRET_ACCESS_KEY": "hush"}, "AWS_ACCESS_KEY_ID is not set"),
+        ({"SITELINK_BUCKET": "s3://plans", "AWS_ACCESS_KEY_ID": "id"}, "AWS_SECRET_ACCESS_KEY is not set"),
+        ({"SITELINK_BUCKET": "s3://Plans", **KEYS}, "s3://name/optional/prefix"),
+        ({"SITELINK_BUCKET": "s3://", **KEYS}, "s3://name/optional/prefix"),
+        ({"SITELINK_BUCKET": "s3://plans/a//b", **KEYS}, "s3://name/optional/prefix"),
+        ({"SITELINK_BUCKET": "s3://plans/../b", **KEYS}, "s3://name/optional/prefix"),
+        ({"SITELINK_BUCKET": "s3://plans?x=1", **KEYS}, "s3://name/optional/prefix"),
+        ({"SITELINK_BUCKET": "s3://id:hush@plans", **KEYS}, "SITELINK_BUCKET is 's3://…@plans'"),
+        ({"SITELINK_BUCKET": "s3://plans", "SITELINK_S3_ENDPOINT": "localhost:7070", **KEYS}, "SITELINK_S3_ENDPOINT is"),
+        (
+            {"SITELINK_BUCKET": "s3://plans", "SITELINK_S3_ENDPOINT": "https://x.r2.cloudflarestorage.com/plans", **KEYS},
+            "without the bucket",
+        ),
+        (
+            {"SITELINK_BUCKET": "s3://plans", "SITELINK_S3_ENDPOINT": "https://id:hush@host", **KEYS},
+            "SITELINK_S3_ENDPOINT is 'https://…@host'",
+        ),
+    ],
+)
+def test_a_setting_of_an_s3_server_that_cannot_be_used_is_refused(variables: dict[str, str], said: str) -> None:
+    """By its variable's name and with what would do, before anything runs; no secret is repeated."""
+    with pytest.raises(ValueError, match=re.escape(said)) as caught:
+        Bucket(BucketSettings.from_env(variables))
+    assert "hush" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("variables", "location"),
+    [
+        ({"SITELINK_BUCKET": "s3://plans"}, S3Location("plans", "", None, "us-east-1")),
+        ({"SITELINK_BUCKET": "s3://plans/", "AWS_REGION": "eu-central-1"}, S3Location("plans", "", None, "eu-central-1")),
+        (
+            {"SITELINK_BUCKET": "s3://my-plans/a/b/", "SITELINK_S3_ENDPOINT": "https://acc.r2.cloudflarestorage.com/"},
+            S3Location("my-plans", "a/b", "https://acc.r2.cloudflarestorage.com", "auto"),
+        ),
+        (
+            {"SITELINK_BUCKET": "s3://plans", "SITELINK_S3_ENDPOINT": "http://[::1]:7070", "AWS_REGION": "here"},
+            S3Location("plans", "", "http://[::1]:7070", "here"),
+        ),
+    ],
+)
+def test_an_s3_server_is_found_by_its_settings(variables: dict[str, str], location: S3Location) -> None:
+    """R2 is known by its address, and its region is ``auto``."""
+    assert S3Location.of(BucketSettings.from_env({**variables, **KEYS})) == location
+
+
+def test_a_secret_is_not_shown() -> None:
+    """Settings may be logged."""
+    assert "hush" not in repr(BucketSettings.from_env({"SITELINK_BUCKET": "s3://plans", **KEYS}))

@@ -1,0 +1,137 @@
+"""What a sheet costs at an S3 server, and what a small PUT costs here: ``python -m tests.bench.bench_bucket [FILE.pdf]``.
+
+The first table counts the operations of a whole upload in the server's own access log (default: one sheet of 42 x 30 inches).
+The second is the CPU of this process for one small PUT by obstore, as ``Bucket`` does it, and by boto3, in turns, to the same server.
+Everything is written below a temporary directory.
+"""
+
+import argparse
+import os
+import re
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import boto3
+import httpx
+from botocore.config import Config
+
+from activities.bucket_setup import BucketSetup
+from activities.storage import Bucket, BucketSettings
+from deploy.local import Stack
+from deploy.programs import CACHE
+from deploy.s3server import S3Server, s3_server_binary
+from tests.resources.make_pdfs import plan_set
+
+UPLOADS = "/v1/organizations/local/projects/demo/plans/bench/uploads"
+THREADS = 16
+ROUNDS = 3
+
+
+def operations(log: str) -> Counter[str]:
+    """Requests of an access log by S3's name of the operation."""
+    return Counter(re.findall(r" s3_(\w+) ", log))
+
+
+def whole_upload(directory: Path, server: S3Server, log: Path, settings: BucketSettings, pdf: bytes) -> None:
+    """Runs one upload through a stack of its own and prints what it asked of the server."""
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(("SITELINK_", "AWS_"))} | {
+        "SITELINK_BUCKET": settings.url,
+        "SITELINK_S3_ENDPOINT": server.endpoint,
+        "AWS_ACCESS_KEY_ID": settings.access_key_id,
+        "AWS_SECRET_ACCESS_KEY": settings.secret_access_key,
+    }
+    stack = Stack(directory / "data", environ=environ, port=0, temporal_ports=(0, 0))
+    stack.start()
+    try:
+        before = log.stat().st_size
+        begun = time.perf_counter()
+        sent = httpx.post(stack.api_url + UPLOADS, content=pdf, headers={"Content-Type": "application/pdf"}, timeout=300)
+        path = sent.raise_for_status().headers["Location"]
+        with httpx.stream("GET", f"{stack.api_url}{path}/events", timeout=600) as events:
+            assert any(line == "event: end" for line in events.iter_lines())
+        seconds = time.perf_counter() - begun
+        status = httpx.get(stack.api_url + path).json()
+    finally:
+        stack.stop()
+    with log.open() as lines:
+        lines.seek(before)
+        counted = operations(lines.read())
+    tiles, size = (sum(sheet[name] or 0 for sheet in status["sheets"]) for name in ("tiles", "bytes"))
+    print(f"\n{status['status']}: {status['completedPages']} sheets, {tiles:,} tiles, {size / 1e6:.1f} MB, {seconds:.1f} s\n")
+    print("| operation | requests |\n|---|---|")
+    for name, number in counted.most_common():
+        print(f"| {name} | {number:,} |")
+    print(f"| all | {counted.total():,} |")
+
+
+def small_puts(settings: BucketSettings, requests: int, size_bytes: int) -> None:
+    """Prints CPU and seconds a PUT, the best of some rounds."""
+    bucket, body = Bucket(settings), os.urandom(size_bytes)
+    client = boto3.client(
+        "s3",
+        endpoint_url=settings.endpoint,
+        aws_access_key_id=settings.access_key_id,
+        aws_secret_access_key=settings.secret_access_key,
+        region_name="us-east-1",
+        config=Config(max_pool_connections=THREADS),
+    )
+    name = settings.url.removeprefix("s3://")
+
+    def by_obstore(number: int) -> None:
+        bucket.put(f"o/{number}", body)
+
+    def by_boto3(number: int) -> None:
+        client.put_object(Bucket=name, Key=f"b/{number}", Body=body)
+
+    best: dict[str, tuple[float, float]] = {}
+    with ThreadPoolExecutor(THREADS) as threads:
+        for _ in range(ROUNDS):
+            for way, put in (("obstore", by_obstore), ("boto3", by_boto3)):
+                best[way] = min(best.get(way, (1e9, 1e9)), _measure(threads, put, requests))
+    print(f"\n{requests:,} PUTs of {size_bytes:,} bytes, {THREADS} threads, best of {ROUNDS} rounds\n")
+    print("| by | CPU ms a PUT | PUTs a second |\n|---|---|---|")
+    for way, (cpu_s, wall_s) in best.items():
+        print(f"| {way} | {cpu_s * 1000:.3f} | {1 / wall_s:,.0f} |")
+    print(f"\nboto3 takes {best['boto3'][0] / best['obstore'][0]:.1f} times the CPU of obstore.")
+
+
+def _measure(threads: ThreadPoolExecutor, put: Callable[[int], None], requests: int) -> tuple[float, float]:
+    cpu, wall = time.process_time(), time.perf_counter()
+    list(threads.map(put, range(requests)))
+    return (time.process_time() - cpu) / requests, (time.perf_counter() - wall) / requests
+
+
+def main() -> None:
+    """Runs both."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("pdf", type=Path, nargs="?", help="default: one sheet of 42 x 30 inches")
+    parser.add_argument("--puts", type=int, default=2000)
+    parser.add_argument("--size", type=int, default=7000, help="bytes of a small object; a tile has about as many")
+    arguments = parser.parse_args()
+    pdf = arguments.pdf.read_bytes() if arguments.pdf else plan_set(1, 42 * 72, 30 * 72)
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        log = directory / "access.log"
+        server = S3Server(
+            s3_server_binary(CACHE, say=print),
+            directory / "buckets",
+            access_key_id="bench",
+            secret_access_key="bench-secret",  # noqa: S106 - of a server of this run only
+            access_log=log,
+        )
+        server.start()
+        try:
+            settings = BucketSettings("s3://plans", server.endpoint, "bench", "bench-secret", "us-east-1")
+            BucketSetup(settings).create()
+            whole_upload(directory, server, log, settings, pdf)
+            small_puts(settings, arguments.puts, arguments.size)
+        finally:
+            server.stop()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""The whole stack over a real S3 server: the same job, the same bytes, and a bucket that is away for a while."""
+
+import hashlib
+from collections.abc import Callable
+
+import httpx
+import pytest
+
+from activities.bucket_setup import BucketSetup
+from activities.storage import Bucket
+from deploy.local import Stack
+from tests.chaos.test_worker_killed import send, sheets_in, wait_for, wait_until_scratch_is_empty
+from tests.resources.make_pdfs import plan_set
+from tests.servers.recorder import recording, s3_error
+from tests.servers.s3 import TestServer
+
+pytestmark = [pytest.mark.usefixtures("temporal_binary"), pytest.mark.timeout(300)]
+
+PAGES = 4
+
+
+def sheets_on_server(bucket: Bucket, upload: str) -> dict[str, str]:
+    """Every object below ``sheets/`` with the digest of its bytes; the LIST's ETag proves each."""
+    prefix = f"organizations/acme/projects/tower/plans/a1/uploads/{upload.rsplit('/', 1)[-1]}/sheets/"
+    sheets = {}
+    for info in bucket.objects(prefix):
+        body = bucket.get(info.key).body
+        assert info.etag == f'"{hashlib.md5(body, usedforsecurity=False).hexdigest()}"'
+        sheets[info.key.removeprefix(prefix)] = hashlib.sha256(body).hexdigest()
+    return sheets
+
+
+def test_a_plan_over_s3_is_the_same_as_in_a_directory(new_stack: Callable[..., Stack], stack: Stack, s3_server: TestServer) -> None:
+    """It completes, every tile is byte-equal to the directory's, also when the tile worker is killed; the API serves them."""
+    body = plan_set(PAGES)
+    in_directory = send(stack, body)
+    settings = s3_server.new_bucket("site/plans")
+    bucket = Bucket(settings)
+    over_s3 = new_stack(**s3_server.environment(settings))
+    undisturbed, disturbed = send(over_s3, body), ""
+    for on, upload in ((stack, in_directory), (over_s3, undisturbed)):
+        assert wait_for(on, upload, lambda status: status["completedAt"] is not None)["status"] == "complete"
+    expected = sheets_in(stack.data_dir / "bucket", in_directory)
+    assert len(expected) > 100
+    assert sheets_on_server(bucket, undisturbed) == expected
+    tile = "/sheets/sheet-1/tiles/sheet-1_files/0/0_0.jpeg"
+    assert httpx.get(over_s3.api_url + undisturbed + tile).content == httpx.get(stack.api_url + in_directory + tile).content
+
+    disturbed = send(over_s3, body)
+    wait_for(over_s3, disturbed, lambda status: status["completedPages"] >= 1)
+    over_s3.kill("worker-tile")
+    over_s3.start_process("worker-tile")
+    status = wait_for(over_s3, disturbed, lambda status: status["completedAt"] is not None)
+    assert (status["status"], status["completedPages"]) == ("complete", PAGES)
+    assert sheets_on_server(bucket, disturbed) == expected
+    wait_until_scratch_is_empty(over_s3)
+    assert BucketSetup(settings).unfinished_uploads() == []
+    assert all(info.key.startswith("organizations/") for info in bucket.objects(""))
+    for log in over_s3.logs.glob("*.log"):
+        assert settings.secret_access_key not in log.read_text(), log
+
+
+def test_a_bucket_that_refuses_for_a_while_is_a_warning(new_stack: Callable[..., Stack], s3_server: TestServer) -> None:
+    """A wrong clock ends no upload: the reason is shown, and once the clock is right the job completes."""
+    made = s3_server.new_bucket()
+    with recording(made.endpoint) as recorder:
+        settings = s3_server.settings(made.url.removeprefix("s3://"), endpoint=recorder.url)
+        stack = new_stack(**s3_server.environment(settings))
+        recorder.answer = lambda request: s3_error(403, "RequestTimeTooSkewed") if request.path.endswith(".jpeg") else None
+        upload = send(stack, plan_set(1))
+        status = wait_for(stack, upload, lambda status: "ClockSkewed" in (status.get("warning") or ""))
+        assert status["completedAt"] is None
+        recorder.answer = lambda _: None
+        status = wait_for(stack, upload, lambda status: status["completedAt"] is not None)
+        assert status["status"] == "complete"

@@ -1,0 +1,146 @@
+"""A real S3 server for the tests: versitygw in a container when a Docker engine answers, else as a process of this machine."""
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+
+import docker
+from docker.errors import DockerException
+from testcontainers.core.config import testcontainers_config
+from testcontainers.core.container import DockerContainer
+from testcontainers.core.image import DockerImage
+
+from activities.bucket_setup import BucketSetup
+from activities.storage import BucketSettings
+from deploy.s3server import NoS3Server, S3Server, options, wait_until_healthy
+
+DOCKERFILE = """\
+FROM scratch
+COPY versitygw /versitygw
+WORKDIR /data
+ENTRYPOINT ["/versitygw"]
+"""
+PORT = 7070
+
+_numbers = count(1)
+
+
+@dataclass(frozen=True)
+class TestServer:
+    """A running server.
+
+    Args:
+        endpoint: Its address.
+        access_key_id: Of its one user.
+        secret_access_key: Of its one user.
+        how: ``container`` or ``process``, and why.
+    """
+
+    __test__ = False
+
+    endpoint: str
+    access_key_id: str
+    secret_access_key: str
+    how: str
+
+    def settings(self, bucket: str, prefix: str = "", *, endpoint: str | None = None) -> BucketSettings:
+        """Settings of a bucket that need not exist.
+
+        Args:
+            bucket: Its name.
+            prefix: What stands before every key.
+            endpoint: Of something in front of the server.
+        """
+        url = f"s3://{bucket}/{prefix}" if prefix else f"s3://{bucket}"
+        return BucketSettings(url, endpoint or self.endpoint, self.access_key_id, self.secret_access_key, "us-east-1")
+
+    def new_bucket(self, prefix: str = "") -> BucketSettings:
+        """Makes an empty bucket of a new name."""
+        settings = self.settings(f"bucket-{next(_numbers)}", prefix)
+        BucketSetup(settings).create()
+        return settings
+
+    def environment(self, settings: BucketSettings) -> dict[str, str]:
+        """What a process must be told to use the bucket."""
+        return {
+            "SITELINK_BUCKET": settings.url,
+            "SITELINK_S3_ENDPOINT": settings.endpoint,
+            "AWS_ACCESS_KEY_ID": settings.access_key_id,
+            "AWS_SECRET_ACCESS_KEY": settings.secret_access_key,
+            "AWS_REGION": settings.region,
+        }
+
+
+@contextmanager
+def running(binary: Path, directory: Path) -> Iterator[TestServer]:
+    """Runs the server.
+
+    Args:
+        binary: Its program.
+        directory: For its buckets, or for what an image is built of.
+    """
+    key, secret, how = "tests", secrets.token_urlsafe(24), "process"
+    with ExitStack() as stack:
+        if docker_answers():
+            try:
+                endpoint = stack.enter_context(_container(binary, directory / "image", key, secret))
+            except (DockerException, NoS3Server) as error:
+                # An engine may answer where no container can run.
+                how = f"process, for a container did not start: {error}"
+            else:
+                yield TestServer(endpoint, key, secret, "container")
+                return
+    server = S3Server(binary, directory / "buckets", access_key_id=key, secret_access_key=secret)
+    server.start()
+    try:
+        yield TestServer(server.endpoint, key, secret, how)
+    finally:
+        server.stop()
+
+
+def docker_answers() -> bool:
+    """Whether there is a Docker engine that this process may use."""
+    try:
+        client = docker.from_env(timeout=5)
+    except DockerException:
+        return False
+    try:
+        return bool(client.ping())
+    except (DockerException, OSError):
+        return False
+    finally:
+        client.close()
+
+
+@contextmanager
+def _container(binary: Path, directory: Path, key: str, secret: str) -> Iterator[str]:
+    # The reaper is an image from a registry; the tests take none. Everything is reached on this machine's loopback.
+    testcontainers_config.ryuk_disabled = True
+    os.environ.setdefault("TC_HOST", "127.0.0.1")
+    os.environ.setdefault("TESTCONTAINERS_CONNECTION_MODE", "docker_host")
+    directory.mkdir(parents=True)
+    shutil.copy2(binary, directory / "versitygw")
+    (directory / "Dockerfile").write_text(DOCKERFILE)
+    with DockerImage(directory, tag="sitelink-test-s3:latest", clean_up=False) as image:
+        container = (
+            DockerContainer(str(image))
+            .with_env("ROOT_ACCESS_KEY", key)
+            .with_env("ROOT_SECRET_KEY", secret)
+            .with_command([*options(f":{PORT}"), "posix", "/data"])
+        )
+        container.ports[f"{PORT}/tcp"] = ("127.0.0.1",)  # type: ignore[assignment] # a free port of this address only: docker-py's own form
+        with container:
+            endpoint = f"http://127.0.0.1:{container.get_exposed_port(PORT)}"
+
+            def is_running() -> bool:
+                wrapped = container.get_wrapped_container()
+                wrapped.reload()
+                return bool(wrapped.status == "running")
+
+            wait_until_healthy(endpoint, is_running, lambda: b"\n".join(container.get_logs()).decode("utf-8", "replace"))
+            yield endpoint

@@ -394,7 +394,15 @@ def test_upload_with_an_option_out_of_range_is_wrong_use(script: Script, tmp_pat
 def start(script: Script, *arguments: str | Path) -> "subprocess.Popen[str]":
     """Starts the command line; its first line is there when this returns."""
     command = [sys.executable, "-u", "-m", "api.cli", *map(str, arguments)]
-    process = subprocess.Popen(command, env=environment(script.url), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        env=environment(script.url),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A test run in a shell's background ignores Ctrl-C, and its children would too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     assert process.stdout is not None
     assert process.stdout.readline()
     return process

@@ -291,6 +291,8 @@ class ProcessUpload:
 
     async def _stop_sheets(self) -> None:
         self._to_do.clear()
+        # What arrived together with the cancel lands first: cancelling an activity that is done would hide its result.
+        await workflow.wait_condition(lambda: True)
         tasks = list(self._in_flight.values())
         for task in tasks:
             task.cancel()

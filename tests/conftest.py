@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -42,20 +42,33 @@ def temporal_server(temporal_binary: Path, tmp_path_factory: pytest.TempPathFact
     server.stop()
 
 
+@contextmanager
+def _stacks(directories: pytest.TempPathFactory) -> Iterator[Callable[..., Stack]]:
+    with ExitStack() as stacks:
+
+        def start(**settings: str) -> Stack:
+            stack = _stack(directories.mktemp("stack"), settings)
+            stack.start()
+            stacks.callback(stack.stop)
+            return stack
+
+        yield start
+
+
 @pytest.fixture
 def new_stack(temporal_binary: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Stack]]:
     """Starts whole stacks, each with its own data directory and free ports; the test may kill their processes.
 
     Settings for the processes may be given by name, as in ``new_stack(SITELINK_RENDER_SLOTS="1")``.
     """
-    with ExitStack() as stacks:
+    with _stacks(tmp_path_factory) as start:
+        yield start
 
-        def start(**settings: str) -> Stack:
-            stack = _stack(tmp_path_factory.mktemp("stack"), settings)
-            stack.start()
-            stacks.callback(stack.stop)
-            return stack
 
+@pytest.fixture(scope="module")
+def new_stack_of_module(temporal_binary: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Stack]]:
+    """``new_stack``, for stacks that the tests of a module share."""
+    with _stacks(tmp_path_factory) as start:
         yield start
 
 

@@ -123,7 +123,7 @@ class Rule:
         every: Of those that match, only each nth.
         times: At most so many.
         chance: Of those, by a seeded random number, only so many of 1.
-        seconds: Only for so long after it was laid down.
+        seconds: Only for so long after the proxy got it.
         seed: For ``chance``.
     """
 
@@ -140,11 +140,15 @@ class Rule:
     struck: int = 0
     """How many were struck so far."""
     _random: random.Random = field(init=False)
-    _until: float = field(init=False)
+    _until: float = float("inf")
 
     def __post_init__(self) -> None:
         self._random = random.Random(self.seed)  # noqa: S311 - no secret
-        self._until = float("inf") if self.seconds is None else time.monotonic() + self.seconds
+
+    def begin(self) -> None:
+        """From now on it holds."""
+        if self.seconds is not None:
+            self._until = time.monotonic() + self.seconds
 
     def strikes(self, method: str, target: str) -> bool:
         """Whether it strikes this request."""
@@ -172,6 +176,8 @@ class Faults:
         """From now on these rules hold, and no other."""
         with self._lock:
             self._rules = rules
+            for rule in rules:
+                rule.begin()
 
     def judge(self, method: str, target: str) -> Fault | None:
         """What happens to a request; None when nothing does."""

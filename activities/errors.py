@@ -13,7 +13,7 @@
       NewerSchema      a record was written by a newer release                                    final
       Terminated       an operator ended the run
       RequestError     InvalidRequest MalformedId SheetNotFound IdempotencyConflict AlreadyFinished
-                       ForeignHost ForeignOrigin                                                  the API's answer to one request
+                       ForeignHost ForeignOrigin BadSignature                                     the API's answer to one request
       TemporalUnavailable                                                                         the API's answer, for now
 
 The class name is the ``ApplicationError.type`` in Temporal, the ``type`` of the API's problem documents and a sheet's ``reason``.
@@ -204,6 +204,10 @@ class ForeignHost(RequestError):
 
 class ForeignOrigin(RequestError):
     """A page of another site sent the request."""
+
+
+class BadSignature(RequestError):
+    """The request's signature is missing, wrong or too old."""
 
 
 class TemporalUnavailable(SiteLinkError):

@@ -8,6 +8,7 @@ organizations/{org}/projects/{project}/plans/{plan}/
         sheets/sheet-{n}/sheet.json
         sheets/sheet-{n}/tiles/sheet-{n}.dzi
         sheets/sheet-{n}/tiles/sheet-{n}_files/{level}/{col}_{row}.jpeg
+events/unreadable/{sha256 of the message}.json
 """
 
 import hashlib
@@ -17,6 +18,13 @@ from typing import Self
 
 ID_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _SHEET_DIRECTORY = re.compile(r"sheet-([1-9][0-9]{0,8})")
+_DESCRIPTOR = re.compile(
+    rf"organizations/({ID_PATTERN.pattern})/projects/({ID_PATTERN.pattern})/plans/({ID_PATTERN.pattern})/uploads/({ID_PATTERN.pattern})"
+    rf"/sheets/{_SHEET_DIRECTORY.pattern}/tiles/sheet-([1-9][0-9]*)\.dzi"
+)
+
+UNREADABLE_EVENTS_PREFIX = "events/unreadable/"
+"""Below it is what came as an event and is none."""
 
 
 def check_id(kind: str, value: str) -> str:
@@ -172,3 +180,16 @@ def sheet_of_directory(name: str) -> int | None:
     """The number of the sheet whose directory is called ``name`` (``sheet-12``), or None for a foreign name."""
     match = _SHEET_DIRECTORY.fullmatch(name)
     return int(match.group(1)) if match else None
+
+
+def sheet_of_descriptor(key: str) -> tuple[UploadRef, int] | None:
+    """The upload and the number of the sheet whose ``.dzi`` is at ``key``; None for any other key."""
+    match = _DESCRIPTOR.fullmatch(key)
+    if match is None or match[5] != match[6]:
+        return None
+    return UploadRef(match[1], match[2], match[3], match[4]), int(match[5])
+
+
+def unreadable_event(message: bytes) -> str:
+    """Where a message that is no event is kept; the same message has one place, however often it comes."""
+    return f"{UNREADABLE_EVENTS_PREFIX}{hashlib.sha256(message).hexdigest()}.json"

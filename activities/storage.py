@@ -218,6 +218,23 @@ class Bucket:
             msg = f"the bucket directory {self._root} cannot be used: {error}"
             raise StorageUnavailable(msg) from error
 
+    def own_key(self, bucket: str, key: str) -> str | None:
+        """The key, as the methods here take it, of an object that somebody else names in full.
+
+        Args:
+            bucket: Its bucket's name. A directory has none, so that any name is taken for its own.
+            key: As it stands in the bucket, with whatever this one puts before every key.
+
+        Returns:
+            None for an object of another bucket, or outside of this one's prefix.
+        """
+        if self._s3 is None:
+            return key
+        prefix = f"{self._s3.prefix}/" if self._s3.prefix else ""
+        if bucket != self._s3.bucket or not key.startswith(prefix):
+            return None
+        return key.removeprefix(prefix)
+
     @contextmanager
     def _named_errors(self, key: str) -> Iterator[None]:
         try:

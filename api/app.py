@@ -38,7 +38,10 @@ from activities.keys import ID_PATTERN, PlanRef, UploadRef
 from activities.records import SheetStatus, UploadRecord, UploadStatus
 from activities.storage import Bucket
 from api.events import Hub
+from api.notices import Notices, unreadable_events
 from api.problems import HANDLERS, named_problem
+from api.push import PATH as PUSH_PATH
+from api.push import Push
 from api.runs import QUERY_TIMEOUT_S, NoRun, Runs
 from api.settings import ApiSettings, is_loopback
 from api.status import Known, Status, full_document, list_entry
@@ -76,6 +79,8 @@ class Api:
         self._uploads = Uploads(bucket, self._status, self._runs, settings.max_file_bytes)
         self._tiles = Tiles(bucket, self._status)
         self._verifier = Verifier(bucket, self._status)
+        self._notices = Notices(bucket, self._status, self._runs, attempts=settings.events_attempts)
+        self._push = Push(self._notices, settings.events_secrets) if settings.events_secrets else None
 
     def routes(self) -> list[Route | Mount]:
         """Every address of the API and the page."""
@@ -92,6 +97,8 @@ class Api:
             Route(f"{upload}/sheets/{{sheet}}/prioritize", self.prioritize, methods=["POST"]),
             Route(f"{upload}/sheets/{{sheet}}/retry", self.retry, methods=["POST"]),
             Route(f"{upload}/sheets/{{path:path}}", self.sheet_object, methods=["GET"]),
+            *([Route(PUSH_PATH, self._push.respond, methods=["POST"])] if self._push else []),
+            Route("/v1/events/unreadable", self.unreadable, methods=["GET"]),
             Route("/livez", self.live, methods=["GET"]),
             Route("/readyz", self.ready, methods=["GET"]),
             Route("/", self.page, methods=["GET"]),
@@ -103,6 +110,7 @@ class Api:
         """Ends watchers and writes when the server stops."""
         yield
         await self._hub.close()
+        await self._notices.close()
         await self._uploads.close()
 
     async def create(self, request: Request) -> Response:
@@ -209,6 +217,11 @@ class Api:
         """A thumbnail, descriptor or tile."""
         return await self._tiles.respond(_upload(request), request.path_params["path"], request)
 
+    async def unreadable(self, _: Request) -> Response:
+        """What came as an event of R2, was none, and is kept aside; newest first."""
+        events = await asyncio.to_thread(unreadable_events, self._bucket)
+        return JSONResponse({"unreadable": events}, headers={"Cache-Control": "no-cache"})
+
     async def live(self, _: Request) -> Response:
         """The process answers."""
         return PlainTextResponse("ok\n", headers={"Cache-Control": "no-store"})
@@ -271,11 +284,17 @@ class Guard:
 
     Without authentication, whoever reaches the server may use it. A page of another site in this machine's browser must not: neither by
     a name of its own that leads to this address (DNS rebinding), nor by posting to it. Programs that are no browser send neither header.
+
+    Args:
+        app: What is guarded.
+        host: The name it is reached as.
+        signed: Paths that let in nothing without a signature, under any name and from anywhere.
     """
 
-    def __init__(self, app: ASGIApp, host: str) -> None:
+    def __init__(self, app: ASGIApp, host: str, signed: frozenset[str] = frozenset()) -> None:
         self._app = app
         self._host = host
+        self._signed = signed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes the request on, or answers with a problem."""
@@ -293,7 +312,7 @@ class Guard:
                 headers.setdefault("Cache-Control", "no-cache")
             await send(message)
 
-        error = self._refusal(scope["method"], Headers(scope=scope))
+        error = None if scope["path"] in self._signed else self._refusal(scope["method"], Headers(scope=scope))
         app: ASGIApp = self._app if error is None else named_problem(error, scope["path"])
         await app(scope, receive, send_guarded)
 
@@ -328,7 +347,7 @@ def create_app(bucket: Bucket, connect: Callable[[], Awaitable[Client]], setting
     api = Api(bucket, connect, settings)
     return Starlette(
         routes=api.routes(),
-        middleware=[Middleware(Guard, host=settings.host)],
+        middleware=[Middleware(Guard, host=settings.host, signed=frozenset({PUSH_PATH} if settings.events_secrets else ()))],
         exception_handlers=HANDLERS,
         lifespan=api.lifespan,
     )

@@ -56,8 +56,9 @@ REF is org/project/plan/upload, as `sitelink upload` and `sitelink list` print i
 EXIT_CODES = """\
 exit codes:
   0    the upload is complete. From status: complete, or still running; from list, cancel, reconcile and retry: the server agreed;
-       from verify: nothing is wrong
-  1    the upload is partial, failed or cancelled, or the server refused the file or the request; from verify: something is wrong
+       from verify: nothing is wrong; from events: every one could be read
+  1    the upload is partial, failed or cancelled, or the server refused the file or the request; from verify: something is wrong;
+       from events: one could not be read and is kept aside
   2    wrong use: a malformed REF, a missing file, an option out of its range
   3    the server was not reached; with --bucket, the bucket
   130  interrupted by Ctrl-C; an accepted upload goes on
@@ -289,6 +290,20 @@ def list_command(server: Server, arguments: argparse.Namespace) -> int:
     return COMPLETE
 
 
+def events_command(server: Server, arguments: argparse.Namespace) -> int:
+    """``sitelink events``: what came as an event of R2 and is none, newest first."""
+    kept = server.request("GET", "/v1/events/unreadable")["unreadable"]
+    for event in kept:
+        if arguments.json:
+            print_json("unreadable", event)
+        else:
+            say(f"{event['keptAt']}  {event['attempts']} attempts  {event['error']}")
+            say(f"  {event['key']}")
+    if not kept and not arguments.json:
+        print("every event could be read")
+    return NOT_COMPLETE if kept else COMPLETE
+
+
 # The arguments
 
 
@@ -329,6 +344,7 @@ def build_parser() -> argparse.ArgumentParser:
     verify.add_argument("--bucket", action="store_true", help="look into the bucket itself: needs neither server nor Temporal")
     listing = add("list", list_command, "list a plan's uploads, newest first")
     listing.add_argument("plan", type=plan, nargs="?", default=DEFAULT_PLAN, metavar="ORG/PROJECT/PLAN")
+    add("events", events_command, "list what came as an R2 event and could not be read")
     return parser
 
 

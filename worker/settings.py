@@ -8,7 +8,7 @@ from typing import Self
 from urllib.parse import urlsplit
 
 from activities.storage import BucketSettings
-from api.settings import events_attempts
+from api.settings import events_attempts, is_loopback
 
 CLOUDFLARE = "https://api.cloudflare.com/client/v4"
 
@@ -94,7 +94,8 @@ class EventsSettings:
             msg = "SITELINK_EVENTS_TOKEN has characters that no token has"
             raise ValueError(msg)
         parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
+        is_good = parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or ""))
+        if not is_good or not parts.hostname or "@" in parts.netloc:
             msg = f"SITELINK_EVENTS_API is not an address of the kind {CLOUDFLARE}"
             raise ValueError(msg)
 

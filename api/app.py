@@ -79,7 +79,7 @@ class Api:
         self._uploads = Uploads(bucket, self._status, self._runs, settings.max_file_bytes)
         self._tiles = Tiles(bucket, self._status)
         self._verifier = Verifier(bucket, self._status)
-        self._notices = Notices(bucket, self._status, self._runs, attempts=settings.events_attempts)
+        self._notices = Notices(bucket, self._status, self._runs, attempts=settings.events_attempts, gather_s=settings.events_gather_s)
         self._push = Push(self._notices, settings.events_secrets) if settings.events_secrets else None
 
     def routes(self) -> list[Route | Mount]:

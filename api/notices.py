@@ -28,7 +28,7 @@ from activities.keys import UNREADABLE_EVENTS_PREFIX, UploadRef, sheet_of_descri
 from activities.records import SCHEMA, SheetStatus, from_json, timestamp, to_json, to_wire
 from activities.storage import Bucket
 from api.runs import Runs
-from api.settings import DEFAULT_EVENTS_ATTEMPTS
+from api.settings import DEFAULT_EVENTS_ATTEMPTS, EVENTS_GATHER_S
 from api.status import Status
 from workflows.messages import SheetNumbers
 
@@ -36,7 +36,6 @@ logger = logging.getLogger(__name__)
 
 CREATIONS = ("PutObject", "CopyObject", "CompleteMultipartUpload")
 
-GATHER_S = 5.0
 DECIDE_LIMIT_S = 20.0
 """A bucket may be slow; a queue waits for its answer."""
 
@@ -135,7 +134,7 @@ class Notices:
     """
 
     def __init__(
-        self, bucket: Bucket, status: Status, runs: Runs, *, attempts: int = DEFAULT_EVENTS_ATTEMPTS, gather_s: float = GATHER_S
+        self, bucket: Bucket, status: Status, runs: Runs, *, attempts: int = DEFAULT_EVENTS_ATTEMPTS, gather_s: float = EVENTS_GATHER_S
     ) -> None:
         self._bucket = bucket
         self._status = status

@@ -9,6 +9,7 @@ from activities.storage import BucketSettings
 
 DEFAULT_MAX_FILE_BYTES = 2 << 30
 DEFAULT_EVENTS_ATTEMPTS = 5
+EVENTS_GATHER_S = 5.0
 SHORTEST_SECRET = 16
 
 
@@ -23,6 +24,7 @@ class ApiSettings:
         max_file_bytes: The largest PDF that is accepted.
         events_secrets: Any of them may sign R2's events; without one there is no address for these.
         events_attempts: How often a message that is no event is delivered before it is kept aside.
+        events_gather_s: How long the events of an upload are gathered.
 
     Raises:
         ValueError: A value cannot be used; the message names its variable.
@@ -34,6 +36,7 @@ class ApiSettings:
     max_file_bytes: int = DEFAULT_MAX_FILE_BYTES
     events_secrets: tuple[str, ...] = field(default=(), repr=False)
     events_attempts: int = DEFAULT_EVENTS_ATTEMPTS
+    events_gather_s: float = EVENTS_GATHER_S
 
     def __post_init__(self) -> None:
         if not is_loopback(self.host):

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from activities.interface import Page
-from activities.records import SheetRecord, SheetState, SheetStatus, Snapshot, UploadStatus
+from activities.records import SheetRecord, SheetState, SheetStatus, Snapshot, UploadStatus, timestamp
 from workflows.progress import Progress, percentage
 
 START = datetime(2026, 1, 31, 9, 30, tzinfo=UTC)
@@ -111,26 +111,33 @@ def test_reconcile_corrects_both_ways_and_says_so() -> None:
     progress = begun(3)
     progress.ready([record(1)], START)
     progress.tiling(3, START)
-    assert progress.reconcile([record(2), record(3)], START) == 2
+    assert progress.reconcile([record(2), record(3)], [1], START) == 2
     snapshot = progress.snapshot()
     assert [sheet.status for sheet in snapshot.sheets] == [SheetStatus.PENDING, SheetStatus.READY, SheetStatus.TILING]
     assert snapshot.reconciled
     assert snapshot.reconciled_at == snapshot.updated_at
 
 
-def test_reconcile_does_not_judge_what_landed_after_the_bucket_was_asked() -> None:
-    """A list that is older than the commit says nothing about it; a sheet that was ready before is judged."""
+def test_reconcile_that_finds_nothing_wrong_confirms_and_ends_nothing_again() -> None:
+    """What was finished stays finished, at the time when it was; a broken sheet opens it again."""
     progress = begun(2)
     progress.ready([record(1), record(2)], START)
-    assert progress.reconcile([], START, in_flight={2}) == 1
-    assert progress.sheets_in(SheetStatus.READY) == [2]
+    progress.finish(START)
+    later = START + timedelta(hours=1)
+    assert progress.reconcile([record(1)], [], later) == 0
+    progress.finish(later)
+    snapshot = progress.snapshot()
+    assert (snapshot.status, snapshot.completed_at) == (UploadStatus.COMPLETE, timestamp(START))
+    assert (snapshot.reconciled, snapshot.reconciled_at) == (True, timestamp(later))
+    assert progress.reconcile([], [2], later) == 1
+    assert (progress.status, progress.snapshot().completed_at) == (UploadStatus.PROCESSING, None)
 
 
 def test_reconcile_leaves_a_cancelled_upload_cancelled() -> None:
     """Looking again must not start work that someone stopped."""
     progress = begun(2)
     progress.cancel(START)
-    progress.reconcile([record(1)], START)
+    progress.reconcile([record(1)], [2], START)
     assert progress.snapshot().status is UploadStatus.CANCELLED
     assert progress.sheets_in(SheetStatus.READY) == [1]
     progress.retry([], START)
@@ -205,7 +212,7 @@ class ProgressMachine(RuleBasedStateMachine):
         """The bucket holds any subset."""
         held = data.draw(st.sets(st.integers(1, self.progress.total_pages)))
         self.asked = True
-        self.progress.reconcile([record(number) for number in sorted(held)], self.tick(gap))
+        self.progress.reconcile([record(number) for number in sorted(held)], set(range(1, 6)) - held, self.tick(gap))
 
     @rule(gap=st.integers(0, 3))
     def retry(self, gap: int) -> None:

@@ -159,13 +159,23 @@ class Consumer:
         notices: What the messages are for.
         idle_s: Seconds between pulls of a queue that had no full batch.
         visibility_s: Seconds of a lease.
+        first_backoff_s: Seconds until a request that failed is made again; doubled while it fails.
     """
 
-    def __init__(self, queue: PullQueue, notices: Notices, *, idle_s: float = IDLE_S, visibility_s: float = VISIBILITY_S) -> None:
+    def __init__(
+        self,
+        queue: PullQueue,
+        notices: Notices,
+        *,
+        idle_s: float = IDLE_S,
+        visibility_s: float = VISIBILITY_S,
+        first_backoff_s: float = FIRST_BACKOFF_S,
+    ) -> None:
         self._queue = queue
         self._notices = notices
         self._idle_s = idle_s
         self._visibility_s = visibility_s
+        self._first_backoff_s = first_backoff_s
         self._slots = asyncio.Semaphore(BATCHES_AT_ONCE)
         self._batches: set[asyncio.Task[None]] = set()
 
@@ -189,14 +199,14 @@ class Consumer:
             await self._notices.close()
 
     async def _pull_forever(self) -> None:
-        backoff_s = FIRST_BACKOFF_S
+        backoff_s = self._first_backoff_s
         while True:
             await self._slots.acquire()
             leased: list[Leased] = []
             try:
                 leased_until = time.monotonic() + self._visibility_s
                 leased = await self._queue.pull(self._visibility_s)
-                pause_s, backoff_s = 0.0 if len(leased) >= BATCH_SIZE else self._idle_s, FIRST_BACKOFF_S
+                pause_s, backoff_s = 0.0 if len(leased) >= BATCH_SIZE else self._idle_s, self._first_backoff_s
             except QueueUnavailable as error:
                 pause_s = error.retry_after_s if error.retry_after_s is not None else backoff_s
                 backoff_s = min(LONGEST_BACKOFF_S, backoff_s * 2)
@@ -219,7 +229,7 @@ class Consumer:
     async def _handle(self, leased: Sequence[Leased], leased_until: float) -> None:
         verdicts = await asyncio.gather(*(self._notices.decide(entry.message) for entry in leased))
         decided = list(zip(leased, verdicts, strict=True))
-        backoff_s = FIRST_BACKOFF_S
+        backoff_s = self._first_backoff_s
         while True:
             try:
                 await self._queue.acknowledge(decided)

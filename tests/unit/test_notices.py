@@ -248,7 +248,7 @@ async def test_uploads_are_gathered_apart(notices: Notices, bucket: Bucket, temp
     other = UploadRef("acme", "tower", "b2", REF.upload)
     await accept(bucket)
     temporal.state = snapshot(PENDING)
-    assert await asyncio.gather(notices.decide(stored(1)), notices.decide(stored(1, other))) == [ACKNOWLEDGED] * 2
+    assert await asyncio.gather(*map(notices.decide, (stored(1), stored(1, other)))) == [ACKNOWLEDGED] * 2
     assert signals(temporal) == [("sheets_stored", (1,))]
 
 

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,14 +52,19 @@ def stored(sheet: int) -> dict[str, Any]:
 
 
 async def push(
-    app: Starlette, *messages: dict[str, Any], body: bytes | None = None, secret: str = SECRET, age_s: float = 0, **headers: str
+    app: Starlette,
+    *messages: dict[str, Any],
+    body: bytes | None = None,
+    secret: str = SECRET,
+    age_s: float = 0,
+    headers: Mapping[str, str] | None = None,
 ) -> httpx.Response:
     """Sends a signed batch."""
     data = json.dumps({"messages": messages}).encode() if body is None else body
     timestamp = str(int(time.time() - age_s))
     signed = {"SiteLink-Timestamp": timestamp, "SiteLink-Signature": signature(secret, timestamp, data)}
     async with client_of(app) as client:
-        return await client.post(PATH, content=data, headers={**signed, **headers})
+        return await client.post(PATH, content=data, headers={**signed, **(headers or {})})
 
 
 async def test_it_is_off_by_default(bucket: Bucket, temporal: FakeTemporal) -> None:
@@ -66,7 +72,7 @@ async def test_it_is_off_by_default(bucket: Bucket, temporal: FakeTemporal) -> N
     app = make_app(bucket, temporal)
     answer = await push(app, stored(1), secret="")
     assert (answer.status_code, answer.json()["type"]) == (404, "NotFound")
-    assert (await push(app, stored(1), Host="plans.example.com")).status_code == 421
+    assert (await push(app, stored(1), headers={"Host": "plans.example.com"})).status_code == 421
 
 
 async def test_a_signed_batch_is_decided_message_by_message(app: Starlette, bucket: Bucket, temporal: FakeTemporal) -> None:
@@ -97,7 +103,7 @@ async def test_what_cannot_be_done_now_is_a_503_that_says_which(app: Starlette, 
 
 async def test_any_host_and_origin_may_carry_a_signed_request(app: Starlette, bucket: Bucket) -> None:
     """A tunnel has its own name; all else stays closed to it."""
-    answer = await push(app, Host="plans.example.com", Origin="https://elsewhere.example", **{"Sec-Fetch-Site": "cross-site"})
+    answer = await push(app, headers={"Host": "plans.example.com", "Origin": "https://elsewhere.example", "Sec-Fetch-Site": "cross-site"})
     assert (answer.status_code, answer.json()) == (200, {"acks": [], "retries": []})
     async with client_of(app) as client:
         for path in ("/v1/events/unreadable", f"{PATH}/", "/"):
@@ -129,7 +135,7 @@ async def test_a_wrong_signature_is_refused(
 ) -> None:
     """Another secret, another time, none at all: a 401, and nothing is done."""
     await accept(bucket)
-    answer = await push(app, stored(1), **how, **headers)
+    answer = await push(app, stored(1), **how, headers=headers)
     assert (answer.status_code, answer.json()["type"]) == (401, "BadSignature")
     assert answer.headers["www-authenticate"]
     assert SECRET not in answer.text

@@ -73,6 +73,16 @@ def sheet_report(report: Mapping[str, Any]) -> Iterator[str]:
     yield from wrong
 
 
+REPAIRS = {"tile": "to be tiled again", "count": "whole, to be counted", "prune": "to be cleared of what no sheet owns"}
+
+
+def repair_report(report: Mapping[str, Any]) -> Iterator[str]:
+    """What a reconcile would do about a sheet, and why; nothing if it is as it should be."""
+    if repair := REPAIRS.get(report["repair"] or ""):
+        yield f"sheet-{report['number']}  {repair}"
+        yield from _findings(report)
+
+
 def upload_report(report: Mapping[str, Any]) -> Iterator[str]:
     """What was found of an upload."""
     yield from _findings({**report, "foreignCount": len(report["foreign"])})

@@ -10,14 +10,14 @@ import threading
 import tomllib
 from base64 import b64encode
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from queue import Empty, Queue
 from typing import Any
 
 from deploy.programs import CACHE
 
-HERE = Path(__file__).with_name("workerd")
+HERE = Path(__file__).with_name("npm")
 WORKER = Path(__file__).parents[2] / "deploy" / "r2-events"
 INSTALL_LIMIT_S = 600
 ANSWER_LIMIT_S = 60
@@ -63,7 +63,7 @@ class RunningWorker:
     def __init__(self, process: "subprocess.Popen[str]", log: Path) -> None:
         self._process = process
         self._log = log
-        self._lines: Queue[str] = Queue()
+        self._lines: Queue[str | None] = Queue()
         threading.Thread(target=self._read, daemon=True).start()
 
     def _read(self) -> None:
@@ -73,22 +73,23 @@ class RunningWorker:
                 log.write(line)
                 log.flush()
                 self._lines.put(line.strip())
+        self._lines.put(None)
 
     def send(self, body: Any, content_type: str = "json") -> None:
         """Puts a message into the queue; bytes with their own content type."""
         message = {"base64": b64encode(body).decode()} if isinstance(body, bytes) else {"body": body}
         self.tell({**message, "contentType": content_type}, "sent")
 
-    def tell(self, line: Any, answer: str) -> None:
+    def tell(self, what: Any, answer: str) -> None:
         """Sends a line and waits for its answer."""
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(line) + "\n")
+        self._process.stdin.write(json.dumps(what) + "\n")
         self._process.stdin.flush()
-        try:
-            while self._lines.get(timeout=ANSWER_LIMIT_S) != answer:
-                pass
-        except Empty:
-            raise AssertionError(self.log) from None
+        line: str | None = ""
+        with suppress(Empty):
+            while line not in (answer, None):
+                line = self._lines.get(timeout=ANSWER_LIMIT_S)
+        assert line == answer, self.log
 
     @property
     def log(self) -> str:

@@ -16,7 +16,7 @@ const producer = await miniflare.getQueueProducer("QUEUE", "worker");
 console.log("ready");
 for await (const line of lines) {
   const { body, base64, contentType } = JSON.parse(line);
-  await producer.send(base64 === undefined ? body : Buffer.from(base64, "base64"), { contentType });
+  await producer.send(base64 === undefined ? body : Uint8Array.from(Buffer.from(base64, "base64")), { contentType });
   console.log("sent");
 }
 await miniflare.dispose();

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import threading
 import tomllib
@@ -144,3 +145,17 @@ def running_worker(packages: Path, log: Path, url: str, secret: str) -> Iterator
             process.wait()
         assert process.stdout is not None
         process.stdout.close()
+
+
+def main() -> int:
+    """Gets the runtime, for the tests; returns the exit code."""
+    try:
+        sys.stdout.write(f"Cloudflare's runtime: {installed_workerd()}\n")
+    except (NoWorkerd, subprocess.TimeoutExpired) as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

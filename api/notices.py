@@ -23,7 +23,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from activities.errors import BucketError, SiteLinkError, StorageUnavailable, UploadNotFound
+from activities.errors import BucketError, ObjectMissing, SiteLinkError, StorageUnavailable, UploadNotFound
 from activities.keys import UNREADABLE_EVENTS_PREFIX, UploadRef, sheet_of_descriptor, unreadable_event
 from activities.records import SCHEMA, SheetStatus, from_json, timestamp, to_json, to_wire
 from activities.storage import Bucket
@@ -251,4 +251,9 @@ def unreadable_events(bucket: Bucket) -> list[dict[str, object]]:
         BucketError: The bucket failed.
     """
     newest = sorted(bucket.objects(UNREADABLE_EVENTS_PREFIX), key=lambda info: info.modified, reverse=True)[:SHOWN]
-    return [{"key": info.key, **to_wire(from_json(UnreadableEvent, bucket.get(info.key).body))} for info in newest]
+    kept: list[dict[str, object]] = []
+    for info in newest:
+        # What somebody has just removed, or put there himself, is none of them.
+        with suppress(ObjectMissing, ValueError):
+            kept.append({"key": info.key, **to_wire(from_json(UnreadableEvent, bucket.get(info.key).body))})
+    return kept

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from activities.errors import TemporalUnavailable
-from activities.keys import UploadRef, sheet_of_descriptor, unreadable_event
+from activities.keys import UNREADABLE_EVENTS_PREFIX, UploadRef, sheet_of_descriptor, unreadable_event
 from activities.records import SheetStatus, UploadStatus, to_json
 from activities.storage import Bucket, BucketSettings
 from api.notices import (
@@ -235,7 +235,8 @@ async def test_a_message_that_is_no_event_is_set_aside(
 
 
 async def test_unreadable_events_are_listed_newest_first(notices: Notices, bucket: Bucket, tmp_path: Path) -> None:
-    """Each with its key."""
+    """Each with its key; what else lies there is left out."""
+    bucket.put(f"{UNREADABLE_EVENTS_PREFIX}junk.json", b"junk")
     for number in range(3):
         body = b"%d" % number
         assert await notices.decide(Message(f"m{number}", body, 5)) == ACKNOWLEDGED

@@ -150,7 +150,7 @@ async def test_what_the_bucket_has_lost_leaves_no_commit_marker(
 
 
 async def test_what_is_there_already_is_not_written_again(host: Host, tmp_path: Path) -> None:
-    """A repair, or the attempt after one that was killed, writes the tiles that are missing or are not what they should be, and no other."""
+    """A repair, or the attempt after one that was killed, writes the tiles that are missing or not what they should be, no other."""
     bucket = LossyBucket(tmp_path / "lossy")
     activities = Activities(replace(host, bucket=bucket))
     await ActivityEnvironment().run(activities.upload_page, tiled(host))

@@ -493,7 +493,7 @@ class ProcessUpload:
         )
 
     async def _tile(self, sheet: SheetState) -> TiledPage:
-        activity = workflow.start_activity_method(
+        return await workflow.execute_activity_method(
             UploadActivities.tile_page,
             TilePage(str(self._ref), sheet.number, sheet.width or 0, sheet.height or 0, self._options),
             task_queue=TILE_QUEUE,
@@ -504,11 +504,10 @@ class ProcessUpload:
             priority=self._priority(first=sheet.number in self._prioritized),
             summary=_summary(sheet),
         )
-        return await _result_of(activity)
 
     async def _upload(self, sheet: SheetState, tiled: TiledPage) -> SheetRecord:
         page = Page(sheet.number, sheet.title, sheet.width or 0, sheet.height or 0, sheet.dpi or 0, scaled=sheet.scaled)
-        activity = workflow.start_activity_method(
+        return await workflow.execute_activity_method(
             UploadActivities.upload_page,
             UploadPage(str(self._ref), page, self._options, tiled),
             task_queue=tiled.queue,
@@ -519,7 +518,6 @@ class ProcessUpload:
             cancellation_type=CANCELLATION,
             summary=_summary(sheet),
         )
-        return await _result_of(activity)
 
     async def _discard_scratch(self, queue: str) -> None:
         try:
@@ -536,16 +534,6 @@ class ProcessUpload:
         except ActivityError as error:
             # A host that is gone has no scratch to free; one that comes back cleans up when it starts.
             workflow.logger.info("scratch of %s was not freed: %s", queue, error.cause)
-
-
-async def _result_of(activity: workflow.ActivityHandle[T]) -> T:
-    """Awaits an activity; a cancellation that arrives together with its result must not hide what was done."""
-    try:
-        return await activity
-    except asyncio.CancelledError:
-        if activity.done() and not activity.cancelled():
-            return activity.result()
-        raise
 
 
 @contextmanager

@@ -149,6 +149,24 @@ async def test_what_the_bucket_has_lost_leaves_no_commit_marker(
     assert bucket.written[-1] == REF.descriptor(1)
 
 
+async def test_what_is_there_already_is_not_written_again(host: Host, tmp_path: Path) -> None:
+    """A repair, or the attempt after one that was killed, writes the tiles that are missing or not what they should be, no other."""
+    bucket = LossyBucket(tmp_path / "lossy")
+    activities = Activities(replace(host, bucket=bucket))
+    await ActivityEnvironment().run(activities.upload_page, tiled(host))
+    before = {info.key: bucket.get(info.key).body for info in bucket.objects("")}
+    missing, other, empty = (REF.tiles_prefix(1) + name for name in ("9/1_0.jpeg", "9/0_0.jpeg", "0/0_0.jpeg"))
+    bucket.delete([missing, REF.descriptor(1)])
+    bucket.put(other, b"9/1_0.jpeg")
+    bucket.put(empty, b"")
+    bucket.written.clear()
+    await ActivityEnvironment().run(activities.upload_page, tiled(host))
+    assert bucket.written[0] == REF.thumbnail(1)
+    assert sorted(bucket.written[1:-2]) == sorted([missing, other, empty])
+    assert bucket.written[-2:] == [REF.sheet_record(1), REF.descriptor(1)]
+    assert {info.key: bucket.get(info.key).body for info in bucket.objects("")} == before
+
+
 async def test_etags_that_are_no_md5_prove_names_and_sizes(host: Host, tmp_path: Path) -> None:
     """An encrypted bucket's ETags only look like MD5s: a sheet is committed all the same."""
 

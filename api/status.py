@@ -164,7 +164,7 @@ class Status:
                 raise TemporalUnavailable(msg)
             known = await self._ask(ref, record, patience_s)
         except TemporalUnavailable as error:
-            return await self._unanswered(ref, record, error)
+            return await self._unanswered(ref, record, error, ask=ask)
         self.remember(ref, known.snapshot)
         return known
 
@@ -199,8 +199,7 @@ class Status:
         logger.info("starts the workflow of an accepted upload", extra={"ref": str(ref)})
         await self._runs.start(ref)
         began, _ = await self._times(ref)
-        # Newer than all that a forgotten run has said, and not newer than what this one will say.
-        return replace(_queued(record), version=_milliseconds(began))
+        return _begins(record, began)
 
     async def _loaded(self, ref: UploadRef, snapshot: Snapshot, patience_s: float) -> Snapshot:
         """The progress of a run that knew nothing yet, once it knows what an earlier one has committed; waits for it."""
@@ -278,14 +277,18 @@ class Status:
             msg = "the run ended and is gone"
             raise TemporalUnavailable(msg) from error
 
-    async def _unanswered(self, ref: UploadRef, record: UploadRecord, error: TemporalUnavailable) -> Known:
+    async def _unanswered(self, ref: UploadRef, record: UploadRecord, error: TemporalUnavailable, *, ask: bool) -> Known:
         """The newest of what is remembered and what the bucket holds."""
         last = self._snapshots.get(ref)
         ended = await self.manifest(ref)
         candidates = [last, ended[0] if ended else None]
         newest = max(filter(None, candidates), key=lambda snapshot: snapshot.version, default=None)
         if newest is None:
-            newest = await self._with_committed(ref, _queued(record), await self._begun(ref))
+            newest = _queued(record)
+            if ask:
+                with suppress(NoRun, TemporalUnavailable):  # Temporal itself may answer, only no worker
+                    newest = _begins(record, (await self._runs.times(ref))[0])
+            newest = await self._with_committed(ref, newest, await self._begun(ref))
             self.remember(ref, newest)
         return Known(replace(newest, warning=f"this may not be the latest state: {error}"), certain=False)
 
@@ -317,6 +320,11 @@ def is_unloaded(snapshot: Snapshot) -> bool:
 
 def _milliseconds(moment: datetime) -> int:
     return int(moment.timestamp() * 1000)
+
+
+def _begins(record: UploadRecord, began: datetime) -> Snapshot:
+    """How a run begins: newer than all that a forgotten run before it has said, and not newer than what it will say itself."""
+    return replace(_queued(record), version=_milliseconds(began))
 
 
 def _queued(record: UploadRecord) -> Snapshot:

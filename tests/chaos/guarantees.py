@@ -5,6 +5,8 @@ import json
 import threading
 import time
 import uuid
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self
 
 import httpx
@@ -77,7 +79,7 @@ class Watch:
         """The version that the client has."""
         return self._last or 0
 
-    def until(self, condition: "Any", seconds: float = DEADLINE_S) -> dict[str, Any]:
+    def until(self, condition: "Callable[[Watch], object]", seconds: float = DEADLINE_S) -> dict[str, Any]:
         """Waits until the condition holds for the watch; the newest state."""
         with self._changed:
             met = self._changed.wait_for(lambda: self.wrong or condition(self), seconds)
@@ -139,7 +141,9 @@ class Watch:
 def sheets_of(bucket: Bucket, ref: UploadRef) -> dict[str, str]:
     """Every object below ``sheets/`` with the digest of its bytes."""
     keys = [info.key for info in bucket.objects(ref.sheets_prefix)]
-    return {key.removeprefix(ref.sheets_prefix): hashlib.sha256(bucket.get(key).body).hexdigest() for key in keys}
+    with ThreadPoolExecutor(8) as threads:
+        digests = threads.map(lambda key: hashlib.sha256(bucket.get(key).body).hexdigest(), keys)
+        return {key.removeprefix(ref.sheets_prefix): digest for key, digest in zip(keys, digests, strict=True)}
 
 
 def assert_whole(settings: BucketSettings, ref: UploadRef, expected: dict[str, str]) -> None:

@@ -1,0 +1,193 @@
+"""What is killed or lost while the bucket is elsewhere: the job goes on from what the bucket holds, and nothing is done twice."""
+
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import pytest
+
+from activities.bucket_setup import BucketSetup
+from activities.keys import UploadRef
+from activities.storage import Bucket, BucketSettings, ObjectInfo
+from deploy.local import Stack
+from deploy.s3server import S3Server
+from tests.chaos.guarantees import DEADLINE_S, Watch, accepted, address, assert_whole, sheets_of
+from tests.chaos.test_worker_killed import wait_until_scratch_is_empty
+from tests.resources.make_pdfs import plan_set
+from tests.servers.faults import Faults, Rule, delays, faulty
+from tests.servers.s3 import TestServer
+
+pytestmark = pytest.mark.timeout(300)
+
+PAGES = 8
+
+
+def undisturbed(stack: Stack, settings: BucketSettings, body: bytes) -> dict[str, str]:
+    """What a run leaves that nothing happens to."""
+    ref = accepted(stack, body)
+    with Watch(stack, ref) as watch:
+        assert watch.end()["status"] == "complete"
+    return sheets_of(Bucket(settings), ref)
+
+
+def committed(bucket: Bucket, ref: UploadRef) -> dict[str, ObjectInfo]:
+    """Every object of the sheets whose ``.dzi`` exists."""
+    objects = {info.key.removeprefix(ref.sheets_prefix): info for info in bucket.objects(ref.sheets_prefix)}
+    done = {key.partition("/")[0] for key in objects if key.endswith(".dzi")}
+    return {key: info for key, info in objects.items() if key.partition("/")[0] in done}
+
+
+@contextmanager
+def served(where: str, s3_server: TestServer, new_stack: Callable[..., Stack]) -> Iterator[tuple[Stack, BucketSettings, Faults | None]]:
+    """A stack that renders one page at a time, its bucket, and what stands before that."""
+    if where == "directory":
+        stack = new_stack(SITELINK_RENDER_SLOTS="1")
+        yield stack, BucketSettings((stack.data_dir / "bucket").as_uri()), None
+        return
+    made = s3_server.new_bucket()
+    with faulty(made.endpoint) as faults:
+        yield new_stack(SITELINK_RENDER_SLOTS="1", **s3_server.environment(replace(made, endpoint=faults.url))), made, faults
+
+
+@pytest.mark.parametrize("where", ["directory", "s3"])
+def test_lost_temporal_database_costs_no_committed_sheet(new_stack: Callable[..., Stack], s3_server: TestServer, where: str) -> None:
+    """All is killed and Temporal's database deleted: the same bucket finishes, without a write to a committed sheet.
+
+    From the first answer on, also of an API without memory and before any worker answers, nothing is less than what was known or committed.
+    """
+    with served(where, s3_server, new_stack) as (stack, settings, faults):
+        body, bucket = plan_set(PAGES, 900, 600), Bucket(settings)
+        expected = undisturbed(stack, settings, body)
+        ref = accepted(stack, body)
+        with Watch(stack, ref) as before:
+            before.until(lambda watch: watch.completed >= 2)
+            for name in ("worker-tile", "worker-workflow", "api", "temporal"):
+                stack.kill(name)
+        done = committed(bucket, ref)
+        sheets = sum(key.endswith(".dzi") for key in done)
+        assert before.completed <= sheets < PAGES
+        for path in stack.data_dir.glob("temporal.db*"):
+            path.unlink()
+        asked = len(faults.passed) if faults else 0
+
+        stack.start_process("temporal")
+        stack.start_process("api")
+        with ExitStack() as watches:
+            new = watches.enter_context(Watch(stack, ref, completed=sheets))
+            back = watches.enter_context(Watch(stack, ref, before.last_event_id, before.completed))
+            status = first_status(stack, ref)
+            assert (status["completedPages"], status["version"]) >= (sheets, before.last_event_id)
+            for name in ("worker-workflow", "worker-tile"):
+                stack.start_process(name)
+            for watch in (new, back):
+                final = watch.end()
+                assert (final["status"], final["completedPages"]) == ("complete", PAGES)
+        assert new.states[0]["completedPages"] >= sheets
+        assert_whole(settings, ref, expected)
+        assert {key: (info.etag, info.modified) for key, info in committed(bucket, ref).items() if key in done} == {
+            key: (info.etag, info.modified) for key, info in done.items()
+        }
+        if faults:
+            written = {target for method, target in faults.passed[asked:] if method == "PUT"}
+            assert not [target for target in written for key in done if target.endswith(ref.sheets_prefix + key)]
+
+
+def first_status(stack: Stack, ref: UploadRef) -> dict[str, object]:
+    """The first that a GET answers."""
+    deadline = time.monotonic() + DEADLINE_S
+    while True:
+        try:
+            return dict(httpx.get(address(stack, ref), timeout=30).json())
+        except httpx.TransportError:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+def test_killed_worker_api_and_s3_server_change_nothing(new_stack: Callable[..., Stack], s3_server_binary: Path, tmp_path: Path) -> None:
+    """SIGKILL of the tile worker in upload, of the API with open streams, of the S3 server: the same bytes, nothing unfinished."""
+    server = S3Server(s3_server_binary, tmp_path / "buckets", access_key_id="tests", secret_access_key="of-this-test")  # noqa: S106
+    server.start()
+    settings = BucketSettings("s3://plans", server.endpoint, "tests", "of-this-test", "us-east-1")
+    BucketSetup(settings).create()
+    try:
+        with faulty(server.endpoint) as faults:
+            stack = new_stack(
+                SITELINK_BUCKET=settings.url,
+                SITELINK_S3_ENDPOINT=faults.url,
+                AWS_ACCESS_KEY_ID=settings.access_key_id,
+                AWS_SECRET_ACCESS_KEY=settings.secret_access_key,
+            )
+            body = plan_set(4)
+            expected = undisturbed(stack, settings, body)
+            faults.lay(Rule(delays(0.05), target="_files/"))
+            ref = accepted(stack, body)
+            with Watch(stack, ref) as watch, Watch(stack, ref) as other:
+                watch.until(lambda watch: "uploading" in watch.statuses.values())
+                stack.kill("worker-tile")
+                stack.start_process("worker-tile")
+                watch.until(lambda watch: watch.completed >= 1)
+                stack.kill("api")
+                stack.start_process("api")
+                server.process.kill()
+                asked = len(faults.passed)
+                watch_until(lambda: len(faults.passed) > asked + 10)
+                server.start()
+                faults.lay()
+                for client in (watch, other):
+                    final = client.end()
+                    assert (final["status"], final["completedPages"]) == ("complete", 4)
+            assert_whole(settings, ref, expected)
+            assert all(info.key.startswith("organizations/") for info in Bucket(settings).objects(""))
+            wait_until_scratch_is_empty(stack)
+    finally:
+        server.stop()
+
+
+def watch_until(condition: Callable[[], bool]) -> None:
+    """Waits until the condition holds."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 24 MiB; needs the right to mount one."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", disk], capture_output=True, text=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+def fill(path: Path) -> None:
+    """Writes until the disk is full."""
+    with suppress(OSError), path.open("wb", buffering=0) as file:
+        while file.write(bytes(4096)):
+            pass
+
+
+def test_full_scratch_disk_is_a_warning(new_stack: Callable[..., Stack], small_disk: Path) -> None:
+    """No sheet fails because the host's disk is full: that is shown, and once there is room the job goes on."""
+    stack = new_stack(SITELINK_SCRATCH_DIR=str(small_disk / "scratch"))
+    settings = BucketSettings((stack.data_dir / "bucket").as_uri())
+    body = plan_set(2)
+    expected = undisturbed(stack, settings, body)
+    ballast = small_disk / "ballast"
+    fill(ballast)
+    ref = accepted(stack, body)
+    with Watch(stack, ref) as watch:
+        deadline = time.monotonic() + DEADLINE_S
+        while "StorageUnavailable" not in str(first_status(stack, ref)["warning"]):
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        ballast.unlink()
+        assert watch.end()["status"] == "complete"
+    assert_whole(settings, ref, expected)

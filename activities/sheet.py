@@ -10,7 +10,7 @@ from pathlib import Path
 from temporalio import activity
 
 from activities.attempt import BEAT_S, Attempt, check
-from activities.document import Host, read_upload
+from activities.document import Host, accepted_upload, read_upload
 from activities.dzi import Pyramid, tile_name
 from activities.errors import TilesMissing
 from activities.interface import DiscardScratch, TiledPage, TilePage, UploadActivities, UploadPage, host_queue
@@ -111,6 +111,7 @@ class SheetActivities(UploadActivities):
         bucket.put(ref.sheet_record(number), to_json(record))
         bucket.sync()
         check(stop)
+        accepted_upload(bucket, ref)  # a sheet that comes too late for a deletion must not be committed
         bucket.put(ref.descriptor(number), pyramid.descriptor().encode())
         return record
 

@@ -55,7 +55,7 @@ REF is org/project/plan/upload, as `sitelink upload` and `sitelink list` print i
 """
 EXIT_CODES = """\
 exit codes:
-  0    the upload is complete. From status: complete, or still running; from list, cancel, reconcile and retry: the server agreed;
+  0    the upload is complete. From status: complete, or still running; from list, cancel, reconcile, retry and delete: the server agreed;
        from verify: nothing is wrong
   1    the upload is partial, failed or cancelled, or the server refused the file or the request; from verify: something is wrong
   2    wrong use: a malformed REF, a missing file, an option out of its range
@@ -236,6 +236,16 @@ def ask_command(server: Server, arguments: argparse.Namespace) -> int:
     return COMPLETE
 
 
+def delete_command(server: Server, arguments: argparse.Namespace) -> int:
+    """``sitelink delete``."""
+    answer = server.request("DELETE", upload_path(arguments.ref))
+    if arguments.json:
+        print_json("accepted", answer)
+    else:
+        print(f"deleted: {arguments.ref}; what it holds in the bucket is being removed")
+    return COMPLETE
+
+
 def retry_command(server: Server, arguments: argparse.Namespace) -> int:
     """``sitelink retry``: the sheets named, or every failed one."""
     sheets = arguments.sheets
@@ -317,6 +327,7 @@ def build_parser() -> argparse.ArgumentParser:
         ("reconcile", ask_command, "compare the progress with what the bucket holds, and repair it"),
         ("cancel", ask_command, "stop an upload"),
         ("retry", retry_command, "try failed sheets again"),
+        ("delete", delete_command, "remove an upload and all its sheets for good; asks nothing"),
     ):
         command = add(name, run, summary)
         command.add_argument("ref", type=ref, metavar="REF")

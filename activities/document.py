@@ -7,6 +7,7 @@ from temporalio import activity
 
 from activities.attempt import Attempt
 from activities.child import ChildPool
+from activities.errors import ObjectMissing, UploadNotFound
 from activities.interface import CountPages, Document, UploadActivities
 from activities.keys import UploadRef
 from activities.records import UploadRecord, from_json
@@ -44,6 +45,24 @@ def read_upload(bucket: Bucket, ref: UploadRef) -> UploadRecord:
         BucketError: The bucket failed.
     """
     return from_json(UploadRecord, bucket.get(ref.record).body)
+
+
+def accepted_upload(bucket: Bucket, ref: UploadRef) -> UploadRecord:
+    """``upload.json`` of an upload that exists; blocks.
+
+    Raises:
+        UploadNotFound: It was never accepted or is marked deleted.
+        BucketError: The bucket failed.
+    """
+    try:
+        record = read_upload(bucket, ref)
+    except ObjectMissing as error:
+        msg = f"no upload {ref} was accepted"
+        raise UploadNotFound(msg) from error
+    if record.deleted_at is not None:
+        msg = f"upload {ref} was deleted at {record.deleted_at}"
+        raise UploadNotFound(msg)
+    return record
 
 
 class DocumentActivities(UploadActivities):

@@ -8,9 +8,9 @@ from dataclasses import replace
 from temporalio import activity
 
 from activities.attempt import Attempt, check
-from activities.document import Host, read_upload
+from activities.document import Host, accepted_upload
 from activities.dzi import Pyramid
-from activities.errors import ObjectMissing, UploadNotFound
+from activities.errors import ObjectMissing
 from activities.interface import (
     BrokenSheet,
     BucketState,
@@ -22,7 +22,7 @@ from activities.interface import (
     WriteManifest,
 )
 from activities.keys import UploadRef, sheet_of_directory
-from activities.records import SheetRecord, SheetState, SheetStatus, Snapshot, UploadOptions, UploadRecord, from_json, to_json
+from activities.records import SheetRecord, SheetState, SheetStatus, Snapshot, UploadOptions, from_json, to_json
 from activities.storage import Bucket
 from activities.verify import Listing, SheetReport, in_window, is_tile_of, verify_sheet
 
@@ -44,7 +44,7 @@ class ReconcileActivities(UploadActivities):
 
     def _list(self, ref: UploadRef) -> BucketState:
         bucket = self._host.bucket
-        options = _accepted(bucket, ref).options
+        options = accepted_upload(bucket, ref).options
         records = self._host.threads.map(lambda number: _committed(bucket, ref, number), sorted(_begun(bucket, ref)))
         return BucketState(options, tuple(filter(None, records)), _manifest(bucket, ref))
 
@@ -57,7 +57,7 @@ class ReconcileActivities(UploadActivities):
 
     def _check(self, args: CheckSheets, stop: threading.Event) -> CheckedSheets:
         bucket, ref = self._host.bucket, UploadRef.parse(args.ref)
-        options = _accepted(bucket, ref).options
+        options = accepted_upload(bucket, ref).options
         begun = _begun(bucket, ref)
 
         def check_sheet(state: SheetState) -> CheckedSheets:
@@ -83,7 +83,7 @@ class ReconcileActivities(UploadActivities):
 
     def _prune(self, ref: UploadRef, total_pages: int, stop: threading.Event) -> int:
         bucket = self._host.bucket
-        _accepted(bucket, ref)
+        accepted_upload(bucket, ref)
         names, loose = bucket.children(ref.sheets_prefix)
         foreign = [info.key for info in loose]
         for name in names:
@@ -102,25 +102,8 @@ class ReconcileActivities(UploadActivities):
             await attempt.in_thread(lambda _: self._write(UploadRef.parse(args.ref), args.snapshot))
 
     def _write(self, ref: UploadRef, snapshot: Snapshot) -> None:
-        _accepted(self._host.bucket, ref)
+        accepted_upload(self._host.bucket, ref)
         self._host.bucket.put(ref.manifest, to_json(snapshot))
-
-
-def _accepted(bucket: Bucket, ref: UploadRef) -> UploadRecord:
-    """``upload.json`` of an upload that exists.
-
-    Raises:
-        UploadNotFound: It was never accepted or is marked deleted.
-    """
-    try:
-        record = read_upload(bucket, ref)
-    except ObjectMissing as error:
-        msg = f"no upload {ref} was accepted"
-        raise UploadNotFound(msg) from error
-    if record.deleted_at is not None:
-        msg = f"upload {ref} was deleted at {record.deleted_at}"
-        raise UploadNotFound(msg)
-    return record
 
 
 def _begun(bucket: Bucket, ref: UploadRef) -> set[int]:

@@ -108,6 +108,20 @@ class UploadRecord:
 
 
 @dataclass(frozen=True)
+class KeyRecord:
+    """``keys/{sha256 of Idempotency-Key}.json``.
+
+    Args:
+        upload: What the key's first request became.
+        sha256: Digest of its body, hexadecimal.
+    """
+
+    upload: str
+    sha256: str
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True)
 class SheetRecord:
     """``sheet.json``: what a committed sheet holds.
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from temporalio import activity
 
 from activities.attempt import BEAT_S, Attempt, check
-from activities.document import Host, read_upload
+from activities.document import Host, accepted_upload, read_upload
 from activities.dzi import Pyramid, tile_name
 from activities.errors import TilesMissing
 from activities.interface import DiscardScratch, TiledPage, TilePage, UploadActivities, UploadPage, host_queue
@@ -120,6 +120,7 @@ class SheetActivities(UploadActivities):
         if not bucket.is_directory:
             _prove(Listing.of(bucket, ref, number), lines, len(thumbnail), len(body))
             check(stop)
+        accepted_upload(bucket, ref)  # a sheet that comes too late for a deletion must not be committed
         bucket.put_seen(ref.descriptor(number), pyramid.descriptor().encode())
         return record
 

@@ -92,6 +92,7 @@ class Api:
             Route(uploads, self.create, methods=["POST"]),
             Route(uploads, self.list_uploads, methods=["GET"]),
             Route(upload, self.show, methods=["GET"]),
+            Route(upload, self.delete, methods=["DELETE"]),
             Route(f"{upload}/events", self.events, methods=["GET"]),
             Route(f"{upload}/verify", self.verify, methods=["GET"]),
             Route(f"{upload}/cancel", self.cancel, methods=["POST"]),
@@ -207,6 +208,18 @@ class Api:
 
         refs = [ref for ref in await asyncio.gather(*map(reopen, await self._newest(plan))) if ref]
         return JSONResponse({"plan": str(plan), "refs": refs}, HTTPStatus.ACCEPTED, {"Cache-Control": "no-store"})
+
+    async def delete(self, request: Request) -> Response:
+        """Removes an upload and all its sheets for good; asking twice is no error."""
+        ref = _upload(request)
+        await self._status.mark_deleted(ref)
+        self._hub.end(ref)
+        try:
+            await self._runs.delete(ref)
+        except TemporalUnavailable as error:
+            # It is gone for everybody, and the sweep finds its mark.
+            logger.warning("the removal of a deleted upload is not started yet", extra={"ref": str(ref), "problem": str(error)})
+        return _accepted(ref)
 
     async def prioritize(self, request: Request) -> Response:
         """Takes a sheet next."""

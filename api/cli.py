@@ -57,7 +57,7 @@ REF is org/project/plan/upload, as `sitelink upload` and `sitelink list` print i
 """
 EXIT_CODES = """\
 exit codes:
-  0    the upload is complete. From status: complete, or still running; from list, cancel, reconcile and retry: the server agreed;
+  0    the upload is complete. From status: complete, or still running; from list, cancel, reconcile, retry and delete: the server agreed;
        from verify and reconcile --dry-run: nothing is wrong; from events: every one could be read
   1    the upload is partial, failed or cancelled, or the server refused the file or the request;
        from verify and reconcile --dry-run: something is wrong; from events: some are kept aside
@@ -274,6 +274,16 @@ def _uploads_of(server: Server, plan: PlanRef) -> list[UploadRef]:
     return [UploadRef.parse(upload["ref"]) for upload in server.request("GET", f"{uploads_path(plan)}?limit=200")["uploads"]]
 
 
+def delete_command(server: Server, arguments: argparse.Namespace) -> int:
+    """``sitelink delete``."""
+    answer = server.request("DELETE", upload_path(arguments.ref))
+    if arguments.json:
+        print_json("accepted", answer)
+    else:
+        print(f"deleted: {arguments.ref}; what it holds in the bucket is being removed")
+    return COMPLETE
+
+
 def retry_command(server: Server, arguments: argparse.Namespace) -> int:
     """``sitelink retry``: the sheets named, or every failed one."""
     sheets = arguments.sheets
@@ -368,6 +378,7 @@ def build_parser() -> argparse.ArgumentParser:
         ("status", status_command, "say how an upload stands now"),
         ("cancel", cancel_command, "stop an upload"),
         ("retry", retry_command, "try failed sheets again"),
+        ("delete", delete_command, "remove an upload and all its sheets for good; asks nothing"),
     ):
         command = add(name, run, summary)
         command.add_argument("ref", type=ref, metavar="REF")

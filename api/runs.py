@@ -153,6 +153,18 @@ class Runs:
         except NoRun as error:
             raise _unavailable(error.__cause__) from error
 
+    async def delete(self, ref: UploadRef) -> None:
+        """Starts the workflow that removes an upload, unless it runs; the upload is marked deleted.
+
+        Raises:
+            TemporalUnavailable: Temporal does not answer.
+        """
+        try:
+            async with _named(QUERY_TIMEOUT_S):
+                await starter.delete(await self._connected(), ref)
+        except NoRun as error:
+            raise _unavailable(error.__cause__) from error
+
     async def prioritize(self, ref: UploadRef, sheet: int) -> None:
         """Asks the run to take a sheet next; raises like ``cancel``."""
         async with _named(QUERY_TIMEOUT_S):

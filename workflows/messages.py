@@ -1,4 +1,4 @@
-"""What crosses the wire to and from ``ProcessUpload``. The snapshot itself is ``activities.records.Snapshot``.
+"""What crosses the wire to and from ``ProcessUpload`` and ``DeleteUpload``. The snapshot itself is ``activities.records.Snapshot``.
 
 Frozen dataclasses; a new field gets a default and none is renamed, for old histories are replayed.
 """
@@ -41,6 +41,19 @@ class UploadInput:
     ref: str
     reopened: bool = False
     continued: Continued | None = None
+
+
+@dataclass(frozen=True)
+class DeleteInput:
+    """Argument of ``DeleteUpload``.
+
+    Args:
+        ref: org/project/plan/upload, marked deleted.
+        look_again_s: How long after the first look the second is taken: longer than any activity that writes may last.
+    """
+
+    ref: str
+    look_again_s: float
 
 
 @dataclass(frozen=True)

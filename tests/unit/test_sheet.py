@@ -18,7 +18,7 @@ from activities.document import Host
 from activities.dzi import Pyramid, tile_name
 from activities.interface import Page, TiledPage, TilePage, UploadPage, host_queue
 from activities.keys import UploadRef
-from activities.records import UploadOptions
+from activities.records import UploadOptions, UploadRecord, to_json
 from activities.scratch import Scratch
 from activities.storage import Bucket, BucketSettings, StoredObject
 from activities.tilezip import THUMBNAIL, TILES, TILES_PREFIX
@@ -27,6 +27,7 @@ from worker.app import Activities
 
 REF = UploadRef("acme", "tower", "a1", "u1")
 PYRAMID = Pyramid(600, 300)
+RECORD = UploadRecord("plan.pdf", 9, "0" * 64, UploadOptions(), "2026-01-31T09:30:00.250Z")
 
 
 class OrderedBucket(Bucket):
@@ -54,8 +55,12 @@ class OrderedBucket(Bucket):
 
 @pytest.fixture
 def bucket(tmp_path: Path) -> OrderedBucket:
-    """An empty bucket."""
-    return OrderedBucket(tmp_path / "bucket")
+    """A bucket with an accepted upload."""
+    bucket = OrderedBucket(tmp_path / "bucket")
+    bucket.put(REF.record, to_json(RECORD))
+    bucket.written.clear()
+    bucket.reached.clear()
+    return bucket
 
 
 @pytest.fixture
@@ -86,6 +91,16 @@ async def test_commit_marker_is_written_last(host: Host, bucket: OrderedBucket) 
     assert bucket.written[-2:] == [REF.sheet_record(1), REF.descriptor(1)]
     assert record.tiles == PYRAMID.tile_count
     assert not host.scratch.has_pages
+
+
+async def test_sheet_of_a_deleted_upload_is_not_committed(host: Host, bucket: OrderedBucket) -> None:
+    """The mark is looked at just before the ``.dzi``: one that was set meanwhile wins, and the refusal is final."""
+    args = tiled(host)
+    Bucket.put(bucket, REF.record, to_json(replace(RECORD, deleted_at="2026-01-31T09:31:00.000Z")))
+    with pytest.raises(ApplicationError) as failure:
+        await ActivityEnvironment().run(Activities(host).upload_page, args)
+    assert (failure.value.type, failure.value.non_retryable) == ("UploadNotFound", True)
+    assert bucket.written[-1] == REF.sheet_record(1)
 
 
 async def test_lost_tile_leaves_no_commit_marker(host: Host, bucket: OrderedBucket) -> None:
@@ -205,6 +220,6 @@ async def test_no_page_is_tiled_that_would_wait_for_an_upload_slot(host: Host, b
     assert bucket.read == []
     bucket.open.set()
     await uploading
-    with pytest.raises(ApplicationError, match="ObjectMissing"):  # this far it comes in an empty bucket
+    with pytest.raises(ApplicationError, match="SourceMissing"):  # this far it comes without a PDF
         await tiling
-    assert bucket.read == [REF.record]
+    assert bucket.read == [REF.record, REF.record]  # by the upload just before its ``.dzi``, and by the tiling

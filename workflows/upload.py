@@ -200,7 +200,7 @@ class ProcessUpload:
                 raise
             self._progress.fail(*_reason(error), workflow.now())
         else:
-            self._progress.begin(document.pages, state.committed, workflow.now())
+            self._progress.begin(document.pages, state.committed, workflow.now(), document.forecast)
 
     async def _process_sheets(self) -> None:
         """Keeps a window of sheets in flight until none is left to do."""

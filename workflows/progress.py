@@ -78,9 +78,7 @@ class Progress:
         """
         return self._sheets[number]
 
-    def begin(
-        self, pages: Sequence[Page], committed: Iterable[SheetRecord], now: datetime, forecast: Forecast | None = None
-    ) -> None:
+    def begin(self, pages: Sequence[Page], committed: Iterable[SheetRecord], now: datetime, forecast: Forecast | None = None) -> None:
         """The pages are counted: a sheet is ready when it was committed before, failed when its page is unusable, else pending."""
         sheets = {
             page.number: SheetState(

@@ -7,7 +7,6 @@ A bucket that is a directory costs nothing; the dollars are what R2 would ask.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from itertools import pairwise
 
 from activities.dzi import Pyramid
@@ -112,25 +111,23 @@ def receipt(head: Snapshot, sheets: Iterable[SheetState]) -> Receipt | None:
 
     Tiles and bytes are those of the sheets that are ready, also of those that an earlier run has made. PUTs are those of every sheet, as
     often as it became ready, and of the document; what an attempt had written before it failed is not known and not in them. The other
-    operations are as forecast. Seconds go from the count of the pages to the last end: waiting is in them and, of an upload that was
-    opened again, the time between.
+    operations are as forecast. Seconds are those in which it was processing, waiting for slots and a bucket that failed included.
 
     Args:
         head: The progress at its end; its sheets are not looked at.
         sheets: All of them.
     """
     expected = head.forecast
-    if expected is None or head.started_at is None or head.completed_at is None:
+    if expected is None:
         return None
     ready = [sheet for sheet in sheets if sheet.status is SheetStatus.READY]
     puts = head.sheet_puts + DOCUMENT_OBJECTS
     class_a = puts + expected.class_a - expected.puts
-    took = datetime.fromisoformat(head.completed_at) - datetime.fromisoformat(head.started_at)
     return Receipt(
         tiles=sum(sheet.tiles or 0 for sheet in ready),
         puts=puts,
         bytes=sum(sheet.bytes or 0 for sheet in ready),
-        seconds=round(took.total_seconds(), 1),
+        seconds=round(head.processing_seconds, 1),
         class_a=class_a,
         class_b=expected.class_b,
         dollars=dollars(class_a, expected.class_b, expected.price_class_a, expected.price_class_b),

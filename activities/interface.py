@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from temporalio import activity
 
-from activities.records import Forecast, SheetRecord, Snapshot, UploadOptions
+from activities.records import Forecast, SheetRecord, SheetState, Snapshot, UploadOptions
 
 WORKFLOW_QUEUE = "sitelink"
 TILE_QUEUE = "sitelink-tile"
@@ -85,6 +85,56 @@ class BucketState:
     options: UploadOptions
     committed: tuple[SheetRecord, ...] = ()
     manifest: Snapshot | None = None
+
+
+@dataclass(frozen=True)
+class CheckSheets:
+    """Argument of ``check_sheets``.
+
+    Args:
+        ref: The upload.
+        sheets: As the progress has them; none of them is in flight.
+        repair: Whether to delete the ``.dzi`` of what is broken and to remove what no sheet owns; else nothing is changed.
+        discard: Whether nobody is going to finish those that are not committed: what is there of them is removed.
+        deep: Whether to read every tile back and decode it.
+    """
+
+    ref: str
+    sheets: tuple[SheetState, ...]
+    repair: bool = True
+    discard: bool = False
+    deep: bool = False
+
+
+@dataclass(frozen=True)
+class BrokenSheet:
+    """A sheet that has not all that it should, and what is wrong with it, in one sentence."""
+
+    number: int
+    detail: str
+
+
+@dataclass(frozen=True)
+class CheckedSheets:
+    """Result of ``check_sheets``.
+
+    Args:
+        committed: The ``sheet.json``, without digest and engines, of those that are whole though the progress does not have them ready.
+        broken: Those with a ``.dzi``, or ready in the progress, that are not whole; after a repair they have no ``.dzi``.
+        removed: How many objects were removed because no sheet owns them, or nobody would finish them.
+    """
+
+    committed: tuple[SheetRecord, ...] = ()
+    broken: tuple[BrokenSheet, ...] = ()
+    removed: int = 0
+
+
+@dataclass(frozen=True)
+class PruneSheets:
+    """Argument of ``prune_sheets``: the document has pages 1 to ``total_pages``."""
+
+    ref: str
+    total_pages: int
 
 
 @dataclass(frozen=True)
@@ -165,6 +215,24 @@ class UploadActivities(ABC):
 
         Raises:
             ApplicationError: ``UploadNotFound`` when it was never accepted or is marked deleted; a ``BucketError`` is retried.
+        """
+
+    @activity.defn
+    @abstractmethod
+    async def check_sheets(self, args: CheckSheets) -> CheckedSheets:
+        """Judges sheets by LIST, and repairs if asked to.
+
+        Raises:
+            ApplicationError: ``UploadNotFound``; a ``BucketError`` or ``NewerSchema`` is retried.
+        """
+
+    @activity.defn
+    @abstractmethod
+    async def prune_sheets(self, args: PruneSheets) -> int:
+        """Removes what lies below ``sheets/`` beside the document's sheets; says how many objects.
+
+        Raises:
+            ApplicationError: ``UploadNotFound``; a ``BucketError`` is retried.
         """
 
     @activity.defn

@@ -239,6 +239,7 @@ class Snapshot:
         forecast: What it will take, once the pages are counted.
         receipt: What it took, as of its last end.
         sheet_puts: Objects written for its sheets so far; a sheet that was made again counts again.
+        processing_seconds: How long it has been ``processing`` so far, in all its runs.
         sheets: By number.
     """
 
@@ -258,6 +259,7 @@ class Snapshot:
     forecast: Forecast | None = None
     receipt: Receipt | None = None
     sheet_puts: int = 0
+    processing_seconds: float = 0.0
     sheets: tuple[SheetState, ...] = ()
     schema: int = SCHEMA
 

@@ -310,11 +310,16 @@ class Bucket:
                 for entry in batch:
                     yield _info(entry)
 
-    def directories(self, prefix: str) -> list[str]:
-        """The names directly below ``prefix`` that have something, or had, below them."""
+    def children(self, prefix: str) -> tuple[list[str], list[ObjectInfo]]:
+        """The names directly below ``prefix`` that have something, or had, below them; and the objects directly below it."""
         with self._named_errors(prefix), self._turn:
             result = obstore.list_with_delimiter(self._store, prefix)
-            return [path.rstrip("/").rsplit("/", 1)[-1] for path in result["common_prefixes"]]
+            directories = [path.rstrip("/").rsplit("/", 1)[-1] for path in result["common_prefixes"]]
+            return directories, [_info(entry) for entry in result["objects"]]
+
+    def directories(self, prefix: str) -> list[str]:
+        """The first half of ``children``."""
+        return self.children(prefix)[0]
 
     def delete(self, keys: Iterable[str]) -> None:
         """Removes objects, on an S3 server 1,000 in one request; one that is absent already is no error."""

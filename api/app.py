@@ -45,7 +45,7 @@ from api.status import Known, Status, full_document, list_entry
 from api.tiles import Tiles, is_unchanged
 from api.uploads import Uploads
 from api.verify import Verifier
-from workflows.messages import SheetNumbers
+from workflows.messages import Reconcile, SheetNumbers
 
 logger = logging.getLogger(__name__)
 
@@ -79,9 +79,11 @@ class Api:
 
     def routes(self) -> list[Route | Mount]:
         """Every address of the API and the page."""
-        uploads = "/v1/organizations/{organization}/projects/{project}/plans/{plan}/uploads"
+        plan = "/v1/organizations/{organization}/projects/{project}/plans/{plan}"
+        uploads = f"{plan}/uploads"
         upload = f"{uploads}/{{upload}}"
         return [
+            Route(f"{plan}/reconcile", self.reconcile_plan, methods=["POST"]),
             Route(uploads, self.create, methods=["POST"]),
             Route(uploads, self.list_uploads, methods=["GET"]),
             Route(upload, self.show, methods=["GET"]),
@@ -111,16 +113,19 @@ class Api:
 
     async def list_uploads(self, request: Request) -> Response:
         """The plan's uploads, newest first."""
-        plan, limit = _plan(request), _limit(request)
-        names = await asyncio.to_thread(self._bucket.directories, plan.uploads_prefix)
-        newest = sorted(filter(ID_PATTERN.fullmatch, names), reverse=True)
+        newest, limit = await self._newest(_plan(request)), _limit(request)
         entries: list[dict[str, object]] = []
         reader = _ListReader(self._status)
         while newest and len(entries) < limit:
             batch, newest = newest[: limit - len(entries)], newest[limit - len(entries) :]
-            refs = [UploadRef(plan.organization, plan.project, plan.plan, name) for name in batch]
-            entries += [entry for entry in await asyncio.gather(*map(reader.entry, refs)) if entry is not None]
+            entries += [entry for entry in await asyncio.gather(*map(reader.entry, batch)) if entry is not None]
         return JSONResponse({"uploads": entries}, headers={"Cache-Control": "no-cache"})
+
+    async def _newest(self, plan: PlanRef) -> list[UploadRef]:
+        """What may be an upload of the plan, newest first."""
+        names = await asyncio.to_thread(self._bucket.directories, plan.uploads_prefix)
+        newest = sorted(filter(ID_PATTERN.fullmatch, names), reverse=True)
+        return [UploadRef(plan.organization, plan.project, plan.plan, name) for name in newest]
 
     async def show(self, request: Request) -> Response:
         """The whole progress of an upload."""
@@ -170,11 +175,30 @@ class Api:
             raise AlreadyFinished(msg) from error
 
     async def reconcile(self, request: Request) -> Response:
-        """Compares the progress with what the bucket holds, also of an upload that has ended."""
-        ref = _upload(request)
+        """Makes the progress agree with what the bucket holds, also of an upload that has ended; a dry run only says what it would do."""
+        ref, options = _upload(request), Reconcile(deep=_flag(request, "deep"))
+        if _flag(request, "dryRun"):
+            return await self._verifier.respond(ref, deep=options.deep)
         await self._status.record(ref)
-        await self._runs.reopen(ref, "force_reconcile")
+        await self._runs.reopen(ref, "force_reconcile", options)
         return _accepted(ref)
+
+    async def reconcile_plan(self, request: Request) -> Response:
+        """The same for every upload of a plan."""
+        plan, options = _plan(request), Reconcile(deep=_flag(request, "deep"))
+        slots = asyncio.Semaphore(READS_AT_ONCE)
+
+        async def reopen(ref: UploadRef) -> str | None:
+            async with slots:
+                try:
+                    await self._status.record(ref)
+                except UploadNotFound:
+                    return None
+                await self._runs.reopen(ref, "force_reconcile", options)
+            return str(ref)
+
+        refs = [ref for ref in await asyncio.gather(*map(reopen, await self._newest(plan))) if ref]
+        return JSONResponse({"plan": str(plan), "refs": refs}, HTTPStatus.ACCEPTED, {"Cache-Control": "no-store"})
 
     async def prioritize(self, request: Request) -> Response:
         """Takes a sheet next."""

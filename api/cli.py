@@ -23,6 +23,7 @@ from api.client import (
     Server,
     Unavailable,
     WrongUse,
+    plan_path,
     upload_path,
     uploads_path,
 )
@@ -34,6 +35,7 @@ from api.views import (
     View,
     file_size,
     print_json,
+    repair_report,
     say,
     sheet_failure,
     sheet_name,
@@ -56,8 +58,9 @@ REF is org/project/plan/upload, as `sitelink upload` and `sitelink list` print i
 EXIT_CODES = """\
 exit codes:
   0    the upload is complete. From status: complete, or still running; from list, cancel, reconcile and retry: the server agreed;
-       from verify: nothing is wrong
-  1    the upload is partial, failed or cancelled, or the server refused the file or the request; from verify: something is wrong
+       from verify and reconcile --dry-run: nothing is wrong
+  1    the upload is partial, failed or cancelled, or the server refused the file or the request;
+       from verify and reconcile --dry-run: something is wrong
   2    wrong use: a malformed REF, a missing file, an option out of its range
   3    the server was not reached; with --bucket, the bucket
   130  interrupted by Ctrl-C; an accepted upload goes on
@@ -234,10 +237,45 @@ def status_command(server: Server, arguments: argparse.Namespace) -> int:
     return outcome(document["status"])
 
 
-def ask_command(server: Server, arguments: argparse.Namespace) -> int:
-    """``sitelink cancel`` and ``sitelink reconcile``."""
-    _ask(server, arguments, arguments.command, arguments.command)
+def cancel_command(server: Server, arguments: argparse.Namespace) -> int:
+    """``sitelink cancel``."""
+    _ask(server, arguments, "cancel", "cancel")
     return COMPLETE
+
+
+def reconcile_command(server: Server, arguments: argparse.Namespace) -> int:
+    """``sitelink reconcile``: an upload, or each of a plan."""
+    target: UploadRef | PlanRef = arguments.target
+    if arguments.dry_run:
+        return _dry_run(server, arguments)
+    path = upload_path(target) if isinstance(target, UploadRef) else plan_path(target)
+    answer = server.request("POST", f"{path}/reconcile", deep=arguments.deep)
+    if arguments.json:
+        print_json("accepted", answer)
+        return COMPLETE
+    for ref in [target] if isinstance(target, UploadRef) else answer["refs"]:
+        print(f"asked to reconcile: sitelink watch {ref}")
+    return COMPLETE
+
+
+def _dry_run(server: Server, arguments: argparse.Namespace) -> int:
+    target: UploadRef | PlanRef = arguments.target
+    refs = [target] if isinstance(target, UploadRef) else _uploads_of(server, target)
+    right = True
+    for ref in refs:
+        for report in server.dry_run(ref, deep=arguments.deep):
+            is_sheet = "number" in report
+            if arguments.json:
+                print_json("sheet" if is_sheet else "upload", report)
+            else:
+                for line in repair_report(report) if is_sheet else (str(ref), *upload_report(report)):
+                    say(line)
+            right = right and (is_sheet or report["verified"])
+    return COMPLETE if right else NOT_COMPLETE
+
+
+def _uploads_of(server: Server, plan: PlanRef) -> list[UploadRef]:
+    return [UploadRef.parse(upload["ref"]) for upload in server.request("GET", f"{uploads_path(plan)}?limit=200")["uploads"]]
 
 
 def retry_command(server: Server, arguments: argparse.Namespace) -> int:
@@ -318,8 +356,7 @@ def build_parser() -> argparse.ArgumentParser:
     for name, run, summary in (
         ("watch", watch_command, "show an upload until its end"),
         ("status", status_command, "say how an upload stands now"),
-        ("reconcile", ask_command, "compare the progress with what the bucket holds, and repair it"),
-        ("cancel", ask_command, "stop an upload"),
+        ("cancel", cancel_command, "stop an upload"),
         ("retry", retry_command, "try failed sheets again"),
     ):
         command = add(name, run, summary)
@@ -327,6 +364,11 @@ def build_parser() -> argparse.ArgumentParser:
         if name == "retry":
             meaning = "3 or sheet-3; every failed one if none is named"
             command.add_argument("sheets", type=_telling(_sheet), nargs="*", metavar="SHEET", help=meaning)
+    reconcile = add("reconcile", reconcile_command, "make the progress agree with what the bucket holds, and repair that")
+    target = _telling(lambda text: UploadRef.parse(text) if text.count("/") == 3 else PlanRef.parse(text))
+    reconcile.add_argument("target", type=target, metavar="REF", help="an upload, or org/project/plan for each of a plan's")
+    reconcile.add_argument("--dry-run", action="store_true", help="only say what it would do")
+    reconcile.add_argument("--deep", action="store_true", help="read every tile back and decode it: finds wrong bytes in a directory, too")
     verify = add("verify", verify_command, "prove that the bucket holds every tile; changes nothing")
     verify.add_argument("ref", type=ref, metavar="REF")
     verify.add_argument("--deep", action="store_true", help="read every tile back and decode it: proves the bytes in a directory, too")

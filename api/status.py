@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 from temporalio.client import WorkflowExecutionStatus
 
 from activities.errors import BucketError, ObjectMissing, TemporalUnavailable, Terminated, UploadNotFound
+from activities.forecast import receipt
 from activities.keys import PlanRef, UploadRef
 from activities.records import Snapshot, UploadRecord, UploadStatus, from_json, timestamp, to_json, to_wire
 from activities.storage import Bucket
@@ -196,6 +197,7 @@ class Status:
                 detail=f"its workflow was {how} before it could write the final progress",
                 warning=None,
             )
+            last = replace(last, receipt=receipt(last, last.sheets))
         return Known(last, to_json(last))
 
     async def _times(self, ref: UploadRef) -> tuple[datetime, datetime]:

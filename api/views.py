@@ -101,6 +101,16 @@ def sheet_report(report: Mapping[str, Any]) -> Iterator[str]:
     yield from wrong
 
 
+REPAIRS = {"tile": "to be tiled again", "count": "whole, to be counted", "prune": "to be cleared of what no sheet owns"}
+
+
+def repair_report(report: Mapping[str, Any]) -> Iterator[str]:
+    """What a reconcile would do about a sheet, and why; nothing if it is as it should be."""
+    if repair := REPAIRS.get(report["repair"] or ""):
+        yield f"sheet-{report['number']}  {repair}"
+        yield from _findings(report)
+
+
 def upload_report(report: Mapping[str, Any]) -> Iterator[str]:
     """What was found of an upload."""
     yield from _findings({**report, "foreignCount": len(report["foreign"])})
@@ -188,10 +198,11 @@ class Tally:
             file_size(sum(sheet["bytes"] for sheet in ready)),
         ]
         if head["startedAt"] and head["completedAt"]:
-            took = datetime.fromisoformat(head["completedAt"]) - datetime.fromisoformat(head["startedAt"])
-            parts.append(f"{took.total_seconds():,.1f} s")
             if receipt := head.get("receipt"):
-                parts.append(operations(receipt["dollars"]))
+                parts += [f"{receipt['seconds']:,.1f} s", operations(receipt["dollars"])]
+            else:
+                took = datetime.fromisoformat(head["completedAt"]) - datetime.fromisoformat(head["startedAt"])
+                parts.append(f"{took.total_seconds():,.1f} s")
         return f"{head['status']}: {', '.join(parts)}{f'; {reason}' if reason else ''}"
 
 
@@ -215,7 +226,7 @@ class View(ABC):
         print(page)
 
     def new_forecast(self, before: Mapping[str, Any]) -> str | None:
-        """The forecast, when the last event has brought it; ``before`` is the one before that. Of an upload that has ended, the end tells."""
+        """The forecast, when the last event has brought it to an upload that runs; ``before`` is the event before that."""
         return self.progress.forecast if self.progress.head["status"] in RUNNING and not before.get("forecast") else None
 
     @abstractmethod

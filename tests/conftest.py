@@ -51,7 +51,7 @@ def new_stack(temporal_binary: Path, tmp_path_factory: pytest.TempPathFactory) -
     with ExitStack() as stacks:
 
         def start(**settings: str) -> Stack:
-            stack = _stack(tmp_path_factory.mktemp("stack"), settings)
+            stack = make_stack(tmp_path_factory.mktemp("stack"), settings)
             stack.start()
             stacks.callback(stack.stop)
             return stack
@@ -62,13 +62,14 @@ def new_stack(temporal_binary: Path, tmp_path_factory: pytest.TempPathFactory) -
 @pytest.fixture(scope="session")
 def stack(temporal_binary: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """One whole stack for the tests that kill nothing."""
-    stack = _stack(tmp_path_factory.mktemp("stack"), {})
+    stack = make_stack(tmp_path_factory.mktemp("stack"), {})
     stack.start()
     yield stack
     stack.stop()
 
 
-def _stack(data_dir: Path, settings: Mapping[str, str]) -> Stack:
+def make_stack(data_dir: Path, settings: Mapping[str, str]) -> Stack:
+    """A stack that is not started yet."""
     # The settings of whoever runs the tests are not theirs.
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("SITELINK_", "AWS_"))}
     return Stack(data_dir, environ={**environ, **settings}, port=0, temporal_ports=(0, 0))

@@ -77,7 +77,15 @@ async def run_tile_role(client: Client, settings: WorkerSettings, stop: asyncio.
         logger.info("host", extra={"host": scratch.host, "render_slots": settings.render_slots})
         try:
             async with (
-                activity_worker(client, STORAGE_QUEUE, STORAGE_SLOTS, activities.list_sheets, activities.write_manifest),
+                activity_worker(
+                    client,
+                    STORAGE_QUEUE,
+                    STORAGE_SLOTS,
+                    activities.list_sheets,
+                    activities.check_sheets,
+                    activities.prune_sheets,
+                    activities.write_manifest,
+                ),
                 activity_worker(
                     client, host_queue(scratch.host), settings.upload_slots, activities.upload_page, activities.discard_scratch
                 ),

@@ -14,7 +14,7 @@ from temporalio.exceptions import WorkflowAlreadyStartedError
 from activities.interface import WORKFLOW_QUEUE
 from activities.keys import UploadRef
 from activities.records import UploadStatus
-from workflows.messages import SEARCH_ATTRIBUTES, SheetNumbers, UploadInput
+from workflows.messages import SEARCH_ATTRIBUTES, Reconcile, SheetNumbers, UploadInput
 from workflows.upload import ProcessUpload
 
 
@@ -54,7 +54,7 @@ async def start(client: Client, ref: UploadRef) -> None:
         return
 
 
-async def reopen(client: Client, ref: UploadRef, signal: str, *args: SheetNumbers) -> None:
+async def reopen(client: Client, ref: UploadRef, signal: str, *args: SheetNumbers | Reconcile) -> None:
     """Signals the running workflow, or starts it again with the signal when it has ended.
 
     The caller has checked that the upload exists.
@@ -62,7 +62,7 @@ async def reopen(client: Client, ref: UploadRef, signal: str, *args: SheetNumber
     Args:
         client: Connected to the namespace.
         ref: The upload.
-        signal: ``force_reconcile``, ``retry_sheets`` or ``prioritize``.
+        signal: ``force_reconcile``, ``sheets_stored``, ``retry_sheets`` or ``prioritize``.
         args: The signal's argument, if it takes one.
 
     Raises:

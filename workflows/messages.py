@@ -51,7 +51,18 @@ class ProgressAfter:
 
 
 @dataclass(frozen=True)
+class Reconcile:
+    """Argument of ``force_reconcile``, which may be left out.
+
+    Args:
+        deep: Read every tile back and decode it: the only proof of bytes where the bucket's ETags are no MD5s, as in a directory.
+    """
+
+    deep: bool = False
+
+
+@dataclass(frozen=True)
 class SheetNumbers:
-    """Argument of ``prioritize`` and ``retry_sheets``: 1-based numbers; empty means every failed sheet for ``retry_sheets``."""
+    """Argument of ``prioritize``, ``retry_sheets`` and ``sheets_stored``: 1-based; none means every failed sheet for ``retry_sheets``."""
 
     sheets: tuple[int, ...] = ()

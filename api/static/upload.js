@@ -207,7 +207,7 @@ export class UploadView {
   }
 
   #showNews(kind, time) {
-    const { startedAt, completedAt } = this.live?.head ?? {};
+    const { startedAt, completedAt, receipt } = this.live?.head ?? {};
     if (kind === "live" && completedAt) kind = "final"; // the end follows in a moment
     const text = {
       live: $("cancel").disabled ? "Cancelling…" : "Live",
@@ -215,7 +215,7 @@ export class UploadView {
       checking: "No news for a minute. Checking with the server…",
       unchanged: `Checked at ${clockTime(Date.now())}: nothing has changed since ${time ? clockTime(time) : "the start"}.`,
       unreachable: "The server cannot be reached. Trying again…",
-      final: completedAt ? `Ended ${moment(completedAt)}${startedAt ? ` after ${duration(new Date(completedAt) - new Date(startedAt))}` : ""}` : "",
+      final: completedAt ? `Ended ${moment(completedAt)}${startedAt && !receipt ? ` after ${duration(new Date(completedAt) - new Date(startedAt))}` : ""}` : "",
     }[kind];
     $("news").dataset.kind = kind;
     if ($("news").textContent !== text) $("news").textContent = text; // the same again would be read out again

@@ -57,7 +57,7 @@ class Script:
         if request.method == "POST" and request.url.path == BASE:
             return await self.posts.popleft()(request)
         if request.method == "POST":
-            return JSONResponse({"ref": REF}, 202)
+            return JSONResponse({"ref": REF, "refs": [REF]}, 202)
         return JSONResponse(self.document)
 
 
@@ -485,6 +485,15 @@ def test_commands_ask_the_server_and_say_so(script: Script) -> None:
         assert f"sitelink watch {REF}" in result.stdout
     posts = [request.url.path.removeprefix(f"{BASE}/{REF.rsplit('/', 1)[1]}") for request in script.requests if request.method == "POST"]
     assert posts == ["/reconcile", "/cancel", "/sheets/2/retry", "/sheets/3/retry", "/sheets/1/retry", "/sheets/3/retry"]
+
+
+def test_reconcile_takes_a_whole_plan(script: Script) -> None:
+    """One POST to the plan; each upload that was asked is told."""
+    result = sitelink(script.url, "reconcile", REF.rsplit("/", 1)[0], "--deep")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "sitelink watch" in result.stdout
+    (request,) = [request for request in script.requests if request.method == "POST"]
+    assert str(request.url).endswith(f"{BASE.removesuffix('/uploads')}/reconcile?deep=true")
 
 
 @pytest.mark.parametrize(

@@ -126,6 +126,7 @@ SNAPSHOTS = st.builds(
     forecast=st.none() | FORECASTS,
     receipt=st.none() | RECEIPTS,
     sheet_puts=NUMBERS,
+    processing_seconds=AMOUNTS,
     sheets=st.lists(SHEET_STATES, max_size=3).map(tuple),
     schema=st.just(SCHEMA),
 )
@@ -146,6 +147,7 @@ OPTIONAL = {
     "forecast",
     "receipt",
     "sheetPuts",
+    "processingSeconds",
 }
 
 SNAPSHOT = Snapshot(UploadStatus.PROCESSING, 7, "2026-01-31T09:30:00.000Z", sheets=(SheetState(1, SheetStatus.READY, 7, title="Grundriß"),))

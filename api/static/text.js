@@ -80,7 +80,7 @@ export function sizeRange(low, high) {
   const [from, to] = [low, high].map((bytes) => size(Number(bytes.toPrecision(2))));
   const [value, unit] = from.split(" ");
   if (from === to) return to;
-  return to.endsWith(` ${unit}`) ? `${value}–${to}` : `${from} – ${to}`;
+  return `${to.endsWith(` ${unit}`) ? value : from} to ${to}`;
 }
 
 export const money = (dollars) => (dollars > 0 && dollars < 0.01 ? "under $0.01" : `$${dollars.toLocaleString("en", { minimumFractionDigits: 2, maximumFractionDigits: 2 })}`);

@@ -198,7 +198,7 @@ async def test_page_shows_what_it_will_take_and_what_it_took(stack: Stack) -> No
         took = page.get_by_role("group", name="What it took")
         for name, text in (
             ("tiles", r"^Tiles\s*7,620\s*forecast 7,620$"),
-            ("size", r"^Size of the tiles\s*[\d.]+ MB\s*forecast \d+–\d+ MB$"),
+            ("size", r"^Size of the tiles\s*[\d.]+ MB\s*forecast \d+ to \d+ MB$"),
             ("time", r"^Time\s*\d+ s\s*forecast about \d+ s$"),
             ("cost", r"^Storage requests\s*\$0\.03\s*forecast \$0\.03$"),
         ):

@@ -569,7 +569,7 @@ def test_a_terminal_shows_a_bar_and_is_left_as_it_was(script: Script, tmp_path: 
     script.events.append(stream(WHOLE[1], 0.6, cut=True))
     script.events.append(
         stream(
-            event("change", 2, snapshot("processing", sheet(1, "uploading", title="A-101"), failed)),
+            event("change", 2, snapshot("processing", sheet(1, "uploading", title="A-101"), failed, forecast=FORECAST)),
             0.6,
             event("end", 3, snapshot("partial", sheet(1, "ready"), failed, completed=1)),
         )
@@ -585,6 +585,7 @@ def test_a_terminal_shows_a_bar_and_is_left_as_it_was(script: Script, tmp_path: 
         "trying again in 1 s",
         "sheet-2 [bold]A-102: failed, PageUnreadable: the page has no area",
         "uploading  sheet-1 A-101",
+        "forecast: 20 tiles, 1.2 to 4.9 kB, about 3 s, less than $0.01 of bucket operations",
         "partial: 1 of 2 sheets, 10 tiles, 1.0 kB, 4.5 s",
     ):
         assert words in plain, plain

@@ -44,7 +44,7 @@ SECONDS_PER_MEGAPIXEL = 0.018
 """What a page takes one render slot for a million pixels, drawing, tiling and its tiles' way into the bucket together.
 
 Measured with the two below by whole jobs of the same ten documents on a machine of two cores with nothing else to do, into a directory:
-nine took from 0.8 to 1.2 times of what these make of them, a document of one small sheet 0.6. Another machine, a bucket that takes a
+nine took 0.75 to 1.1 times what these make of them, a document of one small sheet 0.6. Another machine, a bucket that takes a
 sheet's tiles more slowly than it is drawn, or other uploads before this one make it wrong: set it to what receipts say.
 """
 SHEET_SECONDS = 0.08

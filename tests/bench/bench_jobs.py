@@ -1,7 +1,8 @@
 """Whole jobs through the embedded stack: ``python -m tests.bench.bench_jobs [--original SHEET,SHEET,...] FILE.pdf ...``.
 
 Prints a Markdown table: sheets, tiles, bytes and dollars beside their forecasts; seconds from the request to the final state, those of the
-receipt beside their forecast; CPU seconds of all processes; the peak memory of the tile worker and of its largest render child. With ``--original``, the original pipeline (``vips dzsave`` with poppler, page by page)
+receipt beside their forecast; CPU seconds of all processes; the peak memory of the tile worker and of its largest render child.
+With ``--original``, the original pipeline (``vips dzsave`` with poppler, page by page)
 does the named sheets of each file in the same run, onto the same disk. Everything is written below ``--directory``.
 """
 
@@ -101,8 +102,8 @@ def main() -> None:
     parser.add_argument("--directory", type=Path, default=Path("/dev/shm"), help="where everything is written")  # noqa: S108
     arguments = parser.parse_args()
     print(
-        "| file | state | sheets | tiles | forecast | MB | forecast | $ | forecast | s | receipt s | forecast | CPU s | worker MB | child MB |"
-        " original pipeline |"
+        "| file | state | sheets | tiles | forecast | MB | forecast | $ | forecast | s | receipt s | forecast | CPU s "
+        "| worker MB | child MB | original pipeline |"
     )
     print("|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|")
     for pdf in arguments.files:

@@ -9,7 +9,7 @@ from hypothesis import given
 from activities.dzi import Pyramid
 from activities.forecast import DOCUMENT_OBJECTS, SHEET_OBJECTS, START_SECONDS, Forecaster, quality_factor, receipt
 from activities.interface import Page
-from activities.records import SheetState, SheetStatus, Snapshot, UploadOptions, UploadStatus, from_json, to_json
+from activities.records import Forecast, Receipt, SheetState, SheetStatus, Snapshot, UploadOptions, UploadStatus, from_json, to_json
 from tests.unit.test_records import FORECASTS, OPTIONS, RECEIPTS
 
 ARCH_E1 = Page(1, "A-101", 12_600, 9_000, 300)
@@ -75,7 +75,7 @@ def test_better_quality_takes_more_bytes(quality: int) -> None:
 
 
 @given(st.none() | FORECASTS, st.none() | RECEIPTS)
-def test_forecast_and_receipt_are_read_as_they_were_written(forecast: object, paid: object) -> None:
+def test_forecast_and_receipt_are_read_as_they_were_written(forecast: Forecast | None, paid: Receipt | None) -> None:
     """In a snapshot, through JSON, and with none of them."""
     snapshot = replace(Snapshot(UploadStatus.COMPLETE, 1, "x"), forecast=forecast, receipt=paid)
     assert from_json(Snapshot, to_json(snapshot)) == snapshot

@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import wait
 from pathlib import Path
 
@@ -16,8 +16,9 @@ from activities.errors import TilesMissing
 from activities.interface import DiscardScratch, TiledPage, TilePage, UploadActivities, UploadPage, host_queue
 from activities.keys import UploadRef
 from activities.records import SheetRecord, tiles_digest, to_json
-from activities.storage import Bucket
+from activities.storage import Bucket, ObjectInfo, not_written
 from activities.tilezip import THUMBNAIL, TILES, TileZip
+from activities.verify import Listing
 
 CHUNK = 32
 """Tiles that one thread writes before another sheet gets its turn."""
@@ -86,7 +87,11 @@ class SheetActivities(UploadActivities):
             bucket.remove_unfinished(ref.sheet_prefix(number))  # of an attempt whose worker was killed
             bucket.put(ref.thumbnail(number), thumbnail)
             prefix = ref.tiles_prefix(number)
-            futures = [self._host.threads.submit(_put_tiles, bucket, prefix, pyramid, tiles, chunk, stop) for chunk in _chunks(pyramid)]
+            # What an earlier attempt has written, or a repair has left, need not be written again.
+            there = {} if bucket.is_directory else Listing.of(bucket, ref, number).tiles
+            futures = [
+                self._host.threads.submit(_put_tiles, bucket, prefix, pyramid, tiles, chunk, there, stop) for chunk in _chunks(pyramid)
+            ]
             try:
                 lines = [line for future in futures for line in future.result()]
             except BaseException:
@@ -108,11 +113,44 @@ class SheetActivities(UploadActivities):
             digest=tiles_digest(lines),
             engines=args.tiled.engines,
         )
-        bucket.put(ref.sheet_record(number), to_json(record))
+        body = to_json(record)
+        bucket.put(ref.sheet_record(number), body)
         bucket.sync()
         check(stop)
-        bucket.put(ref.descriptor(number), pyramid.descriptor().encode())
+        if not bucket.is_directory:
+            _prove(Listing.of(bucket, ref, number), lines, len(thumbnail), len(body))
+            check(stop)
+        bucket.put_seen(ref.descriptor(number), pyramid.descriptor().encode())
         return record
+
+
+def _prove(listing: Listing, lines: list[tuple[str, int, str]], thumbnail_bytes: int, record_bytes: int) -> None:
+    """Compares what the bucket has of a sheet with what was sent: the answer to a write is no proof of it.
+
+    Args:
+        listing: Taken after the last write.
+        lines: Name, size and md5 of each tile.
+        thumbnail_bytes: Size of the thumbnail.
+        record_bytes: Size of ``sheet.json``.
+
+    Raises:
+        StorageUnavailable: Something is not there as it was sent.
+    """
+    tiles = listing.tiles
+    lost = [name for name, size, _ in lines if name not in tiles or tiles[name].size != size]
+    # An encrypted object's ETag (SSE-KMS) only looks like its MD5, and so would that of none be right.
+    md5s = {name for name, _, md5 in lines if name in tiles and _has_md5(tiles[name], md5)}
+    if md5s and not lost:
+        lost = [name for name, _, _ in lines if name not in md5s]
+    if lost:
+        raise not_written(f"{len(lost):,} of {len(lines):,} tiles of sheet {listing.number:,}, the first of them {lost[0]}")
+    for name, info, size in (("thumbnail.jpeg", listing.thumbnail, thumbnail_bytes), ("sheet.json", listing.record, record_bytes)):
+        if info is None or info.size != size:
+            raise not_written(f"{name} of sheet {listing.number:,}")
+
+
+def _has_md5(info: ObjectInfo, md5: str) -> bool:
+    return (info.etag or "").strip('"') == md5
 
 
 def _chunks(pyramid: Pyramid) -> Iterator[list[tuple[int, int, int]]]:
@@ -122,14 +160,23 @@ def _chunks(pyramid: Pyramid) -> Iterator[list[tuple[int, int, int]]]:
 
 
 def _put_tiles(
-    bucket: Bucket, prefix: str, pyramid: Pyramid, tiles: TileZip, chunk: list[tuple[int, int, int]], stop: threading.Event
+    bucket: Bucket,
+    prefix: str,
+    pyramid: Pyramid,
+    tiles: TileZip,
+    chunk: list[tuple[int, int, int]],
+    there: Mapping[str, ObjectInfo],
+    stop: threading.Event,
 ) -> list[tuple[str, int, str]]:
-    """Writes some tiles; returns name, size and md5 of each."""
+    """Writes some tiles, unless they are there already; returns name, size and md5 of each."""
     lines = []
     for level, column, row in chunk:
         check(stop)
         name = tile_name(level, column, row)
         body = tiles.read(name) if name in tiles.names else tiles.blank(*pyramid.tile_rectangle(level, column, row)[2:])
-        bucket.put(prefix + name, body)
-        lines.append((name, len(body), hashlib.md5(body, usedforsecurity=False).hexdigest()))
+        md5 = hashlib.md5(body, usedforsecurity=False).hexdigest()
+        info = there.get(name)
+        if info is None or info.size != len(body) or not _has_md5(info, md5):
+            bucket.put(prefix + name, body)
+        lines.append((name, len(body), md5))
     return lines

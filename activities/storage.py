@@ -14,9 +14,14 @@ Oddities of an S3 server:
    https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html#ErrorCodeList
 5. A failed HEAD has no body and so no code. It is asked again as a GET, whose answer has one.
 6. obstore itself retries 429, 408, every 5xx and lost connections, with back-off. It does so for seconds only: the long wait is Temporal's.
-7. An answer may quote what was signed. Nothing of it but code and message goes on, and no such error is the cause of ours.
+7. It does so only for what may be done twice. A write that must find nothing there is tried again here; and when it then finds what an
+   earlier try wrote whose answer was lost, that is no other's object.
+8. A server, or something before it, may say that it has written what it has not. So what others rely on is
+   looked at: ``put_seen``, ``see_async``; of tiles a LIST tells.
+9. An answer may quote what was signed. Nothing of it but code and message goes on, and no such error is the cause of ours.
 """
 
+import asyncio
 import ctypes
 import errno
 import os
@@ -218,6 +223,11 @@ class Bucket:
             msg = f"the bucket directory {self._root} cannot be used: {error}"
             raise StorageUnavailable(msg) from error
 
+    @property
+    def is_directory(self) -> bool:
+        """Whether it is a local directory: what that says it has written, it has."""
+        return self._root is not None
+
     @contextmanager
     def _named_errors(self, key: str) -> Iterator[None]:
         try:
@@ -278,24 +288,65 @@ class Bucket:
         with self._named_errors(key):
             await obstore.put_async(self._store, key, body, use_multipart=False)
 
+    def put_seen(self, key: str, body: bytes) -> None:
+        """``put`` of what others rely on: on an S3 server it is looked at before it counts as written.
+
+        Raises:
+            BucketError: The bucket failed, or said that it has written what is not there.
+        """
+        self.put(key, body)
+        if self._s3 is not None:
+            with _not_written_if_missing(key):
+                _check_size(self.head(key), len(body))
+
+    async def see_async(self, key: str, size_bytes: int) -> None:
+        """Looks at what was just written; raises like ``put_seen``."""
+        if self._s3 is not None:
+            with _not_written_if_missing(key):
+                _check_size(await self.head_async(key), size_bytes)
+
     async def create_async(self, key: str, body: bytes) -> bool:
         """Writes an object only if there is none; says whether it did."""
-        with self._named_errors(key):
-            try:
-                await obstore.put_async(self._store, key, body, mode="create", use_multipart=False)
-            except AlreadyExistsError as error:
-                if self._s3 is not None and _code_and_message(error)[0] != "PreconditionFailed":
-                    raise
-                return False
-            return True
+        for attempt in range(1 + RETRIES):
+            with self._named_errors(key):
+                try:
+                    await obstore.put_async(self._store, key, body, mode="create", use_multipart=False)
+                except AlreadyExistsError as error:
+                    if self._s3 is None:
+                        return False
+                    if _code_and_message(error)[0] != "PreconditionFailed":
+                        raise
+                    break
+                except (OSError, BaseError) as error:
+                    if self._s3 is None or _code_and_message(error)[0] or attempt == RETRIES:
+                        raise
+                else:
+                    return True
+            await asyncio.sleep(FIRST_DELAY.total_seconds() * 2**attempt)
+        return (await self.get_async(key)).body == body
 
     async def put_stream(self, key: str, body: AsyncIterator[bytes]) -> None:
-        """Writes an object from a stream in constant memory, at once or not at all; on an S3 server in equal parts.
+        """Writes an object from a stream in constant memory, at once or not at all; on an S3 server a large one in equal parts.
 
         To give up, raise inside ``body``: cancelling the caller leaves the unfinished write behind.
         """
+        first: list[bytes] = []
+        async for chunk in body:
+            first.append(chunk)
+            if sum(map(len, first)) > PART_BYTES:
+                break
+        else:
+            await self.put_async(key, b"".join(first))  # which no lost answer leaves unfinished
+            return
+
+        async def whole() -> AsyncIterator[bytes]:
+            yield b"".join(first)
+            first.clear()
+            async for chunk in body:
+                yield chunk
+
         with self._named_errors(key):
-            await obstore.put_async(self._store, key, body, use_multipart=True, chunk_size=PART_BYTES, max_concurrency=PARTS_AT_ONCE)
+            await obstore.put_async(self._store, key, whole(), use_multipart=True, chunk_size=PART_BYTES, max_concurrency=PARTS_AT_ONCE)
 
     def chunks(self, key: str) -> Iterator[bytes]:
         """Reads an object in constant memory; raises like ``get``."""
@@ -416,6 +467,24 @@ def named_s3_error(code: str, said: str, *, bucket: str, key: str) -> SiteLinkEr
     if code in DENIED:
         return StorageDenied(f"the bucket refuses {key}: {what}")
     return StorageUnavailable(f"the bucket failed at {key}: {what}")
+
+
+def not_written(what: str) -> StorageUnavailable:
+    """The error of a bucket that says it has written what is not there, or not as it was sent."""
+    return StorageUnavailable(f"the bucket said that it has written {what}, and does not have it so")
+
+
+@contextmanager
+def _not_written_if_missing(key: str) -> Iterator[None]:
+    try:
+        yield
+    except ObjectMissing as error:
+        raise not_written(key) from error
+
+
+def _check_size(info: ObjectInfo, size_bytes: int) -> None:
+    if info.size != size_bytes:
+        raise not_written(info.key)
 
 
 def _code_and_message(error: BaseException) -> tuple[str, str]:

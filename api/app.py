@@ -282,7 +282,7 @@ class _ListReader:
         """One line; None for what is no upload, or none any more."""
         async with self._slots:
             try:
-                known = await self._status.read(ref, ask=self._ask)
+                known = await self._status.read(ref, ask=self._ask, patience_s=0)
                 record = await self._status.record(ref)
             except UploadNotFound:
                 return None

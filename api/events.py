@@ -22,7 +22,7 @@ from activities.errors import BucketError, SiteLinkError, TemporalUnavailable, U
 from activities.keys import UploadRef
 from activities.records import Snapshot, to_json
 from api.runs import NoRun, Runs
-from api.status import Known, Status
+from api.status import Known, Status, is_unloaded
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +54,8 @@ class Watcher:
         self.ref = ref
         self.subscribers = 0
         self.snapshot: Snapshot | None = None
+        self.certain = True
+        """Whether that is not only what was known last, because nobody answers."""
         self.final: bytes | None = None
         """Ends the streams, once the run is over."""
         self.gone = False
@@ -81,10 +83,10 @@ class Watcher:
             self._frames[since] = event
         return self._frames[since]
 
-    def _publish(self, snapshot: Snapshot | None, *, final: bytes | None = None, gone: bool = False) -> None:
-        if (snapshot, final, gone) == (self.snapshot, self.final, self.gone):
+    def _publish(self, snapshot: Snapshot | None, *, certain: bool = True, final: bytes | None = None, gone: bool = False) -> None:
+        if (snapshot, certain, final, gone) == (self.snapshot, self.certain, self.final, self.gone):
             return
-        self.snapshot, self.final, self.gone = snapshot, final, gone
+        self.snapshot, self.certain, self.final, self.gone = snapshot, certain, final, gone
         self._frames.clear()
         changed, self.changed = self.changed, asyncio.Event()
         changed.set()
@@ -120,10 +122,10 @@ class Watcher:
             return None
         except SiteLinkError as error:  # the bucket fails, or holds what only a newer release can read
             if self.snapshot is not None:
-                self._publish(replace(self.snapshot, warning=f"this may not be the latest state: {error}"))
+                self._publish(replace(self.snapshot, warning=f"this may not be the latest state: {error}"), certain=False)
             return None
         if not known.certain and (self.snapshot is None or known.snapshot.version >= self.snapshot.version):
-            self._publish(known.snapshot)
+            self._publish(known.snapshot, certain=False)
         return known
 
     async def _follow(self, snapshot: Snapshot) -> bool:
@@ -238,9 +240,11 @@ async def _events(watcher: Watcher, after: int | None) -> AsyncIterator[bytes]:
 
     Args:
         watcher: Of the upload.
-        after: The version that the client has, if any.
+        after: The version that the client has, if any. It is told nothing that takes it back: neither what was known earlier, when nobody
+            answers, nor the state of a run that, after a lost history, has not counted the pages again.
     """
     sent = after
+    knows_pages = after is not None  # as far as we know
     warning: str | None = None
     prefix = f"retry: {RETRY_MS}\n".encode()
     if watcher.snapshot is None:
@@ -248,9 +252,11 @@ async def _events(watcher: Watcher, after: int | None) -> AsyncIterator[bytes]:
         prefix = b""
     while not watcher.gone:
         changed, snapshot = watcher.changed, watcher.snapshot
-        if snapshot is not None and (snapshot.version, snapshot.warning) != (sent, warning):
+        is_told = snapshot is None or (snapshot.version, snapshot.warning) == (sent, warning)
+        if snapshot is not None and not is_told and not (_is_behind(watcher, snapshot, sent) or (knows_pages and is_unloaded(snapshot))):
             since = sent if sent is not None and sent <= snapshot.version else None
             sent, warning = snapshot.version, snapshot.warning
+            knows_pages = knows_pages or not is_unloaded(snapshot)
             yield prefix + watcher.frame(snapshot, since)
             prefix = b""
             continue  # while that was sent, more may have changed
@@ -258,6 +264,11 @@ async def _events(watcher: Watcher, after: int | None) -> AsyncIterator[bytes]:
             yield prefix + _event("end", snapshot.version, watcher.final)
             return
         await changed.wait()
+
+
+def _is_behind(watcher: Watcher, snapshot: Snapshot, sent: int | None) -> bool:
+    """Whether nobody answers and what is known is older than what the client has."""
+    return not watcher.certain and sent is not None and snapshot.version < sent
 
 
 async def _first_state(watcher: Watcher) -> None:

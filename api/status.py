@@ -1,9 +1,11 @@
 """What is known of an upload: from its run, from the bucket, or, when neither answers, from memory."""
 
+import asyncio
 import logging
 import time
 from collections import OrderedDict
 from collections.abc import Hashable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, TypeVar
@@ -12,8 +14,19 @@ from temporalio.client import WorkflowExecutionStatus
 
 from activities.errors import BucketError, ObjectMissing, TemporalUnavailable, Terminated, UploadNotFound
 from activities.forecast import receipt
-from activities.keys import PlanRef, UploadRef
-from activities.records import Snapshot, UploadRecord, UploadStatus, from_json, timestamp, to_json, to_wire
+from activities.keys import PlanRef, UploadRef, sheet_of_directory
+from activities.records import (
+    SheetRecord,
+    SheetState,
+    SheetStatus,
+    Snapshot,
+    UploadRecord,
+    UploadStatus,
+    from_json,
+    timestamp,
+    to_json,
+    to_wire,
+)
 from activities.storage import Bucket
 from api.runs import NoRun, RunClosed, Runs
 
@@ -29,6 +42,11 @@ STUCK = timedelta(minutes=5)
 """After this long without a change, that is worth a warning by itself."""
 BROKEN_OFF = (WorkflowExecutionStatus.TERMINATED, WorkflowExecutionStatus.TIMED_OUT)
 """A run that ended so had no chance to write a manifest."""
+
+LOAD_S = 4.0
+"""How long an answer waits for a run that has to learn first what an earlier one, now forgotten, has committed."""
+LOAD_POLL_S = 0.1
+SHEETS_AT_ONCE = 16
 
 WORTH_A_WARNING = 3
 """Tries after which a failing activity is worth a warning."""
@@ -128,12 +146,13 @@ class Status:
         """Keeps a progress for the time when nobody answers."""
         self._snapshots.put(ref, snapshot)
 
-    async def read(self, ref: UploadRef, *, ask: bool = True) -> Known:
-        """The progress of an upload; starts its workflow if it was accepted and never ran.
+    async def read(self, ref: UploadRef, *, ask: bool = True, patience_s: float = LOAD_S) -> Known:
+        """The progress of an upload; starts its workflow if it was accepted and has no run.
 
         Args:
             ref: The upload.
             ask: Whether to ask Temporal.
+            patience_s: How long to wait for a run that does not know yet what is committed; after that the bucket says it.
 
         Raises:
             UploadNotFound: The upload was never accepted or is marked deleted.
@@ -144,35 +163,89 @@ class Status:
             if not ask:
                 msg = "Temporal did not answer a moment ago"
                 raise TemporalUnavailable(msg)
-            known = await self._ask(ref, record)
+            known = await self._ask(ref, record, patience_s)
         except TemporalUnavailable as error:
             return await self._unanswered(ref, record, error)
         self.remember(ref, known.snapshot)
         return known
 
-    async def _ask(self, ref: UploadRef, record: UploadRecord) -> Known:
+    async def _ask(self, ref: UploadRef, record: UploadRecord, patience_s: float) -> Known:
         try:
-            snapshot = await self._runs.progress(ref)
+            snapshot = await self._run(ref, record)
+            if isinstance(snapshot, Known):
+                return snapshot
+            if is_unloaded(snapshot):
+                # Until it has loaded, the truth is the manifest of the run before, or, after a lost history, what was known last, or what
+                # the bucket holds. Its version must not fall.
+                if ended := await self.manifest(ref):
+                    return Known(ended[0])
+                if (last := self._snapshots.get(ref)) and not is_unloaded(last):
+                    return Known(last)
+                snapshot = await self._loaded(ref, snapshot, patience_s)
+            return Known(snapshot)
         except RunClosed as closed:
             ended = await self.manifest(ref)
             if ended and closed.status not in BROKEN_OFF:
                 return Known(*ended)
             return await self._broken_off(ref, closed.status, ended)
+
+    async def _run(self, ref: UploadRef, record: UploadRecord) -> Snapshot | Known:
+        """What the run says; without any, the final progress, or how a run begins that is started now."""
+        try:
+            return await self._runs.progress(ref)
         except NoRun:
             ended = await self.manifest(ref)
-            if ended:
-                return Known(*ended)
-            logger.info("starts the workflow of an accepted upload", extra={"ref": str(ref)})
-            await self._runs.start(ref)
-            return Known(self._snapshots.get(ref) or _queued(record))
-        if not snapshot.total_pages and snapshot.status is UploadStatus.QUEUED:
-            # A run that has not loaded its state yet: until then the truth is the manifest of the run before, or, after a lost history,
-            # what was known last. Its version must not fall.
-            if ended := await self.manifest(ref):
-                return Known(ended[0])
-            if (last := self._snapshots.get(ref)) and last.total_pages:
-                return Known(last)
-        return Known(snapshot)
+        if ended:
+            return Known(*ended)
+        logger.info("starts the workflow of an accepted upload", extra={"ref": str(ref)})
+        await self._runs.start(ref)
+        began, _ = await self._times(ref)
+        # Newer than all that a forgotten run has said, and not newer than what this one will say.
+        return replace(_queued(record), version=_milliseconds(began))
+
+    async def _loaded(self, ref: UploadRef, snapshot: Snapshot, patience_s: float) -> Snapshot:
+        """The progress of a run that knew nothing yet, once it knows what an earlier one has committed; waits for it."""
+        begun = await self._begun(ref)
+        if not begun:
+            return snapshot
+        deadline = time.monotonic() + patience_s
+        while is_unloaded(snapshot) and time.monotonic() < deadline:
+            await asyncio.sleep(LOAD_POLL_S)
+            with suppress(NoRun, TemporalUnavailable):
+                snapshot = await self._runs.progress(ref)
+        return await self._with_committed(ref, snapshot, begun) if is_unloaded(snapshot) else snapshot
+
+    async def _begun(self, ref: UploadRef) -> list[int]:
+        """The numbers of the sheets below whose prefix there is anything."""
+        names = await asyncio.to_thread(self._bucket.directories, ref.sheets_prefix)
+        return sorted(filter(None, map(sheet_of_directory, names)))
+
+    async def _with_committed(self, ref: UploadRef, snapshot: Snapshot, begun: list[int]) -> Snapshot:
+        """The same with the sheets that the bucket holds. How many pages there are is not known before the run has counted them."""
+        turns = asyncio.Semaphore(SHEETS_AT_ONCE)
+
+        async def committed(number: int) -> SheetState | None:
+            async with turns:
+                try:
+                    await self._bucket.head_async(ref.descriptor(number))
+                    sheet = from_json(SheetRecord, (await self._bucket.get_async(ref.sheet_record(number))).body)
+                except ObjectMissing:
+                    return None
+            return SheetState(
+                number=number,
+                status=SheetStatus.READY,
+                version=snapshot.version,
+                title=sheet.title,
+                width=sheet.width,
+                height=sheet.height,
+                dpi=sheet.dpi,
+                scaled=sheet.scaled,
+                tiles=sheet.tiles,
+                bytes=sheet.bytes,
+            )
+
+        sheets = tuple(filter(None, await asyncio.gather(*map(committed, begun))))
+        return replace(snapshot, completed_pages=len(sheets), sheets=sheets)
 
     async def _broken_off(self, ref: UploadRef, status: WorkflowExecutionStatus | None, ended: tuple[Snapshot, bytes] | None) -> Known:
         """A run that an operator ended; a manifest that is older than the run was written by one before it."""
@@ -190,7 +263,7 @@ class Status:
             last = replace(
                 last,
                 status=UploadStatus.FAILED,
-                version=max(last.version + 1, int(moment.timestamp() * 1000)),
+                version=max(last.version + 1, _milliseconds(moment)),
                 updated_at=timestamp(moment),
                 completed_at=timestamp(moment),
                 reason=Terminated.__name__,
@@ -209,12 +282,13 @@ class Status:
 
     async def _unanswered(self, ref: UploadRef, record: UploadRecord, error: TemporalUnavailable) -> Known:
         """The newest of what is remembered and what the bucket holds."""
-        candidates = [_queued(record)]
-        if last := self._snapshots.get(ref):
-            candidates.append(last)
-        if ended := await self.manifest(ref):
-            candidates.append(ended[0])
-        newest = max(candidates, key=lambda snapshot: snapshot.version)
+        last = self._snapshots.get(ref)
+        ended = await self.manifest(ref)
+        candidates = [last, ended[0] if ended else None]
+        newest = max(filter(None, candidates), key=lambda snapshot: snapshot.version, default=None)
+        if newest is None:
+            newest = await self._with_committed(ref, _queued(record), await self._begun(ref))
+            self.remember(ref, newest)
         return Known(replace(newest, warning=f"this may not be the latest state: {error}"), certain=False)
 
     async def explained(self, ref: UploadRef, known: Known) -> Known:
@@ -236,6 +310,15 @@ class Status:
         else:
             return known
         return replace(known, snapshot=replace(known.snapshot, warning=warning))
+
+
+def is_unloaded(snapshot: Snapshot) -> bool:
+    """Whether it is of a run that has not counted the pages yet: it does not know what was done before it."""
+    return snapshot.status is UploadStatus.QUEUED and not snapshot.total_pages
+
+
+def _milliseconds(moment: datetime) -> int:
+    return int(moment.timestamp() * 1000)
 
 
 def _queued(record: UploadRecord) -> Snapshot:

@@ -340,6 +340,7 @@ class Uploads:
         if earlier is None:
             ref = UploadRef(*_parts(plan), new_upload_id())
             await self._store(ref.source, file)
+            await self._bucket.see_async(ref.source, file.size_bytes)
             if key:
                 earlier = await self._claim(key, ref, file)
         else:
@@ -350,8 +351,10 @@ class Uploads:
             ref = UploadRef(*_parts(plan), earlier.upload)
             await self._check_same(ref, earlier, file)
         record = UploadRecord(file.file_name, file.size_bytes, file.sha256, options, timestamp(datetime.now(UTC)))
-        created = await self._bucket.create_async(ref.record, to_json(record))
+        record_json = to_json(record)
+        created = await self._bucket.create_async(ref.record, record_json)
         if created:
+            await self._bucket.see_async(ref.record, len(record_json))
             await asyncio.to_thread(self._bucket.sync)  # what is accepted survives a power cut
             logger.info("accepted an upload", extra={"ref": str(ref), "size_bytes": file.size_bytes})
             await self._start(ref)

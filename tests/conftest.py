@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -42,16 +42,12 @@ def temporal_server(temporal_binary: Path, tmp_path_factory: pytest.TempPathFact
     server.stop()
 
 
-@pytest.fixture
-def new_stack(temporal_binary: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Stack]]:
-    """Starts whole stacks, each with its own data directory and free ports; the test may kill their processes.
-
-    Settings for the processes may be given by name, as in ``new_stack(SITELINK_RENDER_SLOTS="1")``.
-    """
+@contextmanager
+def _stacks(directories: pytest.TempPathFactory) -> Iterator[Callable[..., Stack]]:
     with ExitStack() as stacks:
 
         def start(**settings: str) -> Stack:
-            stack = make_stack(tmp_path_factory.mktemp("stack"), settings)
+            stack = _stack(directories.mktemp("stack"), settings)
             stack.start()
             stacks.callback(stack.stop)
             return stack
@@ -59,17 +55,33 @@ def new_stack(temporal_binary: Path, tmp_path_factory: pytest.TempPathFactory) -
         yield start
 
 
+@pytest.fixture
+def new_stack(temporal_binary: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Stack]]:
+    """Starts whole stacks, each with its own data directory and free ports; the test may kill their processes.
+
+    Settings for the processes may be given by name, as in ``new_stack(SITELINK_RENDER_SLOTS="1")``.
+    """
+    with _stacks(tmp_path_factory) as start:
+        yield start
+
+
+@pytest.fixture(scope="module")
+def new_stack_of_module(temporal_binary: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Stack]]:
+    """``new_stack``, for stacks that the tests of a module share."""
+    with _stacks(tmp_path_factory) as start:
+        yield start
+
+
 @pytest.fixture(scope="session")
 def stack(temporal_binary: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """One whole stack for the tests that kill nothing."""
-    stack = make_stack(tmp_path_factory.mktemp("stack"), {})
+    stack = _stack(tmp_path_factory.mktemp("stack"), {})
     stack.start()
     yield stack
     stack.stop()
 
 
-def make_stack(data_dir: Path, settings: Mapping[str, str]) -> Stack:
-    """A stack that is not started yet."""
+def _stack(data_dir: Path, settings: Mapping[str, str]) -> Stack:
     # The settings of whoever runs the tests are not theirs.
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("SITELINK_", "AWS_"))}
     return Stack(data_dir, environ={**environ, **settings}, port=0, temporal_ports=(0, 0))

@@ -2,7 +2,8 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TypeVar
 
@@ -428,24 +429,25 @@ class ProcessUpload:
 
     async def _close(self) -> None:
         """Nothing is in flight: removes what is half done, frees the hosts' scratch and writes the manifest."""
-        undone = self._progress.sheets_in(*(status for status in SheetStatus if status is not SheetStatus.READY))
-        if undone and workflow.patched(CHECKED):
-            for start in range(0, len(undone), DISCARDED_AT_ONCE):
-                await self._check(undone[start : start + DISCARDED_AT_ONCE], discard=True)
+        with _nothing_left_if_deleted():
+            await self._discard_undone()
         self._end()
         self._loaded = True
         self._publish()
         await asyncio.gather(*(self._discard_scratch(queue) for queue in sorted(self._hosts)))
         self._hosts.clear()
-        try:
+        with _nothing_left_if_deleted():
             manifest = WriteManifest(str(self._ref), self._progress.snapshot())
             await self._on_bucket(UploadActivities.write_manifest, manifest, "write the manifest")
-        except ActivityError as error:
-            if _reason(error)[0] != UploadNotFound.__name__:
-                raise
-            workflow.logger.info("no manifest: the upload was deleted")
         self._waiters.clear()
         await workflow.wait_condition(workflow.all_handlers_finished)
+
+    async def _discard_undone(self) -> None:
+        """No half of a sheet stays; one that was committed after all is counted."""
+        undone = self._progress.sheets_in(*(status for status in SheetStatus if status is not SheetStatus.READY))
+        if undone and workflow.patched(CHECKED):
+            for start in range(0, len(undone), DISCARDED_AT_ONCE):
+                await self._check(undone[start : start + DISCARDED_AT_ONCE], discard=True)
 
     def _result(self, *, cancelled: bool) -> Snapshot:
         result = self._progress.changes_since(self._progress.version)
@@ -491,7 +493,7 @@ class ProcessUpload:
         )
 
     async def _tile(self, sheet: SheetState) -> TiledPage:
-        activity = workflow.start_activity_method(
+        return await workflow.execute_activity_method(
             UploadActivities.tile_page,
             TilePage(str(self._ref), sheet.number, sheet.width or 0, sheet.height or 0, self._options),
             task_queue=TILE_QUEUE,
@@ -502,11 +504,10 @@ class ProcessUpload:
             priority=self._priority(first=sheet.number in self._prioritized),
             summary=_summary(sheet),
         )
-        return await _result_of(activity)
 
     async def _upload(self, sheet: SheetState, tiled: TiledPage) -> SheetRecord:
         page = Page(sheet.number, sheet.title, sheet.width or 0, sheet.height or 0, sheet.dpi or 0, scaled=sheet.scaled)
-        activity = workflow.start_activity_method(
+        return await workflow.execute_activity_method(
             UploadActivities.upload_page,
             UploadPage(str(self._ref), page, self._options, tiled),
             task_queue=tiled.queue,
@@ -517,7 +518,6 @@ class ProcessUpload:
             cancellation_type=CANCELLATION,
             summary=_summary(sheet),
         )
-        return await _result_of(activity)
 
     async def _discard_scratch(self, queue: str) -> None:
         try:
@@ -536,14 +536,15 @@ class ProcessUpload:
             workflow.logger.info("scratch of %s was not freed: %s", queue, error.cause)
 
 
-async def _result_of(activity: workflow.ActivityHandle[T]) -> T:
-    """Awaits an activity; a cancellation that arrives together with its result must not hide what was done."""
+@contextmanager
+def _nothing_left_if_deleted() -> Iterator[None]:
+    """The upload may be deleted under its run, which then ends quietly."""
     try:
-        return await activity
-    except asyncio.CancelledError:
-        if activity.done() and not activity.cancelled():
-            return activity.result()
-        raise
+        yield
+    except ActivityError as error:
+        if _reason(error)[0] != UploadNotFound.__name__:
+            raise
+        workflow.logger.info("the upload was deleted")
 
 
 def _summary(sheet: SheetState) -> str:

@@ -1,7 +1,8 @@
 """What a sheet costs at an S3 server, and what a small PUT costs here: ``python -m tests.bench.bench_bucket [FILE.pdf]``.
 
 The first table counts the operations of a whole upload in the server's own access log (default: one sheet of 42 x 30 inches).
-The second is the CPU of this process for one small PUT by obstore, as ``Bucket`` does it, and by boto3, in turns, to the same server.
+The second is what the proof of its first sheet cost: one LIST before its ``.dzi``, as ``upload_page`` does it.
+The third is the CPU of this process for one small PUT by obstore, as ``Bucket`` does it, and by boto3, in turns, to the same server.
 Everything is written below a temporary directory.
 """
 
@@ -20,7 +21,11 @@ import httpx
 from botocore.config import Config
 
 from activities.bucket_setup import BucketSetup
+from activities.keys import UploadRef
+from activities.records import SheetRecord, from_json, tiles_digest
+from activities.sheet import _prove
 from activities.storage import Bucket, BucketSettings
+from activities.verify import Listing
 from deploy.local import Stack
 from deploy.programs import CACHE
 from deploy.s3server import S3Server, s3_server_binary
@@ -36,15 +41,19 @@ def operations(log: str) -> Counter[str]:
     return Counter(re.findall(r" s3_(\w+) ", log))
 
 
-def whole_upload(directory: Path, server: S3Server, log: Path, settings: BucketSettings, pdf: bytes) -> None:
-    """Runs one upload through a stack of its own and prints what it asked of the server."""
-    environ = {name: value for name, value in os.environ.items() if not name.startswith(("SITELINK_", "AWS_"))} | {
+def environment(settings: BucketSettings) -> dict[str, str]:
+    """What the processes of a stack over this bucket are told, and nothing that was meant for whoever runs the benchmark."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("SITELINK_", "AWS_"))} | {
         "SITELINK_BUCKET": settings.url,
-        "SITELINK_S3_ENDPOINT": server.endpoint,
+        "SITELINK_S3_ENDPOINT": settings.endpoint,
         "AWS_ACCESS_KEY_ID": settings.access_key_id,
         "AWS_SECRET_ACCESS_KEY": settings.secret_access_key,
     }
-    stack = Stack(directory / "data", environ=environ, port=0, temporal_ports=(0, 0))
+
+
+def whole_upload(directory: Path, log: Path, settings: BucketSettings, pdf: bytes) -> None:
+    """Runs one upload through a stack of its own and prints what it asked of the server."""
+    stack = Stack(directory / "data", environ=environment(settings), port=0, temporal_ports=(0, 0))
     stack.start()
     try:
         before = log.stat().st_size
@@ -66,6 +75,24 @@ def whole_upload(directory: Path, server: S3Server, log: Path, settings: BucketS
     for name, number in counted.most_common():
         print(f"| {name} | {number:,} |")
     print(f"| all | {counted.total():,} |")
+    proof(Bucket(settings), UploadRef.parse(status["ref"]), log)
+
+
+def proof(bucket: Bucket, ref: UploadRef, log: Path) -> None:
+    """Prints what it costs to prove one sheet, the best of some rounds."""
+    record = from_json(SheetRecord, bucket.get(ref.sheet_record(1)).body)
+    thumbnail_bytes, record_bytes = bucket.head(ref.thumbnail(1)).size, bucket.head(ref.sheet_record(1)).size
+    listing = Listing.of(bucket, ref, 1)
+    lines = [(name, info.size, (info.etag or "").strip('"')) for name, info in listing.tiles.items()]
+    assert tiles_digest(lines) == record.digest
+    before = len(re.findall(" s3_List", log.read_text()))
+    best = (1e9, 1e9)
+    for _ in range(ROUNDS):
+        cpu, wall = time.process_time(), time.perf_counter()
+        _prove(Listing.of(bucket, ref, 1), lines, thumbnail_bytes, record_bytes)
+        best = min(best, (time.process_time() - cpu, time.perf_counter() - wall))
+    requests = (len(re.findall(" s3_List", log.read_text())) - before) // ROUNDS
+    print(f"\nThe proof of a sheet of {len(lines):,} tiles: {requests} LISTs, {best[0] * 1000:.0f} ms of CPU, {best[1] * 1000:.0f} ms.")
 
 
 def small_puts(settings: BucketSettings, requests: int, size_bytes: int) -> None:
@@ -127,7 +154,7 @@ def main() -> None:
         try:
             settings = BucketSettings("s3://plans", server.endpoint, "bench", "bench-secret", "us-east-1")
             BucketSetup(settings).create()
-            whole_upload(directory, server, log, settings, pdf)
+            whole_upload(directory, log, settings, pdf)
             small_puts(settings, arguments.puts, arguments.size)
         finally:
             server.stop()

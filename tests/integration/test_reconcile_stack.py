@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,6 @@ from activities.records import Snapshot, from_json
 from activities.storage import Bucket, BucketSettings
 from api.client import EventParser
 from deploy.local import Stack
-from tests.conftest import make_stack
 from tests.resources.make_pdfs import plan_set
 from tests.servers.s3 import TestServer
 from workflows.client import reopen
@@ -96,13 +95,10 @@ def in_directory(stack: Stack) -> Uploaded:
 
 
 @pytest.fixture(scope="module")
-def on_server(s3_server: TestServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Uploaded]:
+def on_server(new_stack_of_module: Callable[..., Stack], s3_server: TestServer) -> Uploaded:
     """On an S3 server."""
     where = s3_server.new_bucket("site")
-    stack = make_stack(tmp_path_factory.mktemp("stack"), s3_server.environment(where))
-    stack.start()
-    yield _uploaded(stack, Bucket(where))
-    stack.stop()
+    return _uploaded(new_stack_of_module(**s3_server.environment(where)), Bucket(where))
 
 
 TILES = [f"tiles/sheet-{{n}}_files/{name}.jpeg" for name in ("0/0_0", "8/1_0", "9/0_0", "9/2_1")]

@@ -1,4 +1,4 @@
-"""The whole stack over a real S3 server: the same job, the same bytes, and a bucket that is away for a while."""
+"""The whole stack over a real S3 server: the same job, the same bytes."""
 
 import hashlib
 from collections.abc import Callable
@@ -11,7 +11,6 @@ from activities.storage import Bucket
 from deploy.local import Stack
 from tests.chaos.test_worker_killed import send, sheets_in, wait_for, wait_until_scratch_is_empty
 from tests.resources.make_pdfs import plan_set
-from tests.servers.recorder import recording, s3_error
 from tests.servers.s3 import TestServer
 
 pytestmark = [pytest.mark.usefixtures("temporal_binary"), pytest.mark.timeout(300)]
@@ -58,18 +57,3 @@ def test_a_plan_over_s3_is_the_same_as_in_a_directory(new_stack: Callable[..., S
     assert all(info.key.startswith("organizations/") for info in bucket.objects(""))
     for log in over_s3.logs.glob("*.log"):
         assert settings.secret_access_key not in log.read_text(), log
-
-
-def test_a_bucket_that_refuses_for_a_while_is_a_warning(new_stack: Callable[..., Stack], s3_server: TestServer) -> None:
-    """A wrong clock ends no upload: the reason is shown, and once the clock is right the job completes."""
-    made = s3_server.new_bucket()
-    with recording(made.endpoint) as recorder:
-        settings = s3_server.settings(made.url.removeprefix("s3://"), endpoint=recorder.url)
-        stack = new_stack(**s3_server.environment(settings))
-        recorder.answer = lambda request: s3_error(403, "RequestTimeTooSkewed") if request.path.endswith(".jpeg") else None
-        upload = send(stack, plan_set(1))
-        status = wait_for(stack, upload, lambda status: "ClockSkewed" in (status.get("warning") or ""))
-        assert status["completedAt"] is None
-        recorder.answer = lambda _: None
-        status = wait_for(stack, upload, lambda status: status["completedAt"] is not None)
-        assert status["status"] == "complete"

@@ -3,10 +3,12 @@
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.message import Message
+from http import HTTPStatus
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Self
 from urllib.parse import urlsplit
 
 HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length"}
@@ -35,6 +37,8 @@ class Answer:
     status: int
     body: bytes = b""
     headers: tuple[tuple[str, str], ...] = ()
+    length: int | None = None
+    """What it says of the body's length, when that is not the truth or the body is not sent."""
 
 
 def s3_error(status: int, code: str, message: str = "Said by the test.") -> Answer:
@@ -64,76 +68,83 @@ class Recorder:
         return [request for request in self.requests if request.method == method and request.path.endswith(path_end)]
 
 
-@contextmanager
-def recording(upstream: str | None = None) -> Iterator[Recorder]:
-    """Runs the server on a free port of this machine.
+class Exchange(BaseHTTPRequestHandler):
+    """One request as it comes in, and what becomes of it; ``serving`` hands each to its rule."""
 
-    Args:
-        upstream: The address of the bucket's server; without one every request must have an answer.
-    """
-    lock = threading.Lock()
+    protocol_version = "HTTP/1.1"
+    wbufsize = -1
+    disable_nagle_algorithm = True
+    rule: Callable[[Self], None]
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        wbufsize = -1
-        disable_nagle_algorithm = True
-
-        def handle_one_request(self) -> None:
-            self.raw_requestline = self.rfile.readline(65_537)
-            if not self.raw_requestline or not self.parse_request():
-                self.close_connection = True
-                return
-            request = Request(self.command, self.path, self.headers, self._body())
-            with lock:
-                recorder.requests.append(request)
-            answer = recorder.answer(request)
-            if answer is None:
-                self._pass_on(request)
-            else:
-                self._say(answer.status, [("Content-Type", "application/xml"), *answer.headers], answer.body, len(answer.body))
+    def handle_one_request(self) -> None:
+        """Called by the base class for every request of a connection."""
+        self.raw_requestline = self.rfile.readline(65_537)
+        if not self.raw_requestline or not self.parse_request():
+            self.close_connection = True
+            return
+        type(self).rule(self)
+        if not self.wfile.closed:
             self.wfile.flush()
 
-        def _body(self) -> bytes:
-            if "chunked" in self.headers.get("Transfer-Encoding", ""):
-                body = b""
-                while size := int(self.rfile.readline().split(b";")[0], 16):
-                    body += self.rfile.read(size)
-                    self.rfile.readline()
+    def read(self) -> Request:
+        """The whole request."""
+        return Request(self.command, self.path, self.headers, self._body())
+
+    def _body(self) -> bytes:
+        if "chunked" in self.headers.get("Transfer-Encoding", ""):
+            body = b""
+            while size := int(self.rfile.readline().split(b";")[0], 16):
+                body += self.rfile.read(size)
                 self.rfile.readline()
-                return body
-            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            self.rfile.readline()
+            return body
+        return self.rfile.read(int(self.headers.get("Content-Length", 0)))
 
-        def _pass_on(self, request: Request) -> None:
-            assert upstream is not None, f"no answer for {request}"
-            connection = HTTPConnection(urlsplit(upstream).netloc, timeout=60)
-            try:
-                connection.putrequest(request.method, request.target, skip_host=True, skip_accept_encoding=True)
-                for name, value in request.headers.items():
-                    if name.lower() not in HOP_BY_HOP | {"expect"}:
-                        connection.putheader(name, value)
-                if request.body or request.method in ("PUT", "POST"):
-                    connection.putheader("Content-Length", str(len(request.body)))
-                connection.endheaders(request.body or None)
-                response = connection.getresponse()
-                body = response.read()
-                length = int(response.headers.get("Content-Length", len(body)))
-                headers = [(name, value) for name, value in response.headers.items() if name.lower() not in HOP_BY_HOP]
-                self._say(response.status, headers, body, length)
-            finally:
-                connection.close()
+    def say(self, answer: Answer) -> None:
+        """Answers."""
+        self.send_response_only(answer.status)
+        length = len(answer.body) if answer.length is None else answer.length
+        for name, value in answer.headers:
+            self.send_header(name, value)
+        if answer.status != HTTPStatus.NO_CONTENT:
+            self.send_header("Content-Length", str(length))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(answer.body)
 
-        def _say(self, status: int, headers: list[tuple[str, str]], body: bytes, length: int) -> None:
-            self.send_response_only(status)
-            for name, value in headers:
-                self.send_header(name, value)
-            if status != 204:
-                self.send_header("Content-Length", str(length))
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(body)
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class calls it so
+        """Says nothing."""
 
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class calls it so
-            pass
+
+def passed_on(request: Request, upstream: str) -> Answer:
+    """What the bucket's server says."""
+    connection = HTTPConnection(urlsplit(upstream).netloc, timeout=60)
+    try:
+        connection.putrequest(request.method, request.target, skip_host=True, skip_accept_encoding=True)
+        for name, value in request.headers.items():
+            if name.lower() not in HOP_BY_HOP | {"expect"}:
+                connection.putheader(name, value)
+        if request.body or request.method in ("PUT", "POST"):
+            connection.putheader("Content-Length", str(len(request.body)))
+        connection.endheaders(request.body or None)
+        response = connection.getresponse()
+        body = response.read()
+        headers = tuple((name, value) for name, value in response.headers.items() if name.lower() not in HOP_BY_HOP)
+        return Answer(response.status, body, headers, int(response.headers.get("Content-Length", len(body))))
+    finally:
+        connection.close()
+
+
+@contextmanager
+def serving(rule: Callable[[Exchange], None]) -> Iterator[str]:
+    """Runs a server on a free port of this machine.
+
+    Args:
+        rule: Deals with each request, in the thread of its connection.
+
+    Yields:
+        Its address.
+    """
 
     class Server(ThreadingHTTPServer):
         daemon_threads = True
@@ -142,12 +153,35 @@ def recording(upstream: str | None = None) -> Iterator[Recorder]:
         def handle_error(self, request: object, client_address: object) -> None:
             """A client that hangs up is no news."""
 
-    with Server(("127.0.0.1", 0), Handler) as server:
-        recorder = Recorder(f"http://127.0.0.1:{server.server_port}")
+    handler = type("Handler", (Exchange,), {"rule": staticmethod(rule)})
+    with Server(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         thread.start()
         try:
-            yield recorder
+            yield f"http://127.0.0.1:{server.server_port}"
         finally:
             server.shutdown()
             thread.join()
+
+
+@contextmanager
+def recording(upstream: str | None = None) -> Iterator[Recorder]:
+    """Runs the server on a free port of this machine.
+
+    Args:
+        upstream: The address of the bucket's server; without one every request must have an answer.
+    """
+    recorder = Recorder("")
+
+    def rule(exchange: Exchange) -> None:
+        request = exchange.read()
+        recorder.requests.append(request)
+        answer = recorder.answer(request)
+        if answer is None:
+            assert upstream is not None, f"no answer for {request}"
+            exchange.say(passed_on(request, upstream))
+        else:
+            exchange.say(replace(answer, headers=(("Content-Type", "application/xml"), *answer.headers)))
+
+    with serving(rule) as recorder.url:
+        yield recorder

@@ -44,6 +44,8 @@ class FakeTemporal:
     def __init__(self) -> None:
         self.state: Snapshot | Exception = NOT_FOUND
         self.start_error: Exception | None = None
+        self.started: Snapshot | None = None
+        """The state that a start brings; without one there is still none."""
         self.signal_error: Exception | None = None
         self.cancel_error: Exception | None = None
         self.pending: list[PendingActivityInfo] = []
@@ -84,6 +86,7 @@ class FakeTemporal:
         if self.start_error:
             raise self.start_error
         self.starts.append(options)
+        self.state = self.started or self.state
 
     async def signal(self, name: Any, argument: object, **_: object) -> None:
         """Notes the signal."""

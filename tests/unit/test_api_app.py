@@ -1,5 +1,6 @@
 """The API without a socket: states, lists, actions, tiles, refusals."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -35,6 +36,7 @@ from tests.unit.api_fakes import (
     make_bucket,
     snapshot,
 )
+from tests.unit.sheets import put_sheet
 from workflows.messages import Reconcile, SheetNumbers
 
 READY, PENDING, FAILED = SheetStatus.READY, SheetStatus.PENDING, SheetStatus.FAILED
@@ -114,6 +116,35 @@ async def test_accepted_upload_that_never_ran_is_started(client: httpx.AsyncClie
     answer = await client.get(PATH)
     assert (answer.json()["status"], answer.json()["warning"]) == ("queued", None)
     assert [start["id"] for start in temporal.starts] == [REF.workflow_id]
+
+
+async def test_first_answer_after_a_lost_history_counts_what_is_committed(
+    client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal
+) -> None:
+    """A process without memory waits for the run; when that takes too long, it says itself what the bucket holds, with a true version."""
+    await accept(bucket)
+    await asyncio.to_thread(put_sheet, bucket, 2, REF)
+    await bucket.put_async(REF.thumbnail(3), b"of a sheet that was only begun")
+    temporal.state = UNAVAILABLE
+    answer = (await client.get(PATH)).json()
+    assert (answer["status"], answer["completedPages"]) == ("queued", 1)
+    assert "may not be the latest" in answer["warning"]
+    temporal.state, temporal.started = NOT_FOUND, snapshot(version=1_800_000_000_000)
+    answer = (await client.get(PATH)).json()
+    assert (answer["status"], answer["completedPages"], answer["totalPages"]) == ("queued", 1, 0)
+    assert answer["version"] == 1_800_000_000_000
+    assert [(sheet["number"], sheet["status"], sheet["width"]) for sheet in answer["sheets"]] == [(2, "ready", 300)]
+    (entry,) = (await client.get(BASE)).json()["uploads"]
+    assert entry["completedPages"] == 1
+    temporal.state = snapshot(PENDING, READY, PENDING, version=1_800_000_000_001)
+    answer = (await client.get(PATH)).json()
+    assert (answer["completedPages"], answer["totalPages"]) == (1, 3)
+
+
+async def test_run_that_was_started_just_now_has_a_version(client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
+    """Before the first worker answers: newer than all that a lost run has said, and older than what the new one will say."""
+    await accept(bucket)
+    assert (await client.get(PATH)).json()["version"] == int(temporal.start_time.timestamp() * 1000)
 
 
 async def test_reopened_run_serves_the_manifest_until_it_has_loaded(

@@ -22,6 +22,7 @@ from activities.records import UploadOptions
 from activities.scratch import Scratch
 from activities.storage import Bucket, BucketSettings, StoredObject
 from activities.tilezip import THUMBNAIL, TILES, TILES_PREFIX
+from tests.unit.sheets import Md5Bucket, etag
 from worker.app import Activities
 
 REF = UploadRef("acme", "tower", "a1", "u1")
@@ -93,6 +94,90 @@ async def test_lost_tile_leaves_no_commit_marker(host: Host, bucket: OrderedBuck
         await ActivityEnvironment().run(Activities(host).upload_page, tiled(host, without="9/1_0.jpeg"))
     assert (failure.value.type, failure.value.non_retryable) == ("TilesMissing", True)
     assert REF.descriptor(1) not in bucket.written
+
+
+class LossyBucket(Md5Bucket):
+    """Says like an S3 server what it holds, and loses what it is told to."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(BucketSettings(directory.as_uri()))
+        self.lost: dict[str, bytes | None] = {}
+        """By the end of a key, what is written instead; None for nothing."""
+        self.written: list[str] = []
+
+    @property
+    def is_directory(self) -> bool:
+        """It is looked at like an S3 server."""
+        return False
+
+    def put(self, key: str, body: bytes) -> None:
+        """Writes, as far as it does."""
+        for end, instead in self.lost.items():
+            if key.endswith(end):
+                if instead is not None:
+                    super().put(key, instead)
+                return
+        super().put(key, body)
+        self.written.append(key)
+
+
+@pytest.mark.parametrize(
+    ("lost", "instead", "told"),
+    [
+        ("9/1_0.jpeg", None, "1 of 17 tiles of sheet 1, the first of them 9/1_0.jpeg"),
+        ("9/1_0.jpeg", b"9/1_0", "1 of 17 tiles of sheet 1"),
+        ("9/1_0.jpeg", b"9/0_0.jpeg", "1 of 17 tiles of sheet 1"),
+        ("_0.jpeg", None, "14 of 17 tiles"),
+        ("sheet.json", None, "sheet.json of sheet 1"),
+        ("thumbnail.jpeg", b"", "thumbnail.jpeg of sheet 1"),
+    ],
+)
+async def test_what_the_bucket_has_lost_leaves_no_commit_marker(
+    host: Host, tmp_path: Path, lost: str, instead: bytes | None, told: str
+) -> None:
+    """One LIST before the ``.dzi`` finds what is not there, or not as it was sent; the tiles stay for the next attempt."""
+    bucket = LossyBucket(tmp_path / "lossy")
+    activities = Activities(replace(host, bucket=bucket))
+    page = tiled(host)
+    bucket.lost = {lost: instead}
+    with pytest.raises(ApplicationError, match=told) as failure:
+        await ActivityEnvironment().run(activities.upload_page, page)
+    assert (failure.value.type, failure.value.non_retryable) == ("StorageUnavailable", False)
+    assert REF.descriptor(1) not in bucket.written
+    bucket.lost = {}
+    await ActivityEnvironment().run(activities.upload_page, page)
+    assert bucket.written[-1] == REF.descriptor(1)
+
+
+async def test_what_is_there_already_is_not_written_again(host: Host, tmp_path: Path) -> None:
+    """A repair, or the attempt after one that was killed, writes the tiles that are missing or not what they should be, no other."""
+    bucket = LossyBucket(tmp_path / "lossy")
+    activities = Activities(replace(host, bucket=bucket))
+    await ActivityEnvironment().run(activities.upload_page, tiled(host))
+    before = {info.key: bucket.get(info.key).body for info in bucket.objects("")}
+    missing, other, empty = (REF.tiles_prefix(1) + name for name in ("9/1_0.jpeg", "9/0_0.jpeg", "0/0_0.jpeg"))
+    bucket.delete([missing, REF.descriptor(1)])
+    bucket.put(other, b"9/1_0.jpeg")
+    bucket.put(empty, b"")
+    bucket.written.clear()
+    await ActivityEnvironment().run(activities.upload_page, tiled(host))
+    assert bucket.written[0] == REF.thumbnail(1)
+    assert sorted(bucket.written[1:-2]) == sorted([missing, other, empty])
+    assert bucket.written[-2:] == [REF.sheet_record(1), REF.descriptor(1)]
+    assert {info.key: bucket.get(info.key).body for info in bucket.objects("")} == before
+
+
+async def test_etags_that_are_no_md5_prove_names_and_sizes(host: Host, tmp_path: Path) -> None:
+    """An encrypted bucket's ETags only look like MD5s: a sheet is committed all the same."""
+
+    class Encrypted(LossyBucket):
+        def get(self, key: str) -> StoredObject:
+            stored = super().get(key)
+            return replace(stored, info=replace(stored.info, etag=f'"{etag(key.encode())}"'))
+
+    bucket = Encrypted(tmp_path / "encrypted")
+    await ActivityEnvironment().run(Activities(replace(host, bucket=bucket)).upload_page, tiled(host))
+    assert bucket.written[-1] == REF.descriptor(1)
 
 
 async def test_files_of_killed_writes_are_gone_after_the_next_attempt(host: Host, bucket: OrderedBucket, tmp_path: Path) -> None:

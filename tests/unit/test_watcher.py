@@ -246,14 +246,44 @@ async def test_lost_history_starts_again_and_clients_follow(bucket: Bucket) -> N
     async with watching(make_hub(bucket, upstream)) as watcher:
         reader = Reader(watcher)
         await reader.next()
+        upstream.started = snapshot(version=400)
         await upstream.set(NOT_FOUND)
         await until(lambda: upstream.starts != [])
-        await upstream.set(snapshot(version=400))
-        queries = upstream.queries
-        await until(lambda: upstream.queries > queries)
         await upstream.set(snapshot(READY, TILING, version=500))
         name, version, state = await reader.next()
         assert (name, version, state["completedPages"]) == ("change", 500, 1)
+
+
+async def test_first_state_after_a_lost_history_is_whole(bucket: Bucket) -> None:
+    """A fresh process waits until the run it has started knows what is committed; who comes back hears of nothing less."""
+    await accept(bucket)
+    await bucket.put_async(REF.descriptor(1), b"<Image/>")
+    upstream = Upstream(NOT_FOUND)  # type: ignore[arg-type]
+    upstream.started = snapshot(version=400)
+    async with watching(make_hub(bucket, upstream)) as watcher:
+        new, back = Reader(watcher), Reader(watcher, 350)
+        await until(lambda: upstream.queries > 2)
+        assert watcher.snapshot is None
+        await upstream.set(snapshot(READY, TILING, version=500))
+        name, version, state = await new.next()
+        assert (name, version, state["completedPages"], state["totalPages"]) == ("snapshot", 500, 1, 2)
+        name, version, state = await back.next()
+        assert (name, version, state["completedPages"], len(state["sheets"])) == ("change", 500, 1, 2)
+
+
+async def test_who_comes_back_hears_nothing_older(bucket: Bucket) -> None:
+    """While nobody answers a fresh process knows less than its client: it says nothing, and goes on when the run does."""
+    await accept(bucket)
+    upstream = Upstream(NO_WORKER)  # type: ignore[arg-type]
+    async with watching(make_hub(bucket, upstream)) as watcher:
+        back = Reader(watcher, 450)
+        await until(lambda: watcher.snapshot is not None)
+        heard = asyncio.create_task(back.next())
+        await upstream.set(snapshot(version=400))
+        await until(lambda: watcher.snapshot is not None and watcher.snapshot.version == 400)
+        assert not heard.done()
+        await upstream.set(snapshot(READY, TILING, version=500))
+        assert (await heard)[:2] == ("change", 500)
 
 
 async def test_watcher_outlives_what_it_cannot_read(bucket: Bucket) -> None:

@@ -52,6 +52,7 @@ class FakeActivities(UploadActivities):
         self.upload_errors: dict[int, list[SiteLinkError]] = {}
         self.list_errors: list[SiteLinkError] = []
         self.manifest_errors: list[SiteLinkError] = []
+        self.check_errors: list[SiteLinkError] = []
         self.half: set[int] = set()
         self.partial: set[int] = set()
         """Sheets that were begun and not committed."""
@@ -94,6 +95,7 @@ class FakeActivities(UploadActivities):
         """Compares with the pretended bucket; ``half`` are committed but not whole."""
         self.checked.append(args)
         await self._reach("check_sheets")
+        _raise_next(self.check_errors)
         whole = {number for number in self.committed if number not in self.half}
         found = [sheet for sheet in args.sheets if sheet.number in whole and sheet.status is not SheetStatus.READY]
         broken = [

@@ -13,6 +13,7 @@ from temporalio.api.enums.v1 import PendingActivityState
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError, WorkflowHandle
 from temporalio.common import SearchAttributeKey
 from temporalio.exceptions import ApplicationError, CancelledError
+from temporalio.runtime import MetricBuffer, Runtime, TelemetryConfig
 
 from activities.errors import (
     NewerSchema,
@@ -495,6 +496,23 @@ async def test_reconcile_that_finds_nothing_wrong_changes_only_when_that_was(cli
     assert sorted(fake.tiled) == [1, 2]
 
 
+async def test_discrepancy_is_a_metric(temporal_server: TemporalServer, ref: UploadRef) -> None:
+    """The number of sheets that the progress had wrong, without the upload's name in a label."""
+    buffer = MetricBuffer(10_000)
+    runtime = Runtime(telemetry=TelemetryConfig(metrics=buffer))
+    client = await Client.connect(temporal_server.address, identity="test", runtime=runtime)
+    fake = FakeActivities(pages(4))
+    async with working(client, fake):
+        await start(client, ref)
+        await handle_of(client, ref).result()
+        fake.half = {2, 3}
+        await reopen(client, ref, "force_reconcile")
+        await handle_of(client, ref).result()
+    updates = [update for update in buffer.retrieve_updates() if update.metric.name == "progress_reconciliation_discrepancy"]
+    assert [update.value for update in updates] == [2]
+    assert ref.upload not in str(updates[0].attributes)
+
+
 async def test_many_requests_at_once_make_one_pass(client: Client, ref: UploadRef) -> None:
     """Of a finished upload and of a running one."""
     fake = FakeActivities(pages(2))
@@ -580,7 +598,7 @@ async def test_upload_deleted_under_its_run_ends_without_a_manifest(client: Clie
     async with working(client, fake):
         await start(client, ref)
         await until(lambda: fake.in_flight == 2)
-        fake.manifest_errors = [UploadNotFound("deleted")]
+        fake.manifest_errors, fake.check_errors = [UploadNotFound("deleted")], [UploadNotFound("deleted")]
         await handle_of(client, ref).cancel()
         with pytest.raises(WorkflowFailureError) as failure:
             await handle_of(client, ref).result()

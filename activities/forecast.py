@@ -2,9 +2,10 @@
 
 Tiles, and the objects that hold them, follow from the sizes. Bytes and seconds are estimates; each constant below says what it rests on.
 Dollars are those of a bucket's operations: storing the objects, reading them later and a provider's free tier are not in them.
-A bucket that is a directory costs nothing; the dollars are what R2 would ask.
+A bucket that is a directory costs nothing, and is asked less; the dollars are what R2 would ask.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -13,18 +14,21 @@ from activities.dzi import Pyramid
 from activities.interface import Page
 from activities.records import Forecast, Receipt, SheetState, SheetStatus, Snapshot, UploadOptions
 
+# Operations as an S3 server counts them: tests/bench/bench_bucket.py reads its log, and with 1, 6 and 32 sheets there were exactly as many.
 SHEET_OBJECTS = 3
 """``thumbnail.jpeg``, ``sheet.json`` and the ``.dzi``."""
 DOCUMENT_OBJECTS = 2
-"""``upload.json`` and ``manifest.json``. A key of an ``Idempotency-Key`` would be one more."""
+"""``upload.json`` and ``manifest.json``. The key of an ``Idempotency-Key`` would be one more."""
 MULTIPART_CALLS = 2
-"""``source.pdf`` is begun and completed besides its parts."""
-LISTS = 1
-"""Which sheets were begun; a reconcile lists more, and is not forecast."""
-DOCUMENT_READS = 10
-"""``upload.json`` and ``manifest.json`` by the API and the activities, ``source.pdf`` by one host."""
-SHEET_READS = 1
-"""``upload.json``, before the sheet is drawn."""
+"""A ``source.pdf`` of more than one part is begun and completed besides."""
+DOCUMENT_LISTS = 2
+"""Which sheets were begun, asked by the API and by the run."""
+LIST_PAGE = 1000
+"""Objects in one answer to a LIST. A sheet is listed before its tiles are written, and after."""
+DOCUMENT_READS = 12
+"""Of the records and ``source.pdf`` by the API and the activities of one host."""
+SHEET_READS = 2
+"""``upload.json`` before the sheet is drawn, the ``.dzi`` after it was written."""
 
 TILE_BYTES = 612
 """What every tile takes for its JPEG tables, whatever it shows: the size of a tile of one white pixel."""
@@ -82,9 +86,13 @@ class Forecaster:
             source_parts: Parts in which ``source.pdf`` was sent to the bucket.
         """
         usable = [page for page in pages if page.reason is None]
-        tiles = sum(_pyramid(page, options).tile_count for page in usable)
+        tiles_of = [Pyramid(page.width, page.height, options.tile_size, options.overlap).tile_count for page in usable]
+        tiles = sum(tiles_of)
         puts = tiles + SHEET_OBJECTS * len(usable) + DOCUMENT_OBJECTS
-        class_a = puts + source_parts + MULTIPART_CALLS + LISTS
+        source_calls = source_parts if source_parts == 1 else source_parts + MULTIPART_CALLS
+        # At the second LIST the .dzi is not yet there.
+        lists = DOCUMENT_LISTS + sum(1 + math.ceil((count + SHEET_OBJECTS - 1) / LIST_PAGE) for count in tiles_of)
+        class_a = puts + source_calls + lists
         class_b = SHEET_READS * len(usable) + DOCUMENT_READS
         content = quality_factor(options.quality) * sum(_pixels(page) * (300 / page.dpi) ** DPI_EXPONENT for page in usable)
         return Forecast(
@@ -110,8 +118,9 @@ def receipt(head: Snapshot, sheets: Iterable[SheetState]) -> Receipt | None:
     """What an upload took; None when it was refused before its pages were counted, or had no forecast.
 
     Tiles and bytes are those of the sheets that are ready, also of those that an earlier run has made. PUTs are those of every sheet, as
-    often as it became ready, and of the document; what an attempt had written before it failed is not known and not in them. The other
-    operations are as forecast. Seconds are those in which it was processing, waiting for slots and a bucket that failed included.
+    often as it became ready, and of the document: what an attempt had written before it failed is not known and not in them, and of a
+    sheet that was repaired all objects count, also those that were whole. The other operations are as forecast. Seconds are those in
+    which it was processing, waiting for slots and a bucket that failed included.
 
     Args:
         head: The progress at its end; its sheets are not looked at.
@@ -145,10 +154,6 @@ def quality_factor(quality: int) -> float:
         if quality <= high:
             return at_low + (at_high - at_low) * (quality - low) / (high - low)
     return QUALITY_FACTORS[-1][1]
-
-
-def _pyramid(page: Page, options: UploadOptions) -> Pyramid:
-    return Pyramid(page.width, page.height, options.tile_size, options.overlap)
 
 
 def _pixels(page: Page) -> int:

@@ -182,7 +182,7 @@ class Forecast:
 
     Args:
         tiles: Of all sheets, exactly.
-        puts: Objects written whole: tiles, and what else lies in the bucket beside ``source.pdf``.
+        puts: Objects to be written: tiles, and what else lies in the bucket beside ``source.pdf``.
         bytes_low: Of all tiles together, probably at least.
         bytes_high: Probably at most.
         seconds: From the count of the pages to the end, about.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from temporalio import activity
 
-from activities.records import SheetRecord, SheetState, Snapshot, UploadOptions
+from activities.records import Forecast, SheetRecord, SheetState, Snapshot, UploadOptions
 
 WORKFLOW_QUEUE = "sitelink"
 TILE_QUEUE = "sitelink-tile"
@@ -57,9 +57,15 @@ class Page:
 
 @dataclass(frozen=True)
 class Document:
-    """Result of ``count_pages``."""
+    """Result of ``count_pages``.
+
+    Args:
+        pages: By number.
+        forecast: What they will take; made here, for a workflow knows neither slots nor prices.
+    """
 
     pages: tuple[Page, ...]
+    forecast: Forecast | None = None
 
 
 @dataclass(frozen=True)

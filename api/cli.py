@@ -169,6 +169,8 @@ def watch(server: Server, ref: UploadRef, view: View, *, reached: bool = False) 
         return INTERRUPTED
     if not isinstance(view, JsonView):
         say(view.progress.summary())
+        if forecast := view.progress.forecast:
+            say(forecast)
         print(server.page(ref))
     return outcome(view.progress.head["status"])
 
@@ -223,6 +225,8 @@ def status_command(server: Server, arguments: argparse.Namespace) -> int:
     print(arguments.ref)
     say(f"  {document['fileName']}, {file_size(document['sizeBytes'])}, {document['createdAt']}")
     say(f"  {progress.summary()}")
+    if forecast := progress.forecast:
+        say(f"  {forecast}")
     if document["warning"]:
         say(f"  warning: {document['warning']}")
     for sheet in progress.sheets_in("tiling", "uploading"):

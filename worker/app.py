@@ -82,7 +82,7 @@ async def run_tile_role(client: Client, settings: WorkerSettings, stop: asyncio.
     with ThreadPoolExecutor(settings.bucket_threads, thread_name_prefix="bucket") as threads:
         bucket = Bucket(settings.bucket, max_requests=settings.bucket_threads)
         busy = max(1, settings.upload_slots - settings.render_slots)
-        host = Host(bucket, scratch, children, threads, settings.max_pages, busy)
+        host = Host(bucket, scratch, children, threads, settings.max_pages, busy, settings.forecaster)
         activities = Activities(host)
         housekeeping = Housekeeping(client, bucket, BucketSetup(settings.bucket) if settings.bucket.is_s3 else None)
         logger.info("host", extra={"host": scratch.host, "render_slots": settings.render_slots})

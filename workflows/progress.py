@@ -7,8 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime
 
+from activities.forecast import SHEET_OBJECTS, receipt
 from activities.interface import Page
-from activities.records import SheetRecord, SheetState, SheetStatus, Snapshot, UploadStatus, timestamp
+from activities.records import Forecast, SheetRecord, SheetState, SheetStatus, Snapshot, UploadStatus, timestamp
 
 
 def percentage(completed: int, total: int) -> int:
@@ -77,7 +78,7 @@ class Progress:
         """
         return self._sheets[number]
 
-    def begin(self, pages: Sequence[Page], committed: Iterable[SheetRecord], now: datetime) -> None:
+    def begin(self, pages: Sequence[Page], committed: Iterable[SheetRecord], now: datetime, forecast: Forecast | None = None) -> None:
         """The pages are counted: a sheet is ready when it was committed before, failed when its page is unusable, else pending."""
         sheets = {
             page.number: SheetState(
@@ -99,6 +100,7 @@ class Progress:
                 sheets[record.number] = _committed(sheets[record.number], record)
         reopened = self._head.status.is_final
         self._sheets = {}
+        self._head = replace(self._head, forecast=forecast)
         self._change(now, sheets.values(), started_at=timestamp(now), **self._processing(), **(_reconciled(now) if reopened else {}))
 
     def _processing(self) -> dict[str, object]:
@@ -210,8 +212,13 @@ class Progress:
 
     def _change(self, now: datetime, sheets: Iterable[SheetState] = (), **head: object) -> None:
         version = max(self._head.version + 1, _milliseconds(now))
+        sheets = tuple(sheets)
+        became_ready = [sheet for sheet in sheets if sheet.status is SheetStatus.READY and not self._is_ready(sheet.number)]
         self._sheets.update((sheet.number, replace(sheet, version=version)) for sheet in sheets)
         completed = len(self.sheets_in(SheetStatus.READY))
+        worked = self._head.processing_seconds
+        if self._head.status is UploadStatus.PROCESSING:
+            worked = round(worked + (now - datetime.fromisoformat(self._head.updated_at)).total_seconds(), 3)
         self._head = replace(
             self._head,
             version=version,
@@ -219,8 +226,15 @@ class Progress:
             completed_pages=completed,
             total_pages=len(self._sheets),
             progress=percentage(completed, len(self._sheets)),
+            sheet_puts=self._head.sheet_puts + sum((sheet.tiles or 0) + SHEET_OBJECTS for sheet in became_ready),
+            processing_seconds=worked,
             **head,  # type: ignore[arg-type] # each caller passes the fields by name
         )
+        if self._head.status.is_final:
+            self._head = replace(self._head, receipt=receipt(self._head, self._sheets.values()))
+
+    def _is_ready(self, number: int) -> bool:
+        return number in self._sheets and self._sheets[number].status is SheetStatus.READY
 
 
 def _committed(sheet: SheetState, record: SheetRecord) -> SheetState:

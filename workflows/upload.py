@@ -234,7 +234,7 @@ class ProcessUpload:
                 raise
             self._progress.fail(*_reason(error), workflow.now())
         else:
-            self._progress.begin(document.pages, state.committed, workflow.now())
+            self._progress.begin(document.pages, state.committed, workflow.now(), document.forecast)
             self._reconcile_asked |= asked
 
     async def _process_sheets(self) -> None:

@@ -200,6 +200,52 @@ def test_watch_into_a_pipe_prints_plain_lines(script: Script) -> None:
     assert not CONTROL.search(result.stdout)
 
 
+FORECAST = {
+    "tiles": 20,
+    "puts": 28,
+    "bytesLow": 1_200,
+    "bytesHigh": 4_900,
+    "seconds": 3.2,
+    "classA": 32,
+    "classB": 12,
+    "dollars": 0.000148,
+    "priceClassA": 4.5,
+    "priceClassB": 0.36,
+}
+RECEIPT = {"tiles": 20, "puts": 28, "bytes": 2000, "seconds": 4.5, "classA": 32, "classB": 12, "dollars": 0.41}
+
+
+def test_watch_shows_the_forecast_once_and_again_beside_what_it_was(script: Script) -> None:
+    """As soon as the pages are counted, and below the summary; status shows both; an upload that has ended shows it once."""
+    running = snapshot("processing", sheet(1, "tiling"), sheet(2, "pending"), forecast=FORECAST, receipt=None)
+    ready = snapshot("processing", sheet(1, "ready"), completed=1, forecast=FORECAST, receipt=None)
+    final = snapshot("complete", sheet(1, "ready"), sheet(2, "ready"), completed=2, forecast=FORECAST, receipt=RECEIPT)
+    script.events.append(
+        stream(
+            event("snapshot", 1, snapshot("queued", total=0, forecast=None, receipt=None)),
+            event("change", 2, running),
+            event("change", 3, ready),
+            event("end", 4, final),
+        )
+    )
+    forecast = "forecast: 20 tiles, 1.2 to 4.9 kB, about 3 s, less than $0.01 of bucket operations"
+    end = ["complete: 2 sheets, 20 tiles, 2.0 kB, 4.5 s, $0.41 of bucket operations", forecast]
+    result = sitelink(script.url, "watch", REF)
+    assert result.stdout.splitlines()[:-1] == [
+        "queued",
+        "processing: 0 of 2 sheets ready",
+        forecast,
+        "sheet-1: ready, 1 of 2",
+        "sheet-2: ready, 2 of 2",
+        *end,
+    ]
+    script.events.append(stream(event("snapshot", 4, final), event("end", 4, final)))
+    assert sitelink(script.url, "watch", REF).stdout.splitlines()[:-1] == end
+    script.document = final | {"fileName": "plan.pdf", "sizeBytes": 1234, "createdAt": "2026-01-31T09:29:59.000Z"}
+    assert sitelink(script.url, "status", REF).stdout.splitlines()[2:4] == [f"  {line}" for line in end]
+    assert json.loads(sitelink(script.url, "status", "--json", REF).stdout)["data"]["receipt"] == RECEIPT
+
+
 def test_watch_json_prints_every_event_as_it_came(script: Script) -> None:
     """--json is one line an event, with the data unchanged, and nothing else."""
     script.events.append(stream(*WHOLE))
@@ -523,7 +569,7 @@ def test_a_terminal_shows_a_bar_and_is_left_as_it_was(script: Script, tmp_path: 
     script.events.append(stream(WHOLE[1], 0.6, cut=True))
     script.events.append(
         stream(
-            event("change", 2, snapshot("processing", sheet(1, "uploading", title="A-101"), failed)),
+            event("change", 2, snapshot("processing", sheet(1, "uploading", title="A-101"), failed, forecast=FORECAST)),
             0.6,
             event("end", 3, snapshot("partial", sheet(1, "ready"), failed, completed=1)),
         )
@@ -539,6 +585,7 @@ def test_a_terminal_shows_a_bar_and_is_left_as_it_was(script: Script, tmp_path: 
         "trying again in 1 s",
         "sheet-2 [bold]A-102: failed, PageUnreadable: the page has no area",
         "uploading  sheet-1 A-101",
+        "forecast: 20 tiles, 1.2 to 4.9 kB, about 3 s, less than $0.01 of bucket operations",
         "partial: 1 of 2 sheets, 10 tiles, 1.0 kB, 4.5 s",
     ):
         assert words in plain, plain

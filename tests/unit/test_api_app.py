@@ -14,8 +14,10 @@ from temporalio.client import WorkflowExecutionStatus
 from temporalio.service import RPCError, RPCStatusCode
 
 from activities import errors
+from activities.forecast import Forecaster
+from activities.interface import Page
 from activities.keys import UploadRef
-from activities.records import SheetStatus, UploadStatus, timestamp, to_json, to_wire
+from activities.records import SheetStatus, UploadOptions, UploadStatus, timestamp, to_json, to_wire
 from activities.storage import Bucket, BucketSettings
 from api.problems import STATUS
 from api.settings import ApiSettings
@@ -181,11 +183,13 @@ async def test_silence_is_answered_from_what_is_known(
 async def test_terminated_run_is_failed(client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
     """A run that an operator ended has no manifest: it is failed, by name, and keeps what was known of its sheets."""
     await accept(bucket)
-    temporal.state = snapshot(READY, PENDING)
+    forecast = Forecaster().forecast([Page(1, None, 100, 50, 300)], UploadOptions(), 1)
+    temporal.state = replace(snapshot(READY, PENDING), forecast=forecast, sheet_puts=11)
     await client.get(PATH)
     temporal.state = closed(WorkflowExecutionStatus.TERMINATED)
     answer = (await client.get(PATH)).json()
     assert (answer["status"], answer["reason"], answer["completedPages"]) == ("failed", "Terminated", 1)
+    assert answer["receipt"]["puts"] == 13
     assert answer["completedAt"] == "2026-01-31T00:00:00.000Z"
     assert answer["version"] > 100
     assert (await client.get(PATH)).json()["version"] == answer["version"]

@@ -19,7 +19,7 @@ MODULES = sorted(
     if path.name != "__init__.py"
 )
 
-LIGHT = {"temporalio", *(f"activities.{name}" for name in ("interface", "keys", "dzi", "records", "errors"))}
+LIGHT = {"temporalio", *(f"activities.{name}" for name in ("interface", "keys", "dzi", "records", "errors", "forecast"))}
 STORAGE = LIGHT | {"activities.storage"}
 HOST = STORAGE | {f"activities.{name}" for name in ("verify", "attempt", "scratch", "tilezip", "child")}
 SERVER = {"starlette", "sse_starlette", "uvicorn", "python_multipart"}

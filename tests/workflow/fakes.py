@@ -9,6 +9,7 @@ from temporalio import activity
 from temporalio.client import Client
 
 from activities.errors import SiteLinkError, to_application_error
+from activities.forecast import Forecaster
 from activities.interface import (
     STORAGE_QUEUE,
     TILE_QUEUE,
@@ -79,7 +80,7 @@ class FakeActivities(UploadActivities):
         await self._reach("count_pages")
         if isinstance(self.pages, SiteLinkError):
             raise to_application_error(self.pages)
-        return Document(tuple(self.pages))
+        return Document(tuple(self.pages), Forecaster().forecast(self.pages, self.options, source_parts=1))
 
     @activity.defn
     async def list_sheets(self, args: ListSheets) -> BucketState:

@@ -99,6 +99,46 @@ async def test_every_sheet_ready_is_complete(client: Client, ref: UploadRef) -> 
     assert [sheet.title for sheet in last.sheets] == ["A-101", "A-102", "A-103", "A-104", "A-105"]
 
 
+async def test_forecast_comes_with_the_pages_and_the_receipt_with_the_end(client: Client, ref: UploadRef) -> None:
+    """While sheets are in flight there is a forecast and no receipt; the manifest has both, and they agree where they must."""
+    fake = FakeActivities(pages(3))
+    fake.gate.clear()
+    async with working(client, fake):
+        await start(client, ref)
+        await until(lambda: fake.in_flight == 3)
+        running = await handle_of(client, ref).query(ProcessUpload.progress)
+        fake.gate.set()
+        result = await handle_of(client, ref).result()
+    assert running.forecast is not None
+    assert running.receipt is None
+    assert fake.manifest is not None
+    assert fake.manifest.forecast == running.forecast == result.forecast
+    receipt = fake.manifest.receipt
+    assert receipt is not None
+    assert receipt == result.receipt
+    assert (receipt.tiles, receipt.puts, receipt.dollars) == (running.forecast.tiles, running.forecast.puts, running.forecast.dollars)
+    assert receipt.bytes == 3 * 4321
+    assert receipt.seconds > 0
+
+
+async def test_receipt_of_a_cancelled_upload_is_in_its_manifest(client: Client, ref: UploadRef) -> None:
+    """It says what was done until then."""
+    fake = FakeActivities(pages(3), window=1)
+    fake.commit(pages(1)[0])
+    fake.gate.clear()
+    async with working(client, fake):
+        await start(client, ref)
+        await until(lambda: fake.in_flight == 1)
+        await handle_of(client, ref).cancel()
+        with pytest.raises(WorkflowFailureError):
+            await handle_of(client, ref).result()
+    assert fake.manifest is not None
+    assert fake.manifest.status is UploadStatus.CANCELLED
+    assert fake.manifest.forecast is not None
+    assert fake.manifest.receipt is not None
+    assert (fake.manifest.forecast.tiles, fake.manifest.receipt.tiles, fake.manifest.receipt.puts) == (24, 8, 13)
+
+
 async def test_started_twice_runs_once(client: Client, ref: UploadRef) -> None:
     """A second start, during the run and after it, is success and changes nothing."""
     fake = FakeActivities(pages(1))

@@ -1,6 +1,6 @@
 // One upload: the overall bar, the verdict, a card for every sheet, and the drawing that is open.
 
-import { descriptorUrl, parsePath, post, thumbnailUrl, uploadUrl } from "./api.js";
+import { descriptorUrl, parsePath, post, remove, thumbnailUrl, uploadUrl } from "./api.js";
 import { $, showBadge, showBar } from "./dom.js";
 import { Live } from "./live.js";
 import { about, clockTime, count, duration, isFinal, moment, money, refusal, sentence, SHEET_WORDS, sheets, sheetsOf, size, sizeRange, UPLOAD_WORDS } from "./text.js";
@@ -25,6 +25,7 @@ export class UploadView {
       closed: (number) => this.#viewerClosed(number),
     });
     $("cancel").addEventListener("click", () => this.#cancel());
+    $("delete").addEventListener("click", () => this.#delete());
     $("filter").addEventListener("change", () => this.#showFilter());
     $("sheets").addEventListener("click", (event) => this.#clicked(event));
   }
@@ -38,7 +39,7 @@ export class UploadView {
     $("sheets").replaceChildren();
     $("filter").querySelector("input").checked = true;
     this.#showFilter();
-    for (const id of ["sheets-section", "verdict", "warning", "cancel", "measures"]) $(id).hidden = true;
+    for (const id of ["sheets-section", "verdict", "warning", "cancel", "delete", "measures"]) $(id).hidden = true;
     for (const id of ["facts", "count", "percent", "news"]) $(id).textContent = "";
     $("status").hidden = true;
     $("overall").hidden = false;
@@ -127,6 +128,7 @@ export class UploadView {
     if (final && document.activeElement === $("cancel")) $("file-name").focus();
     $("filter-open").textContent = final ? "Not done" : "In progress";
     $("cancel").hidden = final;
+    $("delete").hidden = !final;
 
     if (status !== this.status) {
       if (this.status !== null) this.#announce(`${UPLOAD_WORDS[status]}. ${words}.`);
@@ -354,6 +356,18 @@ export class UploadView {
       $("cancel").disabled = false;
       $("news").textContent = `It could not be cancelled (${problem.type}). ${sentence(problem.message)}`;
     }
+  }
+
+  async #delete() {
+    if (!confirm("Delete this upload, its PDF and all its sheets? This cannot be undone.")) return;
+    $("delete").disabled = true;
+    try {
+      await remove(uploadUrl(this.ref));
+      location.assign($("back").href);
+    } catch (problem) {
+      $("news").textContent = `It could not be deleted (${problem.type}). ${sentence(problem.message)}`;
+    }
+    $("delete").disabled = false;
   }
 }
 

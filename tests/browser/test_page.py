@@ -396,3 +396,18 @@ async def test_page_cancel_ends_the_upload(stack: Stack) -> None:
         await expect(page.locator("#cancel")).to_be_hidden()
         await expect(page.locator("#file-name")).to_be_focused()
         watched.check_quiet()
+
+
+async def test_page_delete_removes_the_upload_for_good(stack: Stack) -> None:
+    """Delete asks first; then the plan's list is shown without the upload, and its address says that there is none."""
+    async with chromium_page(stack.api_url) as watched:
+        page = watched.page
+        page.on("dialog", lambda dialog: dialog.accept())
+        await watched.upload("delete.pdf", plan_pdf(1, 3, 2))
+        await expect(page.locator("#status")).to_have_text("Complete", timeout=PROCESSING_MS)
+        address = page.url
+        await page.click("#delete")
+        await expect(page.locator("#upload")).to_be_hidden(timeout=PROCESSING_MS)
+        await expect(page.get_by_text("delete.pdf")).to_have_count(0)
+        await page.goto(address)
+        await expect(page.locator("#verdict")).to_contain_text("UploadNotFound")

@@ -22,7 +22,7 @@ from activities.records import UploadOptions, UploadRecord, to_json
 from activities.scratch import Scratch
 from activities.storage import Bucket, BucketSettings, StoredObject
 from activities.tilezip import THUMBNAIL, TILES, TILES_PREFIX
-from tests.unit.sheets import Md5Bucket, etag
+from tests.unit.sheets import Md5Bucket, accept, etag
 from worker.app import Activities
 
 REF = UploadRef("acme", "tower", "a1", "u1")
@@ -116,6 +116,7 @@ class LossyBucket(Md5Bucket):
 
     def __init__(self, directory: Path) -> None:
         super().__init__(BucketSettings(directory.as_uri()))
+        accept(Bucket(BucketSettings(directory.as_uri())), REF)
         self.lost: dict[str, bytes | None] = {}
         """By the end of a key, what is written instead; None for nothing."""
         self.written: list[str] = []

@@ -289,11 +289,13 @@ def delete_command(server: Server, arguments: argparse.Namespace) -> int:
 
 
 def retry_command(server: Server, arguments: argparse.Namespace) -> int:
-    """``sitelink retry``: the sheets named, or every failed one."""
+    """``sitelink retry``: the sheets named, or every failed one; of a cancelled upload, all that was not done."""
     sheets = arguments.sheets
     if not sheets:
         document = server.request("GET", upload_path(arguments.ref))
         sheets = [sheet["number"] for sheet in document["sheets"] if sheet["status"] == "failed"]
+        if document["status"] == "cancelled":  # to ask for one resumes it
+            sheets += [sheet["number"] for sheet in document["sheets"] if sheet["status"] == "pending"][:1]
     if not sheets:
         print("no sheet has failed", file=sys.stderr)
     for number in sheets:
@@ -381,7 +383,7 @@ def build_parser() -> argparse.ArgumentParser:
         ("watch", watch_command, "show an upload until its end"),
         ("status", status_command, "say how an upload stands now"),
         ("cancel", cancel_command, "stop an upload"),
-        ("retry", retry_command, "try failed sheets again"),
+        ("retry", retry_command, "try failed sheets again, or resume a cancelled upload"),
         ("delete", delete_command, "remove an upload and all its sheets for good; asks nothing"),
     ):
         command = add(name, run, summary)

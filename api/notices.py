@@ -23,7 +23,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from activities.errors import BucketError, ObjectMissing, SiteLinkError, StorageUnavailable, UploadNotFound
+from activities.errors import BucketError, ObjectMissing, SiteLinkError, StorageUnavailable, Terminated, UploadNotFound
 from activities.keys import UNREADABLE_EVENTS_PREFIX, UploadRef, sheet_of_descriptor, unreadable_event
 from activities.records import SCHEMA, SheetStatus, from_json, timestamp, to_json, to_wire
 from activities.storage import Bucket
@@ -214,6 +214,10 @@ class Notices:
 
     async def _tell(self, ref: UploadRef, sheets: Iterable[int]) -> None:
         progress = (await self._status.read(ref)).snapshot
+        if progress.reason == Terminated.__name__:
+            # A run that somebody ended goes on when somebody asks for it, not because a late writer was heard of.
+            logger.info("events of an upload whose run was ended", extra={"ref": str(ref)})
+            return
         ready = {sheet.number for sheet in progress.sheets if sheet.status is SheetStatus.READY}
         last = progress.total_pages or max(sheets)  # until the pages are counted, the workflow itself judges
         wanted = tuple(sorted(number for number in set(sheets) - ready if number <= last))

@@ -487,6 +487,13 @@ def test_commands_ask_the_server_and_say_so(script: Script) -> None:
     assert posts == ["/reconcile", "/cancel", "/sheets/2/retry", "/sheets/3/retry", "/sheets/1/retry", "/sheets/3/retry"]
 
 
+def test_retry_resumes_a_cancelled_upload(script: Script) -> None:
+    """Its sheets that were not done are pending: one POST is enough for all of them."""
+    script.document = snapshot("cancelled", sheet(1, "ready"), sheet(2, "pending"), sheet(3, "pending"), completed=1, total=3)
+    assert sitelink(script.url, "retry", REF).returncode == 0
+    assert [request.url.path.rsplit("/", 3)[1:] for request in script.requests if request.method == "POST"] == [["sheets", "2", "retry"]]
+
+
 def test_reconcile_takes_a_whole_plan(script: Script) -> None:
     """One POST to the plan; each upload that was asked is told."""
     result = sitelink(script.url, "reconcile", REF.rsplit("/", 1)[0], "--deep")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from temporalio.client import WorkflowExecutionStatus
 
 from activities.errors import TemporalUnavailable
 from activities.keys import UNREADABLE_EVENTS_PREFIX, UploadRef, sheet_of_descriptor, unreadable_event
@@ -28,7 +29,7 @@ from api.notices import (
 from api.runs import Runs
 from api.status import Status
 from tests.servers.queue import event
-from tests.unit.api_fakes import NO_WORKER, REF, UNAVAILABLE, FakeTemporal, accept, make_bucket, snapshot
+from tests.unit.api_fakes import NO_WORKER, REF, UNAVAILABLE, FakeTemporal, accept, closed, make_bucket, snapshot
 
 READY, PENDING, UPLOADING = SheetStatus.READY, SheetStatus.PENDING, SheetStatus.UPLOADING
 
@@ -90,6 +91,14 @@ async def test_a_cancelled_upload_is_signalled(notices: Notices, bucket: Bucket,
     assert signals(temporal) == [("sheets_stored", (2,))]
     assert await notices.decide(stored(1)) == ACKNOWLEDGED
     assert len(temporal.starts) == 1
+
+
+async def test_an_upload_whose_run_was_ended_is_not_resumed_by_an_event(notices: Notices, bucket: Bucket, temporal: FakeTemporal) -> None:
+    """An operator has ended it: a late writer's event is no request to go on."""
+    await accept(bucket)
+    temporal.state = closed(WorkflowExecutionStatus.TERMINATED)
+    assert await notices.decide(stored(1)) == ACKNOWLEDGED
+    assert temporal.starts == []
 
 
 async def test_a_sheet_beyond_the_last_page_is_nothing(notices: Notices, bucket: Bucket, temporal: FakeTemporal) -> None:

@@ -14,7 +14,7 @@ from activities.dzi import Pyramid
 from activities.interface import Page
 from activities.records import Forecast, Receipt, SheetState, SheetStatus, Snapshot, UploadOptions
 
-# Operations as an S3 server counts them: tests/bench/bench_bucket.py reads its log, and with 1, 6 and 32 sheets there were exactly as many.
+# Operations as an S3 server counts them: tests/bench/bench_bucket.py reads its log, and with 1 and 6 sheets there were exactly as many.
 SHEET_OBJECTS = 3
 """``thumbnail.jpeg``, ``sheet.json`` and the ``.dzi``."""
 DOCUMENT_OBJECTS = 2
@@ -27,8 +27,8 @@ LIST_PAGE = 1000
 """Objects in one answer to a LIST. A sheet is listed before its tiles are written, and after."""
 DOCUMENT_READS = 12
 """Of the records and ``source.pdf`` by the API and the activities of one host."""
-SHEET_READS = 2
-"""``upload.json`` before the sheet is drawn, the ``.dzi`` after it was written."""
+SHEET_READS = 3
+"""``upload.json`` before the sheet is drawn and before it is committed, the ``.dzi`` after it was written."""
 
 TILE_BYTES = 612
 """What every tile takes for its JPEG tables, whatever it shows: the size of a tile of one white pixel."""

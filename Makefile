@@ -17,6 +17,7 @@ run: setup
 test: check
 	@.venv/bin/python -m deploy.temporal
 	@.venv/bin/python -m deploy.s3server || [ -z "$$CI" ]
+	@.venv/bin/python -m tests.servers.workerd || [ -z "$$CI" ]
 	.venv/bin/python -m pytest
 
 check: setup

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 import boto3
@@ -44,6 +45,21 @@ class PresignedUpload:
     upload_id: str
     part_bytes: int
     urls: Sequence[str]
+
+
+@dataclass(frozen=True)
+class UnfinishedUpload:
+    """A multipart upload that was neither completed nor aborted.
+
+    Args:
+        key: Of the object that it would have become.
+        upload_id: Names it to ``abort``.
+        started_at: When it was begun, by the server's clock.
+    """
+
+    key: str
+    upload_id: str
+    started_at: datetime
 
 
 class BucketSetup:
@@ -142,16 +158,17 @@ class BucketSetup:
                 },
             )
 
-    def unfinished_uploads(self) -> list[tuple[str, str]]:
-        """Key and upload id of every multipart upload that was neither completed nor aborted.
+    def unfinished_uploads(self, prefix: str = "") -> list[UnfinishedUpload]:
+        """The multipart uploads below ``prefix`` that were neither completed nor aborted.
 
         Raises:
             BucketError: The server refuses or does not answer.
         """
         start = f"{self._location.prefix}/" if self._location.prefix else ""
         with self._named_errors():
-            pages = self._client.get_paginator("list_multipart_uploads").paginate(Bucket=self._location.bucket, Prefix=start)
-            return [(upload["Key"].removeprefix(start), upload["UploadId"]) for page in pages for upload in page.get("Uploads", [])]
+            pages = self._client.get_paginator("list_multipart_uploads").paginate(Bucket=self._location.bucket, Prefix=start + prefix)
+            uploads = [upload for page in pages for upload in page.get("Uploads", [])]
+            return [UnfinishedUpload(upload["Key"].removeprefix(start), upload["UploadId"], upload["Initiated"]) for upload in uploads]
 
     def presigned_get(self, key: str, expires_s: int) -> str:
         """A URL by which anybody may read one object, for some seconds."""

@@ -1,17 +1,19 @@
 """``count_pages``: opens the PDF once and decides the geometry of every page."""
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from temporalio import activity
 
 from activities.attempt import Attempt
 from activities.child import ChildPool
+from activities.errors import ObjectMissing, UploadNotFound
+from activities.forecast import Forecaster
 from activities.interface import CountPages, Document, UploadActivities
 from activities.keys import UploadRef
 from activities.records import UploadRecord, from_json
 from activities.scratch import Scratch
-from activities.storage import Bucket
+from activities.storage import PART_BYTES, Bucket
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Host:
         max_pages: Most pages that a document may have.
         busy_uploads: While so many sheets are being uploaded, no further page is tiled: its tiles would wait for a slot,
             and a sheet that waits too long is taken for one of a dead host.
+        forecaster: Says what a document will take on hosts like this one.
     """
 
     bucket: Bucket
@@ -34,6 +37,7 @@ class Host:
     threads: ThreadPoolExecutor
     max_pages: int = 2000
     busy_uploads: int = 32
+    forecaster: Forecaster = field(default_factory=Forecaster)
 
 
 def read_upload(bucket: Bucket, ref: UploadRef) -> UploadRecord:
@@ -44,6 +48,24 @@ def read_upload(bucket: Bucket, ref: UploadRef) -> UploadRecord:
         BucketError: The bucket failed.
     """
     return from_json(UploadRecord, bucket.get(ref.record).body)
+
+
+def accepted_upload(bucket: Bucket, ref: UploadRef) -> UploadRecord:
+    """``upload.json`` of an upload that exists; blocks.
+
+    Raises:
+        UploadNotFound: It was never accepted or is marked deleted.
+        BucketError: The bucket failed.
+    """
+    try:
+        record = read_upload(bucket, ref)
+    except ObjectMissing as error:
+        msg = f"no upload {ref} was accepted"
+        raise UploadNotFound(msg) from error
+    if record.deleted_at is not None:
+        msg = f"upload {ref} was deleted at {record.deleted_at}"
+        raise UploadNotFound(msg)
+    return record
 
 
 class DocumentActivities(UploadActivities):
@@ -60,4 +82,6 @@ class DocumentActivities(UploadActivities):
         with attempt.named_errors():
             record = await attempt.in_thread(lambda _: read_upload(host.bucket, ref), more_follows=True)
             async with host.scratch.source(ref, record, host.bucket, attempt) as source:
-                return await host.children.count_pages(str(ref), source, record.options, host.max_pages, attempt.beat)
+                document = await host.children.count_pages(str(ref), source, record.options, host.max_pages, attempt.beat)
+            source_parts = -(-record.size_bytes // PART_BYTES)
+            return replace(document, forecast=host.forecaster.forecast(document.pages, record.options, source_parts))

@@ -10,10 +10,10 @@
       TilesMissing     the tiles are not on this host's scratch any more: tile the page again
       WorkerLost       the sheet's host disappeared too often                                     final, one sheet
       UploadNotFound   never accepted, or marked deleted
-      NewerSchema      a record was written by a newer release                                    final
+      NewerSchema      a record was written by a newer release                                    retried: a newer worker may take it
       Terminated       an operator ended the run
       RequestError     InvalidRequest MalformedId SheetNotFound IdempotencyConflict AlreadyFinished
-                       ForeignHost ForeignOrigin                                                  the API's answer to one request
+                       ForeignHost ForeignOrigin BadSignature                                     the API's answer to one request
       TemporalUnavailable                                                                         the API's answer, for now
 
 The class name is the ``ApplicationError.type`` in Temporal, the ``type`` of the API's problem documents and a sheet's ``reason``.
@@ -137,9 +137,7 @@ class UploadNotFound(SiteLinkError):
 
 
 class NewerSchema(SiteLinkError):
-    """A record in the bucket was written by a newer release."""
-
-    final = True
+    """A record in the bucket was written by a newer release; while workers are being replaced, one that can read it comes."""
 
 
 class Terminated(SiteLinkError):
@@ -204,6 +202,10 @@ class ForeignHost(RequestError):
 
 class ForeignOrigin(RequestError):
     """A page of another site sent the request."""
+
+
+class BadSignature(RequestError):
+    """The request's signature is missing, wrong or too old."""
 
 
 class TemporalUnavailable(SiteLinkError):

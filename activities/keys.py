@@ -8,15 +8,29 @@ organizations/{org}/projects/{project}/plans/{plan}/
         sheets/sheet-{n}/sheet.json
         sheets/sheet-{n}/tiles/sheet-{n}.dzi
         sheets/sheet-{n}/tiles/sheet-{n}_files/{level}/{col}_{row}.jpeg
+events/unreadable/{sha256 of the message}.json
 """
 
 import hashlib
 import re
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Self
 
 ID_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _SHEET_DIRECTORY = re.compile(r"sheet-([1-9][0-9]{0,8})")
+_DESCRIPTOR = re.compile(
+    rf"organizations/({ID_PATTERN.pattern})/projects/({ID_PATTERN.pattern})/plans/({ID_PATTERN.pattern})/uploads/({ID_PATTERN.pattern})"
+    rf"/sheets/{_SHEET_DIRECTORY.pattern}/tiles/sheet-([1-9][0-9]*)\.dzi"
+)
+
+UNREADABLE_EVENTS_PREFIX = "events/unreadable/"
+"""Below it is what came as an event and is none."""
+_UUID7 = re.compile(r"([0-9a-f]{8})-([0-9a-f]{4})-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
+
+ROOT = "organizations/"
+"""What every key begins with."""
 
 
 def check_id(kind: str, value: str) -> str:
@@ -74,9 +88,14 @@ class PlanRef:
         """Ends with ``/``; each upload is one directory below."""
         return f"{self.prefix}uploads/"
 
+    @property
+    def keys_prefix(self) -> str:
+        """Ends with ``/``; the records of the plan's ``Idempotency-Key`` headers."""
+        return f"{self.prefix}keys/"
+
     def idempotency_key(self, header: str) -> str:
         """The record of one ``Idempotency-Key`` header; a hash, for a header is data and never part of a key."""
-        return f"{self.prefix}keys/{hashlib.sha256(header.encode()).hexdigest()}.json"
+        return f"{self.keys_prefix}{hashlib.sha256(header.encode()).hexdigest()}.json"
 
 
 @dataclass(frozen=True)
@@ -121,6 +140,20 @@ class UploadRef:
     def workflow_id(self) -> str:
         """The id of the upload's workflow: one per upload."""
         return f"upload/{self}"
+
+    @property
+    def delete_workflow_id(self) -> str:
+        """The id of the workflow that deletes it."""
+        return f"delete/{self}"
+
+    @property
+    def made_at(self) -> datetime | None:
+        """When the server made the upload's id, a UUIDv7; None for an id of another kind.
+
+        https://www.rfc-editor.org/rfc/rfc9562#section-5.7
+        """
+        match = _UUID7.fullmatch(self.upload)
+        return datetime.fromtimestamp(int(match[1] + match[2], 16) / 1000, UTC) if match else None
 
     @property
     def prefix(self) -> str:
@@ -172,3 +205,41 @@ def sheet_of_directory(name: str) -> int | None:
     """The number of the sheet whose directory is called ``name`` (``sheet-12``), or None for a foreign name."""
     match = _SHEET_DIRECTORY.fullmatch(name)
     return int(match.group(1)) if match else None
+
+
+def sheet_of_descriptor(key: str) -> tuple[UploadRef, int] | None:
+    """The upload and the number of the sheet whose ``.dzi`` is at ``key``; None for any other key."""
+    match = _DESCRIPTOR.fullmatch(key)
+    if match is None or match[5] != match[6]:
+        return None
+    return UploadRef(match[1], match[2], match[3], match[4]), int(match[5])
+
+
+def unreadable_event(message: bytes) -> str:
+    """Where a message that is no event is kept; the same message has one place, however often it comes."""
+    return f"{UNREADABLE_EVENTS_PREFIX}{hashlib.sha256(message).hexdigest()}.json"
+
+
+def walk_uploads(directories: Callable[[str], Iterable[str]], after: UploadRef | None = None) -> Iterator[UploadRef]:
+    """Everything that may be an upload, of every plan, in the order of names; one level and one plan at a time.
+
+    Args:
+        directories: The names directly below a prefix.
+        after: Begin behind this one.
+    """
+    begin = (after.organization, after.project, after.plan, after.upload) if after else ()
+
+    def names(prefix: str, *above: str) -> list[str]:
+        depth = len(above)
+        low = begin[depth] if begin and above == begin[:depth] else ""
+        found = sorted(filter(ID_PATTERN.fullmatch, directories(prefix)))
+        return [name for name in found if (name > low if depth == 3 else name >= low)]
+
+    for organization in names(ROOT):
+        projects = f"{ROOT}{organization}/projects/"
+        for project in names(projects, organization):
+            plans = f"{projects}{project}/plans/"
+            for plan in names(plans, organization, project):
+                uploads = PlanRef(organization, project, plan).uploads_prefix
+                for upload in names(uploads, organization, project, plan):
+                    yield UploadRef(organization, project, plan, upload)

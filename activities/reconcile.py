@@ -1,16 +1,32 @@
-"""``list_sheets`` and ``write_manifest``: what the bucket says was done, and what it shall say in the end."""
+"""What compares the bucket with the progress: what was done, what is broken, and the manifest that says so in the end."""
 
+import logging
+import threading
+from contextlib import closing
 from dataclasses import replace
 
 from temporalio import activity
 
-from activities.attempt import Attempt
-from activities.document import Host, read_upload
-from activities.errors import ObjectMissing, UploadNotFound
-from activities.interface import BucketState, ListSheets, UploadActivities, WriteManifest
+from activities.attempt import Attempt, check
+from activities.document import Host, accepted_upload
+from activities.dzi import Pyramid
+from activities.errors import ObjectMissing
+from activities.interface import (
+    BrokenSheet,
+    BucketState,
+    CheckedSheets,
+    CheckSheets,
+    ListSheets,
+    PruneSheets,
+    UploadActivities,
+    WriteManifest,
+)
 from activities.keys import UploadRef, sheet_of_directory
-from activities.records import SheetRecord, Snapshot, UploadRecord, from_json, to_json
+from activities.records import SheetRecord, SheetState, SheetStatus, Snapshot, UploadOptions, from_json, to_json
 from activities.storage import Bucket
+from activities.verify import Listing, SheetReport, in_window, is_tile_of, verify_sheet
+
+logger = logging.getLogger(__name__)
 
 
 class ReconcileActivities(UploadActivities):
@@ -28,10 +44,55 @@ class ReconcileActivities(UploadActivities):
 
     def _list(self, ref: UploadRef) -> BucketState:
         bucket = self._host.bucket
-        options = _accepted(bucket, ref).options
-        numbers = sorted(filter(None, map(sheet_of_directory, bucket.directories(ref.sheets_prefix))))
-        records = self._host.threads.map(lambda number: _committed(bucket, ref, number), numbers)
+        options = accepted_upload(bucket, ref).options
+        records = self._host.threads.map(lambda number: _committed(bucket, ref, number), sorted(_begun(bucket, ref)))
         return BucketState(options, tuple(filter(None, records)), _manifest(bucket, ref))
+
+    @activity.defn
+    async def check_sheets(self, args: CheckSheets) -> CheckedSheets:
+        """See ``UploadActivities.check_sheets``."""
+        attempt = Attempt()
+        with attempt.named_errors():
+            return await attempt.in_thread(lambda stop: self._check(args, stop))
+
+    def _check(self, args: CheckSheets, stop: threading.Event) -> CheckedSheets:
+        bucket, ref = self._host.bucket, UploadRef.parse(args.ref)
+        options = accepted_upload(bucket, ref).options
+        begun = _begun(bucket, ref)
+
+        def check_sheet(state: SheetState) -> CheckedSheets:
+            check(stop)
+            if state.number not in begun and state.status is not SheetStatus.READY:
+                return CheckedSheets()
+            return _check_sheet(bucket, ref, state, options, args)
+
+        with closing(in_window(check_sheet, args.sheets)) as window:
+            parts = list(window)
+        return CheckedSheets(
+            committed=tuple(record for part in parts for record in part.committed),
+            broken=tuple(sheet for part in parts for sheet in part.broken),
+            removed=sum(part.removed for part in parts),
+        )
+
+    @activity.defn
+    async def prune_sheets(self, args: PruneSheets) -> int:
+        """See ``UploadActivities.prune_sheets``."""
+        attempt = Attempt()
+        with attempt.named_errors():
+            return await attempt.in_thread(lambda stop: self._prune(UploadRef.parse(args.ref), args.total_pages, stop))
+
+    def _prune(self, ref: UploadRef, total_pages: int, stop: threading.Event) -> int:
+        bucket = self._host.bucket
+        accepted_upload(bucket, ref)
+        names, loose = bucket.children(ref.sheets_prefix)
+        foreign = [info.key for info in loose]
+        for name in names:
+            number = sheet_of_directory(name)
+            if number is None or number > total_pages:
+                check(stop)
+                foreign += [info.key for info in bucket.objects(f"{ref.sheets_prefix}{name}/")]
+        bucket.delete(foreign)
+        return len(foreign)
 
     @activity.defn
     async def write_manifest(self, args: WriteManifest) -> None:
@@ -41,25 +102,59 @@ class ReconcileActivities(UploadActivities):
             await attempt.in_thread(lambda _: self._write(UploadRef.parse(args.ref), args.snapshot))
 
     def _write(self, ref: UploadRef, snapshot: Snapshot) -> None:
-        _accepted(self._host.bucket, ref)
+        accepted_upload(self._host.bucket, ref)
         self._host.bucket.put(ref.manifest, to_json(snapshot))
 
 
-def _accepted(bucket: Bucket, ref: UploadRef) -> UploadRecord:
-    """``upload.json`` of an upload that exists.
+def _begun(bucket: Bucket, ref: UploadRef) -> set[int]:
+    return {number for name in bucket.directories(ref.sheets_prefix) if (number := sheet_of_directory(name))}
 
-    Raises:
-        UploadNotFound: It was never accepted or is marked deleted.
-    """
-    try:
-        record = read_upload(bucket, ref)
-    except ObjectMissing as error:
-        msg = f"no upload {ref} was accepted"
-        raise UploadNotFound(msg) from error
-    if record.deleted_at is not None:
-        msg = f"upload {ref} was deleted at {record.deleted_at}"
-        raise UploadNotFound(msg)
-    return record
+
+def _check_sheet(bucket: Bucket, ref: UploadRef, state: SheetState, options: UploadOptions, args: CheckSheets) -> CheckedSheets:
+    number, is_ready = state.number, state.status is SheetStatus.READY
+    listing = Listing.of(bucket, ref, number)
+    report = None
+    if is_ready or listing.descriptor is not None:
+        report = verify_sheet(bucket, ref, listing, state, options, deep=args.deep, refuse_newer=True)
+    is_whole = report is not None and report.is_whole
+    removed = 0
+    if args.repair:
+        if not is_whole and listing.descriptor is not None:
+            bucket.delete([ref.descriptor(number)])  # first of all: whatever happens now, it is found broken again
+        if args.discard and not is_whole:
+            surplus = _keys(ref, listing)
+            bucket.remove_unfinished(ref.sheet_prefix(number))
+        else:
+            surplus = _surplus(ref, listing, state, options)
+        bucket.delete(surplus)
+        removed = len(surplus)
+    if report is None or (is_whole and is_ready):
+        return CheckedSheets(removed=removed)
+    if not is_whole:
+        return CheckedSheets(broken=(BrokenSheet(number, _sentence(report)),), removed=removed)
+    record = _committed(bucket, ref, number)
+    return CheckedSheets(committed=(record,) if record else (), removed=removed)
+
+
+def _keys(ref: UploadRef, listing: Listing) -> list[str]:
+    """Every object below the sheet's prefix but its ``.dzi``."""
+    objects = (*listing.tiles.values(), listing.thumbnail, listing.record)
+    return [*(info.key for info in objects if info is not None), *(ref.sheets_prefix + path for path in listing.foreign)]
+
+
+def _surplus(ref: UploadRef, listing: Listing, state: SheetState, options: UploadOptions) -> list[str]:
+    """What no sheet of this size has."""
+    surplus = [ref.sheets_prefix + path for path in listing.foreign]
+    if state.width and state.height:
+        pyramid = Pyramid(state.width, state.height, options.tile_size, options.overlap)
+        surplus += [info.key for name, info in listing.tiles.items() if not is_tile_of(pyramid, name)]
+    return surplus
+
+
+def _sentence(report: SheetReport) -> str:
+    counts = ((report.missing_count, report.missing, "missing"), (report.empty_count, report.empty, "empty"))
+    wrong = [f"{count:,} of {report.expected:,} tiles {what}, the first is {names[0]}" for count, names, what in counts if count]
+    return "; ".join([*wrong, *report.problems])[:500]
 
 
 def _committed(bucket: Bucket, ref: UploadRef, number: int) -> SheetRecord | None:
@@ -67,6 +162,10 @@ def _committed(bucket: Bucket, ref: UploadRef, number: int) -> SheetRecord | Non
         bucket.head(ref.descriptor(number))
         record = from_json(SheetRecord, bucket.get(ref.sheet_record(number)).body)
     except ObjectMissing:
+        return None
+    except ValueError as error:
+        logger.warning("sheet.json cannot be read, the sheet is tiled again: %s", error, extra={"ref": str(ref), "sheet": number})
+        bucket.delete([ref.descriptor(number)])
         return None
     # Not for the workflow: with these, 2,000 sheets would come near the 2 MB that Temporal takes.
     return replace(record, digest="", engines={})
@@ -76,4 +175,7 @@ def _manifest(bucket: Bucket, ref: UploadRef) -> Snapshot | None:
     try:
         return from_json(Snapshot, bucket.get(ref.manifest).body)
     except ObjectMissing:
+        return None
+    except ValueError as error:
+        logger.warning("manifest.json cannot be read, the progress is rebuilt: %s", error, extra={"ref": str(ref)})
         return None

@@ -108,6 +108,20 @@ class UploadRecord:
 
 
 @dataclass(frozen=True)
+class KeyRecord:
+    """``keys/{sha256 of Idempotency-Key}.json``.
+
+    Args:
+        upload: What the key's first request became.
+        sha256: Digest of its body, hexadecimal.
+    """
+
+    upload: str
+    sha256: str
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True)
 class SheetRecord:
     """``sheet.json``: what a committed sheet holds.
 
@@ -177,6 +191,48 @@ class SheetState:
 
 
 @dataclass(frozen=True)
+class Forecast:
+    """What an upload will take, said before the work; ``activities.forecast`` makes it and says what it rests on.
+
+    Args:
+        tiles: Of all sheets, exactly.
+        puts: Objects to be written: tiles, and what else lies in the bucket beside ``source.pdf``.
+        bytes_low: Of all tiles together, probably at least.
+        bytes_high: Probably at most.
+        seconds: From the count of the pages to the end, about.
+        class_a: Operations of the dear kind, the PUTs among them.
+        class_b: Operations of the cheap kind: reads.
+        dollars: What these operations cost; storage is not in it.
+        price_class_a: Dollars for a million operations of this class.
+        price_class_b: Dollars for a million operations of this class.
+    """
+
+    tiles: int
+    puts: int
+    bytes_low: int
+    bytes_high: int
+    seconds: float
+    class_a: int
+    class_b: int
+    dollars: float
+    price_class_a: float
+    price_class_b: float
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What an upload really took; ``activities.forecast.receipt`` says what is counted. The names are those of the forecast."""
+
+    tiles: int
+    puts: int
+    bytes: int
+    seconds: float
+    class_a: int
+    class_b: int
+    dollars: float
+
+
+@dataclass(frozen=True)
 class Snapshot:
     """The progress of an upload, or, with only some of its sheets, a change of it. Also ``manifest.json``.
 
@@ -194,6 +250,10 @@ class Snapshot:
         warning: What an operator should know now.
         reason: Why the upload failed: the name of an error.
         detail: The sentence that goes with it.
+        forecast: What it will take, once the pages are counted.
+        receipt: What it took, as of its last end.
+        sheet_puts: Objects written for its sheets so far; a sheet that was made again counts again.
+        processing_seconds: How long it has been ``processing`` so far, in all its runs.
         sheets: By number.
     """
 
@@ -210,6 +270,10 @@ class Snapshot:
     warning: str | None = None
     reason: str | None = None
     detail: str | None = None
+    forecast: Forecast | None = None
+    receipt: Receipt | None = None
+    sheet_puts: int = 0
+    processing_seconds: float = 0.0
     sheets: tuple[SheetState, ...] = ()
     schema: int = SCHEMA
 

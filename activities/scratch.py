@@ -4,6 +4,7 @@
     lock                    held by the one worker that uses the directory
     sources/{upload}.pdf    fetched once per upload
     pages/{upload}-...      one directory per tiled page, published by rename
+    uploads/{upload}        REF: whose pages and PDF these are
     *.part                  not published: removed at the next start
 
 ``{upload}`` is a digest of REF, for names on a disk are shorter than keys.
@@ -16,7 +17,7 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
@@ -51,7 +52,8 @@ class Scratch:
     def __init__(self, directory: Path, limit_bytes: int) -> None:
         self._sources = directory / "sources"
         self._pages = directory / "pages"
-        for path in (self._sources, self._pages):
+        self._refs = directory / "uploads"
+        for path in (self._sources, self._pages, self._refs):
             path.mkdir(parents=True, exist_ok=True)
         self._limit_bytes = limit_bytes
         self._lock = (directory / "lock").open("w")
@@ -75,7 +77,7 @@ class Scratch:
     def clean(self) -> None:
         """Removes pages and sources that nobody came back for."""
         now = time.time()
-        for directory, age_s in ((self._pages, PAGE_AGE_S), (self._sources, SOURCE_AGE_S)):
+        for directory, age_s in ((self._pages, PAGE_AGE_S), (self._sources, SOURCE_AGE_S), (self._refs, SOURCE_AGE_S)):
             for path in directory.iterdir():
                 with suppress(FileNotFoundError):  # uploaded meanwhile
                     if path.name not in self._users and now - path.stat().st_mtime > age_s:
@@ -91,6 +93,7 @@ class Scratch:
         """
         name = f"{_digest(ref)}.pdf"
         path = self._sources / name
+        self._note(ref)
         self._users[name] = self._users.get(name, 0) + 1
         try:
             async with self._fetching.setdefault(name, asyncio.Lock()):
@@ -118,9 +121,13 @@ class Scratch:
 
     def new_page(self, ref: UploadRef, sheet: int) -> Path:
         """An empty directory that is not published yet; ``sheet`` is 1-based."""
+        self._note(ref)
         path = self._pages / f"{_digest(ref)}-{sheet}-{secrets.token_hex(6)}.part"
         path.mkdir()
         return path
+
+    def _note(self, ref: UploadRef) -> None:
+        (self._refs / _digest(ref)).write_text(str(ref))
 
     def publish(self, page: Path) -> str:
         """Makes a finished page visible; returns its name."""
@@ -145,8 +152,23 @@ class Scratch:
         """Removes the pages of an upload, and its PDF unless an activity uses it."""
         digest = _digest(ref)
         sources = () if f"{digest}.pdf" in self._users else self._sources.glob(f"{digest}.*")
-        for path in (*sources, *self._pages.glob(f"{digest}-*")):
+        for path in (*sources, *self._pages.glob(f"{digest}-*"), self._refs / digest):
             _remove(path)
+
+    def uploads(self) -> dict[UploadRef, list[Path]]:
+        """What lies here of which upload, published or not."""
+        found = {}
+        for note in self._refs.iterdir():
+            with suppress(FileNotFoundError, ValueError):  # discarded meanwhile, or a killed worker was writing it
+                paths = [*self._sources.glob(f"{note.name}.*"), *self._pages.glob(f"{note.name}-*"), note]
+                found[UploadRef.parse(note.read_text())] = paths
+        return found
+
+    def remove_unused(self, paths: Iterable[Path]) -> None:
+        """Removes some of ``uploads``, but no PDF that an activity uses."""
+        for path in paths:
+            if path.name not in self._users:
+                _remove(path)
 
 
 def _fetch(bucket: Bucket, ref: UploadRef, record: UploadRecord, path: Path, stop: threading.Event) -> None:

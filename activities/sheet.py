@@ -3,20 +3,20 @@
 import asyncio
 import hashlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import wait
 from pathlib import Path
 
 from temporalio import activity
 
 from activities.attempt import BEAT_S, Attempt, check
-from activities.document import Host, read_upload
+from activities.document import Host, accepted_upload, read_upload
 from activities.dzi import Pyramid, tile_name
 from activities.errors import TilesMissing
 from activities.interface import DiscardScratch, TiledPage, TilePage, UploadActivities, UploadPage, host_queue
 from activities.keys import UploadRef
 from activities.records import SheetRecord, tiles_digest, to_json
-from activities.storage import Bucket, not_written
+from activities.storage import Bucket, ObjectInfo, not_written
 from activities.tilezip import THUMBNAIL, TILES, TileZip
 from activities.verify import Listing
 
@@ -87,7 +87,11 @@ class SheetActivities(UploadActivities):
             bucket.remove_unfinished(ref.sheet_prefix(number))  # of an attempt whose worker was killed
             bucket.put(ref.thumbnail(number), thumbnail)
             prefix = ref.tiles_prefix(number)
-            futures = [self._host.threads.submit(_put_tiles, bucket, prefix, pyramid, tiles, chunk, stop) for chunk in _chunks(pyramid)]
+            # What an earlier attempt has written, or a repair has left, need not be written again.
+            there = {} if bucket.is_directory else Listing.of(bucket, ref, number).tiles
+            futures = [
+                self._host.threads.submit(_put_tiles, bucket, prefix, pyramid, tiles, chunk, there, stop) for chunk in _chunks(pyramid)
+            ]
             try:
                 lines = [line for future in futures for line in future.result()]
             except BaseException:
@@ -116,6 +120,7 @@ class SheetActivities(UploadActivities):
         if not bucket.is_directory:
             _prove(Listing.of(bucket, ref, number), lines, len(thumbnail), len(body))
             check(stop)
+        accepted_upload(bucket, ref)  # a sheet that comes too late for a deletion must not be committed
         bucket.put_seen(ref.descriptor(number), pyramid.descriptor().encode())
         return record
 
@@ -135,7 +140,7 @@ def _prove(listing: Listing, lines: list[tuple[str, int, str]], thumbnail_bytes:
     tiles = listing.tiles
     lost = [name for name, size, _ in lines if name not in tiles or tiles[name].size != size]
     # An encrypted object's ETag (SSE-KMS) only looks like its MD5, and so would that of none be right.
-    md5s = {name for name, _, md5 in lines if name in tiles and (tiles[name].etag or "").strip('"') == md5}
+    md5s = {name for name, _, md5 in lines if name in tiles and _has_md5(tiles[name], md5)}
     if md5s and not lost:
         lost = [name for name, _, _ in lines if name not in md5s]
     if lost:
@@ -145,6 +150,10 @@ def _prove(listing: Listing, lines: list[tuple[str, int, str]], thumbnail_bytes:
             raise not_written(f"{name} of sheet {listing.number:,}")
 
 
+def _has_md5(info: ObjectInfo, md5: str) -> bool:
+    return (info.etag or "").strip('"') == md5
+
+
 def _chunks(pyramid: Pyramid) -> Iterator[list[tuple[int, int, int]]]:
     tiles = list(pyramid.tiles())
     for start in range(0, len(tiles), CHUNK):
@@ -152,14 +161,23 @@ def _chunks(pyramid: Pyramid) -> Iterator[list[tuple[int, int, int]]]:
 
 
 def _put_tiles(
-    bucket: Bucket, prefix: str, pyramid: Pyramid, tiles: TileZip, chunk: list[tuple[int, int, int]], stop: threading.Event
+    bucket: Bucket,
+    prefix: str,
+    pyramid: Pyramid,
+    tiles: TileZip,
+    chunk: list[tuple[int, int, int]],
+    there: Mapping[str, ObjectInfo],
+    stop: threading.Event,
 ) -> list[tuple[str, int, str]]:
-    """Writes some tiles; returns name, size and md5 of each."""
+    """Writes some tiles, unless they are there already; returns name, size and md5 of each."""
     lines = []
     for level, column, row in chunk:
         check(stop)
         name = tile_name(level, column, row)
         body = tiles.read(name) if name in tiles.names else tiles.blank(*pyramid.tile_rectangle(level, column, row)[2:])
-        bucket.put(prefix + name, body)
-        lines.append((name, len(body), hashlib.md5(body, usedforsecurity=False).hexdigest()))
+        md5 = hashlib.md5(body, usedforsecurity=False).hexdigest()
+        info = there.get(name)
+        if info is None or info.size != len(body) or not _has_md5(info, md5):
+            bucket.put(prefix + name, body)
+        lines.append((name, len(body), md5))
     return lines

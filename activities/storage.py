@@ -28,9 +28,9 @@ import os
 import re
 import threading
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -223,6 +223,23 @@ class Bucket:
             msg = f"the bucket directory {self._root} cannot be used: {error}"
             raise StorageUnavailable(msg) from error
 
+    def own_key(self, bucket: str, key: str) -> str | None:
+        """The key, as the methods here take it, of an object that somebody else names in full.
+
+        Args:
+            bucket: Its bucket's name. A directory has none, so that any name is taken for its own.
+            key: As it stands in the bucket, with whatever this one puts before every key.
+
+        Returns:
+            None for an object of another bucket, or outside of this one's prefix.
+        """
+        if self._s3 is None:
+            return key
+        prefix = f"{self._s3.prefix}/" if self._s3.prefix else ""
+        if bucket != self._s3.bucket or not key.startswith(prefix):
+            return None
+        return key.removeprefix(prefix)
+
     @property
     def is_directory(self) -> bool:
         """Whether it is a local directory: what that says it has written, it has."""
@@ -361,11 +378,16 @@ class Bucket:
                 for entry in batch:
                     yield _info(entry)
 
-    def directories(self, prefix: str) -> list[str]:
-        """The names directly below ``prefix`` that have something, or had, below them."""
+    def children(self, prefix: str) -> tuple[list[str], list[ObjectInfo]]:
+        """The names directly below ``prefix`` that have something, or had, below them; and the objects directly below it."""
         with self._named_errors(prefix), self._turn:
             result = obstore.list_with_delimiter(self._store, prefix)
-            return [path.rstrip("/").rsplit("/", 1)[-1] for path in result["common_prefixes"]]
+            directories = [path.rstrip("/").rsplit("/", 1)[-1] for path in result["common_prefixes"]]
+            return directories, [_info(entry) for entry in result["objects"]]
+
+    def directories(self, prefix: str) -> list[str]:
+        """The first half of ``children``."""
+        return self.children(prefix)[0]
 
     def delete(self, keys: Iterable[str]) -> None:
         """Removes objects, on an S3 server 1,000 in one request; one that is absent already is no error."""
@@ -382,18 +404,47 @@ class Bucket:
                 except (FileNotFoundError, NotFoundError):
                     continue
 
-    def remove_unfinished(self, prefix: str) -> None:
+    def remove_unfinished(self, prefix: str, *, before: datetime | None = None, deep: bool = True) -> int:
         """Removes what killed writes have left behind below ``prefix``; on an S3 server such an object does not exist.
 
         Args:
             prefix: Nobody else writes there now.
+            before: Unless that is unknown: then what was written last before.
+            deep: Everything below the prefix; else only what lies directly there.
+
+        Returns:
+            How many there were.
         """
         if self._root is None:
-            return
+            return 0
+        removed = 0
         with self._named_errors(prefix):
-            for path in (self._root / prefix).rglob("*#*"):
-                if _UNFINISHED.fullmatch(path.name):
-                    path.unlink(missing_ok=True)
+            directory = self._root / prefix
+            for path in directory.rglob("*#*") if deep else directory.glob("*#*"):
+                with suppress(FileNotFoundError):  # the write has ended meanwhile
+                    if _UNFINISHED.fullmatch(path.name) and (before is None or path.stat().st_mtime < before.timestamp()):
+                        path.unlink()
+                        removed += 1
+        return removed
+
+    def remove_empty_directories(self, prefix: str) -> None:
+        """Removes the directories at and below ``prefix`` that hold no object; an S3 server has none."""
+        if self._root is not None:
+            for path, _, _ in os.walk(self._root / prefix, topdown=False):
+                with suppress(OSError):  # it is not empty, or is gone
+                    Path(path).rmdir()
+
+    def last_written(self, prefix: str) -> datetime | None:
+        """When something below ``prefix`` was written last, in a directory also what is not finished; None if nothing is there."""
+        if self._root is None:
+            return max((info.modified for info in self.objects(prefix)), default=None)
+        newest = 0.0
+        with self._named_errors(prefix):
+            for path, _, names in os.walk(self._root / prefix):
+                for entry in (Path(path), *(Path(path, name) for name in names)):
+                    with suppress(FileNotFoundError):
+                        newest = max(newest, entry.stat().st_mtime)
+        return datetime.fromtimestamp(newest, UTC) if newest else None
 
     def sync(self) -> None:
         """Returns when everything written so far would survive a power cut; an S3 server promises that with every answer.

@@ -6,7 +6,6 @@ The expected tiles follow from ``sheet.json`` by arithmetic; one LIST of the she
 2. The bytes of every tile, by ``sheet.json``'s digest, where the LIST's ETags are MD5s, as on S3 and R2.
 3. Where they are none (a local directory; S3 with SSE-KMS, whose ETags look like MD5s), the bytes are proved only by ``deep``, which reads
    every tile back, compares the digest and decodes each JPEG, in another process (``activities.decode``).
-4. Objects right below ``sheets/`` are seen only by ``deep``: the LIST that names the sheets does not tell them.
 """
 
 import hashlib
@@ -60,7 +59,19 @@ _REQUEST = struct.Struct(">III")
 _KEPT_ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TMPDIR", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHOME")
 """All that a decoder gets to see: the bucket's keys are in the rest."""
 
+S = TypeVar("S")
 T = TypeVar("T")
+
+
+class Repair(StrEnum):
+    """What a reconcile would do about a sheet."""
+
+    TILE = "tile"
+    """Something of it is broken or missing: its ``.dzi`` is deleted, and, unless the upload was stopped, its page is tiled again."""
+    COUNT = "count"
+    """It is whole, but the progress does not have it ready: that is corrected."""
+    PRUNE = "prune"
+    """What no sheet owns is removed, and no more."""
 
 
 class Proof(StrEnum):
@@ -91,6 +102,7 @@ class SheetReport:
         verified: Whether it is ready and nothing is wrong.
         proof: What that rests on; None unless verified.
         reason: Why it failed, when the progress says so: the name of an error.
+        repair: What a reconcile would do about it; None if nothing.
     """
 
     number: int
@@ -107,11 +119,17 @@ class SheetReport:
     verified: bool = False
     proof: Proof | None = None
     reason: str | None = None
+    repair: Repair | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it has all that it should; what else lies there does not count."""
+        return not (self.missing_count or self.empty_count or self.problems)
 
     @property
     def is_wrong(self) -> bool:
         """Whether something was found that should not be; a sheet that failed by name, or is not done yet, is not wrong."""
-        return bool(self.missing_count or self.foreign_count or self.empty_count or self.problems)
+        return bool(self.foreign_count) or not self.is_whole
 
 
 @dataclass(frozen=True)
@@ -181,19 +199,17 @@ def verify_upload(
     is_final = progress is not None and progress.status.is_final
     if progress is not None and not progress.total_pages:
         progress = None  # a run that has not looked yet, or was terminated and is forgotten, knows less than the bucket
-    names = bucket.directories(ref.sheets_prefix)
+    names, loose = bucket.children(ref.sheets_prefix)
     begun = {number for name in names if (number := sheet_of_directory(name))}
     states = {state.number: state for state in progress.sheets} if progress else {}
     numbers = states.keys() | {number for number in begun if progress is None or number <= progress.total_pages}
     if progress:
         problems += _contradictions(progress, states)
     foreign = _Names()
+    foreign.add(sorted(info.key.removeprefix(ref.sheets_prefix) for info in loose))
     for name in sorted(names):
         if sheet_of_directory(name) not in numbers:
             foreign.add(sorted(info.key.removeprefix(ref.sheets_prefix) for info in bucket.objects(f"{ref.sheets_prefix}{name}/")))
-    if deep:
-        below = (info.key.removeprefix(ref.sheets_prefix) for info in bucket.objects(ref.sheets_prefix))
-        foreign.add(sorted(path for path in below if "/" not in path))
 
     def verify(number: int) -> SheetReport | None:
         state = states.get(number)
@@ -203,11 +219,11 @@ def verify_upload(
         is_ready = listing.descriptor is not None if progress is None else state is not None and state.status is SheetStatus.READY
         if is_ready:
             return verify_sheet(bucket, ref, listing, state, options, deep=deep)
-        return _not_ready(listing, state, is_final=is_final)
+        return _not_ready(bucket, ref, listing, state, options, is_final=is_final)
 
     total = verified = wrong = expected = found = missing = empty = 0
     foreign_count, proof = foreign.count, None
-    for report in _in_window(verify, sorted(numbers)):
+    for report in in_window(verify, sorted(numbers)):
         if report is None:
             continue
         yield report
@@ -241,7 +257,14 @@ def verify_upload(
 
 
 def verify_sheet(
-    bucket: Bucket, ref: UploadRef, listing: "Listing", state: SheetState | None, options: UploadOptions | None, *, deep: bool
+    bucket: Bucket,
+    ref: UploadRef,
+    listing: "Listing",
+    state: SheetState | None,
+    options: UploadOptions | None,
+    *,
+    deep: bool,
+    refuse_newer: bool = False,
 ) -> SheetReport:
     """Verifies one sheet that should be whole; blocks.
 
@@ -252,14 +275,16 @@ def verify_sheet(
         state: What the progress says of it, if there is any.
         options: What was asked for, if ``upload.json`` can be read.
         deep: Whether to read every tile back and decode it.
+        refuse_newer: Whether a ``sheet.json`` of a newer release is an error, and not just something wrong.
 
     Raises:
+        NewerSchema: If that was asked for.
         BucketError: The bucket failed.
     """
     number, problems = listing.number, list[str]()
-    record = _read(bucket, SheetRecord, ref.sheet_record(number), problems, required=True)
+    record = _read(bucket, SheetRecord, ref.sheet_record(number), problems, required=True, refuse_newer=refuse_newer)
     pyramid = _geometry(number, record, state, options, problems)
-    tiles = {name: info for name, info in listing.tiles.items() if pyramid is None or _has(pyramid, name)}
+    tiles = {name: info for name, info in listing.tiles.items() if pyramid is None or is_tile_of(pyramid, name)}
     prefix = ref.tiles_prefix(number).removeprefix(ref.sheets_prefix)
     foreign = _Names()
     foreign.add(sorted([*listing.foreign, *(prefix + name for name in listing.tiles.keys() - tiles.keys())]))
@@ -297,12 +322,19 @@ def verify_sheet(
         empty_count=empty.count,
         problems=tuple(problems),
     )
-    return report if report.is_wrong else replace(report, verified=True, proof=proof)
+    if report.is_wrong:
+        return replace(report, repair=Repair.PRUNE if report.is_whole else Repair.TILE)
+    return replace(report, verified=True, proof=proof)
 
 
-def _not_ready(listing: "Listing", state: SheetState | None, *, is_final: bool) -> SheetReport:
+def _not_ready(
+    bucket: Bucket, ref: UploadRef, listing: "Listing", state: SheetState | None, options: UploadOptions | None, *, is_final: bool
+) -> SheetReport:
     """A sheet that nobody says is done: what is there of it may be half of it."""
     status = state.status if state else SheetStatus.PENDING
+    repair = Repair.PRUNE if listing.foreign or (is_final and not listing.is_empty) else None
+    if listing.descriptor is not None:
+        repair = Repair.COUNT if verify_sheet(bucket, ref, listing, state, options, deep=False).is_whole else Repair.TILE
     foreign = _Names()
     foreign.add(sorted(listing.foreign))
     is_late = is_final and listing.descriptor is not None
@@ -314,6 +346,7 @@ def _not_ready(listing: "Listing", state: SheetState | None, *, is_final: bool) 
         foreign_count=foreign.count,
         problems=(f"its .dzi says that it is committed, the progress says {status}",) if is_late else (),
         reason=state.reason if state else None,
+        repair=repair,
     )
 
 
@@ -401,7 +434,7 @@ def _missing_object(key: str) -> str:
     return f"{key.rsplit('/', 1)[-1]} is missing"
 
 
-def _read(bucket: Bucket, kind: type[T], key: str, problems: list[str], *, required: bool = False) -> T | None:
+def _read(bucket: Bucket, kind: type[T], key: str, problems: list[str], *, required: bool = False, refuse_newer: bool = False) -> T | None:
     """A record, or None and what is wrong with it."""
     try:
         return from_json(kind, bucket.get(key).body)
@@ -409,6 +442,8 @@ def _read(bucket: Bucket, kind: type[T], key: str, problems: list[str], *, requi
         if required:
             problems.append(_missing_object(key))
     except (ValueError, NewerSchema) as error:
+        if refuse_newer and isinstance(error, NewerSchema):
+            raise
         problems.append(f"{key.rsplit('/', 1)[-1]} cannot be read: {error}")
     return None
 
@@ -434,8 +469,10 @@ def _geometry(
             (options, "upload.json", ("tile_size", "overlap", "quality")),
             (state, "the progress", ("width", "height", "dpi", "scaled", "tiles", "bytes")),
         ):
-            told += [(name, getattr(record, name), getattr(source, name), where) for name in names if source is not None]
-        problems += [f"sheet.json says {name} {ours!r}, {where} says {theirs!r}" for name, ours, theirs, where in told if ours != theirs]
+            # What the progress does not say (None), of a sheet that it does not have ready, cannot be contradicted.
+            theirs = {name: value for name in names if (value := getattr(source, name, None)) is not None}
+            told += [(name, getattr(record, name), value, where) for name, value in theirs.items()]
+        problems += [f"sheet.json says {name} {ours!r}, {where} says {other!r}" for name, ours, other, where in told if ours != other]
         numbers = (record.width, record.height, record.tile_size, record.overlap)
         if all(type(value) is int for value in numbers):
             try:
@@ -449,7 +486,8 @@ def _geometry(
     return None
 
 
-def _has(pyramid: Pyramid, name: str) -> bool:
+def is_tile_of(pyramid: Pyramid, name: str) -> bool:
+    """Whether the pyramid has the tile called ``{level}/{col}_{row}.jpeg``."""
     tile = parse_tile_name(name)
     return tile is not None and pyramid.has_tile(*tile)
 
@@ -600,13 +638,13 @@ class Decoder:
         self._end()
 
 
-def _in_window(verify: Callable[[int], T], numbers: Iterable[int]) -> Generator[T, None, None]:
+def in_window(work: Callable[[S], T], items: Iterable[S]) -> Generator[T, None, None]:
     """``map``, by some threads that are never far ahead of whoever takes the results."""
     waiting: deque[Future[T]] = deque()
     with ThreadPoolExecutor(THREADS, thread_name_prefix="verify") as threads:
         try:
-            for number in numbers:
-                waiting.append(threads.submit(verify, number))
+            for item in items:
+                waiting.append(threads.submit(work, item))
                 if len(waiting) > THREADS:
                     yield waiting.popleft().result()
             while waiting:

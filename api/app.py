@@ -38,14 +38,17 @@ from activities.keys import ID_PATTERN, PlanRef, UploadRef
 from activities.records import SheetStatus, UploadRecord, UploadStatus
 from activities.storage import Bucket
 from api.events import Hub
+from api.notices import Notices, unreadable_events
 from api.problems import HANDLERS, named_problem
+from api.push import PATH as PUSH_PATH
+from api.push import Push
 from api.runs import QUERY_TIMEOUT_S, NoRun, Runs
 from api.settings import ApiSettings, is_loopback
 from api.status import Known, Status, full_document, list_entry
 from api.tiles import Tiles, is_unchanged
 from api.uploads import Uploads
 from api.verify import Verifier
-from workflows.messages import SheetNumbers
+from workflows.messages import Reconcile, SheetNumbers
 
 logger = logging.getLogger(__name__)
 
@@ -76,15 +79,20 @@ class Api:
         self._uploads = Uploads(bucket, self._status, self._runs, settings.max_file_bytes)
         self._tiles = Tiles(bucket, self._status)
         self._verifier = Verifier(bucket, self._status)
+        self._notices = Notices(bucket, self._status, self._runs, attempts=settings.events_attempts, gather_s=settings.events_gather_s)
+        self._push = Push(self._notices, settings.events_secrets) if settings.events_secrets else None
 
     def routes(self) -> list[Route | Mount]:
         """Every address of the API and the page."""
-        uploads = "/v1/organizations/{organization}/projects/{project}/plans/{plan}/uploads"
+        plan = "/v1/organizations/{organization}/projects/{project}/plans/{plan}"
+        uploads = f"{plan}/uploads"
         upload = f"{uploads}/{{upload}}"
         return [
+            Route(f"{plan}/reconcile", self.reconcile_plan, methods=["POST"]),
             Route(uploads, self.create, methods=["POST"]),
             Route(uploads, self.list_uploads, methods=["GET"]),
             Route(upload, self.show, methods=["GET"]),
+            Route(upload, self.delete, methods=["DELETE"]),
             Route(f"{upload}/events", self.events, methods=["GET"]),
             Route(f"{upload}/verify", self.verify, methods=["GET"]),
             Route(f"{upload}/cancel", self.cancel, methods=["POST"]),
@@ -92,6 +100,8 @@ class Api:
             Route(f"{upload}/sheets/{{sheet}}/prioritize", self.prioritize, methods=["POST"]),
             Route(f"{upload}/sheets/{{sheet}}/retry", self.retry, methods=["POST"]),
             Route(f"{upload}/sheets/{{path:path}}", self.sheet_object, methods=["GET"]),
+            *([Route(PUSH_PATH, self._push.respond, methods=["POST"])] if self._push else []),
+            Route("/v1/events/unreadable", self.unreadable, methods=["GET"]),
             Route("/livez", self.live, methods=["GET"]),
             Route("/readyz", self.ready, methods=["GET"]),
             Route("/", self.page, methods=["GET"]),
@@ -103,6 +113,7 @@ class Api:
         """Ends watchers and writes when the server stops."""
         yield
         await self._hub.close()
+        await self._notices.close()
         await self._uploads.close()
 
     async def create(self, request: Request) -> Response:
@@ -111,16 +122,19 @@ class Api:
 
     async def list_uploads(self, request: Request) -> Response:
         """The plan's uploads, newest first."""
-        plan, limit = _plan(request), _limit(request)
-        names = await asyncio.to_thread(self._bucket.directories, plan.uploads_prefix)
-        newest = sorted(filter(ID_PATTERN.fullmatch, names), reverse=True)
+        newest, limit = await self._newest(_plan(request)), _limit(request)
         entries: list[dict[str, object]] = []
         reader = _ListReader(self._status)
         while newest and len(entries) < limit:
             batch, newest = newest[: limit - len(entries)], newest[limit - len(entries) :]
-            refs = [UploadRef(plan.organization, plan.project, plan.plan, name) for name in batch]
-            entries += [entry for entry in await asyncio.gather(*map(reader.entry, refs)) if entry is not None]
+            entries += [entry for entry in await asyncio.gather(*map(reader.entry, batch)) if entry is not None]
         return JSONResponse({"uploads": entries}, headers={"Cache-Control": "no-cache"})
+
+    async def _newest(self, plan: PlanRef) -> list[UploadRef]:
+        """What may be an upload of the plan, newest first."""
+        names = await asyncio.to_thread(self._bucket.directories, plan.uploads_prefix)
+        newest = sorted(filter(ID_PATTERN.fullmatch, names), reverse=True)
+        return [UploadRef(plan.organization, plan.project, plan.plan, name) for name in newest]
 
     async def show(self, request: Request) -> Response:
         """The whole progress of an upload."""
@@ -170,10 +184,41 @@ class Api:
             raise AlreadyFinished(msg) from error
 
     async def reconcile(self, request: Request) -> Response:
-        """Compares the progress with what the bucket holds, also of an upload that has ended."""
-        ref = _upload(request)
+        """Makes the progress agree with what the bucket holds, also of an upload that has ended; a dry run only says what it would do."""
+        ref, options = _upload(request), Reconcile(deep=_flag(request, "deep"))
+        if _flag(request, "dryRun"):
+            return await self._verifier.respond(ref, deep=options.deep)
         await self._status.record(ref)
-        await self._runs.reopen(ref, "force_reconcile")
+        await self._runs.reopen(ref, "force_reconcile", options)
+        return _accepted(ref)
+
+    async def reconcile_plan(self, request: Request) -> Response:
+        """The same for every upload of a plan."""
+        plan, options = _plan(request), Reconcile(deep=_flag(request, "deep"))
+        slots = asyncio.Semaphore(READS_AT_ONCE)
+
+        async def reopen(ref: UploadRef) -> str | None:
+            async with slots:
+                try:
+                    await self._status.record(ref)
+                except UploadNotFound:
+                    return None
+                await self._runs.reopen(ref, "force_reconcile", options)
+            return str(ref)
+
+        refs = [ref for ref in await asyncio.gather(*map(reopen, await self._newest(plan))) if ref]
+        return JSONResponse({"plan": str(plan), "refs": refs}, HTTPStatus.ACCEPTED, {"Cache-Control": "no-store"})
+
+    async def delete(self, request: Request) -> Response:
+        """Removes an upload and all its sheets for good; asking twice is no error."""
+        ref = _upload(request)
+        await self._status.mark_deleted(ref)
+        self._hub.end(ref)
+        try:
+            await self._runs.delete(ref)
+        except TemporalUnavailable as error:
+            # It is gone for everybody, and the sweep finds its mark.
+            logger.warning("the removal of a deleted upload is not started yet", extra={"ref": str(ref), "problem": str(error)})
         return _accepted(ref)
 
     async def prioritize(self, request: Request) -> Response:
@@ -208,6 +253,11 @@ class Api:
     async def sheet_object(self, request: Request) -> Response:
         """A thumbnail, descriptor or tile."""
         return await self._tiles.respond(_upload(request), request.path_params["path"], request)
+
+    async def unreadable(self, _: Request) -> Response:
+        """What came as an event of R2, was none, and is kept aside; newest first."""
+        events = await asyncio.to_thread(unreadable_events, self._bucket)
+        return JSONResponse({"unreadable": events}, headers={"Cache-Control": "no-cache"})
 
     async def live(self, _: Request) -> Response:
         """The process answers."""
@@ -271,11 +321,17 @@ class Guard:
 
     Without authentication, whoever reaches the server may use it. A page of another site in this machine's browser must not: neither by
     a name of its own that leads to this address (DNS rebinding), nor by posting to it. Programs that are no browser send neither header.
+
+    Args:
+        app: What is guarded.
+        host: The name it is reached as.
+        signed: Paths that let in nothing without a signature, under any name and from anywhere.
     """
 
-    def __init__(self, app: ASGIApp, host: str) -> None:
+    def __init__(self, app: ASGIApp, host: str, signed: frozenset[str] = frozenset()) -> None:
         self._app = app
         self._host = host
+        self._signed = signed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes the request on, or answers with a problem."""
@@ -293,7 +349,7 @@ class Guard:
                 headers.setdefault("Cache-Control", "no-cache")
             await send(message)
 
-        error = self._refusal(scope["method"], Headers(scope=scope))
+        error = None if scope["path"] in self._signed else self._refusal(scope["method"], Headers(scope=scope))
         app: ASGIApp = self._app if error is None else named_problem(error, scope["path"])
         await app(scope, receive, send_guarded)
 
@@ -328,7 +384,7 @@ def create_app(bucket: Bucket, connect: Callable[[], Awaitable[Client]], setting
     api = Api(bucket, connect, settings)
     return Starlette(
         routes=api.routes(),
-        middleware=[Middleware(Guard, host=settings.host)],
+        middleware=[Middleware(Guard, host=settings.host, signed=frozenset({PUSH_PATH} if settings.events_secrets else ()))],
         exception_handlers=HANDLERS,
         lifespan=api.lifespan,
     )

@@ -23,6 +23,7 @@ from api.client import (
     Server,
     Unavailable,
     WrongUse,
+    plan_path,
     upload_path,
     uploads_path,
 )
@@ -34,6 +35,7 @@ from api.views import (
     View,
     file_size,
     print_json,
+    repair_report,
     say,
     sheet_failure,
     sheet_name,
@@ -55,9 +57,10 @@ REF is org/project/plan/upload, as `sitelink upload` and `sitelink list` print i
 """
 EXIT_CODES = """\
 exit codes:
-  0    the upload is complete. From status: complete, or still running; from list, cancel, reconcile and retry: the server agreed;
-       from verify: nothing is wrong
-  1    the upload is partial, failed or cancelled, or the server refused the file or the request; from verify: something is wrong
+  0    the upload is complete. From status: complete, or still running; from list, cancel, reconcile, retry and delete: the server agreed;
+       from verify and reconcile --dry-run: nothing is wrong; from events: every one could be read
+  1    the upload is partial, failed or cancelled, or the server refused the file or the request;
+       from verify and reconcile --dry-run: something is wrong; from events: some are kept aside
   2    wrong use: a malformed REF, a missing file, an option out of its range
   3    the server was not reached; with --bucket, the bucket
   130  interrupted by Ctrl-C; an accepted upload goes on
@@ -166,6 +169,8 @@ def watch(server: Server, ref: UploadRef, view: View, *, reached: bool = False) 
         return INTERRUPTED
     if not isinstance(view, JsonView):
         say(view.progress.summary())
+        if forecast := view.progress.forecast:
+            say(forecast)
         print(server.page(ref))
     return outcome(view.progress.head["status"])
 
@@ -220,6 +225,8 @@ def status_command(server: Server, arguments: argparse.Namespace) -> int:
     print(arguments.ref)
     say(f"  {document['fileName']}, {file_size(document['sizeBytes'])}, {document['createdAt']}")
     say(f"  {progress.summary()}")
+    if forecast := progress.forecast:
+        say(f"  {forecast}")
     if document["warning"]:
         say(f"  warning: {document['warning']}")
     for sheet in progress.sheets_in("tiling", "uploading"):
@@ -230,18 +237,65 @@ def status_command(server: Server, arguments: argparse.Namespace) -> int:
     return outcome(document["status"])
 
 
-def ask_command(server: Server, arguments: argparse.Namespace) -> int:
-    """``sitelink cancel`` and ``sitelink reconcile``."""
-    _ask(server, arguments, arguments.command, arguments.command)
+def cancel_command(server: Server, arguments: argparse.Namespace) -> int:
+    """``sitelink cancel``."""
+    _ask(server, arguments, "cancel", "cancel")
+    return COMPLETE
+
+
+def reconcile_command(server: Server, arguments: argparse.Namespace) -> int:
+    """``sitelink reconcile``: an upload, or each of a plan."""
+    target: UploadRef | PlanRef = arguments.target
+    if arguments.dry_run:
+        return _dry_run(server, arguments)
+    path = upload_path(target) if isinstance(target, UploadRef) else plan_path(target)
+    answer = server.request("POST", f"{path}/reconcile", deep=arguments.deep)
+    if arguments.json:
+        print_json("accepted", answer)
+        return COMPLETE
+    for ref in [target] if isinstance(target, UploadRef) else answer["refs"]:
+        print(f"asked to reconcile: sitelink watch {ref}")
+    return COMPLETE
+
+
+def _dry_run(server: Server, arguments: argparse.Namespace) -> int:
+    target: UploadRef | PlanRef = arguments.target
+    refs = [target] if isinstance(target, UploadRef) else _uploads_of(server, target)
+    right = True
+    for ref in refs:
+        for report in server.dry_run(ref, deep=arguments.deep):
+            is_sheet = "number" in report
+            if arguments.json:
+                print_json("sheet" if is_sheet else "upload", report)
+            else:
+                for line in repair_report(report) if is_sheet else (str(ref), *upload_report(report)):
+                    say(line)
+            right = right and (is_sheet or report["verified"])
+    return COMPLETE if right else NOT_COMPLETE
+
+
+def _uploads_of(server: Server, plan: PlanRef) -> list[UploadRef]:
+    return [UploadRef.parse(upload["ref"]) for upload in server.request("GET", f"{uploads_path(plan)}?limit=200")["uploads"]]
+
+
+def delete_command(server: Server, arguments: argparse.Namespace) -> int:
+    """``sitelink delete``."""
+    answer = server.request("DELETE", upload_path(arguments.ref))
+    if arguments.json:
+        print_json("accepted", answer)
+    else:
+        print(f"deleted: {arguments.ref}; what it holds in the bucket is being removed")
     return COMPLETE
 
 
 def retry_command(server: Server, arguments: argparse.Namespace) -> int:
-    """``sitelink retry``: the sheets named, or every failed one."""
+    """``sitelink retry``: the sheets named, or every failed one; of a cancelled upload, all that was not done."""
     sheets = arguments.sheets
     if not sheets:
         document = server.request("GET", upload_path(arguments.ref))
         sheets = [sheet["number"] for sheet in document["sheets"] if sheet["status"] == "failed"]
+        if document["status"] == "cancelled":  # to ask for one resumes it
+            sheets += [sheet["number"] for sheet in document["sheets"] if sheet["status"] == "pending"][:1]
     if not sheets:
         print("no sheet has failed", file=sys.stderr)
     for number in sheets:
@@ -289,6 +343,20 @@ def list_command(server: Server, arguments: argparse.Namespace) -> int:
     return COMPLETE
 
 
+def events_command(server: Server, arguments: argparse.Namespace) -> int:
+    """``sitelink events``: what came as an event of R2 and is none, newest first."""
+    kept = server.request("GET", "/v1/events/unreadable")["unreadable"]
+    for event in kept:
+        if arguments.json:
+            print_json("unreadable", event)
+        else:
+            say(f"{event['keptAt']}  {event['attempts']} attempts  {event['error']}")
+            say(f"  {event['key']}")
+    if not kept and not arguments.json:
+        print("every event could be read")
+    return NOT_COMPLETE if kept else COMPLETE
+
+
 # The arguments
 
 
@@ -314,21 +382,27 @@ def build_parser() -> argparse.ArgumentParser:
     for name, run, summary in (
         ("watch", watch_command, "show an upload until its end"),
         ("status", status_command, "say how an upload stands now"),
-        ("reconcile", ask_command, "compare the progress with what the bucket holds, and repair it"),
-        ("cancel", ask_command, "stop an upload"),
-        ("retry", retry_command, "try failed sheets again"),
+        ("cancel", cancel_command, "stop an upload"),
+        ("retry", retry_command, "try failed sheets again, or resume a cancelled upload"),
+        ("delete", delete_command, "remove an upload and all its sheets for good; asks nothing"),
     ):
         command = add(name, run, summary)
         command.add_argument("ref", type=ref, metavar="REF")
         if name == "retry":
             meaning = "3 or sheet-3; every failed one if none is named"
             command.add_argument("sheets", type=_telling(_sheet), nargs="*", metavar="SHEET", help=meaning)
+    reconcile = add("reconcile", reconcile_command, "make the progress agree with what the bucket holds, and repair that")
+    target = _telling(lambda text: UploadRef.parse(text) if text.count("/") == 3 else PlanRef.parse(text))
+    reconcile.add_argument("target", type=target, metavar="REF", help="an upload, or org/project/plan for each of a plan's")
+    reconcile.add_argument("--dry-run", action="store_true", help="only say what it would do")
+    reconcile.add_argument("--deep", action="store_true", help="read every tile back and decode it: finds wrong bytes in a directory, too")
     verify = add("verify", verify_command, "prove that the bucket holds every tile; changes nothing")
     verify.add_argument("ref", type=ref, metavar="REF")
     verify.add_argument("--deep", action="store_true", help="read every tile back and decode it: proves the bytes in a directory, too")
     verify.add_argument("--bucket", action="store_true", help="look into the bucket itself: needs neither server nor Temporal")
     listing = add("list", list_command, "list a plan's uploads, newest first")
     listing.add_argument("plan", type=plan, nargs="?", default=DEFAULT_PLAN, metavar="ORG/PROJECT/PLAN")
+    add("events", events_command, "list what came as an R2 event and could not be read")
     return parser
 
 

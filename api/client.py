@@ -248,16 +248,22 @@ class Server:
         """The address of the upload's page."""
         return f"{self.url}/?ref={ref}"
 
-    def request(self, method: str, path: str) -> dict[str, Any]:
+    def request(self, method: str, path: str, **params: bool) -> dict[str, Any]:
         """Sends a request without a body; the JSON object that answers it."""
         with self._named_errors():
-            return self._answer(self._client.request(method, path))
+            return self._answer(self._client.request(method, path, params=params))
 
     def verify(self, ref: UploadRef, *, deep: bool) -> Iterator[dict[str, Any]]:
         """Asks whether the bucket holds all that it should: the report of each sheet, then the upload's."""
+        return self._reports("GET", f"{upload_path(ref)}/verify", {"deep": deep})
+
+    def dry_run(self, ref: UploadRef, *, deep: bool) -> Iterator[dict[str, Any]]:
+        """Asks what a reconcile would do: the same reports, each sheet's with its ``repair``."""
+        return self._reports("POST", f"{upload_path(ref)}/reconcile", {"deep": deep, "dryRun": True})
+
+    def _reports(self, method: str, path: str, params: Mapping[str, bool]) -> Iterator[dict[str, Any]]:
         with self._named_errors():
-            path = f"{upload_path(ref)}/verify"
-            document = self._answer(self._client.get(path, params={"deep": deep}, timeout=VERIFY_SILENCE_S))
+            document = self._answer(self._client.request(method, path, params=params, timeout=VERIFY_SILENCE_S))
         sheets = document.pop("sheets", None)
         if not isinstance(sheets, list) or "verified" not in document:
             raise self._foreign()
@@ -334,9 +340,14 @@ class Server:
             raise NotReached(msg, connected=True) from error
 
 
+def plan_path(plan: PlanRef) -> str:
+    """The address of a plan."""
+    return f"/v1/organizations/{plan.organization}/projects/{plan.project}/plans/{plan.plan}"
+
+
 def uploads_path(plan: PlanRef) -> str:
     """The address of a plan's uploads."""
-    return f"/v1/organizations/{plan.organization}/projects/{plan.project}/plans/{plan.plan}/uploads"
+    return f"{plan_path(plan)}/uploads"
 
 
 def upload_path(ref: UploadRef) -> str:

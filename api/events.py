@@ -84,12 +84,16 @@ class Watcher:
         return self._frames[since]
 
     def _publish(self, snapshot: Snapshot | None, *, certain: bool = True, final: bytes | None = None, gone: bool = False) -> None:
-        if (snapshot, certain, final, gone) == (self.snapshot, self.certain, self.final, self.gone):
+        if self.gone or (snapshot, certain, final, gone) == (self.snapshot, self.certain, self.final, self.gone):
             return
         self.snapshot, self.certain, self.final, self.gone = snapshot, certain, final, gone
         self._frames.clear()
         changed, self.changed = self.changed, asyncio.Event()
         changed.set()
+
+    def end(self) -> None:
+        """The upload was deleted: every stream ends, and who comes back is told that there is no such upload."""
+        self._publish(self.snapshot, gone=True)
 
     async def run(self) -> None:
         """Watches until the run is over or this task is cancelled; no failure ends it."""
@@ -118,7 +122,7 @@ class Watcher:
         try:
             known = await self._status.explained(self.ref, await self._status.read(self.ref))
         except UploadNotFound:
-            self._publish(self.snapshot, gone=True)
+            self.end()
             return None
         except SiteLinkError as error:  # the bucket fails, or holds what only a newer release can read
             if self.snapshot is not None:
@@ -180,6 +184,11 @@ class Hub:
         if watcher.subscribers == 0 and entry is not None and entry[0] is watcher:
             del self._watchers[watcher.ref]
             entry[1].cancel()
+
+    def end(self, ref: UploadRef) -> None:
+        """Ends the streams of an upload that was deleted."""
+        if entry := self._watchers.get(ref):
+            entry[0].end()
 
     async def close(self) -> None:
         """Ends all watching."""

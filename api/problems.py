@@ -30,6 +30,7 @@ STATUS: dict[type[errors.SiteLinkError], int] = {
     errors.AlreadyFinished: 409,
     errors.ForeignHost: 421,
     errors.ForeignOrigin: 403,
+    errors.BadSignature: 401,
     errors.BucketError: 503,
     errors.TemporalUnavailable: 503,
     errors.SiteLinkError: 500,
@@ -39,9 +40,17 @@ STATUS: dict[type[errors.SiteLinkError], int] = {
 RETRY_AFTER_S = 5
 
 
-def problem(error_type: str, title: str, status: int, detail: str, instance: str, headers: Mapping[str, str] | None = None) -> Response:
-    """One problem document."""
-    body = {"type": error_type, "title": title, "status": status, "detail": detail, "instance": instance}
+def problem(
+    error_type: str,
+    title: str,
+    status: int,
+    detail: str,
+    instance: str,
+    headers: Mapping[str, str] | None = None,
+    members: Mapping[str, object] | None = None,
+) -> Response:
+    """One problem document; ``members`` are further ones of it."""
+    body = {"type": error_type, "title": title, "status": status, "detail": detail, "instance": instance, **(members or {})}
     return Response(
         json.dumps(body, ensure_ascii=False).encode("utf-8", "replace"),
         status,
@@ -50,12 +59,24 @@ def problem(error_type: str, title: str, status: int, detail: str, instance: str
     )
 
 
-def named_problem(error: errors.SiteLinkError, instance: str) -> Response:
-    """The answer for a named error."""
-    status = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
+def named_problem(
+    error: errors.SiteLinkError, instance: str, *, status: int | None = None, members: Mapping[str, object] | None = None
+) -> Response:
+    """The answer for a named error.
+
+    Args:
+        error: What happened.
+        instance: The path that was asked for.
+        status: Default: the error's own.
+        members: Further members of the document.
+    """
+    status = status or next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
     title = (type(error).__doc__ or error.type).split("\n", 1)[0].rstrip(".")
-    headers = {"Retry-After": str(RETRY_AFTER_S)} if status == HTTPStatus.SERVICE_UNAVAILABLE else None
-    return problem(error.type, title, status, str(error), instance, headers)
+    headers = {
+        HTTPStatus.SERVICE_UNAVAILABLE: {"Retry-After": str(RETRY_AFTER_S)},
+        HTTPStatus.UNAUTHORIZED: {"WWW-Authenticate": "SiteLink-Signature"},
+    }.get(HTTPStatus(status))
+    return problem(error.type, title, status, str(error), instance, headers, members)
 
 
 async def _named(request: Request, error: errors.SiteLinkError) -> Response:

@@ -29,7 +29,7 @@ from activities.errors import TemporalUnavailable
 from activities.keys import UploadRef
 from activities.records import Snapshot
 from workflows import client as starter
-from workflows.messages import ProgressAfter, SheetNumbers
+from workflows.messages import ProgressAfter, Reconcile, SheetNumbers
 from workflows.upload import ProcessUpload
 
 QUERY_TIMEOUT_S = 2.0
@@ -141,7 +141,7 @@ class Runs:
         except NoRun as error:
             raise _unavailable(error.__cause__) from error
 
-    async def reopen(self, ref: UploadRef, signal: str, *args: SheetNumbers) -> None:
+    async def reopen(self, ref: UploadRef, signal: str, *args: SheetNumbers | Reconcile) -> None:
         """Signals the run, or starts it again with the signal.
 
         Raises:
@@ -150,6 +150,18 @@ class Runs:
         try:
             async with _named(QUERY_TIMEOUT_S):
                 await starter.reopen(await self._connected(), ref, signal, *args)
+        except NoRun as error:
+            raise _unavailable(error.__cause__) from error
+
+    async def delete(self, ref: UploadRef) -> None:
+        """Starts the workflow that removes an upload, unless it runs; the upload is marked deleted.
+
+        Raises:
+            TemporalUnavailable: Temporal does not answer.
+        """
+        try:
+            async with _named(QUERY_TIMEOUT_S):
+                await starter.delete(await self._connected(), ref)
         except NoRun as error:
             raise _unavailable(error.__cause__) from error
 

@@ -28,6 +28,7 @@ from activities.records import (
 )
 from activities.storage import Bucket
 from api.runs import NoRun, RunClosed, Runs
+from workflows.broken_off import BROKEN_OFF, broken_off
 
 logger = logging.getLogger(__name__)
 
@@ -39,9 +40,6 @@ QUIET = timedelta(seconds=10)
 """After this long without a change, it is asked whether an activity keeps failing."""
 STUCK = timedelta(minutes=5)
 """After this long without a change, that is worth a warning by itself."""
-BROKEN_OFF = (WorkflowExecutionStatus.TERMINATED, WorkflowExecutionStatus.TIMED_OUT)
-"""A run that ended so had no chance to write a manifest."""
-
 LOAD_S = 4.0
 """How long an answer waits for a run that has to learn first what an earlier one, now forgotten, has committed."""
 LOAD_POLL_S = 0.1
@@ -74,6 +72,10 @@ class Recent(Generic[K, V]):
         if len(self._values) > self._size:
             self._values.popitem(last=False)
 
+    def drop(self, key: K) -> None:
+        """Forgets a value."""
+        self._values.pop(key, None)
+
 
 @dataclass(frozen=True)
 class Known:
@@ -103,6 +105,7 @@ class Status:
         self._runs = runs
         self._records: Recent[UploadRef, tuple[float, UploadRecord]] = Recent(REMEMBERED_RECORDS)
         self._snapshots: Recent[UploadRef, Snapshot] = Recent(REMEMBERED_SNAPSHOTS)
+        self._deleted: Recent[UploadRef, str] = Recent(REMEMBERED_RECORDS)
 
     async def record(self, ref: UploadRef) -> UploadRecord:
         """``upload.json``, at most 2 seconds old; older only while the bucket fails.
@@ -111,23 +114,44 @@ class Status:
             UploadNotFound: The upload was never accepted or is marked deleted.
             BucketError: The bucket failed and nothing is remembered.
         """
+        if self._deleted.get(ref):
+            raise _deleted(ref)  # a read that began before the mark was set may end after it
         remembered = self._records.get(ref)
         if remembered is not None and time.monotonic() - remembered[0] < RECORD_TTL_S:
             return remembered[1]
         try:
-            record = from_json(UploadRecord, (await self._bucket.get_async(ref.record)).body)
-        except ObjectMissing as error:
-            msg = f"there is no upload {ref}"
-            raise UploadNotFound(msg) from error
+            record = await self._read_record(ref)
         except BucketError:
             if remembered is None:
                 raise
             return remembered[1]
         if record.deleted_at is not None:
-            msg = f"the upload {ref} was deleted"
-            raise UploadNotFound(msg)
+            raise _deleted(ref)
         self._records.put(ref, (time.monotonic(), record))
         return record
+
+    async def _read_record(self, ref: UploadRef) -> UploadRecord:
+        try:
+            return from_json(UploadRecord, (await self._bucket.get_async(ref.record)).body)
+        except ObjectMissing as error:
+            msg = f"there is no upload {ref}"
+            raise UploadNotFound(msg) from error
+
+    async def mark_deleted(self, ref: UploadRef) -> None:
+        """From now on the upload is not found, here at once and by other processes within 2 seconds; once more is no error.
+
+        Raises:
+            UploadNotFound: It was never accepted, or nothing is left of it.
+            BucketError: The bucket failed.
+        """
+        record = await self._read_record(ref)
+        if record.deleted_at is None:
+            await self._bucket.put_async(ref.record, to_json(replace(record, deleted_at=timestamp(datetime.now(UTC)))))
+            await asyncio.to_thread(self._bucket.sync)
+            logger.info("marked an upload deleted", extra={"ref": str(ref)})
+        self._deleted.put(ref, ref.upload)
+        self._records.drop(ref)
+        self._snapshots.drop(ref)
 
     async def manifest(self, ref: UploadRef) -> tuple[Snapshot, bytes] | None:
         """``manifest.json`` and its bytes, if a run has ended.
@@ -257,17 +281,7 @@ class Status:
             candidates.append(ended[0])
         last = max(candidates, key=lambda snapshot: snapshot.version)
         if last.reason != Terminated.__name__:
-            how = status.name.lower().replace("_", " ") if status else "ended"
-            last = replace(
-                last,
-                status=UploadStatus.FAILED,
-                version=max(last.version + 1, _milliseconds(moment)),
-                updated_at=timestamp(moment),
-                completed_at=timestamp(moment),
-                reason=Terminated.__name__,
-                detail=f"its workflow was {how} before it could write the final progress",
-                warning=None,
-            )
+            last = broken_off(last, status, moment)
         return Known(last, to_json(last))
 
     async def _times(self, ref: UploadRef) -> tuple[datetime, datetime]:
@@ -325,6 +339,10 @@ def _milliseconds(moment: datetime) -> int:
 def _begins(record: UploadRecord, began: datetime) -> Snapshot:
     """How a run begins: newer than all that a forgotten run before it has said, and not newer than what it will say itself."""
     return replace(_queued(record), version=_milliseconds(began))
+
+
+def _deleted(ref: UploadRef) -> UploadNotFound:
+    return UploadNotFound(f"the upload {ref} was deleted")
 
 
 def _queued(record: UploadRecord) -> Snapshot:

@@ -15,7 +15,7 @@ MOST_SHEETS = 8
 
 
 class TerminalView(View):
-    """A bar, the sheets in work below it, and above it a line for each sheet that fails."""
+    """A bar, the sheets in work below it, and above it the forecast and a line for each sheet that fails."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,6 +51,7 @@ class TerminalView(View):
 
     def event(self, name: str, document: Mapping[str, Any]) -> None:
         """Moves the bar."""
+        last = self.progress.head
         changes = self.progress.apply(document)
         completed, total = document["completedPages"], document["totalPages"] or None
         self._trouble = ""
@@ -58,6 +59,8 @@ class TerminalView(View):
             # Only from here on does what completes say anything about the speed.
             self._bar.reset(self._task, total=total, completed=completed)
             self._live.start()
+        if line := self.new_forecast(last):
+            self._console.print(line)
         for before, sheet in changes:
             if line := notable(before, sheet):
                 self._console.print(printable(line), style="red" if sheet["status"] == "failed" else "yellow")

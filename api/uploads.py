@@ -18,7 +18,6 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.message import Message
 from http import HTTPStatus
@@ -39,7 +38,7 @@ from activities.errors import (
     TemporalUnavailable,
 )
 from activities.keys import PlanRef, UploadRef
-from activities.records import SCHEMA, UploadOptions, UploadRecord, UploadStatus, camel_case, from_json, timestamp, to_json
+from activities.records import KeyRecord, UploadOptions, UploadRecord, UploadStatus, camel_case, from_json, timestamp, to_json
 from activities.storage import Bucket
 from api.runs import Runs
 from api.status import Status, links
@@ -55,20 +54,6 @@ HEADER_WINDOW = 1024
 CHUNK_BYTES = 1 << 20
 IDLE_TIMEOUT_S = 60.0
 """A sender that is silent for longer has gone, whatever its connection says."""
-
-
-@dataclass(frozen=True)
-class KeyRecord:
-    """``keys/{sha256 of Idempotency-Key}.json``.
-
-    Args:
-        upload: What the key's first request became.
-        sha256: Digest of its body, hexadecimal.
-    """
-
-    upload: str
-    sha256: str
-    schema: int = SCHEMA
 
 
 def new_upload_id() -> str:

@@ -42,6 +42,34 @@ def file_size(size_bytes: int) -> str:
     return f"{size:,.1f} {unit}"
 
 
+def about(seconds: float) -> str:
+    """An estimate of time for a person: ``50 s``, ``12 min``, ``2.5 h``."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:,.1f} h"
+
+
+def size_range(low_bytes: int, high_bytes: int) -> str:
+    """An estimate of bytes for a person: ``310 to 640 MB``."""
+    low, high = (file_size(_two_digits(size)).replace(".0 ", " ") for size in (low_bytes, high_bytes))
+    number, unit = low.rsplit(" ", 1)
+    return high if low == high else f"{number if high.endswith(unit) else low} to {high}"
+
+
+def _two_digits(number: int) -> int:
+    return round(number, 2 - len(str(number)))
+
+
+def money(dollars: float) -> str:
+    """Dollars and cents."""
+    return "less than $0.01" if 0 < dollars < 0.01 else f"${dollars:,.2f}"
+
+
+def operations(dollars: float) -> str:
+    """What a bucket's operations cost."""
+    return f"{money(dollars)} of bucket operations"
+
+
 def sheet_name(sheet: Mapping[str, Any]) -> str:
     """A sheet's number and, if it has one, its title."""
     return f"sheet-{sheet['number']} {sheet['title'] or ''}".rstrip()
@@ -71,6 +99,16 @@ def sheet_report(report: Mapping[str, Any]) -> Iterator[str]:
         left = f"; {report['found']} tiles are there" if report["found"] else ""
         yield f"{name}  {named(status, report['reason'])}{left}"
     yield from wrong
+
+
+REPAIRS = {"tile": "to be tiled again", "count": "whole, to be counted", "prune": "to be cleared of what no sheet owns"}
+
+
+def repair_report(report: Mapping[str, Any]) -> Iterator[str]:
+    """What a reconcile would do about a sheet, and why; nothing if it is as it should be."""
+    if repair := REPAIRS.get(report["repair"] or ""):
+        yield f"sheet-{report['number']}  {repair}"
+        yield from _findings(report)
 
 
 def upload_report(report: Mapping[str, Any]) -> Iterator[str]:
@@ -137,8 +175,18 @@ class Tally:
         """``17 of 37 sheets``."""
         return f"{self.head['completedPages']:,} of {_sheets(self.head['totalPages'])}"
 
+    @property
+    def forecast(self) -> str | None:
+        """The forecast in one line, once there is one."""
+        expected = self.head.get("forecast")
+        if expected is None:
+            return None
+        size = size_range(expected["bytesLow"], expected["bytesHigh"])
+        parts = (f"{expected['tiles']:,} tiles", size, f"about {about(expected['seconds'])}", operations(expected["dollars"]))
+        return f"forecast: {', '.join(parts)}"
+
     def summary(self) -> str:
-        """The state in one line: status, sheets, tiles, bytes, seconds."""
+        """The state in one line: status, sheets, tiles, bytes, seconds and, at the end, dollars."""
         head = self.head
         reason = named(head["reason"], head["detail"])
         if not head["totalPages"]:
@@ -150,8 +198,11 @@ class Tally:
             file_size(sum(sheet["bytes"] for sheet in ready)),
         ]
         if head["startedAt"] and head["completedAt"]:
-            took = datetime.fromisoformat(head["completedAt"]) - datetime.fromisoformat(head["startedAt"])
-            parts.append(f"{took.total_seconds():,.1f} s")
+            if receipt := head.get("receipt"):
+                parts += [f"{receipt['seconds']:,.1f} s", operations(receipt["dollars"])]
+            else:
+                took = datetime.fromisoformat(head["completedAt"]) - datetime.fromisoformat(head["startedAt"])
+                parts.append(f"{took.total_seconds():,.1f} s")
         return f"{head['status']}: {', '.join(parts)}{f'; {reason}' if reason else ''}"
 
 
@@ -173,6 +224,10 @@ class View(ABC):
         """The server took a file: REF, then the page's address, alone on their lines."""
         print(answer["ref"])
         print(page)
+
+    def new_forecast(self, before: Mapping[str, Any]) -> str | None:
+        """The forecast, when the last event has brought it to an upload that runs; ``before`` is the event before that."""
+        return self.progress.forecast if self.progress.head["status"] in RUNNING and not before.get("forecast") else None
 
     @abstractmethod
     def event(self, name: str, document: Mapping[str, Any]) -> None:
@@ -212,6 +267,8 @@ class LinesView(View):
         status, total, warning = document["status"], document["totalPages"], document["warning"]
         if status in RUNNING and status != before.get("status"):
             say(f"{status}: {self.progress.counted} ready" if total else status)
+        if line := self.new_forecast(before):
+            say(line)
         for status_before, sheet in changes:
             ready += (sheet["status"] == "ready") - (status_before == "ready")
             if line := notable(status_before, sheet):

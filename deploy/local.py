@@ -35,7 +35,7 @@ from deploy.process import Guard, Process, free_port, is_free
 from deploy.programs import CACHE
 from deploy.sample import write_sample
 from deploy.temporal import NoTemporal, TemporalFailed, TemporalServer, temporal_binary
-from worker.settings import WorkerSettings
+from worker.settings import EventsSettings, WorkerSettings
 
 COMPLETE, FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
 
@@ -151,7 +151,7 @@ class Stack:
             self._supervisor = None
         (self.data_dir / "stack.json").unlink(missing_ok=True)
         self._stop_processes(grace_s, "worker-tile")
-        self._stop_processes(min(grace_s, QUICK_S), "worker-workflow", "api")
+        self._stop_processes(min(grace_s, QUICK_S), "worker-events", "worker-workflow", "api")
         if self._temporal is not None:
             self._temporal.stop()
         if self._lock_file is not None:
@@ -229,7 +229,10 @@ class Stack:
             "TEMPORAL_CONFIG_FILE": os.devnull,
             "PYTHONUNBUFFERED": "1",
         }
-        for name, module in (("worker-workflow", ("worker", "workflow")), ("worker-tile", ("worker", "tile")), ("api", ("api",))):
+        ours = [("worker-workflow", ("worker", "workflow")), ("worker-tile", ("worker", "tile")), ("api", ("api",))]
+        if EventsSettings.from_env(environ) is not None:
+            ours.append(("worker-events", ("worker", "events")))
+        for name, module in ours:
             self.processes[name] = Process([sys.executable, "-m", *module], log=self._new_log(name), environ=environ)
             self.start_process(name)
 
@@ -339,6 +342,7 @@ def _checked(environ: Mapping[str, str]) -> int:
     """
     settings = ApiSettings.from_env(environ)
     WorkerSettings.from_env(environ)
+    EventsSettings.from_env(environ)
     Bucket(settings.bucket)
     if environ.get("SITELINK_PORT") and settings.port and not is_free(settings.port, settings.host):
         msg = f"SITELINK_PORT is {settings.port}, and another program listens there. SITELINK_PORT=0 picks a free one"

@@ -5,9 +5,11 @@
 import os
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Protocol
 
 CACHE = Path(__file__).parents[1] / ".cache" / "bin"
 """Where a downloaded program is kept: in the checkout, out of the way of its files."""
@@ -65,3 +67,34 @@ def go_install(go: str, module: str, *, say: Callable[[str], None], environ: Map
             build.kill()
             build.communicate()
     return None if build.returncode == 0 else "\n".join(output.decode("utf-8", "replace").splitlines()[-5:])
+
+
+class Finder(Protocol):
+    """Finds a program, or gets it into the cache; ``say`` gets a sentence when that takes its time."""
+
+    def __call__(self, cache: Path, *, say: Callable[[str], None]) -> Path:
+        """The program's path."""
+
+
+def get(what: str, find: Finder, failure: type[Exception]) -> int:
+    """Gets a program for the tests, and says where it is.
+
+    Args:
+        what: The program, for people.
+        find: Gets it.
+        failure: What ``find`` raises when it cannot be had.
+
+    Returns:
+        The exit code.
+    """
+
+    def say(text: str) -> None:
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+
+    try:
+        say(f"{what}: {find(CACHE, say=say)}")
+    except failure as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    return 0

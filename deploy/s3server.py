@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.request import ProxyHandler, build_opener
 
 from deploy.process import Process, free_port
-from deploy.programs import CACHE, go_install, installed
+from deploy.programs import get, go_install, installed
 
 MODULE = "github.com/versity/versitygw/cmd/versitygw@v1.7.0"
 HEALTH = "/health"
@@ -140,20 +140,5 @@ def wait_until_healthy(endpoint: str, is_running: Callable[[], bool], log: Calla
     raise NoS3Server(msg)
 
 
-def main() -> int:
-    """Gets the program, for the tests; returns the exit code."""
-    try:
-        sys.stdout.write(f"S3 server: {s3_server_binary(CACHE, say=_say)}\n")
-    except NoS3Server as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
-    return 0
-
-
-def _say(text: str) -> None:
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(get("S3 server", s3_server_binary, NoS3Server))

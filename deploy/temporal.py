@@ -17,7 +17,7 @@ from urllib.error import URLError
 from urllib.request import ProxyHandler, build_opener
 
 from deploy.process import Process, free_port
-from deploy.programs import CACHE, go_install, installed
+from deploy.programs import get, go_install, installed
 from workflows.messages import SEARCH_ATTRIBUTES
 
 CLI_VERSION = "v1.5.1"
@@ -258,20 +258,5 @@ class TemporalServer:
             return document
 
 
-def main() -> int:
-    """Gets the program, for the tests; returns the exit code."""
-    try:
-        sys.stdout.write(f"Temporal server: {temporal_binary(CACHE, say=_say)}\n")
-    except NoTemporal as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
-    return 0
-
-
-def _say(text: str) -> None:
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(get("Temporal server", temporal_binary, NoTemporal))

@@ -2,22 +2,29 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 
 from temporalio.client import Client
+from temporalio.service import RPCError
 from temporalio.worker import Worker
 
+from activities.bucket_setup import BucketSetup
 from activities.child import ChildLimits, ChildPool
 from activities.document import DocumentActivities, Host
-from activities.interface import STORAGE_QUEUE, TILE_QUEUE, WORKFLOW_QUEUE, host_queue
+from activities.interface import HOUSEKEEPING_QUEUE, STORAGE_QUEUE, TILE_QUEUE, WORKFLOW_QUEUE, HousekeepingActivities, host_queue
 from activities.reconcile import ReconcileActivities
 from activities.scratch import Scratch
 from activities.sheet import SheetActivities
 from activities.storage import Bucket
+from worker.housekeeping import Housekeeping
+from worker.schedules import keep_schedules
 from worker.settings import WorkerSettings
+from workflows.client import is_running
+from workflows.delete import DeleteUpload
+from workflows.sweep import NightlyReconcile, Sweep
 from workflows.upload import ProcessUpload
 
 logger = logging.getLogger(__name__)
@@ -29,8 +36,11 @@ HEARTBEAT_THROTTLE = timedelta(seconds=1)
 """How late a heartbeat may be sent, and so how late a cancellation arrives."""
 
 STORAGE_SLOTS = 16
+HOUSEKEEPING_SLOTS = 16
+"""Most of that work waits: for a run to end, or for Temporal."""
 
 JANITOR_S = 600
+DRAIN_S = 0.2
 
 
 class Activities(DocumentActivities, SheetActivities, ReconcileActivities):
@@ -42,15 +52,15 @@ def workflow_worker(client: Client) -> Worker:
     return Worker(
         client,
         task_queue=WORKFLOW_QUEUE,
-        workflows=[ProcessUpload],
+        workflows=[ProcessUpload, DeleteUpload, Sweep, NightlyReconcile],
         sticky_queue_schedule_to_start_timeout=timedelta(seconds=2),
         graceful_shutdown_timeout=GRACE,
     )
 
 
 async def run_workflow_role(client: Client, stop: asyncio.Event) -> None:
-    """Runs the workflow worker until ``stop`` is set."""
-    async with workflow_worker(client):
+    """Runs the workflow worker until ``stop`` is set, and sees to it that the schedules exist."""
+    async with workflow_worker(client), _beside(keep_schedules(client)):
         await stop.wait()
 
 
@@ -67,33 +77,58 @@ async def run_tile_role(client: Client, settings: WorkerSettings, stop: asyncio.
     children = ChildPool(settings.render_slots, limits)
     # asyncio's own default is 6 threads on 2 cores; each of ours mostly waits for the bucket.
     asyncio.get_running_loop().set_default_executor(
-        ThreadPoolExecutor(settings.upload_slots + STORAGE_SLOTS, thread_name_prefix="activity")
+        ThreadPoolExecutor(settings.upload_slots + STORAGE_SLOTS + HOUSEKEEPING_SLOTS, thread_name_prefix="activity")
     )
     with ThreadPoolExecutor(settings.bucket_threads, thread_name_prefix="bucket") as threads:
         bucket = Bucket(settings.bucket, max_requests=settings.bucket_threads)
         busy = max(1, settings.upload_slots - settings.render_slots)
-        host = Host(bucket, scratch, children, threads, settings.max_pages, busy)
+        host = Host(bucket, scratch, children, threads, settings.max_pages, busy, settings.forecaster)
         activities = Activities(host)
+        housekeeping = Housekeeping(client, bucket, BucketSetup(settings.bucket) if settings.bucket.is_s3 else None)
         logger.info("host", extra={"host": scratch.host, "render_slots": settings.render_slots})
         try:
             async with (
-                activity_worker(client, STORAGE_QUEUE, STORAGE_SLOTS, activities.list_sheets, activities.write_manifest),
+                activity_worker(
+                    client,
+                    STORAGE_QUEUE,
+                    STORAGE_SLOTS,
+                    activities.list_sheets,
+                    activities.check_sheets,
+                    activities.prune_sheets,
+                    activities.write_manifest,
+                ),
                 activity_worker(
                     client, host_queue(scratch.host), settings.upload_slots, activities.upload_page, activities.discard_scratch
                 ),
             ):
                 async with (
                     activity_worker(client, TILE_QUEUE, settings.render_slots, activities.count_pages, activities.tile_page),
-                    _janitor(scratch),
+                    housekeeping_worker(client, housekeeping, HOUSEKEEPING_SLOTS),
+                    _beside(_janitor(scratch, client)),
                 ):
                     await stop.wait()
-                await _drain(scratch)
+                await _drain(scratch, client)
         finally:
             await children.close()
             scratch.close()
 
 
-def activity_worker(client: Client, queue: str, slots: int, *activities: object) -> Worker:
+def housekeeping_worker(client: Client, activities: HousekeepingActivities, slots: int) -> Worker:
+    """The worker of what concerns whole uploads. Told to stop, it hands its work back at once: another goes on where it was."""
+    return activity_worker(
+        client,
+        HOUSEKEEPING_QUEUE,
+        slots,
+        activities.stop_run,
+        activities.remove_objects,
+        activities.remove_record,
+        activities.sweep,
+        activities.reconcile_finished,
+        grace=timedelta(0),
+    )
+
+
+def activity_worker(client: Client, queue: str, slots: int, *activities: object, grace: timedelta = GRACE) -> Worker:
     """The worker of one activity queue: cancellations arrive within a second, and it has as many slots as it can really serve."""
     return Worker(
         client,
@@ -102,21 +137,14 @@ def activity_worker(client: Client, queue: str, slots: int, *activities: object)
         max_concurrent_activities=slots,
         max_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
         default_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
-        graceful_shutdown_timeout=GRACE,
+        graceful_shutdown_timeout=grace,
     )
 
 
 @asynccontextmanager
-async def _janitor(scratch: Scratch) -> AsyncIterator[None]:
-    async def clean_forever() -> None:
-        while True:
-            await asyncio.sleep(JANITOR_S)
-            try:
-                await asyncio.to_thread(scratch.clean)
-            except OSError:
-                logger.exception("the scratch could not be cleaned")
-
-    task = asyncio.create_task(clean_forever())
+async def _beside(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
+    """Does some work that has no end meanwhile."""
+    task = asyncio.create_task(work)
     try:
         yield
     finally:
@@ -125,9 +153,34 @@ async def _janitor(scratch: Scratch) -> AsyncIterator[None]:
             await task
 
 
-async def _drain(scratch: Scratch) -> None:
+async def _janitor(scratch: Scratch, client: Client) -> None:
+    """At once, for this may be the start after a crash, and from time to time."""
+    while True:
+        try:
+            await asyncio.to_thread(scratch.clean)
+            await _discard_ended(scratch, client)
+        except (OSError, RPCError):
+            logger.exception("the scratch could not be cleaned")
+        await asyncio.sleep(JANITOR_S)
+
+
+async def _discard_ended(scratch: Scratch, client: Client) -> None:
+    """Removes what lies on the scratch for uploads that have no run any more: nobody comes for it.
+
+    Raises:
+        RPCError: Temporal does not answer.
+    """
+    for ref, paths in (await asyncio.to_thread(scratch.uploads)).items():
+        if not await is_running(client, ref):
+            logger.info("discards what a run left behind that has ended", extra={"ref": str(ref), "paths": len(paths)})
+            await asyncio.to_thread(scratch.remove_unused, paths)
+
+
+async def _drain(scratch: Scratch, client: Client) -> None:
     """Waits until this host's tiles are in the bucket, or the grace is over: then other hosts tile those pages again."""
     with suppress(TimeoutError):
         async with asyncio.timeout(GRACE.total_seconds()):
-            while scratch.has_pages:  # noqa: ASYNC110 - files change outside of this loop's events
-                await asyncio.sleep(0.1)
+            while scratch.has_pages:
+                with suppress(RPCError):  # Temporal may only be away for a moment
+                    await _discard_ended(scratch, client)
+                await asyncio.sleep(DRAIN_S)

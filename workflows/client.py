@@ -1,6 +1,8 @@
-"""How an upload's workflow is started and reopened: the rules of the design in one place."""
+"""How an upload's workflows are started, reopened and looked up: the rules of the design in one place."""
 
-from temporalio.client import Client
+from datetime import timedelta
+
+from temporalio.client import Client, WorkflowExecutionDescription, WorkflowExecutionStatus
 from temporalio.common import (
     Priority,
     SearchAttributeKey,
@@ -10,16 +12,21 @@ from temporalio.common import (
     WorkflowIDReusePolicy,
 )
 from temporalio.exceptions import WorkflowAlreadyStartedError
+from temporalio.service import RPCError, RPCStatusCode
 
 from activities.interface import WORKFLOW_QUEUE
 from activities.keys import UploadRef
 from activities.records import UploadStatus
-from workflows.messages import SEARCH_ATTRIBUTES, SheetNumbers, UploadInput
-from workflows.upload import ProcessUpload
+from workflows.delete import DeleteUpload
+from workflows.messages import SEARCH_ATTRIBUTES, DeleteInput, Reconcile, SheetNumbers, UploadInput
+from workflows.upload import SHEET_TIMEOUT, ProcessUpload
+
+LOOK_AGAIN_S = (SHEET_TIMEOUT + timedelta(minutes=5)).total_seconds()
+"""No activity that may write runs for longer: after that nobody does any more."""
 
 
-def _search_attributes(ref: UploadRef) -> TypedSearchAttributes:
-    values = (ref.organization, ref.project, ref.plan, UploadStatus.QUEUED)
+def _search_attributes(ref: UploadRef, *status: UploadStatus) -> TypedSearchAttributes:
+    values = (ref.organization, ref.project, ref.plan, *status)
     return TypedSearchAttributes(
         [
             SearchAttributePair(SearchAttributeKey.for_keyword(name), str(value))
@@ -46,7 +53,7 @@ async def start(client: Client, ref: UploadRef) -> None:
             task_queue=WORKFLOW_QUEUE,
             id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
             id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
-            search_attributes=_search_attributes(ref),
+            search_attributes=_search_attributes(ref, UploadStatus.QUEUED),
             static_summary=_summary(ref),
             priority=Priority(fairness_key=ref.organization),
         )
@@ -54,7 +61,7 @@ async def start(client: Client, ref: UploadRef) -> None:
         return
 
 
-async def reopen(client: Client, ref: UploadRef, signal: str, *args: SheetNumbers) -> None:
+async def reopen(client: Client, ref: UploadRef, signal: str, *args: SheetNumbers | Reconcile) -> None:
     """Signals the running workflow, or starts it again with the signal when it has ended.
 
     The caller has checked that the upload exists.
@@ -62,7 +69,7 @@ async def reopen(client: Client, ref: UploadRef, signal: str, *args: SheetNumber
     Args:
         client: Connected to the namespace.
         ref: The upload.
-        signal: ``force_reconcile``, ``retry_sheets`` or ``prioritize``.
+        signal: ``force_reconcile``, ``sheets_stored``, ``retry_sheets`` or ``prioritize``.
         args: The signal's argument, if it takes one.
 
     Raises:
@@ -76,7 +83,57 @@ async def reopen(client: Client, ref: UploadRef, signal: str, *args: SheetNumber
         id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
         start_signal=signal,
         start_signal_args=args,
-        search_attributes=_search_attributes(ref),
+        search_attributes=_search_attributes(ref, UploadStatus.QUEUED),
         static_summary=_summary(ref),
         priority=Priority(fairness_key=ref.organization),
     )
+
+
+async def delete(client: Client, ref: UploadRef, *, look_again_s: float = LOOK_AGAIN_S) -> bool:
+    """Starts the workflow that removes an upload, which the caller has marked deleted.
+
+    Args:
+        client: Connected to the namespace.
+        ref: The upload.
+        look_again_s: See ``DeleteInput``.
+
+    Returns:
+        Whether none was running already.
+
+    Raises:
+        RPCError: Temporal does not answer.
+    """
+    try:
+        await client.start_workflow(
+            DeleteUpload.run,
+            DeleteInput(str(ref), look_again_s),
+            id=ref.delete_workflow_id,
+            task_queue=WORKFLOW_QUEUE,
+            id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
+            search_attributes=_search_attributes(ref),
+            static_summary=f"delete: {_summary(ref)}",
+            priority=Priority(fairness_key=ref.organization),
+        )
+    except WorkflowAlreadyStartedError:
+        return False
+    return True
+
+
+async def last_run(client: Client, ref: UploadRef) -> WorkflowExecutionDescription | None:
+    """The upload's last run, or None when Temporal knows of none.
+
+    Raises:
+        RPCError: Temporal does not answer.
+    """
+    try:
+        return await client.get_workflow_handle(ref.workflow_id).describe()
+    except RPCError as error:
+        if error.status is RPCStatusCode.NOT_FOUND:
+            return None
+        raise
+
+
+async def is_running(client: Client, ref: UploadRef) -> bool:
+    """Whether the upload has a run that has not ended; raises like ``last_run``."""
+    run = await last_run(client, ref)
+    return run is not None and run.status is WorkflowExecutionStatus.RUNNING

@@ -1,4 +1,4 @@
-"""What crosses the wire to and from ``ProcessUpload``. The snapshot itself is ``activities.records.Snapshot``.
+"""What crosses the wire to and from ``ProcessUpload`` and ``DeleteUpload``. The snapshot itself is ``activities.records.Snapshot``.
 
 Frozen dataclasses; a new field gets a default and none is renamed, for old histories are replayed.
 """
@@ -44,6 +44,19 @@ class UploadInput:
 
 
 @dataclass(frozen=True)
+class DeleteInput:
+    """Argument of ``DeleteUpload``.
+
+    Args:
+        ref: org/project/plan/upload, marked deleted.
+        look_again_s: How long after the first look the second is taken: longer than any activity that writes may last.
+    """
+
+    ref: str
+    look_again_s: float
+
+
+@dataclass(frozen=True)
 class ProgressAfter:
     """Argument of the update ``progress_after``: the version that the caller has."""
 
@@ -51,7 +64,18 @@ class ProgressAfter:
 
 
 @dataclass(frozen=True)
+class Reconcile:
+    """Argument of ``force_reconcile``, which may be left out.
+
+    Args:
+        deep: Read every tile back and decode it: the only proof of bytes where the bucket's ETags are no MD5s, as in a directory.
+    """
+
+    deep: bool = False
+
+
+@dataclass(frozen=True)
 class SheetNumbers:
-    """Argument of ``prioritize`` and ``retry_sheets``: 1-based numbers; empty means every failed sheet for ``retry_sheets``."""
+    """Argument of ``prioritize``, ``retry_sheets`` and ``sheets_stored``: 1-based; none means every failed sheet for ``retry_sheets``."""
 
     sheets: tuple[int, ...] = ()

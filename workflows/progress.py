@@ -3,12 +3,13 @@
 Every change passes through ``Progress._change``, which gives it a version; so "what changed since v" is a filter over the state.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime
 
+from activities.forecast import SHEET_OBJECTS, receipt
 from activities.interface import Page
-from activities.records import SheetRecord, SheetState, SheetStatus, Snapshot, UploadStatus, timestamp
+from activities.records import Forecast, SheetRecord, SheetState, SheetStatus, Snapshot, UploadStatus, timestamp
 
 
 def percentage(completed: int, total: int) -> int:
@@ -77,7 +78,7 @@ class Progress:
         """
         return self._sheets[number]
 
-    def begin(self, pages: Sequence[Page], committed: Iterable[SheetRecord], now: datetime) -> None:
+    def begin(self, pages: Sequence[Page], committed: Iterable[SheetRecord], now: datetime, forecast: Forecast | None = None) -> None:
         """The pages are counted: a sheet is ready when it was committed before, failed when its page is unusable, else pending."""
         sheets = {
             page.number: SheetState(
@@ -99,6 +100,7 @@ class Progress:
                 sheets[record.number] = _committed(sheets[record.number], record)
         reopened = self._head.status.is_final
         self._sheets = {}
+        self._head = replace(self._head, forecast=forecast)
         self._change(now, sheets.values(), started_at=timestamp(now), **self._processing(), **(_reconciled(now) if reopened else {}))
 
     def _processing(self) -> dict[str, object]:
@@ -150,33 +152,35 @@ class Progress:
         if again or self.sheets_in(SheetStatus.PENDING):
             self._change(now, again, **self._processing())
 
-    def reconcile(self, committed: Iterable[SheetRecord], now: datetime, *, in_flight: Collection[int] = ()) -> int:
-        """Makes the sheets that are not in flight agree with what the bucket holds, and reopens an upload that had ended.
+    def reconcile(self, committed: Iterable[SheetRecord], broken: Iterable[int], now: datetime) -> int:
+        """Makes sheets agree with what the bucket holds; an upload that had ended goes on if that changes it.
 
-        A cancelled upload stays cancelled.
+        One that was stopped, by a cancel or a termination, with sheets undone stays so: only ``retry`` resumes it.
 
         Args:
-            committed: What the bucket holds.
+            committed: Sheets that are whole in the bucket.
+            broken: Sheets that are not; one that is in flight is not judged.
             now: The time of the change.
-            in_flight: Sheets that were in flight when the bucket was asked: one that has landed since may be missing in the answer.
 
         Returns:
             How many sheets were wrong.
         """
         in_bucket = {record.number: record for record in committed}
+        not_in_bucket = set(broken)
+        was_stopped = self._head.status.is_final and bool(self.sheets_in(SheetStatus.PENDING))
         changed = []
         for sheet in self._sheets.values():
             record = in_bucket.get(sheet.number)
-            if record is None and sheet.status is SheetStatus.READY and sheet.number not in in_flight:
-                changed.append(_uncommitted(sheet))
-            elif record is not None and sheet.status in (SheetStatus.PENDING, SheetStatus.FAILED):
+            if record is not None and sheet.status in (SheetStatus.PENDING, SheetStatus.FAILED):
                 changed.append(_committed(sheet, record))
-        reopened = self._head.status.is_final and self._head.status is not UploadStatus.CANCELLED
-        self._change(now, changed, **_reconciled(now), **(self._processing() if reopened else {}))
+            elif record is None and sheet.number in not_in_bucket and sheet.status is SheetStatus.READY:
+                changed.append(_uncommitted(sheet))
+        goes_on = bool(changed) and self._head.status.is_final and not was_stopped
+        self._change(now, changed, **_reconciled(now), **(self._processing() if goes_on else {}))
         return len(changed)
 
     def finish(self, now: datetime) -> None:
-        """No sheet is in flight: the final status follows from the sheets.
+        """No sheet is in flight: the final status follows from the sheets; what has ended so already does not end again.
 
         Raises:
             ValueError: A sheet is neither ready nor failed.
@@ -187,11 +191,13 @@ class Progress:
             raise ValueError(msg)
         failure = self.first_failure
         if failure is None:
-            self._end(UploadStatus.COMPLETE, now)
+            ending: tuple[UploadStatus, str | None, str | None] = (UploadStatus.COMPLETE, None, None)
         elif self._head.completed_pages:
-            self._end(UploadStatus.PARTIAL, now)
+            ending = (UploadStatus.PARTIAL, None, None)
         else:
-            self._end(UploadStatus.FAILED, now, failure.reason, failure.detail)
+            ending = (UploadStatus.FAILED, failure.reason, failure.detail)
+        if ending != (self._head.status, self._head.reason, self._head.detail):
+            self._end(ending[0], now, *ending[1:])
 
     def fail(self, reason: str, detail: str, now: datetime) -> None:
         """The document as a whole cannot be used."""
@@ -206,8 +212,13 @@ class Progress:
 
     def _change(self, now: datetime, sheets: Iterable[SheetState] = (), **head: object) -> None:
         version = max(self._head.version + 1, _milliseconds(now))
+        sheets = tuple(sheets)
+        became_ready = [sheet for sheet in sheets if sheet.status is SheetStatus.READY and not self._is_ready(sheet.number)]
         self._sheets.update((sheet.number, replace(sheet, version=version)) for sheet in sheets)
         completed = len(self.sheets_in(SheetStatus.READY))
+        worked = self._head.processing_seconds
+        if self._head.status is UploadStatus.PROCESSING:
+            worked = round(worked + (now - datetime.fromisoformat(self._head.updated_at)).total_seconds(), 3)
         self._head = replace(
             self._head,
             version=version,
@@ -215,8 +226,15 @@ class Progress:
             completed_pages=completed,
             total_pages=len(self._sheets),
             progress=percentage(completed, len(self._sheets)),
+            sheet_puts=self._head.sheet_puts + sum((sheet.tiles or 0) + SHEET_OBJECTS for sheet in became_ready),
+            processing_seconds=worked,
             **head,  # type: ignore[arg-type] # each caller passes the fields by name
         )
+        if self._head.status.is_final:
+            self._head = replace(self._head, receipt=receipt(self._head, self._sheets.values()))
+
+    def _is_ready(self, number: int) -> bool:
+        return number in self._sheets and self._sheets[number].status is SheetStatus.READY
 
 
 def _committed(sheet: SheetState, record: SheetRecord) -> SheetState:

@@ -2,6 +2,8 @@
 
 import asyncio
 from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TypeVar
 
@@ -9,17 +11,20 @@ from temporalio import workflow
 from temporalio.common import Priority, RetryPolicy, SearchAttributeKey
 from temporalio.exceptions import ActivityError, ApplicationError, TimeoutType, is_cancelled_exception
 from temporalio.exceptions import TimeoutError as TemporalTimeout
+from temporalio.types import MethodAsyncSingleParam
 
 with workflow.unsafe.imports_passed_through():
-    from activities.errors import TilesMissing, WorkerLost
+    from activities.errors import TilesMissing, UploadNotFound, WorkerLost
     from activities.interface import (
         STORAGE_QUEUE,
         TILE_QUEUE,
         BucketState,
+        CheckSheets,
         CountPages,
         DiscardScratch,
         ListSheets,
         Page,
+        PruneSheets,
         TiledPage,
         TilePage,
         UploadActivities,
@@ -28,9 +33,10 @@ with workflow.unsafe.imports_passed_through():
     )
     from activities.keys import UploadRef
     from activities.records import SheetRecord, SheetState, SheetStatus, Snapshot, UploadOptions, UploadStatus
-    from workflows.messages import Continued, ProgressAfter, SheetNumbers, UploadInput
+    from workflows.messages import Continued, ProgressAfter, Reconcile, SheetNumbers, UploadInput
     from workflows.progress import Progress
 
+A = TypeVar("A")
 T = TypeVar("T")
 
 MAX_WAITERS = 7
@@ -38,6 +44,18 @@ MAX_WAITERS = 7
 
 MAX_LOSSES = 3
 """How often a sheet whose host disappeared is tiled again."""
+
+GATHER = timedelta(seconds=1)
+"""A reconcile waits so long for others that are asked for at the same moment: one pass serves them all."""
+
+SHEETS_AT_ONCE = 32
+"""Sheets that one activity judges; none of them is tiled meanwhile."""
+
+DISCARDED_AT_ONCE = 250
+"""Sheets that were not done, of which one activity removes what is there; most were never begun."""
+
+CHECKED = "check-sheets"
+"""Runs without this patch trust every ``.dzi`` when they reconcile, and leave what is there of a sheet that was not done."""
 
 STATUS = SearchAttributeKey.for_keyword("SiteLinkStatus")
 REASON = SearchAttributeKey.for_keyword("SiteLinkReason")
@@ -75,6 +93,11 @@ class ProcessUpload:
         self._hosts: set[str] = set(continued.hosts if continued else ())
         self._landed = 0
         self._reconcile_asked = False
+        self._deep_asked = False
+        self._stored: set[int] = set()
+        self._reconciling: asyncio.Task[None] | None = None
+        self._checking: set[int] = set()
+        self._finding = ""
         self._retries_asked: list[SheetNumbers] = []
         self._waiters: dict[str, None] = {}
         self._published: tuple[str, str | None] = ("", None)
@@ -103,7 +126,6 @@ class ProcessUpload:
                     raise  # the records cannot be read, so none is written over them
                 if reopened and not self._loaded:
                     raise asyncio.CancelledError from error  # the manifest of the earlier run still stands
-            self._end()
             closing = asyncio.create_task(self._close())
             try:
                 await asyncio.shield(closing)
@@ -139,9 +161,15 @@ class ProcessUpload:
         return self._progress.changes_since(args.version)
 
     @workflow.signal
-    def force_reconcile(self) -> None:
-        """Look again at what is committed in the bucket and do the rest; many requests make one pass."""
+    def force_reconcile(self, args: Reconcile = Reconcile()) -> None:  # noqa: B008 - frozen
+        """Compare the progress with what the bucket really holds, and do what is missing; many requests make one pass."""
         self._reconcile_asked = True
+        self._deep_asked |= args.deep
+
+    @workflow.signal
+    def sheets_stored(self, args: SheetNumbers) -> None:
+        """The bucket told of the ``.dzi`` of these sheets: those that are not ready are judged; one in flight tells it by itself."""
+        self._stored.update(args.sheets)
 
     @workflow.signal
     def prioritize(self, args: SheetNumbers) -> None:
@@ -159,30 +187,36 @@ class ProcessUpload:
 
     @property
     def _asked(self) -> bool:
-        return self._reconcile_asked or bool(self._retries_asked)
+        return self._reconcile_asked or bool(self._stored) or bool(self._retries_asked)
 
     # ------------------------------------------------------------------ the story
 
     async def _load(self, *, reopened: bool) -> None:
         """Begins with what the bucket says was done before."""
         if not self._progress.total_pages:
-            if reopened:
+            trusts_descriptors = reopened and not workflow.patched(CHECKED)
+            if trusts_descriptors:
                 self._reconcile_asked = False
-            state = await self._list_sheets()
+            state = await self._on_bucket(UploadActivities.list_sheets, ListSheets(str(self._ref)), "list committed sheets")
             self._options = state.options
             if state.manifest is not None:
                 self._progress = Progress(workflow.now(), state.manifest)
             if not self._progress.total_pages:
                 await self._count_pages(state)
-            elif reopened:
-                self._progress.reconcile(state.committed, workflow.now())
+            elif trusts_descriptors or self._retries_asked:
+                committed = {record.number for record in state.committed}
+                not_committed = set(range(1, self._progress.total_pages + 1)) - committed
+                self._progress.reconcile(state.committed, not_committed, workflow.now())
             self._stop_if_cancelled()
         self._loaded = True
         self._plan_work()
         self._publish()
 
     async def _count_pages(self, state: BucketState) -> None:
-        self._retries_asked.clear()  # of a document without sheets, to count again is all that can be retried
+        # Of a document without sheets, to count again is all that can be retried or reconciled.
+        asked, self._reconcile_asked = self._reconcile_asked, False
+        self._retries_asked.clear()
+        self._stored.clear()
         try:
             document = await workflow.execute_activity_method(
                 UploadActivities.count_pages,
@@ -200,44 +234,54 @@ class ProcessUpload:
                 raise
             self._progress.fail(*_reason(error), workflow.now())
         else:
-            self._progress.begin(document.pages, state.committed, workflow.now())
+            self._progress.begin(document.pages, state.committed, workflow.now(), document.forecast)
+            self._reconcile_asked |= asked
 
     async def _process_sheets(self) -> None:
         """Keeps a window of sheets in flight until none is left to do."""
         while self._progress.total_pages:
-            await self._do_what_was_asked()
+            self._do_what_was_asked()
             self._stop_if_cancelled()
             if not self._should_continue_as_new():
                 self._fill_window()
-                if not self._in_flight:
+                if not self._in_flight and self._reconciling is None:
                     return
-            elif not self._in_flight:
+            elif not self._in_flight and self._reconciling is None:
                 await self._continue_as_new()
                 continue
-            await workflow.wait_condition(lambda: self._asked or any(task.done() for task in self._in_flight.values()))
+            await workflow.wait_condition(self._can_go_on)
             self._land()
 
-    async def _do_what_was_asked(self) -> None:
-        if not self._asked:
-            return
-        if self._reconcile_asked:
-            self._reconcile_asked = False
-            in_flight = frozenset(self._in_flight)
-            state = await self._list_sheets()
-            self._progress.reconcile(state.committed, workflow.now(), in_flight=in_flight)
-        while self._retries_asked:
-            self._progress.retry(self._retries_asked.pop(0).sheets, workflow.now())
-        self._land()  # one that failed while the bucket was listed may be planned again
-        self._plan_work()
+    def _can_go_on(self) -> bool:
+        if any(task.done() for task in self._in_flight.values()) or self._retries_asked:
+            return True
+        if self._reconciling is None:
+            return self._asked
+        return self._reconciling.done() or (self._next_to_do() is not None and not self._should_continue_as_new())
+
+    def _do_what_was_asked(self) -> None:
+        if self._reconciling is None and (self._reconcile_asked or self._stored):
+            self._reconciling = asyncio.create_task(self._reconcile())
+        if self._retries_asked:
+            while self._retries_asked:
+                self._progress.retry(self._retries_asked.pop(0).sheets, workflow.now())
+            self._land()  # one that has just failed may be planned again
+            self._plan_work()
 
     def _plan_work(self) -> None:
         if self._progress.status is UploadStatus.PROCESSING:
             pending = [number for number in self._progress.sheets_in(SheetStatus.PENDING) if number not in self._in_flight]
             self._to_do = deque(sorted(pending, key=lambda number: number not in self._prioritized))
 
+    def _next_to_do(self) -> int | None:
+        """The next sheet, unless the window is full; one that is being judged waits."""
+        if len(self._in_flight) >= self._options.window:
+            return None
+        return next((number for number in self._to_do if number not in self._checking), None)
+
     def _fill_window(self) -> None:
-        while self._to_do and len(self._in_flight) < self._options.window:
-            number = self._to_do.popleft()
+        while (number := self._next_to_do()) is not None:
+            self._to_do.remove(number)
             self._in_flight[number] = asyncio.create_task(self._process_sheet(number))
 
     async def _process_sheet(self, number: int) -> None:
@@ -270,7 +314,58 @@ class ProcessUpload:
         for number in [number for number, task in self._in_flight.items() if task.done()]:
             self._in_flight.pop(number).result()
             self._landed += 1
+        if self._reconciling is not None and self._reconciling.done():
+            done, self._reconciling = self._reconciling, None
+            done.result()
         self._publish()
+
+    # ------------------------------------------------------------------ reconciliation
+
+    async def _reconcile(self) -> None:
+        """Judges every sheet, or those that the bucket told of, by what the bucket holds; one in flight once it has landed."""
+        await workflow.sleep(GATHER)
+        whole, deep, stored = self._reconcile_asked, self._deep_asked, self._stored
+        self._reconcile_asked, self._deep_asked, self._stored = False, False, set()
+        numbers = set(range(1, self._progress.total_pages + 1))
+        if not whole:
+            numbers &= stored - self._in_flight.keys() - set(self._progress.sheets_in(SheetStatus.READY))
+        wrong = removed = 0
+        while numbers and not self._is_cancelled:
+            now_judged = sorted(numbers - self._in_flight.keys())[:SHEETS_AT_ONCE]
+            if not now_judged:
+                await workflow.wait_condition(lambda: self._is_cancelled or not numbers <= self._in_flight.keys())
+                continue
+            numbers.difference_update(now_judged)
+            counts = await self._check(now_judged, repair=whole, deep=deep)
+            wrong, removed = wrong + counts[0], removed + counts[1]
+        if whole and not self._is_cancelled:
+            prune = PruneSheets(str(self._ref), self._progress.total_pages)
+            removed += await self._on_bucket(UploadActivities.prune_sheets, prune, "remove what no sheet owns")
+            self._progress.reconcile((), (), workflow.now())
+            self._finding = f"last reconciled {workflow.now():%Y-%m-%d %H:%M:%S} UTC: {wrong} sheets were wrong, {removed} objects removed"
+
+    async def _check(self, numbers: Sequence[int], *, repair: bool = True, discard: bool = False, deep: bool = False) -> tuple[int, int]:
+        """Has sheets judged and says so in the progress; returns how many it had wrong, and how many objects were removed."""
+        sheets = tuple(self._progress.sheet(number) for number in numbers)
+        self._checking.update(numbers)
+        try:
+            checked = await self._on_bucket(
+                UploadActivities.check_sheets,
+                CheckSheets(str(self._ref), sheets, repair=repair, discard=discard, deep=deep),
+                f"check sheets {numbers[0]} to {numbers[-1]}",
+                SHEET_TIMEOUT,
+            )
+        finally:
+            self._checking.difference_update(numbers)
+        for sheet in checked.broken:
+            workflow.logger.warning("sheet %s is broken: %s", sheet.number, sheet.detail)
+        wrong = 0
+        if checked.committed or (repair and checked.broken):
+            wrong = self._progress.reconcile(checked.committed, [sheet.number for sheet in checked.broken], workflow.now())
+            meter = workflow.metric_meter()
+            meter.create_counter("progress_reconciliation_discrepancy", "Sheets that the progress had wrong", "sheets").add(wrong)
+            self._plan_work()
+        return wrong, checked.removed
 
     @property
     def _is_cancelled(self) -> bool:
@@ -296,9 +391,13 @@ class ProcessUpload:
         tasks = list(self._in_flight.values())
         for task in tasks:
             task.cancel()
+        if self._reconciling is not None:
+            tasks.append(self._reconciling)  # ends by itself: what it has repaired must be told
         if tasks:
             await workflow.wait(tasks)
+        self._to_do.clear()
         self._in_flight.clear()
+        self._reconciling = None
         self._publish()
 
     def _should_continue_as_new(self) -> bool:
@@ -325,27 +424,30 @@ class ProcessUpload:
     def _end(self) -> None:
         if self._progress.total_pages and not self._progress.sheets_in(SheetStatus.PENDING):
             self._progress.finish(workflow.now())
-        elif self._progress.status is not UploadStatus.FAILED:  # a refused document has failed already
+        elif not self._progress.status.is_final:  # a refused document has failed already, one that was stopped stays so
             self._progress.cancel(workflow.now())
 
     async def _close(self) -> None:
-        """Nothing is in flight: frees the hosts' scratch and writes the manifest."""
+        """Nothing is in flight: removes what is half done, frees the hosts' scratch and writes the manifest."""
+        with _nothing_left_if_deleted():
+            await self._discard_undone()
+        self._end()
         self._loaded = True
         self._publish()
         await asyncio.gather(*(self._discard_scratch(queue) for queue in sorted(self._hosts)))
         self._hosts.clear()
-        await workflow.execute_activity_method(
-            UploadActivities.write_manifest,
-            WriteManifest(str(self._ref), self._progress.snapshot()),
-            task_queue=STORAGE_QUEUE,
-            start_to_close_timeout=STORAGE_TIMEOUT,
-            heartbeat_timeout=HEARTBEAT,
-            retry_policy=RETRIES,
-            cancellation_type=CANCELLATION,
-            summary="write the manifest",
-        )
+        with _nothing_left_if_deleted():
+            manifest = WriteManifest(str(self._ref), self._progress.snapshot())
+            await self._on_bucket(UploadActivities.write_manifest, manifest, "write the manifest")
         self._waiters.clear()
         await workflow.wait_condition(workflow.all_handlers_finished)
+
+    async def _discard_undone(self) -> None:
+        """No half of a sheet stays; one that was committed after all is counted."""
+        undone = self._progress.sheets_in(*(status for status in SheetStatus if status is not SheetStatus.READY))
+        if undone and workflow.patched(CHECKED):
+            for start in range(0, len(undone), DISCARDED_AT_ONCE):
+                await self._check(undone[start : start + DISCARDED_AT_ONCE], discard=True)
 
     def _result(self, *, cancelled: bool) -> Snapshot:
         result = self._progress.changes_since(self._progress.version)
@@ -362,6 +464,8 @@ class ProcessUpload:
         lines = [f"**{head.status}**: {head.completed_pages} of {head.total_pages} sheets ready, {len(failures)} failed"]
         if head.reason:
             lines.append(f"{head.reason}: {head.detail}")
+        if self._finding:
+            lines.append(self._finding)
         lines += [f"- sheet {sheet.number}: {sheet.reason}: {sheet.detail}" for sheet in failures[:20]]
         workflow.set_current_details("\n\n".join(lines))
         reason = head.reason or (failures[0].reason if failures else None)
@@ -374,20 +478,22 @@ class ProcessUpload:
     def _priority(self, *, first: bool = False) -> Priority:
         return Priority(priority_key=1 if first else None, fairness_key=self._ref.organization)
 
-    async def _list_sheets(self) -> BucketState:
+    async def _on_bucket(
+        self, method: MethodAsyncSingleParam[UploadActivities, A, T], args: A, summary: str, timeout: timedelta = STORAGE_TIMEOUT
+    ) -> T:
         return await workflow.execute_activity_method(
-            UploadActivities.list_sheets,
-            ListSheets(str(self._ref)),
+            method,
+            args,
             task_queue=STORAGE_QUEUE,
-            start_to_close_timeout=STORAGE_TIMEOUT,
+            start_to_close_timeout=timeout,
             heartbeat_timeout=HEARTBEAT,
             retry_policy=RETRIES,
             cancellation_type=CANCELLATION,
-            summary="list committed sheets",
+            summary=summary,
         )
 
     async def _tile(self, sheet: SheetState) -> TiledPage:
-        activity = workflow.start_activity_method(
+        return await workflow.execute_activity_method(
             UploadActivities.tile_page,
             TilePage(str(self._ref), sheet.number, sheet.width or 0, sheet.height or 0, self._options),
             task_queue=TILE_QUEUE,
@@ -398,11 +504,10 @@ class ProcessUpload:
             priority=self._priority(first=sheet.number in self._prioritized),
             summary=_summary(sheet),
         )
-        return await _result_of(activity)
 
     async def _upload(self, sheet: SheetState, tiled: TiledPage) -> SheetRecord:
         page = Page(sheet.number, sheet.title, sheet.width or 0, sheet.height or 0, sheet.dpi or 0, scaled=sheet.scaled)
-        activity = workflow.start_activity_method(
+        return await workflow.execute_activity_method(
             UploadActivities.upload_page,
             UploadPage(str(self._ref), page, self._options, tiled),
             task_queue=tiled.queue,
@@ -413,7 +518,6 @@ class ProcessUpload:
             cancellation_type=CANCELLATION,
             summary=_summary(sheet),
         )
-        return await _result_of(activity)
 
     async def _discard_scratch(self, queue: str) -> None:
         try:
@@ -432,14 +536,15 @@ class ProcessUpload:
             workflow.logger.info("scratch of %s was not freed: %s", queue, error.cause)
 
 
-async def _result_of(activity: workflow.ActivityHandle[T]) -> T:
-    """Awaits an activity; a cancellation that arrives together with its result must not hide what was done."""
+@contextmanager
+def _nothing_left_if_deleted() -> Iterator[None]:
+    """The upload may be deleted under its run, which then ends quietly."""
     try:
-        return await activity
-    except asyncio.CancelledError:
-        if activity.done() and not activity.cancelled():
-            return activity.result()
-        raise
+        yield
+    except ActivityError as error:
+        if _reason(error)[0] != UploadNotFound.__name__:
+            raise
+        workflow.logger.info("the upload was deleted")
 
 
 def _summary(sheet: SheetState) -> str:

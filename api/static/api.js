@@ -52,6 +52,7 @@ export const descriptorUrl = (ref, sheet) => `${uploadUrl(ref)}/sheets/sheet-${s
 
 export const getJson = (url) => request(url, { cache: "no-cache" });
 export const post = (url) => request(url, { method: "POST" });
+export const remove = (url) => request(url, { method: "DELETE" });
 
 async function request(url, options) {
   let response;

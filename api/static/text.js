@@ -67,3 +67,20 @@ export function duration(milliseconds) {
   const minutes = Math.floor(seconds / 60);
   return minutes < 60 ? `${minutes} min ${seconds % 60} s` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
 }
+
+/** An estimate of seconds. */
+export function about(seconds) {
+  if (seconds < 90) return `about ${Math.max(1, Math.round(seconds))} s`;
+  const minutes = seconds / 60;
+  return minutes < 90 ? `about ${Math.round(minutes)} min` : `about ${(minutes / 60).toLocaleString("en", { maximumFractionDigits: 1 })} h`;
+}
+
+/** An estimate of bytes: two digits are honest, and one unit is enough where both have it. */
+export function sizeRange(low, high) {
+  const [from, to] = [low, high].map((bytes) => size(Number(bytes.toPrecision(2))));
+  const [value, unit] = from.split(" ");
+  if (from === to) return to;
+  return `${to.endsWith(` ${unit}`) ? value : from} to ${to}`;
+}
+
+export const money = (dollars) => (dollars > 0 && dollars < 0.01 ? "under $0.01" : `$${dollars.toLocaleString("en", { minimumFractionDigits: 2, maximumFractionDigits: 2 })}`);

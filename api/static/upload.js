@@ -1,9 +1,9 @@
 // One upload: the overall bar, the verdict, a card for every sheet, and the drawing that is open.
 
-import { descriptorUrl, parsePath, post, thumbnailUrl, uploadUrl } from "./api.js";
+import { descriptorUrl, parsePath, post, remove, thumbnailUrl, uploadUrl } from "./api.js";
 import { $, showBadge, showBar } from "./dom.js";
 import { Live } from "./live.js";
-import { clockTime, count, duration, isFinal, moment, refusal, sentence, SHEET_WORDS, sheets, sheetsOf, size, UPLOAD_WORDS } from "./text.js";
+import { about, clockTime, count, duration, isFinal, moment, money, refusal, sentence, SHEET_WORDS, sheets, sheetsOf, size, sizeRange, UPLOAD_WORDS } from "./text.js";
 import { Viewer } from "./viewer.js";
 
 const ANNOUNCE_MS = 10_000;
@@ -25,6 +25,7 @@ export class UploadView {
       closed: (number) => this.#viewerClosed(number),
     });
     $("cancel").addEventListener("click", () => this.#cancel());
+    $("delete").addEventListener("click", () => this.#delete());
     $("filter").addEventListener("change", () => this.#showFilter());
     $("sheets").addEventListener("click", (event) => this.#clicked(event));
   }
@@ -38,7 +39,7 @@ export class UploadView {
     $("sheets").replaceChildren();
     $("filter").querySelector("input").checked = true;
     this.#showFilter();
-    for (const id of ["sheets-section", "verdict", "warning", "cancel"]) $(id).hidden = true;
+    for (const id of ["sheets-section", "verdict", "warning", "cancel", "delete", "measures"]) $(id).hidden = true;
     for (const id of ["facts", "count", "percent", "news"]) $(id).textContent = "";
     $("status").hidden = true;
     $("overall").hidden = false;
@@ -127,6 +128,7 @@ export class UploadView {
     if (final && document.activeElement === $("cancel")) $("file-name").focus();
     $("filter-open").textContent = final ? "Not done" : "In progress";
     $("cancel").hidden = final;
+    $("delete").hidden = !final;
 
     if (status !== this.status) {
       if (this.status !== null) this.#announce(`${UPLOAD_WORDS[status]}. ${words}.`);
@@ -135,7 +137,33 @@ export class UploadView {
     } else if (!final && performance.now() - this.announcedAt > ANNOUNCE_MS) {
       this.#announce(words);
     }
+    this.#showMeasures(head);
     this.#showVerdict(head);
+  }
+
+  /** What it will take; at the end what it took, with what was expected below. */
+  #showMeasures({ status, forecast, receipt }) {
+    $("measures").hidden = !forecast;
+    if (!forecast) return;
+    const expected = {
+      tiles: count(forecast.tiles),
+      size: sizeRange(forecast.bytesLow, forecast.bytesHigh),
+      time: about(forecast.seconds),
+      cost: money(forecast.dollars),
+    };
+    const took = isFinal(status) && receipt && {
+      tiles: count(receipt.tiles),
+      size: size(receipt.bytes),
+      time: duration(receipt.seconds * 1000),
+      cost: money(receipt.dollars),
+    };
+    $("measures-title").textContent = took ? "What it took" : "Forecast";
+    for (const [name, text] of Object.entries(expected)) {
+      const [value, note] = $(`measure-${name}`).querySelectorAll("dd");
+      value.textContent = took ? took[name] : text;
+      note.textContent = took ? `forecast ${text}` : "";
+      note.hidden = !took;
+    }
   }
 
   #announce(text) {
@@ -181,7 +209,7 @@ export class UploadView {
   }
 
   #showNews(kind, time) {
-    const { startedAt, completedAt } = this.live?.head ?? {};
+    const { startedAt, completedAt, receipt } = this.live?.head ?? {};
     if (kind === "live" && completedAt) kind = "final"; // the end follows in a moment
     const text = {
       live: $("cancel").disabled ? "Cancelling…" : "Live",
@@ -189,7 +217,7 @@ export class UploadView {
       checking: "No news for a minute. Checking with the server…",
       unchanged: `Checked at ${clockTime(Date.now())}: nothing has changed since ${time ? clockTime(time) : "the start"}.`,
       unreachable: "The server cannot be reached. Trying again…",
-      final: completedAt ? `Ended ${moment(completedAt)}${startedAt ? ` after ${duration(new Date(completedAt) - new Date(startedAt))}` : ""}` : "",
+      final: completedAt ? `Ended ${moment(completedAt)}${startedAt && !receipt ? ` after ${duration(new Date(completedAt) - new Date(startedAt))}` : ""}` : "",
     }[kind];
     $("news").dataset.kind = kind;
     if ($("news").textContent !== text) $("news").textContent = text; // the same again would be read out again
@@ -328,6 +356,18 @@ export class UploadView {
       $("cancel").disabled = false;
       $("news").textContent = `It could not be cancelled (${problem.type}). ${sentence(problem.message)}`;
     }
+  }
+
+  async #delete() {
+    if (!confirm("Delete this upload, its PDF and all its sheets? This cannot be undone.")) return;
+    $("delete").disabled = true;
+    try {
+      await remove(uploadUrl(this.ref));
+      location.assign($("back").href);
+    } catch (problem) {
+      $("news").textContent = `It could not be deleted (${problem.type}). ${sentence(problem.message)}`;
+    }
+    $("delete").disabled = false;
   }
 }
 

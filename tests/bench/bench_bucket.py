@@ -41,15 +41,19 @@ def operations(log: str) -> Counter[str]:
     return Counter(re.findall(r" s3_(\w+) ", log))
 
 
-def whole_upload(directory: Path, server: S3Server, log: Path, settings: BucketSettings, pdf: bytes) -> None:
-    """Runs one upload through a stack of its own and prints what it asked of the server."""
-    environ = {name: value for name, value in os.environ.items() if not name.startswith(("SITELINK_", "AWS_"))} | {
+def environment(settings: BucketSettings) -> dict[str, str]:
+    """What the processes of a stack over this bucket are told, and nothing that was meant for whoever runs the benchmark."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("SITELINK_", "AWS_"))} | {
         "SITELINK_BUCKET": settings.url,
-        "SITELINK_S3_ENDPOINT": server.endpoint,
+        "SITELINK_S3_ENDPOINT": settings.endpoint,
         "AWS_ACCESS_KEY_ID": settings.access_key_id,
         "AWS_SECRET_ACCESS_KEY": settings.secret_access_key,
     }
-    stack = Stack(directory / "data", environ=environ, port=0, temporal_ports=(0, 0))
+
+
+def whole_upload(directory: Path, log: Path, settings: BucketSettings, pdf: bytes) -> None:
+    """Runs one upload through a stack of its own and prints what it asked of the server."""
+    stack = Stack(directory / "data", environ=environment(settings), port=0, temporal_ports=(0, 0))
     stack.start()
     try:
         before = log.stat().st_size
@@ -150,7 +154,7 @@ def main() -> None:
         try:
             settings = BucketSettings("s3://plans", server.endpoint, "bench", "bench-secret", "us-east-1")
             BucketSetup(settings).create()
-            whole_upload(directory, server, log, settings, pdf)
+            whole_upload(directory, log, settings, pdf)
             small_puts(settings, arguments.puts, arguments.size)
         finally:
             server.stop()

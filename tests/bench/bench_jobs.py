@@ -1,7 +1,8 @@
 """Whole jobs through the embedded stack: ``python -m tests.bench.bench_jobs [--original SHEET,SHEET,...] FILE.pdf ...``.
 
-Prints a Markdown table: sheets, tiles, seconds from the request to the final state, CPU seconds of all processes, and the peak memory
-of the tile worker and of its largest render child. With ``--original``, the original pipeline (``vips dzsave`` with poppler, page by page)
+Prints a Markdown table: sheets, tiles, bytes and dollars beside their forecasts; seconds from the request to the final state, those of the
+receipt beside their forecast; CPU seconds of all processes; the peak memory of the tile worker and of its largest render child.
+With ``--original``, the original pipeline (``vips dzsave`` with poppler, page by page)
 does the named sheets of each file in the same run, onto the same disk. Everything is written below ``--directory``.
 """
 
@@ -15,6 +16,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -62,7 +64,7 @@ class Usage:
                 self.peak_worker_bytes = max(self.peak_worker_bytes, peak)
 
 
-def run_job(stack: Stack, pdf: Path) -> tuple[dict[str, object], float]:
+def run_job(stack: Stack, pdf: Path) -> tuple[dict[str, Any], float]:
     """Sends a PDF and waits for its final state; returns it and the seconds."""
     begun = time.monotonic()
     with httpx.Client(base_url=stack.api_url, timeout=30) as client:
@@ -99,8 +101,11 @@ def main() -> None:
     parser.add_argument("--original", default="", help="1-based numbers of sheets, for the original pipeline")
     parser.add_argument("--directory", type=Path, default=Path("/dev/shm"), help="where everything is written")  # noqa: S108
     arguments = parser.parse_args()
-    print("| file | state | sheets | tiles | s | CPU s | worker MB | child MB | original pipeline |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    print(
+        "| file | state | sheets | tiles | forecast | MB | forecast | $ | forecast | s | receipt s | forecast | CPU s "
+        "| worker MB | child MB | original pipeline |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|")
     for pdf in arguments.files:
         with tempfile.TemporaryDirectory(dir=arguments.directory) as name:
             directory = Path(name)
@@ -119,11 +124,13 @@ def main() -> None:
             originals = [
                 f"sheet {sheet}: {original_s(pdf, int(sheet), directory):.1f} s" for sheet in filter(None, arguments.original.split(","))
             ]
-            sheets = status["sheets"]
-            assert isinstance(sheets, list)
-            tiles = sum(sheet["tiles"] or 0 for sheet in sheets)
+            forecast, receipt = status["forecast"], status["receipt"]
             print(
-                f"| {pdf.name} | {status['status']} | {status['completedPages']} of {status['totalPages']} | {tiles:,} | {seconds:.1f} "
+                f"| {pdf.name} | {status['status']} | {status['completedPages']} of {status['totalPages']} "
+                f"| {receipt['tiles']:,} | {forecast['tiles']:,} "
+                f"| {receipt['bytes'] / 1e6:.1f} | {forecast['bytesLow'] / 1e6:.1f} to {forecast['bytesHigh'] / 1e6:.1f} "
+                f"| {receipt['dollars']:.4f} | {forecast['dollars']:.4f} "
+                f"| {seconds:.1f} | {receipt['seconds']:.1f} | {forecast['seconds']:.1f} "
                 f"| {sum(usage.cpu_s.values()) - idle_s:.1f} | {usage.peak_worker_bytes / 1e6:.0f} | {usage.peak_child_bytes / 1e6:.0f} "
                 f"| {', '.join(originals) or '-'} |"
             )

@@ -184,6 +184,28 @@ async def test_page_reload_shows_the_same_state(stack: Stack) -> None:
         watched.check_quiet()
 
 
+async def test_page_shows_what_it_will_take_and_what_it_took(stack: Stack) -> None:
+    """While sheets are made the page says tiles, size, time and cost as forecast; at the end as they were, beside the forecast."""
+    async with chromium_page(stack.api_url) as watched:
+        page = watched.page
+        await watched.upload("forecast.pdf", plan_pdf(6, 30, 22))
+        measures = page.get_by_role("group", name="Forecast")
+        await expect(measures).to_be_visible(timeout=PROCESSING_MS)
+        assert (await measures.inner_text()).split("\n")[:3] == ["Forecast", "Tiles", "7,620"]
+        await expect(measures).to_contain_text("MB")
+        await expect(measures).to_contain_text(re.compile(r"about \d+ s"))
+        await watched.wait_until_complete()
+        took = page.get_by_role("group", name="What it took")
+        for name, text in (
+            ("tiles", r"^Tiles\s*7,620\s*forecast 7,620$"),
+            ("size", r"^Size of the tiles\s*[\d.]+ MB\s*forecast \d+ to \d+ MB$"),
+            ("time", r"^Time\s*\d+ s\s*forecast about \d+ s$"),
+            ("cost", r"^Storage requests\s*\$0\.03\s*forecast \$0\.03$"),
+        ):
+            await expect(took.locator(f"#measure-{name}")).to_have_text(re.compile(text), use_inner_text=True)
+        watched.check_quiet()
+
+
 async def test_page_file_that_is_no_pdf_is_refused_by_name(stack: Stack) -> None:
     """A refusal of the POST stands beside the form with its name and a sentence, has the focus, and the file stays chosen."""
     async with chromium_page(stack.api_url) as watched:
@@ -374,3 +396,18 @@ async def test_page_cancel_ends_the_upload(stack: Stack) -> None:
         await expect(page.locator("#cancel")).to_be_hidden()
         await expect(page.locator("#file-name")).to_be_focused()
         watched.check_quiet()
+
+
+async def test_page_delete_removes_the_upload_for_good(stack: Stack) -> None:
+    """Delete asks first; then the plan's list is shown without the upload, and its address says that there is none."""
+    async with chromium_page(stack.api_url) as watched:
+        page = watched.page
+        page.on("dialog", lambda dialog: dialog.accept())
+        await watched.upload("delete.pdf", plan_pdf(1, 3, 2))
+        await expect(page.locator("#status")).to_have_text("Complete", timeout=PROCESSING_MS)
+        address = page.url
+        await page.click("#delete")
+        await expect(page.locator("#upload")).to_be_hidden(timeout=PROCESSING_MS)
+        await expect(page.get_by_text("delete.pdf")).to_have_count(0)
+        await page.goto(address)
+        await expect(page.locator("#verdict")).to_contain_text("UploadNotFound")

@@ -45,7 +45,7 @@ def address(stack: Stack, ref: UploadRef) -> str:
 class Watch:
     """A client that watches an upload by SSE and comes back when its stream breaks; a context manager.
 
-    It holds that versions never fall, that no counter falls, and that the stream ends once.
+    It holds that versions never fall, that no counter falls in a change that does not say ``reconciled``, and that the stream ends once.
 
     Args:
         stack: Its API; read anew for every connection.
@@ -127,7 +127,7 @@ class Watch:
         with self._changed:
             if self._last is not None and state["version"] < self._last:
                 self.wrong.append(f"version {state['version']} after {self._last}: {event}")
-            if state["completedPages"] < self._completed:
+            if state["completedPages"] < self._completed and not state["reconciled"]:
                 self.wrong.append(f"{state['completedPages']} completed after {self._completed}: {event}")
             self._last, self._completed = state["version"], state["completedPages"]
             self.states.append(state)

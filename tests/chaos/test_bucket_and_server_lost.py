@@ -27,12 +27,12 @@ pytestmark = pytest.mark.timeout(300)
 PAGES = 8
 
 
-def undisturbed(stack: Stack, settings: BucketSettings, body: bytes) -> dict[str, str]:
-    """What a run leaves that nothing happens to."""
+def undisturbed(stack: Stack, settings: BucketSettings, body: bytes) -> tuple[dict[str, str], UploadRef]:
+    """What a run leaves that nothing happens to, and whose it is."""
     ref = accepted(stack, body)
     with Watch(stack, ref) as watch:
         assert watch.end()["status"] == "complete"
-    return sheets_of(Bucket(settings), ref)
+    return sheets_of(Bucket(settings), ref), ref
 
 
 def committed(bucket: Bucket, ref: UploadRef) -> dict[str, ObjectInfo]:
@@ -58,11 +58,12 @@ def served(where: str, s3_server: TestServer, new_stack: Callable[..., Stack]) -
 def test_lost_temporal_database_costs_no_committed_sheet(new_stack: Callable[..., Stack], s3_server: TestServer, where: str) -> None:
     """All is killed and Temporal's database deleted: the same bucket finishes, without a write to a committed sheet.
 
+    An upload that had finished before is repaired from the bucket alone.
     From the first answer on, also of an API without memory and before any worker answers, nothing is less than what was known or committed.
     """
     with served(where, s3_server, new_stack) as (stack, settings, faults):
         body, bucket = plan_set(PAGES, 900, 600), Bucket(settings)
-        expected = undisturbed(stack, settings, body)
+        expected, forgotten = undisturbed(stack, settings, body)
         ref = accepted(stack, body)
         with Watch(stack, ref) as before:
             before.until(lambda watch: watch.completed >= 2)
@@ -95,6 +96,13 @@ def test_lost_temporal_database_costs_no_committed_sheet(new_stack: Callable[...
         if faults:
             written = {target for method, target in faults.passed[asked:] if method == "PUT"}
             assert not [target for target in written for key in done if target.endswith(ref.sheets_prefix + key)]
+        # Of the upload that had finished before, Temporal knows nothing any more: it is reconciled from the bucket.
+        bucket.delete([f"{forgotten.tiles_prefix(2)}0/0_0.jpeg", forgotten.descriptor(3)])
+        assert httpx.post(f"{address(stack, forgotten)}/reconcile").status_code == 202
+        with Watch(stack, forgotten) as watch:
+            final = watch.end()
+        assert (final["status"], final["completedPages"], final["reconciled"]) == ("complete", PAGES, True)
+        assert_whole(settings, forgotten, expected)
 
 
 def first_status(stack: Stack, ref: UploadRef) -> dict[str, object]:
@@ -123,7 +131,7 @@ def test_killed_worker_api_and_s3_server_change_nothing(new_stack: Callable[...,
                 AWS_SECRET_ACCESS_KEY=settings.secret_access_key,
             )
             body = plan_set(4)
-            expected = undisturbed(stack, settings, body)
+            expected, _ = undisturbed(stack, settings, body)
             faults.lay(Rule(delays(0.05), target="_files/"))
             ref = accepted(stack, body)
             with Watch(stack, ref) as watch, Watch(stack, ref) as other:
@@ -180,7 +188,7 @@ def test_full_scratch_disk_is_a_warning(new_stack: Callable[..., Stack], small_d
     stack = new_stack(SITELINK_SCRATCH_DIR=str(small_disk / "scratch"))
     settings = BucketSettings((stack.data_dir / "bucket").as_uri())
     body = plan_set(2)
-    expected = undisturbed(stack, settings, body)
+    expected, _ = undisturbed(stack, settings, body)
     ballast = small_disk / "ballast"
     fill(ballast)
     os.truncate(ballast, ballast.stat().st_size - (64 << 10))  # room for the document, not for its tiles

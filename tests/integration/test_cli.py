@@ -57,7 +57,7 @@ class Script:
         if request.method == "POST" and request.url.path == BASE:
             return await self.posts.popleft()(request)
         if request.method == "POST":
-            return JSONResponse({"ref": REF}, 202)
+            return JSONResponse({"ref": REF, "refs": [REF]}, 202)
         return JSONResponse(self.document)
 
 
@@ -198,6 +198,52 @@ def test_watch_into_a_pipe_prints_plain_lines(script: Script) -> None:
     ]
     assert (result.returncode, result.stderr) == (0, "")
     assert not CONTROL.search(result.stdout)
+
+
+FORECAST = {
+    "tiles": 20,
+    "puts": 28,
+    "bytesLow": 1_200,
+    "bytesHigh": 4_900,
+    "seconds": 3.2,
+    "classA": 32,
+    "classB": 12,
+    "dollars": 0.000148,
+    "priceClassA": 4.5,
+    "priceClassB": 0.36,
+}
+RECEIPT = {"tiles": 20, "puts": 28, "bytes": 2000, "seconds": 4.5, "classA": 32, "classB": 12, "dollars": 0.41}
+
+
+def test_watch_shows_the_forecast_once_and_again_beside_what_it_was(script: Script) -> None:
+    """As soon as the pages are counted, and below the summary; status shows both; an upload that has ended shows it once."""
+    running = snapshot("processing", sheet(1, "tiling"), sheet(2, "pending"), forecast=FORECAST, receipt=None)
+    ready = snapshot("processing", sheet(1, "ready"), completed=1, forecast=FORECAST, receipt=None)
+    final = snapshot("complete", sheet(1, "ready"), sheet(2, "ready"), completed=2, forecast=FORECAST, receipt=RECEIPT)
+    script.events.append(
+        stream(
+            event("snapshot", 1, snapshot("queued", total=0, forecast=None, receipt=None)),
+            event("change", 2, running),
+            event("change", 3, ready),
+            event("end", 4, final),
+        )
+    )
+    forecast = "forecast: 20 tiles, 1.2 to 4.9 kB, about 3 s, less than $0.01 of bucket operations"
+    end = ["complete: 2 sheets, 20 tiles, 2.0 kB, 4.5 s, $0.41 of bucket operations", forecast]
+    result = sitelink(script.url, "watch", REF)
+    assert result.stdout.splitlines()[:-1] == [
+        "queued",
+        "processing: 0 of 2 sheets ready",
+        forecast,
+        "sheet-1: ready, 1 of 2",
+        "sheet-2: ready, 2 of 2",
+        *end,
+    ]
+    script.events.append(stream(event("snapshot", 4, final), event("end", 4, final)))
+    assert sitelink(script.url, "watch", REF).stdout.splitlines()[:-1] == end
+    script.document = final | {"fileName": "plan.pdf", "sizeBytes": 1234, "createdAt": "2026-01-31T09:29:59.000Z"}
+    assert sitelink(script.url, "status", REF).stdout.splitlines()[2:4] == [f"  {line}" for line in end]
+    assert json.loads(sitelink(script.url, "status", "--json", REF).stdout)["data"]["receipt"] == RECEIPT
 
 
 def test_watch_json_prints_every_event_as_it_came(script: Script) -> None:
@@ -441,6 +487,22 @@ def test_commands_ask_the_server_and_say_so(script: Script) -> None:
     assert posts == ["/reconcile", "/cancel", "/sheets/2/retry", "/sheets/3/retry", "/sheets/1/retry", "/sheets/3/retry"]
 
 
+def test_retry_resumes_a_cancelled_upload(script: Script) -> None:
+    """Its sheets that were not done are pending: one POST is enough for all of them."""
+    script.document = snapshot("cancelled", sheet(1, "ready"), sheet(2, "pending"), sheet(3, "pending"), completed=1, total=3)
+    assert sitelink(script.url, "retry", REF).returncode == 0
+    assert [request.url.path.rsplit("/", 3)[1:] for request in script.requests if request.method == "POST"] == [["sheets", "2", "retry"]]
+
+
+def test_reconcile_takes_a_whole_plan(script: Script) -> None:
+    """One POST to the plan; each upload that was asked is told."""
+    result = sitelink(script.url, "reconcile", REF.rsplit("/", 1)[0], "--deep")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "sitelink watch" in result.stdout
+    (request,) = [request for request in script.requests if request.method == "POST"]
+    assert str(request.url).endswith(f"{BASE.removesuffix('/uploads')}/reconcile?deep=true")
+
+
 @pytest.mark.parametrize(
     ("status", "code"), [("queued", 0), ("processing", 0), ("complete", 0), ("partial", 1), ("failed", 1), ("cancelled", 1)]
 )
@@ -514,7 +576,7 @@ def test_a_terminal_shows_a_bar_and_is_left_as_it_was(script: Script, tmp_path: 
     script.events.append(stream(WHOLE[1], 0.6, cut=True))
     script.events.append(
         stream(
-            event("change", 2, snapshot("processing", sheet(1, "uploading", title="A-101"), failed)),
+            event("change", 2, snapshot("processing", sheet(1, "uploading", title="A-101"), failed, forecast=FORECAST)),
             0.6,
             event("end", 3, snapshot("partial", sheet(1, "ready"), failed, completed=1)),
         )
@@ -530,6 +592,7 @@ def test_a_terminal_shows_a_bar_and_is_left_as_it_was(script: Script, tmp_path: 
         "trying again in 1 s",
         "sheet-2 [bold]A-102: failed, PageUnreadable: the page has no area",
         "uploading  sheet-1 A-101",
+        "forecast: 20 tiles, 1.2 to 4.9 kB, about 3 s, less than $0.01 of bucket operations",
         "partial: 1 of 2 sheets, 10 tiles, 1.0 kB, 4.5 s",
     ):
         assert words in plain, plain

@@ -29,6 +29,9 @@ async def test_history_replays(path: Path) -> None:
         ("continue-as-new-first", "EVENT_TYPE_WORKFLOW_EXECUTION_CONTINUED_AS_NEW"),
         ("cancelled", "EVENT_TYPE_WORKFLOW_EXECUTION_CANCELED"),
         ("reopened", "EVENT_TYPE_WORKFLOW_EXECUTION_SIGNALED"),
+        ("reconciled", "EVENT_TYPE_MARKER_RECORDED"),
+        ("stored", "EVENT_TYPE_WORKFLOW_EXECUTION_SIGNALED"),
+        ("cancelled-and-cleaned", "EVENT_TYPE_WORKFLOW_EXECUTION_CANCELED"),
     ],
 )
 def test_history_proves_what_its_name_says(name: str, event: str) -> None:

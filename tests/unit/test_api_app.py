@@ -14,8 +14,10 @@ from temporalio.client import WorkflowExecutionStatus
 from temporalio.service import RPCError, RPCStatusCode
 
 from activities import errors
+from activities.forecast import Forecaster
+from activities.interface import Page
 from activities.keys import UploadRef
-from activities.records import SheetStatus, UploadStatus, timestamp, to_json, to_wire
+from activities.records import SheetStatus, UploadOptions, UploadStatus, timestamp, to_json, to_wire
 from activities.storage import Bucket, BucketSettings
 from api.problems import STATUS
 from api.settings import ApiSettings
@@ -35,7 +37,7 @@ from tests.unit.api_fakes import (
     snapshot,
 )
 from tests.unit.sheets import put_sheet
-from workflows.messages import SheetNumbers
+from workflows.messages import Reconcile, SheetNumbers
 
 READY, PENDING, FAILED = SheetStatus.READY, SheetStatus.PENDING, SheetStatus.FAILED
 
@@ -181,11 +183,13 @@ async def test_silence_is_answered_from_what_is_known(
 async def test_terminated_run_is_failed(client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
     """A run that an operator ended has no manifest: it is failed, by name, and keeps what was known of its sheets."""
     await accept(bucket)
-    temporal.state = snapshot(READY, PENDING)
+    forecast = Forecaster().forecast([Page(1, None, 100, 50, 300)], UploadOptions(), 1)
+    temporal.state = replace(snapshot(READY, PENDING), forecast=forecast, sheet_puts=11)
     await client.get(PATH)
     temporal.state = closed(WorkflowExecutionStatus.TERMINATED)
     answer = (await client.get(PATH)).json()
     assert (answer["status"], answer["reason"], answer["completedPages"]) == ("failed", "Terminated", 1)
+    assert answer["receipt"]["puts"] == 13
     assert answer["completedAt"] == "2026-01-31T00:00:00.000Z"
     assert answer["version"] > 100
     assert (await client.get(PATH)).json()["version"] == answer["version"]
@@ -312,7 +316,12 @@ async def test_cancel_of_what_has_ended(
 
 
 @pytest.mark.parametrize(
-    ("path", "signal", "args"), [("reconcile", "force_reconcile", ()), ("sheets/2/retry", "retry_sheets", (SheetNumbers((2,)),))]
+    ("path", "signal", "args"),
+    [
+        ("reconcile", "force_reconcile", (Reconcile(),)),
+        ("reconcile?deep=true", "force_reconcile", (Reconcile(deep=True),)),
+        ("sheets/2/retry", "retry_sheets", (SheetNumbers((2,)),)),
+    ],
 )
 async def test_reopening_actions_start_with_a_signal(
     client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal, path: str, signal: str, args: tuple[object, ...]
@@ -323,6 +332,28 @@ async def test_reopening_actions_start_with_a_signal(
     temporal.state = closed()
     assert (await client.post(f"{PATH}/{path}")).status_code == 202
     assert [(start["start_signal"], tuple(start["start_signal_args"])) for start in temporal.starts] == [(signal, args)]
+
+
+async def test_dry_run_reports_and_reopens_nothing(client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
+    """It says what would be done, sheet by sheet."""
+    await accept(bucket)
+    await bucket.put_async(REF.manifest, to_json(snapshot(READY, FAILED, status=UploadStatus.PARTIAL)))
+    temporal.state = closed()
+    answer = (await client.post(f"{PATH}/reconcile?dryRun=true")).json()
+    assert [sheet["repair"] for sheet in answer["sheets"]] == ["tile", None]
+    assert not answer["verified"]
+    assert temporal.starts == []
+
+
+async def test_reconcile_of_a_plan_reaches_each_of_its_uploads(client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
+    """Those that were accepted and are not deleted; anything else below ``uploads/`` is left alone."""
+    await accept(bucket)
+    await bucket.put_async(replace(REF, upload="never-accepted").source, b"%PDF")
+    plan = BASE.removesuffix("/uploads")
+    answer = await client.post(f"{plan}/reconcile")
+    assert (answer.status_code, answer.json()) == (202, {"plan": "acme/tower/a1", "refs": [str(REF)]})
+    assert [start["start_signal"] for start in temporal.starts] == ["force_reconcile"]
+    assert (await client.post(f"{plan.replace('a1', 'none')}/reconcile")).json()["refs"] == []
 
 
 async def test_prioritize_signals_the_run(client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:

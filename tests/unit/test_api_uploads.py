@@ -17,9 +17,9 @@ from starlette.types import Message
 
 from activities.errors import StorageUnavailable
 from activities.keys import UploadRef
-from activities.records import UploadRecord, from_json, to_json
+from activities.records import KeyRecord, UploadRecord, from_json, to_json
 from activities.storage import Bucket, BucketSettings
-from api.uploads import IncomingFile, KeyRecord, new_upload_id, read_options
+from api.uploads import IncomingFile, new_upload_id, read_options
 from tests.unit.api_fakes import (
     BASE,
     PDF,

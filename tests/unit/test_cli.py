@@ -19,7 +19,7 @@ from activities.verify import Proof, SheetReport, UploadReport
 from api.cli import build_parser, outcome
 from api.cli import run as run_command
 from api.client import EventParser, LocalFile, Patience, Refused, Server, ServerEvent, WrongUse, named
-from api.views import LinesView, Tally, file_size, printable, sheet_report, upload_report
+from api.views import LinesView, Tally, about, file_size, money, printable, sheet_report, size_range, upload_report
 
 PORTS_OFF = "http://127.0.0.1:9"
 
@@ -108,6 +108,14 @@ def test_patience_takes_the_delay_that_the_server_asks_for_within_bounds() -> No
 def test_file_size_reads_well(size_bytes: int, words: str) -> None:
     """One digit after the point, never 1000.0 of a unit."""
     assert file_size(size_bytes) == words
+
+
+def test_estimates_read_as_estimates() -> None:
+    """Two digits, one unit where one is enough; no time is nothing; cents."""
+    ranges = [(12_345_678, 20_999_999), (312_345_678, 1_649_876_543), (940_000, 999_960), (0, 0), (5_010, 5_020)]
+    assert [size_range(*each) for each in ranges] == ["12 to 21 MB", "310 MB to 1.6 GB", "940 kB to 1 MB", "0 bytes", "5 kB"]
+    assert [about(seconds) for seconds in (0.2, 89, 120, 5000, 9000)] == ["1 s", "89 s", "2 min", "83 min", "2.5 h"]
+    assert [money(dollars) for dollars in (0, 0.004, 0.0109, 1234.5)] == ["$0.00", "less than $0.01", "$0.01", "$1,234.50"]
 
 
 @given(st.text())

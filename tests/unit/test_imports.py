@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from activities.interface import UploadActivities
+from activities.interface import HousekeepingActivities, UploadActivities
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("activities", "workflows", "api", "worker", "deploy")
@@ -19,7 +19,7 @@ MODULES = sorted(
     if path.name != "__init__.py"
 )
 
-LIGHT = {"temporalio", *(f"activities.{name}" for name in ("interface", "keys", "dzi", "records", "errors"))}
+LIGHT = {"temporalio", *(f"activities.{name}" for name in ("interface", "keys", "dzi", "records", "errors", "forecast"))}
 STORAGE = LIGHT | {"activities.storage"}
 HOST = STORAGE | {f"activities.{name}" for name in ("verify", "attempt", "scratch", "tilezip", "child")}
 SERVER = {"starlette", "sse_starlette", "uvicorn", "python_multipart"}
@@ -158,6 +158,7 @@ def test_workflows_load_no_server_and_no_bucket(module: str) -> None:
 
 
 ABSTRACT = sorted(UploadActivities.__abstractmethods__)
+HOUSEKEEPING = sorted(HousekeepingActivities.__abstractmethods__)
 
 
 def definition(function: object) -> object:
@@ -165,16 +166,21 @@ def definition(function: object) -> object:
     return getattr(function, "__temporal_activity_definition", None)
 
 
-@pytest.mark.parametrize("name", ABSTRACT)
-def test_every_activity_is_implemented_as_one(name: str) -> None:
+@pytest.mark.parametrize(
+    ("interface", "modules", "name"),
+    [
+        *((UploadActivities, ("activities.document", "activities.sheet", "activities.reconcile"), name) for name in ABSTRACT),
+        *((HousekeepingActivities, ("worker.housekeeping",), name) for name in HOUSEKEEPING),
+    ],
+)
+def test_every_activity_is_implemented_as_one(interface: type, modules: tuple[str, ...], name: str) -> None:
     """The override repeats ``@activity.defn``, in one place, under the name that the workflow calls."""
-    modules = [importlib.import_module(f"activities.{module}") for module in ("document", "sheet", "reconcile")]
     overrides = [
         vars(kind)[name]
-        for module in modules
+        for module in map(importlib.import_module, modules)
         for kind in vars(module).values()
-        if isinstance(kind, type) and issubclass(kind, UploadActivities) and kind.__module__ == module.__name__ and name in vars(kind)
+        if isinstance(kind, type) and issubclass(kind, interface) and kind.__module__ == module.__name__ and name in vars(kind)
     ]
     assert len(overrides) == 1, f"{name} is implemented {len(overrides)} times"
     assert definition(overrides[0]) is not None, f"the override of {name} lacks @activity.defn"
-    assert definition(overrides[0]).name == definition(getattr(UploadActivities, name)).name == name  # type: ignore[attr-defined]
+    assert definition(overrides[0]).name == definition(getattr(interface, name)).name == name  # type: ignore[attr-defined]

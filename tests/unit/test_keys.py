@@ -1,12 +1,14 @@
 """Object keys: every one that is spelled is the design's, and no id can leave its directory."""
 
 import re
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from activities.keys import PlanRef, UploadRef, check_id, sheet_of_directory
+from activities.keys import PlanRef, UploadRef, check_id, sheet_of_directory, walk_uploads
+from api.uploads import new_upload_id
 
 IDS = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", fullmatch=True)
 UPLOAD = UploadRef("acme", "tower", "plan-A", "0198c0de-0000-7000-8000-000000000001")
@@ -81,3 +83,31 @@ def test_a_sheets_directory_gives_its_number(number: int) -> None:
 def test_a_foreign_directory_is_no_sheet(name: str) -> None:
     """A name that we would not write is not read as one."""
     assert sheet_of_directory(name) is None
+
+
+def test_id_tells_when_it_was_made() -> None:
+    """A UUIDv7 does, to the millisecond; anything else says nothing."""
+    now = datetime.now(UTC)
+    made_at = UploadRef("acme", "tower", "a1", new_upload_id()).made_at
+    assert made_at is not None
+    assert timedelta(milliseconds=-1) <= made_at - now < timedelta(seconds=5)
+    for name in ("u1", "0198c0de-0000-4000-8000-000000000001", "0198C0DE-0000-7000-8000-000000000001"):
+        assert UploadRef("acme", "tower", "a1", name).made_at is None
+
+
+REFS = st.builds(UploadRef, *[st.sampled_from(["a", "a-b", "a0", "B"])] * 4)
+
+
+@given(st.sets(REFS), st.one_of(st.none(), REFS))
+def test_walk_finds_every_upload_behind_a_place(refs: set[UploadRef], after: UploadRef | None) -> None:
+    """Each once, in the order of names; begun behind any of them, it finds exactly the rest. Foreign names are ignored."""
+
+    def path(ref: UploadRef) -> tuple[str, ...]:
+        return (ref.organization, ref.project, ref.plan, ref.upload)
+
+    def directories(prefix: str) -> set[str]:
+        below = {ref.prefix.removeprefix(prefix).split("/")[0] for ref in refs if ref.prefix.startswith(prefix)}
+        return below | {".foreign", "not an id"}
+
+    expected = sorted((ref for ref in refs if after is None or path(ref) > path(after)), key=path)
+    assert list(walk_uploads(directories, after)) == expected

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from activities.forecast import Forecaster
 from activities.interface import Page
-from activities.records import SheetRecord, SheetState, SheetStatus, Snapshot, UploadStatus
+from activities.records import Forecast, SheetRecord, SheetState, SheetStatus, Snapshot, UploadOptions, UploadStatus, timestamp
 from workflows.progress import Progress, percentage
 
 START = datetime(2026, 1, 31, 9, 30, tzinfo=UTC)
@@ -32,6 +33,11 @@ def begun(pages: int) -> Progress:
     progress = Progress(START)
     progress.begin([page(number) for number in range(1, pages + 1)], [], START)
     return progress
+
+
+def forecast_of(pages: int) -> Forecast:
+    """The forecast of a document of so many good pages."""
+    return Forecaster().forecast([page(number) for number in range(1, pages + 1)], UploadOptions(), 1)
 
 
 @given(st.integers(0, 3000), st.integers(0, 3000))
@@ -111,26 +117,33 @@ def test_reconcile_corrects_both_ways_and_says_so() -> None:
     progress = begun(3)
     progress.ready([record(1)], START)
     progress.tiling(3, START)
-    assert progress.reconcile([record(2), record(3)], START) == 2
+    assert progress.reconcile([record(2), record(3)], [1], START) == 2
     snapshot = progress.snapshot()
     assert [sheet.status for sheet in snapshot.sheets] == [SheetStatus.PENDING, SheetStatus.READY, SheetStatus.TILING]
     assert snapshot.reconciled
     assert snapshot.reconciled_at == snapshot.updated_at
 
 
-def test_reconcile_does_not_judge_what_landed_after_the_bucket_was_asked() -> None:
-    """A list that is older than the commit says nothing about it; a sheet that was ready before is judged."""
+def test_reconcile_that_finds_nothing_wrong_confirms_and_ends_nothing_again() -> None:
+    """What was finished stays finished, at the time when it was; a broken sheet opens it again."""
     progress = begun(2)
     progress.ready([record(1), record(2)], START)
-    assert progress.reconcile([], START, in_flight={2}) == 1
-    assert progress.sheets_in(SheetStatus.READY) == [2]
+    progress.finish(START)
+    later = START + timedelta(hours=1)
+    assert progress.reconcile([record(1)], [], later) == 0
+    progress.finish(later)
+    snapshot = progress.snapshot()
+    assert (snapshot.status, snapshot.completed_at) == (UploadStatus.COMPLETE, timestamp(START))
+    assert (snapshot.reconciled, snapshot.reconciled_at) == (True, timestamp(later))
+    assert progress.reconcile([], [2], later) == 1
+    assert (progress.status, progress.snapshot().completed_at) == (UploadStatus.PROCESSING, None)
 
 
 def test_reconcile_leaves_a_cancelled_upload_cancelled() -> None:
     """Looking again must not start work that someone stopped."""
     progress = begun(2)
     progress.cancel(START)
-    progress.reconcile([record(1)], START)
+    progress.reconcile([record(1)], [2], START)
     assert progress.snapshot().status is UploadStatus.CANCELLED
     assert progress.sheets_in(SheetStatus.READY) == [1]
     progress.retry([], START)
@@ -146,6 +159,52 @@ def test_retry_leaves_unusable_pages_failed() -> None:
     progress.retry([], START)
     assert progress.sheets_in(SheetStatus.PENDING) == [1]
     assert progress.sheets_in(SheetStatus.FAILED) == [2]
+
+
+def test_receipt_comes_with_the_end_and_counts_a_sheet_as_often_as_it_was_made() -> None:
+    """None before the end; a sheet that was done again costs its PUTs again, one that an earlier run made counts once.
+
+    The days between two runs are no time that it took.
+    """
+    progress = Progress(START)
+    progress.begin([page(1), page(2)], [record(1)], START, forecast_of(2))
+    assert progress.snapshot().receipt is None
+    progress.ready([record(2)], START)
+    progress.ready([record(2)], START)
+    progress.finish(START + timedelta(seconds=9))
+    first = progress.snapshot().receipt
+    assert first is not None
+    assert (first.tiles, first.bytes, first.puts, first.seconds) == (16, 8642, 2 * 11 + 2, 9)
+    assert first.puts == forecast_of(2).puts + 2 * (8 - forecast_of(1).tiles)
+    progress.reconcile([record(1)], [2], START + timedelta(days=3))
+    progress.ready([record(2)], START + timedelta(days=3, seconds=2))
+    progress.finish(START + timedelta(days=3, seconds=3))
+    second = progress.snapshot().receipt
+    assert second is not None
+    assert (second.tiles, second.bytes, second.puts, second.seconds) == (16, 8642, 3 * 11 + 2, 12)
+
+
+def test_receipt_of_a_cancelled_upload_is_of_what_was_done() -> None:
+    """Sheets that were not made are not in it; a reconcile that finds one is followed; another run goes on counting."""
+    progress = Progress(START)
+    progress.begin([page(1), page(2)], [], START, forecast_of(2))
+    progress.ready([record(1)], START)
+    progress.cancel(START)
+    paid = progress.snapshot().receipt
+    assert paid is not None
+    assert (paid.tiles, paid.puts) == (8, 13)
+    progress.reconcile([record(1), record(2)], [], START)
+    paid = progress.snapshot().receipt
+    assert paid is not None
+    assert (paid.tiles, paid.puts) == (16, 24)
+    assert Progress(START, progress.snapshot()).snapshot() == progress.snapshot()
+
+
+def test_a_refused_document_has_neither_forecast_nor_receipt() -> None:
+    """Nothing was counted, so nothing can be said."""
+    progress = Progress(START)
+    progress.fail("NotAPdf", "no PDF", START)
+    assert (progress.snapshot().forecast, progress.snapshot().receipt) == (None, None)
 
 
 def test_changes_since_a_newer_version_are_everything() -> None:
@@ -205,7 +264,7 @@ class ProgressMachine(RuleBasedStateMachine):
         """The bucket holds any subset."""
         held = data.draw(st.sets(st.integers(1, self.progress.total_pages)))
         self.asked = True
-        self.progress.reconcile([record(number) for number in sorted(held)], self.tick(gap))
+        self.progress.reconcile([record(number) for number in sorted(held)], set(range(1, 6)) - held, self.tick(gap))
 
     @rule(gap=st.integers(0, 3))
     def retry(self, gap: int) -> None:

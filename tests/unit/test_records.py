@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from activities.errors import NewerSchema
 from activities.records import (
     SCHEMA,
+    Forecast,
+    Receipt,
     SheetRecord,
     SheetState,
     SheetStatus,
@@ -82,6 +84,30 @@ SHEET_STATES = st.builds(
     reason=st.none() | TEXT,
     detail=st.none() | TEXT,
 )
+AMOUNTS = st.floats(0, 1e9)
+FORECASTS = st.builds(
+    Forecast,
+    tiles=NUMBERS,
+    puts=NUMBERS,
+    bytes_low=NUMBERS,
+    bytes_high=NUMBERS,
+    seconds=AMOUNTS,
+    class_a=NUMBERS,
+    class_b=NUMBERS,
+    dollars=AMOUNTS,
+    price_class_a=AMOUNTS,
+    price_class_b=AMOUNTS,
+)
+RECEIPTS = st.builds(
+    Receipt,
+    tiles=NUMBERS,
+    puts=NUMBERS,
+    bytes=NUMBERS,
+    seconds=AMOUNTS,
+    class_a=NUMBERS,
+    class_b=NUMBERS,
+    dollars=AMOUNTS,
+)
 SNAPSHOTS = st.builds(
     Snapshot,
     status=st.sampled_from(UploadStatus),
@@ -97,6 +123,10 @@ SNAPSHOTS = st.builds(
     warning=st.none() | TEXT,
     reason=st.none() | TEXT,
     detail=st.none() | TEXT,
+    forecast=st.none() | FORECASTS,
+    receipt=st.none() | RECEIPTS,
+    sheet_puts=NUMBERS,
+    processing_seconds=AMOUNTS,
     sheets=st.lists(SHEET_STATES, max_size=3).map(tuple),
     schema=st.just(SCHEMA),
 )
@@ -114,6 +144,10 @@ OPTIONAL = {
     "completedAt",
     "reconciledAt",
     "warning",
+    "forecast",
+    "receipt",
+    "sheetPuts",
+    "processingSeconds",
 }
 
 SNAPSHOT = Snapshot(UploadStatus.PROCESSING, 7, "2026-01-31T09:30:00.000Z", sheets=(SheetState(1, SheetStatus.READY, 7, title="Grundriß"),))

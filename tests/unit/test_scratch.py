@@ -159,3 +159,32 @@ async def test_pages_wait_for_room_with_heartbeats(open_scratch: Callable[..., S
     assert not waiting.done()
     scratch.remove(page)
     await asyncio.wait_for(waiting, 10)
+
+
+async def test_what_lies_there_is_told_by_upload_and_what_is_used_stays(
+    open_scratch: Callable[..., Scratch], bucket: CountingBucket, tmp_path: Path
+) -> None:
+    """Also after a crash: whose pages and PDF these are stands beside them. A PDF that an activity uses is not removed."""
+    scratch = open_scratch()
+    other = UploadRef("acme", "tower", "a1", "u2")
+    scratch.publish(scratch.new_page(REF, 1))
+    scratch.publish(scratch.new_page(other, 1))
+    scratch.close()
+    scratch = open_scratch()
+
+    async def use() -> list[str]:
+        async with scratch.source(REF, RECORD, bucket, Attempt()) as source:
+            left = scratch.uploads()
+            assert set(left) == {REF, other}
+            scratch.new_page(REF, 2)  # came later: it is not among them
+            scratch.remove_unused(left[REF])
+            assert source.exists()
+            return sorted(path.name.split("-")[1] for path in (tmp_path / "scratch" / "pages").iterdir() if path.suffix)
+
+    assert await ActivityEnvironment().run(use) == ["2"]
+    (tmp_path / "scratch" / "uploads" / "0123").write_text("")  # a killed worker was writing it
+    assert [len(paths) for paths in scratch.uploads().values()] == [2]
+    scratch.discard(REF)
+    scratch.discard(other)
+    assert scratch.uploads() == {}
+    assert not scratch.has_pages

@@ -18,15 +18,16 @@ from activities.document import Host
 from activities.dzi import Pyramid, tile_name
 from activities.interface import Page, TiledPage, TilePage, UploadPage, host_queue
 from activities.keys import UploadRef
-from activities.records import UploadOptions
+from activities.records import UploadOptions, UploadRecord, to_json
 from activities.scratch import Scratch
 from activities.storage import Bucket, BucketSettings, StoredObject
 from activities.tilezip import THUMBNAIL, TILES, TILES_PREFIX
-from tests.unit.sheets import Md5Bucket, etag
+from tests.unit.sheets import Md5Bucket, accept, etag
 from worker.app import Activities
 
 REF = UploadRef("acme", "tower", "a1", "u1")
 PYRAMID = Pyramid(600, 300)
+RECORD = UploadRecord("plan.pdf", 9, "0" * 64, UploadOptions(), "2026-01-31T09:30:00.250Z")
 
 
 class OrderedBucket(Bucket):
@@ -54,8 +55,12 @@ class OrderedBucket(Bucket):
 
 @pytest.fixture
 def bucket(tmp_path: Path) -> OrderedBucket:
-    """An empty bucket."""
-    return OrderedBucket(tmp_path / "bucket")
+    """A bucket with an accepted upload."""
+    bucket = OrderedBucket(tmp_path / "bucket")
+    bucket.put(REF.record, to_json(RECORD))
+    bucket.written.clear()
+    bucket.reached.clear()
+    return bucket
 
 
 @pytest.fixture
@@ -88,6 +93,16 @@ async def test_commit_marker_is_written_last(host: Host, bucket: OrderedBucket) 
     assert not host.scratch.has_pages
 
 
+async def test_sheet_of_a_deleted_upload_is_not_committed(host: Host, bucket: OrderedBucket) -> None:
+    """The mark is looked at just before the ``.dzi``: one that was set meanwhile wins, and the refusal is final."""
+    args = tiled(host)
+    Bucket.put(bucket, REF.record, to_json(replace(RECORD, deleted_at="2026-01-31T09:31:00.000Z")))
+    with pytest.raises(ApplicationError) as failure:
+        await ActivityEnvironment().run(Activities(host).upload_page, args)
+    assert (failure.value.type, failure.value.non_retryable) == ("UploadNotFound", True)
+    assert bucket.written[-1] == REF.sheet_record(1)
+
+
 async def test_lost_tile_leaves_no_commit_marker(host: Host, bucket: OrderedBucket) -> None:
     """A tile that is neither there nor blank is TilesMissing."""
     with pytest.raises(ApplicationError) as failure:
@@ -101,6 +116,7 @@ class LossyBucket(Md5Bucket):
 
     def __init__(self, directory: Path) -> None:
         super().__init__(BucketSettings(directory.as_uri()))
+        accept(Bucket(BucketSettings(directory.as_uri())), REF)
         self.lost: dict[str, bytes | None] = {}
         """By the end of a key, what is written instead; None for nothing."""
         self.written: list[str] = []
@@ -149,6 +165,24 @@ async def test_what_the_bucket_has_lost_leaves_no_commit_marker(
     assert bucket.written[-1] == REF.descriptor(1)
 
 
+async def test_what_is_there_already_is_not_written_again(host: Host, tmp_path: Path) -> None:
+    """A repair, or the attempt after one that was killed, writes the tiles that are missing or not what they should be, no other."""
+    bucket = LossyBucket(tmp_path / "lossy")
+    activities = Activities(replace(host, bucket=bucket))
+    await ActivityEnvironment().run(activities.upload_page, tiled(host))
+    before = {info.key: bucket.get(info.key).body for info in bucket.objects("")}
+    missing, other, empty = (REF.tiles_prefix(1) + name for name in ("9/1_0.jpeg", "9/0_0.jpeg", "0/0_0.jpeg"))
+    bucket.delete([missing, REF.descriptor(1)])
+    bucket.put(other, b"9/1_0.jpeg")
+    bucket.put(empty, b"")
+    bucket.written.clear()
+    await ActivityEnvironment().run(activities.upload_page, tiled(host))
+    assert bucket.written[0] == REF.thumbnail(1)
+    assert sorted(bucket.written[1:-2]) == sorted([missing, other, empty])
+    assert bucket.written[-2:] == [REF.sheet_record(1), REF.descriptor(1)]
+    assert {info.key: bucket.get(info.key).body for info in bucket.objects("")} == before
+
+
 async def test_etags_that_are_no_md5_prove_names_and_sizes(host: Host, tmp_path: Path) -> None:
     """An encrypted bucket's ETags only look like MD5s: a sheet is committed all the same."""
 
@@ -187,6 +221,6 @@ async def test_no_page_is_tiled_that_would_wait_for_an_upload_slot(host: Host, b
     assert bucket.read == []
     bucket.open.set()
     await uploading
-    with pytest.raises(ApplicationError, match="ObjectMissing"):  # this far it comes in an empty bucket
+    with pytest.raises(ApplicationError, match="SourceMissing"):  # this far it comes without a PDF
         await tiling
-    assert bucket.read == [REF.record]
+    assert bucket.read == [REF.record, REF.record]  # by the upload just before its ``.dzi``, and by the tiling

@@ -18,7 +18,7 @@ from activities.dzi import parse_tile_name
 from activities.errors import UploadNotFound
 from activities.records import SheetRecord, SheetStatus, Snapshot, UploadStatus, from_json, from_wire, to_json, to_wire
 from activities.storage import Bucket, BucketSettings, ObjectInfo
-from activities.verify import NAMED, Decoder, Proof, SheetReport, UploadReport, verify_upload
+from activities.verify import NAMED, Decoder, Proof, Repair, SheetReport, UploadReport, verify_upload
 from tests.unit.sheets import NAMES, PYRAMID, REF, Md5Bucket, accept, jpeg, progress, put_sheet, put_upload
 
 
@@ -323,7 +323,7 @@ def test_a_sheet_that_failed_by_name_is_listed_and_not_wrong(bucket: Bucket) -> 
     state = progress(ready, failed, status=UploadStatus.PARTIAL)
     bucket.delete([REF.descriptor(2), REF.tiles_prefix(2) + NAMES[3]])
     (_, sheet), total = check(bucket, state)
-    assert sheet == SheetReport(2, SheetStatus.FAILED, 0, len(NAMES) - 1, reason="WorkerLost")
+    assert sheet == SheetReport(2, SheetStatus.FAILED, 0, len(NAMES) - 1, reason="WorkerLost", repair=Repair.PRUNE)
     assert (total.verified, total.verified_sheets, total.wrong_sheets, total.total_sheets) == (True, 1, 0, 2)
     bucket.put(REF.descriptor(2), PYRAMID.descriptor().encode())
     (_, sheet), total = check(bucket, state)
@@ -394,7 +394,7 @@ def test_an_upload_that_does_not_exist_is_not_found(bucket: Bucket) -> None:
 def test_many_sheets_are_never_far_ahead_of_the_reader(bucket: Bucket) -> None:
     """Sheet by sheet: when the first report is taken, only a window of them was looked at; leaving early ends it."""
     looked: list[int] = []
-    reports = verify._in_window(lambda number: looked.append(number) or number, range(1, 2001))  # type: ignore[func-returns-value]
+    reports = verify.in_window(lambda number: looked.append(number) or number, range(1, 2001))  # type: ignore[func-returns-value]
     assert next(reports) == 1
     assert len(looked) <= verify.THREADS + 1
     reports.close()

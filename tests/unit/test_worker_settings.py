@@ -2,6 +2,7 @@
 
 import pytest
 
+from activities.forecast import Forecaster
 from worker.settings import WorkerSettings
 
 S3 = {"SITELINK_BUCKET": "s3://plans", "AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "hush"}
@@ -18,3 +19,18 @@ def test_requests_at_once_suit_the_bucket(environ: dict[str, str], threads: int)
 def test_no_secret_is_shown() -> None:
     """Settings may be logged."""
     assert "hush" not in repr(WorkerSettings.from_env(S3))
+
+
+def test_forecasts_rest_on_slots_and_list_prices_unless_told() -> None:
+    """R2's list price, and the host's own render slots."""
+    settings = WorkerSettings.from_env({"SITELINK_RENDER_SLOTS": "3"})
+    assert settings.forecaster == Forecaster(3, price_class_a=4.50, price_class_b=0.36)
+    told = {"SITELINK_PRICE_CLASS_A": "5", "SITELINK_PRICE_CLASS_B": "0", "SITELINK_SECONDS_PER_MEGAPIXEL": ".5"}
+    assert WorkerSettings.from_env({"SITELINK_RENDER_SLOTS": "3", **told}).forecaster == Forecaster(3, 0.5, 5, 0)
+
+
+@pytest.mark.parametrize("text", ["free", "-1", "nan", "inf"])
+def test_a_price_that_is_none_is_refused_by_name(text: str) -> None:
+    """Before a forecast is made of it."""
+    with pytest.raises(ValueError, match=f"SITELINK_PRICE_CLASS_A is '{text}'"):
+        WorkerSettings.from_env({"SITELINK_PRICE_CLASS_A": text})

@@ -9,22 +9,27 @@ from temporalio import activity
 from temporalio.client import Client
 
 from activities.errors import SiteLinkError, to_application_error
+from activities.forecast import Forecaster
 from activities.interface import (
     STORAGE_QUEUE,
     TILE_QUEUE,
+    BrokenSheet,
     BucketState,
+    CheckedSheets,
+    CheckSheets,
     CountPages,
     DiscardScratch,
     Document,
     ListSheets,
     Page,
+    PruneSheets,
     TiledPage,
     TilePage,
     UploadActivities,
     UploadPage,
     WriteManifest,
 )
-from activities.records import SheetRecord, Snapshot, UploadOptions
+from activities.records import SheetRecord, SheetStatus, Snapshot, UploadOptions
 from worker.app import activity_worker, workflow_worker
 
 HOST_QUEUE = "host-pretended"
@@ -47,6 +52,12 @@ class FakeActivities(UploadActivities):
         self.upload_errors: dict[int, list[SiteLinkError]] = {}
         self.list_errors: list[SiteLinkError] = []
         self.manifest_errors: list[SiteLinkError] = []
+        self.check_errors: list[SiteLinkError] = []
+        self.half: set[int] = set()
+        self.partial: set[int] = set()
+        """Sheets that were begun and not committed."""
+        self.junk = 0
+        self.checked: list[CheckSheets] = []
         self.tiled: list[int] = []
         self.discarded: list[str] = []
         self.in_flight = 0
@@ -69,7 +80,7 @@ class FakeActivities(UploadActivities):
         await self._reach("count_pages")
         if isinstance(self.pages, SiteLinkError):
             raise to_application_error(self.pages)
-        return Document(tuple(self.pages))
+        return Document(tuple(self.pages), Forecaster().forecast(self.pages, self.options, source_parts=1))
 
     @activity.defn
     async def list_sheets(self, args: ListSheets) -> BucketState:
@@ -78,6 +89,40 @@ class FakeActivities(UploadActivities):
         await self._reach("list_sheets")
         _raise_next(self.list_errors)
         return state
+
+    @activity.defn
+    async def check_sheets(self, args: CheckSheets) -> CheckedSheets:
+        """Compares with the pretended bucket; ``half`` are committed but not whole."""
+        self.checked.append(args)
+        await self._reach("check_sheets")
+        _raise_next(self.check_errors)
+        whole = {number for number in self.committed if number not in self.half}
+        found = [sheet for sheet in args.sheets if sheet.number in whole and sheet.status is not SheetStatus.READY]
+        broken = [
+            sheet
+            for sheet in args.sheets
+            if sheet.number not in whole and (sheet.status is SheetStatus.READY or sheet.number in self.committed)
+        ]
+        removed = 0
+        if args.repair:
+            for sheet in broken:
+                self.committed.pop(sheet.number, None)
+                self.half.discard(sheet.number)
+        if args.discard:
+            gone = self.partial & {sheet.number for sheet in args.sheets}
+            self.partial -= gone
+            removed = len(gone)
+        return CheckedSheets(
+            tuple(self.committed[sheet.number] for sheet in found),
+            tuple(BrokenSheet(sheet.number, "tiles missing") for sheet in broken),
+            removed,
+        )
+
+    @activity.defn
+    async def prune_sheets(self, args: PruneSheets) -> int:
+        """Removes the junk."""
+        removed, self.junk = self.junk, 0
+        return removed
 
     @activity.defn
     async def tile_page(self, args: TilePage) -> TiledPage:
@@ -98,8 +143,10 @@ class FakeActivities(UploadActivities):
     @activity.defn
     async def upload_page(self, args: UploadPage) -> SheetRecord:
         """Commits the sheet."""
+        self.partial.add(args.page.number)
         await self._reach("upload_page")
         _raise_next(self.upload_errors.get(args.page.number))
+        self.partial.remove(args.page.number)
         return self.commit(args.page)
 
     def commit(self, page: Page) -> SheetRecord:
@@ -142,7 +189,7 @@ async def working(client: Client, fake: FakeActivities, *, tile_slots: int = 16)
     async with (
         workflow_worker(client),
         activity_worker(client, TILE_QUEUE, tile_slots, fake.count_pages, fake.tile_page),
-        activity_worker(client, STORAGE_QUEUE, 4, fake.list_sheets, fake.write_manifest),
+        activity_worker(client, STORAGE_QUEUE, 4, fake.list_sheets, fake.check_sheets, fake.prune_sheets, fake.write_manifest),
         activity_worker(client, HOST_QUEUE, 16, fake.upload_page, fake.discard_scratch),
     ):
         yield

@@ -4,6 +4,7 @@ import asyncio
 import os
 import secrets
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from temporalio.api.enums.v1 import PendingActivityState
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError, WorkflowHandle
 from temporalio.common import SearchAttributeKey
 from temporalio.exceptions import ApplicationError, CancelledError
+from temporalio.runtime import MetricBuffer, Runtime, TelemetryConfig
 
 from activities.errors import (
     NewerSchema,
@@ -22,6 +24,7 @@ from activities.errors import (
     SourceMissing,
     StorageUnavailable,
     TilesMissing,
+    UploadNotFound,
 )
 from activities.interface import Page
 from activities.keys import UploadRef
@@ -29,7 +32,7 @@ from activities.records import SheetStatus, Snapshot, UploadStatus
 from deploy.temporal import TemporalServer
 from tests.workflow.fakes import FakeActivities, pages, without_version, working
 from workflows.client import reopen, start
-from workflows.messages import SEARCH_ATTRIBUTES, ProgressAfter, SheetNumbers
+from workflows.messages import SEARCH_ATTRIBUTES, ProgressAfter, Reconcile, SheetNumbers
 from workflows.upload import MAX_LOSSES, MAX_WAITERS, ProcessUpload
 
 HISTORIES = Path(__file__).parents[1] / "replay" / "histories"
@@ -94,6 +97,46 @@ async def test_every_sheet_ready_is_complete(client: Client, ref: UploadRef) -> 
     assert fake.manifest == last
     assert fake.discarded == [str(ref)]
     assert [sheet.title for sheet in last.sheets] == ["A-101", "A-102", "A-103", "A-104", "A-105"]
+
+
+async def test_forecast_comes_with_the_pages_and_the_receipt_with_the_end(client: Client, ref: UploadRef) -> None:
+    """While sheets are in flight there is a forecast and no receipt; the manifest has both, and they agree where they must."""
+    fake = FakeActivities(pages(3))
+    fake.gate.clear()
+    async with working(client, fake):
+        await start(client, ref)
+        await until(lambda: fake.in_flight == 3)
+        running = await handle_of(client, ref).query(ProcessUpload.progress)
+        fake.gate.set()
+        result = await handle_of(client, ref).result()
+    assert running.forecast is not None
+    assert running.receipt is None
+    assert fake.manifest is not None
+    assert fake.manifest.forecast == running.forecast == result.forecast
+    receipt = fake.manifest.receipt
+    assert receipt is not None
+    assert receipt == result.receipt
+    assert (receipt.tiles, receipt.puts, receipt.dollars) == (running.forecast.tiles, running.forecast.puts, running.forecast.dollars)
+    assert receipt.bytes == 3 * 4321
+    assert receipt.seconds > 0
+
+
+async def test_receipt_of_a_cancelled_upload_is_in_its_manifest(client: Client, ref: UploadRef) -> None:
+    """It says what was done until then."""
+    fake = FakeActivities(pages(3), window=1)
+    fake.commit(pages(1)[0])
+    fake.gate.clear()
+    async with working(client, fake):
+        await start(client, ref)
+        await until(lambda: fake.in_flight == 1)
+        await handle_of(client, ref).cancel()
+        with pytest.raises(WorkflowFailureError):
+            await handle_of(client, ref).result()
+    assert fake.manifest is not None
+    assert fake.manifest.status is UploadStatus.CANCELLED
+    assert fake.manifest.forecast is not None
+    assert fake.manifest.receipt is not None
+    assert (fake.manifest.forecast.tiles, fake.manifest.receipt.tiles, fake.manifest.receipt.puts) == (24, 8, 13)
 
 
 async def test_started_twice_runs_once(client: Client, ref: UploadRef) -> None:
@@ -304,26 +347,44 @@ async def asked_to_cancel(handle: WorkflowHandle[Any, Any]) -> bool:
     return {activity.state for activity in activities} == {PendingActivityState.PENDING_ACTIVITY_STATE_CANCEL_REQUESTED}
 
 
-async def test_reconcile_does_not_judge_a_sheet_that_lands_meanwhile(client: Client, ref: UploadRef) -> None:
-    """A sheet that is committed after the bucket was listed, and before the list arrives, stays ready."""
-    fake = FakeActivities(pages(2))
+async def test_reconcile_judges_a_sheet_in_flight_only_when_it_has_landed(client: Client, ref: UploadRef) -> None:
+    """A sheet that is half in the bucket because it is being written is not broken; once it is done it is judged like any other."""
+    fake = FakeActivities(pages(3), window=1)
     fake.gate.clear()
     async with working(client, fake):
         await start(client, ref)
-        await until(lambda: fake.in_flight == 2)
-        fake.stubborn = "list_sheets"
+        await until(lambda: fake.in_flight == 1)
         await handle_of(client, ref).signal(ProcessUpload.force_reconcile)
-        await until(lambda: fake.reached == "list_sheets")
+        await until(lambda: len(fake.checked) == 1)
+        assert [sheet.number for sheet in fake.checked[0].sheets] == [2, 3]
         fake.gate.set()
+        result = await handle_of(client, ref).result()
+    assert fake.tiled == [1, 2, 3]
+    assert [sheet.number for sheet in fake.checked[1].sheets] == [1]
+    assert (result.status, result.reconciled) == (UploadStatus.COMPLETE, True)
+
+
+async def test_sheet_that_is_judged_is_not_tiled_meanwhile(client: Client, ref: UploadRef) -> None:
+    """A repair deletes a broken sheet's commit marker: it must not be the one that a tiling has just written."""
+    fake = FakeActivities(pages(2), window=1)
+    fake.gate.clear()
+    async with working(client, fake):
+        await start(client, ref)
+        await until(lambda: fake.in_flight == 1)
+        fake.stubborn = "check_sheets"
+        await handle_of(client, ref).signal(ProcessUpload.force_reconcile)
+        await until(lambda: fake.reached == "check_sheets")
+        fake.gate.set()
+        await until(lambda: 1 in fake.committed)
 
         async def landed() -> bool:
-            return (await handle_of(client, ref).query(ProcessUpload.progress)).completed_pages == 2
+            return (await handle_of(client, ref).query(ProcessUpload.progress)).completed_pages == 1
 
         await until(landed)
+        assert fake.tiled == [1]
         fake.released.set()
-        result = await handle_of(client, ref).result()
-    assert sorted(fake.tiled) == [1, 2]
-    assert (result.status, result.reconciled) == (UploadStatus.COMPLETE, True)
+        await handle_of(client, ref).result()
+    assert fake.tiled == [1, 2]
 
 
 @pytest.mark.parametrize("signal", ["force_reconcile", "retry_sheets"])
@@ -358,17 +419,26 @@ async def test_cancel_while_a_refused_upload_closes_leaves_its_manifest(client: 
 
 
 async def test_reopened_run_that_cannot_read_the_records_leaves_the_manifest(client: Client, ref: UploadRef) -> None:
-    """What an older release cannot read, it does not overwrite."""
+    """What cannot be read is not written over."""
     fake = FakeActivities(pages(2))
     async with working(client, fake):
         await start(client, ref)
         await handle_of(client, ref).result()
         before = fake.manifest
-        fake.list_errors = [NewerSchema("schema 2")]
+        fake.list_errors = [UploadNotFound("it is gone")]
         await reopen(client, ref, "force_reconcile")
         with pytest.raises(WorkflowFailureError):
             await handle_of(client, ref).result()
     assert fake.manifest == before
+
+
+async def test_record_of_a_newer_release_is_waited_for(client: Client, ref: UploadRef) -> None:
+    """While workers are being replaced, one that can read it takes the next try."""
+    fake = FakeActivities(pages(1))
+    fake.list_errors = [NewerSchema("schema 2")]
+    async with working(client, fake):
+        await start(client, ref)
+        assert (await handle_of(client, ref).result()).status is UploadStatus.COMPLETE
 
 
 async def test_reconcile_of_a_finished_upload_tiles_what_is_missing(client: Client, ref: UploadRef) -> None:
@@ -378,12 +448,162 @@ async def test_reconcile_of_a_finished_upload_tiles_what_is_missing(client: Clie
         await start(client, ref)
         before = await handle_of(client, ref).result()
         del fake.committed[2]
-        await asyncio.gather(*(reopen(client, ref, "force_reconcile") for _ in range(3)))
+        await reopen(client, ref, "force_reconcile")
         after = await handle_of(client, ref).result()
-        await keep_history(handle_of(client, ref), "reopened")
+        await keep_history(handle_of(client, ref), "reconciled")
     assert sorted(fake.tiled) == [1, 2, 2, 3]
     assert (after.status, after.reconciled) == (UploadStatus.COMPLETE, True)
     assert after.version > before.version
+
+
+async def test_half_of_a_sheet_is_never_complete(client: Client, ref: UploadRef) -> None:
+    """A commit marker without its tiles is found, its sheet tiled again, and junk removed; the counter falls in a change that says why."""
+    fake = FakeActivities(pages(3))
+    async with working(client, fake):
+        await start(client, ref)
+        before = await handle_of(client, ref).result()
+        fake.half, fake.junk = {2}, 7
+        fake.gate.clear()
+        await reopen(client, ref, "force_reconcile")
+        await until(lambda: fake.in_flight == 1)
+        during = await handle_of(client, ref).query(ProcessUpload.progress)
+        fake.gate.set()
+        after = await handle_of(client, ref).result()
+        metadata = await handle_of(client, ref).query("__temporal_workflow_metadata")
+    assert (during.status, during.completed_pages, during.reconciled) == (UploadStatus.PROCESSING, 2, True)
+    assert [sheet.number for sheet in during.sheets if sheet.version > before.version] == [2]
+    assert (after.status, after.completed_pages) == (UploadStatus.COMPLETE, 3)
+    assert sorted(fake.tiled) == [1, 2, 2, 3]
+    assert fake.junk == 0
+    assert "1 sheets were wrong, 7 objects removed" in metadata.current_details
+
+
+async def test_reconcile_that_finds_nothing_wrong_changes_only_when_that_was(client: Client, ref: UploadRef) -> None:
+    """A finished upload stays finished since then, and says when it was last proved."""
+    fake = FakeActivities(pages(2))
+    async with working(client, fake):
+        await start(client, ref)
+        await handle_of(client, ref).result()
+        before = fake.manifest
+        await reopen(client, ref, "force_reconcile")
+        await handle_of(client, ref).result()
+    after = fake.manifest
+    assert before is not None
+    assert after is not None
+    assert after.version > before.version
+    expected = replace(before, version=after.version, updated_at=after.updated_at, reconciled=True, reconciled_at=after.reconciled_at)
+    assert after == expected
+    assert sorted(fake.tiled) == [1, 2]
+
+
+async def test_discrepancy_is_a_metric(temporal_server: TemporalServer, ref: UploadRef) -> None:
+    """The number of sheets that the progress had wrong, without the upload's name in a label."""
+    buffer = MetricBuffer(10_000)
+    runtime = Runtime(telemetry=TelemetryConfig(metrics=buffer))
+    client = await Client.connect(temporal_server.address, identity="test", runtime=runtime)
+    fake = FakeActivities(pages(4))
+    async with working(client, fake):
+        await start(client, ref)
+        await handle_of(client, ref).result()
+        fake.half = {2, 3}
+        await reopen(client, ref, "force_reconcile")
+        await handle_of(client, ref).result()
+    updates = [update for update in buffer.retrieve_updates() if update.metric.name == "progress_reconciliation_discrepancy"]
+    assert [update.value for update in updates] == [2]
+    assert ref.upload not in str(updates[0].attributes)
+
+
+async def test_many_requests_at_once_make_one_pass(client: Client, ref: UploadRef) -> None:
+    """Of a finished upload and of a running one."""
+    fake = FakeActivities(pages(2))
+    async with working(client, fake):
+        await start(client, ref)
+        await handle_of(client, ref).result()
+        await asyncio.gather(*(reopen(client, ref, "force_reconcile", *([Reconcile(deep=True)] * (n == 7))) for n in range(20)))
+        await handle_of(client, ref).result()
+    assert [args.deep for args in fake.checked] == [True]
+
+
+async def test_stored_sheet_that_the_progress_does_not_have_is_counted(client: Client, ref: UploadRef) -> None:
+    """The bucket's event of a late commit corrects a cancelled upload; whatever else events say changes nothing."""
+    fake = FakeActivities(pages(4), window=1)
+    async with working(client, fake):
+        fake.gate.clear()
+        await start(client, ref)
+        await until(lambda: fake.in_flight == 1)
+        await handle_of(client, ref).cancel()
+        with pytest.raises(WorkflowFailureError):
+            await handle_of(client, ref).result()
+        fake.commit(pages(4)[1])
+        fake.commit(pages(4)[2])
+        fake.half = {3}
+        fake.checked.clear()
+        for sheets in ((3, 2, 99), (2,), (2, 2, 0)):
+            await reopen(client, ref, "sheets_stored", SheetNumbers(sheets))
+        result = await handle_of(client, ref).result()
+        await keep_history(handle_of(client, ref), "stored")
+        await reopen(client, ref, "sheets_stored", SheetNumbers((2,)))
+        again = await handle_of(client, ref).result()
+    assert (result.status, result.completed_pages, result.reconciled) == (UploadStatus.CANCELLED, 1, True)
+    assert [sheet.number for sheet in fake.checked[0].sheets] == [2, 3]
+    assert fake.checked[0].repair is False
+    assert again == result
+    assert fake.manifest is not None
+    assert [sheet.status for sheet in fake.manifest.sheets] == [SheetStatus.PENDING, SheetStatus.READY, *[SheetStatus.PENDING] * 2]
+    assert fake.tiled == [1]
+
+
+async def test_cancel_leaves_no_half_sheet(client: Client, ref: UploadRef) -> None:
+    """What was uploaded of a sheet that nobody will finish is removed before the run ends."""
+    fake = FakeActivities(pages(3))
+    fake.stubborn = "upload_page"
+    async with working(client, fake):
+        await start(client, ref)
+        await until(lambda: len(fake.partial) == 3)
+        await handle_of(client, ref).cancel()
+        fake.upload_errors = {1: [StorageUnavailable("503")], 2: [StorageUnavailable("503")]}
+        fake.released.set()
+        with pytest.raises(WorkflowFailureError):
+            await handle_of(client, ref).result()
+        await keep_history(handle_of(client, ref), "cancelled-and-cleaned")
+    assert fake.partial == set()
+    assert fake.manifest is not None
+    assert (fake.manifest.status, set(fake.committed)) == (UploadStatus.CANCELLED, {3})
+
+
+async def test_broken_sheet_of_a_cancelled_upload_is_uncounted_and_not_tiled(client: Client, ref: UploadRef) -> None:
+    """Looking again corrects the count, and starts no work that someone stopped."""
+    fake = FakeActivities(pages(3), window=1)
+    async with working(client, fake):
+        await start(client, ref)
+        await until(lambda: len(fake.committed) >= 1)
+        fake.gate.clear()
+        await handle_of(client, ref).cancel()
+        with pytest.raises(WorkflowFailureError):
+            await handle_of(client, ref).result()
+        fake.gate.set()
+        tiled = list(fake.tiled)
+        fake.half = {1}
+        await reopen(client, ref, "force_reconcile")
+        result = await handle_of(client, ref).result()
+    assert (result.status, result.completed_pages) == (UploadStatus.CANCELLED, len(fake.committed))
+    assert 1 not in fake.committed
+    assert fake.tiled == tiled
+
+
+async def test_upload_deleted_under_its_run_ends_without_a_manifest(client: Client, ref: UploadRef) -> None:
+    """The mark is final: the run ends as cancelled and writes nothing."""
+    fake = FakeActivities(pages(2))
+    fake.gate.clear()
+    async with working(client, fake):
+        await start(client, ref)
+        await until(lambda: fake.in_flight == 2)
+        fake.manifest_errors, fake.check_errors = [UploadNotFound("deleted")], [UploadNotFound("deleted")]
+        await handle_of(client, ref).cancel()
+        with pytest.raises(WorkflowFailureError) as failure:
+            await handle_of(client, ref).result()
+    assert isinstance(failure.value.cause, CancelledError)
+    assert fake.manifest is None
 
 
 async def test_reconcile_of_a_running_upload_counts_what_is_there(client: Client, ref: UploadRef) -> None:

@@ -1,0 +1,117 @@
+"""``POST /v1/events/r2``: batches of R2's event messages, sent by the Worker of ``deploy/r2-events``.
+
+The request is signed: ``SiteLink-Signature`` is the HMAC-SHA256, hexadecimal, of ``SiteLink-Timestamp`` (seconds since 1970), a dot and
+the body. The body is ``{"messages": [{"id", "attempts", "body"}]}``, each ``body`` a string: the message as it was sent. The answer says of
+each message what the queue should do, ``{"acks": [id], "retries": [{"id", "delaySeconds"}]}``; it is a 503 with the same members when
+something did not answer, so that whoever looks at the status alone retries as well.
+"""
+
+import asyncio
+import hashlib
+import hmac
+import json
+import time
+from collections.abc import Callable, Sequence
+from http import HTTPStatus
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from activities.errors import BadSignature, InvalidRequest
+from api.notices import Message, Notices
+from api.problems import named_problem
+
+PATH = "/v1/events/r2"
+
+MAX_BODY_BYTES = 16 << 20
+"""100 messages, of which the Worker sends at most 16,384 characters each, even when each of these needs 6 bytes."""
+READ_LIMIT_S = 30.0
+TOLERANCE_S = 300
+MAX_MESSAGES = 1000
+
+
+def signature(secret: str, timestamp: str, body: bytes) -> str:
+    """The signature of a body sent at a time."""
+    return hmac.new(secret.encode(), timestamp.encode() + b"." + body, hashlib.sha256).hexdigest()
+
+
+class Push:
+    """The endpoint.
+
+    Args:
+        notices: What the messages are for.
+        secrets: Any of them may have signed, so that they can be replaced one after the other.
+        now: Seconds since 1970.
+    """
+
+    def __init__(self, notices: Notices, secrets: Sequence[str], *, now: Callable[[], float] = time.time) -> None:
+        self._notices = notices
+        self._secrets = secrets
+        self._now = now
+
+    async def respond(self, request: Request) -> Response:
+        """Decides about every message of the batch.
+
+        Raises:
+            BadSignature: The signature is missing, wrong, or more than 5 minutes old or early.
+            InvalidRequest: The body is no batch.
+            HTTPException: The body is too large (413), or did not come in time (408).
+        """
+        timestamp = request.headers.get("sitelink-timestamp", "")
+        if not (timestamp.isascii() and timestamp.isdigit() and len(timestamp) <= 12) or abs(self._now() - int(timestamp)) > TOLERANCE_S:
+            msg = f"SiteLink-Timestamp is {timestamp[:40]!r}; the time now is wanted, in seconds since 1970"
+            raise BadSignature(msg)
+        body = await _body(request)
+        given = request.headers.get("sitelink-signature", "").encode()
+        if not any(hmac.compare_digest(signature(secret, timestamp, body).encode(), given) for secret in self._secrets):
+            msg = "SiteLink-Signature does not fit the body, the time and any secret that is known here"
+            raise BadSignature(msg)
+        messages = _messages(body)
+        verdicts = await asyncio.gather(*map(self._notices.decide, messages))
+        decided = list(zip(messages, verdicts, strict=True))
+        answer = {
+            "acks": [message.id for message, verdict in decided if verdict.retry_in_s is None],
+            "retries": [
+                {"id": message.id, "delaySeconds": verdict.retry_in_s} for message, verdict in decided if verdict.retry_in_s is not None
+            ],
+        }
+        if failure := next((verdict.failure for verdict in verdicts if verdict.failure), None):
+            return named_problem(failure, PATH, status=HTTPStatus.SERVICE_UNAVAILABLE, members=answer)
+        return JSONResponse(answer, headers={"Cache-Control": "no-store"})
+
+
+async def _body(request: Request) -> bytes:
+    body = bytearray()
+    try:
+        async with asyncio.timeout(READ_LIMIT_S):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > MAX_BODY_BYTES:
+                    detail = f"the body has more than {MAX_BODY_BYTES:,} bytes"
+                    raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, detail)
+    except TimeoutError as error:
+        raise HTTPException(HTTPStatus.REQUEST_TIMEOUT, f"the body did not come within {READ_LIMIT_S:g} s") from error
+    return bytes(body)
+
+
+def _messages(body: bytes) -> list[Message]:
+    try:
+        document = json.loads(body)
+        messages = [_message(entry) for entry in document["messages"]]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        msg = 'the body is no {"messages": [{"id", "attempts", "body"}]}'
+        raise InvalidRequest(msg) from error
+    if len(messages) > MAX_MESSAGES:
+        msg = f"{len(messages):,} messages, at most {MAX_MESSAGES:,} may come at once"
+        raise InvalidRequest(msg)
+    return messages
+
+
+def _message(entry: object) -> Message:
+    match entry:
+        case {"id": str(name), "attempts": int(attempts), "body": str(body)}:
+            name.encode()  # a lone surrogate could not be answered
+            return Message(name, body.encode("utf-8", "surrogatepass"), attempts)
+    msg = "no message"
+    raise ValueError(msg)

@@ -1,0 +1,91 @@
+"""What a reconcile costs: ``python -m tests.bench.bench_reconcile [FILE.pdf] [--removed 100]``.
+
+A whole upload on an S3 server of this run; then it is reconciled as it is, and once more after some objects below ``sheets/``, chosen by
+chance with a fixed seed, were deleted. Seconds are from the request to the end of the event stream; operations are counted in the server's
+own access log. Everything is written below a temporary directory.
+"""
+
+import argparse
+import random
+import tempfile
+import time
+from pathlib import Path
+
+import httpx
+
+from activities.bucket_setup import BucketSetup
+from activities.keys import UploadRef
+from activities.storage import Bucket, BucketSettings
+from deploy.local import Stack
+from deploy.programs import CACHE
+from deploy.s3server import S3Server, s3_server_binary
+from tests.bench.bench_bucket import UPLOADS, environment, operations
+from tests.resources.make_pdfs import plan_set
+
+
+def wait_for_end(url: str) -> None:
+    """Reads the event stream to its end."""
+    with httpx.stream("GET", f"{url}/events", timeout=600) as events:
+        assert any(line == "event: end" for line in events.iter_lines())
+
+
+def main() -> None:
+    """Prints a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("pdf", type=Path, nargs="?", help="default: 37 sheets of 42 x 30 inches")
+    parser.add_argument("--removed", type=int, default=100, help="objects to delete")
+    arguments = parser.parse_args()
+    pdf = arguments.pdf.read_bytes() if arguments.pdf else plan_set(37, 42 * 72, 30 * 72)
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        log = directory / "access.log"
+        server = S3Server(
+            s3_server_binary(CACHE, say=print),
+            directory / "buckets",
+            access_key_id="bench",
+            secret_access_key="bench-secret",  # noqa: S106 - of a server of this run only
+            access_log=log,
+        )
+        server.start()
+        settings = BucketSettings("s3://plans", server.endpoint, "bench", "bench-secret", "us-east-1")
+        BucketSetup(settings).create()
+        stack = Stack(directory / "data", environ=environment(settings), port=0, temporal_ports=(0, 0))
+        stack.start()
+        rows: list[tuple[str, float, str]] = []
+
+        def measure(what: str, path: str, url: str) -> None:
+            before, begun = log.stat().st_size, time.perf_counter()
+            httpx.post(f"{url}/{path}").raise_for_status()
+            wait_for_end(url)
+            seconds = time.perf_counter() - begun
+            with log.open() as lines:
+                lines.seek(before)
+                counted = operations(lines.read())
+            rows.append((what, seconds, ", ".join(f"{number:,} {operation}" for operation, number in counted.most_common())))
+
+        try:
+            begun = time.perf_counter()
+            sent = httpx.post(stack.api_url + UPLOADS, content=pdf, headers={"Content-Type": "application/pdf"}, timeout=300)
+            url = stack.api_url + sent.raise_for_status().headers["Location"]
+            wait_for_end(url)
+            with log.open() as lines:
+                counted = operations(lines.read())
+            said = ", ".join(f"{number:,} {operation}" for operation, number in counted.most_common())
+            rows.append(("the upload", time.perf_counter() - begun, said))
+            measure("reconciled, nothing wrong", "reconcile", url)
+            bucket, ref = Bucket(settings), UploadRef.parse(sent.json()["ref"])
+            keys = sorted(info.key for info in bucket.objects(ref.sheets_prefix))
+            bucket.delete(random.Random(1).sample(keys, arguments.removed))  # noqa: S311 - no secret
+            measure(f"reconciled, {arguments.removed:,} objects removed", "reconcile", url)
+            status, report = httpx.get(url).json(), httpx.get(f"{url}/verify", timeout=600).json()
+        finally:
+            stack.stop()
+            server.stop()
+    print(f"\n{status['status']}: {status['completedPages']} sheets, {len(keys):,} objects; verified afterwards: {report['verified']}\n")
+    print("| | s | operations at the server |\n|---|---|---|")
+    for what, seconds, said in rows:
+        print(f"| {what} | {seconds:.1f} | {said} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""Cloudflare's own runtime with real queues, for the Worker that forwards R2's events: miniflare, which carries workerd, from npm."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import tomllib
+from base64 import b64encode
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from queue import Empty, Queue
+from typing import Any
+
+from deploy.programs import CACHE
+
+HERE = Path(__file__).with_name("npm")
+WORKER = Path(__file__).parents[2] / "deploy" / "r2-events"
+INSTALL_LIMIT_S = 600
+ANSWER_LIMIT_S = 60
+
+
+class NoWorkerd(Exception):
+    """The runtime cannot be had; the message says why."""
+
+
+def installed_workerd() -> Path:
+    """The directory of the locked packages; npm gets them, once, into the cache.
+
+    Raises:
+        NoWorkerd: There is no Node.js or npm, or npm failed.
+    """
+    lock = (HERE / "package-lock.json").read_bytes()
+    directory = CACHE.parent / f"workerd-{hashlib.sha256(lock).hexdigest()[:16]}"
+    if directory.is_dir():
+        return directory
+    if not shutil.which("node") or not shutil.which("npm"):
+        msg = "Cloudflare's runtime needs Node.js and npm, and they are not here."
+        raise NoWorkerd(msg)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory.parent) as temporary:
+        draft = Path(temporary) / "packages"
+        draft.mkdir()
+        for name in ("package.json", "package-lock.json"):
+            shutil.copy(HERE / name, draft)
+        # The packages carry their programs; no script of theirs has to run.
+        command = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
+        npm = subprocess.run(command, cwd=draft, capture_output=True, text=True, timeout=INSTALL_LIMIT_S, check=False)
+        if npm.returncode != 0:
+            msg = f"npm could not install Cloudflare's runtime:\n{npm.stderr[-2000:]}"
+            raise NoWorkerd(msg)
+        if not directory.is_dir():
+            draft.rename(directory)
+    return directory
+
+
+class RunningWorker:
+    """The Worker in its runtime; its queue takes messages."""
+
+    def __init__(self, process: "subprocess.Popen[str]", log: Path) -> None:
+        self._process = process
+        self._log = log
+        self._lines: Queue[str | None] = Queue()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        with self._log.open("w") as log:
+            for line in self._process.stdout:
+                log.write(line)
+                log.flush()
+                self._lines.put(line.strip())
+        self._lines.put(None)
+
+    def send(self, body: Any, content_type: str = "json") -> None:
+        """Puts a message into the queue; bytes with their own content type."""
+        message = {"base64": b64encode(body).decode()} if isinstance(body, bytes) else {"body": body}
+        self.tell({**message, "contentType": content_type}, "sent")
+
+    def tell(self, what: Any, answer: str) -> None:
+        """Sends a line and waits for its answer."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(what) + "\n")
+        self._process.stdin.flush()
+        line: str | None = ""
+        with suppress(Empty):
+            while line not in (answer, None):
+                line = self._lines.get(timeout=ANSWER_LIMIT_S)
+        assert line == answer, self.log
+
+    @property
+    def log(self) -> str:
+        """What the runtime and the Worker have said."""
+        return self._log.read_text()
+
+
+@contextmanager
+def running_worker(packages: Path, log: Path, url: str, secret: str) -> Iterator[RunningWorker]:
+    """Runs ``deploy/r2-events`` with the settings of its ``wrangler.toml``.
+
+    Args:
+        packages: What ``installed_workerd`` gave.
+        log: Gets its output.
+        url: Of the push endpoint.
+        secret: That it signs with.
+    """
+    wrangler = tomllib.loads((WORKER / "wrangler.toml").read_text())
+    (consumer,) = wrangler["queues"]["consumers"]
+    settings = {
+        "script": str(WORKER / wrangler["main"]),
+        "compatibilityDate": wrangler["compatibility_date"],
+        "bindings": {**wrangler["vars"], "SITELINK_EVENTS_URL": url, "SITELINK_EVENTS_SECRET": secret},
+        "queue": consumer["queue"],
+        "consumer": {
+            "maxBatchSize": consumer["max_batch_size"],
+            "maxBatchTimeout": consumer["max_batch_timeout"],
+            "maxRetries": consumer["max_retries"],
+            "deadLetterQueue": consumer["dead_letter_queue"],
+        },
+    }
+    shutil.copy(HERE / "run.mjs", packages)  # it imports from where it lies
+    process = subprocess.Popen(
+        ["node", str(packages / "run.mjs")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "NO_COLOR": "1"},
+    )
+    worker = RunningWorker(process, log)
+    try:
+        worker.tell(settings, "ready")
+        yield worker
+    finally:
+        assert process.stdin is not None
+        process.stdin.close()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+def main() -> int:
+    """Gets the runtime, for the tests; returns the exit code."""
+    try:
+        sys.stdout.write(f"Cloudflare's runtime: {installed_workerd()}\n")
+    except (NoWorkerd, subprocess.TimeoutExpired) as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

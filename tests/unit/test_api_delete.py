@@ -1,0 +1,156 @@
+"""``DELETE …/uploads/{upload}``: gone at once for everybody, whatever Temporal does."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import pytest
+from temporalio.exceptions import WorkflowAlreadyStartedError
+
+from activities.records import SheetStatus, UploadRecord, from_json
+from activities.storage import Bucket
+from api.events import Hub
+from api.runs import Runs
+from api.status import Status
+from tests.unit.api_fakes import (
+    BASE,
+    PATH,
+    PDF,
+    REF,
+    UNAVAILABLE,
+    FakeTemporal,
+    Upstream,
+    accept,
+    client_of,
+    make_app,
+    make_bucket,
+    snapshot,
+    until,
+)
+
+TILE = f"{PATH}/sheets/sheet-1/thumbnail.jpeg"
+
+
+@pytest.fixture
+def bucket(tmp_path: Path) -> Bucket:
+    """An empty bucket."""
+    return make_bucket(tmp_path)
+
+
+@pytest.fixture
+def temporal() -> FakeTemporal:
+    """A pretended Temporal."""
+    return FakeTemporal()
+
+
+@pytest.fixture
+async def client(bucket: Bucket, temporal: FakeTemporal) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of the API."""
+    async with client_of(make_app(bucket, temporal)) as client:
+        yield client
+
+
+async def test_deleted_upload_is_gone_at_once(client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
+    """Though its record had just been read: no state, no tile, no stream, no list entry, no action; deleting it again is no error."""
+    temporal.state = snapshot(SheetStatus.READY, SheetStatus.TILING)
+    await accept(bucket)
+    await bucket.put_async(REF.thumbnail(1), b"jpeg")
+    assert (await client.get(TILE)).status_code == 200
+    assert [(await client.delete(PATH)).status_code for _ in range(2)] == [202, 202]
+    for path in (PATH, TILE, f"{PATH}/events", f"{PATH}/verify"):
+        answer = await client.get(path)
+        assert (answer.status_code, answer.json()["type"]) == (404, "UploadNotFound"), path
+    for path in ("cancel", "reconcile", "sheets/1/retry", "sheets/1/prioritize"):
+        assert (await client.post(f"{PATH}/{path}")).status_code == 404, path
+    assert (await client.get(BASE)).json() == {"uploads": []}
+    assert from_json(UploadRecord, (await bucket.get_async(REF.record)).body).deleted_at is not None
+    assert [start["id"] for start in temporal.starts] == [f"delete/{REF}"] * 2
+
+
+async def test_deletion_that_runs_already_is_no_error(client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
+    """Temporal's refusal of a second workflow is success."""
+    await accept(bucket, deleted_at="2026-01-31T09:30:00.250Z")
+    temporal.start_error = WorkflowAlreadyStartedError(REF.delete_workflow_id, "DeleteUpload")
+    assert (await client.delete(PATH)).status_code == 202
+    record = from_json(UploadRecord, (await bucket.get_async(REF.record)).body)
+    assert record.deleted_at == "2026-01-31T09:30:00.250Z"
+
+
+async def test_deletion_without_temporal_is_accepted(client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
+    """The mark is what counts: the sweep finds it."""
+    temporal.start_error = UNAVAILABLE
+    await accept(bucket)
+    assert (await client.delete(PATH)).status_code == 202
+    assert (await client.get(PATH)).status_code == 404
+
+
+async def test_what_never_was_cannot_be_deleted(client: httpx.AsyncClient, temporal: FakeTemporal) -> None:
+    """Also what has been removed already."""
+    answer = await client.delete(PATH)
+    assert (answer.status_code, answer.json()["type"]) == (404, "UploadNotFound")
+    assert temporal.starts == []
+
+
+async def test_read_that_began_before_the_mark_brings_nothing_back(bucket: Bucket, temporal: FakeTemporal) -> None:
+    """Its answer comes after the mark was set, and is not remembered."""
+    reading, go_on = asyncio.Event(), asyncio.Event()
+
+    class Slow(Bucket):
+        """Holds its first answer back."""
+
+        async def get_async(self, key: str):  # type: ignore[no-untyped-def]
+            answer = await super().get_async(key)
+            if not reading.is_set():
+                reading.set()
+                await go_on.wait()
+            return answer
+
+    bucket.__class__ = Slow
+    await accept(bucket)
+    status = Status(bucket, Runs(temporal.connect))
+    before = asyncio.create_task(status.record(REF))
+    await reading.wait()
+    await status.mark_deleted(REF)
+    go_on.set()
+    await before
+    assert [type(result).__name__ for result in await asyncio.gather(status.record(REF), return_exceptions=True)] == ["UploadNotFound"]
+
+
+async def test_deletion_ends_the_streams_here_at_once(bucket: Bucket) -> None:
+    """Without an ``end``: nobody finished. Who watches comes back and is told that there is no such upload; late news revive nothing."""
+    upstream = Upstream(snapshot(SheetStatus.TILING))
+    await accept(bucket)
+    runs = Runs(upstream.connect)
+    status = Status(bucket, runs)
+    hub = Hub(status, runs)
+    watcher = hub.subscribe(REF)
+    async with asyncio.timeout(10):
+        while watcher.snapshot is None:
+            await watcher.changed.wait()
+        await status.mark_deleted(REF)
+        hub.end(REF)
+        assert watcher.gone
+        await upstream.set(replace(snapshot(SheetStatus.READY), version=200))
+        await until(lambda: bool(upstream.updates))
+        assert watcher.gone
+        assert watcher.final is None
+    hub.release(watcher)
+    await hub.close()
+
+
+async def test_key_of_a_deleted_upload_says_so(client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
+    """Until it is removed; afterwards, without the record, the same request makes a new upload."""
+    headers = {"Content-Type": "application/pdf", "Idempotency-Key": "once"}
+    first = (await client.post(BASE, content=PDF, headers=headers)).json()
+    await client.delete(f"{BASE}/{first['upload']}")
+    refused = await client.post(BASE, content=PDF, headers=headers)
+    assert (refused.status_code, refused.json()["type"]) == (422, "IdempotencyConflict")
+    assert "was deleted" in refused.json()["detail"]
+    bucket.delete([info.key for info in bucket.objects(REF.plan_ref.prefix)])
+    second = await client.post(BASE, content=PDF, headers=headers)
+    assert second.status_code == 202
+    assert second.json()["upload"] != first["upload"]
+    assert json.loads((await bucket.get_async(REF.plan_ref.idempotency_key("once"))).body)["upload"] == second.json()["upload"]

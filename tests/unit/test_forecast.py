@@ -1,0 +1,109 @@
+"""What an upload will take, and what it took: exact where it can be, in order where it cannot."""
+
+from dataclasses import replace
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given
+
+from activities.dzi import Pyramid
+from activities.forecast import DOCUMENT_OBJECTS, SHEET_OBJECTS, START_SECONDS, Forecaster, quality_factor, receipt
+from activities.interface import Page
+from activities.records import Forecast, Receipt, SheetState, SheetStatus, Snapshot, UploadOptions, UploadStatus, from_json, to_json
+from tests.unit.test_records import FORECASTS, OPTIONS, RECEIPTS
+
+ARCH_E1 = Page(1, "A-101", 12_600, 9_000, 300)
+PAGES = st.lists(
+    st.builds(Page, number=st.integers(1, 99), width=st.integers(1, 20_000), height=st.integers(1, 20_000), dpi=st.integers(30, 1200)),
+    max_size=4,
+)
+FORECASTERS = st.builds(
+    Forecaster,
+    render_slots=st.integers(1, 64),
+    seconds_per_megapixel=st.floats(0, 10),
+    price_class_a=st.floats(0, 100),
+    price_class_b=st.floats(0, 100),
+)
+
+
+@given(FORECASTERS, PAGES, OPTIONS, st.integers(1, 10_000))
+def test_forecast_is_exact_in_tiles_and_ordered_in_bytes(
+    forecaster: Forecaster, pages: list[Page], options: UploadOptions, parts: int
+) -> None:
+    """Tiles are those of the pyramids; the range is one; nothing is below what must be."""
+    forecast = forecaster.forecast(pages, options, parts)
+    pyramids = [Pyramid(page.width, page.height, options.tile_size, options.overlap) for page in pages]
+    assert forecast.tiles == sum(pyramid.tile_count for pyramid in pyramids)
+    assert forecast.puts == forecast.tiles + SHEET_OBJECTS * len(pages) + DOCUMENT_OBJECTS
+    assert forecast.class_a > forecast.puts + parts
+    assert 0 <= forecast.bytes_low <= forecast.bytes_high
+    assert forecast.seconds >= 0
+    assert forecast.dollars >= 0
+
+
+@given(PAGES, OPTIONS)
+def test_pages_that_cannot_be_used_take_nothing(pages: list[Page], options: UploadOptions) -> None:
+    """A page that failed when it was counted is neither tiled nor written."""
+    broken = Page(100, reason="PageUnreadable", detail="no area")
+    assert Forecaster().forecast([*pages, broken], options, 1) == Forecaster().forecast(pages, options, 1)
+
+
+def test_one_sheet_of_42_by_30_inches_is_what_was_counted_at_the_server() -> None:
+    """2,432 PUTs, one for source.pdf and 6 LISTs; 12 GETs and 3 HEADs: what tests/bench/bench_bucket.py reads in the server's log."""
+    forecast = Forecaster().forecast([ARCH_E1], UploadOptions(), 1)
+    assert (forecast.tiles, forecast.puts, forecast.class_a, forecast.class_b) == (2427, 2432, 2439, 15)
+    assert forecast.dollars == pytest.approx((2439 * 4.50 + 15 * 0.36) / 1e6, abs=1e-6)
+    assert Forecaster().forecast([ARCH_E1], UploadOptions(), 2).class_a == 2442
+
+
+def test_slots_share_the_pages_but_never_a_page() -> None:
+    """Twice the slots take half the time, until there is one for each page; the window bounds them, too."""
+
+    def seconds(slots: int, pages: int, window: int = 16) -> float:
+        forecaster = Forecaster(slots, seconds_per_megapixel=0.1)
+        return forecaster.forecast([ARCH_E1] * pages, UploadOptions(window=window), 1).seconds
+
+    assert seconds(1, 4) - START_SECONDS == pytest.approx(2 * (seconds(2, 4) - START_SECONDS), abs=0.2)
+    assert seconds(8, 1) == seconds(1, 1)
+    assert seconds(8, 4, window=2) == seconds(2, 4)
+
+
+@given(st.integers(1, 99))
+def test_better_quality_takes_more_bytes(quality: int) -> None:
+    """85 is what was measured; the factor grows with the quality."""
+    assert quality_factor(85) == 1
+    assert quality_factor(quality) < quality_factor(quality + 1)
+
+
+@given(st.none() | FORECASTS, st.none() | RECEIPTS)
+def test_forecast_and_receipt_are_read_as_they_were_written(forecast: Forecast | None, paid: Receipt | None) -> None:
+    """In a snapshot, through JSON, and with none of them."""
+    snapshot = replace(Snapshot(UploadStatus.COMPLETE, 1, "x"), forecast=forecast, receipt=paid)
+    assert from_json(Snapshot, to_json(snapshot)) == snapshot
+
+
+def test_a_manifest_of_an_earlier_release_has_neither() -> None:
+    """What was written before there were forecasts is still read."""
+    old = b'{"status":"complete","version":1,"updatedAt":"x","completedPages":1,"totalPages":1,"progress":100,"sheets":[],"schema":1}'
+    snapshot = from_json(Snapshot, old)
+    assert (snapshot.forecast, snapshot.receipt, snapshot.sheet_puts, snapshot.processing_seconds) == (None, None, 0, 0)
+
+
+def test_receipt_is_what_the_ready_sheets_hold() -> None:
+    """Tiles and bytes of ready sheets only; PUTs as counted; the other operations as forecast; seconds of processing."""
+    forecast = Forecaster().forecast([ARCH_E1, replace(ARCH_E1, number=2)], UploadOptions(), 1)
+    head = Snapshot(
+        UploadStatus.PARTIAL,
+        1,
+        "x",
+        forecast=forecast,
+        processing_seconds=60.21,
+        sheet_puts=2 * 2430,
+    )
+    ready = SheetState(1, SheetStatus.READY, 1, tiles=2427, bytes=7_000_000)
+    paid = receipt(head, [ready, SheetState(2, SheetStatus.FAILED, 1)])
+    assert paid is not None
+    assert (paid.tiles, paid.bytes, paid.puts, paid.seconds) == (2427, 7_000_000, 4862, 60.2)
+    assert (paid.class_a, paid.class_b) == (4862 + 1 + 2 + 2 * 4, 18)
+    assert paid.dollars == pytest.approx((paid.class_a * 4.50 + 18 * 0.36) / 1e6, abs=1e-6)
+    assert receipt(replace(head, forecast=None), [ready]) is None

@@ -1,0 +1,220 @@
+"""What compares the bucket with the progress, on a real directory: what is broken is found, and nothing else is touched."""
+
+import json
+import tempfile
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, TypeVar, cast
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from temporalio.exceptions import ApplicationError
+from temporalio.testing import ActivityEnvironment
+
+from activities.document import Host
+from activities.errors import ObjectMissing
+from activities.interface import BucketState, CheckedSheets, CheckSheets, ListSheets, PruneSheets
+from activities.keys import UploadRef
+from activities.reconcile import ReconcileActivities
+from activities.records import SheetRecord, SheetState, SheetStatus, UploadStatus, from_json
+from activities.storage import Bucket, BucketSettings
+from activities.verify import verify_upload
+from tests.unit.sheets import NAMES, PYRAMID, REF, Md5Bucket, accept, progress, put_sheet, put_upload
+from worker.app import Activities
+
+A = TypeVar("A")
+T = TypeVar("T")
+
+PENDING = SheetState(1, SheetStatus.PENDING, 1, None, PYRAMID.width, PYRAMID.height, 300)
+
+
+@pytest.fixture
+def bucket(tmp_path: Path) -> Bucket:
+    """An empty bucket."""
+    return Bucket(BucketSettings(tmp_path.as_uri()))
+
+
+def activities(bucket: Bucket) -> ReconcileActivities:
+    """The activities of a host that has nothing but a bucket."""
+    host = SimpleNamespace(bucket=bucket, threads=ThreadPoolExecutor(2))
+    return Activities(cast("Host", host))
+
+
+async def run(activity: Callable[[A], Coroutine[Any, Any, T]], args: A) -> T:
+    """The activity, as a worker runs it."""
+    return await ActivityEnvironment().run(activity, args)
+
+
+async def check(bucket: Bucket, *sheets: SheetState, **how: bool) -> CheckedSheets:
+    """Has these sheets judged."""
+    return await run(activities(bucket).check_sheets, CheckSheets(str(REF), sheets, **how))
+
+
+def keys(bucket: Bucket) -> set[str]:
+    """Every key below ``sheets/``, relative to it."""
+    return {info.key.removeprefix(REF.sheets_prefix) for info in bucket.objects(REF.sheets_prefix)}
+
+
+async def test_whole_sheets_are_left_alone(bucket: Bucket) -> None:
+    """Nothing is wrong, nothing is said, nothing is touched."""
+    manifest = put_upload(bucket)
+    before = keys(bucket)
+    assert await check(bucket, *manifest.sheets) == CheckedSheets()
+    assert keys(bucket) == before
+
+
+@pytest.mark.parametrize(
+    ("key", "sentence"),
+    [
+        (REF.tiles_prefix(1) + NAMES[3], f"1 of {len(NAMES)} tiles missing, the first is {NAMES[3]}"),
+        (REF.thumbnail(1), "thumbnail.jpeg is missing"),
+        (REF.sheet_record(1), "sheet.json is missing"),
+        (REF.descriptor(1), "the .dzi is missing"),
+    ],
+)
+async def test_broken_sheet_loses_its_commit_marker_and_is_told(bucket: Bucket, key: str, sentence: str) -> None:
+    """Whatever is missing: the sheet is not committed any more, the other one is."""
+    manifest = put_upload(bucket)
+    bucket.delete([key])
+    checked = await check(bucket, *manifest.sheets)
+    assert [(sheet.number, sheet.detail) for sheet in checked.broken] == [(1, sentence)]
+    assert not checked.committed
+    assert {key for key in keys(bucket) if key.endswith(".dzi")} == {"sheet-2/tiles/sheet-2.dzi"}
+    assert (await check(bucket, *manifest.sheets)).broken[0].number == 1, "a repair that is killed is found broken again"
+
+
+async def test_wrong_bytes_are_found_by_etag_and_in_a_directory_by_reading(bucket: Bucket, tmp_path: Path) -> None:
+    """A tile of the right name and size that is another one."""
+    manifest = put_upload(bucket)
+    tile = REF.tiles_prefix(1) + NAMES[0]
+    body = bytearray(bucket.get(tile).body)
+    body[-3] ^= 1
+    bucket.put(tile, bytes(body))
+    assert not (await check(bucket, *manifest.sheets, repair=False)).broken
+    assert [sheet.number for sheet in (await check(bucket, *manifest.sheets, repair=False, deep=True)).broken] == [1]
+    assert [sheet.number for sheet in (await check(Md5Bucket(BucketSettings(tmp_path.as_uri())), *manifest.sheets)).broken] == [1]
+
+
+async def test_whole_sheet_that_the_progress_does_not_have_is_counted(bucket: Bucket) -> None:
+    """Its record is told, without what would fill the history; half a one is not, and one that was not begun costs nothing."""
+    accept(bucket)
+    put_sheet(bucket, 1)
+    record = from_json(SheetRecord, bucket.get(REF.sheet_record(1)).body)
+    checked = await check(bucket, PENDING, replace(PENDING, number=2))
+    assert checked == CheckedSheets(committed=(replace(record, digest="", engines={}),))
+    bucket.delete([REF.tiles_prefix(1) + NAMES[0]])
+    checked = await check(bucket, PENDING, repair=False)
+    assert ([sheet.number for sheet in checked.broken], checked.committed) == ([1], ())
+    assert bucket.head(REF.descriptor(1))
+
+
+async def test_sheet_of_another_geometry_is_not_this_one(bucket: Bucket) -> None:
+    """What was committed with another size than the pages were counted with is tiled again."""
+    accept(bucket)
+    put_sheet(bucket, 1)
+    checked = await check(bucket, replace(PENDING, width=PYRAMID.width + 1))
+    assert [sheet.number for sheet in checked.broken] == [1]
+
+
+async def test_what_no_sheet_owns_is_pruned(bucket: Bucket) -> None:
+    """Within a sheet's prefix, whole or not; and beside the sheets."""
+    manifest = put_upload(bucket)
+    before = keys(bucket)
+    junk = {"sheet-1/junk.txt", "sheet-1/tiles/sheet-1_files/99/0_0.jpeg", "sheet-2/tiles/sheet-1.dzi"}
+    beside = {"sheet-3/tiles/sheet-3.dzi", "sheet-0/x", "other/y", "loose.txt"}
+    for name in junk | beside:
+        bucket.put(REF.sheets_prefix + name, b"junk")
+    assert (await check(bucket, *manifest.sheets)).removed == len(junk)
+    assert keys(bucket) == before | beside
+    assert await run(activities(bucket).prune_sheets, PruneSheets(str(REF), 2)) == len(beside)
+    assert keys(bucket) == before
+
+
+async def test_half_a_sheet_that_nobody_will_finish_is_removed(bucket: Bucket) -> None:
+    """All of it; a whole one stays and is counted, even if nobody knew of it."""
+    accept(bucket)
+    for number in (1, 2):
+        put_sheet(bucket, number)
+    bucket.delete([REF.descriptor(1)])
+    checked = await check(bucket, PENDING, replace(PENDING, number=2), discard=True)
+    assert ([record.number for record in checked.committed], checked.removed) == ([2], len(NAMES) + 2)
+    assert {key.split("/")[0] for key in keys(bucket)} == {"sheet-2"}
+
+
+async def test_sheet_of_a_newer_release_is_not_repaired(bucket: Bucket) -> None:
+    """What cannot be read for its schema is refused by name, and stays."""
+    manifest = put_upload(bucket, 1)
+    record = json.loads(bucket.get(REF.sheet_record(1)).body)
+    bucket.put(REF.sheet_record(1), json.dumps({**record, "schema": 2}).encode())
+    before = keys(bucket)
+    with pytest.raises(ApplicationError) as failure:
+        await check(bucket, *manifest.sheets)
+    assert (failure.value.type, failure.value.non_retryable) == ("NewerSchema", False)
+    assert keys(bucket) == before
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"\xff", b'{"number": 1}'])
+async def test_records_that_cannot_be_read_stop_nothing(bucket: Bucket, body: bytes) -> None:
+    """A broken sheet.json makes its sheet uncommitted, a broken manifest.json counts as none."""
+    put_upload(bucket)
+    bucket.put(REF.sheet_record(1), body)
+    bucket.put(REF.manifest, body)
+    state: BucketState = await run(activities(bucket).list_sheets, ListSheets(str(REF)))
+    assert ([record.number for record in state.committed], state.manifest) == ([2], None)
+    with pytest.raises(ObjectMissing):
+        bucket.head(REF.descriptor(1))
+
+
+@pytest.mark.parametrize("deleted_at", [None, "2026-01-31T09:30:00.000Z"])
+async def test_upload_that_does_not_exist_is_neither_judged_nor_pruned(bucket: Bucket, deleted_at: str | None) -> None:
+    """Never accepted, or marked deleted."""
+    ref = UploadRef("acme", "tower", "a1", "gone")
+    if deleted_at:
+        accept(bucket, ref, deleted_at)
+    for work in (
+        run(activities(bucket).check_sheets, CheckSheets(str(ref), (PENDING,))),
+        run(activities(bucket).prune_sheets, PruneSheets(str(ref), 0)),
+    ):
+        with pytest.raises(ApplicationError) as failure:
+            await cast("Coroutine[Any, Any, Any]", work)
+        assert failure.value.type == "UploadNotFound"
+
+
+JUNK = st.sampled_from(["sheet-1/junk", "sheet-2/tiles/sheet-2_files/99/0_0.jpeg", "sheet-1/tiles/sheet-1_files/0/0_00.jpeg"])
+OWN = [f"sheet-{number}/{name}" for number in (1, 2) for name in ("thumbnail.jpeg", "sheet.json", f"tiles/sheet-{number}.dzi")] + [
+    f"sheet-{number}/tiles/sheet-{number}_files/{name}" for number in (1, 2) for name in NAMES
+]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    deleted=st.sets(st.sampled_from(OWN), max_size=6),
+    emptied=st.sets(st.sampled_from(OWN), max_size=2),
+    junk=st.sets(JUNK),
+    known=st.sets(st.sampled_from([1, 2])),
+)
+async def test_any_damage_is_found_and_what_is_said_to_be_whole_verifies(
+    deleted: set[str], emptied: set[str], junk: set[str], known: set[int]
+) -> None:
+    """After a check, exactly the sheets that it leaves ready have a commit marker, they verify, and no junk is left."""
+    with tempfile.TemporaryDirectory() as directory:
+        bucket = Bucket(BucketSettings(Path(directory).as_uri()))
+        accept(bucket)
+        states = [put_sheet(bucket, number) for number in (1, 2)]
+        states = [state if state.number in known else replace(PENDING, number=state.number) for state in states]
+        bucket.delete([REF.sheets_prefix + name for name in deleted])
+        for name in emptied | junk:
+            bucket.put(REF.sheets_prefix + name, b"")
+        checked = await check(bucket, *states)
+        broken = {sheet.number for sheet in checked.broken}
+        ready = known - broken | {record.number for record in checked.committed}
+        damaged = {int(name[6]) for name in deleted | emptied}
+        assert ready == {1, 2} - damaged
+        assert {int(key[6]) for key in keys(bucket) if key.endswith(".dzi")} == ready
+        assert keys(bucket) <= set(OWN)
+        *_, report = verify_upload(bucket, REF, progress(*states, status=UploadStatus.PROCESSING)) if ready == known else (None,)
+        assert report is None or report.verified

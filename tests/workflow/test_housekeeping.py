@@ -1,0 +1,415 @@
+"""Deletion, sweep and nightly reconciliation on a real Temporal server, over a real directory; only the work on sheets is pretended."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from temporalio import activity
+from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError
+
+from activities.bucket_setup import BucketSetup
+from activities.document import accepted_upload
+from activities.errors import ObjectMissing, UploadNotFound, to_application_error
+from activities.interface import (
+    WORKFLOW_QUEUE,
+    BucketState,
+    ListSheets,
+    Reconciled,
+    ReconcileFinished,
+    Some,
+    SweepBucket,
+    Swept,
+    WriteManifest,
+)
+from activities.keys import UploadRef
+from activities.records import (
+    KeyRecord,
+    SheetStatus,
+    Snapshot,
+    UploadOptions,
+    UploadRecord,
+    UploadStatus,
+    from_json,
+    timestamp,
+    to_json,
+)
+from activities.storage import Bucket, BucketSettings
+from api.uploads import new_upload_id
+from deploy.temporal import TemporalServer
+from tests.workflow.fakes import FakeActivities, pages, working
+from tests.workflow.test_upload import handle_of, keep_history, until
+from worker.app import housekeeping_worker
+from worker.housekeeping import Housekeeping
+from worker.schedules import RECONCILE, SWEEP, SWEEP_ALL, create_schedules
+from workflows.client import delete, last_run, reopen, start
+from workflows.messages import SheetNumbers
+from workflows.sweep import NightlyReconcile, Sweep
+from workflows.upload import ProcessUpload
+
+OLD = timedelta(days=2)
+PLAN = ("acme", "tower", "a1")
+
+
+class Activities(FakeActivities):
+    """Pretended activities whose manifests are real, and which see a mark as the real ones do."""
+
+    def __init__(self, count: int, bucket: Bucket) -> None:
+        super().__init__(pages(count))
+        self.bucket = bucket
+
+    def _accepted(self, ref: str) -> None:
+        try:
+            accepted_upload(self.bucket, UploadRef.parse(ref))
+        except UploadNotFound as error:
+            raise to_application_error(error) from error
+
+    @activity.defn
+    async def list_sheets(self, args: ListSheets) -> BucketState:
+        """With the manifest in the bucket."""
+        self._accepted(args.ref)
+        state = await super().list_sheets(args)
+        try:
+            manifest = from_json(Snapshot, self.bucket.get(UploadRef.parse(args.ref).manifest).body)
+        except ObjectMissing:
+            manifest = None
+        return replace(state, manifest=manifest)
+
+    @activity.defn
+    async def write_manifest(self, args: WriteManifest) -> None:
+        """Into the bucket."""
+        self._accepted(args.ref)
+        await super().write_manifest(args)
+        self.bucket.put(UploadRef.parse(args.ref).manifest, to_json(args.snapshot))
+
+
+@pytest.fixture
+async def client(temporal_server: TemporalServer) -> Client:
+    """A client of the real server."""
+    return await Client.connect(temporal_server.address, identity="test")
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """The bucket's."""
+    return tmp_path / "bucket"
+
+
+@pytest.fixture
+def bucket(directory: Path) -> Bucket:
+    """An empty bucket."""
+    return Bucket(BucketSettings(directory.as_uri()))
+
+
+@pytest.fixture
+async def house(client: Client, bucket: Bucket) -> AsyncIterator[Activities]:
+    """Workers of every queue, around pretended sheets."""
+    fake = Activities(2, bucket)
+    async with at_work(client, fake):
+        yield fake
+
+
+@asynccontextmanager
+async def at_work(client: Client, fake: Activities, setup: BucketSetup | None = None) -> AsyncIterator[None]:
+    """Runs the workers; ``setup`` is the bucket's on an S3 server."""
+    async with working(client, fake), housekeeping_worker(client, Housekeeping(client, fake.bucket, setup), 8):
+        yield
+
+
+def new_ref(age: timedelta = timedelta(0)) -> UploadRef:
+    """An upload whose id was made some time ago."""
+    name = new_upload_id()
+    milliseconds = int((datetime.now(UTC) - age).timestamp() * 1000)
+    digits = f"{milliseconds:012x}"
+    return UploadRef(*PLAN, f"{digits[:8]}-{digits[8:]}{name[13:]}")
+
+
+def accept(bucket: Bucket, ref: UploadRef, *, deleted: bool = False) -> UploadRef:
+    """Writes what the API writes."""
+    now = timestamp(datetime.now(UTC))
+    bucket.put(ref.source, b"%PDF-1.7")
+    bucket.put(ref.record, to_json(UploadRecord("plan.pdf", 8, "0" * 64, UploadOptions(), now, now if deleted else None)))
+    return ref
+
+
+def mark(bucket: Bucket, ref: UploadRef) -> None:
+    """Marks it deleted, as the API does."""
+    record = from_json(UploadRecord, bucket.get(ref.record).body)
+    bucket.put(ref.record, to_json(replace(record, deleted_at=timestamp(datetime.now(UTC)))))
+
+
+def make_old(directory: Path, prefix: str) -> None:
+    """As if nothing had been written there for long."""
+    long_ago = (datetime.now(UTC) - OLD).timestamp()
+    for path in [directory / prefix, *(directory / prefix).rglob("*")]:
+        os.utime(path, (long_ago, long_ago))
+
+
+def files(directory: Path, prefix: str) -> list[str]:
+    """Everything at and below a prefix, directories included."""
+    root = directory / prefix
+    return sorted(str(path.relative_to(directory)) for path in [root, *root.rglob("*")] if path.exists())
+
+
+async def sweep(client: Client, days: int | None = None) -> Swept:
+    """One pass."""
+    return await client.execute_workflow(Sweep.run, SweepBucket(days), id=f"sweep-{new_upload_id()}", task_queue=WORKFLOW_QUEUE)
+
+
+async def manifest_of(bucket: Bucket, ref: UploadRef) -> Snapshot:
+    """``manifest.json``."""
+    return from_json(Snapshot, (await bucket.get_async(ref.manifest)).body)
+
+
+async def test_deleted_while_processing_leaves_nothing(client: Client, bucket: Bucket, directory: Path, house: Activities) -> None:
+    """The run ends without a manifest, everything goes, its Idempotency-Key too; what comes late goes with the second look."""
+    ref, other = accept(bucket, new_ref()), accept(bucket, new_ref())
+    ours, others = (ref.plan_ref.idempotency_key(name) for name in ("ours", "others"))
+    for key, upload in ((ours, ref), (others, other)):
+        bucket.put(key, to_json(KeyRecord(upload.upload, "0" * 64)))
+    house.gate.clear()
+    await start(client, ref)
+    await until(lambda: len(house.tiled) == 2)
+    bucket.put(ref.tiles_prefix(1) + "0/0_0.jpeg", b"tile")
+    (directory / ref.prefix / "manifest.json#1").write_bytes(b"half")
+    mark(bucket, ref)
+    assert await delete(client, ref, look_again_s=3)
+    assert not await delete(client, ref)
+    await until(lambda: files(directory, ref.prefix) == [ref.prefix.rstrip("/"), ref.record])
+    assert (await handle_of(client, ref).describe()).status is not WorkflowExecutionStatus.RUNNING
+    late = ref.descriptor(1)
+    bucket.put(late, b"late")
+    result = await client.get_workflow_handle(ref.delete_workflow_id).result()
+    await keep_history(client.get_workflow_handle(ref.delete_workflow_id), "deleted")
+    assert (result["objects"], result["marked"]) == (3, False)  # source.pdf, a tile, the late descriptor
+    assert files(directory, ref.prefix) == []
+    assert files(directory, ref.plan_ref.keys_prefix)[1:] == [others]
+    assert len(files(directory, other.prefix)) == 3
+
+
+async def test_deletion_that_was_ended_is_begun_again(client: Client, bucket: Bucket, directory: Path, house: Activities) -> None:
+    """Terminated between its two looks, or never begun: the sweep finds the mark, and starts one that goes to the end."""
+    waiting, lost = accept(bucket, new_ref(), deleted=True), accept(bucket, new_ref(age=timedelta(days=30)), deleted=True)
+    await delete(client, waiting)
+    await until(lambda: files(directory, waiting.prefix) == [waiting.prefix.rstrip("/"), waiting.record])
+    assert (await sweep(client)).deleted == Some(1, (str(lost),))  # the other is at it
+    for ref in (waiting, lost):
+        await client.get_workflow_handle(ref.delete_workflow_id).terminate()
+    assert (await sweep(client)).deleted.count == 2
+    for ref in (waiting, lost):
+        await client.get_workflow_handle(ref.delete_workflow_id).terminate()
+        await delete(client, ref, look_again_s=0.1)
+        await client.get_workflow_handle(ref.delete_workflow_id).result()
+        assert files(directory, ref.prefix) == []
+    # Once more, of what is gone: it has nothing to wait for.
+    await delete(client, lost)
+    assert (await client.get_workflow_handle(lost.delete_workflow_id).result())["objects"] == 0
+
+
+async def test_upload_without_a_mark_is_not_deleted(client: Client, bucket: Bucket, directory: Path, house: Activities) -> None:
+    """Whoever starts the workflow: without the mark in ``upload.json`` it removes nothing."""
+    ref = accept(bucket, new_ref())
+    await delete(client, ref)
+    with pytest.raises(WorkflowFailureError):
+        await client.get_workflow_handle(ref.delete_workflow_id).result()
+    assert len(files(directory, ref.prefix)) == 3
+
+
+async def test_run_of_a_deleted_upload_starts_nothing(client: Client, bucket: Bucket, house: Activities) -> None:
+    """Who still starts or reopens it gets a run that ends at once."""
+    ref = accept(bucket, new_ref(), deleted=True)
+    await start(client, ref)
+    await until(lambda: has_ended(client, ref))
+    await reopen(client, ref, "force_reconcile")
+    await until(lambda: has_ended(client, ref))
+    assert house.tiled == []
+    assert house.manifest is None
+
+
+async def has_ended(client: Client, ref: UploadRef) -> bool:
+    """Whether its run is over."""
+    return (await handle_of(client, ref).describe()).status is not WorkflowExecutionStatus.RUNNING
+
+
+async def test_sweep_starts_what_never_ran_and_removes_what_was_never_accepted(
+    client: Client, bucket: Bucket, directory: Path, house: Activities
+) -> None:
+    """Old prefixes without ``upload.json`` go, with directory, leftovers and key; fresh ones, and those written lately, stay."""
+    accepted = accept(bucket, new_ref())
+    old, fresh, busy, slow, empty = (new_ref(age) for age in (OLD, timedelta(0), OLD, OLD, OLD))
+    for ref in (old, fresh, busy):
+        bucket.put(ref.source, b"%PDF-1.7")
+    (directory / slow.prefix).mkdir(parents=True)
+    (directory / f"{slow.source}#1").write_bytes(b"half of it")
+    (directory / empty.prefix / "sheets").mkdir(parents=True)
+    key = old.plan_ref.idempotency_key("begun and lost")
+    bucket.put(key, to_json(KeyRecord(old.upload, "0" * 64)))
+    for prefix in (old.prefix, empty.prefix):
+        make_old(directory, prefix)
+    make_old(directory, key)
+    swept = await sweep(client)
+    assert swept.uploads == 6
+    assert swept.started == Some(1, (str(accepted),))
+    assert swept.removed.count == 2
+    assert set(swept.removed.first) == {str(old), str(empty)}
+    assert (await handle_of(client, accepted).result()).status is UploadStatus.COMPLETE
+    for gone in (old.prefix, empty.prefix, key):
+        assert files(directory, gone) == []
+    for ref in (fresh, busy, slow):
+        assert len(files(directory, ref.prefix)) == 2
+    make_old(directory, slow.prefix)
+    assert (await sweep(client)).removed == Some(1, (str(slow),))
+
+
+async def test_hourly_sweep_looks_at_recent_uploads_only(client: Client, bucket: Bucket, house: Activities) -> None:
+    """An id tells its age; an id of another kind is for the nightly pass."""
+    recent, aged = accept(bucket, new_ref()), accept(bucket, new_ref(age=timedelta(days=8)))
+    foreign = accept(bucket, UploadRef(*PLAN, f"made-by-hand-{recent.upload}"))
+    first = await sweep(client, days=7)
+    assert (first.uploads, first.started) == (1, Some(1, (str(recent),)))
+    second = await sweep(client)
+    assert (second.uploads, second.started.count) == (3, 2)
+    assert set(second.started.first) == {str(aged), str(foreign)}
+    for ref in (recent, aged, foreign):
+        await handle_of(client, ref).result()
+
+
+async def test_run_ended_from_outside_gets_its_manifest(client: Client, bucket: Bucket, house: Activities) -> None:
+    """``failed`` with ``Terminated``, the sheets as last known, none left in flight, the version above all; also of a reopened one."""
+    ref = accept(bucket, new_ref())
+    house.committed = {1: house.commit(house.pages[0])}  # type: ignore[index]
+    house.gate.clear()
+    await start(client, ref)
+    await until(lambda: house.tiled == [2])
+    before = await handle_of(client, ref).query(ProcessUpload.progress)
+    await handle_of(client, ref).terminate()
+    assert (await sweep(client)).terminated == Some(1, (str(ref),))
+    manifest = await manifest_of(bucket, ref)
+    assert (manifest.status, manifest.reason, manifest.completed_pages) == (UploadStatus.FAILED, "Terminated", 1)
+    assert [sheet.status for sheet in manifest.sheets] == [SheetStatus.READY, SheetStatus.PENDING]
+    assert manifest.version > before.version
+    assert manifest.completed_at is not None
+    assert (await sweep(client)).terminated == Some()
+
+    # Somebody asks for the rest, and that run is ended from outside, too: now there is a manifest, an older one.
+    await reopen(client, ref, "retry_sheets", SheetNumbers())
+    await until(lambda: house.tiled == [2, 2])
+    await handle_of(client, ref).terminate()
+    again = Swept()
+
+    async def is_told() -> bool:  # Temporal's own index comes a little later
+        nonlocal again
+        again = await sweep(client)
+        return bool(again.terminated.count)
+
+    await until(is_told)
+    assert again.terminated == Some(1, (str(ref),))
+    second = await manifest_of(bucket, ref)
+    assert (second.status, second.reason, second.completed_pages) == (UploadStatus.FAILED, "Terminated", 1)
+    assert second.version > manifest.version
+
+    house.gate.set()
+    await reopen(client, ref, "retry_sheets", SheetNumbers())
+    assert (await handle_of(client, ref).result()).status is UploadStatus.COMPLETE
+
+
+async def test_broken_object_stops_no_sweep(client: Client, bucket: Bucket, house: Activities) -> None:
+    """What cannot be read, or is not what it should be, is counted and named, and the others get their due."""
+    broken, newer, odd, good = (accept(bucket, new_ref()) for _ in range(4))
+    bucket.put(broken.record, b"{")
+    bucket.put(newer.record, b'{"schema":2}')
+    bucket.put(odd.record, b'{"options":[]}')
+    swept = await sweep(client)
+    assert swept.started == Some(1, (str(good),))
+    assert swept.passed_over.count == 3
+    assert any("schema 2" in name for name in swept.passed_over.first)
+    await handle_of(client, good).result()
+
+
+async def test_leftovers_of_killed_writes_go_when_they_are_old(client: Client, bucket: Bucket, directory: Path, house: Activities) -> None:
+    """Beside the objects of an upload and of the plan's keys; a fresh one may still become an object."""
+    ref = accept(bucket, new_ref())
+    await start(client, ref)
+    await handle_of(client, ref).result()
+    old = [directory / f"{ref.source}#1", directory / f"{ref.manifest}#12", directory / f"{ref.plan_ref.keys_prefix}abc.json#1"]
+    (directory / ref.plan_ref.keys_prefix).mkdir()
+    for path in old:
+        path.write_bytes(b"half")
+        make_old(directory, str(path.relative_to(directory)))
+    fresh = directory / f"{ref.record}#1"
+    fresh.write_bytes(b"half")
+    assert (await sweep(client)).leftovers == 3
+    assert not any(path.exists() for path in old)
+    assert fresh.exists()
+
+
+async def test_nightly_pass_reconciles_what_finished_lately(client: Client, bucket: Bucket, house: Activities) -> None:
+    """Complete and partial ones of the last days; what is not as the manifest says is corrected and named."""
+    good, broken, earlier, cancelled, gone = (accept(bucket, new_ref()) for _ in range(5))
+    for ref in (good, broken, earlier, cancelled, gone):
+        await start(client, ref)
+        await handle_of(client, ref).result()
+    long_ago = timestamp(datetime.now(UTC) - timedelta(days=8))
+    bucket.put(earlier.manifest, to_json(replace(await manifest_of(bucket, earlier), completed_at=long_ago)))
+    bucket.put(cancelled.manifest, to_json(replace(await manifest_of(bucket, cancelled), status=UploadStatus.CANCELLED)))
+    mark(bucket, gone)
+    bucket.put(broken.manifest, to_json(replace(await manifest_of(bucket, broken), total_pages=0, sheets=())))
+    result = await client.execute_workflow(
+        NightlyReconcile.run, ReconcileFinished(), id=f"nightly-{new_upload_id()}", task_queue=WORKFLOW_QUEUE
+    )
+    assert result == Reconciled(uploads=2, corrected=Some(1, (str(broken),)))
+    assert (await manifest_of(bucket, broken)).completed_pages == 2
+
+
+async def test_pass_goes_on_where_its_worker_died(client: Client, bucket: Bucket) -> None:
+    """What is done with is not looked at again, and the report keeps it."""
+    refs = sorted((accept(bucket, new_ref()) for _ in range(40)), key=str)
+
+    class Dying(Housekeeping):
+        """Its third group of uploads fails once."""
+
+        looked_at: list[UploadRef] = []  # noqa: RUF012 - of this test only
+        died = False
+
+        async def _put_right(self, ref: UploadRef, *args: Any) -> None:
+            self.looked_at.append(ref)
+            if ref == refs[-1] and not self.died:
+                Dying.died = True
+                await asyncio.sleep(1.5)  # the report of the groups before has been sent
+                msg = "the bucket is away"
+                raise RuntimeError(msg)
+
+    fake = Activities(1, bucket)
+    async with working(client, fake), housekeeping_worker(client, Dying(client, bucket, None), 4):
+        swept = await sweep(client)
+    assert swept.uploads >= 40
+    assert Dying.looked_at.count(refs[0]) == 1
+    assert Dying.looked_at.count(refs[-1]) == 2
+
+
+async def test_schedules_are_made_once_and_stay_as_the_operator_left_them(client: Client, bucket: Bucket, house: Activities) -> None:
+    """A start of the worker makes what is missing, and neither resumes nor changes what is there; a trigger runs a pass."""
+    await create_schedules(client)
+    handles = {name: client.get_schedule_handle(name) for name in (SWEEP, SWEEP_ALL, RECONCILE)}
+    await handles[SWEEP].pause(note="an operator looks at something")
+    await handles[RECONCILE].delete()
+    await create_schedules(client)
+    states = {name: (await handle.describe()).schedule.state for name, handle in handles.items()}
+    assert {name: state.paused for name, state in states.items()} == {SWEEP: True, SWEEP_ALL: False, RECONCILE: False}
+    assert states[SWEEP].note == "an operator looks at something"
+    ref = accept(bucket, new_ref())
+    await handles[SWEEP].trigger()
+    await until(lambda: is_known(client, ref))
+    assert (await handle_of(client, ref).result()).status is UploadStatus.COMPLETE
+    for handle in handles.values():
+        await handle.delete()
+
+
+async def is_known(client: Client, ref: UploadRef) -> bool:
+    """Whether there is a run."""
+    return await last_run(client, ref) is not None

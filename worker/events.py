@@ -1,0 +1,262 @@
+"""The role ``events``: takes R2's event notifications from a Cloudflare Queue by HTTP pull.
+
+A message stays leased for some time after a pull, and comes again when it is neither acknowledged nor handed back by then. Whatever goes
+wrong here, therefore, loses nothing: at worst a message comes twice, and ``api.notices`` does not mind.
+
+https://developers.cloudflare.com/queues/configuration/pull-consumers/
+"""
+
+import asyncio
+import base64
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+from temporalio.client import Client
+
+from activities.storage import Bucket, BucketSettings
+from api.notices import Message, Notices, Verdict
+from api.runs import Runs
+from api.status import Status
+from worker.settings import EventsSettings
+
+logger = logging.getLogger(__name__)
+
+BATCH_SIZE = 100
+"""The most that one pull may bring."""
+BATCHES_AT_ONCE = 8
+VISIBILITY_S = 60
+"""How long a message is leased: twice what ``Notices`` may take for it."""
+IDLE_S = 5.0
+"""Between pulls of a queue that had no full batch: pulls do not wait for messages."""
+REQUEST_TIMEOUT_S = 30.0
+FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 1.0, 60.0
+STOP_S = 5.0
+"""How long what is at hand may take once the role is told to stop; the rest comes again when its lease ends."""
+
+
+class QueueUnavailable(Exception):
+    """The queue's API refused or did not answer.
+
+    Args:
+        message: What it said.
+        retry_after_s: When it wants to be asked again, if it said so.
+    """
+
+    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+@dataclass(frozen=True)
+class Leased:
+    """A message and what it is acknowledged by."""
+
+    lease_id: str
+    message: Message
+
+
+class PullQueue:
+    """One Cloudflare Queue.
+
+    Args:
+        settings: Where it is.
+        http: Makes the requests.
+    """
+
+    def __init__(self, settings: EventsSettings, http: httpx.AsyncClient) -> None:
+        self._address = f"{settings.url}/accounts/{settings.account}/queues/{settings.queue}/messages"
+        self._headers = {"Authorization": f"Bearer {settings.token}"}
+        self._http = http
+
+    async def pull(self, visibility_s: float) -> list[Leased]:
+        """Takes up to 100 messages for some seconds.
+
+        Raises:
+            QueueUnavailable: It could not.
+        """
+        result = await self._post("pull", {"batch_size": BATCH_SIZE, "visibility_timeout_ms": int(visibility_s * 1000)})
+        entries = result.get("messages") or []
+        leased = [entry for entry in map(_leased, entries) if entry is not None]
+        if len(leased) < len(entries):
+            logger.error("the queue's API sent messages that have no lease", extra={"messages": len(entries) - len(leased)})
+        return leased
+
+    async def acknowledge(self, decided: Sequence[tuple[Leased, Verdict]]) -> None:
+        """Says of each message whether it is done or when it should come again.
+
+        Raises:
+            QueueUnavailable: It could not.
+        """
+        body = {
+            "acks": [{"lease_id": leased.lease_id} for leased, verdict in decided if verdict.retry_in_s is None],
+            "retries": [
+                {"lease_id": leased.lease_id, "delay_seconds": verdict.retry_in_s}
+                for leased, verdict in decided
+                if verdict.retry_in_s is not None
+            ],
+        }
+        result = await self._post("ack", body)
+        if result.get("warnings"):
+            # A lease that has ended, mostly: the message comes again, and is done again.
+            logger.warning("the queue's API warns: %.500s", result["warnings"])
+
+    async def _post(self, action: str, body: dict[str, Any]) -> dict[str, Any]:
+        try:
+            response = await self._http.post(f"{self._address}/{action}", json=body, headers=self._headers, timeout=REQUEST_TIMEOUT_S)
+            answer = response.json()
+        except httpx.HTTPError as error:
+            msg = f"{action}: {type(error).__name__}: {error}"
+            raise QueueUnavailable(msg) from None
+        except ValueError:
+            answer = None
+        if not isinstance(answer, dict):
+            answer = {}
+        result = answer.get("result")
+        if response.is_success and answer.get("success") is True and isinstance(result, dict | None):
+            return result or {}
+        after = response.headers.get("retry-after", "")
+        msg = f"{action}: HTTP {response.status_code} {str(answer.get('errors') or '')[:500]}"
+        raise QueueUnavailable(msg, float(after) if after.isascii() and after.isdigit() and len(after) < 6 else None)
+
+
+def _leased(entry: object) -> Leased | None:
+    match entry:
+        case {"lease_id": str(lease_id), **rest}:
+            metadata, attempts, body = rest.get("metadata"), rest.get("attempts"), rest.get("body")
+            kind = metadata.get("CF-Content-Type") if isinstance(metadata, dict) else None
+            return Leased(
+                lease_id,
+                Message(
+                    str(rest.get("id")),
+                    sent_body(body if isinstance(body, str) else "", kind),
+                    attempts if isinstance(attempts, int) else 1,
+                ),
+            )
+    return None
+
+
+def sent_body(body: str, content_type: object) -> bytes:
+    """A message as it was sent: the API gives ``json`` and ``bytes`` in base64, ``text`` as it is.
+
+    A body that is no base64 is taken as it is, too, for Cloudflare's own examples show such.
+    """
+    if content_type != "text":
+        with suppress(ValueError):
+            return base64.b64decode(body, validate=True)
+    return body.encode("utf-8", "surrogatepass")
+
+
+class Consumer:
+    """Takes messages from the queue and does what they ask for.
+
+    Args:
+        queue: The queue.
+        notices: What the messages are for.
+        idle_s: Seconds between pulls of a queue that had no full batch.
+        visibility_s: Seconds of a lease.
+        first_backoff_s: Seconds until a request that failed is made again; doubled while it fails.
+    """
+
+    def __init__(
+        self,
+        queue: PullQueue,
+        notices: Notices,
+        *,
+        idle_s: float = IDLE_S,
+        visibility_s: float = VISIBILITY_S,
+        first_backoff_s: float = FIRST_BACKOFF_S,
+    ) -> None:
+        self._queue = queue
+        self._notices = notices
+        self._idle_s = idle_s
+        self._visibility_s = visibility_s
+        self._first_backoff_s = first_backoff_s
+        self._slots = asyncio.Semaphore(BATCHES_AT_ONCE)
+        self._batches: set[asyncio.Task[None]] = set()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Runs until ``stop`` is set, and some seconds longer for what is at hand then."""
+        pulling = asyncio.create_task(self._pull_forever())
+        stopping = asyncio.create_task(stop.wait())
+        try:
+            await asyncio.wait({pulling, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if pulling.done():
+                pulling.result()  # it never ends but by an error of ours
+        finally:
+            stopping.cancel()
+            pulling.cancel()
+            self._notices.hurry()
+            if self._batches:
+                await asyncio.wait(self._batches, timeout=STOP_S)
+            for batch in self._batches:
+                batch.cancel()
+            await asyncio.gather(pulling, stopping, *self._batches, return_exceptions=True)
+            await self._notices.close()
+
+    async def _pull_forever(self) -> None:
+        backoff_s = self._first_backoff_s
+        while True:
+            await self._slots.acquire()
+            leased: list[Leased] = []
+            try:
+                leased_until = time.monotonic() + self._visibility_s
+                leased = await self._queue.pull(self._visibility_s)
+                pause_s, backoff_s = 0.0 if len(leased) >= BATCH_SIZE else self._idle_s, self._first_backoff_s
+            except QueueUnavailable as error:
+                pause_s = error.retry_after_s if error.retry_after_s is not None else backoff_s
+                backoff_s = min(LONGEST_BACKOFF_S, backoff_s * 2)
+                logger.warning("the queue's API fails, asked again in %.0f s: %s", pause_s, error)
+            finally:
+                if not leased:
+                    self._slots.release()
+            if leased:
+                batch = asyncio.create_task(self._handle(leased, leased_until))
+                self._batches.add(batch)
+                batch.add_done_callback(self._handled)
+            await asyncio.sleep(pause_s)
+
+    def _handled(self, batch: asyncio.Task[None]) -> None:
+        self._batches.discard(batch)
+        self._slots.release()
+        if not batch.cancelled() and (error := batch.exception()):
+            logger.error("a batch could not be handled; it comes again", exc_info=error)
+
+    async def _handle(self, leased: Sequence[Leased], leased_until: float) -> None:
+        verdicts = await asyncio.gather(*(self._notices.decide(entry.message) for entry in leased))
+        decided = list(zip(leased, verdicts, strict=True))
+        backoff_s = self._first_backoff_s
+        while True:
+            try:
+                await self._queue.acknowledge(decided)
+            except QueueUnavailable as error:
+                pause_s = error.retry_after_s if error.retry_after_s is not None else backoff_s
+                backoff_s *= 2
+                if time.monotonic() + pause_s > leased_until:
+                    logger.warning("not acknowledged before the lease ends; the messages come again: %s", error)
+                    return
+                logger.warning("not acknowledged yet, tried again in %.0f s: %s", pause_s, error)
+                await asyncio.sleep(pause_s)
+            else:
+                return
+
+
+async def run_events_role(
+    connect: Callable[[], Awaitable[Client]], settings: EventsSettings, bucket_settings: BucketSettings, stop: asyncio.Event
+) -> None:
+    """Takes events until ``stop`` is set.
+
+    Args:
+        connect: Gives the Temporal client when it is first needed; a lazy one, so that a Temporal that is away only delays.
+        settings: Where the queue is.
+        bucket_settings: Where the bucket is whose events these are.
+        stop: Ends it.
+    """
+    bucket, runs = Bucket(bucket_settings), Runs(connect)
+    notices = Notices(bucket, Status(bucket, runs), runs, attempts=settings.attempts)
+    async with httpx.AsyncClient() as http:
+        await Consumer(PullQueue(settings, http), notices).run(stop)

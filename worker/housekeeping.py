@@ -1,0 +1,445 @@
+"""What concerns whole uploads: deleting them, the sweep, the nightly reconciliation.
+
+Oddities, all on purpose:
+
+1. An upload that cannot be looked at is counted, named and passed over, whatever is wrong with it: it must not keep the others waiting,
+   and the next pass comes anyway. Only what would stop the walk itself, a LIST that fails, fails the activity, which is then retried.
+2. The uploads whose run was ended from outside are asked of Temporal, not found by describing the run of every upload in the bucket.
+3. The record of an ``Idempotency-Key`` does not stand in ``upload.json``. It was made within a day of ``source.pdf``, so only the records
+   of that time are read to find it.
+"""
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from itertools import islice
+from typing import Generic, TypeVar
+
+from temporalio import activity
+from temporalio.client import (
+    Client,
+    WorkflowExecutionDescription,
+    WorkflowExecutionStatus,
+    WorkflowQueryFailedError,
+    WorkflowQueryRejectedError,
+)
+from temporalio.service import RPCError, RPCStatusCode
+
+from activities.attempt import BEAT_S, Attempt, check
+from activities.bucket_setup import BucketSetup
+from activities.document import accepted_upload, read_upload
+from activities.errors import InvalidRequest, ObjectMissing, SiteLinkError, UploadNotFound
+from activities.interface import (
+    HousekeepingActivities,
+    Reconciled,
+    ReconcileFinished,
+    Removed,
+    RemoveObjects,
+    RemoveRecord,
+    Some,
+    StopRun,
+    SweepBucket,
+    Swept,
+)
+from activities.keys import ROOT, UploadRef, walk_uploads
+from activities.records import KeyRecord, Snapshot, UploadStatus, from_json, from_wire, timestamp, to_json, to_wire
+from activities.storage import DELETE_BATCH, Bucket
+from workflows.broken_off import BROKEN_OFF, broken_off
+from workflows.client import delete, is_running, last_run, reopen, start
+from workflows.upload import ProcessUpload
+
+logger = logging.getLogger(__name__)
+
+AT_ONCE = 16
+"""Uploads that the sweep looks at together; so far, at most, a pass that is taken up again does things twice."""
+RECONCILED_AT_ONCE = 4
+
+ASK_AGAIN_S = 30
+STOP_PATIENCE_S = 600
+"""A run that a cancellation does not end within that time is terminated: else a workflow with a bug could never be deleted."""
+QUERY_TIMEOUT = timedelta(seconds=10)
+
+KEY_AGE = timedelta(days=1)
+"""How long after the beginning of ``source.pdf`` the record of its ``Idempotency-Key`` was made, at the most."""
+CLOCK_SLACK = timedelta(minutes=1)
+
+R = TypeVar("R", Swept, Reconciled)
+
+
+class _Walk(Attempt, Generic[R]):
+    """An attempt that walks over the uploads; a later one goes on where it ended.
+
+    The heartbeat's details are the last upload that is done with, and the report so far.
+
+    Args:
+        report: An empty one.
+    """
+
+    def __init__(self, report: R) -> None:
+        super().__init__()
+        self.report: R = report
+        self._after: UploadRef | None = None
+        details = activity.info().heartbeat_details
+        if len(details) == 2:
+            self._after = UploadRef.parse(details[0]) if details[0] else None
+            self.report = from_wire(type(report), details[1])
+
+    def beat(self) -> None:
+        """See ``Attempt.beat``."""
+        activity.heartbeat(str(self._after or ""), to_wire(self.report))
+
+    @asynccontextmanager
+    async def beating(self) -> AsyncIterator[None]:
+        """Beats, whatever happens inside."""
+
+        async def beat_forever() -> None:
+            while True:
+                self.beat()
+                await asyncio.sleep(BEAT_S)
+
+        task = asyncio.create_task(beat_forever())
+        try:
+            yield
+        finally:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+    def note(self, field: str, name: object) -> None:
+        """Adds one to a list of the report."""
+        some: Some = getattr(self.report, field)
+        self.report = replace(self.report, **{field: some.and_one(str(name))})  # type: ignore[arg-type] # of these names all are Some
+
+    async def over(self, bucket: Bucket, wanted: Callable[[UploadRef], bool], work: Callable[[list[UploadRef]], Awaitable[None]]) -> None:
+        """Hands all wanted uploads to ``work``, some at a time."""
+        uploads = walk_uploads(bucket.directories, self._after)
+
+        def next_ones(stop: threading.Event) -> list[UploadRef]:
+            batch: list[UploadRef] = []
+            for ref in uploads:
+                check(stop)
+                if wanted(ref):
+                    batch.append(ref)
+                if len(batch) == AT_ONCE:
+                    break
+            return batch
+
+        while batch := await self.in_thread(next_ones, more_follows=True):
+            await work(batch)
+            self._after = batch[-1]
+            self.beat()
+
+    @asynccontextmanager
+    async def passing_over(self, name: object) -> AsyncIterator[None]:
+        """Whatever is wrong with one upload is counted and logged, and the walk goes on."""
+        try:
+            yield
+        except (SiteLinkError, RPCError, ValueError, TypeError) as error:
+            logger.warning("passed over an upload: %s", error, extra={"ref": str(name)})
+            self.note("passed_over", f"{name}: {str(error)[:200]}")
+
+
+@contextmanager
+def _ended() -> Iterator[None]:
+    """It is no error that a run has just ended."""
+    try:
+        yield
+    except RPCError as error:
+        if error.status is not RPCStatusCode.NOT_FOUND:
+            raise
+
+
+class Housekeeping(HousekeepingActivities):
+    """The activities of one worker process.
+
+    Args:
+        client: Connected to the namespace.
+        bucket: Where everything is.
+        setup: The same bucket on its S3 server; None for a directory.
+    """
+
+    def __init__(self, client: Client, bucket: Bucket, setup: BucketSetup | None) -> None:
+        self._client = client
+        self._bucket = bucket
+        self._setup = setup
+
+    # ------------------------------------------------------------------ deletion
+
+    @activity.defn
+    async def stop_run(self, args: StopRun) -> None:
+        """See ``HousekeepingActivities.stop_run``."""
+        attempt, ref = Attempt(), UploadRef.parse(args.ref)
+        handle = self._client.get_workflow_handle(ref.workflow_id)
+        begun, asked = time.monotonic(), -float(ASK_AGAIN_S)
+        while await is_running(self._client, ref):
+            waited = time.monotonic() - begun
+            with _ended():
+                if waited > STOP_PATIENCE_S:
+                    logger.warning("terminates a run that a cancellation does not end", extra={"ref": str(ref)})
+                    await handle.terminate("the upload is deleted, and a cancellation did not end this run")
+                elif waited - asked >= ASK_AGAIN_S:
+                    asked = waited
+                    await handle.cancel()
+            attempt.beat()
+            await asyncio.sleep(BEAT_S / 4)
+
+    @activity.defn
+    async def remove_objects(self, args: RemoveObjects) -> Removed:
+        """See ``HousekeepingActivities.remove_objects``."""
+        attempt, ref = Attempt(), UploadRef.parse(args.ref)
+        with attempt.named_errors():
+            return await attempt.in_thread(lambda stop: self._remove(ref, stop))
+
+    def _remove(self, ref: UploadRef, stop: threading.Event) -> Removed:
+        try:
+            record = read_upload(self._bucket, ref)
+        except ObjectMissing:
+            return Removed(self._clear(ref, stop), marked=False)
+        if record.deleted_at is None:
+            msg = f"the upload {ref} is not marked deleted"
+            raise InvalidRequest(msg)
+        return Removed(self._clear(ref, stop), marked=True)
+
+    def _clear(self, ref: UploadRef, stop: threading.Event) -> int:
+        """Removes everything of an upload but ``upload.json``; returns how many objects there were."""
+        self._free_key(ref)
+        removed = 0
+        objects = self._bucket.objects(ref.prefix)
+        while batch := list(islice(objects, DELETE_BATCH)):
+            check(stop)
+            keys = [info.key for info in batch if info.key != ref.record]
+            self._bucket.delete(keys)
+            removed += len(keys)
+        self._bucket.remove_unfinished(ref.prefix)
+        self._bucket.remove_empty_directories(ref.prefix)
+        if self._setup is not None:
+            for upload in self._setup.unfinished_uploads(ref.prefix):
+                self._setup.abort(upload.key, upload.upload_id)
+        return removed
+
+    def _free_key(self, ref: UploadRef) -> None:
+        """Removes the record of the ``Idempotency-Key`` that leads to the upload: a request that brings it again begins anew."""
+        try:
+            begun = self._bucket.head(ref.source).modified
+        except ObjectMissing:
+            return
+        for info in self._bucket.objects(ref.plan_ref.keys_prefix):
+            if begun - CLOCK_SLACK <= info.modified <= begun + KEY_AGE and self._leads_to(info.key, ref):
+                self._bucket.delete([info.key])
+
+    def _leads_to(self, key: str, ref: UploadRef) -> bool:
+        try:
+            return from_json(KeyRecord, self._bucket.get(key).body).upload == ref.upload
+        except (ObjectMissing, ValueError):
+            return False
+
+    @activity.defn
+    async def remove_record(self, args: RemoveRecord) -> None:
+        """See ``HousekeepingActivities.remove_record``."""
+        attempt, ref = Attempt(), UploadRef.parse(args.ref)
+
+        def remove() -> None:
+            self._bucket.delete([ref.record])
+            self._bucket.remove_empty_directories(ref.prefix)
+
+        with attempt.named_errors():
+            await attempt.in_thread(lambda _: remove())
+
+    # ------------------------------------------------------------------ the sweep
+
+    @activity.defn
+    async def sweep(self, args: SweepBucket) -> Swept:
+        """See ``HousekeepingActivities.sweep``."""
+        now = datetime.now(UTC)
+        oldest = now - timedelta(days=args.days) if args.days is not None else datetime.min.replace(tzinfo=UTC)
+        abandoned = now - timedelta(seconds=args.abandoned_after_s)
+        walk = _Walk(Swept())
+
+        def is_wanted(ref: UploadRef) -> bool:
+            return args.days is None or (ref.made_at is not None and ref.made_at >= oldest)
+
+        async def look_at(ref: UploadRef) -> None:
+            async with walk.passing_over(ref):
+                walk.report = replace(walk.report, uploads=walk.report.uploads + 1)
+                await self._put_right(ref, abandoned, walk)
+
+        async def look_at_all(refs: list[UploadRef]) -> None:
+            await asyncio.gather(*map(look_at, refs))
+            prefixes = {ref.plan_ref.keys_prefix for ref in refs}
+            left = await asyncio.to_thread(lambda: sum(self._leftovers(prefix, abandoned) for prefix in prefixes))
+            walk.report = replace(walk.report, leftovers=walk.report.leftovers + left)
+
+        with walk.named_errors():
+            async with walk.beating():
+                async with walk.passing_over("runs that were ended from outside"):
+                    await self._end_terminated(oldest, walk)
+                await walk.over(self._bucket, is_wanted, look_at_all)
+                await asyncio.to_thread(self._abort_abandoned, abandoned, walk)
+        logger.info("swept the bucket", extra=to_wire(walk.report))
+        return walk.report
+
+    async def _put_right(self, ref: UploadRef, abandoned: datetime, walk: _Walk[Swept]) -> None:
+        """What has been left undone of one upload."""
+        try:
+            record = await asyncio.to_thread(read_upload, self._bucket, ref)
+        except ObjectMissing:
+            if await walk.in_thread(lambda stop: self._remove_abandoned(ref, abandoned, stop), more_follows=True):
+                walk.note("removed", ref)
+            return
+        left = await asyncio.to_thread(self._leftovers, ref.prefix, abandoned)
+        walk.report = replace(walk.report, leftovers=walk.report.leftovers + left)
+        if record.deleted_at is not None:
+            if await delete(self._client, ref):
+                walk.note("deleted", ref)
+        elif not await self._has_manifest(ref):
+            run = await last_run(self._client, ref)
+            if run is None:
+                await start(self._client, ref)
+                walk.note("started", ref)
+            elif run.status in BROKEN_OFF:
+                await self._end(ref, run, walk)
+            elif run.status is not WorkflowExecutionStatus.RUNNING and not await self._has_manifest(ref):
+                msg = f"its run has ended ({run.status.name if run.status else 'how is unknown'}) and left no manifest"
+                raise ValueError(msg)
+
+    def _remove_abandoned(self, ref: UploadRef, abandoned: datetime, stop: threading.Event) -> bool:
+        """Removes what never became an upload, if nobody has written there for long."""
+        if ref.made_at is not None and ref.made_at > abandoned:
+            return False
+        written = self._bucket.last_written(ref.prefix)
+        if written is not None and written > abandoned:
+            return False
+        with suppress(ObjectMissing):
+            self._bucket.head(ref.record)
+            return False  # it has just become one
+        self._clear(ref, stop)
+        return True
+
+    def _leftovers(self, prefix: str, abandoned: datetime) -> int:
+        """Those of sheets go when the sheet is written again or given up."""
+        return self._bucket.remove_unfinished(prefix, before=abandoned, deep=False)
+
+    def _abort_abandoned(self, abandoned: datetime, walk: _Walk[Swept]) -> None:
+        """The server's own lifecycle rule does the same, where there is one."""
+        if self._setup is None:
+            return
+        for upload in self._setup.unfinished_uploads(ROOT):
+            if upload.started_at < abandoned:
+                self._setup.abort(upload.key, upload.upload_id)
+                walk.note("aborted", upload.key)
+
+    async def _end_terminated(self, oldest: datetime, walk: _Walk[Swept]) -> None:
+        """Writes the manifests of runs that were ended from outside; without one older than such a run, see ``_put_right``."""
+        how = ", ".join(f"'{status.name.title().replace('_', '')}'" for status in BROKEN_OFF)
+        query = f"WorkflowType = '{ProcessUpload.__name__}' AND ExecutionStatus IN ({how})"
+        if oldest.year > 1:
+            query += f" AND CloseTime >= '{timestamp(oldest)}'"
+        async for execution in self._client.list_workflows(query):
+            async with walk.passing_over(execution.id):
+                ref = UploadRef.parse(execution.id.removeprefix("upload/"))
+                run = await last_run(self._client, ref)
+                if run is not None and run.status in BROKEN_OFF:
+                    await self._end(ref, run, walk)
+
+    async def _end(self, ref: UploadRef, run: WorkflowExecutionDescription, walk: _Walk[Swept]) -> None:
+        try:
+            await asyncio.to_thread(accepted_upload, self._bucket, ref)
+        except UploadNotFound:
+            return
+        manifest = await asyncio.to_thread(self._manifest, ref)
+        if manifest is not None and datetime.fromisoformat(manifest.updated_at) >= run.start_time:
+            return
+        last = await self._last_known(ref, run)
+        if last is None or not last.total_pages:  # it had not even read what the run before it left
+            last = manifest or last or Snapshot(UploadStatus.QUEUED, 0, timestamp(run.start_time))
+        if manifest is not None:
+            last = replace(last, version=max(last.version, manifest.version))
+        again = await last_run(self._client, ref)
+        if again is None or again.run_id != run.run_id:
+            return  # somebody has just asked for more
+        body = to_json(broken_off(last, run.status, datetime.now(UTC)))
+        await asyncio.to_thread(self._bucket.put, ref.manifest, body)
+        walk.note("terminated", ref)
+
+    async def _last_known(self, ref: UploadRef, run: WorkflowExecutionDescription) -> Snapshot | None:
+        """What the run would say if it were asked: a run that is over still can be."""
+        handle = self._client.get_workflow_handle_for(ProcessUpload.run, ref.workflow_id, run_id=run.run_id)
+        try:
+            return await handle.query(ProcessUpload.progress, rpc_timeout=QUERY_TIMEOUT)
+        except (RPCError, WorkflowQueryFailedError, WorkflowQueryRejectedError) as error:
+            logger.info("a run that was ended does not tell its progress: %s", error, extra={"ref": str(ref)})
+            return None
+
+    def _manifest(self, ref: UploadRef) -> Snapshot | None:
+        try:
+            return from_json(Snapshot, self._bucket.get(ref.manifest).body)
+        except ObjectMissing:
+            return None
+
+    async def _has_manifest(self, ref: UploadRef) -> bool:
+        try:
+            await self._bucket.head_async(ref.manifest)
+        except ObjectMissing:
+            return False
+        return True
+
+    # ------------------------------------------------------------------ the nightly reconciliation
+
+    @activity.defn
+    async def reconcile_finished(self, args: ReconcileFinished) -> Reconciled:
+        """See ``HousekeepingActivities.reconcile_finished``."""
+        oldest = datetime.now(UTC) - timedelta(days=args.days)
+        walk = _Walk(Reconciled())
+        slots = asyncio.Semaphore(RECONCILED_AT_ONCE)
+
+        async def look_at(ref: UploadRef) -> None:
+            async with walk.passing_over(ref):
+                before = await asyncio.to_thread(self._finished, ref, oldest)
+                if before is not None:
+                    async with slots:
+                        await self._reconcile(ref, before, args.patience_s, walk)
+
+        async def look_at_all(refs: list[UploadRef]) -> None:
+            await asyncio.gather(*map(look_at, refs))
+
+        with walk.named_errors():
+            async with walk.beating():
+                await walk.over(self._bucket, lambda _: True, look_at_all)
+        logger.info("reconciled what finished lately", extra=to_wire(walk.report))
+        return walk.report
+
+    def _finished(self, ref: UploadRef, oldest: datetime) -> Snapshot | None:
+        """The manifest of an upload that finished since ``oldest`` as ``complete`` or ``partial``."""
+        try:
+            if self._bucket.head(ref.manifest).modified < oldest - KEY_AGE:
+                return None  # whatever it says, it said it earlier
+        except ObjectMissing:
+            return None
+        manifest = self._manifest(ref)
+        if manifest is None or manifest.status not in (UploadStatus.COMPLETE, UploadStatus.PARTIAL):
+            return None
+        if manifest.completed_at is None or datetime.fromisoformat(manifest.completed_at) < oldest:
+            return None
+        try:
+            accepted_upload(self._bucket, ref)
+        except UploadNotFound:
+            return None
+        return manifest
+
+    async def _reconcile(self, ref: UploadRef, before: Snapshot, patience_s: float, walk: _Walk[Reconciled]) -> None:
+        await reopen(self._client, ref, "force_reconcile")
+        walk.report = replace(walk.report, uploads=walk.report.uploads + 1)
+        begun = time.monotonic()
+        while await is_running(self._client, ref):
+            if time.monotonic() - begun > patience_s:
+                walk.note("unfinished", ref)
+                return
+            await asyncio.sleep(BEAT_S)
+        after = await asyncio.to_thread(self._manifest, ref)
+        if after is None or (after.status, after.completed_at) != (before.status, before.completed_at):
+            walk.note("corrected", ref)

@@ -1,0 +1,74 @@
+"""``DeleteUpload``: what was marked deleted is removed, twice, for a writer that nobody can reach any more may still be writing."""
+
+from datetime import timedelta
+
+from temporalio import workflow
+from temporalio.common import RetryPolicy
+
+with workflow.unsafe.imports_passed_through():
+    from activities.interface import HOUSEKEEPING_QUEUE, HousekeepingActivities, Removed, RemoveObjects, RemoveRecord, StopRun
+    from workflows.messages import DeleteInput
+
+RETRIES = RetryPolicy(initial_interval=timedelta(seconds=1), maximum_interval=timedelta(seconds=60))
+HEARTBEAT = timedelta(seconds=15)
+STOP_TIMEOUT = timedelta(hours=1)
+REMOVE_TIMEOUT = timedelta(hours=12)
+"""5 million tiles are removed in one activity; it begins where an earlier attempt ended, for what is gone is not listed."""
+RECORD_TIMEOUT = timedelta(minutes=10)
+
+
+@workflow.defn
+class DeleteUpload:
+    """Removes one upload that is marked deleted. It may be ended and started again at any step; ``upload.json`` stays until the last."""
+
+    @workflow.run
+    async def run(self, args: DeleteInput) -> Removed:
+        """Ends the upload's run, then removes it.
+
+        Returns:
+            How many objects were removed.
+
+        Raises:
+            ApplicationError: The upload is not marked deleted.
+        """
+        await self._stop_run(args.ref)
+        removed = await self._remove_objects(args.ref)
+        if not removed.marked:
+            return removed  # an earlier run of this workflow had done it all
+        workflow.set_current_details(f"{removed.objects:,} objects removed; looks again {args.look_again_s / 60:.0f} minutes after that")
+        await workflow.sleep(args.look_again_s)
+        await self._stop_run(args.ref)
+        late = await self._remove_objects(args.ref)
+        await workflow.execute_activity_method(
+            HousekeepingActivities.remove_record,
+            RemoveRecord(args.ref),
+            task_queue=HOUSEKEEPING_QUEUE,
+            start_to_close_timeout=RECORD_TIMEOUT,
+            heartbeat_timeout=HEARTBEAT,
+            retry_policy=RETRIES,
+            summary="remove upload.json",
+        )
+        workflow.set_current_details(f"{removed.objects:,} objects removed, {late.objects:,} that came late")
+        return Removed(removed.objects + late.objects, marked=False)
+
+    async def _stop_run(self, ref: str) -> None:
+        await workflow.execute_activity_method(
+            HousekeepingActivities.stop_run,
+            StopRun(ref),
+            task_queue=HOUSEKEEPING_QUEUE,
+            start_to_close_timeout=STOP_TIMEOUT,
+            heartbeat_timeout=HEARTBEAT,
+            retry_policy=RETRIES,
+            summary="end the upload's run",
+        )
+
+    async def _remove_objects(self, ref: str) -> Removed:
+        return await workflow.execute_activity_method(
+            HousekeepingActivities.remove_objects,
+            RemoveObjects(ref),
+            task_queue=HOUSEKEEPING_QUEUE,
+            start_to_close_timeout=REMOVE_TIMEOUT,
+            heartbeat_timeout=HEARTBEAT,
+            retry_policy=RETRIES,
+            summary="remove the objects",
+        )

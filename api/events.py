@@ -124,7 +124,7 @@ class Watcher:
         except UploadNotFound:
             self.end()
             return None
-        except SiteLinkError as error:  # the bucket fails, or holds what only a newer release can read
+        except (SiteLinkError, ValueError) as error:  # the bucket fails, or holds what cannot be read, or only by a newer release
             if self.snapshot is not None:
                 self._publish(replace(self.snapshot, warning=f"this may not be the latest state: {error}"), certain=False)
             return None

@@ -286,16 +286,19 @@ async def test_who_comes_back_hears_nothing_older(bucket: Bucket) -> None:
         assert (await heard)[:2] == ("change", 500)
 
 
-async def test_watcher_outlives_what_it_cannot_read(bucket: Bucket) -> None:
-    """A manifest of a newer release is a warning, not a stream that is silent for ever."""
+@pytest.mark.parametrize(
+    ("manifest", "told"), [(to_json(replace(snapshot(READY, version=101), schema=2)), "schema 2"), (b'{"status":"comp', "Unterminated")]
+)
+async def test_watcher_outlives_what_it_cannot_read(bucket: Bucket, manifest: bytes, told: str) -> None:
+    """A manifest of a newer release, or half a manifest, is a warning, not a stream that is silent for ever."""
     await accept(bucket)
-    await bucket.put_async(REF.manifest, to_json(replace(snapshot(READY, version=101), schema=2)))
+    await bucket.put_async(REF.manifest, manifest)
     upstream = Upstream(snapshot(PENDING))
     async with watching(make_hub(bucket, upstream)) as watcher:
         reader = Reader(watcher)
         await reader.next()
         await upstream.set(closed())
-        assert "schema 2" in (await reader.next())[2]["warning"]
+        assert told in (await reader.next())[2]["warning"]
         await bucket.put_async(REF.manifest, to_json(snapshot(READY, version=101)))
         assert (await reader.rest())[-1] == "end"
 

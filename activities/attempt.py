@@ -1,6 +1,7 @@
 """One attempt of an activity: heartbeats while threads work, and how named errors leave it."""
 
 import asyncio
+import errno
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
@@ -9,7 +10,7 @@ from typing import TypeVar
 
 from temporalio import activity
 
-from activities.errors import RenderFault, SiteLinkError, to_application_error
+from activities.errors import RenderFault, SiteLinkError, StorageUnavailable, to_application_error
 
 T = TypeVar("T")
 
@@ -33,7 +34,10 @@ class Attempt:
 
     @contextmanager
     def named_errors(self) -> Iterator[None]:
-        """Turns named errors into the form in which they leave an activity; a render fault is final after its fresh tries."""
+        """Turns named errors into the form in which they leave an activity.
+
+        A render fault is final after its fresh tries; a full disk is waited out.
+        """
         try:
             yield
         except RenderFault as fault:
@@ -42,6 +46,10 @@ class Attempt:
             raise to_application_error(fault, final=self._faults >= fault.tries) from fault
         except SiteLinkError as error:
             raise to_application_error(error) from error
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise to_application_error(StorageUnavailable(f"this host's disk is full: {error}")) from error
 
     async def in_thread(self, work: Callable[[threading.Event], T], *, more_follows: bool = False) -> T:
         """Runs ``work`` in a thread with heartbeats.

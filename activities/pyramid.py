@@ -5,6 +5,8 @@
 3. ``keep="none"`` both times, else the JPEG of a blank tile differs from what dzsave writes.
 """
 
+import errno
+import os
 import zipfile
 from pathlib import Path
 
@@ -67,6 +69,8 @@ def write_sheet(pixels: memoryview, width: int, height: int, options: UploadOpti
     except pyvips.Error as error:
         if "out of memory" in str(error):
             raise MemoryError(str(error)) from error
+        if os.strerror(errno.ENOSPC) in str(error):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target)) from error
         raise OSError(str(error)) from error
 
 

@@ -56,7 +56,7 @@ class Script:
             return await self.events.popleft()(request)
         if request.method == "POST" and request.url.path == BASE:
             return await self.posts.popleft()(request)
-        if request.method == "POST":
+        if request.method in ("POST", "DELETE"):
             return JSONResponse({"ref": REF, "refs": [REF]}, 202)
         return JSONResponse(self.document)
 
@@ -65,7 +65,7 @@ class Script:
 def script() -> Iterator[Script]:
     """A scripted server on a free port."""
     script = Script()
-    app = Starlette(routes=[Route("/{path:path}", script.answer, methods=["GET", "POST"])])
+    app = Starlette(routes=[Route("/{path:path}", script.answer, methods=["GET", "POST", "DELETE"])])
     listener = socket.create_server(("127.0.0.1", 0))
     script.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off", ws="none", timeout_graceful_shutdown=1))
@@ -485,6 +485,29 @@ def test_commands_ask_the_server_and_say_so(script: Script) -> None:
         assert f"sitelink watch {REF}" in result.stdout
     posts = [request.url.path.removeprefix(f"{BASE}/{REF.rsplit('/', 1)[1]}") for request in script.requests if request.method == "POST"]
     assert posts == ["/reconcile", "/cancel", "/sheets/2/retry", "/sheets/3/retry", "/sheets/1/retry", "/sheets/3/retry"]
+
+
+def test_delete_asks_nothing_and_says_what_happened(script: Script) -> None:
+    """One DELETE of the upload; with ``--json`` one line that says so."""
+    result = sitelink(script.url, "delete", REF)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.startswith(f"deleted: {REF}")
+    result = sitelink(script.url, "delete", REF, "--json")
+    assert (result.returncode, json.loads(result.stdout)["event"]) == (0, "accepted")
+    assert [(request.method, request.url.path) for request in script.requests] == [("DELETE", f"{BASE}/{REF.rsplit('/', 1)[1]}")] * 2
+
+
+def test_watch_of_an_upload_that_is_deleted_ends(script: Script) -> None:
+    """Its stream ends without an ``end``; the next connection is told that it was deleted, and that is no success."""
+    script.events.extend(
+        [
+            stream(event("snapshot", 5, snapshot("processing", sheet(1, "tiling")))),
+            problem(404, "UploadNotFound", f"the upload {REF} was deleted"),
+        ]
+    )
+    result = sitelink(script.url, "watch", REF)
+    assert result.returncode == 1
+    assert "UploadNotFound: the upload" in result.stderr
 
 
 def test_retry_resumes_a_cancelled_upload(script: Script) -> None:

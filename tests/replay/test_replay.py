@@ -11,6 +11,8 @@ from temporalio.api.enums.v1 import EventType
 from temporalio.client import WorkflowHistory
 from temporalio.worker import Replayer
 
+from workflows.delete import DeleteUpload
+from workflows.sweep import NightlyReconcile, Sweep
 from workflows.upload import ProcessUpload
 
 HISTORIES = Path(__file__).parent / "histories"
@@ -19,7 +21,7 @@ HISTORIES = Path(__file__).parent / "histories"
 @pytest.mark.parametrize("path", sorted(HISTORIES.glob("*.json")), ids=lambda path: path.stem)
 async def test_history_replays(path: Path) -> None:
     """The workflow issues the commands that it issued then."""
-    await Replayer(workflows=[ProcessUpload]).replay_workflow(_history(path.stem))
+    await Replayer(workflows=[ProcessUpload, DeleteUpload, Sweep, NightlyReconcile]).replay_workflow(_history(path.stem))
 
 
 @pytest.mark.parametrize(
@@ -32,6 +34,9 @@ async def test_history_replays(path: Path) -> None:
         ("reconciled", "EVENT_TYPE_MARKER_RECORDED"),
         ("stored", "EVENT_TYPE_WORKFLOW_EXECUTION_SIGNALED"),
         ("cancelled-and-cleaned", "EVENT_TYPE_WORKFLOW_EXECUTION_CANCELED"),
+        ("deleted", "EVENT_TYPE_TIMER_FIRED"),
+        ("swept", "EVENT_TYPE_WORKFLOW_EXECUTION_COMPLETED"),
+        ("nightly", "EVENT_TYPE_WORKFLOW_EXECUTION_COMPLETED"),
     ],
 )
 def test_history_proves_what_its_name_says(name: str, event: str) -> None:

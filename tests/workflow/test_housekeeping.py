@@ -156,9 +156,13 @@ def files(directory: Path, prefix: str) -> list[str]:
     return sorted(str(path.relative_to(directory)) for path in [root, *root.rglob("*")] if path.exists())
 
 
-async def sweep(client: Client, days: int | None = None) -> Swept:
+async def sweep(client: Client, days: int | None = None, *, keep: str = "") -> Swept:
     """One pass."""
-    return await client.execute_workflow(Sweep.run, SweepBucket(days), id=f"sweep-{new_upload_id()}", task_queue=WORKFLOW_QUEUE)
+    handle = await client.start_workflow(Sweep.run, SweepBucket(days), id=f"sweep-{new_upload_id()}", task_queue=WORKFLOW_QUEUE)
+    swept = await handle.result()
+    if keep:
+        await keep_history(handle, keep)
+    return swept
 
 
 async def manifest_of(bucket: Bucket, ref: UploadRef) -> Snapshot:
@@ -252,7 +256,7 @@ async def test_sweep_starts_what_never_ran_and_removes_what_was_never_accepted(
     for prefix in (old.prefix, empty.prefix):
         make_old(directory, prefix)
     make_old(directory, key)
-    swept = await sweep(client)
+    swept = await sweep(client, keep="swept")
     assert swept.uploads == 6
     assert swept.started == Some(1, (str(accepted),))
     assert swept.removed.count == 2
@@ -359,9 +363,11 @@ async def test_nightly_pass_reconciles_what_finished_lately(client: Client, buck
     bucket.put(cancelled.manifest, to_json(replace(await manifest_of(bucket, cancelled), status=UploadStatus.CANCELLED)))
     mark(bucket, gone)
     bucket.put(broken.manifest, to_json(replace(await manifest_of(bucket, broken), total_pages=0, sheets=())))
-    result = await client.execute_workflow(
+    handle = await client.start_workflow(
         NightlyReconcile.run, ReconcileFinished(), id=f"nightly-{new_upload_id()}", task_queue=WORKFLOW_QUEUE
     )
+    result = await handle.result()
+    await keep_history(handle, "nightly")
     assert result == Reconciled(uploads=2, corrected=Some(1, (str(broken),)))
     assert (await manifest_of(bucket, broken)).completed_pages == 2
 

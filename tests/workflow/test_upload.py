@@ -279,13 +279,12 @@ async def test_continue_as_new_loses_and_repeats_nothing(forgetful_server: Tempo
 async def test_cancel_leaves_nothing_in_flight(client: Client, ref: UploadRef) -> None:
     """A cancelled upload closes Canceled, keeps its ready sheets, and no activity of it runs on."""
     fake = FakeActivities(pages(8), window=4)
+    fake.closes_after = 1
     async with working(client, fake):
         fake.tile_errors[4] = []
         await start(client, ref)
         handle = handle_of(client, ref)
-        await until(lambda: len(fake.committed) >= 1)
-        fake.gate.clear()
-        await until(lambda: fake.in_flight > 0 or len(fake.committed) == 8)
+        await until(lambda: len(fake.committed) >= 1 and fake.in_flight > 0)
         await handle.cancel()
         with pytest.raises(WorkflowFailureError) as failure:
             await handle.result()
@@ -574,10 +573,10 @@ async def test_cancel_leaves_no_half_sheet(client: Client, ref: UploadRef) -> No
 async def test_broken_sheet_of_a_cancelled_upload_is_uncounted_and_not_tiled(client: Client, ref: UploadRef) -> None:
     """Looking again corrects the count, and starts no work that someone stopped."""
     fake = FakeActivities(pages(3), window=1)
+    fake.closes_after = 1
     async with working(client, fake):
         await start(client, ref)
         await until(lambda: len(fake.committed) >= 1)
-        fake.gate.clear()
         await handle_of(client, ref).cancel()
         with pytest.raises(WorkflowFailureError):
             await handle_of(client, ref).result()
@@ -629,10 +628,10 @@ async def test_reconcile_of_a_running_upload_counts_what_is_there(client: Client
 async def test_cancelled_upload_is_resumed_only_when_asked(client: Client, ref: UploadRef) -> None:
     """Reconciling a cancelled upload tiles nothing; retrying it does the rest."""
     fake = FakeActivities(pages(4), window=1)
+    fake.closes_after = 1
     async with working(client, fake):
         await start(client, ref)
         await until(lambda: len(fake.committed) >= 1)
-        fake.gate.clear()
         await handle_of(client, ref).cancel()
         with pytest.raises(WorkflowFailureError):
             await handle_of(client, ref).result()

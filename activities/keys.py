@@ -207,6 +207,11 @@ def sheet_of_directory(name: str) -> int | None:
     return int(match.group(1)) if match else None
 
 
+def sheet_numbers(names: Iterable[str]) -> list[int]:
+    """The numbers of the sheets among the names of directories, ascending."""
+    return sorted(filter(None, map(sheet_of_directory, names)))
+
+
 def sheet_of_descriptor(key: str) -> tuple[UploadRef, int] | None:
     """The upload and the number of the sheet whose ``.dzi`` is at ``key``; None for any other key."""
     match = _DESCRIPTOR.fullmatch(key)

@@ -21,7 +21,7 @@ from activities.interface import (
     UploadActivities,
     WriteManifest,
 )
-from activities.keys import UploadRef, sheet_of_directory
+from activities.keys import UploadRef, sheet_numbers, sheet_of_directory
 from activities.records import SheetRecord, SheetState, SheetStatus, Snapshot, UploadOptions, from_json, to_json
 from activities.storage import Bucket
 from activities.verify import Listing, SheetReport, in_window, is_tile_of, verify_sheet
@@ -45,7 +45,9 @@ class ReconcileActivities(UploadActivities):
     def _list(self, ref: UploadRef) -> BucketState:
         bucket = self._host.bucket
         options = accepted_upload(bucket, ref).options
-        records = self._host.threads.map(lambda number: _committed(bucket, ref, number), sorted(_begun(bucket, ref)))
+        records = self._host.threads.map(
+            lambda number: _committed(bucket, ref, number), sheet_numbers(bucket.directories(ref.sheets_prefix))
+        )
         return BucketState(options, tuple(filter(None, records)), _manifest(bucket, ref))
 
     @activity.defn
@@ -58,7 +60,7 @@ class ReconcileActivities(UploadActivities):
     def _check(self, args: CheckSheets, stop: threading.Event) -> CheckedSheets:
         bucket, ref = self._host.bucket, UploadRef.parse(args.ref)
         options = accepted_upload(bucket, ref).options
-        begun = _begun(bucket, ref)
+        begun = set(sheet_numbers(bucket.directories(ref.sheets_prefix)))
 
         def check_sheet(state: SheetState) -> CheckedSheets:
             check(stop)
@@ -104,10 +106,6 @@ class ReconcileActivities(UploadActivities):
     def _write(self, ref: UploadRef, snapshot: Snapshot) -> None:
         accepted_upload(self._host.bucket, ref)
         self._host.bucket.put(ref.manifest, to_json(snapshot))
-
-
-def _begun(bucket: Bucket, ref: UploadRef) -> set[int]:
-    return {number for name in bucket.directories(ref.sheets_prefix) if (number := sheet_of_directory(name))}
 
 
 def _check_sheet(bucket: Bucket, ref: UploadRef, state: SheetState, options: UploadOptions, args: CheckSheets) -> CheckedSheets:

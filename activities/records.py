@@ -288,6 +288,11 @@ def timestamp(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+def milliseconds(moment: datetime) -> int:
+    """Since 1970: the least version of a snapshot that says something at this moment."""
+    return int(moment.timestamp() * 1000)
+
+
 def camel_case(name: str) -> str:
     """``total_pages`` becomes ``totalPages``."""
     head, *tail = name.split("_")

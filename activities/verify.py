@@ -27,7 +27,7 @@ from typing import IO, Self, TypeVar, cast
 
 from activities.dzi import Pyramid, parse_tile_name, tile_name
 from activities.errors import NewerSchema, ObjectMissing, RenderCrashed, UploadNotFound
-from activities.keys import UploadRef, sheet_of_directory
+from activities.keys import UploadRef, sheet_numbers, sheet_of_directory
 from activities.records import (
     SCHEMA,
     SheetRecord,
@@ -200,7 +200,7 @@ def verify_upload(
     if progress is not None and not progress.total_pages:
         progress = None  # a run that has not looked yet, or was terminated and is forgotten, knows less than the bucket
     names, loose = bucket.children(ref.sheets_prefix)
-    begun = {number for name in names if (number := sheet_of_directory(name))}
+    begun = set(sheet_numbers(names))
     states = {state.number: state for state in progress.sheets} if progress else {}
     numbers = states.keys() | {number for number in begun if progress is None or number <= progress.total_pages}
     if progress:

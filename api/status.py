@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 from temporalio.client import WorkflowExecutionStatus
 
 from activities.errors import BucketError, ObjectMissing, TemporalUnavailable, Terminated, UploadNotFound
-from activities.keys import PlanRef, UploadRef, sheet_of_directory
+from activities.keys import PlanRef, UploadRef, sheet_numbers
 from activities.records import (
     SheetRecord,
     SheetState,
@@ -22,6 +22,7 @@ from activities.records import (
     UploadRecord,
     UploadStatus,
     from_json,
+    milliseconds,
     timestamp,
     to_json,
     to_wire,
@@ -29,6 +30,7 @@ from activities.records import (
 from activities.storage import Bucket
 from api.runs import NoRun, RunClosed, Runs
 from workflows.broken_off import BROKEN_OFF, broken_off
+from workflows.progress import ready_sheet
 
 logger = logging.getLogger(__name__)
 
@@ -240,33 +242,22 @@ class Status:
     async def _begun(self, ref: UploadRef) -> list[int]:
         """The numbers of the sheets below whose prefix there is anything."""
         names = await asyncio.to_thread(self._bucket.directories, ref.sheets_prefix)
-        return sorted(filter(None, map(sheet_of_directory, names)))
+        return sheet_numbers(names)
 
     async def _with_committed(self, ref: UploadRef, snapshot: Snapshot, begun: list[int]) -> Snapshot:
         """The same with the sheets that the bucket holds. How many pages there are is not known before the run has counted them."""
         turns = asyncio.Semaphore(SHEETS_AT_ONCE)
 
-        async def committed(number: int) -> SheetState | None:
+        async def read(number: int) -> SheetState | None:
             async with turns:
                 try:
                     await self._bucket.head_async(ref.descriptor(number))
                     sheet = from_json(SheetRecord, (await self._bucket.get_async(ref.sheet_record(number))).body)
                 except ObjectMissing:
                     return None
-            return SheetState(
-                number=number,
-                status=SheetStatus.READY,
-                version=snapshot.version,
-                title=sheet.title,
-                width=sheet.width,
-                height=sheet.height,
-                dpi=sheet.dpi,
-                scaled=sheet.scaled,
-                tiles=sheet.tiles,
-                bytes=sheet.bytes,
-            )
+            return ready_sheet(SheetState(number, SheetStatus.PENDING, snapshot.version), sheet)
 
-        sheets = tuple(filter(None, await asyncio.gather(*map(committed, begun))))
+        sheets = tuple(filter(None, await asyncio.gather(*map(read, begun))))
         return replace(snapshot, completed_pages=len(sheets), sheets=sheets)
 
     async def _broken_off(self, ref: UploadRef, status: WorkflowExecutionStatus | None, ended: tuple[Snapshot, bytes] | None) -> Known:
@@ -332,13 +323,9 @@ def is_unloaded(snapshot: Snapshot) -> bool:
     return snapshot.status is UploadStatus.QUEUED and not snapshot.total_pages
 
 
-def _milliseconds(moment: datetime) -> int:
-    return int(moment.timestamp() * 1000)
-
-
 def _begins(record: UploadRecord, began: datetime) -> Snapshot:
     """How a run begins: newer than all that a forgotten run before it has said, and not newer than what it will say itself."""
-    return replace(_queued(record), version=_milliseconds(began))
+    return replace(_queued(record), version=milliseconds(began))
 
 
 def _deleted(ref: UploadRef) -> UploadNotFound:

@@ -9,7 +9,7 @@ from datetime import datetime
 
 from activities.forecast import SHEET_OBJECTS, receipt
 from activities.interface import Page
-from activities.records import Forecast, SheetRecord, SheetState, SheetStatus, Snapshot, UploadStatus, timestamp
+from activities.records import Forecast, SheetRecord, SheetState, SheetStatus, Snapshot, UploadStatus, milliseconds, timestamp
 
 
 def percentage(completed: int, total: int) -> int:
@@ -32,7 +32,7 @@ class Progress:
 
     def __init__(self, now: datetime, snapshot: Snapshot | None = None) -> None:
         if snapshot is None:
-            snapshot = Snapshot(UploadStatus.QUEUED, version=_milliseconds(now), updated_at=timestamp(now))
+            snapshot = Snapshot(UploadStatus.QUEUED, version=milliseconds(now), updated_at=timestamp(now))
         self._head = replace(snapshot, sheets=())
         self._sheets = {sheet.number: sheet for sheet in snapshot.sheets}
 
@@ -97,7 +97,7 @@ class Progress:
         }
         for record in committed:
             if record.number in sheets:
-                sheets[record.number] = _committed(sheets[record.number], record)
+                sheets[record.number] = ready_sheet(sheets[record.number], record)
         reopened = self._head.status.is_final
         self._sheets = {}
         self._head = replace(self._head, forecast=forecast)
@@ -129,7 +129,7 @@ class Progress:
         for record in records:
             sheet = self._sheets.get(record.number)
             if sheet is not None and sheet.status is not SheetStatus.READY:
-                changed.append(_committed(sheet, record))
+                changed.append(ready_sheet(sheet, record))
         if changed:
             self._change(now, changed)
 
@@ -172,7 +172,7 @@ class Progress:
         for sheet in self._sheets.values():
             record = in_bucket.get(sheet.number)
             if record is not None and sheet.status in (SheetStatus.PENDING, SheetStatus.FAILED):
-                changed.append(_committed(sheet, record))
+                changed.append(ready_sheet(sheet, record))
             elif record is None and sheet.number in not_in_bucket and sheet.status is SheetStatus.READY:
                 changed.append(_uncommitted(sheet))
         goes_on = bool(changed) and self._head.status.is_final and not was_stopped
@@ -211,7 +211,7 @@ class Progress:
         self._change(now, status=status, completed_at=timestamp(now), reason=reason, detail=detail)
 
     def _change(self, now: datetime, sheets: Iterable[SheetState] = (), **head: object) -> None:
-        version = max(self._head.version + 1, _milliseconds(now))
+        version = max(self._head.version + 1, milliseconds(now))
         sheets = tuple(sheets)
         became_ready = [sheet for sheet in sheets if sheet.status is SheetStatus.READY and not self._is_ready(sheet.number)]
         self._sheets.update((sheet.number, replace(sheet, version=version)) for sheet in sheets)
@@ -237,7 +237,8 @@ class Progress:
         return number in self._sheets and self._sheets[number].status is SheetStatus.READY
 
 
-def _committed(sheet: SheetState, record: SheetRecord) -> SheetState:
+def ready_sheet(sheet: SheetState, record: SheetRecord) -> SheetState:
+    """The sheet as its ``sheet.json`` makes it: ready."""
     return replace(
         sheet,
         status=SheetStatus.READY,
@@ -259,7 +260,3 @@ def _uncommitted(sheet: SheetState) -> SheetState:
 
 def _reconciled(now: datetime) -> dict[str, object]:
     return {"reconciled": True, "reconciled_at": timestamp(now)}
-
-
-def _milliseconds(now: datetime) -> int:
-    return int(now.timestamp() * 1000)

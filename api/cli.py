@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -44,6 +44,7 @@ from api.views import (
 )
 
 T = TypeVar("T")
+Lines = Callable[[Mapping[str, Any]], Iterable[str]]
 
 COMPLETE, NOT_COMPLETE, WRONG_USE, NOT_REACHED, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 3, 130, 141
 
@@ -261,17 +262,13 @@ def reconcile_command(server: Server, arguments: argparse.Namespace) -> int:
 def _dry_run(server: Server, arguments: argparse.Namespace) -> int:
     target: UploadRef | PlanRef = arguments.target
     refs = [target] if isinstance(target, UploadRef) else _uploads_of(server, target)
-    right = True
-    for ref in refs:
-        for report in server.dry_run(ref, deep=arguments.deep):
-            is_sheet = "number" in report
-            if arguments.json:
-                print_json("sheet" if is_sheet else "upload", report)
-            else:
-                for line in repair_report(report) if is_sheet else (str(ref), *upload_report(report)):
-                    say(line)
-            right = right and (is_sheet or report["verified"])
-    return COMPLETE if right else NOT_COMPLETE
+    verified = [_show_reports(server.dry_run(ref, deep=arguments.deep), arguments, repair_report, _named_report) for ref in refs]
+    return COMPLETE if all(verified) else NOT_COMPLETE
+
+
+def _named_report(report: Mapping[str, Any]) -> Iterator[str]:
+    yield report["ref"]
+    yield from upload_report(report)
 
 
 def _uploads_of(server: Server, plan: PlanRef) -> list[UploadRef]:
@@ -319,16 +316,21 @@ def verify_command(server: Server | None, arguments: argparse.Namespace) -> int:
         from api.offline import verify_bucket
 
         reports = verify_bucket(arguments.ref, arguments.environ, deep=arguments.deep)
+    return COMPLETE if _show_reports(reports, arguments, sheet_report, upload_report) else NOT_COMPLETE
+
+
+def _show_reports(reports: Iterable[Mapping[str, Any]], arguments: argparse.Namespace, of_sheet: Lines, of_upload: Lines) -> bool:
+    """Shows the reports of the sheets and, last, of the upload; whether that says that nothing is wrong."""
     verified = False
     for report in reports:
         is_sheet = "number" in report
         if arguments.json:
             print_json("sheet" if is_sheet else "upload", report)
         else:
-            for line in sheet_report(report) if is_sheet else upload_report(report):
+            for line in of_sheet(report) if is_sheet else of_upload(report):
                 say(line)
         verified = not is_sheet and report["verified"]
-    return COMPLETE if verified else NOT_COMPLETE
+    return verified
 
 
 def list_command(server: Server, arguments: argparse.Namespace) -> int:

@@ -2,15 +2,15 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from datetime import timedelta
 
 from temporalio.client import Client
 from temporalio.service import RPCError
 from temporalio.worker import Worker
 
+from activities.attempt import beside
 from activities.bucket_setup import BucketSetup
 from activities.child import ChildLimits, ChildPool
 from activities.document import DocumentActivities, Host
@@ -60,7 +60,7 @@ def workflow_worker(client: Client) -> Worker:
 
 async def run_workflow_role(client: Client, stop: asyncio.Event) -> None:
     """Runs the workflow worker until ``stop`` is set, and sees to it that the schedules exist."""
-    async with workflow_worker(client), _beside(keep_schedules(client)):
+    async with workflow_worker(client), beside(keep_schedules(client)):
         await stop.wait()
 
 
@@ -104,7 +104,7 @@ async def run_tile_role(client: Client, settings: WorkerSettings, stop: asyncio.
                 async with (
                     activity_worker(client, TILE_QUEUE, settings.render_slots, activities.count_pages, activities.tile_page),
                     housekeeping_worker(client, housekeeping, HOUSEKEEPING_SLOTS),
-                    _beside(_janitor(scratch, client)),
+                    beside(_janitor(scratch, client)),
                 ):
                     await stop.wait()
                 await _drain(scratch, client)
@@ -139,18 +139,6 @@ def activity_worker(client: Client, queue: str, slots: int, *activities: object,
         default_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
         graceful_shutdown_timeout=grace,
     )
-
-
-@asynccontextmanager
-async def _beside(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
-    """Does some work that has no end meanwhile."""
-    task = asyncio.create_task(work)
-    try:
-        yield
-    finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
 
 
 async def _janitor(scratch: Scratch, client: Client) -> None:

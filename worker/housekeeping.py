@@ -30,7 +30,7 @@ from temporalio.client import (
 )
 from temporalio.service import RPCError, RPCStatusCode
 
-from activities.attempt import BEAT_S, Attempt, check
+from activities.attempt import BEAT_S, Attempt, beside, check
 from activities.bucket_setup import BucketSetup
 from activities.document import accepted_upload, read_upload
 from activities.errors import InvalidRequest, ObjectMissing, SiteLinkError, UploadNotFound
@@ -93,22 +93,11 @@ class _Walk(Attempt, Generic[R]):
         """See ``Attempt.beat``."""
         activity.heartbeat(str(self._after or ""), to_wire(self.report))
 
-    @asynccontextmanager
-    async def beating(self) -> AsyncIterator[None]:
-        """Beats, whatever happens inside."""
-
-        async def beat_forever() -> None:
-            while True:
-                self.beat()
-                await asyncio.sleep(BEAT_S)
-
-        task = asyncio.create_task(beat_forever())
-        try:
-            yield
-        finally:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+    async def beat_forever(self) -> None:
+        """Beats, whatever else is done."""
+        while True:
+            self.beat()
+            await asyncio.sleep(BEAT_S)
 
     def note(self, field: str, name: object) -> None:
         """Adds one to a list of the report."""
@@ -275,7 +264,7 @@ class Housekeeping(HousekeepingActivities):
             walk.report = replace(walk.report, leftovers=walk.report.leftovers + left)
 
         with walk.named_errors():
-            async with walk.beating():
+            async with beside(walk.beat_forever()):
                 async with walk.passing_over("runs that were ended from outside"):
                     await self._end_terminated(oldest, walk)
                 await walk.over(self._bucket, is_wanted, look_at_all)
@@ -408,7 +397,7 @@ class Housekeeping(HousekeepingActivities):
             await asyncio.gather(*map(look_at, refs))
 
         with walk.named_errors():
-            async with walk.beating():
+            async with beside(walk.beat_forever()):
                 await walk.over(self._bucket, lambda _: True, look_at_all)
         logger.info("reconciled what finished lately", extra=to_wire(walk.report))
         return walk.report

@@ -1,16 +1,19 @@
 """``DeleteUpload``: what was marked deleted is removed, twice, for a writer that nobody can reach any more may still be writing."""
 
 from datetime import timedelta
+from typing import TypeVar
 
 from temporalio import workflow
-from temporalio.common import RetryPolicy
+from temporalio.types import MethodAsyncSingleParam
 
 with workflow.unsafe.imports_passed_through():
     from activities.interface import HOUSEKEEPING_QUEUE, HousekeepingActivities, Removed, RemoveObjects, RemoveRecord, StopRun
     from workflows.messages import DeleteInput
+    from workflows.retries import HEARTBEAT, RETRIES
 
-RETRIES = RetryPolicy(initial_interval=timedelta(seconds=1), maximum_interval=timedelta(seconds=60))
-HEARTBEAT = timedelta(seconds=15)
+A = TypeVar("A")
+T = TypeVar("T")
+
 STOP_TIMEOUT = timedelta(hours=1)
 REMOVE_TIMEOUT = timedelta(hours=12)
 """5 million tiles are removed in one activity; it begins where an earlier attempt ended, for what is gone is not listed."""
@@ -39,36 +42,24 @@ class DeleteUpload:
         await workflow.sleep(args.look_again_s)
         await self._stop_run(args.ref)
         late = await self._remove_objects(args.ref)
-        await workflow.execute_activity_method(
-            HousekeepingActivities.remove_record,
-            RemoveRecord(args.ref),
-            task_queue=HOUSEKEEPING_QUEUE,
-            start_to_close_timeout=RECORD_TIMEOUT,
-            heartbeat_timeout=HEARTBEAT,
-            retry_policy=RETRIES,
-            summary="remove upload.json",
-        )
+        await _execute(HousekeepingActivities.remove_record, RemoveRecord(args.ref), RECORD_TIMEOUT, "remove upload.json")
         workflow.set_current_details(f"{removed.objects:,} objects removed, {late.objects:,} that came late")
         return Removed(removed.objects + late.objects, marked=False)
 
     async def _stop_run(self, ref: str) -> None:
-        await workflow.execute_activity_method(
-            HousekeepingActivities.stop_run,
-            StopRun(ref),
-            task_queue=HOUSEKEEPING_QUEUE,
-            start_to_close_timeout=STOP_TIMEOUT,
-            heartbeat_timeout=HEARTBEAT,
-            retry_policy=RETRIES,
-            summary="end the upload's run",
-        )
+        await _execute(HousekeepingActivities.stop_run, StopRun(ref), STOP_TIMEOUT, "end the upload's run")
 
     async def _remove_objects(self, ref: str) -> Removed:
-        return await workflow.execute_activity_method(
-            HousekeepingActivities.remove_objects,
-            RemoveObjects(ref),
-            task_queue=HOUSEKEEPING_QUEUE,
-            start_to_close_timeout=REMOVE_TIMEOUT,
-            heartbeat_timeout=HEARTBEAT,
-            retry_policy=RETRIES,
-            summary="remove the objects",
-        )
+        return await _execute(HousekeepingActivities.remove_objects, RemoveObjects(ref), REMOVE_TIMEOUT, "remove the objects")
+
+
+async def _execute(method: MethodAsyncSingleParam[HousekeepingActivities, A, T], args: A, timeout: timedelta, summary: str) -> T:
+    return await workflow.execute_activity_method(
+        method,
+        args,
+        task_queue=HOUSEKEEPING_QUEUE,
+        start_to_close_timeout=timeout,
+        heartbeat_timeout=HEARTBEAT,
+        retry_policy=RETRIES,
+        summary=summary,
+    )

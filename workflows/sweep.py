@@ -7,13 +7,11 @@ much there is. The result says what was done.
 from datetime import timedelta
 
 from temporalio import workflow
-from temporalio.common import RetryPolicy
 
 with workflow.unsafe.imports_passed_through():
     from activities.interface import HOUSEKEEPING_QUEUE, HousekeepingActivities, Reconciled, ReconcileFinished, SweepBucket, Swept
+    from workflows.retries import HEARTBEAT, RETRIES
 
-RETRIES = RetryPolicy(initial_interval=timedelta(seconds=1), maximum_interval=timedelta(seconds=60))
-HEARTBEAT = timedelta(seconds=15)
 SWEEP_TIMEOUT = timedelta(hours=12)
 RECONCILE_TIMEOUT = timedelta(hours=23)
 

@@ -35,6 +35,7 @@ with workflow.unsafe.imports_passed_through():
     from activities.records import SheetRecord, SheetState, SheetStatus, Snapshot, UploadOptions, UploadStatus
     from workflows.messages import Continued, ProgressAfter, Reconcile, SheetNumbers, UploadInput
     from workflows.progress import Progress
+    from workflows.retries import HEARTBEAT, RETRIES
 
 A = TypeVar("A")
 T = TypeVar("T")
@@ -60,13 +61,11 @@ CHECKED = "check-sheets"
 STATUS = SearchAttributeKey.for_keyword("SiteLinkStatus")
 REASON = SearchAttributeKey.for_keyword("SiteLinkReason")
 
-RETRIES = RetryPolicy(initial_interval=timedelta(seconds=1), maximum_interval=timedelta(seconds=60))
 UPLOAD_RETRIES = RetryPolicy(
     initial_interval=timedelta(seconds=1),
     maximum_interval=timedelta(seconds=60),
     non_retryable_error_types=[TilesMissing.__name__, "TemporalTimeout:Heartbeat"],
 )
-HEARTBEAT = timedelta(seconds=15)
 STORAGE_TIMEOUT = timedelta(minutes=10)
 COUNT_TIMEOUT = timedelta(minutes=5)
 SHEET_TIMEOUT = timedelta(hours=1)

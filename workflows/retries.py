@@ -1,0 +1,8 @@
+"""How often Temporal tries again what only an outage can stop, and how soon it notices that a worker is gone."""
+
+from datetime import timedelta
+
+from temporalio.common import RetryPolicy
+
+RETRIES = RetryPolicy(initial_interval=timedelta(seconds=1), maximum_interval=timedelta(seconds=60))
+HEARTBEAT = timedelta(seconds=15)

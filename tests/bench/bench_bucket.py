@@ -12,8 +12,9 @@ import re
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import boto3
@@ -39,6 +40,26 @@ ROUNDS = 3
 def operations(log: str) -> Counter[str]:
     """Requests of an access log by S3's name of the operation."""
     return Counter(re.findall(r" s3_(\w+) ", log))
+
+
+@contextmanager
+def logging_server(directory: Path) -> Iterator[tuple[BucketSettings, Path]]:
+    """Runs an S3 server; its one bucket and its access log."""
+    log = directory / "access.log"
+    server = S3Server(
+        s3_server_binary(CACHE, say=print),
+        directory / "buckets",
+        access_key_id="bench",
+        secret_access_key="bench-secret",  # noqa: S106 - of a server of this run only
+        access_log=log,
+    )
+    server.start()
+    try:
+        settings = BucketSettings("s3://plans", server.endpoint, "bench", "bench-secret", "us-east-1")
+        BucketSetup(settings).create()
+        yield settings, log
+    finally:
+        server.stop()
 
 
 def environment(settings: BucketSettings) -> dict[str, str]:
@@ -142,22 +163,9 @@ def main() -> None:
     pdf = arguments.pdf.read_bytes() if arguments.pdf else plan_set(1, 42 * 72, 30 * 72)
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        log = directory / "access.log"
-        server = S3Server(
-            s3_server_binary(CACHE, say=print),
-            directory / "buckets",
-            access_key_id="bench",
-            secret_access_key="bench-secret",  # noqa: S106 - of a server of this run only
-            access_log=log,
-        )
-        server.start()
-        try:
-            settings = BucketSettings("s3://plans", server.endpoint, "bench", "bench-secret", "us-east-1")
-            BucketSetup(settings).create()
+        with logging_server(directory) as (settings, log):
             whole_upload(directory, log, settings, pdf)
             small_puts(settings, arguments.puts, arguments.size)
-        finally:
-            server.stop()
 
 
 if __name__ == "__main__":

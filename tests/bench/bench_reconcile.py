@@ -9,17 +9,15 @@ import argparse
 import random
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 
-from activities.bucket_setup import BucketSetup
 from activities.keys import UploadRef
-from activities.storage import Bucket, BucketSettings
+from activities.storage import Bucket
 from deploy.local import Stack
-from deploy.programs import CACHE
-from deploy.s3server import S3Server, s3_server_binary
-from tests.bench.bench_bucket import UPLOADS, environment, operations
+from tests.bench.bench_bucket import UPLOADS, environment, logging_server, operations
 from tests.resources.make_pdfs import plan_set
 
 
@@ -38,49 +36,40 @@ def main() -> None:
     pdf = arguments.pdf.read_bytes() if arguments.pdf else plan_set(37, 42 * 72, 30 * 72)
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        log = directory / "access.log"
-        server = S3Server(
-            s3_server_binary(CACHE, say=print),
-            directory / "buckets",
-            access_key_id="bench",
-            secret_access_key="bench-secret",  # noqa: S106 - of a server of this run only
-            access_log=log,
-        )
-        server.start()
-        settings = BucketSettings("s3://plans", server.endpoint, "bench", "bench-secret", "us-east-1")
-        BucketSetup(settings).create()
-        stack = Stack(directory / "data", environ=environment(settings), port=0, temporal_ports=(0, 0))
-        stack.start()
         rows: list[tuple[str, float, str]] = []
+        with logging_server(directory) as (settings, log):
+            stack = Stack(directory / "data", environ=environment(settings), port=0, temporal_ports=(0, 0))
+            stack.start()
 
-        def measure(what: str, path: str, url: str) -> None:
-            before, begun = log.stat().st_size, time.perf_counter()
-            httpx.post(f"{url}/{path}").raise_for_status()
-            wait_for_end(url)
-            seconds = time.perf_counter() - begun
-            with log.open() as lines:
-                lines.seek(before)
-                counted = operations(lines.read())
-            rows.append((what, seconds, ", ".join(f"{number:,} {operation}" for operation, number in counted.most_common())))
+            def measure(what: str, ask: Callable[[], str]) -> str:
+                before, begun = log.stat().st_size, time.perf_counter()
+                url = ask()
+                wait_for_end(url)
+                seconds = time.perf_counter() - begun
+                with log.open() as lines:
+                    lines.seek(before)
+                    counted = operations(lines.read())
+                rows.append((what, seconds, ", ".join(f"{number:,} {operation}" for operation, number in counted.most_common())))
+                return url
 
-        try:
-            begun = time.perf_counter()
-            sent = httpx.post(stack.api_url + UPLOADS, content=pdf, headers={"Content-Type": "application/pdf"}, timeout=300)
-            url = stack.api_url + sent.raise_for_status().headers["Location"]
-            wait_for_end(url)
-            with log.open() as lines:
-                counted = operations(lines.read())
-            said = ", ".join(f"{number:,} {operation}" for operation, number in counted.most_common())
-            rows.append(("the upload", time.perf_counter() - begun, said))
-            measure("reconciled, nothing wrong", "reconcile", url)
-            bucket, ref = Bucket(settings), UploadRef.parse(sent.json()["ref"])
-            keys = sorted(info.key for info in bucket.objects(ref.sheets_prefix))
-            bucket.delete(random.Random(1).sample(keys, arguments.removed))  # noqa: S311 - no secret
-            measure(f"reconciled, {arguments.removed:,} objects removed", "reconcile", url)
-            status, report = httpx.get(url).json(), httpx.get(f"{url}/verify", timeout=600).json()
-        finally:
-            stack.stop()
-            server.stop()
+            def upload() -> str:
+                sent = httpx.post(stack.api_url + UPLOADS, content=pdf, headers={"Content-Type": "application/pdf"}, timeout=300)
+                return stack.api_url + sent.raise_for_status().headers["Location"]
+
+            def reconcile() -> str:
+                httpx.post(f"{url}/reconcile").raise_for_status()
+                return url
+
+            try:
+                url = measure("the upload", upload)
+                measure("reconciled, nothing wrong", reconcile)
+                bucket, ref = Bucket(settings), UploadRef.parse(httpx.get(url).json()["ref"])
+                keys = sorted(info.key for info in bucket.objects(ref.sheets_prefix))
+                bucket.delete(random.Random(1).sample(keys, arguments.removed))  # noqa: S311 - no secret
+                measure(f"reconciled, {arguments.removed:,} objects removed", reconcile)
+                status, report = httpx.get(url).json(), httpx.get(f"{url}/verify", timeout=600).json()
+            finally:
+                stack.stop()
     print(f"\n{status['status']}: {status['completedPages']} sheets, {len(keys):,} objects; verified afterwards: {report['verified']}\n")
     print("| | s | operations at the server |\n|---|---|---|")
     for what, seconds, said in rows:

@@ -120,19 +120,6 @@ def bucket(tmp_path: Path) -> Bucket:
     return Bucket(BucketSettings((tmp_path / "bucket").as_uri()))
 
 
-@pytest.fixture
-async def temporal(temporal_server: TemporalServer) -> Client:
-    """A client of the real server."""
-    return await Client.connect(temporal_server.address)
-
-
-@pytest.fixture
-async def http() -> AsyncIterator[httpx.AsyncClient]:
-    """An HTTP client."""
-    async with httpx.AsyncClient(timeout=30, trust_env=False) as client:
-        yield client
-
-
 class Activities(FakeActivities):
     """Pretended activities that write the manifest into the real bucket, and read it there."""
 

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -56,19 +56,6 @@ def workerd() -> Path:
 def bucket(tmp_path: Path) -> Bucket:
     """The bucket of the API process and the role."""
     return Bucket(BucketSettings((tmp_path / "bucket").as_uri()))
-
-
-@pytest.fixture
-async def temporal(temporal_server: TemporalServer) -> Client:
-    """A client of the real server."""
-    return await Client.connect(temporal_server.address)
-
-
-@pytest.fixture
-async def http() -> AsyncIterator[httpx.AsyncClient]:
-    """An HTTP client."""
-    async with httpx.AsyncClient(timeout=30, trust_env=False) as client:
-        yield client
 
 
 @pytest.fixture

@@ -33,25 +33,12 @@ from tests.unit.api_fakes import (
     client_of,
     closed,
     make_app,
-    make_bucket,
     snapshot,
 )
 from tests.unit.sheets import put_sheet
 from workflows.messages import Reconcile, SheetNumbers
 
 READY, PENDING, FAILED = SheetStatus.READY, SheetStatus.PENDING, SheetStatus.FAILED
-
-
-@pytest.fixture
-def bucket(tmp_path: Path) -> Bucket:
-    """An empty bucket."""
-    return make_bucket(tmp_path / "bucket")
-
-
-@pytest.fixture
-def temporal() -> FakeTemporal:
-    """A Temporal without any run."""
-    return FakeTemporal()
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from pathlib import Path
 
 import httpx
 import pytest
@@ -26,24 +25,11 @@ from tests.unit.api_fakes import (
     accept,
     client_of,
     make_app,
-    make_bucket,
     snapshot,
     until,
 )
 
 TILE = f"{PATH}/sheets/sheet-1/thumbnail.jpeg"
-
-
-@pytest.fixture
-def bucket(tmp_path: Path) -> Bucket:
-    """An empty bucket."""
-    return make_bucket(tmp_path)
-
-
-@pytest.fixture
-def temporal() -> FakeTemporal:
-    """A pretended Temporal."""
-    return FakeTemporal()
 
 
 @pytest.fixture

@@ -52,12 +52,6 @@ def bucket(directory: Path) -> Bucket:
 
 
 @pytest.fixture
-def temporal() -> FakeTemporal:
-    """A Temporal without any run."""
-    return FakeTemporal()
-
-
-@pytest.fixture
 def app(bucket: Bucket, temporal: FakeTemporal) -> Starlette:
     """The API; files of at most a megabyte."""
     return make_app(bucket, temporal)

@@ -5,7 +5,6 @@ import base64
 import random
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -18,7 +17,7 @@ from api.notices import Message, Notices, Verdict, unreadable_events
 from api.runs import Runs
 from api.status import Status
 from tests.servers.queue import TOKEN, FakeQueue, Trouble, event, serving
-from tests.unit.api_fakes import REF, UNAVAILABLE, FakeTemporal, accept, make_bucket, snapshot, until
+from tests.unit.api_fakes import REF, UNAVAILABLE, FakeTemporal, accept, snapshot, until
 from worker.events import BATCH_SIZE, Consumer, PullQueue, sent_body
 from worker.settings import CLOUDFLARE, EventsSettings
 
@@ -31,18 +30,6 @@ def queue() -> Iterator[FakeQueue]:
     """An empty queue whose clock is 100 times as fast as ours."""
     with serving(FakeQueue(speed=100)) as queue:
         yield queue
-
-
-@pytest.fixture
-def bucket(tmp_path: Path) -> Bucket:
-    """An empty bucket."""
-    return make_bucket(tmp_path / "bucket")
-
-
-@pytest.fixture
-def temporal() -> FakeTemporal:
-    """A Temporal without any run."""
-    return FakeTemporal()
 
 
 @asynccontextmanager

@@ -35,18 +35,6 @@ READY, PENDING, UPLOADING = SheetStatus.READY, SheetStatus.PENDING, SheetStatus.
 
 
 @pytest.fixture
-def bucket(tmp_path: Path) -> Bucket:
-    """An empty bucket."""
-    return make_bucket(tmp_path / "bucket")
-
-
-@pytest.fixture
-def temporal() -> FakeTemporal:
-    """A Temporal without any run."""
-    return FakeTemporal()
-
-
-@pytest.fixture
 async def notices(bucket: Bucket, temporal: FakeTemporal) -> AsyncIterator[Notices]:
     """What is tested, gathering for 50 ms."""
     runs = Runs(temporal.connect)

@@ -3,7 +3,6 @@
 import json
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -16,22 +15,10 @@ from api.app import create_app
 from api.push import MAX_BODY_BYTES, PATH, TOLERANCE_S, signature
 from api.settings import ApiSettings
 from tests.servers.queue import event
-from tests.unit.api_fakes import REF, UNAVAILABLE, FakeTemporal, accept, client_of, make_app, make_bucket, snapshot
+from tests.unit.api_fakes import REF, UNAVAILABLE, FakeTemporal, accept, client_of, make_app, snapshot
 
 SECRET, OLD_SECRET = "a secret of the tests", "an older secret of theirs"
 READY, PENDING = SheetStatus.READY, SheetStatus.PENDING
-
-
-@pytest.fixture
-def bucket(tmp_path: Path) -> Bucket:
-    """An empty bucket."""
-    return make_bucket(tmp_path / "bucket")
-
-
-@pytest.fixture
-def temporal() -> FakeTemporal:
-    """A Temporal without any run."""
-    return FakeTemporal()
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,18 +30,11 @@ from tests.unit.api_fakes import (
     change,
     closed,
     make_app,
-    make_bucket,
     snapshot,
     until,
 )
 
 READY, PENDING, TILING = SheetStatus.READY, SheetStatus.PENDING, SheetStatus.TILING
-
-
-@pytest.fixture
-def bucket(tmp_path: Path) -> Bucket:
-    """An empty bucket."""
-    return make_bucket(tmp_path / "bucket")
 
 
 def make_hub(bucket: Bucket, temporal: FakeTemporal) -> Hub:

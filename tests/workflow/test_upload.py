@@ -346,6 +346,17 @@ async def asked_to_cancel(handle: WorkflowHandle[Any, Any]) -> bool:
     return {activity.state for activity in activities} == {PendingActivityState.PENDING_ACTIVITY_STATE_CANCEL_REQUESTED}
 
 
+async def cancelled_after_one(client: Client, ref: UploadRef, fake: FakeActivities) -> list[int]:
+    """Cancels the upload when its first sheet is committed, waits for its end and opens the gate; what was tiled until then."""
+    await start(client, ref)
+    await until(lambda: len(fake.committed) >= 1)
+    await handle_of(client, ref).cancel()
+    with pytest.raises(WorkflowFailureError):
+        await handle_of(client, ref).result()
+    fake.gate.set()
+    return list(fake.tiled)
+
+
 async def test_reconcile_judges_a_sheet_in_flight_only_when_it_has_landed(client: Client, ref: UploadRef) -> None:
     """A sheet that is half in the bucket because it is being written is not broken; once it is done it is judged like any other."""
     fake = FakeActivities(pages(3), window=1)
@@ -575,13 +586,7 @@ async def test_broken_sheet_of_a_cancelled_upload_is_uncounted_and_not_tiled(cli
     fake = FakeActivities(pages(3), window=1)
     fake.closes_after = 1
     async with working(client, fake):
-        await start(client, ref)
-        await until(lambda: len(fake.committed) >= 1)
-        await handle_of(client, ref).cancel()
-        with pytest.raises(WorkflowFailureError):
-            await handle_of(client, ref).result()
-        fake.gate.set()
-        tiled = list(fake.tiled)
+        tiled = await cancelled_after_one(client, ref, fake)
         fake.half = {1}
         await reopen(client, ref, "force_reconcile")
         result = await handle_of(client, ref).result()
@@ -630,13 +635,7 @@ async def test_cancelled_upload_is_resumed_only_when_asked(client: Client, ref: 
     fake = FakeActivities(pages(4), window=1)
     fake.closes_after = 1
     async with working(client, fake):
-        await start(client, ref)
-        await until(lambda: len(fake.committed) >= 1)
-        await handle_of(client, ref).cancel()
-        with pytest.raises(WorkflowFailureError):
-            await handle_of(client, ref).result()
-        fake.gate.set()
-        tiled = list(fake.tiled)
+        tiled = await cancelled_after_one(client, ref, fake)
         await reopen(client, ref, "force_reconcile")
         reconciled = await handle_of(client, ref).result()
         assert (reconciled.status, reconciled.reconciled) == (UploadStatus.CANCELLED, True)

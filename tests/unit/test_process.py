@@ -111,6 +111,19 @@ def test_log_tail_is_that_of_the_last_start(tmp_path: Path) -> None:
     assert len((tmp_path / "log").read_text().splitlines()) == 2
 
 
-def test_free_port_can_be_taken() -> None:
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "0.0.0.0"])  # noqa: S104 - nothing is served
+def test_free_port_can_be_taken(host: str) -> None:
     """A port that is called free is."""
-    assert is_free(free_port())
+    assert is_free(free_port(host), host)
+
+
+def test_free_port_is_given_once() -> None:
+    """Of two who ask before their servers listen, no two get the same port."""
+    first = free_port()
+    ports = [port for port in range(first, first + 40) if is_free(port)]
+    script = f"from deploy.process import free_port; print(*(free_port(ports={ports[1::2]}) for _ in range(3)))"
+    theirs = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, check=True).stdout.split()
+    others = [port for port in ports if port != first]
+    ours = [free_port(ports=others) for _ in range(len(others) - 5)]
+    given = [first, *map(int, theirs), *ours]
+    assert len(set(given)) == len(given)

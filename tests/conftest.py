@@ -6,6 +6,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from xdist.workermanage import WorkerController
 
 from deploy import process
@@ -14,6 +15,10 @@ from deploy.programs import CACHE
 from deploy.s3server import installed_s3_server
 from deploy.temporal import TemporalServer, installed_binary
 from tests.servers import s3
+
+# A machine may be slow: only a wrong answer fails an example.
+settings.register_profile("patient", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 
 @pytest.fixture
@@ -121,8 +126,20 @@ def pytest_testnodedown(node: WorkerController) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Says which way the S3 server ran."""
-    for how in sorted(config.stash.get(S3_SERVER_RUNS_AS, set())):
+    for how in sorted(config.stash.get(S3_SERVER_RUNS_AS, None) or ()):
         terminalreporter.write_line(f"The S3 server ran as a {how}.")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that share something costly run in one worker of pytest-xdist (``--dist loadgroup``), so that it is there once."""
+    for item in items:
+        for shared in SHARED.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.xdist_group(shared))
+
+
+SHARED = frozenset({"stack", "site"})
+"""Fixtures that are a whole stack."""
 
 
 @pytest.hookimpl(optionalhook=True)

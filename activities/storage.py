@@ -419,12 +419,15 @@ class Bucket:
             return 0
         removed = 0
         with self._named_errors(prefix):
-            directory = self._root / prefix
-            for path in directory.rglob("*#*") if deep else directory.glob("*#*"):
-                with suppress(FileNotFoundError):  # the write has ended meanwhile
-                    if _UNFINISHED.fullmatch(path.name) and (before is None or path.stat().st_mtime < before.timestamp()):
-                        path.unlink()
-                        removed += 1
+            # Not rglob: it fails where a directory goes meanwhile.
+            for directory, _, names in os.walk(self._root / prefix):
+                for path in (Path(directory, name) for name in names if _UNFINISHED.fullmatch(name)):
+                    with suppress(FileNotFoundError):  # the write has ended meanwhile
+                        if before is None or path.stat().st_mtime < before.timestamp():
+                            path.unlink()
+                            removed += 1
+                if not deep:
+                    break
         return removed
 
     def remove_empty_directories(self, prefix: str) -> None:

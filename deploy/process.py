@@ -34,12 +34,35 @@ def is_free(port: int, host: str = "127.0.0.1") -> bool:
     return True
 
 
-def free_port(host: str = "127.0.0.1") -> int:
-    """A port that nobody listens on now."""
+def free_port(host: str = "127.0.0.1", ports: Sequence[int] = _PORTS) -> int:
+    """A port that nobody listens on now, and that nobody else is given for a minute: the server has yet to start.
+
+    Args:
+        host: Where the server will listen.
+        ports: To choose from.
+    """
     while True:
-        port = random.choice(_PORTS)  # noqa: S311 - no secret
-        if is_free(port, host):
+        port = random.choice(ports)  # noqa: S311 - no secret
+        if _reserve(port, host):
             return port
+
+
+def _reserve(port: int, host: str) -> bool:
+    """Leaves an ended connection on a port: the kernel then gives it only to those who reuse addresses, as servers do and this does not.
+
+    It also forgets the connection after a minute: https://github.com/Yelp/ephemeral-port-reserve
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as server, socket.socket(family, socket.SOCK_STREAM) as client:
+        try:
+            server.bind((host, port))
+        except OSError:
+            return False
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        server.listen(1)
+        client.connect((host, port))
+        server.accept()[0].close()  # who closes first remembers the connection
+    return True
 
 
 class Guard:

@@ -20,9 +20,10 @@ from deploy.temporal import TemporalServer
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "deploy.local"]
-START_S = 60
+DEADLINE_S = 240
 
-pytestmark = [pytest.mark.usefixtures("temporal_binary"), pytest.mark.timeout(240)]
+# A stack takes the ports 7233 and 8233 when they are free: two that start at the same moment both find them so.
+pytestmark = [pytest.mark.usefixtures("temporal_binary"), pytest.mark.xdist_group("make run")]
 
 
 def environment(data_dir: Path) -> Mapping[str, str]:
@@ -41,7 +42,7 @@ def processes_of(data_dir: Path) -> list[str]:
     return found
 
 
-def until(condition: Callable[[], Any], seconds: float = START_S) -> None:
+def until(condition: Callable[[], Any], seconds: float = DEADLINE_S) -> None:
     """Waits until the condition holds."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -144,7 +145,7 @@ def test_interrupt_stops_everything(tmp_path: Path) -> None:
         assert f"a stack already runs on {tmp_path}, at {addresses['api']}" in second.stderr
         until(lambda: manifests(tmp_path))
         os.killpg(session.pid, signal.SIGINT)
-        said, _ = session.communicate(timeout=60)
+        said, _ = session.communicate(timeout=DEADLINE_S)
         assert session.returncode in (0, 130), said
         assert "Stopping" in said
         assert processes_of(tmp_path) == []
@@ -158,8 +159,8 @@ def test_second_interrupt_leaves_no_process(tmp_path: Path) -> None:
         time.sleep(1.2)  # a second thought, not the same signal twice
         with suppress(ProcessLookupError):
             os.killpg(session.pid, signal.SIGINT)
-        session.communicate(timeout=60)
-        until(lambda: processes_of(tmp_path) == [], 5)
+        session.communicate(timeout=DEADLINE_S)
+        until(lambda: processes_of(tmp_path) == [])
 
 
 def test_killed_stack_leaves_no_process_and_starts_again(tmp_path: Path) -> None:
@@ -168,14 +169,14 @@ def test_killed_stack_leaves_no_process_and_starts_again(tmp_path: Path) -> None
         until(lambda: list((tmp_path / "bucket").rglob("thumbnail.jpeg")))
         session.kill()
         session.wait()
-        until(lambda: processes_of(tmp_path) == [], 5)
+        until(lambda: processes_of(tmp_path) == [])
     assert manifests(tmp_path) == []
     (tmp_path / "stack.json").unlink()
     with running(tmp_path) as session:
-        until(lambda: len(manifests(tmp_path)) == 2, 100)
+        until(lambda: len(manifests(tmp_path)) == 2)
         assert {manifest["status"] for manifest in manifests(tmp_path)} == {"complete"}
         os.killpg(session.pid, signal.SIGTERM)
-        session.communicate(timeout=60)
+        session.communicate(timeout=DEADLINE_S)
         assert processes_of(tmp_path) == []
 
 
@@ -190,7 +191,7 @@ def test_process_that_died_is_started_again(new_stack: Callable[..., Stack]) -> 
 
     def ready() -> bool:
         with suppress(httpx.TransportError):
-            return httpx.get(f"{stack.api_url}/readyz", timeout=5).is_success
+            return httpx.get(f"{stack.api_url}/readyz", timeout=60).is_success
         return False
 
     until(ready)
@@ -205,6 +206,7 @@ def test_stop_finishes_the_pages_at_hand(new_stack: Callable[..., Stack], tmp_pa
             f"{stack.api_url}/v1/organizations/acme/projects/tower/plans/a1/uploads",
             content=(tmp_path / "plan.pdf").read_bytes(),
             headers={"Content-Type": "application/pdf"},
+            timeout=DEADLINE_S,
         )
         assert response.status_code == 202
     until(lambda: list((stack.data_dir / "bucket").rglob("*.dzi")))

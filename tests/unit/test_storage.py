@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import tempfile
+import threading
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -308,3 +309,28 @@ def test_an_s3_server_is_found_by_its_settings(variables: dict[str, str], locati
 def test_a_secret_is_not_shown() -> None:
     """Settings may be logged."""
     assert "hush" not in repr(BucketSettings.from_env({"SITELINK_BUCKET": "s3://plans", **KEYS}))
+
+
+def test_leftovers_are_found_while_directories_go(directory: Bucket, root: Path) -> None:
+    """Of a prefix that somebody else removes at the same time: what lies there is removed, and nothing fails."""
+    gone = threading.Event()
+
+    def come_and_go() -> None:
+        while not gone.is_set():
+            for number in range(30):
+                (root / f"a/{number}/b").mkdir(parents=True)
+            for number in range(30):
+                shutil.rmtree(root / f"a/{number}")
+
+    with ThreadPoolExecutor(1) as threads:
+        going = threads.submit(come_and_go)
+        try:
+            for _ in range(60):
+                directory.remove_unfinished("")
+        finally:
+            gone.set()
+        going.result()
+    (root / "a/x/b").mkdir(parents=True)
+    for path in ("a/x/b/c#1", "a/x#1"):
+        (root / path).touch()
+    assert [directory.remove_unfinished("a/", deep=deep) for deep in (False, True)] == [1, 1]

@@ -102,7 +102,9 @@ async def run_tile_role(client: Client, settings: WorkerSettings, stop: asyncio.
                 ),
             ):
                 async with (
-                    activity_worker(client, TILE_QUEUE, settings.render_slots, activities.count_pages, activities.tile_page),
+                    activity_worker(
+                        client, TILE_QUEUE, settings.render_slots, activities.count_pages, activities.halve_page, activities.tile_page
+                    ),
                     housekeeping_worker(client, housekeeping, HOUSEKEEPING_SLOTS),
                     beside(_janitor(scratch, client)),
                 ):

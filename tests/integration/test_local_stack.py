@@ -1,7 +1,9 @@
 """``make run`` as a person starts and stops it: real processes, real signals."""
 
+import asyncio
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,8 +15,10 @@ from typing import Any
 
 import httpx
 import pytest
+from temporalio.client import Client
 
-from deploy.local import Stack
+from activities.keys import UploadRef
+from deploy.local import PLAN, Stack
 from deploy.sample import write_sample
 from deploy.temporal import TemporalServer
 
@@ -50,11 +54,12 @@ def until(condition: Callable[[], Any], seconds: float = START_S) -> None:
 
 
 @contextmanager
-def running(data_dir: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+def running(data_dir: Path, *arguments: str, cwd: Path | None = None) -> Iterator[subprocess.Popen[str]]:
     """A stack in a process group of its own, as a shell would start it, once it answers."""
     with subprocess.Popen(
         [*COMMAND, *arguments],
         env=environment(data_dir),
+        cwd=cwd,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -214,3 +219,29 @@ def test_stop_finishes_the_pages_at_hand(new_stack: Callable[..., Stack], tmp_pa
     assert len(manifests(stack.data_dir)) < 3
     assert list((stack.data_dir / "scratch" / "pages").iterdir()) == []
     assert processes_of(stack.data_dir) == []
+
+
+async def result(address: str, ref: UploadRef) -> None:
+    """Waits for the end of an upload's run on a Temporal server; raises when that does not know it."""
+    client = await Client.connect(address)
+    await client.get_workflow_handle(ref.workflow_id).result()
+
+
+def test_any_directory_will_do(tmp_path: Path) -> None:
+    """An upload completes and the next start finds its run, whatever stands in the path of checkout and data; all is written there."""
+    checkout = tmp_path / "no. 7 #1?mode=memory&a;100%41 \"Größe\" '図' [x] $HOME"
+    for package in ("activities", "api", "deploy", "worker", "workflows"):
+        shutil.copytree(ROOT / package, checkout / package, ignore=shutil.ignore_patterns("__pycache__"))
+    data_dir = checkout / "var"
+    for uploads in (1, 2):
+        with running(data_dir, cwd=checkout) as session:
+            until(lambda: len(manifests(data_dir)) == uploads)  # noqa: B023 - called here
+            address = json.loads((data_dir / "stack.json").read_bytes())["temporal"]
+            for path in (data_dir / "bucket").rglob("manifest.json"):
+                assert json.loads(path.read_bytes())["status"] == "complete"
+                asyncio.run(result(address, UploadRef.parse(f"{PLAN}/{path.parent.name}")))
+            os.killpg(session.pid, signal.SIGINT)
+            said, _ = session.communicate(timeout=60)
+            assert session.returncode in (0, 130), said
+    assert list(tmp_path.iterdir()) == [checkout]
+    assert (data_dir / "temporal.db").is_file()

@@ -24,7 +24,7 @@ from typing import Any
 from activities import errors
 from activities.errors import RenderCrashed, RenderFault, RenderOutOfMemory, RenderTimeout, SiteLinkError
 from activities.interface import Document, TilePage
-from activities.records import UploadOptions, from_wire, to_wire
+from activities.records import Note, UploadOptions, from_wire, to_wire
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +94,9 @@ class ChildPool:
         }
         return from_wire(Document, await self._ask(upload, request, beat))
 
-    async def tile_page(self, upload: str, source: Path, args: TilePage, target: Path, beat: Callable[[], None]) -> dict[str, str]:
+    async def tile_page(
+        self, upload: str, source: Path, args: TilePage, target: Path, beat: Callable[[], None]
+    ) -> tuple[dict[str, str], tuple[Note, ...]]:
         """Draws a page and writes ``tiles.zip`` and ``thumbnail.jpeg``, as ``tilezip`` reads them.
 
         Args:
@@ -105,7 +107,7 @@ class ChildPool:
             beat: Called about once a second while this waits.
 
         Returns:
-            Library name to version, of all that decided the tiles' bytes.
+            Library name to version, of all that decided the tiles' bytes; and what was found while the page was drawn.
 
         Raises:
             DocumentError: The document cannot be used.
@@ -122,8 +124,9 @@ class ChildPool:
             "options": to_wire(args.options),
             "target": _absolute(target),
         }
-        engines = await self._ask(upload, request, beat)
-        return {str(name): str(version) for name, version in engines.items()}
+        answer = await self._ask(upload, request, beat)
+        engines = {str(name): str(version) for name, version in answer["engines"].items()}
+        return engines, tuple(from_wire(Note, note) for note in answer["notes"])
 
     async def retire(self, upload: str) -> None:
         """Ends the idle children of an upload that is done, and with them its document and buffers."""

@@ -154,13 +154,14 @@ class Renderer:
     def _tile(self, request: dict[str, Any]) -> Any:
         options = from_wire(UploadOptions, request["options"])
         width, height = request["width"], request["height"]
-        pixels = self._open(request).draw(request["number"], width, height, self._buffer)
-        self._pyramid.write_sheet(pixels, width, height, options, Path(request["target"]))
-        return {
+        drawn = self._open(request).draw(request["number"], width, height, self._buffer)
+        self._pyramid.write_sheet(drawn.pixels, width, height, options, Path(request["target"]))
+        engines = {
             "pdfium": self._raster.PDFIUM_VERSION,
             "libvips": self._pyramid.LIBVIPS_VERSION,
             "sitelink-raster": self._raster.REVISION,
         }
+        return {"engines": engines, "notes": to_wire(drawn.notes)}
 
 
 def _limit_cpu(seconds: int) -> None:

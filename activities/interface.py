@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from temporalio import activity
 
-from activities.records import Forecast, SheetRecord, SheetState, Snapshot, UploadOptions
+from activities.records import Forecast, Note, SheetRecord, SheetState, Snapshot, UploadOptions
 
 WORKFLOW_QUEUE = "sitelink"
 TILE_QUEUE = "sitelink-tile"
@@ -43,6 +43,7 @@ class Page:
         scaled: Whether that is less than was asked for.
         reason: The name of the error that makes this page unusable, if any.
         detail: Its sentence.
+        notes: What is known now of why the sheet may differ from what its author drew.
     """
 
     number: int
@@ -53,6 +54,7 @@ class Page:
     scaled: bool = False
     reason: str | None = None
     detail: str | None = None
+    notes: tuple[Note, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -167,11 +169,13 @@ class TiledPage:
         queue: The task queue of that host.
         scratch: The name of the page's directory on its scratch, never a path.
         engines: Library name to version, of all that decided a tile's bytes.
+        notes: What was found while the page was drawn.
     """
 
     queue: str
     scratch: str
     engines: dict[str, str]
+    notes: tuple[Note, ...] = ()
 
 
 @dataclass(frozen=True)

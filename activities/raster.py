@@ -9,6 +9,7 @@ import ctypes
 import mmap
 import unicodedata
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
 
@@ -19,7 +20,7 @@ import pypdfium2.raw as pdfium
 from activities.dzi import BYTES_PER_PIXEL, MINIMUM_DPI, sheet_size
 from activities.errors import NoPages, NotAPdf, PageTooLarge, PageUnreadable, PasswordRequired, TooManyPages, UnreadablePdf
 from activities.interface import Document, Page
-from activities.records import UploadOptions
+from activities.records import Note, UploadOptions
 
 REVISION = "1"
 """Grows when a change of our own calls changes the bytes of tiles."""
@@ -55,6 +56,19 @@ class PixelBuffer:
             memory.madvise(mmap.MADV_HUGEPAGE)
             self._memory = memory
         return self._memory
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A page that was drawn.
+
+    Args:
+        pixels: Rows of RGB, 8 bits a channel, without padding; part of the buffer that was given.
+        notes: Why it may differ from what its author drew.
+    """
+
+    pixels: memoryview
+    notes: tuple[Note, ...] = ()
 
 
 class PdfFile:
@@ -125,17 +139,14 @@ class PdfFile:
             ),
         )
 
-    def draw(self, number: int, width: int, height: int, buffer: PixelBuffer) -> memoryview:
+    def draw(self, number: int, width: int, height: int, buffer: PixelBuffer) -> Drawn:
         """Draws a page with its annotations on white, exactly ``width`` x ``height`` px.
 
         Args:
             number: 1-based.
             width: Pixels.
             height: Pixels.
-            buffer: Memory to draw into; the result is part of it.
-
-        Returns:
-            Rows of RGB, 8 bits a channel, without padding.
+            buffer: Memory to draw into; the pixels of the result are part of it.
 
         Raises:
             PageUnreadable: The page cannot be loaded or drawn.
@@ -162,7 +173,7 @@ class PdfFile:
                 pdfium.FPDFBitmap_Destroy(bitmap)
         finally:
             pdfium.FPDF_ClosePage(page)
-        return memoryview(memory)[:size_bytes]
+        return Drawn(memoryview(memory)[:size_bytes])
 
     def _has_no_pages(self) -> bool:
         try:

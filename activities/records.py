@@ -121,6 +121,50 @@ class KeyRecord:
     schema: int = SCHEMA
 
 
+NOTE_CHARACTERS = 240
+"""Longest message of a note."""
+
+NOTES_BYTES = 600
+"""Most that the notes of one sheet may take as JSON: a snapshot of 2,000 sheets must stay below the 2 MB that Temporal takes."""
+
+
+@dataclass(frozen=True)
+class Note:
+    """Why a sheet may differ from what its author drew.
+
+    Args:
+        type: A word for programs, such as ``FontSubstituted``.
+        message: A sentence for people, at most ``NOTE_CHARACTERS`` characters.
+    """
+
+    type: str
+    message: str
+
+
+def bounded_notes(notes: Iterable[Note]) -> tuple[Note, ...]:
+    """The notes of one sheet as they are recorded: equal ones once, messages cut, and together at most ``NOTES_BYTES`` as JSON.
+
+    A note that finds no room is counted by a last one, ``MoreNotes``.
+    """
+    kept: list[Note] = []
+    room, left_out = NOTES_BYTES - 80, 0
+    for note in dict.fromkeys(notes):
+        short = (
+            note
+            if len(note.message) <= NOTE_CHARACTERS
+            else Note(note.type, note.message[: NOTE_CHARACTERS - 1] + "\N{HORIZONTAL ELLIPSIS}")
+        )
+        size_bytes = len(json.dumps(to_wire(short)))
+        if left_out or size_bytes > room:
+            left_out += 1
+        else:
+            kept.append(short)
+            room -= size_bytes
+    if left_out:
+        kept.append(Note("MoreNotes", f"{left_out:,} more notes are not shown"))
+    return tuple(kept)
+
+
 @dataclass(frozen=True)
 class SheetRecord:
     """``sheet.json``: what a committed sheet holds.
@@ -139,6 +183,7 @@ class SheetRecord:
         bytes: Their bytes together.
         digest: See ``tiles_digest``.
         engines: Library name to version, of all that decide a tile's bytes.
+        notes: Why the sheet may differ from what its author drew.
     """
 
     number: int
@@ -154,6 +199,7 @@ class SheetRecord:
     bytes: int
     digest: str
     engines: dict[str, str]
+    notes: tuple[Note, ...] = ()
     schema: int = SCHEMA
 
 
@@ -174,6 +220,7 @@ class SheetState:
         bytes: Their bytes together, once it is ready.
         reason: Why it failed: the name of an error.
         detail: The sentence that goes with it.
+        notes: Why the sheet may differ from what its author drew.
     """
 
     number: int
@@ -188,6 +235,7 @@ class SheetState:
     bytes: int | None = None
     reason: str | None = None
     detail: str | None = None
+    notes: tuple[Note, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from activities.dzi import Pyramid, tile_name
 from activities.errors import TilesMissing
 from activities.interface import DiscardScratch, TiledPage, TilePage, UploadActivities, UploadPage, host_queue
 from activities.keys import UploadRef
-from activities.records import SheetRecord, tiles_digest, to_json
+from activities.records import SheetRecord, bounded_notes, tiles_digest, to_json
 from activities.storage import Bucket, ObjectInfo, not_written
 from activities.tilezip import THUMBNAIL, TILES, TileZip
 from activities.verify import Listing
@@ -46,8 +46,8 @@ class SheetActivities(UploadActivities):
             async with host.scratch.source(ref, record, host.bucket, attempt) as source:
                 page = host.scratch.new_page(ref, args.number)
                 try:
-                    engines = await host.children.tile_page(str(ref), source, args, page, attempt.beat)
-                    return TiledPage(host_queue(host.scratch.host), host.scratch.publish(page), engines)
+                    engines, notes = await host.children.tile_page(str(ref), source, args, page, attempt.beat)
+                    return TiledPage(host_queue(host.scratch.host), host.scratch.publish(page), engines, notes)
                 finally:
                     host.scratch.remove(page)
 
@@ -112,6 +112,7 @@ class SheetActivities(UploadActivities):
             bytes=sum(size for _, size, _ in lines),
             digest=tiles_digest(lines),
             engines=args.tiled.engines,
+            notes=bounded_notes((*args.page.notes, *args.tiled.notes)),
         )
         body = to_json(record)
         bucket.put(ref.sheet_record(number), body)

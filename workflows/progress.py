@@ -92,6 +92,7 @@ class Progress:
                 scaled=page.scaled,
                 reason=page.reason,
                 detail=page.detail,
+                notes=page.notes,
             )
             for page in pages
         }
@@ -251,6 +252,7 @@ def ready_sheet(sheet: SheetState, record: SheetRecord) -> SheetState:
         bytes=record.bytes,
         reason=None,
         detail=None,
+        notes=record.notes,
     )
 
 

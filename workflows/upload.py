@@ -505,7 +505,7 @@ class ProcessUpload:
         )
 
     async def _upload(self, sheet: SheetState, tiled: TiledPage) -> SheetRecord:
-        page = Page(sheet.number, sheet.title, sheet.width or 0, sheet.height or 0, sheet.dpi or 0, scaled=sheet.scaled)
+        page = Page(sheet.number, sheet.title, sheet.width or 0, sheet.height or 0, sheet.dpi or 0, scaled=sheet.scaled, notes=sheet.notes)
         return await workflow.execute_activity_method(
             UploadActivities.upload_page,
             UploadPage(str(self._ref), page, self._options, tiled),

@@ -77,7 +77,7 @@ def main() -> None:
         for page, child_s in zip(pages, children, strict=True):
             target = Path(tempfile.mkdtemp(dir=directory))
             started = cpu_s(resource.RUSAGE_SELF)
-            pixels = document.draw(page.number, page.width, page.height, buffer)
+            pixels = document.draw(page.number, page.width, page.height, buffer).pixels
             drawn = cpu_s(resource.RUSAGE_SELF)
             write_sheet(pixels, page.width, page.height, OPTIONS, target)
             draw, tile = drawn - started, cpu_s(resource.RUSAGE_SELF) - drawn

@@ -144,7 +144,7 @@ class Sheets:
     ) -> Path:
         """Tiles a page; returns the directory."""
         target = self.target()
-        engines = await pool.tile_page(upload, source, TilePage("o/p/q/u", number, *size, OPTIONS), target, beat)
+        engines, _ = await pool.tile_page(upload, source, TilePage("o/p/q/u", number, *size, OPTIONS), target, beat)
         assert engines.keys() == {"pdfium", "libvips", "sitelink-raster"}
         return target
 

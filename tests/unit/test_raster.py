@@ -35,7 +35,7 @@ def drawn(directory: Path, data: bytes, width: int, height: int) -> bytes:
     """The first page, as we draw it."""
     document = opened(directory, data)
     try:
-        return bytes(document.draw(1, width, height, PixelBuffer()))
+        return bytes(document.draw(1, width, height, PixelBuffer()).pixels)
     finally:
         document.close()
 
@@ -78,10 +78,10 @@ def test_draw_leaves_nothing_of_the_page_before(tmp_path: Path) -> None:
     """The buffer is reused: a smaller, emptier page after a full one shows only itself."""
     buffer = PixelBuffer()
     full = opened(tmp_path, make_pdfs.one_page(b"0 0 1 rg 0 0 200 100 re f"))
-    assert pixel(bytes(full.draw(1, 400, 200, buffer)), 400, 5, 5) == (0, 0, 255)
+    assert pixel(bytes(full.draw(1, 400, 200, buffer).pixels), 400, 5, 5) == (0, 0, 255)
     full.close()
     empty = opened(tmp_path, make_pdfs.blank())
-    assert bytes(empty.draw(1, 100, 50, buffer)) == b"\xff" * (3 * 100 * 50)
+    assert bytes(empty.draw(1, 100, 50, buffer).pixels) == b"\xff" * (3 * 100 * 50)
     empty.close()
 
 

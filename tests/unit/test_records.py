@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 
 from activities.errors import NewerSchema
 from activities.records import (
+    NOTES_BYTES,
     SCHEMA,
     Forecast,
+    Note,
     Receipt,
     SheetRecord,
     SheetState,
@@ -21,6 +23,7 @@ from activities.records import (
     UploadOptions,
     UploadRecord,
     UploadStatus,
+    bounded_notes,
     camel_case,
     from_json,
     from_wire,
@@ -52,6 +55,7 @@ UPLOADS = st.builds(
     deleted_at=st.none() | TEXT,
     schema=st.just(SCHEMA),
 )
+NOTES = st.lists(st.builds(Note, type=TEXT, message=TEXT), max_size=3).map(tuple)
 SHEET_RECORDS = st.builds(
     SheetRecord,
     number=NUMBERS,
@@ -67,6 +71,7 @@ SHEET_RECORDS = st.builds(
     bytes=NUMBERS,
     digest=TEXT,
     engines=st.dictionaries(TEXT, TEXT, max_size=3),
+    notes=NOTES,
     schema=st.just(SCHEMA),
 )
 SHEET_STATES = st.builds(
@@ -83,6 +88,7 @@ SHEET_STATES = st.builds(
     bytes=st.none() | NUMBERS,
     reason=st.none() | TEXT,
     detail=st.none() | TEXT,
+    notes=NOTES,
 )
 AMOUNTS = st.floats(0, 1e9)
 FORECASTS = st.builds(
@@ -140,6 +146,7 @@ OPTIONAL = {
     "bytes",
     "reason",
     "detail",
+    "notes",
     "startedAt",
     "completedAt",
     "reconciledAt",
@@ -268,3 +275,15 @@ def test_json_is_compact_utf8() -> None:
     assert "Grundriß".encode() in data
     assert json.loads(data)["sheets"][0]["number"] == 1
     assert b": " not in data
+
+
+@given(st.lists(st.builds(Note, type=st.sampled_from(["FontMissing", "Scaled"]), message=st.text(max_size=600)), max_size=12))
+def test_notes_of_a_sheet_are_bounded_and_none_is_lost_silently(notes: list[Note]) -> None:
+    """Whatever a document brings: equal notes once, a bounded size, and a last note that counts those without room."""
+    kept = bounded_notes(notes)
+    assert len(json.dumps(to_wire(kept))) <= NOTES_BYTES + 2 * len(kept) + 2
+    left_out = len(set(notes)) - len(kept)
+    if kept and kept[-1].type == "MoreNotes":
+        assert kept[-1].message.startswith(f"{left_out + 1:,} ")
+    else:
+        assert left_out == 0

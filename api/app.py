@@ -37,13 +37,14 @@ from activities.errors import (
 from activities.keys import ID_PATTERN, PlanRef, UploadRef
 from activities.records import SheetStatus, UploadRecord, UploadStatus
 from activities.storage import Bucket
+from api.addresses import is_loopback
 from api.events import Hub
 from api.notices import Notices, unreadable_events
 from api.problems import HANDLERS, named_problem
 from api.push import PATH as PUSH_PATH
 from api.push import Push
 from api.runs import QUERY_TIMEOUT_S, NoRun, Runs
-from api.settings import ApiSettings, is_loopback
+from api.settings import ApiSettings
 from api.status import Known, Status, full_document, list_entry
 from api.tiles import Tiles, is_unchanged
 from api.uploads import Uploads

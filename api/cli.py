@@ -68,7 +68,7 @@ exit codes:
 
 environment:
   SITELINK_URL       the server; default: the stack of SITELINK_DATA_DIR (default `var`), else http://127.0.0.1:8000
-  SITELINK_TOKEN     sent as a bearer token
+  SITELINK_TOKEN     sent as a bearer token, only to a SITELINK_URL, by https or on this machine
   SITELINK_BUCKET    for --bucket; default: the directory `bucket` in SITELINK_DATA_DIR
 """
 

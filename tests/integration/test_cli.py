@@ -1,6 +1,7 @@
 """The command line as a process, against a server whose every answer is scripted, those too that a real one cannot be made to give."""
 
 import asyncio
+import fcntl
 import json
 import os
 import pty
@@ -25,6 +26,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from activities.keys import UploadRef
+from api.addresses import StackAddresses
 from api.cli import follow
 from api.client import NotReached, Patience, Server
 from api.views import JsonView
@@ -546,8 +548,10 @@ def test_list_prints_one_upload_a_line(script: Script, tmp_path: Path) -> None:
     """REF comes first; the server is that of the data directory's stack when none is named."""
     upload = {"ref": REF, "fileName": "plan.pdf", "sizeBytes": 999, "createdAt": "2026-01-31T09:30:00.000Z", "status": "processing"}
     script.document = {"uploads": [{**upload, "completedPages": 1, "totalPages": 1200}]}
-    (tmp_path / "stack.json").write_text(json.dumps({"api": script.url}))
-    result = sitelink("", "list", SITELINK_DATA_DIR=str(tmp_path))
+    StackAddresses(script.url, "", "").write(tmp_path)
+    with (tmp_path / "stack.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        result = sitelink("", "list", SITELINK_DATA_DIR=str(tmp_path))
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout == f"{REF}  2026-01-31T09:30:00.000Z  processing    1/1,200  999 bytes  plan.pdf\n"
 

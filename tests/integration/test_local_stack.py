@@ -18,6 +18,7 @@ import pytest
 from temporalio.client import Client
 
 from activities.keys import UploadRef
+from api.addresses import StackAddresses, is_locked
 from deploy.local import PLAN, Stack
 from deploy.sample import write_sample
 from deploy.temporal import TemporalServer
@@ -54,10 +55,10 @@ def until(condition: Callable[[], Any], seconds: float = START_S) -> None:
 
 
 @contextmanager
-def running(data_dir: Path, *arguments: str, cwd: Path | None = None) -> Iterator[subprocess.Popen[str]]:
+def running(data_dir: Path, *, cwd: Path | None = None, until_ready: bool = True) -> Iterator[subprocess.Popen[str]]:
     """A stack in a process group of its own, as a shell would start it, once it answers."""
     with subprocess.Popen(
-        [*COMMAND, *arguments],
+        COMMAND,
         env=environment(data_dir),
         cwd=cwd,
         stdin=subprocess.DEVNULL,
@@ -67,7 +68,7 @@ def running(data_dir: Path, *arguments: str, cwd: Path | None = None) -> Iterato
         process_group=0,
     ) as session:
         try:
-            until(lambda: (data_dir / "stack.json").exists() or session.poll() is not None)
+            until(lambda: not until_ready or StackAddresses.read(data_dir) or session.poll() is not None)
             yield session
         finally:
             with suppress(ProcessLookupError):
@@ -75,10 +76,10 @@ def running(data_dir: Path, *arguments: str, cwd: Path | None = None) -> Iterato
             session.communicate()
 
 
-def make_run(data_dir: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def make_run(data_dir: Path, *arguments: str, once: str = "1") -> subprocess.CompletedProcess[str]:
     """``make run ONCE=1``."""
     return subprocess.run(
-        ["make", "--no-print-directory", "run", "ONCE=1", *arguments],
+        ["make", "--no-print-directory", "run", f"ONCE={once}", *arguments],
         cwd=ROOT,
         env=environment(data_dir),
         stdin=subprocess.DEVNULL,
@@ -140,13 +141,53 @@ def test_wrong_setting_is_refused_before_anything_starts(tmp_path: Path) -> None
     assert not (tmp_path / "data" / "logs").exists()
 
 
+def test_second_run_uses_the_stack_that_runs(tmp_path: Path) -> None:
+    """Without a plan it says where that is, with one it hands it over and shows how it ends; the first one and its addresses stay."""
+    data_dir = tmp_path / "data"
+    with running(data_dir) as session:
+        until(lambda: manifests(data_dir))
+        said = (data_dir / "stack.json").read_bytes()
+        addresses = json.loads(said)
+        second = make_run(data_dir, f"SITELINK_PORT={addresses['api'].rpartition(':')[2]}", once="")
+        assert second.returncode == 0, second.stderr
+        for line in (f"Page         {addresses['api']}/", f"Temporal UI  {addresses['temporalUi']}/", f"Logs         {data_dir}/logs"):
+            assert line in second.stdout
+        write_sample(tmp_path / "my plan.pdf")
+        second = make_run(data_dir, f"PDF={tmp_path / 'my plan.pdf'}", once="")
+        assert second.returncode == 0, second.stderr
+        assert "A-101 - First Floor Plan: ready" in second.stdout
+        assert "complete: 3 sheets" in second.stdout
+        (tmp_path / "no plan.pdf").write_text("Dear Sir or Madam")
+        second = make_run(data_dir, f"PDF={tmp_path / 'no plan.pdf'}", once="")
+        assert second.returncode != 0
+        assert "NotAPdf" in second.stdout + second.stderr
+        assert len(manifests(data_dir)) == 2
+        second = make_run(data_dir)
+        assert second.returncode == 0, second.stderr
+        assert len(manifests(data_dir)) == 3
+        assert (data_dir / "stack.json").read_bytes() == said
+        assert session.poll() is None
+
+
+def test_second_run_waits_for_a_start_or_a_stop(tmp_path: Path) -> None:
+    """It hands its plan to a stack that was about to start, and is a stack of its own after one that was about to stop."""
+    with running(tmp_path, until_ready=False) as session:
+        until(lambda: is_locked(tmp_path))
+        second = make_run(tmp_path)
+        assert second.returncode == 0, second.stderr
+        assert "SiteLink runs already" in second.stdout
+        os.killpg(session.pid, signal.SIGINT)
+        until(lambda: not (tmp_path / "stack.json").exists())
+        third = make_run(tmp_path)
+        assert third.returncode == 0, third.stderr
+        assert "Ready after" in third.stdout
+        session.communicate(timeout=60)
+    assert processes_of(tmp_path) == []
+
+
 def test_interrupt_stops_everything(tmp_path: Path) -> None:
-    """A second stack on the same data directory is refused by name; Ctrl-C ends the first one and all that it started."""
+    """Ctrl-C ends the stack and all that it started."""
     with running(tmp_path) as session:
-        addresses = json.loads((tmp_path / "stack.json").read_bytes())
-        second = subprocess.run([*COMMAND, "--once"], env=environment(tmp_path), capture_output=True, text=True, check=False)
-        assert second.returncode == 1
-        assert f"a stack already runs on {tmp_path}, at {addresses['api']}" in second.stderr
         until(lambda: manifests(tmp_path))
         os.killpg(session.pid, signal.SIGINT)
         said, _ = session.communicate(timeout=60)
@@ -168,14 +209,15 @@ def test_second_interrupt_leaves_no_process(tmp_path: Path) -> None:
 
 
 def test_killed_stack_leaves_no_process_and_starts_again(tmp_path: Path) -> None:
-    """SIGKILL of the stack's own process takes all its children along; the next start finishes what was accepted."""
+    """SIGKILL takes all children along; nobody trusts the addresses that were left, and the next start finishes what was accepted."""
     with running(tmp_path) as session:
         until(lambda: list((tmp_path / "bucket").rglob("thumbnail.jpeg")))
         session.kill()
         session.wait()
         until(lambda: processes_of(tmp_path) == [], 5)
     assert manifests(tmp_path) == []
-    (tmp_path / "stack.json").unlink()
+    assert (tmp_path / "stack.json").exists()
+    assert StackAddresses.read(tmp_path) is None
     with running(tmp_path) as session:
         until(lambda: len(manifests(tmp_path)) == 2, 100)
         assert {manifest["status"] for manifest in manifests(tmp_path)} == {"complete"}

@@ -39,6 +39,7 @@ from activities.records import SheetStatus, UploadRecord, UploadStatus
 from activities.storage import Bucket
 from api.addresses import is_loopback
 from api.events import Hub
+from api.logs import AboutRequests
 from api.notices import Notices, unreadable_events
 from api.problems import HANDLERS, named_problem
 from api.push import PATH as PUSH_PATH
@@ -385,7 +386,10 @@ def create_app(bucket: Bucket, connect: Callable[[], Awaitable[Client]], setting
     api = Api(bucket, connect, settings)
     return Starlette(
         routes=api.routes(),
-        middleware=[Middleware(Guard, host=settings.host, signed=frozenset({PUSH_PATH} if settings.events_secrets else ()))],
+        middleware=[
+            Middleware(AboutRequests),
+            Middleware(Guard, host=settings.host, signed=frozenset({PUSH_PATH} if settings.events_secrets else ())),
+        ],
         exception_handlers=HANDLERS,
         lifespan=api.lifespan,
     )

@@ -31,6 +31,7 @@ from urllib.request import ProxyHandler, build_opener
 from activities.errors import SiteLinkError
 from activities.storage import Bucket
 from api.addresses import FILE, LOCK, StackAddresses, is_locked
+from api.logs import log_format
 from api.settings import ApiSettings
 from deploy.process import Guard, Process, free_port, is_free
 from deploy.programs import CACHE
@@ -360,6 +361,7 @@ def _checked(environ: Mapping[str, str], data_dir: Path) -> int:
     settings = ApiSettings.from_env(environ)
     WorkerSettings.from_env(environ)
     EventsSettings.from_env(environ)
+    log_format(environ)
     Bucket(settings.bucket)
     is_ours = is_locked(data_dir)
     if environ.get("SITELINK_PORT") and settings.port and not is_ours and not is_free(settings.port, settings.host):

@@ -179,18 +179,22 @@ class LocalFile:
         """Its bytes, as many as were promised; ``sent`` is told how many more have gone.
 
         Raises:
-            WrongUse: It has become shorter.
+            WrongUse: It has become shorter, or cannot be read any more.
         """
         left = self.size_bytes
-        with self.path.open("rb") as file:
-            while left:
-                chunk = file.read(min(CHUNK_BYTES, left))
-                if not chunk:
-                    msg = f"{self.path} became shorter while it was sent"
-                    raise WrongUse(msg)
-                left -= len(chunk)
-                yield chunk
-                sent(len(chunk))
+        try:
+            with self.path.open("rb") as file:
+                while left:
+                    chunk = file.read(min(CHUNK_BYTES, left))
+                    if not chunk:
+                        msg = f"{self.path} became shorter while it was sent"
+                        raise WrongUse(msg)
+                    left -= len(chunk)
+                    yield chunk
+                    sent(len(chunk))
+        except OSError as error:
+            msg = f"{self.path}: {error.strerror}"
+            raise WrongUse(msg) from error
 
 
 class Server:

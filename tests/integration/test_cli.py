@@ -478,6 +478,47 @@ def test_a_reader_that_leaves_is_no_error(script: Script) -> None:
     assert process.wait(20) == 141
 
 
+def redirected(url: str, how: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Runs the command line by a shell that redirects its streams."""
+    command = ["/bin/sh", "-c", f'exec "$@" {how}', "sh", sys.executable, "-m", "api.cli", *map(str, arguments)]
+    return subprocess.run(
+        command, capture_output=True, check=False, text=True, timeout=60, env=environment(url), cwd=Path(__file__).parents[2]
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["list"], ["list", "--json"], ["status", REF], ["watch", REF], ["watch", "--json", REF], ["cancel", REF], ["--help"]],
+    ids=" ".join,
+)
+def test_a_closed_or_full_output_is_one_sentence(script: Script, arguments: list[str]) -> None:
+    """Exit code 4, no traceback; with a closed stdout nothing is asked for. Without stderr the exit code says it alone."""
+    upload = {"ref": REF, "fileName": "plan.pdf", "sizeBytes": 999, "createdAt": "2026-01-31T09:30:00.000Z", "warning": None}
+    script.document = {"uploads": [{**upload, **snapshot("complete")}], **snapshot("complete"), **upload}
+    script.events.extend(stream(*WHOLE[1:]) for _ in range(2))
+    for closed, said in ((">&-", "stdout is closed: there is nowhere to write to\n"), (">&- 2>&-", ""), (">&- 2>/dev/full", "")):
+        result = redirected(script.url, closed, *arguments)
+        assert (result.returncode, result.stdout, result.stderr) == (4, "", said)
+    assert script.requests == []
+    for full, said in ((">/dev/full", "the output cannot be written: No space left on device\n"), (">/dev/full 2>&1", "")):
+        result = redirected(script.url, full, *arguments)
+        assert (result.returncode, result.stdout, result.stderr) == (4, "", said)
+
+
+@pytest.mark.parametrize("how", ["2>&-", "2>/dev/full", "<&- 2>&-"])
+def test_a_closed_or_full_stderr_changes_no_outcome(script: Script, how: str) -> None:
+    """What would have been said there is lost, and does not turn up among the results."""
+    for arguments, code in ((["status", "a/b"], 2), (["list"], 3), (["upload", "/nowhere/plan.pdf"], 2), (["verify", "--json", REF], 3)):
+        result = redirected("http://127.0.0.1:9", how, *arguments)
+        assert (result.returncode, result.stdout, result.stderr) == (code, "", "")
+    script.document = {"uploads": []}
+    assert redirected(script.url, how, "list").returncode == 0
+    script.events.extend([stream(WHOLE[1], cut=True), stream(*WHOLE[1:])])
+    result = redirected(script.url, how, "watch", "--json", REF)
+    assert result.returncode == 0
+    assert all(json.loads(line)["event"] in ("snapshot", "change", "end") for line in result.stdout.splitlines())
+
+
 def test_commands_ask_the_server_and_say_so(script: Script) -> None:
     """reconcile, cancel and retry are one POST each, retry for each failed sheet."""
     script.document = snapshot("partial", sheet(1, "ready"), sheet(2, "failed"), sheet(3, "failed"), completed=1, total=3)

@@ -167,15 +167,23 @@ def test_a_sheets_report_is_a_line_and_its_findings() -> None:
 
 
 def test_an_uploads_report_says_what_its_proof_is() -> None:
-    """What verified rests on, what is wrong with the whole, and when there was nothing to verify."""
+    """What verified rests on, what is wrong, a sheet or the whole, and when there was nothing to verify: no line reads as its opposite."""
 
-    def lines(**found: Any) -> list[str]:
-        return list(upload_report(to_wire(UploadReport("a/b/c/d", UploadStatus.COMPLETE, total_sheets=1, expected=9, found=9, **found))))
+    def lines(total_sheets: int = 1, **found: Any) -> list[str]:
+        report = UploadReport("a/b/c/d", UploadStatus.COMPLETE, total_sheets=total_sheets, expected=9, found=9, **found)
+        return list(upload_report(to_wire(report)))
 
     assert lines(verified=True, verified_sheets=1, proof=Proof.DIGEST) == ["verified: 1 of 1 sheet, 9/9 tiles, every digest"]
-    assert lines(verified=True) == ["nothing to verify: 0 of 1 sheet, 9/9 tiles"]
-    wrong = lines(verified_sheets=1, foreign=("junk/a",), foreign_count=30, problems=("it contradicts itself",))
-    assert wrong == ["  foreign: junk/a", "  it contradicts itself", "wrong: 1 of 1 sheet, 9/9 tiles verified"]
+    partly = lines(3, verified=True, verified_sheets=2, proof=Proof.DIGEST)
+    assert partly == ["verified: 2 of 3 sheets, 9/9 tiles, every digest; the others are not ready"]
+    assert lines(verified=True) == ["nothing to verify: none of 1 sheet is ready"]
+    assert lines(0, verified=True) == ["nothing to verify: there is no sheet yet"]
+    assert lines(wrong_sheets=1) == ["wrong: 1 of 1 sheet. Verified: 0 of 1 sheet, 9/9 tiles found"]
+    whole = lines(verified_sheets=1, foreign=("junk/a",), foreign_count=30, problems=("it contradicts itself",))
+    summary = "wrong: the upload as a whole. Verified: 1 of 1 sheet, 9/9 tiles found"
+    assert whole == ["  foreign: junk/a", "  it contradicts itself", summary]
+    both = lines(3, wrong_sheets=2, verified_sheets=1, problems=("it contradicts itself",))
+    assert both[-1] == "wrong: 2 of 3 sheets and the upload as a whole. Verified: 1 of 3 sheets, 9/9 tiles found"
 
 
 def test_outcome_of_every_status() -> None:
@@ -201,6 +209,9 @@ def test_a_local_file_is_sent_as_long_as_it_was(tmp_path: Path) -> None:
     assert sum(map(len, file.chunks(sent.append))) == sum(sent) == 700_000
     path.write_bytes(bytes(10))
     with pytest.raises(WrongUse, match="shorter"):
+        list(file.chunks(sent.append))
+    path.unlink()
+    with pytest.raises(WrongUse, match="No such file"):
         list(file.chunks(sent.append))
 
 

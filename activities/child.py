@@ -302,7 +302,7 @@ class _ForkServer:
                 cwd=Path(__file__).parents[1],
                 env=environment | {"VIPS_CONCURRENCY": "1"},
             )
-        threading.Thread(target=_log_lines, args=(self._process.stdout,), name="render-output", daemon=True).start()
+        threading.Thread(target=log_lines, args=(self._process.stdout,), name="render-output", daemon=True).start()
         self._loop.add_reader(self._control, self._receive)
 
     async def fork(self, upload: str, memory_bytes: int) -> _Child:
@@ -386,7 +386,7 @@ class _ForkServer:
         self.ended.clear()
 
 
-def _log_lines(output: IO[bytes]) -> None:
+def log_lines(output: IO[bytes]) -> None:
     """Logs what the libraries print, until the server and its children are gone."""
     with output:
         for line in iter(lambda: output.readline(LONGEST_LINE_BYTES), b""):

@@ -32,7 +32,9 @@ _OWN = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "t
 
 _OF_TEMPORAL = {"activity_type": "activity", "attempt": "attempt", "update_name": "update", "error": "error"}
 
-_UPLOAD = re.compile(r"/v1/organizations/([\w-]+)/projects/([\w-]+)/plans/([\w-]+)/uploads/([\w-]+)(?:/sheets/(?:sheet-)?(\d+))?", re.ASCII)
+_ID = r"([\w-]{1,64})"
+_SHEET = r"(?:/sheets/(?:sheet-)?(\d{1,9})\b)?"
+_UPLOAD = re.compile(rf"/v1/organizations/{_ID}/projects/{_ID}/plans/{_ID}/uploads/{_ID}(?=/|$){_SHEET}", re.ASCII)
 _WORKFLOW = re.compile(r"\w+/([\w-]+/[\w-]+/[\w-]+/[\w-]+)", re.ASCII)
 
 _SECRET = re.compile(r"(X-Amz-(?:Credential|Signature|Security-Token)=|\bBearer\s+)[^\s&\"'<>\\]+", re.IGNORECASE)

@@ -450,7 +450,7 @@ class _Session:
 
     def _attach(self, other: StackAddresses) -> int:
         """Hands the plan to a stack that runs already; returns the exit code."""
-        _say(f"SiteLink runs already on {self._stack.data_dir}, with the settings it was started with.\n")
+        _say(f"SiteLink already runs on {self._stack.data_dir}, with the settings it was started with.\n")
         self._introduce(other)
         if self._pdf is None and not self._once:
             _say("To give it a plan: make run PDF=plan.pdf")

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from activities.child import log_lines
 from activities.keys import UploadRef
 from api.logs import AboutRequests, JsonFormatter, TextFormatter, about, log_format
 
@@ -125,6 +126,8 @@ def test_lines_of_the_library_are_about_its_workflow(workflow_id: str) -> None:
         (f"/v1/organizations/acme/projects/tower/plans/a1/uploads/{REF.rpartition('/')[2]}/events", REF, None),
         (f"/v1/organizations/acme/projects/tower/plans/a1/uploads/{REF.rpartition('/')[2]}/sheets/7/retry", REF, 7),
         (f"/v1/organizations/acme/projects/tower/plans/a1/uploads/{REF.rpartition('/')[2]}/sheets/sheet-7/thumbnail.jpeg", REF, 7),
+        (f"/v1/organizations/acme/projects/tower/plans/a1/uploads/{REF.rpartition('/')[2]}/sheets/{'7' * 5000}/retry", REF, None),
+        (f"/v1/organizations/acme/projects/tower/plans/a1/uploads/{'a' * 5000}", None, None),
         ("/v1/organizations/acme/projects/tower/plans/a1/uploads", None, None),
         ("/readyz", None, None),
     ],
@@ -177,3 +180,13 @@ raise ValueError("two\\nlines")
     assert "old" in warning["message"]
     assert in_thread["exception"].endswith("ZeroDivisionError: division by zero")
     assert last["exception"].endswith("ValueError: two\nlines")
+
+
+def test_what_a_render_process_prints_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """A line each, also one that is no text or never ends, so that nothing raw stands between the worker's lines."""
+    read, write = os.pipe()
+    with open(write, "wb") as output:  # noqa: PTH123 - a descriptor
+        output.write(b"VIPS-WARNING: \xff odd\n" + b"x" * 5000 + b"\n")
+    log_lines(open(read, "rb"))  # noqa: PTH123, SIM115 - a descriptor, which it closes
+    lines = [as_json(record)["line"] for record in caplog.records]
+    assert lines == ["VIPS-WARNING: \ufffd odd", "x" * 2000, "x" * 2000, "x" * 1000]

@@ -14,11 +14,12 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from activities import errors
 from activities.errors import RenderCrashed, RenderFault, RenderOutOfMemory, RenderTimeout, SiteLinkError
@@ -29,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 BEAT_S = 1.0
 LONGEST_ANSWER_BYTES = 64 << 20
+LONGEST_LINE_BYTES = 2000
 CLOSE_S = 5.0
 
 _KEPT_ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TMPDIR", "TZ", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHOME")
@@ -294,11 +296,12 @@ class _ForkServer:
                 [sys.executable, "-m", "activities.forkserver", str(theirs.fileno()), str(os.getpid())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                # What a library prints must not end up in what the worker prints.
-                stdout=2,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
                 cwd=Path(__file__).parents[1],
                 env=environment | {"VIPS_CONCURRENCY": "1"},
             )
+        threading.Thread(target=log_lines, args=(self._process.stdout,), name="render-output", daemon=True).start()
         self._loop.add_reader(self._control, self._receive)
 
     async def fork(self, upload: str, memory_bytes: int) -> _Child:
@@ -380,6 +383,13 @@ class _ForkServer:
         for ended in self.ended.values():
             ended.set_result(_End(-signal.SIGKILL))
         self.ended.clear()
+
+
+def log_lines(output: IO[bytes]) -> None:
+    """Logs what the libraries print, until the server and its children are gone."""
+    with output:
+        for line in iter(lambda: output.readline(LONGEST_LINE_BYTES), b""):
+            logger.warning("a render process printed a line", extra={"line": line.decode("utf-8", "replace").rstrip()})
 
 
 def _absolute(path: Path) -> str:

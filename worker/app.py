@@ -20,6 +20,7 @@ from activities.scratch import Scratch
 from activities.sheet import SheetActivities
 from activities.storage import Bucket
 from worker.housekeeping import Housekeeping
+from worker.interceptor import AboutActivities
 from worker.schedules import keep_schedules
 from worker.settings import WorkerSettings
 from workflows.client import is_running
@@ -140,6 +141,7 @@ def activity_worker(client: Client, queue: str, slots: int, *activities: object,
         max_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
         default_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
         graceful_shutdown_timeout=grace,
+        interceptors=[AboutActivities()],
     )
 
 

@@ -379,7 +379,7 @@ class ProcessUpload:
         finally:
             self._checking.difference_update(numbers)
         for sheet in checked.broken:
-            workflow.logger.warning("sheet %s is broken: %s", sheet.number, sheet.detail)
+            workflow.logger.warning("a sheet is broken: %s", sheet.detail, extra={"sheet": sheet.number})
         wrong = 0
         if checked.committed or (repair and checked.broken):
             wrong = self._progress.reconcile(checked.committed, [sheet.number for sheet in checked.broken], workflow.now())
@@ -460,6 +460,7 @@ class ProcessUpload:
         with _nothing_left_if_deleted():
             manifest = WriteManifest(str(self._ref), self._progress.snapshot())
             await self._on_bucket(UploadActivities.write_manifest, manifest, "write the manifest")
+            workflow.logger.info("an upload has ended", extra={"status": manifest.snapshot.status.value})
         self._waiters.clear()
         await workflow.wait_condition(workflow.all_handlers_finished)
 

@@ -37,7 +37,7 @@ from tests.resources import make_pdfs
 
 ROOT = Path(__file__).parents[2]
 CORPUS = ROOT.parent / "shared" / "corpus"
-DEADLINE_S = 20
+DEADLINE_S = 120
 OPTIONS = UploadOptions()
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from temporalio.api.enums.v1 import PendingActivityState
-from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError, WorkflowHandle
+from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError, WorkflowHandle, WorkflowUpdateStage
 from temporalio.common import SearchAttributeKey
 from temporalio.exceptions import ApplicationError, CancelledError
 from temporalio.runtime import MetricBuffer, Runtime, TelemetryConfig
@@ -70,7 +70,7 @@ def handle_of(client: Client, ref: UploadRef) -> WorkflowHandle[Any, Snapshot]:
     return client.get_workflow_handle_for(ProcessUpload.run, ref.workflow_id)
 
 
-async def until(condition: Callable[[], bool | Awaitable[bool]], seconds: float = 20) -> None:
+async def until(condition: Callable[[], bool | Awaitable[bool]], seconds: float = 240) -> None:
     """Waits until the condition holds."""
     async with asyncio.timeout(seconds):
         while True:
@@ -342,7 +342,7 @@ async def test_continue_as_new_loses_and_repeats_nothing(forgetful_server: Tempo
             versions.append((snapshot.version, snapshot.completed_pages))
             return snapshot.status.is_final
 
-        await until(ended, 60)
+        await until(ended)
         result = await handle.result()
         description = await handle.describe()
         await keep_history(client.get_workflow_handle(ref.workflow_id, run_id=first_run), "continue-as-new-first")
@@ -756,7 +756,7 @@ async def test_progress_after_gives_every_change_once(client: Client, ref: Uploa
         handle = handle_of(client, ref)
         snapshot = await handle.query(ProcessUpload.progress)
         sheets = {sheet.number: sheet for sheet in snapshot.sheets}
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             while not snapshot.status.is_final:
                 newer = await handle.execute_update(
                     ProcessUpload.progress_after, ProgressAfter(snapshot.version), id=f"watch-1-{snapshot.version}"
@@ -786,14 +786,13 @@ async def test_eighth_waiter_lets_the_oldest_go(client: Client, ref: UploadRef) 
         await until(tiling)
         version = (await handle.query(ProcessUpload.progress)).version
 
-        async def watch(number: int) -> Snapshot:
-            return await handle.execute_update(ProcessUpload.progress_after, ProgressAfter(version), id=f"watch-{number}")
-
-        watchers = []
+        watchers: list[asyncio.Task[Snapshot]] = []
         for number in range(MAX_WAITERS + 1):
-            watchers.append(asyncio.create_task(watch(number)))
-            await asyncio.sleep(0.1)
-        done, waiting = await asyncio.wait(watchers, timeout=5, return_when=asyncio.FIRST_COMPLETED)
+            update = await handle.start_update(
+                ProcessUpload.progress_after, ProgressAfter(version), id=f"watch-{number}", wait_for_stage=WorkflowUpdateStage.ACCEPTED
+            )
+            watchers.append(asyncio.create_task(update.result()))
+        done, waiting = await asyncio.wait(watchers, timeout=240, return_when=asyncio.FIRST_COMPLETED)
         assert done == {watchers[0]}
         assert (watchers[0].result().version, watchers[0].result().sheets) == (version, ())
         assert len(waiting) == MAX_WAITERS

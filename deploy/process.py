@@ -91,11 +91,13 @@ class Process:
         command: Program and arguments.
         log: Gets its output, appended.
         environ: Its environment.
+        directory: Where it runs; default: where this process does.
     """
 
-    def __init__(self, command: Sequence[str], *, log: Path, environ: Mapping[str, str]) -> None:
+    def __init__(self, command: Sequence[str], *, log: Path, environ: Mapping[str, str], directory: Path | None = None) -> None:
         self.command = list(command)
         self.log = log
+        self._directory = directory
         self._environ = dict(environ)
         self._child: subprocess.Popen[bytes] | None = None
         self._guard: Guard | None = None
@@ -132,6 +134,7 @@ class Process:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=self._environ,
+                cwd=self._directory,
                 start_new_session=True,
             )
         self._guard = Guard(-self._child.pid)

@@ -1,6 +1,7 @@
 """The command line as a process, against a server whose every answer is scripted, those too that a real one cannot be made to give."""
 
 import asyncio
+import fcntl
 import json
 import os
 import pty
@@ -25,6 +26,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from activities.keys import UploadRef
+from api.addresses import StackAddresses
 from api.cli import follow
 from api.client import NotReached, Patience, Server
 from api.views import JsonView
@@ -479,6 +481,47 @@ def test_a_reader_that_leaves_is_no_error(script: Script) -> None:
     assert process.wait(240) == 141
 
 
+def redirected(url: str, how: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Runs the command line by a shell that redirects its streams."""
+    command = ["/bin/sh", "-c", f'exec "$@" {how}', "sh", sys.executable, "-m", "api.cli", *map(str, arguments)]
+    return subprocess.run(
+        command, capture_output=True, check=False, text=True, timeout=60, env=environment(url), cwd=Path(__file__).parents[2]
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["list"], ["list", "--json"], ["status", REF], ["watch", REF], ["watch", "--json", REF], ["cancel", REF], ["--help"]],
+    ids=" ".join,
+)
+def test_a_closed_or_full_output_is_one_sentence(script: Script, arguments: list[str]) -> None:
+    """Exit code 4, no traceback; with a closed stdout nothing is asked for. Without stderr the exit code says it alone."""
+    upload = {"ref": REF, "fileName": "plan.pdf", "sizeBytes": 999, "createdAt": "2026-01-31T09:30:00.000Z", "warning": None}
+    script.document = {"uploads": [{**upload, **snapshot("complete")}], **snapshot("complete"), **upload}
+    script.events.extend(stream(*WHOLE[1:]) for _ in range(2))
+    for closed, said in ((">&-", "stdout is closed: there is nowhere to write to\n"), (">&- 2>&-", ""), (">&- 2>/dev/full", "")):
+        result = redirected(script.url, closed, *arguments)
+        assert (result.returncode, result.stdout, result.stderr) == (4, "", said)
+    assert script.requests == []
+    for full, said in ((">/dev/full", "the output cannot be written: No space left on device\n"), (">/dev/full 2>&1", "")):
+        result = redirected(script.url, full, *arguments)
+        assert (result.returncode, result.stdout, result.stderr) == (4, "", said)
+
+
+@pytest.mark.parametrize("how", ["2>&-", "2>/dev/full", "<&- 2>&-"])
+def test_a_closed_or_full_stderr_changes_no_outcome(script: Script, how: str) -> None:
+    """What would have been said there is lost, and does not turn up among the results."""
+    for arguments, code in ((["status", "a/b"], 2), (["list"], 3), (["upload", "/nowhere/plan.pdf"], 2), (["verify", "--json", REF], 3)):
+        result = redirected("http://127.0.0.1:9", how, *arguments)
+        assert (result.returncode, result.stdout, result.stderr) == (code, "", "")
+    script.document = {"uploads": []}
+    assert redirected(script.url, how, "list").returncode == 0
+    script.events.extend([stream(WHOLE[1], cut=True), stream(*WHOLE[1:])])
+    result = redirected(script.url, how, "watch", "--json", REF)
+    assert result.returncode == 0
+    assert all(json.loads(line)["event"] in ("snapshot", "change", "end") for line in result.stdout.splitlines())
+
+
 def test_commands_ask_the_server_and_say_so(script: Script) -> None:
     """reconcile, cancel and retry are one POST each, retry for each failed sheet."""
     script.document = snapshot("partial", sheet(1, "ready"), sheet(2, "failed"), sheet(3, "failed"), completed=1, total=3)
@@ -549,8 +592,10 @@ def test_list_prints_one_upload_a_line(script: Script, tmp_path: Path) -> None:
     """REF comes first; the server is that of the data directory's stack when none is named."""
     upload = {"ref": REF, "fileName": "plan.pdf", "sizeBytes": 999, "createdAt": "2026-01-31T09:30:00.000Z", "status": "processing"}
     script.document = {"uploads": [{**upload, "completedPages": 1, "totalPages": 1200}]}
-    (tmp_path / "stack.json").write_text(json.dumps({"api": script.url}))
-    result = sitelink("", "list", SITELINK_DATA_DIR=str(tmp_path))
+    StackAddresses(script.url, "", "").write(tmp_path)
+    with (tmp_path / "stack.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        result = sitelink("", "list", SITELINK_DATA_DIR=str(tmp_path))
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout == f"{REF}  2026-01-31T09:30:00.000Z  processing    1/1,200  999 bytes  plan.pdf\n"
 

@@ -91,7 +91,7 @@ def test_what_is_wrong_is_named_and_exits_1(stack: Stack, ref: UploadRef) -> Non
             "  missing: 0/0_0.jpeg",
             "  foreign: sheet-2/tiles/sheet-2_files/0/7_7.jpeg",
             "  empty: 1/0_0.jpeg",
-            f"wrong: 1 of 2 sheets, {first + second - 2}/{first + second} tiles verified",
+            f"wrong: 1 of 2 sheets. Verified: 1 of 2 sheets, {first + second - 2}/{first + second} tiles found",
         ]
         code, lines, errors = verify(ref, "--json", *arguments, **environ)
         assert (code, errors) == (1, "")

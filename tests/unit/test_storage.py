@@ -240,11 +240,29 @@ def test_requests_at_once_are_bounded(settings: BucketSettings) -> None:
         assert all(threads.map(lambda info: bucket.get(info.key).body == b"x", bucket.objects("a/")))
 
 
-@pytest.mark.parametrize("url", ["http://plans", "/var/bucket", "file://server/share", ""])
+@pytest.mark.parametrize("url", ["http://plans", "/var/bucket", "file://server/share", "file:bucket", "file://", ""])
 def test_a_url_of_another_kind_is_refused(url: str) -> None:
     """With what was given and what would do."""
     with pytest.raises(ValueError, match=r"SITELINK_BUCKET is .*file:///path"):
         Bucket(BucketSettings(url))
+
+
+@pytest.mark.parametrize("url", ["file:///plans#1", "file:///plans?", "file:///plans?mode=memory"])
+def test_a_url_with_a_query_or_a_fragment_is_refused(url: str) -> None:
+    """It would name another directory than it seems to; how to write such a name is said."""
+    with pytest.raises(ValueError, match="# as %23"):
+        Bucket(BucketSettings(url))
+
+
+@pytest.mark.parametrize(
+    "name", ["no. 7 #1", "what?mode=memory", "100%41", "q\"'[x]*\\;&$HOME", "Größe 図面", "two\nlines", os.fsdecode(b"\xff")]
+)
+def test_any_data_directory_holds_its_bucket(tmp_path: Path, name: str) -> None:
+    """Whatever stands in its path, objects lie below it and nowhere else."""
+    bucket = Bucket(BucketSettings.from_env({"SITELINK_DATA_DIR": str(tmp_path / name)}))
+    bucket.put("a/b", b"x")
+    assert [info.key for info in bucket.objects("a/")] == ["a/b"]
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / name / "bucket" / "a" / "b"]
 
 
 def test_the_bucket_is_in_the_data_directory_unless_it_is_named() -> None:

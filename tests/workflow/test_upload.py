@@ -20,17 +20,19 @@ from activities.errors import (
     NotAPdf,
     PageUnreadable,
     RenderCrashed,
+    RenderOutOfMemory,
     SiteLinkError,
     SourceMissing,
     StorageUnavailable,
     TilesMissing,
     UploadNotFound,
 )
-from activities.interface import Page
+from activities.interface import HalvePage, Page
 from activities.keys import UploadRef
 from activities.records import SheetStatus, Snapshot, UploadStatus
 from deploy.temporal import TemporalServer
-from tests.workflow.fakes import FakeActivities, pages, without_version, working
+from tests.workflow.fakes import FakeActivities, activity_workers, pages, without_version, working
+from worker.app import workflow_worker
 from workflows.client import reopen, start
 from workflows.messages import SEARCH_ATTRIBUTES, ProgressAfter, Reconcile, SheetNumbers
 from workflows.upload import MAX_LOSSES, MAX_WAITERS, ProcessUpload
@@ -212,6 +214,81 @@ async def test_faults_are_retried_by_temporal(client: Client, ref: UploadRef) ->
         await keep_history(handle_of(client, ref), "retried-sheet")
     assert result.status is UploadStatus.COMPLETE
     assert sorted(fake.tiled) == [1, 2, 2, 3]
+
+
+async def test_sheet_that_needs_too_much_memory_is_halved(client: Client, ref: UploadRef) -> None:
+    """It is made at half its resolution, by a recorded decision, and says so; the others keep theirs."""
+    fake = FakeActivities(pages(3))
+    fake.tile_errors[2] = [RenderOutOfMemory("the page needs more than 100 bytes of memory")]
+    async with working(client, fake):
+        await start(client, ref)
+        result = await handle_of(client, ref).result()
+        await keep_history(handle_of(client, ref), "halved")
+    assert result.status is UploadStatus.COMPLETE
+    assert fake.halved == [HalvePage(str(ref), 2, 300)]
+    assert sorted(fake.sizes) == [(50, 25), (100, 50), (100, 50), (100, 50)]
+    assert fake.manifest is not None
+    halved = fake.manifest.sheets[1]
+    assert (halved.width, halved.height, halved.dpi, halved.scaled) == (50, 25, 150, True)
+    assert [note.type for note in halved.notes] == ["Scaled"]
+    assert fake.committed[2].notes == halved.notes
+    assert {(sheet.width, sheet.scaled, sheet.notes) for sheet in (fake.manifest.sheets[0], fake.manifest.sheets[2])} == {(100, False, ())}
+
+
+async def test_decision_to_halve_outlives_the_worker(client: Client, ref: UploadRef) -> None:
+    """A workflow worker that starts anew knows it from the history: the sheet is in flight at half its resolution, and stays so."""
+    fake = FakeActivities(pages(1))
+    fake.tile_errors[1] = [RenderOutOfMemory("the page needs more than 100 bytes of memory")]
+    fake.stubborn = "upload_page"
+    async with activity_workers(client, fake):
+        async with workflow_worker(client):
+            await start(client, ref)
+            await until(lambda: fake.reached == "upload_page")
+        async with workflow_worker(client):
+            sheet = (await handle_of(client, ref).query(ProcessUpload.progress)).sheets[0]
+            assert (sheet.width, sheet.dpi, sheet.scaled) == (50, 150, True)
+            fake.released.set()
+            await handle_of(client, ref).result()
+    assert fake.sizes == [(100, 50), (50, 25)]
+    assert fake.committed[1].dpi == 150
+
+
+async def test_sheet_is_halved_once_and_retried_as_it_was_counted(client: Client, ref: UploadRef) -> None:
+    """With too little memory for half of it, too, it fails; a retry begins with what was counted, for there may be more memory then."""
+    fake = FakeActivities(pages(1))
+    error = RenderOutOfMemory("the page needs more than 100 bytes of memory")
+    fake.tile_errors[1] = [error, error]
+    async with working(client, fake):
+        await start(client, ref)
+        with pytest.raises(WorkflowFailureError):
+            await handle_of(client, ref).result()
+        assert fake.manifest is not None
+        failed = fake.manifest.sheets[0]
+        assert (failed.status, failed.reason, failed.detail) == (SheetStatus.FAILED, "RenderOutOfMemory", str(error))
+        assert (failed.width, failed.dpi, failed.scaled, failed.notes) == (100, 300, False, ())
+        await reopen(client, ref, "retry_sheets", SheetNumbers())
+        await handle_of(client, ref).result()
+    assert fake.sizes == [(100, 50), (50, 25), (100, 50)]
+    assert (fake.manifest.status, fake.manifest.sheets[0].dpi, fake.manifest.sheets[0].notes) == (UploadStatus.COMPLETE, 300, ())
+
+
+async def test_halved_sheet_is_never_halved_again(client: Client, ref: UploadRef) -> None:
+    """What was decided holds when its host is lost, and when it is repaired; without memory for half of it, it fails."""
+    fake = FakeActivities(pages(1))
+    error = RenderOutOfMemory("the page needs more than 100 bytes of memory")
+    fake.tile_errors[1] = [error]
+    fake.upload_errors[1] = [TilesMissing("gone")]
+    async with working(client, fake):
+        await start(client, ref)
+        await handle_of(client, ref).result()
+        assert fake.sizes == [(100, 50), (50, 25), (50, 25)]
+        fake.half = {1}
+        fake.tile_errors[1] = [error]
+        await reopen(client, ref, "force_reconcile")
+        with pytest.raises(WorkflowFailureError):
+            await handle_of(client, ref).result()
+    assert fake.sizes[3:] == [(50, 25)]
+    assert [args.dpi for args in fake.halved] == [300, 150]
 
 
 async def test_lost_tiles_are_tiled_again(client: Client, ref: UploadRef) -> None:

@@ -10,8 +10,9 @@
    glyph, a second look chooses the face that has most of them, and that page is drawn from a document opened anew: PDFium asks once
    for each font of a document, and keeps the answer.
 5. So what is drawn and noted follows from the page alone: the pages that a child drew before it change nothing.
-6. The twelve standard fonts, and Arimo for Arial, are not noted: they look like what was asked for. Any other replacement is, and so is what has no glyph.
-   Text that is never painted (the layer behind a scan) is not, nor is the text of annotations.
+6. The twelve standard fonts, and Arimo for Arial, are not noted: they look like what was asked for, and half of all plans have one.
+   Any other replacement is noted, and so is what has no glyph. Text that is never painted (the layer behind a scan) is not, nor is
+   the text of annotations.
 """
 
 import ctypes
@@ -66,8 +67,6 @@ def _noto(charset: int, kind: str) -> Face:
 BY_TEXT = (
     Face("fontpkg-arimo", "files/Arimo[wght].ttf", "Arimo"),
     Face("pylopdf-fonts-ar", "NotoSansArabic-Variable.ttf", "Noto Sans Arabic"),
-    # The sans-serif one is a hairline where nobody sets its weight, and PDFium does not.
-    Face("pylopdf-fonts-he", "NotoSerifHebrew-Variable.ttf", "Noto Serif Hebrew"),
     Face("pylopdf-fonts-th", "NotoSansThai-Variable.ttf", "Noto Sans Thai"),
     Face("pylopdf-fonts-hi", "NotoSansDevanagari-Variable.ttf", "Noto Sans Devanagari"),
     *(_noto(charset, "Sans") for charset in _BY_CHARSET),
@@ -123,7 +122,7 @@ class Used:
     @property
     def missing(self) -> set[str]:
         """The characters without a glyph, neither in the face nor in the built-in font that PDFium falls back to."""
-        return set() if self.given in _SIGNS else self.characters - BUILT_IN - _characters_of(self.given)
+        return set() if self.given in _SIGNS else self.characters - BUILT_IN - characters_of(self.given)
 
 
 class _Substitutes:
@@ -137,6 +136,7 @@ class _Substitutes:
         self.asked = False
         self.preferred: dict[str, Face] = {}
         self.failure: OSError | None = None
+        self._given: list[Face] = []
         kinds = dict(pdfium.FPDF_SYSFONTINFO._fields_)
         # Kept, for PDFium keeps only the address.
         self.interface = pdfium.FPDF_SYSFONTINFO(
@@ -150,20 +150,24 @@ class _Substitutes:
     def _map_font(
         self, _this: object, _weight: int, _italic: int, charset: int, pitch: int, name: "ctypes._Pointer[ctypes.c_char]", _exact: object
     ) -> int | None:
-        """A face's position in ``FACES``, from 1; None for a font of PDFium's own."""
+        """A handle for a face: its position among those that were given, from 1. None for a font of PDFium's own."""
         self.asked = True
         asked = ctypes.string_at(name)
         face = self.preferred.get(_family(asked))
         if face is None and charset in _BY_CHARSET:
             face = _noto(charset, _kind(asked.decode(_BY_CHARSET[charset][2], "replace"), pitch))
-        return FACES.index(face) + 1 if face else None
+        if face is None:
+            return None
+        if face not in self._given:
+            self._given.append(face)
+        return self._given.index(face) + 1
 
     def _font_data(self, _this: object, handle: int, table: int, buffer: "ctypes._Pointer[ctypes.c_char]", size: int) -> int:
         """The whole file; its tables are asked for by nobody but the lists of fonts that PDFium does not make here."""
         if table:
             return 0
         try:
-            with open(FACES[handle - 1].path, "rb") as file:  # noqa: PTH123 (Path.open takes twice the time)
+            with open(self._given[handle - 1].path, "rb") as file:  # noqa: PTH123 (Path.open takes twice the time)
                 length = file.seek(0, 2)
                 if buffer and size >= length:
                     file.seek(0)
@@ -175,7 +179,7 @@ class _Substitutes:
 
     def _face_name(self, _this: object, handle: int, buffer: "ctypes._Pointer[ctypes.c_char]", size: int) -> int:
         """PDFium keeps one copy of a face by this name."""
-        name = FACES[handle - 1].family.encode() + b"\0"
+        name = self._given[handle - 1].family.encode() + b"\0"
         if buffer and size >= len(name):
             ctypes.memmove(buffer, name, len(name))
         return len(name)
@@ -257,8 +261,8 @@ def choose(fonts: Iterable[Used]) -> dict[str, Face]:
         missing.setdefault(family, set()).update(used.missing)
     chosen = {}
     for family in filter(missing.get, missing):
-        best = max(BY_TEXT, key=lambda face: len(wanted[family] & _characters_of(face.family)))
-        if len(wanted[family] & _characters_of(best.family)) > len(wanted[family] - missing[family]):
+        best = max(BY_TEXT, key=lambda face: len(wanted[family] & characters_of(face.family)))
+        if len(wanted[family] & characters_of(best.family)) > len(wanted[family] - missing[family]):
             chosen[family] = best
     return chosen
 
@@ -321,7 +325,7 @@ def _string(call: "ctypes._FuncPointer", font: "pdfium.FPDF_FONT") -> str:
 
 
 @cache
-def _characters_of(family: str) -> frozenset[str]:
+def characters_of(family: str) -> frozenset[str]:
     """The characters of a face of ours by its family; of PDFium's own for any other."""
     face = next((face for face in FACES if face.family == family), None)
     return _characters_in(face.path) if face else BUILT_IN

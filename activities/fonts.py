@@ -47,7 +47,7 @@ class Face:
     @property
     def path(self) -> str:
         """Where it lies on this machine."""
-        return str(metadata.distribution(self.package).locate_file(f"{self.package.replace('-', '_')}/{self.file}"))
+        return str(_PACKAGES[self.package].locate_file(f"{self.package.replace('-', '_')}/{self.file}"))
 
 
 _BY_CHARSET = {
@@ -75,23 +75,30 @@ BY_TEXT = (
 
 FACES = (*BY_TEXT, *(_noto(charset, "Serif") for charset in _BY_CHARSET))
 
-VERSIONS = {package: metadata.version(package) for package in dict.fromkeys(face.package for face in FACES)}
+_PACKAGES = {face.package: metadata.distribution(face.package) for face in FACES}
+
+VERSIONS = {package: distribution.version for package, distribution in _PACKAGES.items()}
 
 BUILT_IN = frozenset(
-    bytes(range(0x20, 0x100)).decode("cp1252", "ignore") + "\u0131\u0141\u0142\u02c7\u02d8\u02d9\u02da\u02db\u02dd\u2044\u2212\ufb01\ufb02"
+    bytes(range(0x20, 0x100)).decode("cp1252", "ignore")
+    + "\u0131\u0141\u0142\u02c7\u02c9\u02d8\u02d9\u02da\u02db\u02dd\u03bc\u2044\u2212\u2215\u2219\ufb01\ufb02"
 )
-"""The characters of PDFium's own text fonts (core/fxge/fontdata/chromefontdata)."""
+"""The characters of PDFium's own text fonts (core/fxge/fontdata/chromefontdata), by all codes that FreeType finds them by."""
 
-_STANDARD = {"Chrom Sans OTF", "Chrom Serif OTF", "Chrom Fixed OTF"}
+_FIXED = "Chrom Fixed OTF"
+_FIXED_TOO = frozenset("\u0130\u0132\u0133\u015e\u015f\u01e6\u01e7\u20a4\u211e\u2190\u2191\u2192\u2193\u2194\u2195")
+"""What its Courier has besides."""
+
+_STANDARD = {"Chrom Sans OTF", "Chrom Serif OTF", _FIXED}
 _SIGNS = {"Chrom Symbol OTF", "Chrom Dingbats OTF"}
 _GENERIC = {"Chrome Sans MM": "a general sans-serif font of the same widths", "Chrome Serif MM": "a general serif font of the same widths"}
 """How PDFium's own fonts name themselves."""
 
-_PICTURES = re.compile("dings|symbol", re.IGNORECASE)
+_PICTURES = re.compile(b"dings|symbol", re.IGNORECASE)
 """Fonts whose letters are pictures."""
 
 _SERIF = re.compile("min|song|sun|kai|batang|myeongjo|myungjo|gungsuh|serif|明|宋|楷|바탕", re.IGNORECASE)
-_SANS = re.compile("go|hei|dotum|gulim|sans|meiryo|malgun|ゴ|ゴ|黑|黒|돋움|굴림|고딕", re.IGNORECASE)
+_SANS = re.compile("go|hei|dotum|gulim|sans|meiryo|malgun|ゴ|黑|黒|돋움|굴림|고딕", re.IGNORECASE)
 
 _STYLE = re.compile("(bold|italic|oblique|regular|reg|roman|ps|mt|std)+$")
 _ALIASES = {"arial": "helvetica", "timesnew": "times", "couriernew": "courier"}
@@ -108,13 +115,13 @@ class Used:
     """A font of a page that the PDF does not bring.
 
     Args:
-        asked: Its name in the PDF.
+        asked: Its name in the PDF, in whatever encoding.
         given: The family that PDFium draws it with.
         characters: What it is used for.
         untold: How often the PDF does not tell which character a code is.
     """
 
-    asked: str
+    asked: bytes
     given: str
     characters: set[str] = field(default_factory=set)
     untold: int = 0
@@ -128,8 +135,8 @@ class Used:
 class _Substitutes:
     """Answers PDFium's questions for fonts.
 
-    ``asked`` says whether it has asked for any: where it has not, every page brings its fonts. ``preferred`` come
-    before its own rules. ``failure`` is what went wrong in a callback, which cannot raise.
+    ``asked`` says whether it has asked for any in this process: where it has not, every page brought its fonts. ``preferred`` come
+    before the rules. ``failure`` is what went wrong in a callback, which cannot raise.
     """
 
     def __init__(self) -> None:
@@ -233,7 +240,7 @@ def used_by(page: "pdfium.FPDF_PAGE") -> list[Used]:
                     font = pdfium.FPDFTextObj_GetFont(item)
                     key = ctypes.cast(font, ctypes.c_void_p).value
                     if key not in by_font:
-                        by_font[key] = None if pdfium.FPDFFont_GetIsEmbedded(font) else Used(_base_name(font), _family_name(font))
+                        by_font[key] = None if pdfium.FPDFFont_GetIsEmbedded(font) else _used(font)
                     used = by_font[key]
             if used is None:
                 continue
@@ -256,7 +263,7 @@ def choose(fonts: Iterable[Used]) -> dict[str, Face]:
     wanted: dict[str, set[str]] = {}
     missing: dict[str, set[str]] = {}
     for used in fonts:
-        family = _family(used.asked.encode("latin-1", "replace"))
+        family = _family(used.asked)
         wanted.setdefault(family, set()).update(used.characters)
         missing.setdefault(family, set()).update(used.missing)
     chosen = {}
@@ -269,7 +276,7 @@ def choose(fonts: Iterable[Used]) -> dict[str, Face]:
 
 def notes(fonts: Iterable[Used]) -> tuple[Note, ...]:
     """What was substituted, and what is missing; of each font once."""
-    merged: dict[tuple[str, str], Used] = {}
+    merged: dict[tuple[bytes, str], Used] = {}
     for used in fonts:
         same = merged.setdefault((used.asked, used.given), Used(used.asked, used.given))
         same.characters |= used.characters
@@ -282,7 +289,7 @@ def _notes_of(used: Used) -> Iterator[Note]:
     if used.given in _GENERIC and _PICTURES.search(used.asked):
         yield Note("FontMissing", f"{asked}: its signs are drawn as letters.")
         return
-    if used.given not in _STANDARD | _SIGNS and (used.given, _family(used.asked.encode())) != ("Arimo", "helvetica"):
+    if used.given not in _STANDARD | _SIGNS and (used.given, _family(used.asked)) != ("Arimo", "helvetica"):
         yield Note("FontSubstituted", f"{asked}: its text is drawn with {_GENERIC.get(used.given, used.given)}.")
     if used.untold:
         yield Note("FontMissing", f"{asked}, which does not say what its text is: {used.untold:,} characters are wrong or not drawn.")
@@ -290,8 +297,8 @@ def _notes_of(used: Used) -> Iterator[Note]:
         yield Note("FontMissing", f"{asked}: {len(missing):,} of its characters are not drawn: {' '.join(missing[:10])}")
 
 
-def _shown(name: str) -> str:
-    name = re.sub("^[A-Z]{6}\\+", "", name)
+def _shown(asked: bytes) -> str:
+    name = re.sub("^[A-Z]{6}\\+", "", asked.decode(errors="replace"))
     return f"\N{LEFT DOUBLE QUOTATION MARK}{''.join(filter(str.isprintable, name))[:60]}\N{RIGHT DOUBLE QUOTATION MARK}"
 
 
@@ -308,27 +315,25 @@ def _kind(name: str, pitch: int) -> str:
     return "Sans" if _SANS.search(name) or not pitch & pdfium.FXFONT_FF_ROMAN else "Serif"
 
 
-def _base_name(font: "pdfium.FPDF_FONT") -> str:
-    return _string(pdfium.FPDFFont_GetBaseFontName, font)
+def _used(font: "pdfium.FPDF_FONT") -> Used:
+    return Used(_string(pdfium.FPDFFont_GetBaseFontName, font), _string(pdfium.FPDFFont_GetFamilyName, font).decode(errors="replace"))
 
 
-def _family_name(font: "pdfium.FPDF_FONT") -> str:
-    return _string(pdfium.FPDFFont_GetFamilyName, font)
-
-
-def _string(call: "ctypes._FuncPointer", font: "pdfium.FPDF_FONT") -> str:
+def _string(call: "ctypes._FuncPointer", font: "pdfium.FPDF_FONT") -> bytes:
     """What a PDFium call writes into a buffer that it sizes itself; the terminator is dropped."""
     size = call(font, None, 0)
     buffer = ctypes.create_string_buffer(size)
     call(font, buffer, size)
-    return buffer.value.decode(errors="replace")
+    return buffer.value
 
 
 @cache
 def characters_of(family: str) -> frozenset[str]:
     """The characters of a face of ours by its family; of PDFium's own for any other."""
     face = next((face for face in FACES if face.family == family), None)
-    return _characters_in(face.path) if face else BUILT_IN
+    if face:
+        return _characters_in(face.path)
+    return BUILT_IN | _FIXED_TOO if family == _FIXED else BUILT_IN
 
 
 def _characters_in(path: str) -> frozenset[str]:

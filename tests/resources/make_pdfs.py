@@ -326,6 +326,17 @@ def text_with_its_font(file: Path, text: str) -> bytes:
     return writer.finish([writer.page(*_line(font, text.encode()))])
 
 
+def text_drawn_by_procedures() -> bytes:
+    """A line in a Type 3 font, whose characters are drawings in the file."""
+    writer = Writer()
+    square = writer.stream(b"1000 0 0 0 800 800 d1 0 0 800 800 re f")
+    font = writer.add(
+        f"<< /Type /Font /Subtype /Type3 /FontBBox [0 0 1000 1000] /FontMatrix [0.001 0 0 0.001 0 0] /CharProcs << /s {square} 0 R >>"
+        " /Encoding << /Differences [65 /s] >> /FirstChar 65 /LastChar 65 /Widths [1000] /Resources << >> >>"
+    )
+    return writer.finish([writer.page(*_line(font, b"AAA"))])
+
+
 def _line(font: int, codes: bytes, *, hidden: bool = False) -> tuple[bytes, str]:
     content = f"BT {3 if hidden else 0} Tr /F {FONT_SIZE} Tf 10 40 Td <{codes.hex()}> Tj ET"
     return content.encode(), f"/MediaBox [0 0 400 100] /Resources << /Font << /F {font} 0 R >> >>"

@@ -99,15 +99,18 @@ def attachments_encrypted(data: bytes) -> bytes:
     return data.replace(b"/Root 1 0 R", f"/ID [<{digest}> <{digest}>] /Encrypt << {encrypt} >> /Root 1 0 R".encode())
 
 
-def portfolio(*names: str) -> bytes:
-    """A collection with a cover page and empty files of these names inside."""
+def portfolio(*names: str, pages: int = 1) -> bytes:
+    """A collection with some pages of its own and empty files of these names inside."""
     writer = Writer()
     specs = [
         writer.add(f"<< /Type /Filespec /F ({name}) /UF ({name}) /EF << /F {writer.stream(b'', '/Type /EmbeddedFile')} 0 R >> >>")
         for name in names
     ]
     tree = " ".join(f"({index:03}) {spec} 0 R" for index, spec in enumerate(specs))
-    return writer.finish([writer.page()], f"/Collection << /Type /Collection /View /D >> /Names << /EmbeddedFiles << /Names [{tree}] >> >>")
+    return writer.finish(
+        [writer.page() for _ in range(pages)],
+        f"/Collection << /Type /Collection /View /D >> /Names << /EmbeddedFiles << /Names [{tree}] >> >>",
+    )
 
 
 def user_unit_nonsense() -> bytes:

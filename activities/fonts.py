@@ -11,8 +11,7 @@
    for each font of a document, and keeps the answer.
 5. So what is drawn and noted follows from the page alone: the pages that a child drew before it change nothing.
 6. The twelve standard fonts, and Arimo for Arial, are not noted: they look like what was asked for, and half of all plans have one.
-   Any other replacement is noted, and so is what has no glyph. Text that is never painted (the layer behind a scan) is not, nor is
-   the text of annotations.
+   Any other replacement is noted, and so is what has no glyph. Text that is never painted (the layer behind a scan) is not.
 """
 
 import ctypes
@@ -103,10 +102,11 @@ _SANS = re.compile("go|hei|dotum|gulim|sans|meiryo|malgun|ゴ|黑|黒|돋움|굴
 _STYLE = re.compile("(bold|italic|oblique|regular|reg|roman|ps|mt|std)+$")
 _ALIASES = {"arial": "helvetica", "timesnew": "times", "couriernew": "courier"}
 
-_INVISIBLE = 3
-"""Text rendering mode "neither fill nor stroke": PDF 1.7 reference, table 5.3."""
-
 CHARACTERS_LOOKED_AT = 500_000
+ANNOTATIONS_LOOKED_AT = 2_000
+OBJECTS_LOOKED_AT = 1_000
+"""Of one annotation."""
+
 FONTS_NOTED = 50
 
 
@@ -224,36 +224,76 @@ def check() -> None:
 
 
 def used_by(page: "pdfium.FPDF_PAGE") -> list[Used]:
-    """The fonts that a page's visible text uses and the PDF does not bring, in the order of the text."""
-    text = pdfium.FPDFText_LoadPage(page) if install().asked else None
+    """The fonts that visible text uses and the PDF does not bring: in annotations, then in the page."""
+    fonts = _Fonts()
+    _read_annotations(page, fonts)
+    if install().asked:
+        _read_text(page, fonts)
+    return fonts.used()
+
+
+class _Fonts:
+    """The fonts of a page, by PDFium's address."""
+
+    def __init__(self) -> None:
+        self._fonts: dict[int | None, Used | None] = {}
+
+    def of(self, item: "pdfium.FPDF_PAGEOBJECT") -> Used | None:
+        """The font of a piece of text; None where the PDF brings it, or the text is not painted."""
+        if pdfium.FPDFTextObj_GetTextRenderMode(item) == pdfium.FPDF_TEXTRENDERMODE_INVISIBLE:
+            return None
+        font = pdfium.FPDFTextObj_GetFont(item)
+        address = ctypes.cast(font, ctypes.c_void_p).value
+        if address not in self._fonts:
+            self._fonts[address] = None if not font or pdfium.FPDFFont_GetIsEmbedded(font) else _used(font)
+        return self._fonts[address]
+
+    def used(self) -> list[Used]:
+        """Those that the PDF does not bring, without spaces and controls among their characters."""
+        fonts = [used for used in self._fonts.values() if used]
+        for used in fonts:
+            used.characters = {character for character in used.characters if unicodedata.category(character)[0] not in "CZ"}
+        return fonts
+
+
+def _read_text(page: "pdfium.FPDF_PAGE", fonts: _Fonts) -> None:
+    text = pdfium.FPDFText_LoadPage(page)
     if not text:
-        return []
-    by_font: dict[int | None, Used | None] = {None: None}
+        return
     previous, used = None, None
-    try:
-        for index in range(min(pdfium.FPDFText_CountChars(text), CHARACTERS_LOOKED_AT)):
-            item = pdfium.FPDFText_GetTextObject(text, index)
-            address = ctypes.cast(item, ctypes.c_void_p).value
-            if address != previous:
-                previous, used = address, None
-                if address is not None and pdfium.FPDFTextObj_GetTextRenderMode(item) != _INVISIBLE:
-                    font = pdfium.FPDFTextObj_GetFont(item)
-                    key = ctypes.cast(font, ctypes.c_void_p).value
-                    if key not in by_font:
-                        by_font[key] = None if pdfium.FPDFFont_GetIsEmbedded(font) else _used(font)
-                    used = by_font[key]
-            if used is None:
-                continue
-            if pdfium.FPDFText_HasUnicodeMapError(text, index):
-                used.untold += 1
-            else:
-                used.characters.add(chr(min(pdfium.FPDFText_GetUnicode(text, index), 0x10FFFF)))
-    finally:
-        pdfium.FPDFText_ClosePage(text)
-    fonts = [used for used in by_font.values() if used]
-    for used in fonts:
-        used.characters = {character for character in used.characters if unicodedata.category(character)[0] not in "CZ"}
-    return fonts
+    for index in range(min(pdfium.FPDFText_CountChars(text), CHARACTERS_LOOKED_AT)):
+        item = pdfium.FPDFText_GetTextObject(text, index)
+        address = ctypes.cast(item, ctypes.c_void_p).value
+        if address != previous:
+            previous, used = address, fonts.of(item) if item else None
+        if used is None:
+            continue
+        if pdfium.FPDFText_HasUnicodeMapError(text, index):
+            used.untold += 1
+        else:
+            used.characters.add(chr(min(pdfium.FPDFText_GetUnicode(text, index), 0x10FFFF)))
+    pdfium.FPDFText_ClosePage(text)
+
+
+def _read_annotations(page: "pdfium.FPDF_PAGE", fonts: _Fonts) -> None:
+    """PDFium does not tell the text of an appearance: what the annotation says it is about, or a field its value, stands for it."""
+    for index in range(min(pdfium.FPDFPage_GetAnnotCount(page), ANNOTATIONS_LOOKED_AT)):
+        annotation = pdfium.FPDFPage_GetAnnot(page, index)
+        if not annotation:
+            continue
+        if not pdfium.FPDFAnnot_GetFlags(annotation) & (pdfium.FPDF_ANNOT_FLAG_HIDDEN | pdfium.FPDF_ANNOT_FLAG_NOVIEW):
+            for position in range(min(pdfium.FPDFAnnot_GetObjectCount(annotation), OBJECTS_LOOKED_AT)):
+                item = pdfium.FPDFAnnot_GetObject(annotation, position)
+                if pdfium.FPDFPageObj_GetType(item) == pdfium.FPDF_PAGEOBJ_TEXT and (used := fonts.of(item)):
+                    used.characters.update(_value(annotation, b"Contents") or _value(annotation, b"V"))
+        pdfium.FPDFPage_CloseAnnot(annotation)
+
+
+def _value(annotation: "pdfium.FPDF_ANNOTATION", key: bytes) -> str:
+    size = pdfium.FPDFAnnot_GetStringValue(annotation, key, None, 0)
+    buffer = (ctypes.c_ushort * (size // 2 + 1))()
+    pdfium.FPDFAnnot_GetStringValue(annotation, key, buffer, size)
+    return bytes(buffer)[: max(size - 2, 0)].decode("utf-16-le", "replace")
 
 
 def choose(fonts: Iterable[Used]) -> dict[str, Face]:

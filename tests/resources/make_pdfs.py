@@ -329,6 +329,23 @@ def text_with_its_font(file: Path, text: str) -> bytes:
     return writer.finish([writer.page(*_line(font, text.encode()))])
 
 
+def markup_by_names(name: str, text: str) -> bytes:
+    """A free-text markup whose appearance has a line in a simple font that is not in the file, like ``text_by_names``."""
+    writer = Writer()
+    codes = {character: code for code, character in enumerate(sorted(set(text)), 32)}
+    encoding = f"<< /Type /Encoding /Differences [32 {' '.join(f'/uni{ord(character):04X}' for character in codes)}] >>"
+    font = writer.add(
+        f"<< /Type /Font /Subtype /TrueType /BaseFont /{name} /FirstChar 32 /LastChar 255 /Widths [{'1000 ' * 224}] /Encoding {encoding} >>"
+    )
+    content, box = _line(font, bytes(codes[character] for character in text))
+    look = writer.stream(content, "/Type /XObject /Subtype /Form " + box.replace("/MediaBox", "/BBox"))
+    words = f"<FEFF{text.encode('utf-16-be').hex()}>"
+    markup = writer.add(
+        f"<< /Type /Annot /Subtype /FreeText /Rect [0 0 400 100] /F 4 /DA (0 g) /Contents {words} /AP << /N {look} 0 R >> >>"
+    )
+    return writer.finish([writer.page(b"", f"/MediaBox [0 0 400 100] /Annots [{markup} 0 R]")])
+
+
 def text_drawn_by_procedures() -> bytes:
     """A line in a Type 3 font, whose characters are drawings in the file."""
     writer = Writer()

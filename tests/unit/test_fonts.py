@@ -95,6 +95,18 @@ def test_text_is_drawn_without_its_font(tmp_path: Path, name: str, data: bytes, 
     assert notes == [("FontSubstituted", f"The font “{name}” is not in the PDF: its text is drawn with {given}.")]
 
 
+def test_text_of_a_markup_is_drawn_without_its_font(tmp_path: Path) -> None:
+    """A comment in Cyrillic or Arabic is part of what a reader must see; what cannot be drawn is noted."""
+    with opened(tmp_path, make_pdfs.markup_by_names("SimplifiedArabic", "مخطلوقع")) as document:
+        pixels, notes = draw(document)
+    pictures = cells(pixels, 7)
+    assert all(min(picture) < 128 for picture in pictures)
+    assert len(set(pictures)) == 7
+    assert notes == [("FontSubstituted", "The font “SimplifiedArabic” is not in the PDF: its text is drawn with Noto Sans Arabic.")]
+    with opened(tmp_path, make_pdfs.markup_by_names("ArialMT", "ፕላን")) as document:
+        assert [kind for kind, _ in draw(document)[1]] == ["FontMissing"]
+
+
 @pytest.mark.parametrize("name", ["Helvetica", "Arial,Bold", "ArialMT", "TimesNewRomanPS-BoldMT", "CourierNew"])
 def test_standard_fonts_are_not_noted(tmp_path: Path, name: str) -> None:
     """They look like what was asked for: half of all plans have one."""

@@ -245,6 +245,7 @@ class Renderer:
             "pdfium": self._raster.PDFIUM_VERSION,
             "libvips": self._pyramid.LIBVIPS_VERSION,
             "sitelink-raster": self._raster.REVISION,
+            **self._raster.FONT_VERSIONS,
         }
         return {"engines": engines, "notes": to_wire(drawn.notes)}
 

@@ -82,7 +82,8 @@ class Attempt:
                 if queued:
                     queued.cancel()
             self.beat()
-        if cancelled is not None and (more_follows or thread.cancelled() or thread.exception() is not None):
+        failed = thread.cancelled() or thread.exception() is not None
+        if cancelled is not None and (failed or more_follows):
             raise cancelled
         return thread.result()
 

@@ -464,9 +464,8 @@ class ProcessUpload:
         """No half of a sheet stays; one that was committed after all is counted."""
         undone = self._progress.sheets_in(*(status for status in SheetStatus if status is not SheetStatus.READY))
         if undone and workflow.patched(CHECKED):
-            if self._fell_silent is not None and workflow.patched(LATE):
-                wait = self._fell_silent + LATE_WRITE - workflow.now()
-                await workflow.sleep(max(wait, timedelta()))
+            if self._fell_silent is not None and workflow.now() < self._fell_silent + LATE_WRITE and workflow.patched(LATE):
+                await workflow.sleep(self._fell_silent + LATE_WRITE - workflow.now())
             for start in range(0, len(undone), DISCARDED_AT_ONCE):
                 await self._check(undone[start : start + DISCARDED_AT_ONCE], discard=True)
 

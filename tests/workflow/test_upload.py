@@ -829,3 +829,20 @@ async def test_an_organization_with_much_to_do_does_not_stand_before_others(clie
         for ref in refs:
             await handle_of(client, ref).terminate()
     assert [place for place, organization in enumerate(served) if organization == "few"][-1] < 10
+
+
+async def test_sheet_of_a_host_that_never_comes_back_is_tiled_elsewhere(client: Client, ref: UploadRef) -> None:
+    """Nobody takes its upload: that is noticed within a minute, and the next host does the sheet."""
+
+    class OnTwoHosts(FakeActivities):
+        @activity.defn
+        async def tile_page(self, args: TilePage) -> TiledPage:
+            """The first time on a host that dies."""
+            tiled = await super().tile_page(args)
+            return tiled if len(self.tiled) > 1 else replace(tiled, queue="host-that-died")
+
+    fake = OnTwoHosts(pages(1))
+    async with working(client, fake):
+        await start(client, ref)
+        result = await asyncio.wait_for(handle_of(client, ref).result(), 100)
+    assert (result.status, fake.tiled) == (UploadStatus.COMPLETE, [1, 1])

@@ -36,6 +36,7 @@ async def test_history_replays(path: Path) -> None:
         ("cancelled-and-cleaned", "EVENT_TYPE_WORKFLOW_EXECUTION_CANCELED"),
         ("fell-silent", "EVENT_TYPE_TIMER_FIRED"),
         ("deleted", "EVENT_TYPE_TIMER_FIRED"),
+        ("halved", "EVENT_TYPE_MARKER_RECORDED"),
         ("swept", "EVENT_TYPE_WORKFLOW_EXECUTION_COMPLETED"),
         ("nightly", "EVENT_TYPE_WORKFLOW_EXECUTION_COMPLETED"),
     ],

@@ -36,7 +36,7 @@ class SilentBucket(Bucket):
     def get(self, key: str) -> StoredObject:
         """Waits, then fails."""
         self.asked.set()
-        self.released.wait(30)
+        self.released.wait(120)
         msg = f"the bucket failed at {key}: 503"
         raise StorageUnavailable(msg)
 
@@ -71,7 +71,7 @@ async def test_activity_beats_while_the_bucket_is_silent(bucket: SilentBucket, t
     environment.on_heartbeat = lambda *_: beaten.set()
     async with activities(bucket, tmp_path / "scratch") as host:
         attempt = asyncio.create_task(environment.run(getattr(host, name), argument))
-        await asyncio.wait_for(beaten.wait(), 10)
+        await asyncio.wait_for(beaten.wait(), 120)
         bucket.released.set()
         with pytest.raises(ApplicationError, match="503"):
             await attempt
@@ -84,14 +84,14 @@ async def test_cancel_of_a_thread_that_ends_well(more_follows: bool) -> None:
 
     def work(stop: threading.Event) -> str:
         begun.set()
-        stopped.set() if stop.wait(10) else None
+        stopped.set() if stop.wait(120) else None
         return "finished"
 
     async def run() -> str:
         return await Attempt().in_thread(work, more_follows=more_follows)
 
     attempt = asyncio.create_task(ActivityEnvironment().run(run))
-    await asyncio.to_thread(begun.wait, 10)
+    await asyncio.to_thread(begun.wait, 120)
     attempt.cancel()
     if more_follows:
         with pytest.raises(asyncio.CancelledError):
@@ -125,11 +125,11 @@ async def test_cancelled_attempt_beats_for_as_long_as_its_thread_lives(fails: bo
     environment = ActivityEnvironment()
     environment.on_heartbeat = beat
     attempt = asyncio.create_task(environment.run(run))
-    await asyncio.to_thread(begun.wait, 10)
+    await asyncio.to_thread(begun.wait, 120)
     for _ in range(2):
         attempt.cancel()
         beats = 0
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(120):
             while beats < 3:  # noqa: ASYNC110 - a callback's number
                 await asyncio.sleep(0.01)
         assert not attempt.done()
@@ -153,13 +153,13 @@ async def test_cancel_of_work_that_waits_for_a_thread() -> None:
         await Attempt().in_thread(lambda _: did.append(1), submit=submit)
 
     with FairThreads(1, "test") as threads:
-        threads.submit(("a",), released.wait, 30)
+        threads.submit(("a",), released.wait, 300)
         environment = ActivityEnvironment()
         environment.on_heartbeat = lambda *_: beaten.set()
         attempt = asyncio.create_task(environment.run(run))
-        await asyncio.wait_for(beaten.wait(), 10)
+        await asyncio.wait_for(beaten.wait(), 120)
         attempt.cancel()
         with pytest.raises(asyncio.CancelledError):
-            await asyncio.wait_for(attempt, 10)
+            await asyncio.wait_for(attempt, 120)
         released.set()
     assert did == []

@@ -48,7 +48,7 @@ class OrderedBucket(Bucket):
     def put(self, key: str, body: bytes) -> None:
         """Waits until it is open; notes the key once it is written."""
         self.reached.set()
-        self.open.wait(30)
+        self.open.wait(120)
         super().put(key, body)
         self.written.append(key)
 
@@ -221,15 +221,15 @@ async def test_no_page_is_tiled_while_too_many_wait_for_their_upload(host: Host,
     bucket.open.clear()
     waiting = tiled(host)
     uploads = [asyncio.create_task(environment.run(activities.upload_page, tiled(host))) for environment in environments[:2]]
-    await asyncio.to_thread(bucket.reached.wait, 10)
+    await asyncio.to_thread(bucket.reached.wait, 120)
     tiling = asyncio.create_task(environments[2].run(activities.tile_page, TilePage(str(REF), 2, 600, 300, UploadOptions())))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(120):
         for event in beaten:
             await event.wait()
     assert [path.name for path in host.scratch.uploads()[REF] if path.suffix == ".part"] == []
     host.scratch.remove(host.scratch.page(waiting.tiled.scratch))
     with pytest.raises(ApplicationError, match="SourceMissing"):  # this far it comes without a PDF
-        await asyncio.wait_for(tiling, 10)
+        await asyncio.wait_for(tiling, 120)
     bucket.open.set()
     await asyncio.gather(*uploads)
 
@@ -239,7 +239,7 @@ async def test_page_that_another_attempt_is_at_is_not_removed(host: Host, bucket
     args = tiled(host)
     bucket.open.clear()
     attempts = [asyncio.create_task(ActivityEnvironment().run(Activities(host).upload_page, args)) for _ in range(2)]
-    await asyncio.to_thread(bucket.reached.wait, 10)
+    await asyncio.to_thread(bucket.reached.wait, 120)
     attempts[0].cancel()
     bucket.open.set()
     with pytest.raises(asyncio.CancelledError):

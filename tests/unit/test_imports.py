@@ -21,7 +21,7 @@ MODULES = sorted(
 
 LIGHT = {"temporalio", *(f"activities.{name}" for name in ("interface", "keys", "dzi", "records", "errors", "forecast"))}
 STORAGE = LIGHT | {"activities.storage"}
-HOST = STORAGE | {f"activities.{name}" for name in ("verify", "attempt", "scratch", "tilezip", "child")}
+HOST = STORAGE | {f"activities.{name}" for name in ("verify", "attempt", "scratch", "threads", "tilezip", "child")}
 SERVER = {"starlette", "sse_starlette", "uvicorn", "python_multipart"}
 
 MAY_IMPORT: dict[str, set[str]] = {
@@ -32,6 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "activities.decode": LIGHT | {"pyvips"},
     "activities.attempt": LIGHT,
     "activities.scratch": STORAGE | {"activities.attempt"},
+    "activities.threads": LIGHT,
     "activities.tilezip": LIGHT,
     "activities.structure": LIGHT | {"pikepdf"},
     "activities.fonts": LIGHT | {"pypdfium2"},

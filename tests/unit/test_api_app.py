@@ -264,7 +264,7 @@ async def test_list_is_newest_first(client: httpx.AsyncClient, bucket: Bucket, t
         refs[2].upload,
         refs[1].upload,
     ]
-    assert (await client.get(BASE.replace("a1", "other"))).json() == {"uploads": []}
+    assert (await client.get(BASE.replace("a1", "other"))).json() == {"uploads": [], "nextCursor": None}
     assert (await client.get(BASE, params={"limit": "0"})).status_code == 400
 
 
@@ -338,7 +338,7 @@ async def test_reconcile_of_a_plan_reaches_each_of_its_uploads(client: httpx.Asy
     await bucket.put_async(replace(REF, upload="never-accepted").source, b"%PDF")
     plan = BASE.removesuffix("/uploads")
     answer = await client.post(f"{plan}/reconcile")
-    assert (answer.status_code, answer.json()) == (202, {"plan": "acme/tower/a1", "refs": [str(REF)]})
+    assert (answer.status_code, answer.json()) == (202, {"plan": "acme/tower/a1", "refs": [str(REF)], "passedOver": []})
     assert [start["start_signal"] for start in temporal.starts] == ["force_reconcile"]
     assert (await client.post(f"{plan.replace('a1', 'none')}/reconcile")).json()["refs"] == []
 

@@ -279,7 +279,7 @@ async def test_who_comes_back_hears_nothing_older(bucket: Bucket) -> None:
 
 
 @pytest.mark.parametrize(
-    ("manifest", "told"), [(to_json(replace(snapshot(READY, version=101), schema=2)), "schema 2"), (b'{"status":"comp', "Unterminated")]
+    ("manifest", "told"), [(to_json(replace(snapshot(READY, version=101), schema=2)), "schema 2"), (b'{"status":"comp', "not JSON")]
 )
 async def test_watcher_outlives_what_it_cannot_read(bucket: Bucket, manifest: bytes, told: str) -> None:
     """A manifest of a newer release, or half a manifest, is a warning, not a stream that is silent for ever."""

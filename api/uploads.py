@@ -33,6 +33,7 @@ from activities.errors import (
     InvalidRequest,
     NotAPdf,
     ObjectMissing,
+    StorageUnavailable,
     TemporalUnavailable,
 )
 from activities.keys import PlanRef, UploadRef
@@ -51,6 +52,8 @@ FORM_OVERHEAD_BYTES = 64 << 10
 HEADER_WINDOW = 1024
 """``%PDF-`` must begin and end within this many bytes: PDF 1.7, appendix H, note 13."""
 CHUNK_BYTES = 1 << 20
+CLAIM_TRIES = 5
+"""How often a key's record may be removed by a deletion between the attempt to create it and the look at it."""
 IDLE_TIMEOUT_S = 60.0
 """A sender that is silent for longer has gone, whatever its connection says."""
 
@@ -367,11 +370,14 @@ class Uploads:
     async def _claim(self, key: str, ref: UploadRef, file: IncomingFile, options: UploadOptions) -> KeyRecord | None:
         """Makes ``ref`` the upload of the key; the record of another request that was faster, if one was."""
         record = to_json(KeyRecord(ref.upload, file.sha256, options_digest(options)))
-        while not await self._bucket.create_async(key, record):
+        for _ in range(CLAIM_TRIES):
+            if await self._bucket.create_async(key, record):
+                return None
             if (earlier := await self._key_record(key)) is not None:
                 await asyncio.to_thread(self._bucket.delete, [ref.source])
                 return earlier
-        return None
+        msg = f"the bucket says that there is a {key}, and that there is none"
+        raise StorageUnavailable(msg)
 
     async def _check_same(self, ref: UploadRef, earlier: KeyRecord, file: IncomingFile, options: UploadOptions) -> None:
         if earlier.sha256 != file.sha256:

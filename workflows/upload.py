@@ -561,5 +561,4 @@ def _reason(error: BaseException) -> tuple[str, str]:
     cause = error.cause if isinstance(error, ActivityError) else error
     if isinstance(cause, ApplicationError) and cause.type and is_named(cause.type):
         return cause.type, cause.message
-    workflow.logger.error("an error without a name of ours", exc_info=error)
-    return "InternalError", "something is wrong on the server; its log says what"
+    return "InternalError", "something is wrong on the server; the worker's log says what"

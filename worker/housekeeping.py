@@ -130,7 +130,7 @@ class _Walk(Attempt, Generic[R]):
             yield
         except (SiteLinkError, RPCError, ValueError, TypeError) as error:
             logger.warning("passed over an upload: %s", error, extra={"ref": str(name)})
-            self.note("passed_over", f"{name}: {str(error)[:200]}")
+            self.note("passed_over", f"{name}: {str(error)[:400]}")
 
 
 @contextmanager

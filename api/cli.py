@@ -63,7 +63,8 @@ exit codes:
   0    the upload is complete. From status: complete, or still running; from list, cancel, reconcile, retry and delete: the server agreed;
        from verify and reconcile --dry-run: nothing is wrong; from events: every one could be read
   1    the upload is partial, failed or cancelled, or the server refused the file or the request;
-       from verify and reconcile --dry-run: something is wrong; from events: some are kept aside
+       from verify and reconcile --dry-run: something is wrong; from events: some are kept aside;
+       from reconcile of a plan: some uploads were passed over, for a record of theirs cannot be read
   2    wrong use: a malformed REF, a missing file, an option out of its range
   3    the server was not reached; with --bucket, the bucket
   130  interrupted by Ctrl-C; an accepted upload goes on

@@ -8,6 +8,8 @@ import os
 import re
 import shutil
 import socket
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -326,6 +328,17 @@ def test_reason_of_a_failed_sheet_has_no_insides(kind: str | None) -> None:
     reason, detail = _reason(error)
     assert reason == "InternalError"
     assert_no_insides(detail)
+
+
+def test_command_line_says_no_insides_of_a_bucket(bucket: Bucket, root: Path) -> None:
+    """Without a server, too."""
+    loop(root / REF.record)
+    environ = {"PATH": os.environ["PATH"], "SITELINK_BUCKET": root.as_uri()}
+    command = [sys.executable, "-m", "api.cli", "verify", str(REF), "--bucket"]
+    result = subprocess.run(command, env=environ, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (3, "")
+    assert result.stderr.startswith("StorageUnavailable: the bucket failed at organizations/")
+    assert_no_insides(result.stderr, root)
 
 
 def test_command_line_says_no_insides_of_its_connection() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import os
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import CancelledError, Future
@@ -49,7 +50,7 @@ class Attempt:
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            raise to_application_error(StorageUnavailable(f"this host's disk is full: {error}")) from error
+            raise to_application_error(StorageUnavailable(f"this host's disk is full: {os.strerror(error.errno)}")) from error
 
     async def in_thread(
         self,

@@ -232,7 +232,7 @@ class _Child:
         fresh = self.pages == 0
         self.pages += request["operation"] == "tile"
         if "error" in answer:
-            raise _named(answer, limits, fresh_child=fresh)
+            raise _named(answer, limits, self.upload, fresh_child=fresh)
         return answer["result"]
 
     async def end(self) -> None:
@@ -401,8 +401,8 @@ def _too_little_memory(limits: ChildLimits) -> str:
     return f"the page needs more than {limits.memory_bytes:,} bytes of memory"
 
 
-def _named(answer: dict[str, Any], limits: ChildLimits, *, fresh_child: bool) -> Exception:
-    """The exception that a child's refusal stands for."""
+def _named(answer: dict[str, Any], limits: ChildLimits, upload: str, *, fresh_child: bool) -> Exception:
+    """The exception that a child's refusal stands for; what a library said in it goes to the log."""
     name, message = str(answer["error"]), str(answer["message"])
     kind = getattr(errors, name, None)
     if isinstance(kind, type) and issubclass(kind, SiteLinkError) and not issubclass(kind, RenderFault):
@@ -411,4 +411,5 @@ def _named(answer: dict[str, Any], limits: ChildLimits, *, fresh_child: bool) ->
         return RenderOutOfMemory(_too_little_memory(limits), fresh_child=fresh_child)
     if name == OSError.__name__:
         return OSError(answer.get("errno"), message) if answer.get("errno") else OSError(message)
-    return RenderCrashed(f"{name}: {message}", fresh_child=fresh_child)
+    logger.warning("a render process failed: %s: %s", name, message, extra={"ref": upload})
+    return RenderCrashed("the render process failed in a way that nobody foresaw; the tile worker's log says why", fresh_child=fresh_child)

@@ -11,7 +11,7 @@ from activities.errors import ObjectMissing, UploadNotFound
 from activities.forecast import Forecaster
 from activities.interface import CountPages, Document, HalvePage, Page, UploadActivities
 from activities.keys import UploadRef
-from activities.records import UploadRecord, bounded_notes, from_json, scaled_note
+from activities.records import UploadRecord, bounded_notes, scaled_note
 from activities.scratch import Scratch
 from activities.storage import PART_BYTES, Bucket
 from activities.threads import FairThreads
@@ -45,9 +45,10 @@ def read_upload(bucket: Bucket, ref: UploadRef) -> UploadRecord:
 
     Raises:
         ObjectMissing: The upload was never accepted.
+        UnreadableRecord: It cannot be read.
         BucketError: The bucket failed.
     """
-    return from_json(UploadRecord, bucket.get(ref.record).body)
+    return bucket.get_record(UploadRecord, ref.record)
 
 
 def accepted_upload(bucket: Bucket, ref: UploadRef) -> UploadRecord:
@@ -55,6 +56,7 @@ def accepted_upload(bucket: Bucket, ref: UploadRef) -> UploadRecord:
 
     Raises:
         UploadNotFound: It was never accepted or is marked deleted.
+        UnreadableRecord: It cannot be read.
         BucketError: The bucket failed.
     """
     try:

@@ -11,7 +11,7 @@
       TilesMissing     the tiles are not on this host's scratch any more: tile the page again
       WorkerLost       the sheet's host disappeared too often                                     final, one sheet
       UploadNotFound   never accepted, or marked deleted
-      NewerSchema      a record was written by a newer release                                    retried: a newer worker may take it
+      UnreadableRecord DamagedRecord NewerSchema                                                  a warning of one upload; retried
       Terminated       an operator ended the run
       RequestError     InvalidRequest MalformedId SheetNotFound IdempotencyConflict AlreadyFinished
                        ForeignHost ForeignOrigin BadSignature                                     the API's answer to one request
@@ -143,7 +143,15 @@ class UploadNotFound(SiteLinkError):
     final = True
 
 
-class NewerSchema(SiteLinkError):
+class UnreadableRecord(SiteLinkError):
+    """A record in the bucket cannot be read. It is a warning of its upload, and nobody writes over it who cannot read it."""
+
+
+class DamagedRecord(UnreadableRecord):
+    """A record in the bucket is not what was written there."""
+
+
+class NewerSchema(UnreadableRecord):
     """A record in the bucket was written by a newer release; while workers are being replaced, one that can read it comes."""
 
 
@@ -217,6 +225,12 @@ class BadSignature(RequestError):
 
 class TemporalUnavailable(SiteLinkError):
     """Temporal does not answer."""
+
+
+def is_named(name: str) -> bool:
+    """Whether it is the name of an error of this module: only what such an error says is meant for a client."""
+    kind = globals().get(name)
+    return isinstance(kind, type) and issubclass(kind, SiteLinkError)
 
 
 def to_application_error(error: SiteLinkError, *, final: bool | None = None) -> ApplicationError:

@@ -20,10 +20,10 @@ from typing import Self
 
 ID_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _SHEET_DIRECTORY = re.compile(r"sheet-([1-9][0-9]{0,8})")
-_DESCRIPTOR = re.compile(
-    rf"organizations/({ID_PATTERN.pattern})/projects/({ID_PATTERN.pattern})/plans/({ID_PATTERN.pattern})/uploads/({ID_PATTERN.pattern})"
-    rf"/sheets/{_SHEET_DIRECTORY.pattern}/tiles/sheet-([1-9][0-9]*)\.dzi"
+_OF_UPLOAD = re.compile(
+    rf"organizations/({ID_PATTERN.pattern})/projects/({ID_PATTERN.pattern})/plans/({ID_PATTERN.pattern})/uploads/({ID_PATTERN.pattern})/"
 )
+_DESCRIPTOR = re.compile(rf"{_OF_UPLOAD.pattern}sheets/{_SHEET_DIRECTORY.pattern}/tiles/sheet-([1-9][0-9]*)\.dzi")
 
 UNREADABLE_EVENTS_PREFIX = "events/unreadable/"
 """Below it is what came as an event and is none."""
@@ -199,6 +199,12 @@ class UploadRef:
     def tiles_prefix(self, sheet: int) -> str:
         """Ends with ``/``; a tile's key is this and its name, ``{level}/{col}_{row}.jpeg``."""
         return f"{self.sheet_prefix(sheet)}tiles/sheet-{sheet}_files/"
+
+
+def upload_of(key: str) -> str:
+    """REF of the upload to which the object at ``key`` belongs, for a log; empty for an object of no upload."""
+    match = _OF_UPLOAD.match(key)
+    return "/".join(match.groups()) if match else ""
 
 
 def sheet_of_directory(name: str) -> int | None:

@@ -10,7 +10,7 @@ from temporalio import activity
 from activities.attempt import Attempt, check
 from activities.document import Host, accepted_upload
 from activities.dzi import Pyramid
-from activities.errors import ObjectMissing
+from activities.errors import DamagedRecord, ObjectMissing
 from activities.interface import (
     BrokenSheet,
     BucketState,
@@ -22,7 +22,7 @@ from activities.interface import (
     WriteManifest,
 )
 from activities.keys import UploadRef, sheet_numbers, sheet_of_directory
-from activities.records import SheetRecord, SheetState, SheetStatus, Snapshot, UploadOptions, from_json, to_json
+from activities.records import SheetRecord, SheetState, SheetStatus, Snapshot, UploadOptions, to_json
 from activities.storage import Bucket
 from activities.threads import turn_of
 from activities.verify import Listing, SheetReport, in_window, is_tile_of, verify_sheet
@@ -162,11 +162,12 @@ def _sentence(report: SheetReport) -> str:
 def _committed(bucket: Bucket, ref: UploadRef, number: int) -> SheetRecord | None:
     try:
         bucket.head(ref.descriptor(number))
-        record = from_json(SheetRecord, bucket.get(ref.sheet_record(number)).body)
+        record = bucket.get_record(SheetRecord, ref.sheet_record(number))
     except ObjectMissing:
         return None
-    except ValueError as error:
-        logger.warning("sheet.json cannot be read, the sheet is tiled again: %s", error, extra={"ref": str(ref), "sheet": number})
+    except DamagedRecord as error:
+        # It is part of the sheet, and all of it follows from the PDF: this is a broken sheet.
+        logger.warning("the sheet is tiled again: %s", error, extra={"ref": str(ref), "sheet": number})
         bucket.delete([ref.descriptor(number)])
         return None
     # Not for the workflow: with these, 2,000 sheets would come near the 2 MB that Temporal takes.
@@ -175,9 +176,6 @@ def _committed(bucket: Bucket, ref: UploadRef, number: int) -> SheetRecord | Non
 
 def _manifest(bucket: Bucket, ref: UploadRef) -> Snapshot | None:
     try:
-        return from_json(Snapshot, bucket.get(ref.manifest).body)
+        return bucket.get_record(Snapshot, ref.manifest)
     except ObjectMissing:
-        return None
-    except ValueError as error:
-        logger.warning("manifest.json cannot be read, the progress is rebuilt: %s", error, extra={"ref": str(ref)})
         return None

@@ -114,10 +114,12 @@ class KeyRecord:
     Args:
         upload: What the key's first request became.
         sha256: Digest of its body, hexadecimal.
+        options: ``options_digest`` of what it asked for; None in a record of an earlier release.
     """
 
     upload: str
     sha256: str
+    options: str | None = None
     schema: int = SCHEMA
 
 
@@ -336,6 +338,12 @@ def tiles_digest(tiles: Iterable[tuple[str, int, str]]) -> str:
     return hashlib.sha256("".join(f"{name} {size} {md5}\n" for name, size, md5 in sorted(tiles)).encode()).hexdigest()
 
 
+def options_digest(options: UploadOptions) -> str:
+    """SHA-256, hexadecimal, over the options that differ from the defaults: a release with a further option makes the same of them."""
+    chosen = {name: value for name, value in to_wire(options).items() if value != to_wire(UploadOptions())[name]}
+    return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()
+
+
 def timestamp(moment: datetime) -> str:
     """RFC 3339 in UTC with milliseconds, as in ``2026-01-31T09:30:00.250Z``."""
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
@@ -373,30 +381,34 @@ def from_json(kind: type[T], data: bytes | str) -> T:
 
     Raises:
         NewerSchema: The document's schema is newer than this release's.
-        ValueError: It is no such document.
+        ValueError: It is no such document; the message says why, and names no class.
     """
-    return from_wire(kind, json.loads(data))
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        msg = "it is not JSON"
+        raise ValueError(msg) from error
+    return from_wire(kind, document)
 
 
 def from_wire(kind: type[T], document: Any) -> T:
-    """Reads what ``to_wire`` made.
-
-    Raises:
-        NewerSchema: The document's schema is newer than this release's.
-        ValueError: It is no such document.
-    """
+    """Reads what ``to_wire`` made; raises like ``from_json``."""
     if not isinstance(document, Mapping):
-        msg = f"a {kind.__name__} is a JSON object"
+        msg = "it is not a JSON object"
         raise ValueError(msg)
     schema = document.get("schema", SCHEMA)
-    if not isinstance(schema, int) or schema > SCHEMA:
-        msg = f"{kind.__name__} has schema {schema}, this release reads up to {SCHEMA}"
+    if not isinstance(schema, int):
+        msg = "its schema is not a whole number"
+        raise ValueError(msg)
+    if schema > SCHEMA:
+        msg = f"it has schema {schema}, this release reads up to {SCHEMA}"
         raise NewerSchema(msg)
     hints, names = _fields(cast("type", kind))
+    values = {name: _read(wire, hints[name], document[wire]) for name, wire in names if wire in document}
     try:
-        return kind(**{name: _read(hints[name], document[wire]) for name, wire in names if wire in document})
+        return kind(**values)
     except TypeError as error:
-        msg = f"not a {kind.__name__}: {error}"
+        msg = f"it lacks one of the fields {', '.join(wire for name, wire in names if name not in values)}"
         raise ValueError(msg) from error
 
 
@@ -406,14 +418,42 @@ def _fields(kind: Any) -> tuple[dict[str, Any], tuple[tuple[str, str], ...]]:
     return typing.get_type_hints(kind), tuple((field.name, camel_case(field.name)) for field in fields(kind))
 
 
-def _read(hint: Any, value: Any) -> Any:
+_JSON_TYPES: dict[Any, tuple[type | tuple[type, ...], str]] = {
+    str: (str, "a text"),
+    int: (int, "a whole number"),
+    float: ((int, float), "a number"),
+    bool: (bool, "true or false"),
+    dict: (dict, "an object"),
+    tuple: (list, "a list"),
+}
+"""Of a field's type: what JSON makes of it, and how to call that."""
+
+
+def _read(name: str, hint: Any, value: Any) -> Any:
+    """The value of the field that the wire calls ``name``; raises like ``from_json``."""
     if typing.get_origin(hint) is types.UnionType:
-        return None if value is None else _read(typing.get_args(hint)[0], value)
-    if typing.get_origin(hint) is tuple:
-        item = typing.get_args(hint)[0]
-        return tuple(_read(item, element) for element in value)
+        return None if value is None else _read(name, typing.get_args(hint)[0], value)
+    kind = typing.get_origin(hint) or hint
+    if kind in _JSON_TYPES and not isinstance(value, _JSON_TYPES[kind][0]):
+        msg = f"its {name} is not {_JSON_TYPES[kind][1]}"
+        raise ValueError(msg)
+    if kind is tuple:
+        return tuple(_read(name, typing.get_args(hint)[0], element) for element in value)
     if isinstance(hint, type) and is_dataclass(hint):
         return from_wire(hint, value)
     if isinstance(hint, type) and issubclass(hint, Enum):
+        if value not in list(hint):
+            msg = f"its {name} is {str(value)[:80]!r}"
+            raise ValueError(msg)
         return hint(value)
+    if name.endswith("At") and not _is_time(value):
+        msg = f"its {name} is not a time"
+        raise ValueError(msg)
     return value
+
+
+def _is_time(text: str) -> bool:
+    try:
+        return datetime.fromisoformat(text).tzinfo is not None
+    except ValueError:
+        return False

@@ -19,11 +19,15 @@ Oddities of an S3 server:
 8. A server, or something before it, may say that it has written what it has not. So what others rely on is
    looked at: ``put_seen``, ``see_async``; of tiles a LIST tells.
 9. An answer may quote what was signed. Nothing of it but code and message goes on, and no such error is the cause of ours.
+
+What a library or a server says names paths, hosts and classes. It goes to the log, where a named error is made; the error itself says the
+object's key, and S3's code or the system's words for the number of an error.
 """
 
 import asyncio
 import ctypes
 import errno
+import logging
 import os
 import re
 import threading
@@ -33,17 +37,32 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypeVar
 from urllib.parse import unquote_to_bytes, urlsplit
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError, PermissionDeniedError, UnauthenticatedError
 from obstore.store import LocalStore, S3Store
 
-from activities.errors import ClockSkewed, NoSuchBucket, ObjectMissing, SiteLinkError, StorageDenied, StorageUnavailable
+from activities.errors import (
+    ClockSkewed,
+    DamagedRecord,
+    NewerSchema,
+    NoSuchBucket,
+    ObjectMissing,
+    SiteLinkError,
+    StorageDenied,
+    StorageUnavailable,
+)
+from activities.keys import upload_of
+from activities.records import from_json
 
 if TYPE_CHECKING:
     from obstore.store import S3Config
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 PART_BYTES = 8 << 20
 """Of every part of a streamed object but the last. S3 wants at least 5 MiB, R2 also wants them equal:
@@ -74,12 +93,19 @@ DENIED = frozenset(
     }
 )
 
-_REFUSED = re.compile(rf"\(os error (?:{errno.EACCES}|{errno.EPERM}|{errno.EROFS})\)")
-"""A directory's refusal to write has no class of its own: obstore raises GenericError, and only its text has the number."""
+_ERRNO = re.compile(r"\(os error ([0-9]+)\)")
+"""Most errors of a directory have no class of their own: obstore raises GenericError, and only its text has the number."""
+_REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 _CODE = re.compile(r"<Code>(\w+)</Code>|\(code: (\w+)\)")
 """In the answer's XML; the second is how obstore words the failure of one key in a bulk delete."""
 _MESSAGE = re.compile(r"<Message>([^<]*)</Message>")
+
+LEAST_FREE_BYTES = 64 << 20
+"""A disk with less is full: that is what a few sheets take, and less than most plans."""
+
+ROOM_KEY = "readyz"
+"""An empty object, written to see whether an S3 server still takes one."""
 
 _BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _PREFIX = re.compile(r"(?:[A-Za-z0-9._-]+(?:/[A-Za-z0-9._-]+)*)?")
@@ -232,7 +258,8 @@ class Bucket:
             self._root.mkdir(parents=True, exist_ok=True)
             self._store = LocalStore(self._root)
         except (OSError, BaseError) as error:
-            msg = f"the bucket directory {self._root} cannot be used: {error}"
+            msg = f"the bucket's directory, of SITELINK_BUCKET or SITELINK_DATA_DIR, cannot be used: {_system_words(error)}"
+            _log(str(self._root), str(error))
             raise StorageUnavailable(msg) from error
 
     def own_key(self, bucket: str, key: str) -> str | None:
@@ -283,6 +310,20 @@ class Bucket:
             result = await obstore.get_async(self._store, key)
             return StoredObject(_info(result.meta), bytes(await result.bytes_async()))
 
+    def get_record(self, kind: type[T], key: str) -> T:
+        """Reads a JSON object of ours.
+
+        Raises:
+            ObjectMissing: There is none.
+            UnreadableRecord: It is damaged, or of a newer schema.
+            BucketError: The bucket failed.
+        """
+        return read_record(kind, key, self.get(key).body)
+
+    async def get_record_async(self, kind: type[T], key: str) -> T:
+        """``get_record``, for an event loop."""
+        return read_record(kind, key, (await self.get_async(key)).body)
+
     def head(self, key: str) -> ObjectInfo:
         """Size and ETag of an object; raises like ``get``."""
         with self._named_errors(key), self._turn:
@@ -316,6 +357,31 @@ class Bucket:
         """``put``, for an event loop."""
         with self._named_errors(key):
             await obstore.put_async(self._store, key, body, use_multipart=False)
+
+    async def check_room(self, least_bytes: int = LEAST_FREE_BYTES) -> None:
+        """Looks whether the bucket takes more: a directory by the free bytes, inodes and state of its file system, an S3 server by a PUT.
+
+        Args:
+            least_bytes: A directory must have them free.
+
+        Raises:
+            BucketError: It takes nothing now.
+        """
+        if self._root is None:
+            await self.put_async(ROOM_KEY, b"")
+            return
+        with self._named_errors("its root"):
+            file_system = await asyncio.to_thread(os.statvfs, self._root)
+        if file_system.f_flag & os.ST_RDONLY or not os.access(self._root, os.W_OK | os.X_OK):
+            msg = "the bucket's directory may not be written"
+            raise StorageDenied(msg)
+        free_bytes = file_system.f_bavail * file_system.f_frsize
+        if free_bytes < least_bytes:
+            msg = f"the bucket's disk has {free_bytes:,} bytes free, {least_bytes:,} are wanted"
+            raise StorageUnavailable(msg)
+        if file_system.f_files and not file_system.f_favail:
+            msg = "the bucket's disk has no inode free"
+            raise StorageUnavailable(msg)
 
     def put_seen(self, key: str, body: bytes) -> None:
         """``put`` of what others rely on: on an S3 server it is looked at before it counts as written.
@@ -468,7 +534,7 @@ class Bucket:
         """
         if self._root is None:
             return
-        with self._named_errors(str(self._root)):
+        with self._named_errors("its root"):
             descriptor = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY)
             try:
                 if ctypes.CDLL(None, use_errno=True).syncfs(descriptor) != 0:
@@ -476,6 +542,22 @@ class Bucket:
                     raise OSError(code, os.strerror(code))
             finally:
                 os.close(descriptor)
+
+
+def read_record(kind: type[T], key: str, body: bytes) -> T:
+    """The record that is the object at ``key``.
+
+    Raises:
+        UnreadableRecord: It is damaged, or of a newer schema; the message names the key.
+    """
+    try:
+        return from_json(kind, body)
+    except NewerSchema as error:
+        msg = f"{key} cannot be read: {error}"
+        raise NewerSchema(msg) from error
+    except ValueError as error:
+        msg = f"{key} cannot be read: {error}"
+        raise DamagedRecord(msg) from error
 
 
 _WITHOUT_BODY = (FileNotFoundError, NotFoundError, PermissionDeniedError, UnauthenticatedError)
@@ -518,16 +600,21 @@ def named_s3_error(code: str, said: str, *, bucket: str, key: str) -> SiteLinkEr
         bucket: The bucket's name.
         key: What was asked for.
     """
-    what = f"{code}: {said}" if code else said
-    if code == "NoSuchBucket":
-        return NoSuchBucket(f"there is no bucket {bucket}")
     if code == "NoSuchKey":
         return ObjectMissing(f"no object {key}")
+    _log(key, f"{code}: {said}")
+    if code == "NoSuchBucket":
+        return NoSuchBucket(f"there is no bucket {bucket}")
     if code == "RequestTimeTooSkewed":
-        return ClockSkewed(f"the bucket refuses {key}, for the clock of this machine is wrong: {said}")
+        return ClockSkewed(f"the bucket refuses {key}, for the clock of this machine is wrong")
     if code in DENIED:
-        return StorageDenied(f"the bucket refuses {key}: {what}")
-    return StorageUnavailable(f"the bucket failed at {key}: {what}")
+        return StorageDenied(f"the bucket refuses {key}: {code}")
+    return StorageUnavailable(f"the bucket failed at {key}: {code or 'it gave no answer that says why'}")
+
+
+def _log(key: str, said: str) -> None:
+    ref = upload_of(key)
+    logger.warning("the bucket failed: %s", said, extra={"key": key, **({"ref": ref} if ref else {})})
 
 
 def not_written(what: str) -> StorageUnavailable:
@@ -558,13 +645,27 @@ def _code_and_message(error: BaseException) -> tuple[str, str]:
 
 
 def _named_directory_error(error: BaseException, root: Path | None, key: str) -> SiteLinkError:
-    if isinstance(error, FileNotFoundError | NotFoundError):
-        if root is not None and not root.is_dir():
-            return NoSuchBucket(f"the bucket directory {root} is gone")
+    is_missing = isinstance(error, FileNotFoundError | NotFoundError)
+    if is_missing and root is not None and root.is_dir():
         return ObjectMissing(f"no object {key}")
-    if isinstance(error, PermissionError | PermissionDeniedError | UnauthenticatedError) or _REFUSED.search(str(error)):
-        return StorageDenied(f"the bucket refuses {key}: {_first_line(error)}")
-    return StorageUnavailable(f"the bucket failed at {key}: {_first_line(error)}")
+    _log(key, _first_line(error))
+    if is_missing:
+        return NoSuchBucket("the bucket's directory is gone")
+    if isinstance(error, PermissionError | PermissionDeniedError | UnauthenticatedError) or _errno(error) in _REFUSALS:
+        return StorageDenied(f"the bucket refuses {key}: {_system_words(error)}")
+    return StorageUnavailable(f"the bucket failed at {key}: {_system_words(error)}")
+
+
+def _errno(error: BaseException) -> int | None:
+    if isinstance(error, OSError) and error.errno:
+        return error.errno
+    number = _ERRNO.search(str(error))
+    return int(number[1]) if number else None
+
+
+def _system_words(error: BaseException) -> str:
+    number = _errno(error)
+    return os.strerror(number) if number else "the log says why"
 
 
 def _info(meta: "obstore.ObjectMeta") -> ObjectInfo:

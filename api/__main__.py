@@ -81,6 +81,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    os.umask(0o077)  # plans are nobody else's business
     code = main()
     logging.shutdown()
     sys.stdout.flush()

@@ -3,7 +3,8 @@
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 from hashlib import sha256
 from http import HTTPStatus
@@ -32,10 +33,11 @@ from activities.errors import (
     SiteLinkError,
     StorageUnavailable,
     TemporalUnavailable,
+    UnreadableRecord,
     UploadNotFound,
 )
 from activities.keys import ID_PATTERN, PlanRef, UploadRef
-from activities.records import SheetStatus, UploadRecord, UploadStatus
+from activities.records import SheetStatus, UploadStatus
 from activities.storage import Bucket
 from api.addresses import is_loopback
 from api.events import Hub
@@ -46,7 +48,7 @@ from api.push import PATH as PUSH_PATH
 from api.push import Push
 from api.runs import QUERY_TIMEOUT_S, NoRun, Runs
 from api.settings import ApiSettings
-from api.status import Known, Status, full_document, list_entry
+from api.status import Known, Status, collection_path, full_document, list_entry
 from api.tiles import Tiles, is_unchanged
 from api.uploads import Uploads
 from api.verify import Verifier
@@ -57,6 +59,10 @@ logger = logging.getLogger(__name__)
 STATIC = Path(__file__).parent / "static"
 DEFAULT_LIMIT, MAX_LIMIT = 50, 200
 READS_AT_ONCE = 16
+
+HEALTH_PATHS = ("/livez", "/readyz")
+ROOM_S, NO_ROOM_S = 60.0, 5.0
+"""How long it is taken as known that the bucket takes a small object, or takes none. The one on S3 costs a PUT: 0.2 dollars a month."""
 
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
@@ -81,6 +87,7 @@ class Api:
         self._uploads = Uploads(bucket, self._status, self._runs, settings.max_file_bytes)
         self._tiles = Tiles(bucket, self._status)
         self._verifier = Verifier(bucket, self._status)
+        self._room: tuple[float, SiteLinkError | None] | None = None
         self._notices = Notices(bucket, self._status, self._runs, attempts=settings.events_attempts, gather_s=settings.events_gather_s)
         self._push = Push(self._notices, settings.events_secrets) if settings.events_secrets else None
 
@@ -124,13 +131,19 @@ class Api:
 
     async def list_uploads(self, request: Request) -> Response:
         """The plan's uploads, newest first."""
-        newest, limit = await self._newest(_plan(request)), _limit(request)
+        plan, limit, cursor = _plan(request), _limit(request), _cursor(request)
+        # The names of later uploads are greater: they begin the list, and what follows the cursor stays as it is.
+        newest = [ref for ref in await self._newest(plan) if cursor is None or ref.upload < cursor]
         entries: list[dict[str, object]] = []
         reader = _ListReader(self._status)
         while newest and len(entries) < limit:
             batch, newest = newest[: limit - len(entries)], newest[limit - len(entries) :]
             entries += [entry for entry in await asyncio.gather(*map(reader.entry, batch)) if entry is not None]
-        return JSONResponse({"uploads": entries}, headers={"Cache-Control": "no-cache"})
+            cursor = batch[-1].upload
+        headers = {"Cache-Control": "no-cache"}
+        if newest:
+            headers["Link"] = f'<{collection_path(plan)}?cursor={cursor}&limit={limit}>; rel="next"'
+        return JSONResponse({"uploads": entries, "nextCursor": cursor if newest else None}, headers=headers)
 
     async def _newest(self, plan: PlanRef) -> list[UploadRef]:
         """What may be an upload of the plan, newest first."""
@@ -141,17 +154,13 @@ class Api:
     async def show(self, request: Request) -> Response:
         """The whole progress of an upload."""
         ref = _upload(request)
-        known, record = await self._known(ref)
-        body = json.dumps(full_document(ref, record, known), ensure_ascii=False, separators=(",", ":")).encode()
+        known = await self._status.explained(ref, await self._status.read(ref))
+        body = json.dumps(full_document(ref, known), ensure_ascii=False, separators=(",", ":")).encode()
         etag = f'"{sha256(body).hexdigest()[:32]}"'
         headers = {"Cache-Control": "no-cache", "ETag": etag}
         if is_unchanged(request, etag):
             return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
         return Response(body, headers=headers, media_type="application/json")
-
-    async def _known(self, ref: UploadRef) -> tuple[Known, UploadRecord]:
-        known = await self._status.explained(ref, await self._status.read(ref))
-        return known, await self._status.record(ref)
 
     async def events(self, request: Request) -> Response:
         """The progress of an upload as it happens."""
@@ -164,11 +173,13 @@ class Api:
     async def cancel(self, request: Request) -> Response:
         """Ends an upload that is not done; asking twice is no error."""
         ref = _upload(request)
-        await self._status.record(ref)
+        await self._status.check(ref)
         try:
             await self._runs.cancel(ref)
         except NoRun:
             known = await self._status.read(ref)  # an accepted upload that never ran is started by this
+            if known.unreadable is not None:
+                raise known.unreadable from None
             if not known.certain:
                 raise TemporalUnavailable(known.snapshot.warning) from None
             if known.final is None:
@@ -190,26 +201,32 @@ class Api:
         ref, options = _upload(request), Reconcile(deep=_flag(request, "deep"))
         if _flag(request, "dryRun"):
             return await self._verifier.respond(ref, deep=options.deep)
-        await self._status.record(ref)
+        await self._status.check_readable(ref)
         await self._runs.reopen(ref, "force_reconcile", options)
         return _accepted(ref)
 
     async def reconcile_plan(self, request: Request) -> Response:
-        """The same for every upload of a plan."""
+        """The same for every upload of a plan; one of which a record cannot be read is passed over, and named."""
         plan, options = _plan(request), Reconcile(deep=_flag(request, "deep"))
         slots = asyncio.Semaphore(READS_AT_ONCE)
+
+        passed_over: list[dict[str, str]] = []
 
         async def reopen(ref: UploadRef) -> str | None:
             async with slots:
                 try:
-                    await self._status.record(ref)
+                    await self._status.check_readable(ref)
                 except UploadNotFound:
+                    return None
+                except UnreadableRecord as error:
+                    passed_over.append({"ref": str(ref), "type": error.type, "detail": str(error)})
                     return None
                 await self._runs.reopen(ref, "force_reconcile", options)
             return str(ref)
 
         refs = [ref for ref in await asyncio.gather(*map(reopen, await self._newest(plan))) if ref]
-        return JSONResponse({"plan": str(plan), "refs": refs}, HTTPStatus.ACCEPTED, {"Cache-Control": "no-store"})
+        body = {"plan": str(plan), "refs": refs, "passedOver": passed_over}
+        return JSONResponse(body, HTTPStatus.ACCEPTED, {"Cache-Control": "no-store"})
 
     async def delete(self, request: Request) -> Response:
         """Removes an upload and all its sheets for good; asking twice is no error."""
@@ -246,6 +263,8 @@ class Api:
 
     async def _check_sheet(self, ref: UploadRef, sheet: int) -> Known:
         known = await self._status.read(ref)
+        if known.unreadable is not None:
+            raise known.unreadable
         total = known.snapshot.total_pages
         if known.certain and (total or known.final is not None) and sheet > total:
             msg = f"there is no sheet {sheet:,}, the upload has {total:,}"
@@ -266,7 +285,7 @@ class Api:
         return PlainTextResponse("ok\n", headers={"Cache-Control": "no-store"})
 
     async def ready(self, _: Request) -> Response:
-        """Temporal and the bucket answer, too."""
+        """Temporal and the bucket answer, too, and the bucket has room."""
         failures = [error for error in await asyncio.gather(self._temporal_failure(), self._bucket_failure()) if error]
         if failures:
             raise type(failures[0])("; ".join(str(error) for error in failures))
@@ -278,19 +297,30 @@ class Api:
         except TemporalUnavailable as error:
             return error
         except NoRun as error:
-            return TemporalUnavailable(f"Temporal's frontend does not answer: {error.__cause__}")
+            logger.warning("Temporal's frontend does not answer: %s", error.__cause__)
+            return TemporalUnavailable("Temporal's frontend does not answer")
         return None
 
     async def _bucket_failure(self) -> SiteLinkError | None:
+        if failure := await self._failure_of(self._bucket.head_async("readyz")):
+            return failure
+        now = time.monotonic()
+        if self._room is None or now - self._room[0] >= (NO_ROOM_S if self._room[1] else ROOM_S):
+            # What comes meanwhile takes the earlier answer: there is one probe at a time.
+            self._room = now, self._room[1] if self._room else None
+            self._room = now, await self._failure_of(self._bucket.check_room())
+        return self._room[1]
+
+    async def _failure_of(self, asking: Awaitable[object]) -> SiteLinkError | None:
         try:
             async with asyncio.timeout(QUERY_TIMEOUT_S):
-                await self._bucket.head_async("readyz")
-        except ObjectMissing:
-            return None
+                await asking
         except BucketError as error:
             return error
         except TimeoutError:
             return StorageUnavailable(f"the bucket did not answer within {QUERY_TIMEOUT_S:g} s")
+        except ObjectMissing:
+            pass
         return None
 
     async def page(self, _: Request) -> Response:
@@ -311,11 +341,10 @@ class _ListReader:
         async with self._slots:
             try:
                 known = await self._status.read(ref, ask=self._ask, patience_s=0)
-                record = await self._status.record(ref)
             except UploadNotFound:
                 return None
-        self._ask = self._ask and known.certain
-        return list_entry(ref, record, known)
+        self._ask = self._ask and (known.certain or known.unreadable is not None)
+        return list_entry(ref, known)
 
 
 class Guard:
@@ -327,13 +356,13 @@ class Guard:
     Args:
         app: What is guarded.
         host: The name it is reached as.
-        signed: Paths that let in nothing without a signature, under any name and from anywhere.
+        unguarded: Paths that answer under any name, or none, and to anybody: health checks, and what lets in nothing without a signature.
     """
 
-    def __init__(self, app: ASGIApp, host: str, signed: frozenset[str] = frozenset()) -> None:
+    def __init__(self, app: ASGIApp, host: str, unguarded: Collection[str] = ()) -> None:
         self._app = app
         self._host = host
-        self._signed = signed
+        self._unguarded = unguarded
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes the request on, or answers with a problem."""
@@ -351,7 +380,7 @@ class Guard:
                 headers.setdefault("Cache-Control", "no-cache")
             await send(message)
 
-        error = None if scope["path"] in self._signed else self._refusal(scope["method"], Headers(scope=scope))
+        error = None if scope["path"] in self._unguarded else self._refusal(scope["method"], Headers(scope=scope))
         app: ASGIApp = self._app if error is None else named_problem(error, scope["path"])
         await app(scope, receive, send_guarded)
 
@@ -388,7 +417,7 @@ def create_app(bucket: Bucket, connect: Callable[[], Awaitable[Client]], setting
         routes=api.routes(),
         middleware=[
             Middleware(AboutRequests),
-            Middleware(Guard, host=settings.host, signed=frozenset({PUSH_PATH} if settings.events_secrets else ())),
+            Middleware(Guard, host=settings.host, unguarded=(*HEALTH_PATHS, *([PUSH_PATH] if settings.events_secrets else []))),
         ],
         exception_handlers=HANDLERS,
         lifespan=api.lifespan,
@@ -429,6 +458,14 @@ def _limit(request: Request) -> int:
         msg = f"limit is {text[:80]!r}, it must be a whole number from 1 to {MAX_LIMIT}"
         raise InvalidRequest(msg)
     return min(int(text), MAX_LIMIT)
+
+
+def _cursor(request: Request) -> str | None:
+    text = request.query_params.get("cursor")
+    if text is not None and not ID_PATTERN.fullmatch(text):
+        msg = f"cursor is {text[:80]!r}, it must be the nextCursor of an answer"
+        raise InvalidRequest(msg)
+    return text
 
 
 def _flag(request: Request, name: str) -> bool:

@@ -23,9 +23,9 @@ from api.client import (
     Server,
     Unavailable,
     WrongUse,
+    named,
     plan_path,
     upload_path,
-    uploads_path,
 )
 from api.streams import abandon_stdout, prepare_streams
 from api.views import (
@@ -64,7 +64,8 @@ exit codes:
   0    the upload is complete. From status: complete, or still running; from list, cancel, reconcile, retry and delete: the server agreed;
        from verify and reconcile --dry-run: nothing is wrong; from events: every one could be read
   1    the upload is partial, failed or cancelled, or the server refused the file or the request;
-       from verify and reconcile --dry-run: something is wrong; from events: some are kept aside
+       from verify and reconcile --dry-run: something is wrong; from events: some are kept aside;
+       from reconcile of a plan: some uploads were passed over, for a record of theirs cannot be read
   2    wrong use: a malformed REF, a missing file, an option out of its range
   3    the server was not reached; with --bucket, the bucket
   4    stdout is closed or full; an accepted upload goes on
@@ -228,7 +229,7 @@ def status_command(server: Server, arguments: argparse.Namespace) -> int:
     progress = Tally()
     progress.apply(document)
     print(arguments.ref)
-    say(f"  {document['fileName']}, {file_size(document['sizeBytes'])}, {document['createdAt']}")
+    say(f"  {document['fileName'] or '?'}, {file_size(document['sizeBytes'])}, {document['createdAt']}")
     say(f"  {progress.summary()}")
     if forecast := progress.forecast:
         say(f"  {forecast}")
@@ -260,12 +261,15 @@ def reconcile_command(server: Server, arguments: argparse.Namespace) -> int:
         return _dry_run(server, arguments)
     path = upload_path(target) if isinstance(target, UploadRef) else plan_path(target)
     answer = server.request("POST", f"{path}/reconcile", deep=arguments.deep)
+    passed_over = answer.get("passedOver", ())
     if arguments.json:
         print_json("accepted", answer)
-        return COMPLETE
+        return NOT_COMPLETE if passed_over else COMPLETE
     for ref in [target] if isinstance(target, UploadRef) else answer["refs"]:
         print(f"asked to reconcile: sitelink watch {ref}")
-    return COMPLETE
+    for upload in passed_over:
+        say(f"passed over {upload['ref']}: {named(upload['type'], upload['detail'])}", sys.stderr)
+    return NOT_COMPLETE if passed_over else COMPLETE
 
 
 def _dry_run(server: Server, arguments: argparse.Namespace) -> int:
@@ -281,7 +285,7 @@ def _named_report(report: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _uploads_of(server: Server, plan: PlanRef) -> list[UploadRef]:
-    return [UploadRef.parse(upload["ref"]) for upload in server.request("GET", f"{uploads_path(plan)}?limit=200")["uploads"]]
+    return [UploadRef.parse(upload["ref"]) for upload in server.uploads(plan)]
 
 
 def delete_command(server: Server, arguments: argparse.Namespace) -> int:
@@ -344,13 +348,15 @@ def _show_reports(reports: Iterable[Mapping[str, Any]], arguments: argparse.Name
 
 def list_command(server: Server, arguments: argparse.Namespace) -> int:
     """``sitelink list``: newest first."""
-    for upload in server.request("GET", uploads_path(arguments.plan))["uploads"]:
+    for upload in server.uploads(arguments.plan):
         if arguments.json:
             print_json("upload", upload)
             continue
         counted = f"{upload['completedPages']:,}/{upload['totalPages']:,}"
         size = file_size(upload["sizeBytes"])
-        say(f"{upload['ref']}  {upload['createdAt']}  {upload['status']:<10}  {counted:>9}  {size:>9}  {upload['fileName']}")
+        say(f"{upload['ref']}  {upload['createdAt']}  {upload['status']:<10}  {counted:>9}  {size:>9}  {upload['fileName'] or '?'}")
+        if upload.get("warning"):
+            say(f"  warning: {upload['warning']}")
     return COMPLETE
 
 

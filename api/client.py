@@ -30,6 +30,9 @@ CHUNK_BYTES = 256 * 1024
 SILENCE_S = 45
 """Three of the server's heartbeats: a stream that is silent for longer is dead."""
 
+PAGE = 200
+"""Uploads that are asked for at once, the most that the server gives."""
+
 VERIFY_SILENCE_S = 600
 """The server sends the report of each sheet when it has it; with many tiles to read back, one may take minutes."""
 
@@ -260,10 +263,20 @@ class Server:
         """The address of the upload's page."""
         return f"{self.url}/?ref={ref}"
 
-    def request(self, method: str, path: str, **params: bool) -> dict[str, Any]:
+    def request(self, method: str, path: str, **params: bool | int | str) -> dict[str, Any]:
         """Sends a request without a body; the JSON object that answers it."""
         with self._named_errors():
             return self._answer(self._client.request(method, path, params=params))
+
+    def uploads(self, plan: PlanRef) -> Iterator[dict[str, Any]]:
+        """A plan's uploads, newest first, asked for page by page."""
+        cursor = ""
+        while True:
+            answer = self.request("GET", uploads_path(plan), limit=PAGE, **({"cursor": cursor} if cursor else {}))
+            yield from answer["uploads"]
+            cursor = answer.get("nextCursor") or ""
+            if not cursor:
+                return
 
     def verify(self, ref: UploadRef, *, deep: bool) -> Iterator[dict[str, Any]]:
         """Asks whether the bucket holds all that it should: the report of each sheet, then the upload's."""
@@ -343,13 +356,24 @@ class Server:
         try:
             yield
         except httpx.TransportError as error:
-            reason = str(error) or type(error).__name__
+            reason = _reason(error)
             if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.ProxyError):
                 hint = "`make run` starts a server here, SITELINK_URL names another"
                 msg = f"server not reached: nothing answers at {self.url} ({reason}). {hint}"
                 raise NotReached(msg, connected=False) from error
             msg = f"the connection to {self.url} broke ({reason})"
             raise NotReached(msg, connected=True) from error
+
+
+def _reason(error: BaseException) -> str:
+    """Why a connection failed, in the system's words where it has some; a library's own are not for people."""
+    causes, cause = list[BaseException](), error.__cause__ or error.__context__
+    while cause is not None and cause not in causes:
+        causes.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    said = [getattr(cause, "verify_message", None) or cause.strerror for cause in causes if isinstance(cause, OSError)]
+    silent = "Timeout" in type(error).__name__
+    return next(filter(None, said), "no answer in time" if silent else "it ended early")
 
 
 def plan_path(plan: PlanRef) -> str:

@@ -33,6 +33,8 @@ SEND_TIMEOUT_S = 30.0
 """A client that takes nothing for longer is cut off; it comes back by itself when it can."""
 POLL_S = 1.0
 MAX_POLL_S = 5.0
+LONGEST_PAUSE_S = 30.0
+"""Between the failures of a watcher that nobody foresaw: such as a change that this release cannot read, while processes are replaced."""
 POLLING_S = 60.0
 """How long the query is used alone after an update was found not to deliver."""
 REASK_S = 0.05
@@ -96,7 +98,26 @@ class Watcher:
         self._publish(self.snapshot, gone=True)
 
     async def run(self) -> None:
-        """Watches until the run is over or this task is cancelled; no failure ends it."""
+        """Watches until the run is over or this task is cancelled; no failure ends it, not even one that nobody foresaw."""
+        pause_s = POLL_S
+        while not self.is_over:
+            version = self.snapshot.version if self.snapshot else None
+            try:
+                await self._watch()
+            except Exception:
+                if self.snapshot is not None and self.snapshot.version != version:
+                    pause_s = POLL_S
+                logger.exception("a watcher failed, it begins again", extra={"ref": str(self.ref), "pause_s": pause_s})
+                self._doubt("the server's log says why")
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+    def _doubt(self, why: object) -> None:
+        """What was known last still stands, with a warning."""
+        if self.snapshot is not None:
+            self._publish(replace(self.snapshot, warning=f"this may not be the latest state: {why}"), certain=False)
+
+    async def _watch(self) -> None:
         pause_s = POLL_S
         polling_until = 0.0
         overdue = False
@@ -124,9 +145,8 @@ class Watcher:
         except UploadNotFound:
             self.end()
             return None
-        except (SiteLinkError, ValueError) as error:  # the bucket fails, or holds what cannot be read, or only by a newer release
-            if self.snapshot is not None:
-                self._publish(replace(self.snapshot, warning=f"this may not be the latest state: {error}"), certain=False)
+        except SiteLinkError as error:  # the bucket fails
+            self._doubt(error)
             return None
         if not known.certain and (self.snapshot is None or known.snapshot.version >= self.snapshot.version):
             self._publish(known.snapshot, certain=False)
@@ -206,7 +226,7 @@ class Hub:
         """
         after = _last_event_id(request)
         try:
-            await self._status.record(ref)
+            await self._status.check(ref)
         except BucketError as error:
             logger.warning("opens a stream before the bucket answers", extra={"ref": str(ref), "problem": str(error)})
         watcher = self.subscribe(ref)

@@ -23,9 +23,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from activities.errors import BucketError, ObjectMissing, SiteLinkError, StorageUnavailable, Terminated, UploadNotFound
+from activities.errors import BucketError, ObjectMissing, SiteLinkError, StorageUnavailable, Terminated, UnreadableRecord, UploadNotFound
 from activities.keys import UNREADABLE_EVENTS_PREFIX, UploadRef, sheet_of_descriptor, unreadable_event
-from activities.records import SCHEMA, SheetStatus, from_json, timestamp, to_json, to_wire
+from activities.records import SCHEMA, SheetStatus, timestamp, to_json, to_wire
 from activities.storage import Bucket
 from api.runs import Runs
 from api.settings import DEFAULT_EVENTS_ATTEMPTS, EVENTS_GATHER_S
@@ -213,7 +213,10 @@ class Notices:
         return None
 
     async def _tell(self, ref: UploadRef, sheets: Iterable[int]) -> None:
-        progress = (await self._status.read(ref)).snapshot
+        known = await self._status.read(ref)
+        if known.unreadable is not None:
+            raise known.unreadable
+        progress = known.snapshot
         if progress.reason == Terminated.__name__:
             # A run that somebody ended goes on when somebody asks for it, not because a late writer was heard of.
             logger.info("events of an upload whose run was ended", extra={"ref": str(ref)})
@@ -258,6 +261,6 @@ def unreadable_events(bucket: Bucket) -> list[dict[str, object]]:
     kept: list[dict[str, object]] = []
     for info in newest:
         # What somebody has just removed, or put there himself, is none of them.
-        with suppress(ObjectMissing, ValueError):
-            kept.append({"key": info.key, **to_wire(from_json(UnreadableEvent, bucket.get(info.key).body))})
+        with suppress(ObjectMissing, UnreadableRecord):
+            kept.append({"key": info.key, **to_wire(bucket.get_record(UnreadableEvent, info.key))})
     return kept

@@ -1,5 +1,6 @@
 """The command line's half of the bucket, for when there is no server. Imported only then, for the bucket's library takes its time."""
 
+import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -19,6 +20,7 @@ def verify_bucket(ref: UploadRef, environ: Mapping[str, str], *, deep: bool) -> 
         NotReached: The bucket failed.
         Refused: There is no such upload.
     """
+    logging.getLogger("activities").addHandler(logging.NullHandler())  # what libraries say is not for who runs a command
     try:
         settings = BucketSettings.from_env(environ)
         if not settings.is_s3 and not settings.directory.is_dir():

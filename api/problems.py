@@ -31,6 +31,7 @@ STATUS: dict[type[errors.SiteLinkError], int] = {
     errors.ForeignHost: 421,
     errors.ForeignOrigin: 403,
     errors.BadSignature: 401,
+    errors.UnreadableRecord: 409,
     errors.BucketError: 503,
     errors.TemporalUnavailable: 503,
     errors.SiteLinkError: 500,

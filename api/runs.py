@@ -8,6 +8,7 @@ Oddities, all on purpose:
 """
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -25,12 +26,14 @@ from temporalio.client import (
 from temporalio.common import QueryRejectCondition
 from temporalio.service import RPCError, RPCStatusCode
 
-from activities.errors import TemporalUnavailable
+from activities.errors import TemporalUnavailable, is_named
 from activities.keys import UploadRef
 from activities.records import Snapshot
 from workflows import client as starter
 from workflows.messages import ProgressAfter, Reconcile, SheetNumbers
 from workflows.upload import ProcessUpload
+
+logger = logging.getLogger(__name__)
 
 QUERY_TIMEOUT_S = 2.0
 UPDATE_TIMEOUT_S = 25.0
@@ -93,7 +96,8 @@ class Runs:
         except WorkflowQueryRejectedError as error:
             raise RunClosed(error.status) from error
         except WorkflowQueryFailedError as error:
-            msg = f"the upload's workflow does not answer: {error.message}"
+            logger.warning("a workflow does not answer: %s", error.message, extra={"ref": str(ref)})
+            msg = "the upload's workflow does not answer; the log says why"
             raise TemporalUnavailable(msg) from error
 
     async def progress_after(self, ref: UploadRef, version: int, update_id: str) -> Snapshot | None:
@@ -219,9 +223,12 @@ class Runs:
 
 
 def _sentence(activity: PendingActivityInfo) -> str:
-    failure = activity.last_failure
-    name = failure.application_failure_info.type or activity.activity_type.name
-    return f"{name}: {failure.message[:300]} (attempt {activity.attempt})"
+    failure, attempt = activity.last_failure, f"(attempt {activity.attempt})"
+    name = failure.application_failure_info.type
+    if is_named(name):
+        return f"{name}: {failure.message[:300]} {attempt}"
+    # Whatever it is, it speaks of a machine's insides: a library's error, or one of Temporal, such as a missed heartbeat.
+    return f"{activity.activity_type.name} failed; Temporal's UI and the worker's log say why {attempt}"
 
 
 @asynccontextmanager
@@ -249,4 +256,6 @@ def _silence() -> TemporalUnavailable:
 
 
 def _unavailable(error: BaseException | None) -> TemporalUnavailable:
-    return TemporalUnavailable(f"Temporal does not answer: {error}")
+    logger.warning("Temporal does not answer: %s", error)
+    code = f": {error.status.name}" if isinstance(error, RPCError) else ""
+    return TemporalUnavailable(f"Temporal does not answer{code}")

@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 
 from temporalio.client import WorkflowExecutionStatus
 
-from activities.errors import BucketError, ObjectMissing, TemporalUnavailable, Terminated, UploadNotFound
+from activities.errors import BucketError, ObjectMissing, TemporalUnavailable, Terminated, UnreadableRecord, UploadNotFound
 from activities.keys import PlanRef, UploadRef, sheet_numbers
 from activities.records import (
     SheetRecord,
@@ -21,13 +21,12 @@ from activities.records import (
     Snapshot,
     UploadRecord,
     UploadStatus,
-    from_json,
     milliseconds,
     timestamp,
     to_json,
     to_wire,
 )
-from activities.storage import Bucket
+from activities.storage import Bucket, read_record
 from api.runs import NoRun, RunClosed, Runs
 from workflows.broken_off import BROKEN_OFF, broken_off
 from workflows.progress import ready_sheet
@@ -49,6 +48,8 @@ SHEETS_AT_ONCE = 16
 
 WORTH_A_WARNING = 3
 """Tries after which a failing activity is worth a warning."""
+
+_LONG_AGO = datetime.fromtimestamp(0, UTC)
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -87,11 +88,15 @@ class Known:
         snapshot: Its progress.
         final: The document that ends its event stream, once the run is over: ``manifest.json``, byte for byte.
         certain: Whether its run, or Temporal and the bucket, said so just now.
+        record: ``upload.json``; None when that cannot be read.
+        unreadable: A record of it cannot be read: the snapshot is what the others tell, with a warning.
     """
 
     snapshot: Snapshot
     final: bytes | None = None
     certain: bool = True
+    record: UploadRecord | None = None
+    unreadable: UnreadableRecord | None = None
 
 
 class Status:
@@ -114,6 +119,7 @@ class Status:
 
         Raises:
             UploadNotFound: The upload was never accepted or is marked deleted.
+            UnreadableRecord: It was accepted, and that is all that can be told.
             BucketError: The bucket failed and nothing is remembered.
         """
         if self._deleted.get(ref):
@@ -134,10 +140,20 @@ class Status:
 
     async def _read_record(self, ref: UploadRef) -> UploadRecord:
         try:
-            return from_json(UploadRecord, (await self._bucket.get_async(ref.record)).body)
+            return await self._bucket.get_record_async(UploadRecord, ref.record)
         except ObjectMissing as error:
             msg = f"there is no upload {ref}"
             raise UploadNotFound(msg) from error
+
+    async def check(self, ref: UploadRef) -> None:
+        """Returns if there is such an upload; raises like ``record``, but not for one that cannot be read."""
+        with suppress(UnreadableRecord):
+            await self.record(ref)
+
+    async def check_readable(self, ref: UploadRef) -> None:
+        """Returns if the upload's run may be started again; raises like ``record`` and ``manifest``."""
+        await self.record(ref)
+        await self.manifest(ref)
 
     async def mark_deleted(self, ref: UploadRef) -> None:
         """From now on the upload is not found, here at once and by other processes within 2 seconds; once more is no error.
@@ -159,13 +175,14 @@ class Status:
         """``manifest.json`` and its bytes, if a run has ended.
 
         Raises:
+            UnreadableRecord: It cannot be read.
             BucketError: The bucket failed.
         """
         try:
             body = (await self._bucket.get_async(ref.manifest)).body
         except ObjectMissing:
             return None
-        return from_json(Snapshot, body), body
+        return read_record(Snapshot, ref.manifest, body), body
 
     def remember(self, ref: UploadRef, snapshot: Snapshot) -> None:
         """Keeps a progress for the time when nobody answers."""
@@ -173,6 +190,8 @@ class Status:
 
     async def read(self, ref: UploadRef, *, ask: bool = True, patience_s: float = LOAD_S) -> Known:
         """The progress of an upload; starts its workflow if it was accepted and has no run.
+
+        A record that cannot be read is a warning, and nothing is started then: what it says could be a reason not to.
 
         Args:
             ref: The upload.
@@ -183,16 +202,20 @@ class Status:
             UploadNotFound: The upload was never accepted or is marked deleted.
             BucketError: The bucket failed and is needed for the answer.
         """
-        record = await self.record(ref)
+        record: UploadRecord | None = None
         try:
-            if not ask:
-                msg = "Temporal did not answer a moment ago"
-                raise TemporalUnavailable(msg)
-            known = await self._ask(ref, record, patience_s)
-        except TemporalUnavailable as error:
-            return await self._unanswered(ref, record, error, ask=ask)
+            record = await self.record(ref)
+            try:
+                if not ask:
+                    msg = "Temporal did not answer a moment ago"
+                    raise TemporalUnavailable(msg)
+                known = await self._ask(ref, record, patience_s)
+            except TemporalUnavailable as error:
+                return replace(await self._unanswered(ref, record, error, ask=ask), record=record)
+        except UnreadableRecord as error:
+            return await self._unreadable(ref, record, error, ask=ask)
         self.remember(ref, known.snapshot)
-        return known
+        return replace(known, record=record)
 
     async def _ask(self, ref: UploadRef, record: UploadRecord, patience_s: float) -> Known:
         try:
@@ -245,20 +268,28 @@ class Status:
         return sheet_numbers(names)
 
     async def _with_committed(self, ref: UploadRef, snapshot: Snapshot, begun: list[int]) -> Snapshot:
-        """The same with the sheets that the bucket holds. How many pages there are is not known before the run has counted them."""
+        """The same with the sheets that the bucket holds. How many pages there are is not known before the run has counted them.
+
+        A sheet whose record cannot be read is not among them.
+        """
         turns = asyncio.Semaphore(SHEETS_AT_ONCE)
+        unreadable: list[str] = []
 
         async def read(number: int) -> SheetState | None:
             async with turns:
                 try:
                     await self._bucket.head_async(ref.descriptor(number))
-                    sheet = from_json(SheetRecord, (await self._bucket.get_async(ref.sheet_record(number))).body)
+                    sheet = await self._bucket.get_record_async(SheetRecord, ref.sheet_record(number))
                 except ObjectMissing:
+                    return None
+                except UnreadableRecord as error:
+                    unreadable.append(str(error))
                     return None
             return ready_sheet(SheetState(number, SheetStatus.PENDING, snapshot.version), sheet)
 
         sheets = tuple(filter(None, await asyncio.gather(*map(read, begun))))
-        return replace(snapshot, completed_pages=len(sheets), sheets=sheets)
+        warning = f"{len(unreadable):,} sheets are not counted: {min(unreadable)}" if unreadable else snapshot.warning
+        return replace(snapshot, completed_pages=len(sheets), sheets=sheets, warning=warning)
 
     async def _broken_off(self, ref: UploadRef, status: WorkflowExecutionStatus | None, ended: tuple[Snapshot, bytes] | None) -> Known:
         """A run that an operator ended; a manifest that is older than the run was written by one before it."""
@@ -274,6 +305,23 @@ class Status:
         if last.reason != Terminated.__name__:
             last = broken_off(last, status, moment)
         return Known(last, to_json(last))
+
+    async def _unreadable(self, ref: UploadRef, record: UploadRecord | None, error: UnreadableRecord, *, ask: bool) -> Known:
+        """The newest of what its run says, of what is remembered and of what the bucket holds, without the record that cannot be read."""
+        candidates = [self._snapshots.get(ref)]
+        with suppress(UnreadableRecord):
+            ended = await self.manifest(ref)
+            candidates.append(ended[0] if ended else None)
+        if ask:
+            with suppress(NoRun, RunClosed, TemporalUnavailable):
+                candidates.append(await self._runs.progress(ref))
+        told = [snapshot for snapshot in candidates if snapshot and not is_unloaded(snapshot)]
+        newest = max(told, key=lambda snapshot: snapshot.version, default=None)
+        if newest is None:
+            began = Snapshot(UploadStatus.QUEUED, 0, record.created_at if record else timestamp(ref.made_at or _LONG_AGO))
+            newest = await self._with_committed(ref, began, await self._begun(ref))
+        warning = f"this may not be the latest state: {error}"
+        return Known(replace(newest, warning=warning), certain=False, record=record, unreadable=error)
 
     async def _times(self, ref: UploadRef) -> tuple[datetime, datetime]:
         try:
@@ -348,29 +396,30 @@ def links(ref: UploadRef) -> dict[str, str]:
     return {"self": address, "events": f"{address}/events", "page": f"/?ref={ref}"}
 
 
-def describe(ref: UploadRef, record: UploadRecord) -> dict[str, Any]:
-    """What ``upload.json`` tells about an upload, on the wire."""
+def describe(ref: UploadRef, record: UploadRecord | None) -> dict[str, Any]:
+    """What ``upload.json`` tells about an upload, on the wire; name and size are null when it cannot be read."""
     return {
         "ref": str(ref),
         "upload": ref.upload,
-        "fileName": record.file_name,
-        "sizeBytes": record.size_bytes,
-        "createdAt": record.created_at,
+        "fileName": record.file_name if record else None,
+        "sizeBytes": record.size_bytes if record else None,
+        "createdAt": record.created_at if record else timestamp(ref.made_at or _LONG_AGO),
         "links": links(ref),
     }
 
 
-def full_document(ref: UploadRef, record: UploadRecord, known: Known) -> dict[str, Any]:
+def full_document(ref: UploadRef, known: Known) -> dict[str, Any]:
     """The whole progress with what ``upload.json`` tells."""
-    return {**to_wire(known.snapshot), **describe(ref, record)}
+    return {**to_wire(known.snapshot), **describe(ref, known.record)}
 
 
-def list_entry(ref: UploadRef, record: UploadRecord, known: Known) -> dict[str, Any]:
+def list_entry(ref: UploadRef, known: Known) -> dict[str, Any]:
     """One line of a plan's list."""
     snapshot = known.snapshot
     return {
-        **describe(ref, record),
+        **describe(ref, known.record),
         "status": snapshot.status.value,
+        "warning": snapshot.warning,
         "progress": snapshot.progress,
         "completedPages": snapshot.completed_pages,
         "totalPages": snapshot.total_pages,

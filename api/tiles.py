@@ -59,7 +59,7 @@ class Tiles:
             ObjectMissing: It has no such object.
             BucketError: The bucket failed.
         """
-        await self._status.record(ref)
+        await self._status.check(ref)
         key, media_type, cache = find_object(ref, path)
         stored = await self._bucket.get_async(key)
         headers = {"Cache-Control": cache}

@@ -19,12 +19,10 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 from datetime import UTC, datetime
-from email.message import Message
 from http import HTTPStatus
 
 from python_multipart import MultipartParser
 from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import parse_options_header
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -35,11 +33,13 @@ from activities.errors import (
     InvalidRequest,
     NotAPdf,
     ObjectMissing,
+    StorageUnavailable,
     TemporalUnavailable,
 )
 from activities.keys import PlanRef, UploadRef
-from activities.records import KeyRecord, UploadOptions, UploadRecord, UploadStatus, camel_case, from_json, timestamp, to_json
+from activities.records import KeyRecord, UploadOptions, UploadRecord, UploadStatus, camel_case, options_digest, timestamp, to_json
 from activities.storage import Bucket
+from api.headers import file_name, parameters
 from api.runs import Runs
 from api.status import Status, links
 
@@ -52,6 +52,8 @@ FORM_OVERHEAD_BYTES = 64 << 10
 HEADER_WINDOW = 1024
 """``%PDF-`` must begin and end within this many bytes: PDF 1.7, appendix H, note 13."""
 CHUNK_BYTES = 1 << 20
+CLAIM_TRIES = 5
+"""How often a key's record may be removed by a deletion between the attempt to create it and the look at it."""
 IDLE_TIMEOUT_S = 60.0
 """A sender that is silent for longer has gone, whatever its connection says."""
 
@@ -88,16 +90,20 @@ class IncomingFile:
         self._idle_timeout_s = idle_timeout_s
         self._digest = hashlib.sha256()
         self.size_bytes = 0
-        kind, parameters = parse_options_header(request.headers.get("content-type"))
-        self._boundary = parameters.get(b"boundary")
-        self._is_form = kind == b"multipart/form-data"
+        if "content-range" in request.headers:
+            msg = "Content-Range: a part of a file is no upload, send the whole file in one request"
+            raise InvalidRequest(msg)
+        kind, options = parameters("Content-Type", _raw(request, "content-type") or b"")
+        self._boundary = options.get("boundary", "")
+        self._is_form = kind == "multipart/form-data"
         if self._is_form and not self._boundary:
             msg = "the form's Content-Type has no boundary"
             raise InvalidRequest(msg)
-        if not self._is_form and kind not in (b"", b"application/pdf", b"application/octet-stream"):
-            detail = f"the body is {kind.decode('latin-1')!r}, send application/pdf or a form with one file"
+        if not self._is_form and kind not in ("", "application/pdf", "application/octet-stream"):
+            detail = f"the body is {kind!r}, send application/pdf or a form with one file"
             raise HTTPException(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, detail)
-        self._file_name = request.query_params.get("filename") or _header_file_name(request.headers.get("content-disposition"))
+        disposition = _raw(request, "content-disposition")
+        self._file_name = request.query_params.get("filename") or (file_name(disposition) if disposition else None)
         self._check_announced(request.headers.get("content-length"))
 
     def _check_announced(self, length: str | None) -> None:
@@ -167,7 +173,7 @@ class IncomingFile:
                 yield piece
 
     async def _form(self) -> AsyncGenerator[bytes, None]:
-        form = _Form(self._boundary or b"")
+        form = _Form(self._boundary.encode())
         async with aclosing(self._body()) as pieces:
             async for piece in pieces:
                 for data in form.feed(piece):
@@ -204,8 +210,7 @@ class _Form:
                 },
             )
         except FormParserError as error:
-            msg = f"the form cannot be read: {error}"
-            raise InvalidRequest(msg) from error
+            raise _unreadable(error) from error
 
     def feed(self, piece: bytes) -> list[bytes]:
         """The bytes of the file that ``piece`` holds."""
@@ -213,8 +218,7 @@ class _Form:
         try:
             self._parser.write(piece)
         except FormParserError as error:
-            msg = f"the form cannot be read: {error}"
-            raise InvalidRequest(msg) from error
+            raise _unreadable(error) from error
         return self._data
 
     def _part_begin(self) -> None:
@@ -231,15 +235,15 @@ class _Form:
         self._name, self._value = b"", b""
         if name != b"content-disposition":
             return
-        _, options = parse_options_header(value)
-        if b"filename" not in options:
+        part_file_name = file_name(value)
+        if part_file_name is None:
             return
         self._in_file = True
         self.files += 1
         if self.files > 1:
             msg = "the form holds more than one file, send each by itself"
             raise InvalidRequest(msg)
-        self.file_name = options[b"filename"].decode("utf-8", "replace")
+        self.file_name = part_file_name
 
     def _part_data(self, data: bytes, start: int, end: int) -> None:
         if self._in_file:
@@ -258,13 +262,15 @@ def _check_header(beginning: bytes | bytearray) -> None:
         raise NotAPdf(msg)
 
 
-def _header_file_name(header: str | None) -> str | None:
-    """The file name of a ``Content-Disposition`` header, ``filename*=`` included (RFC 6266)."""
-    if header is None:
-        return None
-    message = Message()
-    message["Content-Disposition"] = header.encode("latin-1").decode("utf-8", "replace")
-    return message.get_filename()
+def _raw(request: Request, name: str) -> bytes | None:
+    """A header as it was sent."""
+    value = request.headers.get(name)
+    return None if value is None else value.encode("latin-1")
+
+
+def _unreadable(error: FormParserError) -> InvalidRequest:
+    logger.info("a form cannot be read: %s", error)
+    return InvalidRequest("the form cannot be read: it is not the multipart/form-data that its Content-Type announces")
 
 
 def read_options(query: Mapping[str, str]) -> UploadOptions:
@@ -327,14 +333,14 @@ class Uploads:
             await self._store(ref.source, file)
             await self._bucket.see_async(ref.source, file.size_bytes)
             if key:
-                earlier = await self._claim(key, ref, file)
+                earlier = await self._claim(key, ref, file, options)
         else:
             async for _ in file.chunks():
                 pass  # its digest is all that is needed
         status = UploadStatus.QUEUED
         if earlier is not None:
             ref = UploadRef(*_parts(plan), earlier.upload)
-            await self._check_same(ref, earlier, file)
+            await self._check_same(ref, earlier, file, options)
         record = UploadRecord(file.file_name, file.size_bytes, file.sha256, options, timestamp(datetime.now(UTC)))
         record_json = to_json(record)
         created = await self._bucket.create_async(ref.record, record_json)
@@ -357,24 +363,31 @@ class Uploads:
 
     async def _key_record(self, key: str) -> KeyRecord | None:
         try:
-            return from_json(KeyRecord, (await self._bucket.get_async(key)).body)
+            return await self._bucket.get_record_async(KeyRecord, key)
         except ObjectMissing:
             return None
 
-    async def _claim(self, key: str, ref: UploadRef, file: IncomingFile) -> KeyRecord | None:
+    async def _claim(self, key: str, ref: UploadRef, file: IncomingFile, options: UploadOptions) -> KeyRecord | None:
         """Makes ``ref`` the upload of the key; the record of another request that was faster, if one was."""
-        while not await self._bucket.create_async(key, to_json(KeyRecord(ref.upload, file.sha256))):
+        record = to_json(KeyRecord(ref.upload, file.sha256, options_digest(options)))
+        for _ in range(CLAIM_TRIES):
+            if await self._bucket.create_async(key, record):
+                return None
             if (earlier := await self._key_record(key)) is not None:
                 await asyncio.to_thread(self._bucket.delete, [ref.source])
                 return earlier
-        return None
+        msg = f"the bucket says that there is a {key}, and that there is none"
+        raise StorageUnavailable(msg)
 
-    async def _check_same(self, ref: UploadRef, earlier: KeyRecord, file: IncomingFile) -> None:
+    async def _check_same(self, ref: UploadRef, earlier: KeyRecord, file: IncomingFile, options: UploadOptions) -> None:
         if earlier.sha256 != file.sha256:
             msg = "this Idempotency-Key was used with another file; a new file needs a new key"
             raise IdempotencyConflict(msg)
+        if earlier.options not in (None, options_digest(options)):
+            msg = "this Idempotency-Key was used with other options; other options need a new key"
+            raise IdempotencyConflict(msg)
         try:
-            record = from_json(UploadRecord, (await self._bucket.get_async(ref.record)).body)
+            record = await self._bucket.get_record_async(UploadRecord, ref.record)
             deleted = record.deleted_at is not None
         except ObjectMissing:
             deleted = not await self._has_source(ref)

@@ -31,8 +31,10 @@ def print_json(event: str, data: object) -> None:
     print(json.dumps({"event": event, "data": data}))
 
 
-def file_size(size_bytes: int) -> str:
+def file_size(size_bytes: int | None) -> str:
     """Bytes for a person: ``12.3 MB``."""
+    if size_bytes is None:
+        return "? bytes"
     if size_bytes < 1000:
         return f"{size_bytes} bytes"
     size, unit = size_bytes / 1000, "kB"

@@ -515,4 +515,5 @@ def _complain(text: str) -> None:
 
 
 if __name__ == "__main__":
+    os.umask(0o077)  # plans are nobody else's business; what this starts inherits it
     sys.exit(main(sys.argv[1:]))

@@ -33,7 +33,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from activities.attempt import BEAT_S, Attempt, beside, check
 from activities.bucket_setup import BucketSetup
 from activities.document import accepted_upload, read_upload
-from activities.errors import InvalidRequest, ObjectMissing, SiteLinkError, UploadNotFound
+from activities.errors import InvalidRequest, ObjectMissing, SiteLinkError, UnreadableRecord, UploadNotFound
 from activities.interface import (
     HousekeepingActivities,
     Reconciled,
@@ -47,7 +47,7 @@ from activities.interface import (
     Swept,
 )
 from activities.keys import ROOT, UploadRef, walk_uploads
-from activities.records import KeyRecord, Snapshot, UploadStatus, from_json, from_wire, timestamp, to_json, to_wire
+from activities.records import KeyRecord, Snapshot, UploadStatus, from_wire, timestamp, to_json, to_wire
 from activities.storage import DELETE_BATCH, Bucket
 from workflows.broken_off import BROKEN_OFF, broken_off
 from workflows.client import delete, is_running, last_run, reopen, start
@@ -130,7 +130,7 @@ class _Walk(Attempt, Generic[R]):
             yield
         except (SiteLinkError, RPCError, ValueError, TypeError) as error:
             logger.warning("passed over an upload: %s", error, extra={"ref": str(name)})
-            self.note("passed_over", f"{name}: {str(error)[:200]}")
+            self.note("passed_over", f"{name}: {str(error)[:400]}")
 
 
 @contextmanager
@@ -223,8 +223,11 @@ class Housekeeping(HousekeepingActivities):
 
     def _leads_to(self, key: str, ref: UploadRef) -> bool:
         try:
-            return from_json(KeyRecord, self._bucket.get(key).body).upload == ref.upload
-        except (ObjectMissing, ValueError):
+            return self._bucket.get_record(KeyRecord, key).upload == ref.upload
+        except ObjectMissing:
+            return False
+        except UnreadableRecord as error:
+            logger.warning("passed over the record of an Idempotency-Key: %s", error, extra={"ref": str(ref)})
             return False
 
     @activity.defn
@@ -366,7 +369,7 @@ class Housekeeping(HousekeepingActivities):
 
     def _manifest(self, ref: UploadRef) -> Snapshot | None:
         try:
-            return from_json(Snapshot, self._bucket.get(ref.manifest).body)
+            return self._bucket.get_record(Snapshot, ref.manifest)
         except ObjectMissing:
             return None
 

@@ -14,7 +14,7 @@ from temporalio.exceptions import TimeoutError as TemporalTimeout
 from temporalio.types import MethodAsyncSingleParam
 
 with workflow.unsafe.imports_passed_through():
-    from activities.errors import RenderOutOfMemory, TilesMissing, UploadNotFound, WorkerLost
+    from activities.errors import RenderOutOfMemory, TilesMissing, UploadNotFound, WorkerLost, is_named
     from activities.interface import (
         STORAGE_QUEUE,
         TILE_QUEUE,
@@ -599,7 +599,7 @@ def _nothing_left_if_deleted() -> Iterator[None]:
     try:
         yield
     except ActivityError as error:
-        if _reason(error)[0] != UploadNotFound.__name__:
+        if not (isinstance(error.cause, ApplicationError) and error.cause.type == UploadNotFound.__name__):
             raise
         workflow.logger.info("the upload was deleted")
 
@@ -621,6 +621,6 @@ def _is_host_lost(error: ActivityError) -> bool:
 
 def _reason(error: BaseException) -> tuple[str, str]:
     cause = error.cause if isinstance(error, ActivityError) else error
-    if isinstance(cause, ApplicationError) and cause.type:
+    if isinstance(cause, ApplicationError) and cause.type and is_named(cause.type):
         return cause.type, cause.message
-    return type(cause).__name__, str(cause)
+    return "InternalError", "something is wrong on the server; the worker's log says what"

@@ -160,7 +160,7 @@ function row(upload) {
   const item = $("row-template").content.cloneNode(true);
   const link = item.querySelector("a");
   link.href = `/?ref=${upload.ref}`;
-  item.querySelector(".row-name").textContent = upload.fileName;
+  item.querySelector(".row-name").textContent = upload.fileName ?? "?";
   showBadge(item.querySelector(".badge"), upload.status, UPLOAD_WORDS);
   const done = upload.status === "complete" ? sheets(upload.totalPages) : sheetsOf(upload.completedPages, upload.totalPages);
   item.querySelector(".row-facts").textContent = [

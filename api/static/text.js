@@ -47,6 +47,7 @@ export const sheets = (value) => `${count(value)} ${value === 1 ? "sheet" : "she
 export const sheetsOf = (done, total) => `${count(done)} of ${sheets(total)}`;
 
 export function size(bytes) {
+  if (bytes === null) return "? bytes"; // what tells it cannot be read
   let value = bytes;
   let unit = "bytes";
   for (const next of ["kB", "MB", "GB"]) {

@@ -113,8 +113,8 @@ export class UploadView {
   #showHead(head) {
     const { status, totalPages: total, completedPages: done } = head;
     const final = isFinal(status);
-    document.title = `${final ? UPLOAD_WORDS[status] : total ? `${head.progress} %` : UPLOAD_WORDS[status]} · ${head.fileName}`;
-    $("file-name").textContent = head.fileName;
+    document.title = `${final ? UPLOAD_WORDS[status] : total ? `${head.progress} %` : UPLOAD_WORDS[status]} · ${head.fileName ?? "?"}`;
+    $("file-name").textContent = head.fileName ?? "?";
     $("facts").textContent = [size(head.sizeBytes), `uploaded ${moment(head.createdAt)}`, ...(total ? [sheets(total)] : [])].join(" · ");
     showBadge($("status"), status, UPLOAD_WORDS);
     $("status").hidden = false;

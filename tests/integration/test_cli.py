@@ -26,6 +26,8 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from activities.keys import UploadRef
+from activities.records import to_wire
+from activities.verify import UploadReport
 from api.addresses import StackAddresses
 from api.cli import follow
 from api.client import NotReached, Patience, Server
@@ -50,10 +52,14 @@ class Script:
         self.document: dict[str, Any] = {}
         """What a GET of the upload or of the list says."""
         self.requests: list[Request] = []
+        self.answer_with: Answer | None = None
+        """Answers everything, if it is set."""
 
     async def answer(self, request: Request) -> Response:
         """Any request."""
         self.requests.append(request)
+        if self.answer_with is not None:
+            return await self.answer_with(request)
         if request.url.path.endswith("/events"):
             return await self.events.popleft()(request)
         if request.method == "POST" and request.url.path == BASE:
@@ -598,6 +604,46 @@ def test_list_prints_one_upload_a_line(script: Script, tmp_path: Path) -> None:
         result = sitelink("", "list", SITELINK_DATA_DIR=str(tmp_path))
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout == f"{REF}  2026-01-31T09:30:00.000Z  processing    1/1,200  999 bytes  plan.pdf\n"
+
+
+def test_list_and_dry_run_take_every_page(script: Script) -> None:
+    """All uploads of a plan, however many pages the server makes of them."""
+    ids = [f"{number:04}" for number in range(401, 0, -1)]
+    asked: list[tuple[str, str]] = []
+    verified: list[str] = []
+
+    async def answer(request: Request) -> Response:
+        *_, upload, action = request.url.path.split("/")
+        if action == "reconcile":
+            verified.append(upload)
+            return JSONResponse({**to_wire(UploadReport(f"a/b/c/{upload}", None, verified=True)), "sheets": []})
+        limit, cursor = request.query_params["limit"], request.query_params.get("cursor", "")
+        asked.append((limit, cursor))
+        page = [one for one in ids if not cursor or one < cursor][: int(limit)]
+        more = {"fileName": None, "sizeBytes": None, "createdAt": "2026-01-31T09:30:00.000Z", "status": "queued", "warning": "odd"}
+        entries = [{"ref": f"a/b/c/{one}", "completedPages": 0, "totalPages": 0, **more} for one in page]
+        return JSONResponse({"uploads": entries, "nextCursor": page[-1] if page[-1] != ids[-1] else None})
+
+    script.answer_with = answer
+    result = sitelink(script.url, "list", "a/b/c")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert re.findall(r"^a/b/c/(\d+)  .*\? bytes  \?\n  warning: odd$", result.stdout, re.MULTILINE) == ids
+    assert asked == [("200", ""), ("200", "0202"), ("200", "0002")]
+    result = sitelink(script.url, "reconcile", "a/b/c", "--dry-run")
+    assert (result.returncode, verified) == (0, ids), result.stderr
+
+
+def test_reconcile_of_a_plan_tells_what_was_passed_over(script: Script) -> None:
+    """On stderr, and by the exit code."""
+
+    async def answer(_: Request) -> Response:
+        passed_over = [{"ref": "a/b/c/two", "type": "DamagedRecord", "detail": "x cannot be read"}]
+        return JSONResponse({"plan": "a/b/c", "refs": [REF], "passedOver": passed_over}, 202)
+
+    script.answer_with = answer
+    result = sitelink(script.url, "reconcile", "a/b/c")
+    assert (result.returncode, result.stdout) == (1, f"asked to reconcile: sitelink watch {REF}\n")
+    assert result.stderr == "passed over a/b/c/two: DamagedRecord: x cannot be read\n"
 
 
 def test_an_answer_of_another_server_is_named(script: Script) -> None:

@@ -112,6 +112,7 @@ def test_make_run_once_processes_the_sample(tmp_path: Path, temporal_server: Tem
     assert processes_of(tmp_path) == []
     assert not (tmp_path / "stack.json").exists()
     assert temporal_server.address not in run.stdout
+    assert [path for path in tmp_path.rglob("*") if path.stat().st_mode & 0o077] == []  # nobody else may read a plan
 
 
 def test_make_run_once_fails_when_the_upload_does_not_complete(tmp_path: Path) -> None:

@@ -207,12 +207,12 @@ def change(state: Snapshot, number: int, status: SheetStatus) -> tuple[Snapshot,
 class RawRequest:
     """A request whose body a test controls piece by piece, straight into the application."""
 
-    def __init__(self, app: Starlette, method: str, path: str, headers: dict[str, str]) -> None:
+    def __init__(self, app: Starlette, method: str, path: str, headers: dict[str, str], host: str | None = "127.0.0.1:8000") -> None:
         self.sent: list[Message] = []
         self.received = 0
         """How often the application asked for more of the body."""
         self._body: asyncio.Queue[Message] = asyncio.Queue()
-        names = {"host": "127.0.0.1:8000", **headers}
+        names = {**({} if host is None else {"host": host}), **headers}
         scope = {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.3"},

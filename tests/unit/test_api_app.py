@@ -1,6 +1,7 @@
 """The API without a socket: states, lists, actions, tiles, refusals."""
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -29,6 +30,7 @@ from tests.unit.api_fakes import (
     REF,
     UNAVAILABLE,
     FakeTemporal,
+    RawRequest,
     accept,
     client_of,
     closed,
@@ -264,7 +266,7 @@ async def test_list_is_newest_first(client: httpx.AsyncClient, bucket: Bucket, t
         refs[2].upload,
         refs[1].upload,
     ]
-    assert (await client.get(BASE.replace("a1", "other"))).json() == {"uploads": []}
+    assert (await client.get(BASE.replace("a1", "other"))).json() == {"uploads": [], "nextCursor": None}
     assert (await client.get(BASE, params={"limit": "0"})).status_code == 400
 
 
@@ -338,7 +340,7 @@ async def test_reconcile_of_a_plan_reaches_each_of_its_uploads(client: httpx.Asy
     await bucket.put_async(replace(REF, upload="never-accepted").source, b"%PDF")
     plan = BASE.removesuffix("/uploads")
     answer = await client.post(f"{plan}/reconcile")
-    assert (answer.status_code, answer.json()) == (202, {"plan": "acme/tower/a1", "refs": [str(REF)]})
+    assert (answer.status_code, answer.json()) == (202, {"plan": "acme/tower/a1", "refs": [str(REF)], "passedOver": []})
     assert [start["start_signal"] for start in temporal.starts] == ["force_reconcile"]
     assert (await client.post(f"{plan.replace('a1', 'none')}/reconcile")).json()["refs"] == []
 
@@ -421,6 +423,142 @@ async def test_what_no_sheet_has_is_not_found(client: httpx.AsyncClient, bucket:
     assert answer.headers["content-type"] == "application/problem+json"
 
 
+# Records that cannot be read
+
+CUT, NEWER = b'{"status": "comp', b'{"schema": 2}'
+
+
+def other(number: int) -> UploadRef:
+    """Another upload of the plan, newer than ``REF`` by ``number``."""
+    return replace(REF, upload=f"0198c0de-0000-7000-8000-{number + 1:012}")
+
+
+@pytest.mark.parametrize("body", [CUT, NEWER, b"\xff", b'{"status":"complete","version":1,"updatedAt":"noon"}'])
+@pytest.mark.parametrize("name", ["record", "manifest"])
+async def test_record_that_cannot_be_read_is_a_warning_of_its_upload(
+    client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal, name: str, body: bytes
+) -> None:
+    """In the list and in its own state; the other uploads are as they are, nothing is started, nothing is written over."""
+    for ref in (REF, other(1)):
+        await accept(bucket, ref)
+        await bucket.put_async(ref.manifest, to_json(snapshot(READY)))
+    key = getattr(REF, name)
+    await bucket.put_async(key, body)
+    await asyncio.to_thread(put_sheet, bucket, 1, REF)
+    newest, broken = (await client.get(BASE)).json()["uploads"]
+    assert (newest["upload"], newest["status"], newest["warning"]) == (other(1).upload, "complete", None)
+    shown = (await client.get(PATH)).json()
+    for answer in (broken, shown):
+        assert (answer["ref"], answer["completedPages"]) == (str(REF), 1)
+        assert f"{key} cannot be read: it" in answer["warning"]
+        assert answer["createdAt"]
+        assert (answer["fileName"], answer["sizeBytes"]) == ((None, None) if name == "record" else ("A-101.pdf", 5009))
+    assert temporal.starts == []
+    assert (await bucket.get_async(key)).body == body
+
+
+@pytest.mark.parametrize("name", ["record", "manifest"])
+async def test_action_on_what_cannot_be_read_is_refused(
+    client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal, name: str
+) -> None:
+    """By name, and nothing is started or changed; a tile that is there is served all the same."""
+    await accept(bucket)
+    await bucket.put_async(getattr(REF, name), NEWER)
+    await asyncio.to_thread(put_sheet, bucket, 1, REF)
+    for path in ("cancel", "reconcile", "sheets/1/retry", "sheets/1/prioritize"):
+        temporal.cancel_error = NOT_FOUND
+        answer = await client.post(f"{PATH}/{path}")
+        assert (answer.status_code, answer.json()["type"]) == (409, "NewerSchema"), path
+    if name == "record":
+        answer = await client.delete(PATH)
+        assert (answer.status_code, answer.json()["type"]) == (409, "NewerSchema")
+    assert temporal.starts == []
+    assert (await bucket.get_async(getattr(REF, name))).body == NEWER
+    assert (await client.get(f"{PATH}/sheets/sheet-1/tiles/sheet-1.dzi")).status_code == 200
+
+
+async def test_run_can_be_cancelled_though_a_record_cannot_be_read(
+    client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal
+) -> None:
+    """A run that waits for ever for a record that somebody can read ends when it is asked to; so long it is shown with the warning."""
+    await bucket.put_async(REF.record, CUT)
+    temporal.state = snapshot(READY, PENDING)
+    shown = (await client.get(PATH)).json()
+    assert (shown["status"], shown["totalPages"]) == ("processing", 2)
+    assert "cannot be read" in shown["warning"]
+    assert (await client.post(f"{PATH}/cancel")).status_code == 202
+    assert temporal.cancels == 1
+
+
+async def test_reconcile_of_a_plan_passes_over_what_cannot_be_read(
+    client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal
+) -> None:
+    """And names it: the others are reconciled, wherever it stands among them."""
+    for number in range(4):
+        await accept(bucket, other(number))
+    await bucket.put_async(other(1).record, CUT)
+    await bucket.put_async(other(2).manifest, NEWER)
+    answer = await client.post(f"{BASE.removesuffix('/uploads')}/reconcile")
+    assert answer.status_code == 202
+    assert sorted(answer.json()["refs"]) == [str(other(0)), str(other(3))]
+    passed_over = sorted(answer.json()["passedOver"], key=lambda upload: str(upload["ref"]))
+    assert [(upload["ref"], upload["type"]) for upload in passed_over] == [(str(other(1)), "DamagedRecord"), (str(other(2)), "NewerSchema")]
+    assert all("cannot be read: it " in upload["detail"] for upload in passed_over)
+    assert len(temporal.starts) == 2
+
+
+async def test_sheet_whose_record_cannot_be_read_is_not_counted(client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
+    """And that is said; the others are."""
+    await accept(bucket)
+    for number in (1, 2):
+        await asyncio.to_thread(put_sheet, bucket, number, REF)
+    await bucket.put_async(REF.sheet_record(2), CUT)
+    temporal.started = snapshot(version=1_800_000_000_000)
+    temporal.state = temporal.started
+    answer = (await client.get(PATH)).json()
+    assert (answer["completedPages"], [sheet["number"] for sheet in answer["sheets"]]) == (1, [1])
+    assert f"1 sheets are not counted: {REF.sheet_record(2)} cannot be read" in answer["warning"]
+
+
+async def test_list_of_unreadable_events_passes_over_what_it_cannot_read(client: httpx.AsyncClient, bucket: Bucket) -> None:
+    """One of a newer release hides no other."""
+    await bucket.put_async("events/unreadable/a.json", NEWER)
+    await bucket.put_async(
+        "events/unreadable/b.json", b'{"message":"m","attempts":5,"error":"e","keptAt":"2026-01-31T09:30:00Z","body":""}'
+    )
+    assert [event["message"] for event in (await client.get("/v1/events/unreadable")).json()["unreadable"]] == ["m"]
+
+
+# Pages of a list
+
+
+async def test_list_is_followed_to_its_end(client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
+    """By ``nextCursor`` or by the link, each upload comes once, newest first, and none that came meanwhile; the last page has neither."""
+    temporal.state = snapshot(READY)
+    for number in range(7):
+        await accept(bucket, other(number))
+    await bucket.put_async(other(3).source, b"still coming in")
+    await asyncio.to_thread(bucket.delete, [other(3).record])
+    found, path = [], f"{BASE}?limit=2"
+    while path:
+        answer = await client.get(path)
+        found += [entry["upload"] for entry in answer.json()["uploads"]]
+        await accept(bucket, other(10 + len(found)))
+        cursor = answer.json()["nextCursor"]
+        path = answer.links["next"]["url"] if "next" in answer.links else ""
+        assert (path != "") == (cursor is not None)
+        assert not path or (await client.get(BASE, params={"limit": 2, "cursor": cursor})).json() == (await client.get(path)).json()
+    assert found == [other(number).upload for number in (6, 5, 4, 2, 1, 0)]
+    assert (await client.get(BASE, params={"cursor": other(0).upload})).json() == {"uploads": [], "nextCursor": None}
+
+
+@pytest.mark.parametrize("cursor", ["", "-", "a/b", "../x", "x" * 65])
+async def test_cursor_that_is_none_is_refused(client: httpx.AsyncClient, cursor: str) -> None:
+    """By name."""
+    answer = await client.get(BASE, params={"cursor": cursor})
+    assert (answer.status_code, answer.json()["type"]) == (400, "InvalidRequest")
+
+
 # Refusals, health, headers
 
 
@@ -478,6 +616,48 @@ async def test_health(client: httpx.AsyncClient, bucket: Bucket, temporal: FakeT
     assert "Temporal" in answer.json()["detail"]
     assert "bucket" in answer.json()["detail"]
     assert (await client.get("/livez")).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/livez", "/readyz"])
+@pytest.mark.parametrize("host", [None, "", "sitelink.example", "["])
+async def test_health_is_told_under_any_name(app: Starlette, path: str, host: str | None) -> None:
+    """A load balancer's check names another host or, as HAProxy's of HTTP/1.0, none."""
+    request = RawRequest(app, "GET", path, {}, host)
+    request.feed(b"", more=False)
+    await request.task
+    assert request.status == 200
+
+
+class _Full(Bucket):
+    """Its disk has less free than any disk has, until it is given room; it counts how often it was looked at."""
+
+    looks = 0
+    has_room = False
+
+    async def check_room(self, least_bytes: int = 1 << 62) -> None:
+        """The real look at the real disk."""
+        self.looks += 1
+        await super().check_room(0 if self.has_room else least_bytes)
+
+
+async def test_full_bucket_is_not_ready(temporal: FakeTemporal, tmp_path: Path) -> None:
+    """``/readyz`` says so, with numbers and without a path, and asks the bucket not at every call; ``/livez`` does not care."""
+    bucket = _Full(BucketSettings((tmp_path / "bucket").as_uri()))
+    async with client_of(make_app(bucket, temporal)) as client:
+        for _ in range(5):
+            answer = await client.get("/readyz")
+            assert (answer.status_code, answer.json()["type"]) == (503, "StorageUnavailable")
+            assert "bytes free" in answer.json()["detail"]
+            assert str(tmp_path) not in answer.text
+        assert (await client.get("/livez")).status_code == 200
+        assert bucket.looks == 1
+    bucket.has_room = True
+    async with client_of(make_app(bucket, temporal)) as client:
+        for _ in range(5):
+            assert (await client.get("/readyz")).status_code == 200
+        assert bucket.looks == 2
+        shutil.rmtree(tmp_path / "bucket")
+        assert (await client.get("/readyz")).json()["type"] == "NoSuchBucket"
 
 
 @pytest.mark.parametrize(

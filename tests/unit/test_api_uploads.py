@@ -17,7 +17,7 @@ from starlette.types import Message
 
 from activities.errors import StorageUnavailable
 from activities.keys import UploadRef
-from activities.records import KeyRecord, UploadRecord, from_json, to_json
+from activities.records import KeyRecord, UploadRecord, from_json, to_json, to_wire
 from activities.storage import Bucket, BucketSettings
 from api.uploads import IncomingFile, new_upload_id, read_options
 from tests.unit.api_fakes import (
@@ -300,6 +300,51 @@ async def test_same_key_with_another_file_is_refused(client: httpx.AsyncClient, 
     assert (other.status_code, other.json()["type"]) == (422, "IdempotencyConflict")
     assert files_in(directory) == before
     assert (await client.post(BASE, content=PDF + b"!", headers={"Idempotency-Key": "two"})).status_code == 202
+
+
+async def test_same_key_with_other_options_is_refused(client: httpx.AsyncClient, bucket: Bucket, directory: Path) -> None:
+    """Options that say the same, by default or in so many words, are the same; the file's name is none of them."""
+    first = await client.post(f"{BASE}?dpi=150&window=16", content=PDF, headers=KEY)
+    before = files_in(directory)
+    for query in ("?dpi=150", "?dpi=150&quality=85&filename=b.pdf"):
+        again = await client.post(BASE + query, content=PDF, headers=KEY)
+        assert (again.status_code, again.json()["ref"]) == (202, first.json()["ref"])
+    for query in ("", "?dpi=300", "?dpi=150&overlap=0"):
+        other = await client.post(BASE + query, content=PDF, headers=KEY)
+        assert (other.status_code, other.json()["type"]) == (422, "IdempotencyConflict"), query
+        assert "other options" in other.json()["detail"]
+    assert files_in(directory) == before
+
+
+async def test_key_of_an_earlier_release_knows_no_options(client: httpx.AsyncClient, bucket: Bucket) -> None:
+    """Its record is taken as it was then."""
+    first = await client.post(f"{BASE}?dpi=150", content=PDF, headers=KEY)
+    record = to_wire(bucket.get_record(KeyRecord, PLAN.idempotency_key("one")))
+    del record["options"]
+    await bucket.put_async(PLAN.idempotency_key("one"), json.dumps(record).encode())
+    again = await client.post(BASE, content=PDF, headers=KEY)
+    assert (again.status_code, again.json()["ref"]) == (202, first.json()["ref"])
+
+
+@pytest.mark.parametrize("body", [b"{", b'{"schema": 2}'])
+async def test_key_whose_record_cannot_be_read_is_refused(client: httpx.AsyncClient, bucket: Bucket, directory: Path, body: bytes) -> None:
+    """Nothing is stored under a key of which nobody can tell what it led to."""
+    await bucket.put_async(PLAN.idempotency_key("one"), body)
+    before = files_in(directory)
+    answer = await client.post(BASE, content=PDF, headers=KEY)
+    assert (answer.status_code, answer.json()["type"]) == (409, "NewerSchema" if b"schema" in body else "DamagedRecord")
+    assert files_in(directory) == before
+    assert bucket.get(PLAN.idempotency_key("one")).body == body
+
+
+async def test_part_of_a_file_is_no_upload(app: Starlette, directory: Path) -> None:
+    """A client that sends a file in pieces is told so before its first piece is read."""
+    request = RawRequest(app, "POST", BASE, {"Content-Range": "bytes 0-1048575/57857339"})
+    await request.task
+    assert (request.status, request.received) == (400, 0)
+    answer = json.loads(request.sent[1]["body"])
+    assert (answer["type"], answer["detail"].split(":")[0]) == ("InvalidRequest", "Content-Range")
+    assert files_in(directory) == []
 
 
 @pytest.mark.parametrize("same", [True, False])

@@ -78,13 +78,13 @@ def test_better_quality_takes_more_bytes(quality: int) -> None:
 @given(st.none() | FORECASTS, st.none() | RECEIPTS)
 def test_forecast_and_receipt_are_read_as_they_were_written(forecast: Forecast | None, paid: Receipt | None) -> None:
     """In a snapshot, through JSON, and with none of them."""
-    snapshot = replace(Snapshot(UploadStatus.COMPLETE, 1, "x"), forecast=forecast, receipt=paid)
+    snapshot = replace(Snapshot(UploadStatus.COMPLETE, 1, "2026-01-31T09:30:00.000Z"), forecast=forecast, receipt=paid)
     assert from_json(Snapshot, to_json(snapshot)) == snapshot
 
 
 def test_a_manifest_of_an_earlier_release_has_neither() -> None:
     """What was written before there were forecasts is still read."""
-    old = b'{"status":"complete","version":1,"updatedAt":"x","completedPages":1,"totalPages":1,"progress":100,"sheets":[],"schema":1}'
+    old = b'{"status":"complete","version":1,"updatedAt":"2026-01-31T09:30:00.000Z","totalPages":1,"progress":100,"sheets":[],"schema":1}'
     snapshot = from_json(Snapshot, old)
     assert (snapshot.forecast, snapshot.receipt, snapshot.sheet_puts, snapshot.processing_seconds) == (None, None, 0, 0)
 

@@ -292,7 +292,8 @@ async def test_hurry_ends_gathering(bucket: Bucket, temporal: FakeTemporal) -> N
 
 async def test_a_bug_loses_no_event(notices: Notices, bucket: Bucket, temporal: FakeTemporal, caplog: pytest.LogCaptureFixture) -> None:
     """What nobody has thought of is logged whole, and the message comes again."""
-    await bucket.put_async(REF.record, b"rubbish")
+    await accept(bucket)
+    temporal.state = ZeroDivisionError("nobody has thought of it")
     verdict = await notices.decide(stored(1))
     assert verdict.retry_in_s is not None
     assert "Traceback" in caplog.text

@@ -159,14 +159,27 @@ async def test_sheet_of_a_newer_release_is_not_repaired(bucket: Bucket) -> None:
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"\xff", b'{"number": 1}'])
 async def test_records_that_cannot_be_read_stop_nothing(bucket: Bucket, body: bytes) -> None:
-    """A broken sheet.json makes its sheet uncommitted, a broken manifest.json counts as none."""
+    """A broken sheet.json makes its sheet uncommitted."""
     put_upload(bucket)
     bucket.put(REF.sheet_record(1), body)
-    bucket.put(REF.manifest, body)
     state: BucketState = await run(activities(bucket).list_sheets, ListSheets(str(REF)))
-    assert ([record.number for record in state.committed], state.manifest) == ([2], None)
+    assert [record.number for record in state.committed] == [2]
     with pytest.raises(ObjectMissing):
         bucket.head(REF.descriptor(1))
+
+
+@pytest.mark.parametrize("name", ["record", "manifest"])
+@pytest.mark.parametrize("body", [b"", b"{", b'{"schema": 2}'])
+async def test_no_run_goes_on_without_what_it_cannot_read(bucket: Bucket, name: str, body: bytes) -> None:
+    """A run that cannot read what an earlier one has said, or what was asked for, says so and waits: it would write over it."""
+    put_upload(bucket)
+    key = getattr(REF, name)
+    bucket.put(key, body)
+    with pytest.raises(ApplicationError, match=f"^[A-Za-z]+: {key} cannot be read: it ") as failure:
+        await run(activities(bucket).list_sheets, ListSheets(str(REF)))
+    assert failure.value.type == ("NewerSchema" if b"schema" in body else "DamagedRecord")
+    assert not failure.value.non_retryable
+    assert bucket.get(key).body == body
 
 
 @pytest.mark.parametrize("deleted_at", [None, "2026-01-31T09:30:00.000Z"])

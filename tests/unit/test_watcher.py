@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -14,7 +15,7 @@ from temporalio.exceptions import ApplicationError
 from activities.keys import UploadRef
 from activities.records import SheetStatus, Snapshot, UploadStatus, to_json, to_wire
 from activities.storage import Bucket
-from api.events import Hub, Watcher, _events
+from api.events import POLL_S, Hub, Watcher, _events
 from api.runs import Runs
 from api.status import Status
 from tests.unit.api_fakes import (
@@ -279,7 +280,7 @@ async def test_who_comes_back_hears_nothing_older(bucket: Bucket) -> None:
 
 
 @pytest.mark.parametrize(
-    ("manifest", "told"), [(to_json(replace(snapshot(READY, version=101), schema=2)), "schema 2"), (b'{"status":"comp', "Unterminated")]
+    ("manifest", "told"), [(to_json(replace(snapshot(READY, version=101), schema=2)), "schema 2"), (b'{"status":"comp', "not JSON")]
 )
 async def test_watcher_outlives_what_it_cannot_read(bucket: Bucket, manifest: bytes, told: str) -> None:
     """A manifest of a newer release, or half a manifest, is a warning, not a stream that is silent for ever."""
@@ -293,6 +294,89 @@ async def test_watcher_outlives_what_it_cannot_read(bucket: Bucket, manifest: by
         assert told in (await reader.next())[2]["warning"]
         await bucket.put_async(REF.manifest, to_json(snapshot(READY, version=101)))
         assert (await reader.rest())[-1] == "end"
+
+
+class Failing(Upstream):
+    """Its next answers, to whatever is asked, cannot be read."""
+
+    failures = 0
+
+    async def query(self, *args: object, **options: object) -> Snapshot:
+        """The state."""
+        self._fail()
+        return await super().query(*args, **options)
+
+    async def execute_update(self, update: object, args: Any, *, id: str) -> Snapshot:  # noqa: A002 - the client's own name
+        """The next change."""
+        self._fail()
+        return await super().execute_update(update, args, id=id)
+
+    def _fail(self) -> None:
+        if self.failures:
+            self.failures -= 1
+            msg = "Failed decoding arguments"  # as the payload converter says it
+            raise RuntimeError(msg)
+
+
+def failed(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    """What was logged of watchers that failed."""
+    return [record for record in caplog.records if record.message == "a watcher failed, it begins again"]
+
+
+@pytest.mark.parametrize("failures", [1, 2])
+async def test_watcher_that_fails_begins_again(bucket: Bucket, caplog: pytest.LogCaptureFixture, failures: int) -> None:
+    """An error that nobody foresaw is logged with the upload; its streams are told of a doubt, and then what has happened meanwhile."""
+    await accept(bucket)
+    state = snapshot(PENDING)
+    upstream = Failing(state)
+    hub = make_hub(bucket, upstream)
+    async with watching(hub) as watcher:
+        reader = Reader(watcher)
+        await reader.next()
+        await until(lambda: upstream.updates != [])
+        upstream.failures = failures
+        heard = []
+        for status in (TILING, READY):  # the wait that is under way still tells the first
+            state, _ = change(state, 1, status)
+            await upstream.set(state)
+            heard.append(await reader.next())
+        while heard[-1][1] < state.version or heard[-1][2]["warning"]:
+            heard.append(await reader.next())
+        assert {event[2]["warning"] for event in heard} == {None, "this may not be the latest state: the server's log says why"}
+        assert [event[1] for event in heard] == sorted(event[1] for event in heard)
+        async with watching(hub) as again:
+            assert again is watcher
+    assert len(failed(caplog)) == failures
+    assert all(record.__dict__["ref"] == str(REF) and record.exc_info for record in failed(caplog))
+
+
+async def test_watcher_that_fails_for_ever_tries_less_often(bucket: Bucket, caplog: pytest.LogCaptureFixture) -> None:
+    """Its streams stay open; a client that comes meanwhile gets a stream, too, and both hear of it when it has recovered."""
+    await accept(bucket)
+    upstream = Failing(snapshot(READY, PENDING))
+    upstream.failures = 1 << 30
+    async with watching(make_hub(bucket, upstream)) as watcher:
+        await until(lambda: len(failed(caplog)) == 3)
+        pauses = [record.__dict__["pause_s"] for record in failed(caplog)]
+        assert pauses == [POLL_S, 2 * POLL_S, 4 * POLL_S]
+        readers = [Reader(watcher), Reader(watcher)]
+        upstream.failures = 0
+        for reader in readers:
+            assert (await reader.next())[:2] == ("snapshot", 100)
+
+
+@pytest.mark.parametrize("body", [b"{", b'{"schema": 2}'])
+async def test_stream_of_an_upload_that_cannot_be_read_has_a_warning(bucket: Bucket, body: bytes) -> None:
+    """Its run's state, until the record can be read again; then it goes on as ever."""
+    await bucket.put_async(REF.record, body)
+    upstream = Upstream(snapshot(READY, PENDING))
+    async with watching(make_hub(bucket, upstream)) as watcher:
+        reader = Reader(watcher)
+        name, version, data = await reader.next()
+        assert (name, version, data["completedPages"]) == ("snapshot", 100, 1)
+        assert f"{REF.record} cannot be read: it" in data["warning"]
+        await accept(bucket)
+        assert (await reader.next())[2]["warning"] is None
 
 
 async def test_deleted_upload_ends_its_streams(bucket: Bucket) -> None:

@@ -20,7 +20,6 @@ from activities.interface import (
     WORKFLOW_QUEUE,
     BucketState,
     ListSheets,
-    Reconciled,
     ReconcileFinished,
     Some,
     SweepBucket,
@@ -178,6 +177,9 @@ async def test_deleted_while_processing_leaves_nothing(client: Client, bucket: B
     ours, others = (ref.plan_ref.idempotency_key(name) for name in ("ours", "others"))
     for key, upload in ((ours, ref), (others, other)):
         bucket.put(key, to_json(KeyRecord(upload.upload, "0" * 64)))
+    unreadable = {ref.plan_ref.idempotency_key(name): body for name, body in (("cut", b"{"), ("newer", b'{"schema":2}'))}
+    for key, body in unreadable.items():
+        bucket.put(key, body)
     house.gate.clear()
     await start(client, ref)
     await until(lambda: len(house.tiled) == 2)
@@ -194,7 +196,7 @@ async def test_deleted_while_processing_leaves_nothing(client: Client, bucket: B
     await keep_history(client.get_workflow_handle(ref.delete_workflow_id), "deleted")
     assert (result["objects"], result["marked"]) == (3, False)  # source.pdf, a tile, the late descriptor
     assert files(directory, ref.prefix) == []
-    assert files(directory, ref.plan_ref.keys_prefix)[1:] == [others]
+    assert files(directory, ref.plan_ref.keys_prefix)[1:] == sorted([others, *unreadable])  # whose they are, nobody can tell
     assert len(files(directory, other.prefix)) == 3
 
 
@@ -356,8 +358,8 @@ async def test_leftovers_of_killed_writes_go_when_they_are_old(client: Client, b
 
 async def test_nightly_pass_reconciles_what_finished_lately(client: Client, bucket: Bucket, house: Activities) -> None:
     """Complete and partial ones of the last days; what is not as the manifest says is corrected and named."""
-    good, broken, earlier, cancelled, gone = (accept(bucket, new_ref()) for _ in range(5))
-    for ref in (good, broken, earlier, cancelled, gone):
+    good, broken, earlier, cancelled, gone, cut, newer = (accept(bucket, new_ref()) for _ in range(7))
+    for ref in (good, broken, earlier, cancelled, gone, cut, newer):
         await start(client, ref)
         await handle_of(client, ref).result()
     long_ago = timestamp(datetime.now(UTC) - timedelta(days=8))
@@ -365,12 +367,17 @@ async def test_nightly_pass_reconciles_what_finished_lately(client: Client, buck
     bucket.put(cancelled.manifest, to_json(replace(await manifest_of(bucket, cancelled), status=UploadStatus.CANCELLED)))
     mark(bucket, gone)
     bucket.put(broken.manifest, to_json(replace(await manifest_of(bucket, broken), total_pages=0, sheets=())))
+    unreadable = {cut: "it is not JSON", newer: "it has schema 2, this release reads up to 1"}
+    bucket.put(cut.manifest, b"{")
+    bucket.put(newer.manifest, b'{"schema":2}')
     handle = await client.start_workflow(
         NightlyReconcile.run, ReconcileFinished(), id=f"nightly-{new_upload_id()}", task_queue=WORKFLOW_QUEUE
     )
     result = await handle.result()
     await keep_history(handle, "nightly")
-    assert result == Reconciled(uploads=2, corrected=Some(1, (str(broken),)))
+    assert (result.uploads, result.corrected, result.unfinished) == (2, Some(1, (str(broken),)), Some())
+    assert sorted(result.passed_over.first) == sorted(f"{ref}: {ref.manifest} cannot be read: {why}" for ref, why in unreadable.items())
+    assert [bucket.get(ref.manifest).body for ref in unreadable] == [b"{", b'{"schema":2}']
     assert (await manifest_of(bucket, broken)).completed_pages == 2
 
 

@@ -182,6 +182,23 @@ async def test_terminated_run_is_failed(client: httpx.AsyncClient, bucket: Bucke
     assert (await client.get(PATH)).json()["version"] == answer["version"]
 
 
+@pytest.mark.parametrize("how", [WorkflowExecutionStatus.COMPLETED, WorkflowExecutionStatus.FAILED, WorkflowExecutionStatus.CANCELED])
+async def test_ended_run_whose_manifest_is_missing_was_not_terminated(
+    client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal, how: WorkflowExecutionStatus
+) -> None:
+    """Its own last words are its end; while it cannot be asked, the last known state is served, with a warning."""
+    await accept(bucket)
+    temporal.state = snapshot(READY, PENDING)
+    await client.get(PATH)
+    temporal.state = closed(how)
+    answer = (await client.get(PATH)).json()
+    assert (answer["status"], answer["reason"], answer["completedPages"]) == ("processing", None, 1)
+    assert "this may not be the latest state" in answer["warning"]
+    temporal.last = snapshot(READY, READY, version=200)
+    answer = (await client.get(PATH)).json()
+    assert (answer["status"], answer["warning"], answer["version"]) == ("complete", None, 200)
+
+
 @pytest.mark.parametrize(("began", "status"), [(timedelta(minutes=1), "failed"), (timedelta(minutes=-1), "complete")])
 async def test_terminated_run_is_not_what_an_earlier_manifest_says(
     client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal, began: timedelta, status: str

@@ -212,7 +212,8 @@ class UploadActivities(ABC):
         """Opens the PDF in a render child and measures every page.
 
         Raises:
-            ApplicationError: Of a final ``DocumentError`` type or ``SourceMissing``; a ``BucketError`` or ``RenderFault`` is retried.
+            ApplicationError: Of a final ``DocumentError`` type, ``SourceMissing`` or ``SourceAltered``; a ``BucketError`` or
+                ``RenderFault`` is retried.
         """
 
     @activity.defn

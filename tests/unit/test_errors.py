@@ -30,6 +30,7 @@ DESIGN = {
     "RenderOutOfMemory",
     "WorkerLost",
     "SourceMissing",
+    "SourceAltered",
     "StorageUnavailable",
     "StorageDenied",
     "NoSuchBucket",

@@ -245,7 +245,8 @@ class Api:
     async def _check_sheet(self, ref: UploadRef, sheet: int) -> Known:
         known = await self._status.read(ref)
         total = known.snapshot.total_pages
-        if known.certain and (total or known.final is not None) and sheet > total:
+        counted = total or (known.final is not None and known.snapshot.status is not UploadStatus.CANCELLED)
+        if known.certain and counted and sheet > total:
             msg = f"there is no sheet {sheet:,}, the upload has {total:,}"
             raise SheetNotFound(msg)
         return known

@@ -381,6 +381,18 @@ async def test_retry_of_a_sheet_that_has_no_need(
     assert temporal.starts == []
 
 
+@pytest.mark.parametrize(("status", "code"), [(UploadStatus.CANCELLED, 202), (UploadStatus.FAILED, 404)])
+async def test_upload_cancelled_before_its_pages_were_counted_can_be_resumed(
+    client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal, status: UploadStatus, code: int
+) -> None:
+    """Nobody knows that it has no such sheet; a document that was refused has none."""
+    await accept(bucket)
+    await bucket.put_async(REF.manifest, to_json(snapshot(status=status)))
+    temporal.state = closed()
+    assert (await client.post(f"{PATH}/sheets/1/retry")).status_code == code
+    assert len(temporal.starts) == (code == 202)
+
+
 @pytest.mark.parametrize("path", ["cancel", "reconcile", "sheets/1/retry", "sheets/1/prioritize"])
 async def test_action_without_temporal_says_so(client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal, path: str) -> None:
     """An action that cannot be passed on is not accepted: 503, by name, with a time to come back."""

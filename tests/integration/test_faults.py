@@ -235,7 +235,6 @@ PLANS_OF_FAULTS: dict[str, list[Rule]] = {
 }
 
 
-@pytest.mark.timeout(180)
 @pytest.mark.parametrize("rules", PLANS_OF_FAULTS.values(), ids=PLANS_OF_FAULTS)
 def test_a_plan_is_complete_and_the_same_through(site: Site, rules: list[Rule]) -> None:
     """It ends complete, ``sheets/**`` is byte-equal, ``verify`` proves it; the version and the counters never fell on the way."""
@@ -249,7 +248,7 @@ def test_a_plan_is_complete_and_the_same_through(site: Site, rules: list[Rule]) 
     assert (final["status"], final["completedPages"], final["totalPages"]) == ("complete", PAGES, PAGES)
     assert [rule for rule in rules if not rule.struck and rule.chance == 1] == []
     assert_whole(site.settings, ref, site.expected)
-    status = httpx.get(address(site.stack, ref)).json()
+    status = httpx.get(address(site.stack, ref), timeout=DEADLINE_S).json()
     assert status["version"] == final["version"]
 
 
@@ -273,7 +272,7 @@ def test_a_deletion_is_not_said_before_its_mark_is_there(site: Site) -> None:
 def await_status(stack: Stack, ref: UploadRef, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
     """Asks for the status until the condition holds."""
     deadline = time.monotonic() + DEADLINE_S
-    while not condition(status := httpx.get(address(stack, ref)).json()):
+    while not condition(status := httpx.get(address(stack, ref), timeout=DEADLINE_S).json()):
         assert time.monotonic() < deadline, status
         time.sleep(0.2)
     return dict(status)
@@ -286,7 +285,6 @@ REFUSALS = {
 }
 
 
-@pytest.mark.timeout(180)
 def test_a_bucket_that_refuses_for_a_while_is_a_warning(site: Site) -> None:
     """Wrong credentials, no bucket, a wrong clock end no upload: each is shown by its name and goes on when it is mended."""
     site.faults.lay(*(Rule(answers(*answer[:2]), target=f"plans/{plan}/.*jpeg$") for plan, answer in REFUSALS.items()))
@@ -303,7 +301,6 @@ def test_a_bucket_that_refuses_for_a_while_is_a_warning(site: Site) -> None:
             assert_whole(site.settings, ref, site.expected)
 
 
-@pytest.mark.timeout(180)
 async def test_a_slow_bucket_only_slows_the_job_down(site: Site) -> None:
     """Uploads that take longer than a heartbeat's timeout end at their first attempt, without a warning."""
     site.faults.lay(Rule(delays(17), method="PUT", target=r"sheet-1\.dzi$"), Rule(delays(0.2)))

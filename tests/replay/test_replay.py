@@ -38,6 +38,7 @@ async def test_history_replays(path: Path) -> None:
         ("cancelled-before-loaded", "EVENT_TYPE_WORKFLOW_EXECUTION_CANCELED"),
         ("check-failed", "EVENT_TYPE_ACTIVITY_TASK_FAILED"),
         ("deleted", "EVENT_TYPE_TIMER_FIRED"),
+        ("halved", "EVENT_TYPE_MARKER_RECORDED"),
         ("swept", "EVENT_TYPE_WORKFLOW_EXECUTION_COMPLETED"),
         ("nightly", "EVENT_TYPE_WORKFLOW_EXECUTION_COMPLETED"),
     ],

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from temporalio import activity
 
-from activities.errors import RenderFault, SiteLinkError, StorageUnavailable, to_application_error
+from activities.errors import RenderFault, SiteLinkError, SourceAltered, StorageUnavailable, to_application_error
 
 T = TypeVar("T")
 
@@ -22,7 +22,7 @@ BEAT_S = 1.0
 class Attempt:
     """The attempt that runs now.
 
-    The heartbeat's detail is the number of fresh render children that failed on this page in earlier attempts.
+    The heartbeat's detail is the number of fresh tries, of a render child or a read of the source, that failed in earlier attempts.
     """
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class Attempt:
     def named_errors(self) -> Iterator[None]:
         """Turns named errors into the form in which they leave an activity.
 
-        A render fault is final after its fresh tries; a full disk is waited out.
+        A render fault, or another PDF than was accepted, is final after its fresh tries; a full disk is waited out.
         """
         try:
             yield
@@ -45,6 +45,10 @@ class Attempt:
             self._faults += fault.fresh_child
             self.beat()
             raise to_application_error(fault, final=self._faults >= fault.tries) from fault
+        except SourceAltered as error:
+            self._faults += 1
+            self.beat()
+            raise to_application_error(error, final=self._faults >= error.tries, again_in=error.again_in) from error
         except SiteLinkError as error:
             raise to_application_error(error) from error
         except OSError as error:

@@ -8,6 +8,7 @@
       BucketError      StorageUnavailable StorageDenied NoSuchBucket ClockSkewed                  retried
       ObjectMissing    no such object in a bucket that answers
       SourceMissing    the PDF is gone from a bucket that answers                                 final, the whole upload
+      SourceAltered    the PDF is not the one that was accepted                                   final after fresh reads
       TilesMissing     the tiles are not on this host's scratch any more: tile the page again
       WorkerLost       the sheet's host disappeared too often                                     final, one sheet
       UploadNotFound   never accepted, or marked deleted
@@ -19,6 +20,8 @@
 
 The class name is the ``ApplicationError.type`` in Temporal, the ``type`` of the API's problem documents and a sheet's ``reason``.
 """
+
+from datetime import timedelta
 
 from temporalio.exceptions import ApplicationError
 
@@ -131,6 +134,16 @@ class SourceMissing(SiteLinkError):
     final = True
 
 
+class SourceAltered(SiteLinkError):
+    """The PDF in the bucket is not the one that was accepted."""
+
+    tries = 3
+    """Reads that may give something else before it is final. One may have been cut off, or lied about, on its way; the same from three,
+    each of which takes as long as a whole download, and the second and third half a minute after the one before, is what lies there."""
+
+    again_in = timedelta(seconds=30)
+
+
 class TilesMissing(SiteLinkError):
     """The tiles of a sheet are not on this host any more."""
 
@@ -233,11 +246,13 @@ def is_named(name: str) -> bool:
     return isinstance(kind, type) and issubclass(kind, SiteLinkError)
 
 
-def to_application_error(error: SiteLinkError, *, final: bool | None = None) -> ApplicationError:
+def to_application_error(error: SiteLinkError, *, final: bool | None = None, again_in: timedelta | None = None) -> ApplicationError:
     """The form in which a named error leaves an activity.
 
     Args:
         error: The named error.
         final: Overrides ``error.final``, for faults that become final after some tries.
+        again_in: When it is tried again, if that is not the caller's policy to say.
     """
-    return ApplicationError(str(error), type=error.type, non_retryable=error.final if final is None else final)
+    non_retryable = error.final if final is None else final
+    return ApplicationError(str(error), type=error.type, non_retryable=non_retryable, next_retry_delay=again_in)

@@ -25,8 +25,8 @@ DOCUMENT_LISTS = 2
 """Which sheets were begun, asked by the API and by the run."""
 LIST_PAGE = 1000
 """Objects in one answer to a LIST. A sheet is listed before its tiles are written, and after."""
-DOCUMENT_READS = 12
-"""Of the records and ``source.pdf`` by the API and the activities of one host."""
+DOCUMENT_READS = 13
+"""Of the records and ``source.pdf`` by the API and the activities of one host; of ``manifest.json`` after it was written."""
 SHEET_READS = 3
 """``upload.json`` before the sheet is drawn and before it is committed, the ``.dzi`` after it was written."""
 

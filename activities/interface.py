@@ -227,7 +227,8 @@ class UploadActivities(ABC):
         """Opens the PDF in a render child and measures every page.
 
         Raises:
-            ApplicationError: Of a final ``DocumentError`` type or ``SourceMissing``; a ``BucketError`` or ``RenderFault`` is retried.
+            ApplicationError: Of a final ``DocumentError`` type, ``SourceMissing`` or ``SourceAltered``; a ``BucketError`` or
+                ``RenderFault`` is retried.
         """
 
     @activity.defn
@@ -370,8 +371,9 @@ class Swept:
 
     Args:
         uploads: How many uploads it looked at, accepted or not.
-        started: Accepted ones that had neither a run nor a manifest.
+        started: Accepted ones that had neither a run nor a manifest, or whose run had ended without saying how.
         terminated: Those whose run had been ended from outside: their manifest says so now.
+        mended: Those whose run had ended by itself and left no manifest: what it said last is written.
         deleted: Those marked deleted that nobody was deleting.
         removed: Those that were never accepted.
         passed_over: Those that could not be looked at, and why.
@@ -387,6 +389,7 @@ class Swept:
     passed_over: Some = Some()
     aborted: Some = Some()
     leftovers: int = 0
+    mended: Some = Some()
 
 
 @dataclass(frozen=True)

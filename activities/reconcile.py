@@ -109,7 +109,7 @@ class ReconcileActivities(UploadActivities):
 
     def _write(self, ref: UploadRef, snapshot: Snapshot) -> None:
         accepted_upload(self._host.bucket, ref)
-        self._host.bucket.put(ref.manifest, to_json(snapshot))
+        self._host.bucket.put_seen(ref.manifest, to_json(snapshot))
 
 
 def _check_sheet(bucket: Bucket, ref: UploadRef, state: SheetState, options: UploadOptions, args: CheckSheets) -> CheckedSheets:

@@ -24,7 +24,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 from activities.attempt import BEAT_S, Attempt, check
-from activities.errors import ObjectMissing, SourceMissing, StorageUnavailable
+from activities.errors import ObjectMissing, SourceAltered, SourceMissing
 from activities.keys import UploadRef
 from activities.records import UploadRecord
 from activities.storage import Bucket
@@ -104,7 +104,8 @@ class Scratch:
 
         Raises:
             SourceMissing: The bucket answers and does not have it.
-            BucketError: The bucket failed, or what it gave is not what was accepted.
+            SourceAltered: What it gave is not what was accepted.
+            BucketError: The bucket failed.
         """
         name = f"{_digest(ref)}.pdf"
         path = self._sources / name
@@ -251,8 +252,8 @@ def _fetch(bucket: Bucket, ref: UploadRef, record: UploadRecord, path: Path, sto
                 digest.update(chunk)
                 file.write(chunk)
         if digest.hexdigest() != record.sha256:
-            msg = f"{ref.source} has sha256 {digest.hexdigest()}, {record.sha256} was accepted"
-            raise StorageUnavailable(msg)
+            msg = f"source.pdf has sha256 {digest.hexdigest()}, {record.sha256} was accepted"
+            raise SourceAltered(msg)
         part.rename(path)
     except ObjectMissing as error:
         msg = f"the bucket has no {ref.source}"

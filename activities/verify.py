@@ -15,6 +15,7 @@ import re
 import struct
 import subprocess
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -52,6 +53,9 @@ NO_DESCRIPTOR = "the .dzi is missing"
 
 LARGEST_TILE_BYTES = 64 << 20
 """More than any JPEG of ours needs; what is larger is not read."""
+
+ANSWER_S = 180.0
+"""A decoder that does not answer for so long hangs: one image takes a tenth of a second, and no more than 20 s of CPU."""
 
 _MD5 = re.compile(r'"?([0-9a-f]{32})"?')
 _REQUEST = struct.Struct(">III")
@@ -582,13 +586,17 @@ def _read_back(
 
 
 class Decoder:
-    """A process that decodes JPEGs: ``activities.decode``, whose libraries and whose crashes stay there. A context manager.
+    """A process that decodes JPEGs: ``activities.decode``, whose libraries, crashes and hangs stay there. A context manager.
+
+    Args:
+        answer_s: How long an answer about an image may take, in seconds.
 
     Raises:
         RenderCrashed: It cannot be started.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, answer_s: float = ANSWER_S) -> None:
+        self._answer_s = answer_s
         self._start()
 
     def _start(self) -> None:
@@ -601,23 +609,36 @@ class Decoder:
             env={name: value for name, value in os.environ.items() if name in _KEPT_ENVIRONMENT} | {"VIPS_CONCURRENCY": "1"},
         )
         self._requests, self._answers = cast("IO[bytes]", self._process.stdin), cast("IO[bytes]", self._process.stdout)
-        if not self._answers.readline():
-            code = self._end()
-            msg = f"the process that decodes JPEGs did not start: exit code {code}"
+        if not self._ask(b"", ANSWER_S):
+            msg = f"the process that decodes JPEGs did not start: it {self._end()}"
             raise RenderCrashed(msg)
+
+    def _ask(self, request: bytes, answer_s: float) -> bytes:
+        """The answer, one line; empty when the process has died, or was killed because it gave none."""
+        self._killed_after_s: float | None = None
+        timer = threading.Timer(answer_s, self._kill, [answer_s])
+        timer.daemon = True
+        timer.start()
+        try:
+            self._requests.write(request)
+            self._requests.flush()
+            return self._answers.readline()
+        except BrokenPipeError:
+            return b""
+        finally:
+            timer.cancel()
+
+    def _kill(self, after_s: float) -> None:
+        self._killed_after_s = after_s
+        self._process.kill()
 
     def problem(self, body: bytes, width: int, height: int) -> str:
         """What is wrong with a JPEG that must be so many pixels; empty if nothing is. 0 x 0 stands for a thumbnail's size."""
-        try:
-            self._requests.write(_REQUEST.pack(width, height, len(body)) + body)
-            self._requests.flush()
-            answer = self._answers.readline()
-        except BrokenPipeError:
-            answer = b""
+        answer = self._ask(_REQUEST.pack(width, height, len(body)) + body, self._answer_s)
         if not answer:
-            code = self._end()
+            how = self._end()
             self._start()
-            return f"broke the decoder, which ended with exit code {code}"
+            return f"broke the decoder, which {how}"
         return answer.decode().rstrip("\n")
 
     @property
@@ -625,11 +646,19 @@ class Decoder:
         """The process now."""
         return self._process.pid
 
-    def _end(self) -> int:
+    def _end(self) -> str:
+        """Ends it, and says how it did."""
         with suppress(BrokenPipeError):
             self._requests.close()
         self._answers.close()
-        return self._process.wait()
+        try:
+            code = self._process.wait(self._answer_s)
+        except subprocess.TimeoutExpired:
+            self._kill(self._answer_s)
+            code = self._process.wait()
+        if self._killed_after_s is not None:
+            return f"gave no answer within {self._killed_after_s:g} s and was killed"
+        return f"ended with exit code {code}"
 
     def __enter__(self) -> Self:
         return self

@@ -266,7 +266,8 @@ class Api:
         if known.unreadable is not None:
             raise known.unreadable
         total = known.snapshot.total_pages
-        if known.certain and (total or known.final is not None) and sheet > total:
+        counted = total or (known.final is not None and known.snapshot.status is not UploadStatus.CANCELLED)
+        if known.certain and counted and sheet > total:
             msg = f"there is no sheet {sheet:,}, the upload has {total:,}"
             raise SheetNotFound(msg)
         return known

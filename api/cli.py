@@ -305,7 +305,8 @@ def retry_command(server: Server, arguments: argparse.Namespace) -> int:
         document = server.request("GET", upload_path(arguments.ref))
         sheets = [sheet["number"] for sheet in document["sheets"] if sheet["status"] == "failed"]
         if document["status"] == "cancelled":  # to ask for one resumes it
-            sheets += [sheet["number"] for sheet in document["sheets"] if sheet["status"] == "pending"][:1]
+            pending = [sheet["number"] for sheet in document["sheets"] if sheet["status"] == "pending"]
+            sheets += pending[:1] if document["totalPages"] else [1]
     if not sheets:
         print("no sheet has failed", file=sys.stderr)
     for number in sheets:

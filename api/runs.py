@@ -4,7 +4,8 @@ Oddities, all on purpose:
 
 1. A lazy client reports a server that is not there as a bare ``RuntimeError`` (temporalio ``service.py``, ``_connected_client``).
 2. ``execute_update`` turns the cancellation of its task into an error of its own, so it runs in a task of its own here.
-3. Queries are refused for closed runs: their answer is in the bucket, and replaying a history for it would cost seconds.
+3. Queries are refused for closed runs: their answer is in the bucket, and replaying a history for it would cost seconds. Only where it
+   is not in the bucket is the history replayed: ``last_progress``.
 """
 
 import asyncio
@@ -96,9 +97,16 @@ class Runs:
         except WorkflowQueryRejectedError as error:
             raise RunClosed(error.status) from error
         except WorkflowQueryFailedError as error:
-            logger.warning("a workflow does not answer: %s", error.message, extra={"ref": str(ref)})
-            msg = "the upload's workflow does not answer; the log says why"
-            raise TemporalUnavailable(msg) from error
+            raise _no_answer(ref, error) from error
+
+    async def last_progress(self, ref: UploadRef) -> Snapshot:
+        """The whole progress, also from a run that is over; raises ``NoRun`` and ``TemporalUnavailable`` like ``progress``."""
+        try:
+            async with _named(QUERY_TIMEOUT_S):
+                handle = await self._handle(ref)
+                return await handle.query(ProcessUpload.progress, rpc_timeout=timedelta(seconds=QUERY_TIMEOUT_S))
+        except WorkflowQueryFailedError as error:
+            raise _no_answer(ref, error) from error
 
     async def progress_after(self, ref: UploadRef, version: int, update_id: str) -> Snapshot | None:
         """Waits at most 25 seconds for progress newer than ``version``.
@@ -249,6 +257,11 @@ async def _named(timeout_s: float | None) -> AsyncIterator[None]:
             raise
         msg = "Temporal does not answer: its server is not reached"
         raise TemporalUnavailable(msg) from error
+
+
+def _no_answer(ref: UploadRef, error: WorkflowQueryFailedError) -> TemporalUnavailable:
+    logger.warning("a workflow does not answer: %s", error.message, extra={"ref": str(ref)})
+    return TemporalUnavailable("the upload's workflow does not answer; the log says why")
 
 
 def _silence() -> TemporalUnavailable:

@@ -164,7 +164,7 @@ class Status:
         """
         record = await self._read_record(ref)
         if record.deleted_at is None:
-            await self._bucket.put_async(ref.record, to_json(replace(record, deleted_at=timestamp(datetime.now(UTC)))))
+            await self._bucket.put_seen_async(ref.record, to_json(replace(record, deleted_at=timestamp(datetime.now(UTC)))))
             await asyncio.to_thread(self._bucket.sync)
             logger.info("marked an upload deleted", extra={"ref": str(ref)})
         self._deleted.put(ref, ref.upload)
@@ -233,9 +233,9 @@ class Status:
             return Known(snapshot)
         except RunClosed as closed:
             ended = await self.manifest(ref)
-            if ended and closed.status not in BROKEN_OFF:
-                return Known(*ended)
-            return await self._broken_off(ref, closed.status, ended)
+            if closed.status in BROKEN_OFF:
+                return await self._broken_off(ref, closed.status, ended)
+            return Known(*ended) if ended else await self._unwritten(ref)
 
     async def _run(self, ref: UploadRef, record: UploadRecord) -> Snapshot | Known:
         """What the run says; without any, the final progress, or how a run begins that is started now."""
@@ -322,6 +322,19 @@ class Status:
             newest = await self._with_committed(ref, began, await self._begun(ref))
         warning = f"this may not be the latest state: {error}"
         return Known(replace(newest, warning=warning), certain=False, record=record, unreadable=error)
+
+    async def _unwritten(self, ref: UploadRef) -> Known:
+        """A run has ended by itself, and what it wrote last is not there: it is asked; the sweep writes the manifest from the same answer.
+
+        Raises:
+            TemporalUnavailable: It does not answer.
+        """
+        with suppress(NoRun):
+            last = await self._runs.last_progress(ref)
+            if last.status.is_final:
+                return Known(last, to_json(last))
+        msg = "its run has ended, and the final progress is not written yet"
+        raise TemporalUnavailable(msg)
 
     async def _times(self, ref: UploadRef) -> tuple[datetime, datetime]:
         try:

@@ -156,15 +156,15 @@ def activity_worker(client: Client, queue: str, slots: int, *activities: object,
     )
 
 
-async def _janitor(scratch: Scratch, client: Client) -> None:
-    """At once, for this may be the start after a crash, and from time to time."""
+async def _janitor(scratch: Scratch, client: Client, every_s: float = JANITOR_S) -> None:
+    """At once, for this may be the start after a crash, and from time to time, whatever went wrong the last time."""
     while True:
         try:
             await asyncio.to_thread(scratch.clean)
             await discard_unwanted(scratch, client)
-        except (OSError, RPCError):
+        except Exception:
             logger.exception("the scratch could not be cleaned")
-        await asyncio.sleep(JANITOR_S)
+        await asyncio.sleep(every_s)
 
 
 async def discard_unwanted(scratch: Scratch, client: Client) -> None:

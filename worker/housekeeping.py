@@ -295,9 +295,8 @@ class Housekeeping(HousekeepingActivities):
                 walk.note("started", ref)
             elif run.status in BROKEN_OFF:
                 await self._end(ref, run, walk)
-            elif run.status is not WorkflowExecutionStatus.RUNNING and not await self._has_manifest(ref):
-                msg = f"its run has ended ({run.status.name if run.status else 'how is unknown'}) and left no manifest"
-                raise ValueError(msg)
+            elif run.status is not WorkflowExecutionStatus.RUNNING:
+                await self._mend(ref, run, walk)
 
     def _remove_abandoned(self, ref: UploadRef, abandoned: datetime, stop: threading.Event) -> bool:
         """Removes what never became an upload, if nobody has written there for long."""
@@ -355,8 +354,23 @@ class Housekeeping(HousekeepingActivities):
         if again is None or again.run_id != run.run_id:
             return  # somebody has just asked for more
         body = to_json(broken_off(last, run.status, datetime.now(UTC)))
-        await asyncio.to_thread(self._bucket.put, ref.manifest, body)
+        await asyncio.to_thread(self._bucket.put_seen, ref.manifest, body)
         walk.note("terminated", ref)
+
+    async def _mend(self, ref: UploadRef, run: WorkflowExecutionDescription, walk: _Walk[Swept]) -> None:
+        """Writes what a run that ended by itself said last; if it was not done, or does not tell, another one looks at the bucket."""
+        last = await self._last_known(ref, run)
+        if run.status is WorkflowExecutionStatus.CANCELED and (last is None or not last.status.is_final):
+            last = broken_off(last or Snapshot(UploadStatus.QUEUED, 0, timestamp(run.start_time)), run.status, datetime.now(UTC))
+        if last is None or not last.status.is_final:
+            if not await self._has_manifest(ref):
+                await reopen(self._client, ref, "force_reconcile")
+                walk.note("started", ref)
+            return
+        body = to_json(last)
+        if await self._bucket.create_async(ref.manifest, body):  # it may have ended a moment ago, after the first look
+            await self._bucket.see_async(ref.manifest, len(body))
+            walk.note("mended", ref)
 
     async def _last_known(self, ref: UploadRef, run: WorkflowExecutionDescription) -> Snapshot | None:
         """What the run would say if it were asked: a run that is over still can be."""

@@ -16,7 +16,6 @@ from temporalio.client import (
     ScheduleSpec,
     ScheduleState,
 )
-from temporalio.service import RPCError
 
 from activities.interface import WORKFLOW_QUEUE, ReconcileFinished, SweepBucket
 from workflows.sweep import NightlyReconcile, Sweep
@@ -73,11 +72,11 @@ async def create_schedules(client: Client) -> None:
         logger.info("made a schedule", extra={"schedule": name})
 
 
-async def keep_schedules(client: Client) -> None:
-    """Makes them now, and again whenever they have been lost."""
+async def keep_schedules(client: Client, every_s: float = LOOK_AGAIN_S) -> None:
+    """Makes them now, and again whenever they have been lost, whatever went wrong the last time."""
     while True:
         try:
             await create_schedules(client)
-        except RPCError as error:
-            logger.warning("the schedules could not be made: %s", error)
-        await asyncio.sleep(LOOK_AGAIN_S)
+        except Exception:
+            logger.exception("the schedules could not be made")
+        await asyncio.sleep(every_s)

@@ -1,4 +1,4 @@
-"""What is said of an upload whose run was ended from outside, so that it could not write its manifest."""
+"""What is said of an upload whose run was ended before it could write its manifest."""
 
 from dataclasses import replace
 from datetime import datetime
@@ -14,7 +14,7 @@ BROKEN_OFF = (WorkflowExecutionStatus.TERMINATED, WorkflowExecutionStatus.TIMED_
 
 
 def broken_off(last: Snapshot, status: WorkflowExecutionStatus | None, moment: datetime) -> Snapshot:
-    """The final progress of such a run: ``failed`` with the reason ``Terminated``; sheets in flight are pending.
+    """The final progress of such a run: ``failed`` with the reason ``Terminated``, or ``cancelled``; sheets in flight are pending.
 
     Args:
         last: What was known of it last; the version grows from there.
@@ -24,6 +24,9 @@ def broken_off(last: Snapshot, status: WorkflowExecutionStatus | None, moment: d
     progress = Progress(moment, replace(last, warning=None))
     for number in progress.sheets_in(SheetStatus.TILING, SheetStatus.UPLOADING):
         progress.pending(number, moment)
+    if status is WorkflowExecutionStatus.CANCELED:
+        progress.cancel(moment)
+        return progress.snapshot()
     how = status.name.lower().replace("_", " ") if status else "ended"
     progress.fail(Terminated.__name__, f"its workflow was {how} before it could write the final progress", moment)
     return progress.snapshot()

@@ -29,6 +29,41 @@ class Continued:
 
 
 @dataclass(frozen=True)
+class SheetNumbers:
+    """Argument of ``prioritize``, ``retry_sheets`` and ``sheets_stored``: 1-based; none means every failed sheet for ``retry_sheets``."""
+
+    sheets: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What signals have asked for and is not done yet; false if it is nothing.
+
+    Args:
+        reconcile: To compare every sheet with the bucket.
+        deep: Reading every tile.
+        stored: Sheets whose ``.dzi`` the bucket told of, ascending.
+        retries: What to try again, in the order in which it was asked for.
+    """
+
+    reconcile: bool = False
+    deep: bool = False
+    stored: tuple[int, ...] = ()
+    retries: tuple[SheetNumbers, ...] = ()
+
+    def __bool__(self) -> bool:
+        return self != Asked()
+
+    def __add__(self, other: "Asked") -> "Asked":
+        return Asked(
+            self.reconcile or other.reconcile,
+            self.deep or other.deep,
+            tuple(sorted({*self.stored, *other.stored})),
+            self.retries + other.retries,
+        )
+
+
+@dataclass(frozen=True)
 class UploadInput:
     """Argument of ``ProcessUpload``.
 
@@ -36,11 +71,13 @@ class UploadInput:
         ref: org/project/plan/upload.
         reopened: The run was started by a signal: it begins with what the bucket holds.
         continued: Set by continue-as-new only.
+        asked: What the run before was asked for after its cancellation; set by continue-as-new only.
     """
 
     ref: str
     reopened: bool = False
     continued: Continued | None = None
+    asked: Asked = Asked()
 
 
 @dataclass(frozen=True)
@@ -72,10 +109,3 @@ class Reconcile:
     """
 
     deep: bool = False
-
-
-@dataclass(frozen=True)
-class SheetNumbers:
-    """Argument of ``prioritize``, ``retry_sheets`` and ``sheets_stored``: 1-based; none means every failed sheet for ``retry_sheets``."""
-
-    sheets: tuple[int, ...] = ()

@@ -78,8 +78,24 @@ class Progress:
         """
         return self._sheets[number]
 
-    def begin(self, pages: Sequence[Page], committed: Iterable[SheetRecord], now: datetime, forecast: Forecast | None = None) -> None:
-        """The pages are counted: a sheet is ready when it was committed before, failed when its page is unusable, else pending."""
+    def begin(
+        self,
+        pages: Sequence[Page],
+        committed: Iterable[SheetRecord],
+        now: datetime,
+        forecast: Forecast | None = None,
+        *,
+        resume: bool = True,
+    ) -> None:
+        """The pages are counted: a sheet is ready when it was committed before, failed when its page is unusable, else pending.
+
+        Args:
+            pages: All of them.
+            committed: What the bucket holds.
+            now: The time of the change.
+            forecast: What they will take.
+            resume: Whether the sheets are going to be done; else an upload that had ended stays so.
+        """
         sheets = {
             page.number: SheetState(
                 number=page.number,
@@ -101,8 +117,23 @@ class Progress:
                 sheets[record.number] = ready_sheet(sheets[record.number], record)
         reopened = self._head.status.is_final
         self._sheets = {}
-        self._head = replace(self._head, forecast=forecast)
-        self._change(now, sheets.values(), started_at=timestamp(now), **self._processing(), **(_reconciled(now) if reopened else {}))
+        self._head = replace(self._head, total_pages=len(sheets), forecast=forecast, sheet_puts=0)
+        self._change(
+            now,
+            sheets.values(),
+            started_at=timestamp(now),
+            **(self._processing() if resume else {}),
+            **(_reconciled(now) if reopened else {}),
+        )
+
+    def found(self, committed: Iterable[SheetRecord], now: datetime) -> None:
+        """Nobody is going to count the pages now: all that is known are the sheets that were committed before."""
+        self._change(now, [ready_sheet(SheetState(record.number, SheetStatus.PENDING, 0), record) for record in committed])
+
+    def warn(self, warning: str | None, now: datetime) -> None:
+        """What an operator should know, until something else is said; None for nothing."""
+        if warning != self._head.warning:
+            self._change(now, warning=warning)
 
     def _processing(self) -> dict[str, object]:
         return {"status": UploadStatus.PROCESSING, "completed_at": None, "reason": None, "detail": None}
@@ -232,8 +263,7 @@ class Progress:
             version=version,
             updated_at=timestamp(now),
             completed_pages=completed,
-            total_pages=len(self._sheets),
-            progress=percentage(completed, len(self._sheets)),
+            progress=percentage(completed, self._head.total_pages),
             sheet_puts=self._head.sheet_puts + sum((sheet.tiles or 0) + SHEET_OBJECTS for sheet in became_ready),
             processing_seconds=worked,
             **head,  # type: ignore[arg-type] # each caller passes the fields by name

@@ -4,6 +4,7 @@ import asyncio
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import TypeVar
 
@@ -34,7 +35,7 @@ with workflow.unsafe.imports_passed_through():
     )
     from activities.keys import UploadRef
     from activities.records import SheetRecord, SheetState, SheetStatus, Snapshot, UploadOptions, UploadStatus
-    from workflows.messages import Continued, ProgressAfter, Reconcile, SheetNumbers, UploadInput
+    from workflows.messages import Asked, Continued, ProgressAfter, Reconcile, SheetNumbers, UploadInput
     from workflows.progress import Progress
     from workflows.retries import HEARTBEAT, RETRIES
 
@@ -65,6 +66,10 @@ LATE = "late-writes"
 
 CHECKED = "check-sheets"
 """Runs without this patch trust every ``.dzi`` when they reconcile, and leave what is there of a sheet that was not done."""
+
+HEARD = "heard-after-cancel"
+"""Runs without this patch forget what is asked after their cancellation, leave no manifest when they are cancelled before they know
+whether there is one, and end when a check fails."""
 
 HALVED = "half-resolution"
 """Runs without this patch fail a sheet that needs too much memory, instead of halving its resolution."""
@@ -104,19 +109,21 @@ class ProcessUpload:
         self._landed = 0
         self._on_scratch: dict[int, str] = {}
         self._fell_silent: datetime | None = None
-        self._reconcile_asked = False
-        self._deep_asked = False
-        self._stored: set[int] = set()
+        self._asked = args.asked
+        self._asked_after_cancel = Asked()
+        self._state: BucketState | None = None
         self._reconciling: asyncio.Task[None] | None = None
         self._checking: set[int] = set()
         self._finding = ""
-        self._retries_asked: list[SheetNumbers] = []
         self._waiters: dict[str, None] = {}
         self._published: tuple[str, str | None] = ("", None)
 
     @workflow.run
     async def run(self, args: UploadInput) -> Snapshot:
         """Works until every sheet is ready or failed.
+
+        A cancellation ends what was asked for before it. What is asked for after it, while the run closes, is done by the next run:
+        Temporal lets nobody take a cancellation back.
 
         Returns:
             The final progress, without its sheets.
@@ -136,14 +143,16 @@ class ProcessUpload:
                 cancelled = self._was_cancelled(error)
                 if not cancelled:
                     raise  # the records cannot be read, so none is written over them
-                if reopened and not self._loaded:
-                    raise asyncio.CancelledError from error  # the manifest of the earlier run still stands
+                if reopened and not self._loaded and not workflow.patched(HEARD):
+                    raise asyncio.CancelledError from error
             closing = asyncio.create_task(self._close())
             try:
                 await asyncio.shield(closing)
             except asyncio.CancelledError:
                 cancelled = True
                 await closing
+            if cancelled and self._asked_after_cancel and workflow.patched(HEARD):
+                workflow.continue_as_new(UploadInput(str(self._ref), reopened=True, asked=self._asked_after_cancel))
             if cancelled or not self._asked:
                 return self._result(cancelled=cancelled)
             reopened = True
@@ -180,13 +189,12 @@ class ProcessUpload:
     @workflow.signal
     def force_reconcile(self, args: Reconcile = Reconcile()) -> None:  # noqa: B008 - frozen
         """Compare the progress with what the bucket really holds, and do what is missing; many requests make one pass."""
-        self._reconcile_asked = True
-        self._deep_asked |= args.deep
+        self._hear(Asked(reconcile=True, deep=args.deep))
 
     @workflow.signal
     def sheets_stored(self, args: SheetNumbers) -> None:
         """The bucket told of the ``.dzi`` of these sheets: those that are not ready are judged; one in flight tells it by itself."""
-        self._stored.update(args.sheets)
+        self._hear(Asked(stored=args.sheets))
 
     @workflow.signal
     def prioritize(self, args: SheetNumbers) -> None:
@@ -200,11 +208,13 @@ class ProcessUpload:
     @workflow.signal
     def retry_sheets(self, args: SheetNumbers) -> None:
         """Try failed sheets again, or resume a cancelled upload."""
-        self._retries_asked.append(args)
+        self._hear(Asked(retries=(args,)))
 
-    @property
-    def _asked(self) -> bool:
-        return self._reconcile_asked or bool(self._stored) or bool(self._retries_asked)
+    def _hear(self, asked: Asked) -> None:
+        if self._is_cancelled:
+            self._asked_after_cancel += asked
+        else:
+            self._asked += asked
 
     # ------------------------------------------------------------------ the story
 
@@ -213,14 +223,14 @@ class ProcessUpload:
         if not self._progress.total_pages:
             trusts_descriptors = reopened and not workflow.patched(CHECKED)
             if trusts_descriptors:
-                self._reconcile_asked = False
-            state = await self._on_bucket(UploadActivities.list_sheets, ListSheets(str(self._ref)), "list committed sheets")
+                self._asked = replace(self._asked, reconcile=False)
+            self._state = state = await self._list_sheets()
             self._options = state.options
             if state.manifest is not None:
                 self._progress = Progress(workflow.now(), state.manifest)
             if not self._progress.total_pages:
                 await self._count_pages(state)
-            elif trusts_descriptors or self._retries_asked:
+            elif trusts_descriptors or self._asked.retries:
                 committed = {record.number for record in state.committed}
                 not_committed = set(range(1, self._progress.total_pages + 1)) - committed
                 self._progress.reconcile(state.committed, not_committed, workflow.now())
@@ -229,11 +239,13 @@ class ProcessUpload:
         self._plan_work()
         self._publish()
 
+    async def _list_sheets(self) -> BucketState:
+        return await self._on_bucket(UploadActivities.list_sheets, ListSheets(str(self._ref)), "list committed sheets")
+
     async def _count_pages(self, state: BucketState) -> None:
         # Of a document without sheets, to count again is all that can be retried or reconciled.
-        asked, self._reconcile_asked = self._reconcile_asked, False
-        self._retries_asked.clear()
-        self._stored.clear()
+        asked, self._asked = self._asked, Asked()
+        resume = self._progress.status is not UploadStatus.CANCELLED or bool(asked.retries) or not workflow.patched(HEARD)
         try:
             document = await workflow.execute_activity_method(
                 UploadActivities.count_pages,
@@ -251,8 +263,8 @@ class ProcessUpload:
                 raise
             self._progress.fail(*_reason(error), workflow.now())
         else:
-            self._progress.begin(document.pages, state.committed, workflow.now(), document.forecast)
-            self._reconcile_asked |= asked
+            self._progress.begin(document.pages, state.committed, workflow.now(), document.forecast, resume=resume)
+            self._asked += Asked(asked.reconcile, asked.deep)
 
     async def _process_sheets(self) -> None:
         """Keeps a window of sheets in flight until none is left to do."""
@@ -270,18 +282,19 @@ class ProcessUpload:
             self._land()
 
     def _can_go_on(self) -> bool:
-        if any(task.done() for task in self._in_flight.values()) or self._retries_asked:
+        if any(task.done() for task in self._in_flight.values()) or self._asked.retries:
             return True
         if self._reconciling is None:
-            return self._asked
+            return bool(self._asked)
         return self._reconciling.done() or (self._next_to_do() is not None and not self._should_continue_as_new())
 
     def _do_what_was_asked(self) -> None:
-        if self._reconciling is None and (self._reconcile_asked or self._stored):
+        if self._reconciling is None and (self._asked.reconcile or self._asked.stored):
             self._reconciling = asyncio.create_task(self._reconcile())
-        if self._retries_asked:
-            while self._retries_asked:
-                self._progress.retry(self._retries_asked.pop(0).sheets, workflow.now())
+        if self._asked.retries:
+            retries, self._asked = self._asked.retries, replace(self._asked, retries=())
+            for retry in retries:
+                self._progress.retry(retry.sheets, workflow.now())
             self._land()  # one that has just failed may be planned again
             self._plan_work()
 
@@ -364,25 +377,50 @@ class ProcessUpload:
     async def _reconcile(self) -> None:
         """Judges every sheet, or those that the bucket told of, by what the bucket holds; one in flight once it has landed."""
         await workflow.sleep(GATHER)
-        whole, deep, stored = self._reconcile_asked, self._deep_asked, self._stored
-        self._reconcile_asked, self._deep_asked, self._stored = False, False, set()
+        asked, self._asked = self._asked, Asked(retries=self._asked.retries)
+        whole = asked.reconcile
         numbers = set(range(1, self._progress.total_pages + 1))
         if not whole:
-            numbers &= stored - self._in_flight.keys() - set(self._progress.sheets_in(SheetStatus.READY))
+            numbers &= set(asked.stored) - self._in_flight.keys() - set(self._progress.sheets_in(SheetStatus.READY))
         wrong = removed = 0
+        looked_at_all = True
         while numbers and not self._is_cancelled:
             now_judged = sorted(numbers - self._in_flight.keys())[:SHEETS_AT_ONCE]
             if not now_judged:
                 await workflow.wait_condition(lambda: self._is_cancelled or not numbers <= self._in_flight.keys())
                 continue
             numbers.difference_update(now_judged)
-            counts = await self._check(now_judged, repair=whole, deep=deep)
-            wrong, removed = wrong + counts[0], removed + counts[1]
+            try:
+                counts = await self._check(now_judged, repair=whole, deep=asked.deep)
+                wrong, removed = wrong + counts[0], removed + counts[1]
+            except ActivityError as error:
+                looked_at_all = False
+                self._not_done(error, f"sheets {now_judged[0]} to {now_judged[-1]} could not be checked")
         if whole and not self._is_cancelled:
             prune = PruneSheets(str(self._ref), self._progress.total_pages)
-            removed += await self._on_bucket(UploadActivities.prune_sheets, prune, "remove what no sheet owns")
-            self._progress.reconcile((), (), workflow.now())
-            self._finding = f"last reconciled {workflow.now():%Y-%m-%d %H:%M:%S} UTC: {wrong} sheets were wrong, {removed} objects removed"
+            try:
+                removed += await self._on_bucket(UploadActivities.prune_sheets, prune, "remove what no sheet owns")
+            except ActivityError as error:
+                looked_at_all = False
+                self._not_done(error, "what no sheet owns could not be removed")
+            if looked_at_all:
+                self._progress.warn(None, workflow.now())
+                self._progress.reconcile((), (), workflow.now())
+                done_at = f"{workflow.now():%Y-%m-%d %H:%M:%S} UTC"
+                self._finding = f"last reconciled {done_at}: {wrong} sheets were wrong, {removed} objects removed"
+
+    def _not_done(self, error: ActivityError, what: str) -> None:
+        """A look at the bucket that failed is a finding for the operator; the sheets go on.
+
+        Raises:
+            ActivityError: The upload was deleted, or the run began in a release that ended with any such failure.
+        """
+        reason, detail = _reason(error)
+        if reason == UploadNotFound.__name__ or not workflow.patched(HEARD):
+            raise error
+        self._finding = f"{what}: {reason}: {detail}"
+        workflow.logger.warning("a look at the bucket failed: %s", self._finding)
+        self._progress.warn(self._finding, workflow.now())
 
     async def _check(self, numbers: Sequence[int], *, repair: bool = True, discard: bool = False, deep: bool = False) -> tuple[int, int]:
         """Has sheets judged and says so in the progress; returns how many it had wrong, and how many objects were removed."""
@@ -469,19 +507,33 @@ class ProcessUpload:
 
     async def _close(self) -> None:
         """Nothing is in flight: removes what is half done, frees the hosts' scratch and writes the manifest."""
-        with _nothing_left_if_deleted():
-            await self._discard_undone()
-        self._end()
+        manifest_stands = not self._loaded and workflow.patched(HEARD) and await self._has_ended_before()
+        if not manifest_stands:
+            with _nothing_left_if_deleted():
+                await self._discard_undone()
+            self._end()
         self._loaded = True
         self._publish()
         await asyncio.gather(*(self._discard_scratch(queue) for queue in sorted(self._hosts)))
         self._hosts.clear()
-        with _nothing_left_if_deleted():
-            manifest = WriteManifest(str(self._ref), self._progress.snapshot())
-            await self._on_bucket(UploadActivities.write_manifest, manifest, "write the manifest")
-            workflow.logger.info("an upload has ended", extra={"status": manifest.snapshot.status.value})
+        if not manifest_stands:
+            with _nothing_left_if_deleted():
+                manifest = WriteManifest(str(self._ref), self._progress.snapshot())
+                await self._on_bucket(UploadActivities.write_manifest, manifest, "write the manifest")
+                workflow.logger.info("an upload has ended", extra={"status": manifest.snapshot.status.value})
         self._waiters.clear()
         await workflow.wait_condition(workflow.all_handlers_finished)
+
+    async def _has_ended_before(self) -> bool:
+        """Whether a run that was cancelled before it had loaded finds an earlier one's manifest; else the committed sheets are told."""
+        with _nothing_left_if_deleted():
+            state = self._state or await self._list_sheets()
+            if state.manifest is not None:
+                self._progress = Progress(workflow.now(), state.manifest)
+                return True
+            if not self._progress.total_pages:
+                self._progress.found(state.committed, workflow.now())
+        return False
 
     async def _discard_undone(self) -> None:
         """No half of a sheet stays; one that was committed after all is counted."""
@@ -490,7 +542,10 @@ class ProcessUpload:
             if self._fell_silent is not None and workflow.now() < self._fell_silent + LATE_WRITE and workflow.patched(LATE):
                 await workflow.sleep(self._fell_silent + LATE_WRITE - workflow.now())
             for start in range(0, len(undone), DISCARDED_AT_ONCE):
-                await self._check(undone[start : start + DISCARDED_AT_ONCE], discard=True)
+                try:
+                    await self._check(undone[start : start + DISCARDED_AT_ONCE], discard=True)
+                except ActivityError as error:
+                    self._not_done(error, "what is there of sheets that are not done could not be removed")
 
     def _result(self, *, cancelled: bool) -> Snapshot:
         result = self._progress.changes_since(self._progress.version)

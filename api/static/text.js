@@ -21,6 +21,7 @@ const REFUSALS = {
   TooManyPages: ["This PDF has too many pages", "Split it into smaller sets and upload each of them."],
   FileTooLarge: ["This file is too large", "Split it into smaller sets, or save it with smaller images, and upload those."],
   SourceMissing: ["The PDF is gone from the storage", "Upload the file again."],
+  SourceAltered: ["The PDF in the storage is not the one that was uploaded", "Upload the file again."],
   Terminated: ["An operator stopped this upload", "Sheets that are ready stay usable. Upload the file again for the rest."],
   StorageUnavailable: ["The storage does not answer", "Your file is still chosen. Try again in a few minutes."],
   NoConnection: ["The server cannot be reached", "Check your connection. Your file is still chosen: press Upload to try again."],

@@ -44,6 +44,8 @@ class FakeTemporal:
 
     def __init__(self) -> None:
         self.state: Snapshot | Exception = NOT_FOUND
+        self.last: Snapshot | Exception = NO_WORKER
+        """What a run that is over says."""
         self.start_error: Exception | None = None
         self.started: Snapshot | None = None
         """The state that a start brings; without one there is still none."""
@@ -70,12 +72,13 @@ class FakeTemporal:
         """The one workflow."""
         return self
 
-    async def query(self, *_: object, **__: object) -> Snapshot:
-        """The state, or the error."""
+    async def query(self, *_: object, reject_condition: object = None, **__: object) -> Snapshot:
+        """The state, or the error; of a run that is over only where that is not refused."""
         self.queries += 1
-        if isinstance(self.state, Exception):
-            raise self.state
-        return self.state
+        state = self.state if reject_condition else self.last
+        if isinstance(state, Exception):
+            raise state
+        return state
 
     async def execute_update(self, _: object, args: Any, *, id: str) -> Snapshot:  # noqa: A002 - the client's own name
         """What the test makes of it."""

@@ -184,6 +184,23 @@ async def test_terminated_run_is_failed(client: httpx.AsyncClient, bucket: Bucke
     assert (await client.get(PATH)).json()["version"] == answer["version"]
 
 
+@pytest.mark.parametrize("how", [WorkflowExecutionStatus.COMPLETED, WorkflowExecutionStatus.FAILED, WorkflowExecutionStatus.CANCELED])
+async def test_ended_run_whose_manifest_is_missing_was_not_terminated(
+    client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal, how: WorkflowExecutionStatus
+) -> None:
+    """Its own last words are its end; while it cannot be asked, the last known state is served, with a warning."""
+    await accept(bucket)
+    temporal.state = snapshot(READY, PENDING)
+    await client.get(PATH)
+    temporal.state = closed(how)
+    answer = (await client.get(PATH)).json()
+    assert (answer["status"], answer["reason"], answer["completedPages"]) == ("processing", None, 1)
+    assert "this may not be the latest state" in answer["warning"]
+    temporal.last = snapshot(READY, READY, version=200)
+    answer = (await client.get(PATH)).json()
+    assert (answer["status"], answer["warning"], answer["version"]) == ("complete", None, 200)
+
+
 @pytest.mark.parametrize(("began", "status"), [(timedelta(minutes=1), "failed"), (timedelta(minutes=-1), "complete")])
 async def test_terminated_run_is_not_what_an_earlier_manifest_says(
     client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal, began: timedelta, status: str
@@ -364,6 +381,18 @@ async def test_retry_of_a_sheet_that_has_no_need(
     temporal.state = snapshot(READY, FAILED)
     assert (await client.post(f"{PATH}/sheets/{sheet}/retry")).status_code == status
     assert temporal.starts == []
+
+
+@pytest.mark.parametrize(("status", "code"), [(UploadStatus.CANCELLED, 202), (UploadStatus.FAILED, 404)])
+async def test_upload_cancelled_before_its_pages_were_counted_can_be_resumed(
+    client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal, status: UploadStatus, code: int
+) -> None:
+    """Nobody knows that it has no such sheet; a document that was refused has none."""
+    await accept(bucket)
+    await bucket.put_async(REF.manifest, to_json(snapshot(status=status)))
+    temporal.state = closed()
+    assert (await client.post(f"{PATH}/sheets/1/retry")).status_code == code
+    assert len(temporal.starts) == (code == 202)
 
 
 @pytest.mark.parametrize("path", ["cancel", "reconcile", "sheets/1/retry", "sheets/1/prioritize"])

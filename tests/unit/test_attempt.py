@@ -5,6 +5,8 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, closing
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -14,12 +16,14 @@ from temporalio.testing import ActivityEnvironment
 from activities.attempt import Attempt
 from activities.child import ChildPool
 from activities.document import Host
-from activities.errors import StorageUnavailable
+from activities.errors import SourceAltered, StorageUnavailable
 from activities.interface import CountPages, TilePage, WriteManifest
+from activities.keys import UploadRef
 from activities.records import Snapshot, UploadOptions, UploadStatus
 from activities.scratch import Scratch
 from activities.storage import Bucket, BucketSettings, StoredObject
 from activities.threads import FairThreads
+from tests.unit.sheets import accept
 from worker.app import Activities
 
 REF = "acme/tower/a1/u1"
@@ -75,6 +79,31 @@ async def test_activity_beats_while_the_bucket_is_silent(bucket: SilentBucket, t
         bucket.released.set()
         with pytest.raises(ApplicationError, match="503"):
             await attempt
+
+
+async def test_source_that_is_not_what_was_accepted_is_final_at_the_third_read(tmp_path: Path) -> None:
+    """A read that was cut off or lied about has passed by then; the attempts are half a minute apart, also on several hosts."""
+    bucket = Bucket(BucketSettings((tmp_path / "bucket").as_uri()))
+    ref = UploadRef.parse(REF)
+    accept(bucket, ref)
+    bucket.put(ref.source, b"another")
+    faults: tuple[object, ...] = ()
+
+    def beaten(*details: object) -> None:
+        nonlocal faults
+        faults = details
+
+    finals = []
+    for host in range(SourceAltered.tries):
+        environment = ActivityEnvironment()
+        environment.info = replace(environment.info, heartbeat_details=faults)
+        environment.on_heartbeat = beaten
+        async with activities(bucket, tmp_path / f"scratch {host}") as each:
+            with pytest.raises(ApplicationError, match=r"source\.pdf has sha256 .* was accepted") as failure:
+                await environment.run(each.count_pages, CountPages(REF))
+        assert (failure.value.type, failure.value.next_retry_delay) == ("SourceAltered", timedelta(seconds=30))
+        finals.append(failure.value.non_retryable)
+    assert finals == [False, False, True]
 
 
 @pytest.mark.parametrize("more_follows", [True, False])

@@ -24,6 +24,16 @@ def test_no_sheet_of_an_ended_run_is_in_flight() -> None:
     assert all(sheet.version > last.version for sheet in said.sheets[1:3])
 
 
+def test_cancelled_run_is_cancelled() -> None:
+    """One that left nothing: nobody failed."""
+    said = broken_off(snapshot(SheetStatus.READY, SheetStatus.TILING), WorkflowExecutionStatus.CANCELED, NOW)
+    assert (said.status, said.reason, [sheet.status for sheet in said.sheets]) == (
+        UploadStatus.CANCELLED,
+        None,
+        [SheetStatus.READY, SheetStatus.PENDING],
+    )
+
+
 def test_how_it_ended_is_said() -> None:
     """Also of a run that nothing is known of."""
     said = [broken_off(Snapshot(UploadStatus.QUEUED, 0, "2026-01-31T09:00:00.000Z"), status, NOW).detail or "" for status in BROKEN_OFF]

@@ -31,6 +31,7 @@ DESIGN = {
     "RenderOutOfMemory",
     "WorkerLost",
     "SourceMissing",
+    "SourceAltered",
     "StorageUnavailable",
     "StorageDenied",
     "NoSuchBucket",

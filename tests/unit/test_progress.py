@@ -66,6 +66,34 @@ def test_begin_shows_committed_sheets_at_once() -> None:
     assert snapshot.sheets[1].reason == "PageUnreadable"
 
 
+def test_sheets_of_an_upload_whose_pages_nobody_counted_are_told_and_counted_once() -> None:
+    """It was cancelled before: how many pages there are stays unknown, and looking again resumes nothing."""
+    progress = Progress(START)
+    progress.found([record(2), record(3)], START)
+    progress.cancel(START)
+    known = progress.snapshot()
+    assert (known.status, known.completed_pages, known.total_pages, known.progress) == (UploadStatus.CANCELLED, 2, 0, 0)
+    puts = known.sheet_puts
+    progress = Progress(START, known)
+    progress.begin([page(1), page(2), page(3)], [record(2), record(3)], START, forecast_of(3), resume=False)
+    counted = progress.snapshot()
+    assert (counted.status, counted.completed_pages, counted.total_pages) == (UploadStatus.CANCELLED, 2, 3)
+    assert (counted.sheet_puts, counted.reconciled) == (puts, True)
+    progress.retry([], START)
+    assert progress.status is UploadStatus.PROCESSING
+
+
+def test_warning_is_a_change_only_when_it_is_another() -> None:
+    """Who watches is told once, and told when it is over."""
+    progress = begun(1)
+    versions = []
+    for warning in ("sheets 1 to 1 could not be checked", "sheets 1 to 1 could not be checked", None, None):
+        progress.warn(warning, START)
+        versions.append(progress.version)
+    assert versions[0] == versions[1] < versions[2] == versions[3]
+    assert progress.snapshot().warning is None
+
+
 def test_version_is_the_clock_in_milliseconds_or_one_more() -> None:
     """Versions grow across runs because they follow the clock, and within a millisecond because they count."""
     progress = begun(1)

@@ -14,7 +14,7 @@ import pytest
 from temporalio.testing import ActivityEnvironment
 
 from activities.attempt import Attempt
-from activities.errors import SourceMissing, StorageUnavailable
+from activities.errors import SourceAltered, SourceMissing
 from activities.keys import UploadRef
 from activities.records import UploadOptions, UploadRecord, timestamp
 from activities.scratch import IDLE_S, UNKNOWN_AGE_S, Scratch, ScratchInUse
@@ -96,10 +96,10 @@ async def test_download_under_way_is_not_discarded(open_scratch: Callable[..., S
     assert await ActivityEnvironment().run(read) == BODY
 
 
-async def test_missing_source_is_named_and_wrong_bytes_are_retried(
+async def test_source_that_is_gone_or_another_is_named(
     open_scratch: Callable[..., Scratch], tmp_path: Path, bucket: CountingBucket
 ) -> None:
-    """Only a bucket that answers 'no such object' makes SourceMissing; other bytes than were accepted are the bucket's fault."""
+    """Only a bucket that answers 'no such object' makes SourceMissing; what is left on the disk of either is nothing."""
     scratch = open_scratch()
 
     async def read() -> None:
@@ -107,7 +107,7 @@ async def test_missing_source_is_named_and_wrong_bytes_are_retried(
             pass
 
     bucket.put(REF.source, BODY[:-1] + b"y")
-    with pytest.raises(StorageUnavailable, match="was accepted"):
+    with pytest.raises(SourceAltered, match=r"source.pdf has sha256 .* was accepted"):
         await ActivityEnvironment().run(read)
     bucket.delete([REF.source])
     with pytest.raises(SourceMissing):

@@ -233,6 +233,18 @@ def test_a_tile_that_breaks_the_decoder_breaks_nothing_else() -> None:
     assert not (Path("/proc") / str(decoder.pid)).exists()
 
 
+def test_a_decoder_that_hangs_is_killed_and_named() -> None:
+    """Nobody waits for it for ever, and the next tile is judged by itself."""
+    with Decoder(answer_s=0.5) as decoder:
+        pid = decoder.pid
+        os.kill(pid, signal.SIGSTOP)
+        assert decoder.problem(jpeg(10, 20), 10, 20) == "broke the decoder, which gave no answer within 0.5 s and was killed"
+        assert decoder.pid != pid
+        os.kill(decoder.pid, signal.SIGSTOP)  # what hangs at the end is not waited for either
+    assert not (Path("/proc") / str(pid)).exists()
+    assert not (Path("/proc") / str(decoder.pid)).exists()
+
+
 def test_the_decoders_request_has_one_form() -> None:
     """``verify`` does not import the process that it starts."""
     assert verify._REQUEST.format == decode.REQUEST.format

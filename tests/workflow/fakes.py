@@ -55,6 +55,7 @@ class FakeActivities(UploadActivities):
         self.list_errors: list[SiteLinkError] = []
         self.manifest_errors: list[SiteLinkError] = []
         self.check_errors: list[SiteLinkError] = []
+        self.prune_errors: list[SiteLinkError] = []
         self.half: set[int] = set()
         self.partial: set[int] = set()
         """Sheets that were begun and not committed."""
@@ -140,6 +141,7 @@ class FakeActivities(UploadActivities):
     @activity.defn
     async def prune_sheets(self, args: PruneSheets) -> int:
         """Removes the junk."""
+        _raise_next(self.prune_errors)
         removed, self.junk = self.junk, 0
         return removed
 

@@ -1,5 +1,6 @@
 """Deletion, sweep and nightly reconciliation on a real Temporal server, over a real directory; only the work on sheets is pretended."""
 
+import asyncio
 import json
 import os
 from collections.abc import AsyncIterator
@@ -15,7 +16,7 @@ from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureEr
 
 from activities.bucket_setup import BucketSetup
 from activities.document import accepted_upload
-from activities.errors import ObjectMissing, UploadNotFound, to_application_error
+from activities.errors import NotAPdf, ObjectMissing, UploadNotFound, to_application_error
 from activities.interface import (
     WORKFLOW_QUEUE,
     BucketState,
@@ -39,6 +40,8 @@ from activities.records import (
     to_json,
 )
 from activities.storage import Bucket, BucketSettings
+from api.runs import Runs
+from api.status import Status
 from api.uploads import new_upload_id
 from deploy.temporal import TemporalServer
 from tests.workflow.fakes import FakeActivities, pages, working
@@ -324,6 +327,45 @@ async def test_run_ended_from_outside_gets_its_manifest(client: Client, bucket: 
     house.gate.set()
     await reopen(client, ref, "retry_sheets", SheetNumbers())
     assert (await handle_of(client, ref).result()).status is UploadStatus.COMPLETE
+
+
+@pytest.mark.parametrize("end", [UploadStatus.COMPLETE, UploadStatus.FAILED, UploadStatus.CANCELLED])
+async def test_ended_run_without_manifest_gets_what_it_said_last(
+    client: Client, bucket: Bucket, house: Activities, end: UploadStatus
+) -> None:
+    """The bucket lost the manifest, or lied about its one write: the run itself still knows how it ended, byte for byte."""
+    ref = accept(bucket, new_ref())
+    if end is UploadStatus.FAILED:
+        house.pages = NotAPdf("the file starts with '<html>'")
+    elif end is UploadStatus.CANCELLED:
+        house.gate.clear()
+    await start(client, ref)
+    if end is UploadStatus.CANCELLED:
+        await until(lambda: len(house.tiled) == 2)
+        await handle_of(client, ref).cancel()
+    await until(lambda: has_ended(client, ref))
+    body = bucket.get(ref.manifest).body
+    bucket.delete([ref.manifest])
+    status = Status(bucket, Runs(lambda: asyncio.sleep(0, client)))
+    known = await status.read(ref)
+    assert (known.snapshot.status, known.certain, known.final) == (end, True, body)
+    swept = await sweep(client)
+    assert (swept.mended, swept.passed_over.count, swept.terminated.count) == (Some(1, (str(ref),)), 0, 0)
+    assert bucket.get(ref.manifest).body == body
+    assert (await sweep(client)).mended == Some()
+
+
+async def test_ended_run_that_does_not_know_how_is_followed_by_another(client: Client, bucket: Bucket, house: Activities) -> None:
+    """A run of an older release ended in the middle of its work, and left nothing: the sweep begins again with what the bucket holds."""
+    ref = accept(bucket, new_ref(), deleted=True)
+    await start(client, ref)
+    await until(lambda: has_ended(client, ref))
+    accept(bucket, ref)
+    known = await Status(bucket, Runs(lambda: asyncio.sleep(0, client))).read(ref)
+    assert (known.snapshot.status, known.certain, known.final) == (UploadStatus.QUEUED, False, None)
+    assert (await sweep(client)).started == Some(1, (str(ref),))
+    assert (await handle_of(client, ref).result()).status is UploadStatus.COMPLETE
+    assert (await manifest_of(bucket, ref)).status is UploadStatus.COMPLETE
 
 
 async def test_broken_object_stops_no_sweep(client: Client, bucket: Bucket, house: Activities) -> None:

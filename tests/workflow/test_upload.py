@@ -439,6 +439,128 @@ async def cancelled_after_one(client: Client, ref: UploadRef, fake: FakeActiviti
     return list(fake.tiled)
 
 
+@pytest.mark.parametrize("step", ["tile_page", "write_manifest"])
+@pytest.mark.parametrize("signal", ["retry_sheets", "force_reconcile", "sheets_stored"])
+async def test_what_is_asked_while_a_cancelled_run_closes_is_done(client: Client, ref: UploadRef, signal: str, step: str) -> None:
+    """However late it comes: a retry resumes the upload, the others look at the bucket and tile nothing."""
+    fake = FakeActivities(pages(4), window=1)
+    fake.stubborn = step
+    fake.gate.clear()
+    async with working(client, fake):
+        await start(client, ref)
+        await until(lambda: fake.tiled == [1])
+        first_run = (await handle_of(client, ref).describe()).run_id
+        await handle_of(client, ref).cancel()
+        if step == "tile_page":
+            await until(lambda: asked_to_cancel(handle_of(client, ref)))
+        await until(lambda: fake.reached == step)
+        fake.commit(fake.pages[2])  # type: ignore[index]
+        await reopen(client, ref, signal, *([SheetNumbers((3,))] if signal != "force_reconcile" else []))
+        fake.gate.set()
+        fake.released.set()
+        result = await handle_of(client, ref).result()
+        assert (await handle_of(client, ref).describe()).run_id != first_run
+        if (signal, step) == ("retry_sheets", "write_manifest"):
+            await keep_history(client.get_workflow_handle(ref.workflow_id, run_id=first_run), "cancelled-then-retried")
+    if signal == "retry_sheets":
+        assert (result.status, result.completed_pages, fake.tiled) == (UploadStatus.COMPLETE, 4, [1, 1, 2, 4])
+    else:
+        assert (result.status, result.completed_pages, fake.tiled) == (UploadStatus.CANCELLED, 1, [1])
+
+
+async def test_cancel_ends_what_was_asked_before_it(client: Client, ref: UploadRef) -> None:
+    """Somebody resumes a cancelled upload and thinks better of it before the run has even looked: it stays as it was."""
+    fake = FakeActivities(pages(4), window=1)
+    fake.closes_after = 1
+    async with working(client, fake):
+        tiled = await cancelled_after_one(client, ref, fake)
+        manifest = fake.manifest
+        fake.stubborn, fake.reached = "list_sheets", ""
+        await reopen(client, ref, "retry_sheets", SheetNumbers())
+        await until(lambda: fake.reached == "list_sheets")
+        await handle_of(client, ref).cancel()
+        await until(lambda: asked_to_cancel(handle_of(client, ref)))
+        fake.released.set()
+        with pytest.raises(WorkflowFailureError) as failure:
+            await handle_of(client, ref).result()
+    assert isinstance(failure.value.cause, CancelledError)
+    assert (fake.manifest, fake.tiled) == (manifest, tiled)
+
+
+@pytest.mark.parametrize("how", ["it succeeds", "it fails", "pages are counted"])
+async def test_reopened_run_cancelled_before_it_has_loaded_leaves_a_final_state(client: Client, ref: UploadRef, how: str) -> None:
+    """Without an earlier manifest: cancelled, with the sheets that the bucket holds; a look changes that not, a retry does the rest."""
+    fake = FakeActivities(pages(4))
+    for page in (fake.pages[1], fake.pages[3]):  # type: ignore[index]
+        fake.commit(page)
+    fake.stubborn = "count_pages" if how == "pages are counted" else "list_sheets"
+    fake.list_errors = [StorageUnavailable("503")] * (how == "it fails")
+    async with working(client, fake):
+        await reopen(client, ref, "force_reconcile")
+        await until(lambda: fake.reached == fake.stubborn)
+        await handle_of(client, ref).cancel()
+        await until(lambda: asked_to_cancel(handle_of(client, ref)))
+        fake.released.set()
+        with pytest.raises(WorkflowFailureError) as failure:
+            await handle_of(client, ref).result()
+        if how == "it succeeds":
+            await keep_history(handle_of(client, ref), "cancelled-before-loaded")
+        assert isinstance(failure.value.cause, CancelledError)
+        manifest = fake.manifest
+        assert manifest is not None
+        assert (manifest.status, manifest.completed_pages) == (UploadStatus.CANCELLED, 2)
+        assert manifest.total_pages == (0 if how == "it fails" else 4)
+        assert [sheet.number for sheet in manifest.sheets if sheet.status is SheetStatus.READY] == [2, 4]
+        await reopen(client, ref, "force_reconcile")
+        looked = await handle_of(client, ref).result()
+        assert (looked.status, looked.completed_pages, looked.total_pages, fake.tiled) == (UploadStatus.CANCELLED, 2, 4, [])
+        await reopen(client, ref, "retry_sheets", SheetNumbers((1,)))
+        assert (await handle_of(client, ref).result()).status is UploadStatus.COMPLETE
+    assert sorted(fake.tiled) == [1, 3]
+
+
+@pytest.mark.parametrize("step", ["check_sheets", "prune_sheets"])
+async def test_check_that_fails_is_a_finding_and_the_sheets_go_on(client: Client, ref: UploadRef, step: str) -> None:
+    """A reconcile that cannot look stops no sheet, claims nothing, and says so; one that can look takes that back."""
+    broken = RenderCrashed("the process that decodes JPEGs did not start: exit code 1")
+    broken.final = True
+    fake = FakeActivities(pages(3), window=1)
+    fake.gate.clear()
+    async with working(client, fake):
+        await start(client, ref)
+        await until(lambda: fake.in_flight == 1)
+        (fake.check_errors if step == "check_sheets" else fake.prune_errors).append(broken)
+        await reopen(client, ref, "force_reconcile", Reconcile(deep=True))
+        await until(lambda: len(fake.checked) == 1)
+        fake.gate.set()
+        result = await handle_of(client, ref).result()
+        metadata = await handle_of(client, ref).query("__temporal_workflow_metadata")
+        if step == "check_sheets":
+            await keep_history(handle_of(client, ref), "check-failed")
+        assert (result.status, result.completed_pages, result.reconciled) == (UploadStatus.COMPLETE, 3, False)
+        assert "RenderCrashed: the process that decodes JPEGs did not start" in metadata.current_details
+        assert fake.manifest is not None
+        assert "RenderCrashed: the process that decodes JPEGs" in (fake.manifest.warning or "")
+        await reopen(client, ref, "force_reconcile")
+        again = await handle_of(client, ref).result()
+    assert (again.status, again.reconciled, again.warning) == (UploadStatus.COMPLETE, True, None)
+
+
+async def test_half_sheet_that_cannot_be_removed_keeps_no_manifest_from_being_written(client: Client, ref: UploadRef) -> None:
+    """The upload ends as it is, and says what stays."""
+    broken = RenderCrashed("it did not start")
+    broken.final = True
+    fake = FakeActivities(pages(2))
+    fake.tile_errors[2] = [PageUnreadable("page 2 cannot be loaded")]
+    fake.check_errors = [broken]
+    async with working(client, fake):
+        await start(client, ref)
+        result = await handle_of(client, ref).result()
+    assert result.status is UploadStatus.PARTIAL
+    assert fake.manifest is not None
+    assert "could not be removed" in (fake.manifest.warning or "")
+
+
 async def test_reconcile_judges_a_sheet_in_flight_only_when_it_has_landed(client: Client, ref: UploadRef) -> None:
     """A sheet that is half in the bucket because it is being written is not broken; once it is done it is judged like any other."""
     fake = FakeActivities(pages(3), window=1)

@@ -1,0 +1,57 @@
+"""What a worker does from time to time goes on, whatever went wrong once."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from contextlib import closing
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from temporalio.client import Client
+
+from activities.attempt import beside
+from activities.scratch import Scratch
+from worker.app import _janitor
+from worker.schedules import keep_schedules
+
+
+class Failing(Exception):
+    """What nobody has foreseen."""
+
+
+class FailingClient:
+    """A client whose calls fail, and set an event when they have been made three times."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.called_again = asyncio.Event()
+
+    def get_workflow_handle(self, _: str) -> object:
+        """Fails."""
+        return self._fail()
+
+    async def create_schedule(self, *_: object) -> object:
+        """Fails."""
+        return self._fail()
+
+    def _fail(self) -> object:
+        self.calls += 1
+        if self.calls == 3:
+            self.called_again.set()
+        raise Failing
+
+
+@pytest.mark.parametrize("which", ["janitor", "schedules"])
+async def test_work_beside_other_work_outlives_any_error(tmp_path: Path, caplog: pytest.LogCaptureFixture, which: str) -> None:
+    """It is logged with its trace and done again; only the end of the role ends it, without an error."""
+    failing = FailingClient()
+    client = cast("Client", failing)
+    with closing(Scratch(tmp_path, 1 << 30)) as scratch:
+        (tmp_path / "uploads" / "0123456789abcdef").write_text("acme/tower/a1/u1")
+        work: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
+            "janitor": lambda: _janitor(scratch, client, every_s=0),
+            "schedules": lambda: keep_schedules(client, every_s=0),
+        }
+        async with beside(work[which]()):
+            await asyncio.wait_for(failing.called_again.wait(), 60)
+    assert [record.exc_info and record.exc_info[0] for record in caplog.records][:2] == [Failing, Failing]

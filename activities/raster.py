@@ -10,6 +10,7 @@ import mmap
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import repeat
 from pathlib import Path
 
@@ -17,12 +18,13 @@ import pikepdf
 import pypdfium2
 import pypdfium2.raw as pdfium
 
+from activities.annotations import Annotations
 from activities.dzi import BYTES_PER_PIXEL, MINIMUM_DPI, sheet_size
 from activities.errors import NoPages, NotAPdf, PageTooLarge, PageUnreadable, PasswordRequired, TooManyPages, UnreadablePdf
 from activities.interface import Document, Page
 from activities.records import Note, UploadOptions
 
-REVISION = "1"
+REVISION = "2"
 """Grows when a change of our own calls changes the bytes of tiles."""
 
 PDFIUM_VERSION = str(pypdfium2.PDFIUM_INFO.tag)
@@ -103,6 +105,7 @@ class PdfFile:
             }.get(code, f"PDFium error {code}")
             msg = f"the PDF cannot be opened: {reason}"
             raise UnreadablePdf(msg)
+        self._annotations = Annotations(self._document, partial(_open_with_pikepdf, source))
         self.page_count = int(pdfium.FPDF_GetPageCount(self._document))
         if self.page_count < 1:
             self.close()
@@ -115,6 +118,7 @@ class PdfFile:
 
     def close(self) -> None:
         """Gives the document back to PDFium."""
+        self._annotations.close()
         pdfium.FPDF_CloseDocument(self._document)
 
     def measure(self, options: UploadOptions, max_pages: int) -> Document:
@@ -140,7 +144,7 @@ class PdfFile:
         )
 
     def draw(self, number: int, width: int, height: int, buffer: PixelBuffer) -> Drawn:
-        """Draws a page with its annotations on white, exactly ``width`` x ``height`` px.
+        """Draws a page with its annotations and form fields on white, exactly ``width`` x ``height`` px.
 
         Args:
             number: 1-based.
@@ -166,14 +170,16 @@ class PdfFile:
                 raise PageTooLarge(msg)
             try:
                 pdfium.FPDFBitmap_FillRect(bitmap, 0, 0, width, height, 0xFFFFFFFF)
-                if not _render(bitmap, page, width, height):
-                    msg = f"page {number:,} cannot be drawn"
-                    raise PageUnreadable(msg)
+                with self._annotations.ready(page, number - 1) as annotations:
+                    if not _render(bitmap, page, width, height):
+                        msg = f"page {number:,} cannot be drawn"
+                        raise PageUnreadable(msg)
+                    annotations.draw_fields(bitmap, page, width, height)
             finally:
                 pdfium.FPDFBitmap_Destroy(bitmap)
         finally:
             pdfium.FPDF_ClosePage(page)
-        return Drawn(memoryview(memory)[:size_bytes])
+        return Drawn(memoryview(memory)[:size_bytes], annotations.notes)
 
     def _has_no_pages(self) -> bool:
         try:

@@ -24,6 +24,12 @@ from activities.records import Note
 MOST_ANNOTATIONS = 20_000
 """Annotations of a page that are looked at."""
 
+MOST_MARKUPS = 2_000
+"""Markups of a page that are drawn here."""
+
+MOST_OPERATORS = 4 << 20
+"""Bytes of the operators that draw them, about."""
+
 UNDRAWN = {
     pdfium.FPDF_ANNOT_FREETEXT: "FreeText",
     pdfium.FPDF_ANNOT_LINE: "Line",
@@ -100,7 +106,9 @@ class Annotations:
             form = self._fields(page, fields, undo) if fields else None
             notes = self._markups(page, index, markups, undo) if markups else ()
             if pdfium.FPDF_GetFormType(self._document) == pdfium.FORMTYPE_XFA_FULL:
-                notes = (Note("FormNotDrawn", "an XFA form is not drawn, only the page that the PDF has in its place"), *notes)
+                notes += (Note("FormNotDrawn", "an XFA form is not drawn, only the page that the PDF has in its place"),)
+            if (count := pdfium.FPDFPage_GetAnnotCount(page)) > MOST_ANNOTATIONS:
+                notes += (Note("AnnotationNotDrawn", f"of {count:,} annotations only the first {MOST_ANNOTATIONS:,} were looked at"),)
             yield PageAnnotations(notes, form)
 
     def _fields(self, page: "pdfium.FPDF_PAGE", fields: list[int], undo: ExitStack) -> "pdfium.FPDF_FORMHANDLE":
@@ -122,16 +130,18 @@ class Annotations:
     def _markups(self, page: "pdfium.FPDF_PAGE", index: int, markups: dict[int, str], undo: ExitStack) -> tuple[Note, ...]:
         found = self._dictionaries(index, markups)
         left: Counter[str] = Counter()
-        substituted = 0
+        substituted, drawn, room = 0, 0, MOST_OPERATORS
         with _helvetica(self._document) as width_of:
             for place, kind in markups.items():
                 if place in found and _is_blank(found[place]):
                     continue
-                look = appearance(found[place], width_of) if place in found else None
+                look = appearance(found[place], width_of) if place in found and drawn < MOST_MARKUPS and room > 0 else None
+                drawn += 1
                 if look is None or not _give(page, place, look, undo):
                     left[kind] += 1
-                elif look.font_substituted:
-                    substituted += 1
+                    continue
+                room -= len(look.content)
+                substituted += look.font_substituted
         notes = []
         if left:
             names = ", ".join(f"{count:,} {kind}" for kind, count in left.most_common())

@@ -15,10 +15,10 @@ from typing import Any
 
 import pikepdf
 
-MOST_POINTS = 20_000
+MOST_POINTS = 5_000
 """Corners of a markup, and bumps of a cloud's edge."""
 
-MOST_CHARACTERS = 20_000
+MOST_CHARACTERS = 5_000
 """Characters of a text."""
 
 FARTHEST = 1_000_000.0
@@ -333,15 +333,18 @@ def _words(markup: pikepdf.Dictionary) -> str:
 
 def _wrapped(text: str, width: float, width_of: Width) -> Iterator[str]:
     """Lines of at most this width, in font sizes; a word that is longer has its own."""
+    space = width_of(" ")
     for paragraph in text.split("\n"):
-        line = ""
+        line: list[str] = []
+        used = 0.0
         for word in paragraph.split(" "):
-            longer = f"{line} {word}" if line else word
-            if line and width_of(longer) > width:
-                yield line
-                longer = word
-            line = longer
-        yield line
+            needed = width_of(word)
+            if line and used + space + needed > width:
+                yield " ".join(line)
+                line, used = [], 0.0
+            used += needed + (space if line else 0)
+            line.append(word)
+        yield " ".join(line)
 
 
 def _default_appearance(text: str) -> tuple[str, float, str]:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pikepdf
@@ -75,12 +76,12 @@ class Annotations:
 
     Args:
         document: It stays the caller's; close this first.
-        read: Opens the same file with pikepdf, where that is needed.
+        source: Its file.
     """
 
-    def __init__(self, document: "pdfium.FPDF_DOCUMENT", read: Callable[[], pikepdf.Pdf]) -> None:
+    def __init__(self, document: "pdfium.FPDF_DOCUMENT", source: Path) -> None:
         self._document = document
-        self._read = read
+        self._source = source
         self._pdf: pikepdf.Pdf | None = None
         # PDFium keeps a pointer to it for as long as there is an environment.
         self._form_info = pdfium.FPDF_FORMFILLINFO(version=2, xfa_disabled=True)
@@ -156,10 +157,16 @@ class Annotations:
         """The markups by their place, as pikepdf reads them; without those that it sees otherwise than PDFium."""
         try:
             if self._pdf is None:
-                self._pdf = self._read()
+                self._pdf = pikepdf.open(
+                    self._source, suppress_warnings=True, attempt_recovery=False, access_mode=pikepdf.AccessMode.stream
+                )
+            if len(self._pdf.pages) != pdfium.FPDF_GetPageCount(self._document):
+                return {}
             annotations: Any = self._pdf.pages[index].obj["/Annots"]
             return {place: annotations[place] for place, kind in markups.items() if annotations[place]["/Subtype"] == f"/{kind}"}
-        except (pikepdf.PdfError, LookupError, ValueError, TypeError, RuntimeError, RecursionError):
+        except (MemoryError, OSError):
+            raise
+        except Exception:  # noqa: BLE001 (its refusals have no common base, and PDFium has the last word on the document)
             return {}
 
 

@@ -1,7 +1,8 @@
 """Every refusal and fault that SiteLink names, in one flat tree.
 
     SiteLinkError
-      DocumentError    NotAPdf UnreadablePdf PasswordRequired NoPages TooManyPages FileTooLarge   final, the whole upload
+      DocumentError    NotAPdf UnreadablePdf PasswordRequired NoPages PdfPortfolio TooManyPages
+                       FileTooLarge                                                               final, the whole upload
       PageError        PageUnreadable PageTooLarge                                                final, one sheet
       RenderFault      RenderTimeout RenderCrashed RenderOutOfMemory                              one sheet, after fresh tries
       BucketError      StorageUnavailable StorageDenied NoSuchBucket ClockSkewed                  retried
@@ -54,6 +55,10 @@ class PasswordRequired(DocumentError):
 
 class NoPages(DocumentError):
     """It has no page."""
+
+
+class PdfPortfolio(DocumentError):
+    """It is a collection of files, and its drawings are other PDFs inside it."""
 
 
 class TooManyPages(DocumentError):

@@ -1,28 +1,27 @@
-"""A PDF page to pixels: PDFium draws, pikepdf tells what PDFium hides. Loaded in render children only.
+"""A PDF page to pixels, drawn by PDFium. Loaded in render children only.
 
 1. PDFium is called below its Python helpers: ``page.render`` rounds sizes up by itself and copies, and the outline helper raises on a loop.
-2. PDFium reports sizes without UserUnit, so pikepdf opens the file a second time; where it cannot, UserUnit counts as 1.
+2. PDFium reports sizes without UserUnit, so ``structure`` reads the file a second time; what it cannot know, a note of the sheet says.
 3. PDFium also resolves the page of a remote go-to action, which is a page of some other file: only GoTo actions name pages of this one.
 """
 
 import ctypes
+import math
 import mmap
 import unicodedata
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
-from itertools import repeat
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import pikepdf
 import pypdfium2
 import pypdfium2.raw as pdfium
 
 from activities.annotations import Annotations
 from activities.dzi import BYTES_PER_PIXEL, MINIMUM_DPI, sheet_size
-from activities.errors import NoPages, NotAPdf, PageTooLarge, PageUnreadable, PasswordRequired, TooManyPages, UnreadablePdf
+from activities.errors import NoPages, NotAPdf, PageTooLarge, PageUnreadable, PasswordRequired, PdfPortfolio, TooManyPages, UnreadablePdf
 from activities.interface import Document, Page
 from activities.records import Note, UploadOptions
+from activities.structure import has_no_pages, read_structure
 
 REVISION = "2"
 """Grows when a change of our own calls changes the bytes of tiles."""
@@ -36,8 +35,13 @@ TITLE_CHARACTERS = 120
 OUTLINE_ITEMS = 20_000
 """Outline items looked at, at most; ten for each page of the largest document."""
 
-USER_UNIT_LIMIT = 1_000_000.0
-"""No reader knows a larger one; it only keeps the arithmetic finite."""
+UNCERTAIN = (
+    "The size of this sheet is uncertain: the file is damaged, and its unit of length (UserUnit) could not be read. "
+    "One unit was taken for 1/72 inch."
+)
+
+ATTACHMENTS_NAMED = 10
+"""Files inside a portfolio that a message names, at most."""
 
 
 class PixelBuffer:
@@ -105,12 +109,11 @@ class PdfFile:
             }.get(code, f"PDFium error {code}")
             msg = f"the PDF cannot be opened: {reason}"
             raise UnreadablePdf(msg)
-        self._annotations = Annotations(self._document, partial(_open_with_pikepdf, source))
+        self._annotations = Annotations(self._document, source)
         self.page_count = int(pdfium.FPDF_GetPageCount(self._document))
         if self.page_count < 1:
             self.close()
-            # PDFium opens some broken files as if they were empty.
-            if self._has_no_pages():
+            if has_no_pages(source):
                 msg = "the PDF has no page"
                 raise NoPages(msg)
             msg = "the PDF cannot be opened: its pages cannot be found"
@@ -130,18 +133,37 @@ class PdfFile:
 
         Raises:
             TooManyPages: There are more; none was looked at.
+            PdfPortfolio: The drawings are other PDFs inside this one.
         """
         if self.page_count > max_pages:
             msg = f"{self.page_count:,} pages, limit {max_pages:,}"
             raise TooManyPages(msg)
+        sizes = [self._size(index) for index in range(self.page_count)]
+        structure = read_structure(self._source, sizes)
+        notes = self._portfolio_notes() if structure.is_collection else ()
         titles = self._bookmarks()
-        user_units = self._user_units()
-        return Document(
-            pages=tuple(
-                self._page(index, titles.get(index) or self._label(index), user_unit, options)
-                for index, user_unit in zip(range(self.page_count), user_units, strict=False)
-            ),
-        )
+        pages = [
+            self._page(index, titles.get(index) or self._label(index), size, user_unit, options)
+            for index, (size, user_unit) in enumerate(zip(sizes, structure.user_units, strict=True))
+        ]
+        pages[0] = replace(pages[0], notes=(*notes, *pages[0].notes))
+        return Document(pages=tuple(pages))
+
+    def _portfolio_notes(self) -> tuple[Note, ...]:
+        """What to say of a portfolio that can be taken as the pages that it has.
+
+        Raises:
+            PdfPortfolio: Its drawings are other PDFs inside it.
+        """
+        names = self._attachments()
+        drawings = [name for name in names if name.lower().endswith(".pdf")]
+        if drawings:
+            count = "1 PDF" if len(drawings) == 1 else f"{len(drawings):,} PDFs"
+            msg = f"the file is a portfolio with {count} inside: {_listed(drawings)}; upload each of them by itself"
+            raise PdfPortfolio(msg)
+        if not names:
+            return ()
+        return (Note("AttachmentsNotDrawn", f"The file is a portfolio. The files inside it are not drawn: {_listed(names)}."),)
 
     def draw(self, number: int, width: int, height: int, buffer: PixelBuffer) -> Drawn:
         """Draws a page with its annotations and form fields on white, exactly ``width`` x ``height`` px.
@@ -181,41 +203,39 @@ class PdfFile:
             pdfium.FPDF_ClosePage(page)
         return Drawn(memoryview(memory)[:size_bytes], annotations.notes)
 
-    def _has_no_pages(self) -> bool:
-        try:
-            with _open_with_pikepdf(self._source) as pdf:
-                return len(pdf.pages) == 0
-        except (pikepdf.PdfError, ValueError, TypeError, RuntimeError):
-            return False
-
-    def _page(self, index: int, title: str | None, user_unit: float, options: UploadOptions) -> Page:
+    def _page(self, index: int, title: str | None, size: tuple[float, float], user_unit: float | None, options: UploadOptions) -> Page:
         number = index + 1
-        size = pdfium.FS_SIZEF()
-        if not pdfium.FPDF_GetPageSizeByIndexF(self._document, index, size):
+        width, height = size
+        if math.isnan(width) or math.isnan(height):
             return Page(number, title, reason=PageUnreadable.__name__, detail=f"page {number:,} cannot be loaded")
-        # Not <= 0: a broken file can make it NaN.
-        if not (0 < size.width < float("inf") and 0 < size.height < float("inf")):
-            detail = f"page {number:,} has no area: {size.width:,g} x {size.height:,g} pt"
+        if not (0 < width < math.inf and 0 < height < math.inf):
+            detail = f"page {number:,} has no area: {width:,g} x {height:,g} pt"
             return Page(number, title, reason=PageUnreadable.__name__, detail=detail)
-        sheet = sheet_size(size.width, size.height, user_unit, options.dpi, options.budget_bytes)
+        notes = () if user_unit else (Note("UserUnitUncertain", UNCERTAIN),)
+        user_unit = user_unit or 1.0
+        sheet = sheet_size(width, height, user_unit, options.dpi, options.budget_bytes)
         if sheet is None:
-            inches = f"{size.width * user_unit / 72:,.1f} x {size.height * user_unit / 72:,.1f} in"
+            inches = f"{width * user_unit / 72:,.1f} x {height * user_unit / 72:,.1f} in"
             detail = (
                 f"page {number:,} is {inches}: over {options.budget_bytes:,} bytes of pixels even at {min(MINIMUM_DPI, options.dpi)} dpi"
             )
-            return Page(number, title, reason=PageTooLarge.__name__, detail=detail)
-        return Page(number, title, sheet.width, sheet.height, sheet.dpi, sheet.scaled)
+            return Page(number, title, reason=PageTooLarge.__name__, detail=detail, notes=notes)
+        return Page(number, title, sheet.width, sheet.height, sheet.dpi, sheet.scaled, notes=notes)
 
-    def _user_units(self) -> Iterator[float]:
-        """The UserUnit of each page; 1 for all when pikepdf finds another document in the file than PDFium, or none."""
-        try:
-            with _open_with_pikepdf(self._source) as pdf:
-                if len(pdf.pages) == self.page_count:
-                    return iter([_user_unit(page) for page in pdf.pages])
-        except (pikepdf.PdfError, ValueError, TypeError, RuntimeError, RecursionError):
-            # What pikepdf refuses, PDFium has opened: the document goes on without.
-            pass
-        return repeat(1.0, self.page_count)
+    def _size(self, index: int) -> tuple[float, float]:
+        """Width and height of a page in its own units; NaN when it cannot be loaded."""
+        size = pdfium.FS_SIZEF()
+        if not pdfium.FPDF_GetPageSizeByIndexF(self._document, index, size):
+            return (math.nan, math.nan)
+        return (size.width, size.height)
+
+    def _attachments(self) -> list[str]:
+        """The names of the files inside the document, fit to show."""
+        names = []
+        for index in range(pdfium.FPDFDoc_GetAttachmentCount(self._document)):
+            attachment = pdfium.FPDFDoc_GetAttachment(self._document, index)
+            names.append(clean_title(_text(pdfium.FPDFAttachment_GetName, attachment)) or "without a name")
+        return names
 
     def _bookmarks(self) -> dict[int, str]:
         """Page index to the title of the first outline item that points at it, in reading order."""
@@ -256,27 +276,21 @@ def clean_title(text: str) -> str | None:
     return visible.strip()[:TITLE_CHARACTERS].strip() or None
 
 
+def _listed(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    shown = ", ".join(names[:ATTACHMENTS_NAMED])
+    return f"{shown} and {len(names) - ATTACHMENTS_NAMED:,} more" if len(names) > ATTACHMENTS_NAMED else shown
+
+
 def _text(call: "ctypes._FuncPointer", *args: object) -> str:
     """What a PDFium call writes as UTF-16 into a buffer that it sizes itself; the terminator is dropped."""
     size = call(*args, None, 0)
     if size <= 2:
         return ""
     buffer = ctypes.create_string_buffer(size)
-    call(*args, buffer, size)
+    # Some calls want a void*, others an FPDF_WCHAR*.
+    call(*args, ctypes.cast(buffer, call.argtypes[-2]), size)  # type: ignore[type-var]
     return buffer.raw[: size - 2].decode("utf-16-le", errors="replace")
-
-
-def _open_with_pikepdf(source: Path) -> pikepdf.Pdf:
-    # Without recovery: rebuilding a broken file of gigabytes takes minutes, and only UserUnit is at stake.
-    return pikepdf.open(source, suppress_warnings=True, attempt_recovery=False, access_mode=pikepdf.AccessMode.stream)
-
-
-def _user_unit(page: pikepdf.Page) -> float:
-    try:
-        value = float(page.obj.get("/UserUnit", 1))
-    except (TypeError, ValueError, ArithmeticError, pikepdf.PdfError):
-        return 1.0
-    return value if 0 < value <= USER_UNIT_LIMIT else 1.0
 
 
 def _render(bitmap: "pdfium.FPDF_BITMAP", page: "pdfium.FPDF_PAGE", width: int, height: int) -> bool:

@@ -39,6 +39,7 @@ from api.views import (
     say,
     sheet_failure,
     sheet_name,
+    sheet_notes,
     sheet_report,
     upload_report,
 )
@@ -50,6 +51,7 @@ COMPLETE, NOT_COMPLETE, WRONG_USE, NOT_REACHED, INTERRUPTED, BROKEN_PIPE = 0, 1,
 
 DEFAULT_PLAN = "local/demo/plan"
 UPLOAD_TRIES = 5
+MOST_NOTES = 20
 
 HELP = """\
 Sends construction plans to a SiteLink server and watches how they become Deep Zoom tiles.
@@ -234,6 +236,11 @@ def status_command(server: Server, arguments: argparse.Namespace) -> int:
         say(f"  {sheet_name(sheet)}: {sheet['status']}")
     for sheet in progress.sheets_in("failed"):
         say(f"  {sheet_failure(sheet)}")
+    notes = [line for sheet in progress.sheets_in("ready") for line in sheet_notes(sheet)]
+    for line in notes[:MOST_NOTES]:
+        say(f"  {line}")
+    if len(notes) > MOST_NOTES:
+        say(f"  and {len(notes) - MOST_NOTES:,} more notes, which --json shows")
     print(f"  {server.page(arguments.ref)}")
     return outcome(document["status"])
 

@@ -9,13 +9,13 @@ from rich.live import Live
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.text import Text
 
-from api.views import View, notable, printable, sheet_name
+from api.views import View, notable, printable, sheet_name, sheet_notes
 
 MOST_SHEETS = 8
 
 
 class TerminalView(View):
-    """A bar, the sheets in work below it, and above it the forecast and a line for each sheet that fails."""
+    """A bar, the sheets in work below it, and above it the forecast and a line for each sheet that fails or may differ from the PDF."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,6 +64,9 @@ class TerminalView(View):
         for before, sheet in changes:
             if line := notable(before, sheet):
                 self._console.print(printable(line), style="red" if sheet["status"] == "failed" else "yellow")
+            elif sheet["status"] == "ready" and last:  # those of the first snapshot are in the summary
+                for line in sheet_notes(sheet):
+                    self._console.print(printable(line), style="yellow")
         self._bar.update(self._task, total=total, completed=completed, words=self._words())
 
     def trouble(self, sentence: str) -> None:

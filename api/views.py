@@ -80,6 +80,12 @@ def sheet_failure(sheet: Mapping[str, Any]) -> str:
     return f"{sheet_name(sheet)}: failed, {named(sheet['reason'], sheet['detail'])}"
 
 
+def sheet_notes(sheet: Mapping[str, Any]) -> Iterator[str]:
+    """Why a sheet may differ from what its author drew, a line for each reason."""
+    for note in sheet.get("notes") or ():
+        yield f"{sheet_name(sheet)}: may differ from the PDF, {named(note['type'], note['message'])}"
+
+
 def notable(before: str | None, sheet: Mapping[str, Any]) -> str | None:
     """What to say about a sheet that failed, or is not ready or failed any more; None about any other."""
     if sheet["status"] == "failed":
@@ -203,6 +209,8 @@ class Tally:
             else:
                 took = datetime.fromisoformat(head["completedAt"]) - datetime.fromisoformat(head["startedAt"])
                 parts.append(f"{took.total_seconds():,.1f} s")
+        if noted := sum(bool(sheet.get("notes")) for sheet in ready):
+            parts.append(f"{_sheets(noted)} with notes")
         return f"{head['status']}: {', '.join(parts)}{f'; {reason}' if reason else ''}"
 
 
@@ -275,6 +283,8 @@ class LinesView(View):
                 say(line)
             elif sheet["status"] == "ready" and before:  # those of the first snapshot are in the count above
                 say(f"{sheet_name(sheet)}: ready, {ready:,} of {total:,}")
+                for line in sheet_notes(sheet):
+                    say(line)
         if warning and _but_attempt(warning) != _but_attempt(before.get("warning")):
             say(f"warning: {warning}")
 

@@ -1,9 +1,17 @@
-// The progress of one upload, kept true: read once, then followed by Server-Sent Events until it is final.
+// The progress of one upload, kept true: read once, then followed until it is final.
+//
+// A browser has six connections to a server, for all its tabs together. A stream holds one for hours, so there is one stream for all tabs of
+// this origin: the visible tab whose turn it is has it, and passes on what it hears to the tabs that show the same upload. Every other tab
+// asks now and then, a hidden one seldom.
 
 import { getJson, uploadUrl } from "./api.js";
 import { isFinal } from "./text.js";
 
 const SILENCE_MS = 60_000;
+const ASK_MS = 2000;
+const HEARD_MS = 5000;
+const ASK_HIDDEN_MS = 15_000; // only the tab's title shows it
+const TURN = "sitelink stream";
 const BACK_OFF_MS = [1000, 2000, 4000, 8000, 15_000, 30_000];
 
 /**
@@ -24,15 +32,27 @@ export class Live {
     this.failures = 0;
     this.silence = 0;
     this.retry = 0;
+    this.turn = null; // ends this tab's turn, or its wait for one
+    this.heardAt = -Infinity; // when another tab passed something on
+    this.channel = new BroadcastChannel(`sitelink ${ref}`);
+    this.channel.onmessage = ({ data }) => this.#overhear(data);
+    this.visibility = () => {
+      if (!this.head) return; // the first answer is under way
+      if (document.hidden) this.#follow();
+      else this.#reconnect();
+    };
   }
 
   start() {
+    document.addEventListener("visibilitychange", this.visibility);
     this.#reconnect();
   }
 
   stop() {
     this.stopped = true;
     this.#disconnect();
+    this.channel.close();
+    document.removeEventListener("visibilitychange", this.visibility);
   }
 
   /** Someone asked for more work on an upload that had ended: its stream is closed, so ask until something moves. */
@@ -48,6 +68,8 @@ export class Live {
   #disconnect() {
     this.source?.close();
     this.source = null;
+    this.turn?.abort();
+    this.turn = null;
     clearTimeout(this.silence);
     clearTimeout(this.retry);
   }
@@ -88,6 +110,49 @@ export class Live {
       this.listener.news("final");
       return;
     }
+    this.#askLater();
+    if (!document.hidden) this.#awaitTurn();
+  }
+
+  /** Waits until no other tab has the stream, then has it until this tab is hidden or closed, or needs no stream any more. */
+  async #awaitTurn() {
+    const turn = new AbortController();
+    this.turn = turn;
+    const ended = new Promise((resolve) => turn.signal.addEventListener("abort", resolve));
+    const stream = () => {
+      if (turn.signal.aborted) return undefined;
+      this.#openStream();
+      return ended;
+    };
+    // Only secure origins have locks (https, and http on loopback). Elsewhere each visible tab has a stream of its own.
+    if (navigator.locks) await navigator.locks.request(TURN, { signal: turn.signal }, stream).catch(() => {});
+    else stream();
+  }
+
+  /** Without the stream: asks, unless the tab that has it passes on what it hears. */
+  #askLater() {
+    clearTimeout(this.retry);
+    const wait = document.hidden ? ASK_HIDDEN_MS : ASK_MS;
+    this.retry = setTimeout(async () => {
+      if (performance.now() - this.heardAt > HEARD_MS) {
+        try {
+          await this.#ask();
+        } catch (problem) {
+          this.#unanswered(problem);
+          this.#disconnect();
+          this.#reconnectLater();
+          return;
+        }
+      }
+      if (this.stopped || this.source) return;
+      this.listener.news("live");
+      if (isFinal(this.head.status)) this.#follow();
+      else this.#askLater();
+    }, wait);
+  }
+
+  #openStream() {
+    clearTimeout(this.retry);
     this.#awaitNews();
     const source = new EventSource(`${this.url}/events?after=${this.head.version}`);
     this.source = source;
@@ -113,10 +178,23 @@ export class Live {
   }
 
   #hear(document, whole) {
+    this.channel.postMessage({ document, whole, since: this.head.version });
     this.#take(document, whole);
     this.listener.warned(document.warning);
     this.listener.news("live");
     this.#awaitNews();
+  }
+
+  /** The tab that has the stream shows this upload, too, and passed on a document; `since` is the version that it changes. */
+  async #overhear({ document, whole, since }) {
+    if (!this.head || this.stopped) return;
+    this.heardAt = performance.now();
+    if (whole || this.head.version >= since) this.#take(document, whole);
+    else await this.#ask().catch(() => {}); // a change of a state that this tab has never seen
+    if (this.stopped) return;
+    this.listener.warned(document.warning);
+    this.listener.news("live");
+    if (isFinal(this.head.status)) this.#follow();
   }
 
   #awaitNews() {

@@ -16,6 +16,7 @@ const REFUSALS = {
   NotAPdf: ["This file is not a PDF", "A download that went wrong often leaves an error page under the PDF's name. Open the file on your device; if it does not open there, get it again from whoever sent it."],
   UnreadablePdf: ["This PDF is damaged", "Open it in a PDF program and save or print it as a new PDF, or ask for it again, then upload that file."],
   PasswordRequired: ["This PDF needs a password", "Open it with its password, save a copy without one, and upload the copy."],
+  PdfPortfolio: ["This PDF is a portfolio", "Open it in a PDF viewer, save the drawings inside it one by one, and upload each of them."],
   NoPages: ["This PDF has no pages", "Check that it is the right file, or export the sheets again."],
   TooManyPages: ["This PDF has too many pages", "Split it into smaller sets and upload each of them."],
   FileTooLarge: ["This file is too large", "Split it into smaller sets, or save it with smaller images, and upload those."],

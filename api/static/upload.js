@@ -13,7 +13,7 @@ export class UploadView {
     this.ref = null;
     this.live = null;
     this.cards = new Map();
-    this.counts = { all: 0, open: 0, ready: 0, failed: 0 };
+    this.counts = {};
     this.status = null;
     this.announcedAt = 0;
     this.viewer = new Viewer({
@@ -35,7 +35,7 @@ export class UploadView {
     this.status = null;
     this.announcedAt = performance.now();
     this.cards.clear();
-    this.counts = { all: 0, open: 0, ready: 0, failed: 0 };
+    this.counts = { all: 0, open: 0, ready: 0, failed: 0, noted: 0 };
     $("sheets").replaceChildren();
     $("filter").querySelector("input").checked = true;
     this.#showFilter();
@@ -233,10 +233,10 @@ export class UploadView {
         this.cards.set(sheet.number, card);
         fresh.append(card);
       } else {
-        this.#tally(card.dataset.status, -1);
+        this.#tally(card, -1);
       }
-      this.#tally(sheet.status, 1);
       this.#showCard(card, sheet);
+      this.#tally(card, 1);
     }
     // Sheets come by number; all at once when the pages have been counted.
     $("sheets").append(fresh);
@@ -248,15 +248,16 @@ export class UploadView {
   #dropCards() {
     for (const [number, card] of this.cards) {
       if (this.live.sheets.has(number)) continue;
-      this.#tally(card.dataset.status, -1);
+      this.#tally(card, -1);
       card.remove();
       this.cards.delete(number);
     }
   }
 
-  #tally(status, by) {
+  #tally(card, by) {
     this.counts.all += by;
-    this.counts[group(status)] += by;
+    this.counts[card.dataset.group] += by;
+    if ("noted" in card.dataset) this.counts.noted += by;
   }
 
   #showCard(card, sheet) {
@@ -282,6 +283,18 @@ export class UploadView {
       paper.append(image);
     }
 
+    const notes = card.querySelector(".notes");
+    notes.hidden = !ready || !sheet.notes?.length;
+    card.toggleAttribute("data-noted", !notes.hidden);
+    if (!notes.hidden) {
+      notes.querySelector("ul").replaceChildren(...sheet.notes.map(({ type, message }) => {
+        const item = document.createElement("li");
+        item.textContent = message;
+        item.title = type;
+        return item;
+      }));
+    }
+
     const failure = card.querySelector(".failure");
     if (sheet.status !== "failed" && failure.contains(document.activeElement)) {
       card.tabIndex = -1;
@@ -300,7 +313,7 @@ export class UploadView {
 
   #showFilter() {
     const chosen = $("filter").querySelector("input:checked").value;
-    const { all, ...groups } = this.counts;
+    const { all, noted, ...groups } = this.counts;
     const list = $("sheets");
     if (list.dataset.filter !== chosen) {
       list.remove(); // Chromium takes 5 s to hide 2,000 items of a list in the page one by one, and 0.2 s beside it
@@ -312,7 +325,8 @@ export class UploadView {
       input.parentElement.querySelector("b").textContent = count(sheetCount);
       input.parentElement.hidden = sheetCount === 0 && input.value !== chosen;
     }
-    $("filter").hidden = chosen === "all" && Object.values(groups).includes(all); // nothing to choose between
+    const alike = Object.values(groups).includes(all) && [0, all].includes(noted);
+    $("filter").hidden = chosen === "all" && alike; // nothing to choose between
     $("filter-empty").hidden = all === 0 || this.counts[chosen] > 0;
   }
 

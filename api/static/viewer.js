@@ -58,6 +58,9 @@ export class Viewer {
       `Sheet ${count(sheet.number)} of ${count(this.of.sheetCount())}`,
       ...(sheet.scaled ? [`drawn at ${sheet.dpi} dpi, for it is very large`] : []),
     ].join(" · ");
+    const notes = $("viewer-notes");
+    notes.hidden = !sheet.notes?.length;
+    notes.textContent = notes.title = notes.hidden ? "" : `May differ from the PDF. ${sheet.notes.map((note) => note.message).join(" ")}`;
     // Not disabled: a button that loses its focus in the middle of paging takes the keyboard's place with it.
     $("viewer-previous").setAttribute("aria-disabled", place <= 0);
     $("viewer-next").setAttribute("aria-disabled", place === ready.length - 1);

@@ -14,6 +14,7 @@ import pytest
 from playwright.async_api import Page, Response, Route, async_playwright, expect
 
 from deploy.local import Stack
+from tests.resources import make_pdfs
 
 CHROMIUM_ARGUMENTS = [
     "--no-sandbox",
@@ -411,3 +412,22 @@ async def test_page_delete_removes_the_upload_for_good(stack: Stack) -> None:
         await expect(page.get_by_text("delete.pdf")).to_have_count(0)
         await page.goto(address)
         await expect(page.locator("#verdict")).to_contain_text("UploadNotFound")
+
+
+async def test_page_says_which_sheets_may_differ_from_the_pdf(stack: Stack) -> None:
+    """A sheet with notes shows them on its card and in the viewer, and can be filtered for; others show nothing."""
+    data = make_pdfs.portfolio("model.dwg", pages=2)
+    async with chromium_page(stack.api_url) as watched:
+        page = watched.page
+        await watched.upload("noted.pdf", data)
+        await watched.wait_until_complete()
+        noted, plain = page.locator(".sheet:nth-child(1)"), page.locator(".sheet:nth-child(2)")
+        await expect(plain.locator(".notes")).to_be_hidden()
+        await noted.get_by_text("May differ from the PDF").click()
+        await expect(noted.locator(".notes li")).to_have_text(re.compile(r"not drawn: model\.dwg"))
+        await page.get_by_role("radio", name="With notes 1").check()
+        await expect(plain).to_be_hidden()
+        await noted.locator(".open").click()
+        await expect(page.locator("#viewer-notes")).to_have_text(re.compile(r"^May differ from the PDF\. .*model\.dwg"))
+        await page.keyboard.press("Escape")
+        watched.check_quiet()

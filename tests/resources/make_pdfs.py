@@ -84,6 +84,35 @@ def user_unit_10() -> bytes:
     return one_page(b"1 0 0 rg 1 1 4 3 re f", "/MediaBox [0 0 20 10] /UserUnit 10")
 
 
+def junk_behind_the_end(data: bytes) -> bytes:
+    """The same with so much behind its end that a reader finds no ``startxref`` where it looks for it."""
+    return data + b" no part of the drawing" * 120
+
+
+def attachments_encrypted(data: bytes) -> bytes:
+    """The same with an encryption that only attached files need a password for: PDF 1.7 reference, table 20, ``EFF``."""
+    key, digest = "00" * 32, "ab" * 16
+    encrypt = (
+        "/Filter /Standard /V 4 /R 4 /Length 128 /CF << /StdCF << /AuthEvent /EFOpen /CFM /AESV2 /Length 16 >> >> "
+        f"/StmF /Identity /StrF /Identity /EFF /StdCF /O <{key}> /U <{key}> /P -4"
+    )
+    return data.replace(b"/Root 1 0 R", f"/ID [<{digest}> <{digest}>] /Encrypt << {encrypt} >> /Root 1 0 R".encode())
+
+
+def portfolio(*names: str, pages: int = 1) -> bytes:
+    """A collection with some pages of its own and empty files of these names inside."""
+    writer = Writer()
+    specs = [
+        writer.add(f"<< /Type /Filespec /F ({name}) /UF ({name}) /EF << /F {writer.stream(b'', '/Type /EmbeddedFile')} 0 R >> >>")
+        for name in names
+    ]
+    tree = " ".join(f"({index:03}) {spec} 0 R" for index, spec in enumerate(specs))
+    return writer.finish(
+        [writer.page() for _ in range(pages)],
+        f"/Collection << /Type /Collection /View /D >> /Names << /EmbeddedFiles << /Names [{tree}] >> >>",
+    )
+
+
 def user_unit_nonsense() -> bytes:
     """UserUnits that are no positive number count as 1."""
     writer = Writer()

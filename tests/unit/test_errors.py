@@ -20,6 +20,7 @@ DESIGN = {
     "UnreadablePdf",
     "PasswordRequired",
     "NoPages",
+    "PdfPortfolio",
     "TooManyPages",
     "FileTooLarge",
     "PageUnreadable",

@@ -33,9 +33,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "activities.attempt": LIGHT,
     "activities.scratch": STORAGE | {"activities.attempt"},
     "activities.tilezip": LIGHT,
-    "activities.raster": LIGHT | {"activities.annotations", "pypdfium2", "pypdfium2_raw", "pikepdf"},
+    "activities.structure": LIGHT | {"pikepdf"},
+    "activities.markups": LIGHT | {"pikepdf"},
     "activities.annotations": LIGHT | {"activities.markups", "pypdfium2", "pypdfium2_raw", "pikepdf"},
-    "activities.markups": {"pikepdf"},
+    "activities.raster": LIGHT | {"activities.structure", "activities.annotations", "pypdfium2", "pypdfium2_raw"},
     "activities.pyramid": LIGHT | {"activities.tilezip", "pyvips"},
     "activities.child": LIGHT,
     "activities.forkserver": LIGHT,
@@ -52,7 +53,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 """What each module may import besides the standard library: modules, or whole packages. ``worker`` and ``deploy`` are free."""
 
-CHILDREN = {f"activities.{name}" for name in ("raster", "annotations", "markups", "pyramid", "decode")}
+CHILDREN = {f"activities.{name}" for name in ("raster", "structure", "annotations", "markups", "pyramid", "decode")}
 NATIVE = {"pypdfium2", "pypdfium2_raw", "pikepdf", "pyvips", *CHILDREN}
 """Loaded in render children and in verify's decoder only."""
 

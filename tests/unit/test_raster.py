@@ -1,15 +1,17 @@
 """Pages to pixels: against a bare call of PDFium, and what is read from a document."""
 
 import ctypes
+from collections.abc import Callable
 from pathlib import Path
 
 import pypdfium2.raw as pdfium
 import pytest
 
-from activities.errors import NoPages, NotAPdf, PageUnreadable, PasswordRequired, SiteLinkError, TooManyPages, UnreadablePdf
+from activities.errors import NoPages, NotAPdf, PageUnreadable, PasswordRequired, PdfPortfolio, SiteLinkError, TooManyPages, UnreadablePdf
 from activities.interface import Page
 from activities.raster import PdfFile, PixelBuffer, clean_title
 from activities.records import UploadOptions
+from activities.structure import read_structure
 from tests.resources import make_pdfs
 
 DPI_72 = UploadOptions(dpi=72)
@@ -112,11 +114,63 @@ def test_measure_takes_no_nonsense_for_user_unit(tmp_path: Path) -> None:
     assert {(page.width, page.height) for page in pages_of(tmp_path, make_pdfs.user_unit_nonsense())} == {(200, 100)}
 
 
-def test_measure_goes_on_where_pikepdf_cannot(tmp_path: Path) -> None:
-    """A file whose cross-reference table is broken, which PDFium rebuilds and pikepdf refuses, is measured with UserUnit 1."""
-    data = make_pdfs.user_unit_10().replace(b"startxref\n", b"startxref\n9")
-    (page,) = pages_of(tmp_path, data)
+DAMAGED_ENDS = {
+    "table in a wrong place": lambda data: data.replace(b"startxref\n", b"startxref\n9"),
+    "junk behind the end": make_pdfs.junk_behind_the_end,
+    "no table": lambda data: data.replace(b"xref\n0", b"0000\n0"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED_ENDS.values(), ids=DAMAGED_ENDS)
+def test_measure_keeps_the_size_in_inches_when_the_end_is_damaged(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    """A file that PDFium rebuilds has the size that it has when it is whole, with its UserUnit; or it says that this is not known."""
+    (page,) = pages_of(tmp_path, damage(make_pdfs.user_unit_10()))
+    assert page.reason is None
+    assert (page.width, page.height) == (200, 100)
+    assert page.notes == ()
+
+
+def test_measure_says_when_a_user_unit_cannot_be_known(tmp_path: Path) -> None:
+    """Here pikepdf asks for the password of the attachments, and the file has a UserUnit somewhere."""
+    (page,) = pages_of(tmp_path, make_pdfs.attachments_encrypted(make_pdfs.user_unit_10()))
     assert (page.width, page.height, page.reason) == (20, 10, None)
+    assert [note.type for note in page.notes] == ["UserUnitUncertain"]
+
+
+def test_measure_asks_for_no_password_that_only_attachments_need(tmp_path: Path) -> None:
+    """The file has no UserUnit anywhere: nothing is uncertain."""
+    (page,) = pages_of(tmp_path, make_pdfs.attachments_encrypted(make_pdfs.one_page()))
+    assert (page.width, page.height, page.reason, page.notes) == (200, 100, None, ())
+
+
+def test_structure_of_another_document_is_not_believed(tmp_path: Path) -> None:
+    """Other sizes or another number of pages than PDFium found mean that pikepdf read something else: no UserUnit is taken from it."""
+    path = tmp_path / "source.pdf"
+    path.write_bytes(make_pdfs.user_unit_10())
+    assert read_structure(path, [(20, 10)]).user_units == [10]
+    assert read_structure(path, [(10, 20)]).user_units == [10]  # turned
+    assert read_structure(path, [(30, 10)]).user_units == [None]
+    assert read_structure(path, [(20, 10), (20, 10)]).user_units == [None, None]
+
+
+def test_measure_refuses_a_portfolio_and_names_its_drawings(tmp_path: Path) -> None:
+    """Its cover page is no drawing; the message names the PDFs inside, ten of them at most, and says what to do."""
+    data = make_pdfs.portfolio("A-101.pdf", "notes.txt", "A-201.PDF")
+    with pytest.raises(PdfPortfolio, match=r"a portfolio with 2 PDFs inside: A-101\.pdf, A-201\.PDF; upload each of them by itself$"):
+        pages_of(tmp_path, data)
+    with pytest.raises(PdfPortfolio, match=r"with 1 PDF inside: A-1\.pdf;"):
+        pages_of(tmp_path, make_pdfs.junk_behind_the_end(make_pdfs.portfolio("A-1.pdf")))
+    with pytest.raises(PdfPortfolio, match=r"with 12 PDFs inside: A-0\.pdf, .*, A-9\.pdf and 2 more;"):
+        pages_of(tmp_path, make_pdfs.attachments_encrypted(make_pdfs.portfolio(*(f"A-{number}.pdf" for number in range(12)))))
+
+
+def test_measure_takes_a_portfolio_without_drawings_inside(tmp_path: Path) -> None:
+    """Its own pages are all that can be drawn; the first sheet says which files are not."""
+    (page,) = pages_of(tmp_path, make_pdfs.portfolio("model.dwg"))
+    assert [note.type for note in page.notes] == ["AttachmentsNotDrawn"]
+    assert "model.dwg" in page.notes[0].message
+    (page,) = pages_of(tmp_path, make_pdfs.portfolio())
+    assert page.notes == ()
 
 
 def test_measure_names_pages_by_bookmark_then_label(tmp_path: Path) -> None:

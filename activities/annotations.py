@@ -19,7 +19,7 @@ from typing import Any
 import pikepdf
 import pypdfium2.raw as pdfium
 
-from activities.markups import Appearance, appearance
+from activities.markups import Appearance, appearance, is_cloud
 from activities.records import Note
 
 MOST_ANNOTATIONS = 20_000
@@ -134,7 +134,7 @@ class Annotations:
         substituted, drawn, room = 0, 0, MOST_OPERATORS
         with _helvetica(self._document) as width_of:
             for place, kind in markups.items():
-                if place in found and _is_blank(found[place]):
+                if place in found and _is_right(found[place], kind):
                     continue
                 look = appearance(found[place], width_of) if place in found and drawn < MOST_MARKUPS and room > 0 else None
                 drawn += 1
@@ -196,10 +196,11 @@ def _has_appearance(annotation: "pdfium.FPDF_ANNOTATION") -> bool:
     )
 
 
-def _is_blank(markup: pikepdf.Dictionary) -> bool:
-    """Whether the PDF has an appearance after all, one that draws nothing."""
+def _is_right(markup: pikepdf.Dictionary, kind: str) -> bool:
+    """Whether PDFium draws it right after all: its appearance is there and draws nothing, or it is a square or circle without a cloud."""
     looks = markup.get("/AP")
-    return isinstance(looks, pikepdf.Dictionary) and isinstance(looks.get("/N"), pikepdf.Stream)
+    blank = isinstance(looks, pikepdf.Dictionary) and isinstance(looks.get("/N"), pikepdf.Stream)
+    return blank or (kind in CLOUDY.values() and not is_cloud(markup))
 
 
 def _shows(annotation: "pdfium.FPDF_ANNOTATION", page: "pdfium.FS_RECTF") -> bool:

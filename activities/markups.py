@@ -70,9 +70,17 @@ def appearance(markup: pikepdf.Dictionary, width_of: Width) -> Appearance | None
         # Miters of sharp corners reach farther than the pen is wide.
         reach = 2 * pen.width + 1
         rect = (min(left, *xs) - reach, min(bottom, *ys) - reach, max(right, *xs) + reach, max(top, *ys) + reach)
-    except (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, pikepdf.PdfError):
+    except MemoryError:
+        raise
+    except Exception:  # noqa: BLE001 (any nonsense may stand in a dictionary, and pikepdf's errors have no common base)
         return None
     return Appearance("\n".join((*(("/GS gs",) if opacity < 1 else ()), *pen.operators)), rect, substituted)
+
+
+def is_cloud(markup: pikepdf.Dictionary) -> bool:
+    """Whether its edge is a cloud: section 12.5.4 of ISO 32000-1."""
+    effect = markup.get("/BE")
+    return isinstance(effect, pikepdf.Dictionary) and effect.get("/S") == "/C"
 
 
 class _Pen:
@@ -190,7 +198,7 @@ def _cloudy_box(markup: pikepdf.Dictionary, pen: _Pen, _width_of: Width) -> bool
         points = [(left, bottom), (right, bottom), (right, top), (left, top)]
     else:
         x, y, half_x, half_y = (left + right) / 2, (bottom + top) / 2, (right - left) / 2, (top - bottom) / 2
-        corners = min(max(4, round(math.pi * (half_x + half_y) / (2 * _bump(markup["/BE"])))), 1000)
+        corners = min(max(4, round(math.pi * (half_x + half_y) / (2 * _bump(markup)))), 1000)
         turns = [corner * math.tau / corners for corner in range(corners)]
         points = [(x + half_x * math.cos(turn), y + half_y * math.sin(turn)) for turn in turns]
     _closed(markup, pen, points)
@@ -239,16 +247,15 @@ _DRAW: dict[str, Callable[[pikepdf.Dictionary, _Pen, Width], bool]] = {
 
 
 def _closed(markup: pikepdf.Dictionary, pen: _Pen, points: list[Point]) -> None:
-    effect = markup.get("/BE")
-    if isinstance(effect, pikepdf.Dictionary) and effect.get("/S") == "/C":
-        pen.path(_cloud(points, _bump(effect)), closed=True, filled=True, curves=True)
+    if is_cloud(markup):
+        pen.path(_cloud(points, _bump(markup)), closed=True, filled=True, curves=True)
     else:
         pen.path(points, closed=True, filled=True)
 
 
-def _bump(effect: Any) -> float:
+def _bump(markup: pikepdf.Dictionary) -> float:
     """Radius of a cloud's bumps, in points."""
-    return 4 * _number(effect.get("/I", 1), 0.5, 4)
+    return 4 * _number(markup["/BE"].get("/I", 1), 0.5, 4)
 
 
 def _cloud(points: list[Point], radius: float) -> list[Point]:

@@ -107,9 +107,9 @@ class Annotations:
             form = self._fields(page, fields, undo) if fields else None
             notes = self._markups(page, index, markups, undo) if markups else ()
             if pdfium.FPDF_GetFormType(self._document) == pdfium.FORMTYPE_XFA_FULL:
-                notes += (Note("FormNotDrawn", "an XFA form is not drawn, only the page that the PDF has in its place"),)
+                notes += (Note("FormNotDrawn", "The form is an XFA form, which is not drawn; the PDF has this page in its place."),)
             if (count := pdfium.FPDFPage_GetAnnotCount(page)) > MOST_ANNOTATIONS:
-                notes += (Note("AnnotationNotDrawn", f"of {count:,} annotations only the first {MOST_ANNOTATIONS:,} were looked at"),)
+                notes += (Note("AnnotationNotDrawn", f"Only {MOST_ANNOTATIONS:,} of {count:,} annotations were looked at."),)
             yield PageAnnotations(notes, form)
 
     def _fields(self, page: "pdfium.FPDF_PAGE", fields: list[int], undo: ExitStack) -> "pdfium.FPDF_FORMHANDLE":
@@ -147,10 +147,10 @@ class Annotations:
         if left:
             names = ", ".join(f"{count:,} {kind}" for kind, count in left.most_common())
             text = f"{left.total():,} markups have" if left.total() > 1 else "1 markup has"
-            notes.append(Note("AnnotationNotDrawn", f"{text} no appearance in the PDF and not all of it is drawn: {names}"))
+            notes.append(Note("AnnotationNotDrawn", f"{text} no appearance in the PDF. Missing or incomplete: {names}."))
         if substituted:
             text = f"{substituted:,} text markups are" if substituted > 1 else "1 text markup is"
-            notes.append(Note("FontSubstituted", f"{text} drawn in Helvetica, for the PDF holds no appearance of it"))
+            notes.append(Note("FontSubstituted", f"{text} drawn in Helvetica: the PDF has no appearance in the right font."))
         return tuple(notes)
 
     def _dictionaries(self, index: int, markups: dict[int, str]) -> dict[int, pikepdf.Dictionary]:

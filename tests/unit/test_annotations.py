@@ -256,7 +256,7 @@ def test_markup_that_is_not_drawn_is_noted(tmp_path: Path) -> None:
         ),
     )
     _, notes = drawn(path, times=3)
-    text = "4 markups have no appearance in the PDF and not all of it is drawn: 2 Stamp, 1 Caret, 1 FreeText"
+    text = "4 markups have no appearance in the PDF. Missing or incomplete: 2 Stamp, 1 Caret, 1 FreeText."
     assert notes == (Note("AnnotationNotDrawn", text),)
     _, notes = drawn(written(tmp_path, make_pdfs.annotation_on_white()))
     assert notes == ()
@@ -301,7 +301,7 @@ def test_markups_of_a_file_that_pikepdf_refuses_are_noted(tmp_path: Path) -> Non
     )
     picture, notes = drawn(path, times=2)
     assert picture.colours((0, 0, 200, 100))["red"]
-    assert notes == (Note("AnnotationNotDrawn", "1 markup has no appearance in the PDF and not all of it is drawn: 1 Line"),)
+    assert notes == (Note("AnnotationNotDrawn", "1 markup has no appearance in the PDF. Missing or incomplete: 1 Line."),)
 
 
 def test_appearance_that_draws_nothing_is_no_note(tmp_path: Path) -> None:
@@ -323,9 +323,23 @@ def test_work_on_a_page_of_many_annotations_is_bounded(tmp_path: Path) -> None:
     assert picture.colours((0, 0, 200, 100))["red"]
     left = MOST_ANNOTATIONS - MOST_MARKUPS
     assert [note.message for note in notes] == [
-        f"{left:,} markups have no appearance in the PDF and not all of it is drawn: {left:,} Line",
-        f"of {MOST_ANNOTATIONS + 1:,} annotations only the first {MOST_ANNOTATIONS:,} were looked at",
+        f"{left:,} markups have no appearance in the PDF. Missing or incomplete: {left:,} Line.",
+        f"Only {MOST_ANNOTATIONS:,} of {MOST_ANNOTATIONS + 1:,} annotations were looked at.",
     ]
+
+
+def test_operators_of_a_page_are_bounded(tmp_path: Path) -> None:
+    """A cloud whose edge takes very many bumps, named often: some are drawn, the others are noted."""
+    writer = make_pdfs.Writer()
+    corners = "5 5 15000 5 15000 95 5 95"
+    cloud = writer.add(f"<< /Type /Annot /Subtype /Polygon /Rect [5 5 195 95] /Vertices [{corners}] /C [1 0 0] /BE << /S /C >> >>")
+    page = writer.page(b"", f"/MediaBox [0 0 200 100] /Annots [{f'{cloud} 0 R ' * 200}]")
+    picture, notes = drawn(written(tmp_path, writer.finish([page])))
+    assert picture.colours((0, 0, 200, 100))["red"]
+    (note,) = notes
+    missing = re.search(r"([0-9]+) Polygon", note.message)
+    assert missing is not None
+    assert 100 < int(missing[1]) < 200
 
 
 async def test_notes_come_from_a_child(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ test: check
 	@.venv/bin/python -m deploy.temporal
 	@.venv/bin/python -m deploy.s3server || [ -z "$$CI" ]
 	@.venv/bin/python -m tests.servers.workerd || [ -z "$$CI" ]
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest -n auto --dist loadgroup
 
 check: setup
 	.venv/bin/ruff format --check .

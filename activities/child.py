@@ -1,8 +1,8 @@
 """Render children: limited processes that open the PDFs, each for the pages of one upload. No native library is loaded here.
 
 A child is warm: it keeps the document open and its buffer mapped from page to page. It is replaced when another upload needs its slot,
-after any fault, and after a number of pages. What it may take of memory, CPU and time is measured and enforced from here;
-``forkserver`` is the other side.
+after any fault, and after a number of pages. What it may take of time is measured and enforced from here, of CPU time by the kernel,
+of memory by the kernel and ``forkserver``, which is the other side.
 """
 
 import asyncio
@@ -10,16 +10,16 @@ import contextlib
 import json
 import logging
 import os
-import resource
 import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from activities import errors
 from activities.errors import RenderCrashed, RenderFault, RenderOutOfMemory, RenderTimeout, SiteLinkError
@@ -28,11 +28,9 @@ from activities.records import Note, UploadOptions, from_wire, to_wire
 
 logger = logging.getLogger(__name__)
 
-POLL_S = 0.1
-"""Between two looks at a busy child's memory: it can touch some 200 MB meanwhile."""
-
 BEAT_S = 1.0
 LONGEST_ANSWER_BYTES = 64 << 20
+LONGEST_LINE_BYTES = 2000
 CLOSE_S = 5.0
 
 _KEPT_ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TMPDIR", "TZ", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHOME")
@@ -194,6 +192,14 @@ class ChildPool:
             await child.end()
 
 
+@dataclass(frozen=True)
+class _End:
+    """How a child ended: its exit code or minus the signal, and whether it was killed for its memory."""
+
+    status: int
+    over_limit: bool = False
+
+
 class _Child:
     """One render process, as its parent sees it."""
 
@@ -242,7 +248,8 @@ class _Child:
         started = beaten = clock()
         news: set[asyncio.Future[Any]] = {line, self.ended}
         while True:
-            await asyncio.wait(news, timeout=POLL_S, return_when=asyncio.FIRST_COMPLETED)
+            left = started + limits.wall_s - clock()
+            await asyncio.wait(news, timeout=max(0, min(BEAT_S, left)), return_when=asyncio.FIRST_COMPLETED)
             if line.done():
                 if not line.exception() and line.result().endswith(b"\n"):
                     return
@@ -250,22 +257,16 @@ class _Child:
                 news.discard(line)
             if self.ended.done():
                 raise self._fault_of(self.ended.result(), limits)
-            if self.private_bytes() > limits.memory_bytes:
-                raise self._fault(RenderOutOfMemory, f"the page needs more than {limits.memory_bytes:,} bytes of memory")
-            if clock() - started > limits.wall_s:
+            if clock() - started >= limits.wall_s:
                 raise self._fault(RenderTimeout, f"not done after {limits.wall_s:g} s")
             if clock() - beaten >= BEAT_S:
                 beaten = clock()
                 beat()
 
-    def private_bytes(self) -> int:
-        """Memory that is this process's own: the ``data`` of /proc/PID/statm, which is also what RLIMIT_DATA counts."""
-        try:
-            return int(Path(f"/proc/{self.pid}/statm").read_text().split()[5]) * resource.getpagesize()
-        except (FileNotFoundError, ProcessLookupError):
-            return 0
-
-    def _fault_of(self, status: int, limits: ChildLimits) -> RenderFault:
+    def _fault_of(self, end: _End, limits: ChildLimits) -> RenderFault:
+        status = end.status
+        if end.over_limit:
+            return self._fault(RenderOutOfMemory, _too_little_memory(limits))
         if status == -signal.SIGXCPU:
             return self._fault(RenderTimeout, f"not done after {limits.cpu_s:,} s of CPU time")
         how = f"by {signal.Signals(-status).name}" if status < 0 else f"with exit code {status}"
@@ -283,8 +284,8 @@ class _ForkServer:
 
     def __init__(self) -> None:
         self.lost = False
-        self.ended: dict[int, asyncio.Future[int]] = {}
-        """pid of each child that is alive, to what will be its exit code or minus the signal."""
+        self.ended: dict[int, asyncio.Future[_End]] = {}
+        """pid of each child that is alive, to what will be its end."""
         self._starting: deque[asyncio.Future[int]] = deque()
         self._loop = asyncio.get_running_loop()
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -295,11 +296,12 @@ class _ForkServer:
                 [sys.executable, "-m", "activities.forkserver", str(theirs.fileno()), str(os.getpid())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                # What a library prints must not end up in what the worker prints.
-                stdout=2,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
                 cwd=Path(__file__).parents[1],
                 env=environment | {"VIPS_CONCURRENCY": "1"},
             )
+        threading.Thread(target=log_lines, args=(self._process.stdout,), name="render-output", daemon=True).start()
         self._loop.add_reader(self._control, self._receive)
 
     async def fork(self, upload: str, memory_bytes: int) -> _Child:
@@ -366,7 +368,7 @@ class _ForkServer:
             if not starting.done():
                 starting.set_result(message["started"])
         else:
-            self.ended.pop(message["ended"]).set_result(message["status"])
+            self.ended.pop(message["ended"]).set_result(_End(message["status"], message["overLimit"]))
 
     def _lose(self) -> None:
         """The server is gone, and by the kernel every child with it."""
@@ -379,13 +381,24 @@ class _ForkServer:
             if not starting.done():
                 starting.set_exception(ConnectionResetError("the fork server has ended"))
         for ended in self.ended.values():
-            ended.set_result(-signal.SIGKILL)
+            ended.set_result(_End(-signal.SIGKILL))
         self.ended.clear()
+
+
+def log_lines(output: IO[bytes]) -> None:
+    """Logs what the libraries print, until the server and its children are gone."""
+    with output:
+        for line in iter(lambda: output.readline(LONGEST_LINE_BYTES), b""):
+            logger.warning("a render process printed a line", extra={"line": line.decode("utf-8", "replace").rstrip()})
 
 
 def _absolute(path: Path) -> str:
     # Render processes have a working directory of their own.
     return str(path.absolute())
+
+
+def _too_little_memory(limits: ChildLimits) -> str:
+    return f"the page needs more than {limits.memory_bytes:,} bytes of memory"
 
 
 def _named(answer: dict[str, Any], limits: ChildLimits, *, fresh_child: bool) -> Exception:
@@ -395,7 +408,7 @@ def _named(answer: dict[str, Any], limits: ChildLimits, *, fresh_child: bool) ->
     if isinstance(kind, type) and issubclass(kind, SiteLinkError) and not issubclass(kind, RenderFault):
         return kind(message)
     if name == MemoryError.__name__:
-        return RenderOutOfMemory(f"the page needs more than {limits.memory_bytes:,} bytes of memory", fresh_child=fresh_child)
+        return RenderOutOfMemory(_too_little_memory(limits), fresh_child=fresh_child)
     if name == OSError.__name__:
         return OSError(answer.get("errno"), message) if answer.get("errno") else OSError(message)
     return RenderCrashed(f"{name}: {message}", fresh_child=fresh_child)

@@ -1,4 +1,4 @@
-"""``count_pages``: opens the PDF once and decides the geometry of every page."""
+"""``count_pages`` and ``halve_page``: open the PDF and decide the geometry of its pages."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -7,11 +7,12 @@ from temporalio import activity
 
 from activities.attempt import Attempt
 from activities.child import ChildPool
+from activities.dzi import MINIMUM_DPI
 from activities.errors import ObjectMissing, UploadNotFound
 from activities.forecast import Forecaster
-from activities.interface import CountPages, Document, UploadActivities
+from activities.interface import CountPages, Document, HalvePage, Page, UploadActivities
 from activities.keys import UploadRef
-from activities.records import UploadRecord, from_json
+from activities.records import UploadRecord, bounded_notes, from_json, scaled_note
 from activities.scratch import Scratch
 from activities.storage import PART_BYTES, Bucket
 
@@ -85,3 +86,25 @@ class DocumentActivities(UploadActivities):
                 document = await host.children.count_pages(str(ref), source, record.options, host.max_pages, attempt.beat)
             source_parts = -(-record.size_bytes // PART_BYTES)
             return replace(document, forecast=host.forecaster.forecast(document.pages, record.options, source_parts))
+
+    @activity.defn
+    async def halve_page(self, args: HalvePage) -> Page | None:
+        """See ``UploadActivities.halve_page``."""
+        attempt = Attempt()
+        host, ref = self._host, UploadRef.parse(args.ref)
+        with attempt.named_errors():
+            record = await attempt.in_thread(lambda _: read_upload(host.bucket, ref), more_follows=True)
+            options = record.options
+            async with host.scratch.source(ref, record, host.bucket, attempt) as source:
+
+                async def measure(dpi: int) -> Page:
+                    document = await host.children.count_pages(str(ref), source, replace(options, dpi=dpi), host.max_pages, attempt.beat)
+                    return document.pages[args.number - 1]
+
+                half = (await measure(options.dpi)).dpi // 2
+                if not MINIMUM_DPI <= half < args.dpi:
+                    return None
+                page = await measure(half)
+            # Without the limit, which is this host's: sheet.json is the same whoever makes the sheet.
+            note = scaled_note(half, options.dpi, "the page needs more memory than one page may take")
+            return replace(page, scaled=True, notes=bounded_notes((note, *page.notes)))

@@ -110,7 +110,9 @@ class RenderCrashed(RenderFault):
 
 
 class RenderOutOfMemory(RenderFault):
-    """The child reached its memory limit."""
+    """The child reached its memory limit. Final at one resolution only: the workflow halves it once, and begins anew."""
+
+    tries = 2
 
 
 class WorkerLost(SiteLinkError):

@@ -6,12 +6,12 @@
 3. This process dies with the worker and the children with this process, by the kernel (``PR_SET_PDEATHSIG``), even when all of
    them are killed by SIGKILL, and even while a child is deep in a library.
 4. SIGINT and SIGTERM are ignored: a terminal or a service manager sends them to every process, and the worker finishes its pages first.
-5. The parent measures a child's memory and kills it. The kernel's limit here lies above that on purpose: PDFium draws a page without an
-   image that it could not allocate and says nothing, so an allocation must not be refused before the parent has seen the limit passed.
+5. A child that asks for more memory than its limit is killed from here, before it could go on without that memory: see ``memorylimit``.
 """
 
 import ctypes
 import errno
+import fcntl
 import gc
 import json
 import os
@@ -22,16 +22,15 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
+from activities import memorylimit
 from activities.errors import SiteLinkError
 from activities.records import UploadOptions, from_wire, to_wire
-
-LARGEST_ALLOCATION = 2 << 30
-"""PDFium refuses larger ones itself: core/fxcrt/fx_memory.h, ``kMallocSizeLimit``."""
 
 _PR_SET_PDEATHSIG = 1
 
@@ -46,59 +45,121 @@ def main() -> None:
     pyramid = import_module("activities.pyramid")
     pyramid.configure()
     gc.freeze()
-    _serve(control, raster, pyramid)
+    _Server(control, raster, pyramid).serve()
 
 
-def _serve(control: socket.socket, raster: ModuleType, pyramid: ModuleType) -> None:
-    """One message is one packet: ``{"fork": memory limit}`` with the child's socket, or ``{"kill": pid}``.
+@dataclass
+class _Forked:
+    """A child as the server sees it."""
 
-    Answers ``{"started": pid}`` and ``{"ended": pid, "status": exit code or minus the signal}``. A process that has ended stays a zombie
-    until it is answered for, so that a pid never names another process meanwhile.
+    pid: int
+    memory_bytes: int
+    over_limit: bool = False
+
+
+class _Server:
+    """One message of the worker is one packet: ``{"fork": memory limit}`` with the child's socket, or ``{"kill": pid}``.
+
+    Answers ``{"started": pid}`` and ``{"ended": pid, "status": exit code or minus the signal, "overLimit": killed for its memory}``.
+    A process that has ended stays a zombie until it is answered for, so that a pid never names another process meanwhile.
     """
-    children: dict[int, int] = {}
-    poll = select.poll()
-    poll.register(control, select.POLLIN)
-    server = os.getpid()
-    while True:
-        for descriptor, _ in poll.poll():
-            if descriptor == control.fileno():
-                data, descriptors, _, _ = socket.recv_fds(control, 4096, 1)
-                if not data:
-                    return
-                message = json.loads(data)
-                if "kill" in message:
-                    if message["kill"] in children.values():
-                        os.kill(message["kill"], signal.SIGKILL)
-                    continue
-                pid = os.fork()
-                if pid == 0:
-                    _child(server, descriptors[0], message["fork"], raster, pyramid)
-                os.close(descriptors[0])
-                pidfd = os.pidfd_open(pid)
-                children[pidfd] = pid
-                poll.register(pidfd, select.POLLIN)
-                control.send(json.dumps({"started": pid}).encode())
-            else:
-                poll.unregister(descriptor)
-                pid, status = os.waitpid(children.pop(descriptor), 0)
-                os.close(descriptor)
-                control.send(json.dumps({"ended": pid, "status": os.waitstatus_to_exitcode(status)}).encode())
+
+    def __init__(self, control: socket.socket, raster: ModuleType, pyramid: ModuleType) -> None:
+        self._control = control
+        self._modules = raster, pyramid
+        self._pid = os.getpid()
+        self._children: dict[int, _Forked] = {}
+        self._poll = select.poll()
+        self._watched: dict[int, tuple[Callable[[int, _Forked], None], _Forked]] = {}
+        self._unused: list[int] = []
+
+    def serve(self) -> None:
+        """Returns when the worker is gone."""
+        self._poll.register(self._control, select.POLLIN)
+        while True:
+            for descriptor, event in self._poll.poll():
+                if descriptor == self._control.fileno():
+                    data, descriptors, _, _ = socket.recv_fds(self._control, 4096, 1)
+                    if not data:
+                        return
+                    self._do(json.loads(data), descriptors)
+                elif event & select.POLLIN:
+                    react, child = self._watched[descriptor]
+                    react(descriptor, child)
+                else:
+                    self._forget(descriptor)
+            # Only now, so that among the ready ones no number means something new.
+            while self._unused:
+                os.close(self._unused.pop())
+
+    def _do(self, message: dict[str, int], descriptors: list[int]) -> None:
+        if "kill" in message:
+            if message["kill"] in self._children:
+                os.kill(message["kill"], signal.SIGKILL)
+            return
+        hello, theirs = socket.socketpair()
+        pid = os.fork()
+        if pid == 0:
+            _child(self._pid, descriptors[0], theirs.fileno(), message["fork"], *self._modules)
+        os.close(descriptors[0])
+        theirs.close()
+        child = self._children[pid] = _Forked(pid, message["fork"])
+        self._watch(os.pidfd_open(pid), self._ended, child)
+        self._watch(hello.detach(), self._greeted, child)
+        self._tell({"started": pid})
+
+    def _watch(self, descriptor: int, react: Callable[[int, _Forked], None], child: _Forked) -> None:
+        self._watched[descriptor] = react, child
+        self._poll.register(descriptor, select.POLLIN)
+
+    def _forget(self, descriptor: int) -> None:
+        self._poll.unregister(descriptor)
+        del self._watched[descriptor]
+        self._unused.append(descriptor)
+
+    def _greeted(self, hello: int, child: _Forked) -> None:
+        """The child has sent its listener, or has none."""
+        channel = socket.socket(fileno=hello)
+        _, listeners, _, _ = socket.recv_fds(channel, 1, 1)
+        channel.detach()
+        self._forget(hello)
+        for listener in listeners:
+            self._watch(listener, self._asked_for_memory, child)
+
+    def _asked_for_memory(self, listener: int, child: _Forked) -> None:
+        if child.pid in self._children and not memorylimit.judge(listener, child.pid, child.memory_bytes):
+            child.over_limit = True
+            os.kill(child.pid, signal.SIGKILL)
+
+    def _ended(self, pidfd: int, child: _Forked) -> None:
+        self._forget(pidfd)
+        del self._children[child.pid]
+        _, status = os.waitpid(child.pid, 0)
+        self._tell({"ended": child.pid, "status": os.waitstatus_to_exitcode(status), "overLimit": child.over_limit})
+
+    def _tell(self, message: dict[str, int]) -> None:
+        self._control.send(json.dumps(message).encode())
 
 
-def _child(server: int, descriptor: int, memory_bytes: int, raster: ModuleType, pyramid: ModuleType) -> NoReturn:
+def _child(server: int, descriptor: int, hello: int, memory_bytes: int, raster: ModuleType, pyramid: ModuleType) -> NoReturn:
     """Answers requests until the socket closes; never returns, for nothing of the server's loop may run in a child."""
     status = 1
     try:
         _die_with(server)
+        # First beyond 4, so that neither is closed before it is copied.
+        hello, descriptor = (fcntl.fcntl(each, fcntl.F_DUPFD, 5) for each in (hello, descriptor))
         channel = socket.socket(fileno=os.dup2(descriptor, 3))
+        greeting = socket.socket(fileno=os.dup2(hello, 4))
         # The sockets of other children, among others.
-        os.closerange(4, os.sysconf("SC_OPEN_MAX"))
+        os.closerange(5, os.sysconf("SC_OPEN_MAX"))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        hard = memory_bytes + LARGEST_ALLOCATION
-        resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
+        peak = _limit_memory(greeting, memory_bytes)
         renderer = Renderer(raster, pyramid)
         for line in channel.makefile("rb"):
-            channel.sendall(json.dumps(renderer.answer(json.loads(line))).encode() + b"\n")
+            answer = renderer.answer(json.loads(line))
+            if peak is not None and peak.exceeded():
+                answer = {"error": MemoryError.__name__, "message": "over the limit"}
+            channel.sendall(json.dumps(answer).encode() + b"\n")
         status = 0
     except ConnectionError:
         pass  # The worker went on without this child.
@@ -106,6 +167,28 @@ def _child(server: int, descriptor: int, memory_bytes: int, raster: ModuleType, 
         traceback.print_exc()
     finally:
         os._exit(status)
+
+
+def _limit_memory(greeting: socket.socket, memory_bytes: int) -> memorylimit.PeakLimit | None:
+    """Gives the limit to the kernel and the watching to the server; returns what is left to look at here if it cannot watch."""
+    peak = None
+    # Python takes memory for small objects by the megabyte: some stays free, so that it needs none until the server can judge it.
+    spare = [bytes(400) for _ in range(4000)]
+    last = spare.pop()
+    del spare
+    with greeting:
+        try:
+            listener = memorylimit.watch()
+        except OSError:
+            peak = memorylimit.PeakLimit(memory_bytes)
+            memory_bytes += memorylimit.LARGEST_ALLOCATION
+        else:
+            socket.send_fds(greeting, [b"!"], [listener])
+            os.close(listener)
+    del last
+    # After that: a heap that may not grow would ask for memory in a way that is judged.
+    resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
+    return peak
 
 
 class Renderer:

@@ -32,7 +32,7 @@ class CountPages:
 
 @dataclass(frozen=True)
 class Page:
-    """One page as counted: its geometry is decided here, once.
+    """One page as counted: its geometry is decided here, once. Only ``halve_page`` may replace it, for a page that needs too much memory.
 
     Args:
         number: 1-based.
@@ -68,6 +68,21 @@ class Document:
 
     pages: tuple[Page, ...]
     forecast: Forecast | None = None
+
+
+@dataclass(frozen=True)
+class HalvePage:
+    """Argument of ``halve_page``.
+
+    Args:
+        ref: The upload.
+        number: 1-based.
+        dpi: The resolution at which the page needs too much memory.
+    """
+
+    ref: str
+    number: int
+    dpi: int
 
 
 @dataclass(frozen=True)
@@ -213,6 +228,18 @@ class UploadActivities(ABC):
 
         Raises:
             ApplicationError: Of a final ``DocumentError`` type or ``SourceMissing``; a ``BucketError`` or ``RenderFault`` is retried.
+        """
+
+    @activity.defn
+    @abstractmethod
+    async def halve_page(self, args: HalvePage) -> Page | None:
+        """Measures a page at half the resolution at which it was counted, with a note that says so.
+
+        Returns:
+            None when ``args.dpi`` is no more than that, or it were below ``MINIMUM_DPI``.
+
+        Raises:
+            ApplicationError: As ``count_pages``.
         """
 
     @activity.defn

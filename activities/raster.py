@@ -20,7 +20,7 @@ from activities.annotations import Annotations
 from activities.dzi import BYTES_PER_PIXEL, MINIMUM_DPI, sheet_size
 from activities.errors import NoPages, NotAPdf, PageTooLarge, PageUnreadable, PasswordRequired, PdfPortfolio, TooManyPages, UnreadablePdf
 from activities.interface import Document, Page
-from activities.records import Note, UploadOptions
+from activities.records import Note, UploadOptions, scaled_note
 from activities.structure import has_no_pages, read_structure
 
 REVISION = "2"
@@ -211,7 +211,7 @@ class PdfFile:
         if not (0 < width < math.inf and 0 < height < math.inf):
             detail = f"page {number:,} has no area: {width:,g} x {height:,g} pt"
             return Page(number, title, reason=PageUnreadable.__name__, detail=detail)
-        notes = () if user_unit else (Note("UserUnitUncertain", UNCERTAIN),)
+        notes: tuple[Note, ...] = () if user_unit else (Note("UserUnitUncertain", UNCERTAIN),)
         user_unit = user_unit or 1.0
         sheet = sheet_size(width, height, user_unit, options.dpi, options.budget_bytes)
         if sheet is None:
@@ -220,6 +220,9 @@ class PdfFile:
                 f"page {number:,} is {inches}: over {options.budget_bytes:,} bytes of pixels even at {min(MINIMUM_DPI, options.dpi)} dpi"
             )
             return Page(number, title, reason=PageTooLarge.__name__, detail=detail, notes=notes)
+        if sheet.scaled:
+            reason = f"at {options.dpi} its pixels would take more than {options.budget_bytes:,} bytes"
+            notes = (scaled_note(sheet.dpi, options.dpi, reason), *notes)
         return Page(number, title, sheet.width, sheet.height, sheet.dpi, sheet.scaled, notes=notes)
 
     def _size(self, index: int) -> tuple[float, float]:

@@ -165,6 +165,11 @@ def bounded_notes(notes: Iterable[Note]) -> tuple[Note, ...]:
     return tuple(kept)
 
 
+def scaled_note(dpi: int, asked_dpi: int, reason: str) -> Note:
+    """Why a sheet has less than the resolution that was asked for."""
+    return Note("Scaled", f"The sheet is drawn at {dpi} dpi instead of {asked_dpi}: {reason}.")
+
+
 @dataclass(frozen=True)
 class SheetRecord:
     """``sheet.json``: what a committed sheet holds.

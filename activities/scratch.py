@@ -13,6 +13,7 @@
 import asyncio
 import fcntl
 import hashlib
+import os
 import secrets
 import shutil
 import threading
@@ -114,9 +115,10 @@ class Scratch:
 
     def _published_bytes(self) -> int:
         total = 0
-        for file in self._pages.glob("*/*"):
-            with suppress(FileNotFoundError):  # uploaded meanwhile
-                total += file.stat().st_size
+        for directory, _, names in os.walk(self._pages):
+            for name in names:
+                with suppress(FileNotFoundError):  # uploaded meanwhile
+                    total += Path(directory, name).stat().st_size
         return total
 
     def new_page(self, ref: UploadRef, sheet: int) -> Path:

@@ -34,7 +34,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote_to_bytes, urlsplit
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError, PermissionDeniedError, UnauthenticatedError
@@ -122,6 +122,22 @@ class BucketSettings:
         """Whether it is an S3 server, and no directory."""
         return urlsplit(self.url).scheme == "s3"
 
+    @property
+    def directory(self) -> Path:
+        """The local directory that is the bucket.
+
+        Raises:
+            ValueError: The URL names none.
+        """
+        parts = urlsplit(self.url)
+        if parts.scheme != "file" or parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
+            msg = f"SITELINK_BUCKET is {_without_secret(self.url)!r}; file:///path or s3://name/optional/prefix is wanted"
+            raise ValueError(msg)
+        if {"?", "#"} & set(self.url):
+            msg = f"SITELINK_BUCKET is {self.url!r}; in a URL, ? is written as %3F, # as %23 and % as %25"
+            raise ValueError(msg)
+        return Path(os.fsdecode(unquote_to_bytes(parts.path)))
+
 
 @dataclass(frozen=True)
 class S3Location:
@@ -207,15 +223,11 @@ class Bucket:
         self._root: Path | None = None
         self._s3: S3Location | None = None
         self._store: LocalStore | S3Store
-        parts = urlsplit(settings.url)
         if settings.is_s3:
             self._s3 = S3Location.of(settings)
             self._store = _s3_store(self._s3, settings)
             return
-        if parts.scheme != "file" or parts.netloc not in ("", "localhost"):
-            msg = f"SITELINK_BUCKET is {_without_secret(settings.url)!r}; file:///path or s3://name/optional/prefix is wanted"
-            raise ValueError(msg)
-        self._root = Path(unquote(parts.path))
+        self._root = settings.directory
         try:
             self._root.mkdir(parents=True, exist_ok=True)
             self._store = LocalStore(self._root)
@@ -419,12 +431,15 @@ class Bucket:
             return 0
         removed = 0
         with self._named_errors(prefix):
-            directory = self._root / prefix
-            for path in directory.rglob("*#*") if deep else directory.glob("*#*"):
-                with suppress(FileNotFoundError):  # the write has ended meanwhile
-                    if _UNFINISHED.fullmatch(path.name) and (before is None or path.stat().st_mtime < before.timestamp()):
-                        path.unlink()
-                        removed += 1
+            # Not rglob: it fails where a directory goes meanwhile.
+            for directory, _, names in os.walk(self._root / prefix):
+                for path in (Path(directory, name) for name in names if _UNFINISHED.fullmatch(name)):
+                    with suppress(FileNotFoundError):  # the write has ended meanwhile
+                        if before is None or path.stat().st_mtime < before.timestamp():
+                            path.unlink()
+                            removed += 1
+                if not deep:
+                    break
         return removed
 
     def remove_empty_directories(self, prefix: str) -> None:

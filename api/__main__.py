@@ -13,6 +13,7 @@ from temporalio.envconfig import ClientConfig
 from activities.errors import BucketError
 from activities.storage import Bucket
 from api.app import create_app
+from api.logs import set_up
 from api.settings import ApiSettings
 
 logger = logging.getLogger("api")
@@ -49,9 +50,8 @@ def main() -> int:
     Returns:
         The exit code: 2 for a setting that cannot be used, 1 for a server that could not start.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     try:
+        set_up(os.environ)
         settings = ApiSettings.from_env(os.environ)
         bucket = Bucket(settings.bucket)
         listener = bind(settings.host, settings.port)

@@ -37,13 +37,15 @@ from activities.errors import (
 from activities.keys import ID_PATTERN, PlanRef, UploadRef
 from activities.records import SheetStatus, UploadRecord, UploadStatus
 from activities.storage import Bucket
+from api.addresses import is_loopback
 from api.events import Hub
+from api.logs import AboutRequests
 from api.notices import Notices, unreadable_events
 from api.problems import HANDLERS, named_problem
 from api.push import PATH as PUSH_PATH
 from api.push import Push
 from api.runs import QUERY_TIMEOUT_S, NoRun, Runs
-from api.settings import ApiSettings, is_loopback
+from api.settings import ApiSettings
 from api.status import Known, Status, full_document, list_entry
 from api.tiles import Tiles, is_unchanged
 from api.uploads import Uploads
@@ -384,7 +386,10 @@ def create_app(bucket: Bucket, connect: Callable[[], Awaitable[Client]], setting
     api = Api(bucket, connect, settings)
     return Starlette(
         routes=api.routes(),
-        middleware=[Middleware(Guard, host=settings.host, signed=frozenset({PUSH_PATH} if settings.events_secrets else ()))],
+        middleware=[
+            Middleware(AboutRequests),
+            Middleware(Guard, host=settings.host, signed=frozenset({PUSH_PATH} if settings.events_secrets else ())),
+        ],
         exception_handlers=HANDLERS,
         lifespan=api.lifespan,
     )

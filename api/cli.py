@@ -27,6 +27,7 @@ from api.client import (
     upload_path,
     uploads_path,
 )
+from api.streams import abandon_stdout, prepare_streams
 from api.views import (
     RUNNING,
     JsonView,
@@ -47,7 +48,7 @@ from api.views import (
 T = TypeVar("T")
 Lines = Callable[[Mapping[str, Any]], Iterable[str]]
 
-COMPLETE, NOT_COMPLETE, WRONG_USE, NOT_REACHED, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 3, 130, 141
+COMPLETE, NOT_COMPLETE, WRONG_USE, NOT_REACHED, OUTPUT_LOST, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 3, 4, 130, 141
 
 DEFAULT_PLAN = "local/demo/plan"
 UPLOAD_TRIES = 5
@@ -66,11 +67,12 @@ exit codes:
        from verify and reconcile --dry-run: something is wrong; from events: some are kept aside
   2    wrong use: a malformed REF, a missing file, an option out of its range
   3    the server was not reached; with --bucket, the bucket
+  4    stdout is closed or full; an accepted upload goes on
   130  interrupted by Ctrl-C; an accepted upload goes on
 
 environment:
   SITELINK_URL       the server; default: the stack of SITELINK_DATA_DIR (default `var`), else http://127.0.0.1:8000
-  SITELINK_TOKEN     sent as a bearer token
+  SITELINK_TOKEN     sent as a bearer token, only to a SITELINK_URL, by https or on this machine
   SITELINK_BUCKET    for --bucket; default: the directory `bucket` in SITELINK_DATA_DIR
 """
 
@@ -455,19 +457,23 @@ def main() -> int:
     """The program ``sitelink``; its exit code."""
     # SIGTERM would leave a terminal without its cursor.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            # A line at a time also into a pipe; a character that the locale lacks is no reason to stop.
-            stream.reconfigure(line_buffering=True, errors="backslashreplace")
+    if not prepare_streams():
+        print("stdout is closed: there is nowhere to write to", file=sys.stderr)
+        return OUTPUT_LOST
     try:
-        code = run(sys.argv[1:], os.environ)
+        try:
+            code = run(sys.argv[1:], os.environ)
+        except SystemExit as left:  # argparse's help, wrong use, SIGTERM
+            code = int(left.code or 0)
         sys.stdout.flush()
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read the output has gone; the interpreter must find nothing left to flush there.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return BROKEN_PIPE
+    except OSError as error:
+        abandon_stdout()
+        if isinstance(error, BrokenPipeError):
+            return BROKEN_PIPE
+        print(f"the output cannot be written: {error.strerror}", file=sys.stderr)
+        return OUTPUT_LOST
     return code
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from activities.keys import PlanRef, UploadRef
+from api.addresses import StackAddresses, is_loopback
 
 if TYPE_CHECKING:
     import httpx
@@ -178,18 +179,22 @@ class LocalFile:
         """Its bytes, as many as were promised; ``sent`` is told how many more have gone.
 
         Raises:
-            WrongUse: It has become shorter.
+            WrongUse: It has become shorter, or cannot be read any more.
         """
         left = self.size_bytes
-        with self.path.open("rb") as file:
-            while left:
-                chunk = file.read(min(CHUNK_BYTES, left))
-                if not chunk:
-                    msg = f"{self.path} became shorter while it was sent"
-                    raise WrongUse(msg)
-                left -= len(chunk)
-                yield chunk
-                sent(len(chunk))
+        try:
+            with self.path.open("rb") as file:
+                while left:
+                    chunk = file.read(min(CHUNK_BYTES, left))
+                    if not chunk:
+                        msg = f"{self.path} became shorter while it was sent"
+                        raise WrongUse(msg)
+                    left -= len(chunk)
+                    yield chunk
+                    sent(len(chunk))
+        except OSError as error:
+            msg = f"{self.path}: {error.strerror}"
+            raise WrongUse(msg) from error
 
 
 class Server:
@@ -200,7 +205,7 @@ class Server:
         token: Sent as a bearer token, unless empty.
 
     Raises:
-        WrongUse: The address is no HTTP address, or the token cannot be sent.
+        WrongUse: The address is no HTTP address, or the token cannot be sent, or not to that address: others could read it.
     """
 
     def __init__(self, url: str, token: str = "") -> None:
@@ -219,24 +224,31 @@ class Server:
             # Said here, for httpx would show the token in its message.
             msg = "SITELINK_TOKEN holds characters that no token has"
             raise WrongUse(msg)
+        if token and address.scheme != "https" and not is_loopback(address.host):
+            msg = f"SITELINK_TOKEN is only sent by https, or to this machine, and the server's address is {url!r}"
+            raise WrongUse(msg)
         self._client = httpx.Client(
             base_url=address,
             headers={"Authorization": f"Bearer {token}"} if token else {},
             timeout=httpx.Timeout(60, connect=10),
-            trust_env=address.host not in ("localhost", "127.0.0.1", "::1"),
+            trust_env=not is_loopback(address.host),
         )
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Self:
-        """``SITELINK_URL``, else the running stack of the data directory, else the default port of this machine."""
-        url = environ.get("SITELINK_URL")
-        if not url:
-            stack = Path(environ.get("SITELINK_DATA_DIR") or "var") / "stack.json"
-            try:
-                url = str(json.loads(stack.read_bytes())["api"])
-            except (OSError, ValueError, KeyError):
-                url = DEFAULT_URL  # no stack runs there
-        return cls(url, environ.get("SITELINK_TOKEN", ""))
+        """``SITELINK_URL``, else the running stack of the data directory, else the default port of this machine.
+
+        Raises:
+            WrongUse: As from ``Server``; or there is a token and no ``SITELINK_URL``, for the data directory may be anybody's.
+        """
+        url, token = environ.get("SITELINK_URL"), environ.get("SITELINK_TOKEN", "")
+        if url:
+            return cls(url, token)
+        if token:
+            msg = "SITELINK_TOKEN is only sent to the server that SITELINK_URL names: set that, too, or unset SITELINK_TOKEN"
+            raise WrongUse(msg)
+        stack = StackAddresses.read(Path(environ.get("SITELINK_DATA_DIR") or "var"))
+        return cls(stack.api if stack else DEFAULT_URL)
 
     def __enter__(self) -> Self:
         return self

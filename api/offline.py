@@ -1,9 +1,7 @@
 """The command line's half of the bucket, for when there is no server. Imported only then, for the bucket's library takes its time."""
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 from activities.errors import BucketError, SiteLinkError
 from activities.keys import UploadRef
@@ -23,8 +21,7 @@ def verify_bucket(ref: UploadRef, environ: Mapping[str, str], *, deep: bool) -> 
     """
     try:
         settings = BucketSettings.from_env(environ)
-        parts = urlsplit(settings.url)
-        if parts.scheme == "file" and not Path(unquote(parts.path)).is_dir():
+        if not settings.is_s3 and not settings.directory.is_dir():
             # Said here, for Bucket makes the directory.
             msg = f"there is no bucket {settings.url}: SITELINK_DATA_DIR or SITELINK_BUCKET says where it is"
             raise NotReached(msg, connected=False)

@@ -1,11 +1,11 @@
 """The settings of the API process."""
 
-import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Self
 
 from activities.storage import BucketSettings
+from api.addresses import is_loopback
 
 DEFAULT_MAX_FILE_BYTES = 2 << 30
 DEFAULT_EVENTS_ATTEMPTS = 5
@@ -68,16 +68,6 @@ def events_attempts(environ: Mapping[str, str]) -> int:
     A queue of Cloudflare delivers a message at most 101 times: https://developers.cloudflare.com/queues/platform/limits/
     """
     return _whole_number(environ, "SITELINK_EVENTS_ATTEMPTS", DEFAULT_EVENTS_ATTEMPTS, 1, 100)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether ``host``, a name or an address without port, is this machine seen from itself."""
-    if host.lower() == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _whole_number(environ: Mapping[str, str], name: str, default: int, low: int, high: int) -> int:

@@ -120,14 +120,18 @@ def repair_report(report: Mapping[str, Any]) -> Iterator[str]:
 def upload_report(report: Mapping[str, Any]) -> Iterator[str]:
     """What was found of an upload."""
     yield from _findings({**report, "foreignCount": len(report["foreign"])})
-    counted = f"{report['verifiedSheets']:,} of {_sheets(report['totalSheets'])}, {report['found']}/{report['expected']} tiles"
+    verified, wrong, sheets = report["verifiedSheets"], report["wrongSheets"], _sheets(report["totalSheets"])
+    tiles = f"{report['found']}/{report['expected']} tiles"
     if not report["verified"]:
-        yield f"wrong: {counted} verified"
-    elif report["verifiedSheets"]:
+        whole = "the upload as a whole" if report["problems"] or report["foreign"] else ""
+        blamed = " and ".join(part for part in (f"{wrong:,} of {sheets}" if wrong else "", whole) if part)
+        yield f"wrong: {blamed}. Verified: {verified:,} of {sheets}, {tiles} found"
+    elif verified:
         proof = "every tile read back" if report["deep"] else "every digest" if report["proof"] == "digest" else "names and sizes"
-        yield f"verified: {counted}, {proof}"
+        others = "" if verified == report["totalSheets"] else "; the others are not ready"
+        yield f"verified: {verified:,} of {sheets}, {tiles}, {proof}{others}"
     else:
-        yield f"nothing to verify: {counted}"
+        yield f"nothing to verify: none of {sheets} is ready" if report["totalSheets"] else "nothing to verify: there is no sheet yet"
     if report["proof"] == "names":
         yield "The bucket's ETags are no MD5s: the tiles' bytes are not proved, --deep reads them back."
 

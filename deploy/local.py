@@ -6,13 +6,13 @@ Oddities, on purpose:
 
 1. Everything is started in a process group of its own, so that Ctrl-C in the terminal reaches only this process and ``sitelink``.
 2. A second Ctrl-C just leaves: the guards of the processes see that and kill them (``deploy.process``).
+3. A second start on the same data directory starts nothing: it says where the first one is, and hands it the plan.
 """
 
 # ruff: noqa: S603 - the programs are our own
 
 import argparse
 import fcntl
-import json
 import os
 import signal
 import subprocess
@@ -30,6 +30,8 @@ from urllib.request import ProxyHandler, build_opener
 
 from activities.errors import SiteLinkError
 from activities.storage import Bucket
+from api.addresses import FILE, LOCK, StackAddresses, is_locked
+from api.logs import log_format
 from api.settings import ApiSettings
 from deploy.process import Guard, Process, free_port, is_free
 from deploy.programs import CACHE
@@ -40,6 +42,8 @@ from worker.settings import EventsSettings, WorkerSettings
 COMPLETE, FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
 
 READY_LIMIT_S = 60
+ATTACH_LIMIT_S = 90
+"""How long to wait for another stack to have started, or stopped."""
 GRACE_S = 30
 """How long the tile worker may take to finish the pages at hand."""
 QUICK_S = 10
@@ -51,6 +55,9 @@ HEALTHY_S = 60
 """A process that ran for so long starts again without delay."""
 
 TERMINAL_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+LOCK_S = 1.0
+"""Whoever asks whether a stack runs holds the lock for a moment."""
+
 SECOND_THOUGHT_S = 1.0
 """Signals that come together are one: ``timeout`` and ``make`` both pass theirs on."""
 
@@ -60,7 +67,7 @@ Say = Callable[[str], None]
 
 
 class StackInUse(Exception):
-    """Another stack runs on the data directory."""
+    """Another stack runs on the data directory, or starts or stops there."""
 
 
 class StackFailed(Exception):
@@ -118,6 +125,11 @@ class Stack:
         self.temporal_address = ""
         self.temporal_ui_url = ""
 
+    @property
+    def addresses(self) -> StackAddresses:
+        """Where it answers."""
+        return StackAddresses(self.api_url, self.temporal_address, self.temporal_ui_url)
+
     def start(self) -> None:
         """Starts everything and returns when it answers.
 
@@ -129,10 +141,13 @@ class Stack:
         """
         self._lock()
         try:
+            self._stopping.clear()
+            self.forget_addresses()  # those of a stack that was killed
+            self._say("Starting Temporal, the workers and the API ...")
             self._start_temporal()
             self._start_ours()
             self._wait_until_ready()
-            self._write_addresses()
+            self.addresses.write(self.data_dir)
         except BaseException:
             self.stop(grace_s=0)
             raise
@@ -149,7 +164,7 @@ class Stack:
         if self._supervisor is not None:
             self._supervisor.join()
             self._supervisor = None
-        (self.data_dir / "stack.json").unlink(missing_ok=True)
+        self.forget_addresses()
         self._stop_processes(grace_s, "worker-tile")
         self._stop_processes(min(grace_s, QUICK_S), "worker-events", "worker-workflow", "api")
         if self._temporal is not None:
@@ -157,6 +172,11 @@ class Stack:
         if self._lock_file is not None:
             self._lock_file.close()
             self._lock_file = None
+
+    def forget_addresses(self) -> None:
+        """Takes back what the data directory says of this stack; what it says of another one stays."""
+        if self._lock_file is not None:
+            (self.data_dir / FILE).unlink(missing_ok=True)
 
     def _stop_processes(self, grace_s: float, *names: str) -> None:
         processes = [self.processes[name] for name in names if name in self.processes]
@@ -186,15 +206,18 @@ class Stack:
 
     def _lock(self) -> None:
         self.data_dir.mkdir(parents=True, exist_ok=True)
-        lock_file = (self.data_dir / "stack.lock").open("w")
-        try:
-            fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock_file.close()
-            msg = f"a stack already runs on {self.data_dir}"
-            with suppress(OSError, ValueError, KeyError):
-                msg += f", at {json.loads((self.data_dir / 'stack.json').read_bytes())['api']}"
-            raise StackInUse(msg) from None
+        lock_file = (self.data_dir / LOCK).open("w")
+        deadline = time.monotonic() + LOCK_S
+        while True:
+            try:
+                fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    lock_file.close()
+                    msg = f"another stack runs on {self.data_dir}, or starts or stops there"
+                    raise StackInUse(msg) from None
+                time.sleep(0.05)
         self._lock_file = lock_file
 
     def _start_temporal(self) -> None:
@@ -265,12 +288,6 @@ class Stack:
         msg = f"the API is not ready after {READY_LIMIT_S} s. {said}\nThe end of {api.log}:\n{api.tail()}"
         raise StackFailed(msg)
 
-    def _write_addresses(self) -> None:
-        addresses = {"api": self.api_url, "temporal": self.temporal_address, "temporalUi": self.temporal_ui_url}
-        draft = self.data_dir / "stack.json.new"
-        draft.write_text(json.dumps(addresses) + "\n")
-        draft.replace(self.data_dir / "stack.json")
-
     def _supervise(self) -> None:
         while not self._stopping.wait(WATCH_S):
             for name in self.processes:
@@ -307,7 +324,8 @@ def main(argv: list[str]) -> int:
         argv: Arguments after the program's name.
 
     Returns:
-        0 when the upload is complete, 1 when it is not or the stack failed, 2 for wrong use, 130 when interrupted before the end.
+        0 when the upload is complete, 1 when it is not or the stack failed, 2 for wrong use, 130 when interrupted before the end;
+        of a plan that a running stack was handed, what ``sitelink upload`` says.
     """
     parser = argparse.ArgumentParser(prog="python -m deploy.local", description="Runs SiteLink on this machine and processes a plan.")
     parser.add_argument("--pdf", type=Path, help="the plan; default: a small sample")
@@ -318,7 +336,7 @@ def main(argv: list[str]) -> int:
     data_dir = Path(arguments.data_dir or environ.get("SITELINK_DATA_DIR") or "var").absolute()
     environ["SITELINK_DATA_DIR"] = str(data_dir)
     try:
-        port = _checked(environ)
+        port = _checked(environ, data_dir)
         if arguments.pdf is not None:
             with arguments.pdf.open("rb"):
                 pass
@@ -333,7 +351,7 @@ def main(argv: list[str]) -> int:
     return _Session(stack, environ, arguments.pdf, once=arguments.once).run()
 
 
-def _checked(environ: Mapping[str, str]) -> int:
+def _checked(environ: Mapping[str, str], data_dir: Path) -> int:
     """Reads all settings, as the processes will, and returns the API's port.
 
     Raises:
@@ -343,8 +361,10 @@ def _checked(environ: Mapping[str, str]) -> int:
     settings = ApiSettings.from_env(environ)
     WorkerSettings.from_env(environ)
     EventsSettings.from_env(environ)
+    log_format(environ)
     Bucket(settings.bucket)
-    if environ.get("SITELINK_PORT") and settings.port and not is_free(settings.port, settings.host):
+    is_ours = is_locked(data_dir)
+    if environ.get("SITELINK_PORT") and settings.port and not is_ours and not is_free(settings.port, settings.host):
         msg = f"SITELINK_PORT is {settings.port}, and another program listens there. SITELINK_PORT=0 picks a free one"
         raise ValueError(msg)
     return settings.port
@@ -368,13 +388,28 @@ class _Session:
         """Returns the exit code."""
         for number in TERMINAL_SIGNALS:
             signal.signal(number, self._on_signal)
+        try:
+            while True:
+                try:
+                    return self._run_stack()
+                except StackInUse as error:
+                    other = self._wait_for_other(error)
+                if other is not None:
+                    return self._attach(other)
+        except KeyboardInterrupt:
+            return INTERRUPTED
+        except StackInUse as error:
+            _complain(str(error))
+            return FAILED
+
+    def _run_stack(self) -> int:
         outcome = INTERRUPTED
         try:
             begun = time.monotonic()
-            _say("Starting Temporal, the workers and the API ...")
             self._stack.start()
-            self._introduce(time.monotonic() - begun)
-            code = self._upload()
+            _say(f"Ready after {time.monotonic() - begun:.1f} s.\n")
+            self._introduce(self._stack.addresses)
+            code = self._upload(self._stack.addresses)
             if self._once:
                 outcome = code
             else:
@@ -386,10 +421,7 @@ class _Session:
             _say(f"\nStopping: the pages at hand are finished first, at most {GRACE_S} s; Ctrl-C again stops at once.")
             if outcome == INTERRUPTED:
                 _say("What was not finished goes on with the next start on the same data directory.")
-        except (StackInUse, StackFailed, NoTemporal) as error:
-            _complain(str(error))
-            return FAILED
-        except OSError as error:
+        except (StackFailed, NoTemporal, OSError) as error:
             _complain(str(error))
             return FAILED
         finally:
@@ -397,20 +429,48 @@ class _Session:
         _say("Stopped.")
         return outcome
 
-    def _introduce(self, seconds: float) -> None:
-        stack = self._stack
-        _say(f"Ready after {seconds:.1f} s.\n")
-        _say(f"  Page         {stack.api_url}/")
-        _say(f"  Temporal UI  {stack.temporal_ui_url}/")
-        _say(f"  Logs         {stack.logs}\n")
+    def _wait_for_other(self, error: StackInUse) -> StackAddresses | None:
+        """Where the other stack answers, once it does; None once it has stopped.
 
-    def _upload(self) -> int:
+        Raises:
+            StackInUse: Neither comes true in time.
+        """
+        deadline = time.monotonic() + ATTACH_LIMIT_S
+        said = False
+        while is_locked(self._stack.data_dir):
+            if addresses := StackAddresses.read(self._stack.data_dir):
+                return addresses
+            if time.monotonic() > deadline:
+                raise error
+            if not said:
+                _say(f"Another stack starts or stops on {self._stack.data_dir}; waiting for it ...")
+                said = True
+            time.sleep(WATCH_S)
+        return None
+
+    def _attach(self, other: StackAddresses) -> int:
+        """Hands the plan to a stack that runs already; returns the exit code."""
+        _say(f"SiteLink already runs on {self._stack.data_dir}, with the settings it was started with.\n")
+        self._introduce(other)
+        if self._pdf is None and not self._once:
+            _say("To give it a plan: make run PDF=plan.pdf")
+            return COMPLETE
+        return self._upload(other)
+
+    def _introduce(self, addresses: StackAddresses) -> None:
+        _say(f"  Page         {addresses.api}/")
+        _say(f"  Temporal UI  {addresses.temporal_ui}/")
+        _say(f"  Logs         {self._stack.logs}\n")
+
+    def _upload(self, addresses: StackAddresses) -> int:
         """Sends the plan by the command line, in this terminal; returns its exit code."""
         pdf = self._pdf
         if pdf is None:
             pdf = self._stack.data_dir / "sample-plan.pdf"
-            write_sample(pdf)
-        environ = {**self._environ, "SITELINK_URL": self._stack.api_url}
+            draft = pdf.with_suffix(".new")
+            write_sample(draft)
+            draft.replace(pdf)  # another start may be sending it
+        environ = {**self._environ, "SITELINK_URL": addresses.api}
         command = subprocess.Popen([sys.executable, "-m", "api.cli", "upload", str(pdf), "--to", PLAN], env=environ)
         guard = Guard(command.pid)
         try:
@@ -437,7 +497,7 @@ class _Session:
 
     def _leave(self) -> NoReturn:
         with suppress(OSError):
-            (self._stack.data_dir / "stack.json").unlink(missing_ok=True)
+            self._stack.forget_addresses()
         os._exit(INTERRUPTED)
 
 

@@ -34,12 +34,35 @@ def is_free(port: int, host: str = "127.0.0.1") -> bool:
     return True
 
 
-def free_port(host: str = "127.0.0.1") -> int:
-    """A port that nobody listens on now."""
+def free_port(host: str = "127.0.0.1", ports: Sequence[int] = _PORTS) -> int:
+    """A port that nobody listens on now, and that nobody else is given for a minute: the server has yet to start.
+
+    Args:
+        host: Where the server will listen.
+        ports: To choose from.
+    """
     while True:
-        port = random.choice(_PORTS)  # noqa: S311 - no secret
-        if is_free(port, host):
+        port = random.choice(ports)  # noqa: S311 - no secret
+        if _reserve(port, host):
             return port
+
+
+def _reserve(port: int, host: str) -> bool:
+    """Leaves an ended connection on a port: the kernel then gives it only to those who reuse addresses, as servers do and this does not.
+
+    It also forgets the connection after a minute: https://github.com/Yelp/ephemeral-port-reserve
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as server, socket.socket(family, socket.SOCK_STREAM) as client:
+        try:
+            server.bind((host, port))
+        except OSError:
+            return False
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        server.listen(1)
+        client.connect((host, port))
+        server.accept()[0].close()  # who closes first remembers the connection
+    return True
 
 
 class Guard:
@@ -68,11 +91,13 @@ class Process:
         command: Program and arguments.
         log: Gets its output, appended.
         environ: Its environment.
+        directory: Where it runs; default: where this process does.
     """
 
-    def __init__(self, command: Sequence[str], *, log: Path, environ: Mapping[str, str]) -> None:
+    def __init__(self, command: Sequence[str], *, log: Path, environ: Mapping[str, str], directory: Path | None = None) -> None:
         self.command = list(command)
         self.log = log
+        self._directory = directory
         self._environ = dict(environ)
         self._child: subprocess.Popen[bytes] | None = None
         self._guard: Guard | None = None
@@ -109,6 +134,7 @@ class Process:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=self._environ,
+                cwd=self._directory,
                 start_new_session=True,
             )
         self._guard = Guard(-self._child.pid)

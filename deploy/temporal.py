@@ -140,6 +140,9 @@ def _build(cache: Path, say: Callable[[str], None]) -> Path:
 class TemporalServer:
     """``temporal server start-dev`` on a SQLite file that survives kills, with its UI; reachable from this machine only.
 
+    It runs in the file's directory and is told its name alone: it puts what it is told into a URI as it is, so that a ``?``, ``#`` or ``%``
+    in the path would name another file. https://github.com/temporalio/temporal/blob/v1.29.1/common/persistence/sql/sqlplugin/sqlite/plugin.go
+
     Args:
         binary: The program.
         database: The SQLite file, made if absent.
@@ -164,15 +167,16 @@ class TemporalServer:
         self._port = port or free_port()
         self._ui_port = ui_port or free_port()
         command = [
-            str(binary),
+            str(binary.absolute()),
             *("server", "start-dev", "--ip", "127.0.0.1", "--port", str(self._port), "--ui-port", str(self._ui_port)),
-            *("--db-filename", str(self._database), "--disable-config-env", "--disable-config-file"),
+            *("--db-filename", self._database.name, "--disable-config-env", "--disable-config-file"),
             *(argument for pragma in PRAGMAS for argument in ("--sqlite-pragma", pragma)),
             *(argument for name in SEARCH_ATTRIBUTES for argument in ("--search-attribute", f"{name}=Keyword")),
         ]
         for key, value in {**DYNAMIC_CONFIG, **(dynamic_config or {})}.items():
             command += ["--dynamic-config-value", f"{key}={value}"]
-        self.process = Process(command, log=log or self._database.with_suffix(".log"), environ=os.environ)
+        log = log or self._database.with_suffix(".log")
+        self.process = Process(command, log=log, environ=os.environ, directory=self._database.parent)
 
     @property
     def address(self) -> str:

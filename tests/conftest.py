@@ -6,6 +6,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+from xdist.workermanage import WorkerController
 
 from deploy import process
 from deploy.local import Stack
@@ -13,6 +15,10 @@ from deploy.programs import CACHE
 from deploy.s3server import installed_s3_server
 from deploy.temporal import TemporalServer, installed_binary
 from tests.servers import s3
+
+# A machine may be slow: only a wrong answer fails an example.
+settings.register_profile("patient", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 
 @pytest.fixture
@@ -102,14 +108,41 @@ def s3_server_binary() -> Path:
 def s3_server(s3_server_binary: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[s3.TestServer]:
     """A real S3 server for the whole run, in a container when a Docker engine answers."""
     with s3.running(s3_server_binary, tmp_path_factory.mktemp("s3")) as server:
-        request.config.stash[S3_SERVER_RUNS_AS] = server.how
+        # Under pytest-xdist this process is a worker, and what it puts there reaches the one that prints the summary.
+        getattr(request.config, "workeroutput", {})["s3_server"] = server.how
+        request.config.stash[S3_SERVER_RUNS_AS] = {server.how}
         yield server
 
 
-S3_SERVER_RUNS_AS = pytest.StashKey[str]()
+S3_SERVER_RUNS_AS = pytest.StashKey[set[str]]()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: WorkerController) -> None:
+    """Keeps what an ended worker of pytest-xdist says about its S3 server."""
+    if how := getattr(node, "workeroutput", {}).get("s3_server"):
+        node.config.stash.setdefault(S3_SERVER_RUNS_AS, set()).add(how)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Says which way the S3 server ran."""
-    if how := config.stash.get(S3_SERVER_RUNS_AS, None):
+    for how in sorted(config.stash.get(S3_SERVER_RUNS_AS, None) or ()):
         terminalreporter.write_line(f"The S3 server ran as a {how}.")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that share something costly run in one worker of pytest-xdist (``--dist loadgroup``), so that it is there once."""
+    for item in items:
+        for shared in SHARED.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.xdist_group(shared))
+
+
+SHARED = frozenset({"stack", "site"})
+"""Fixtures that are a whole stack."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """How many tests run at once with ``-n auto``: more than there are cores, for most of the time a test waits for its servers."""
+    return 2 * len(os.sched_getaffinity(0))

@@ -12,6 +12,7 @@ from temporalio.envconfig import ClientConfig
 
 from activities.errors import SiteLinkError, TemporalUnavailable
 from activities.scratch import ScratchInUse
+from api.logs import set_up
 from worker.app import run_tile_role, run_workflow_role
 from worker.events import run_events_role
 from worker.settings import EventsSettings, WorkerSettings
@@ -62,8 +63,11 @@ def main() -> int:
     meaning = "workflow decides; tile renders, uploads and talks to the bucket; events takes R2's event notifications from a queue"
     parser.add_argument("role", choices=("workflow", "tile", "events"), help=meaning)
     role = parser.parse_args().role
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells of every request
+    try:
+        set_up(os.environ)
+    except ValueError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
     try:
         settings = WorkerSettings.from_env(os.environ)
         if role == "tile":

@@ -20,6 +20,7 @@ from activities.scratch import Scratch
 from activities.sheet import SheetActivities
 from activities.storage import Bucket
 from worker.housekeeping import Housekeeping
+from worker.interceptor import AboutActivities
 from worker.schedules import keep_schedules
 from worker.settings import WorkerSettings
 from workflows.client import is_running
@@ -102,7 +103,9 @@ async def run_tile_role(client: Client, settings: WorkerSettings, stop: asyncio.
                 ),
             ):
                 async with (
-                    activity_worker(client, TILE_QUEUE, settings.render_slots, activities.count_pages, activities.tile_page),
+                    activity_worker(
+                        client, TILE_QUEUE, settings.render_slots, activities.count_pages, activities.halve_page, activities.tile_page
+                    ),
                     housekeeping_worker(client, housekeeping, HOUSEKEEPING_SLOTS),
                     beside(_janitor(scratch, client)),
                 ):
@@ -138,6 +141,7 @@ def activity_worker(client: Client, queue: str, slots: int, *activities: object,
         max_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
         default_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
         graceful_shutdown_timeout=grace,
+        interceptors=[AboutActivities()],
     )
 
 

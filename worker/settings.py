@@ -10,7 +10,8 @@ from urllib.parse import urlsplit
 
 from activities.forecast import PRICE_CLASS_A, PRICE_CLASS_B, SECONDS_PER_MEGAPIXEL, Forecaster
 from activities.storage import BucketSettings
-from api.settings import events_attempts, is_loopback
+from api.addresses import is_loopback
+from api.settings import events_attempts
 
 CLOUDFLARE = "https://api.cloudflare.com/client/v4"
 

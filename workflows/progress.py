@@ -124,6 +124,13 @@ class Progress:
         if sheet.status not in (SheetStatus.READY, SheetStatus.FAILED, status):
             self._change(now, [replace(sheet, status=status)])
 
+    def resized(self, number: int, size: Page | SheetState, now: datetime) -> None:
+        """The geometry of a sheet that is not ready is decided anew, and its notes with it."""
+        sheet = self._sheets[number]
+        new = replace(sheet, width=size.width, height=size.height, dpi=size.dpi, scaled=size.scaled, notes=size.notes)
+        if sheet.status is not SheetStatus.READY and new != sheet:
+            self._change(now, [new])
+
     def ready(self, records: Iterable[SheetRecord], now: datetime) -> None:
         """These sheets are committed; saying it again changes nothing."""
         changed = []

@@ -14,7 +14,7 @@ from temporalio.exceptions import TimeoutError as TemporalTimeout
 from temporalio.types import MethodAsyncSingleParam
 
 with workflow.unsafe.imports_passed_through():
-    from activities.errors import TilesMissing, UploadNotFound, WorkerLost
+    from activities.errors import RenderOutOfMemory, TilesMissing, UploadNotFound, WorkerLost
     from activities.interface import (
         STORAGE_QUEUE,
         TILE_QUEUE,
@@ -22,6 +22,7 @@ with workflow.unsafe.imports_passed_through():
         CheckSheets,
         CountPages,
         DiscardScratch,
+        HalvePage,
         ListSheets,
         Page,
         PruneSheets,
@@ -57,6 +58,9 @@ DISCARDED_AT_ONCE = 250
 
 CHECKED = "check-sheets"
 """Runs without this patch trust every ``.dzi`` when they reconcile, and leave what is there of a sheet that was not done."""
+
+HALVED = "half-resolution"
+"""Runs without this patch fail a sheet that needs too much memory, instead of halving its resolution."""
 
 STATUS = SearchAttributeKey.for_keyword("SiteLinkStatus")
 REASON = SearchAttributeKey.for_keyword("SiteLinkReason")
@@ -284,16 +288,16 @@ class ProcessUpload:
             self._in_flight[number] = asyncio.create_task(self._process_sheet(number))
 
     async def _process_sheet(self, number: int) -> None:
-        sheet = self._progress.sheet(number)
+        counted = self._progress.sheet(number)
         try:
             for _ in range(1 + MAX_LOSSES):
                 self._progress.tiling(number, workflow.now())
-                tiled = await self._tile(sheet)
+                tiled = await self._tile_in_memory(number)
                 self._hosts.add(tiled.queue)
                 self._stop_if_cancelled()
                 self._progress.uploading(number, workflow.now())
                 try:
-                    record = await self._upload(sheet, tiled)
+                    record = await self._upload(self._progress.sheet(number), tiled)
                 except ActivityError as error:
                     if self._is_cancelled or not _is_host_lost(error):
                         raise
@@ -306,7 +310,25 @@ class ProcessUpload:
             if self._was_cancelled(error):
                 self._progress.pending(number, workflow.now())
             else:
-                self._progress.failed(number, *_reason(error), workflow.now())
+                reason, detail = _reason(error)
+                if reason == RenderOutOfMemory.__name__:
+                    # A retry begins with what was counted: there may be more memory then.
+                    self._progress.resized(number, counted, workflow.now())
+                self._progress.failed(number, reason, detail, workflow.now())
+
+    async def _tile_in_memory(self, number: int) -> TiledPage:
+        """Tiles a page, at half its resolution if it needs more memory than a render child has."""
+        try:
+            return await self._tile(self._progress.sheet(number))
+        except ActivityError as error:
+            if self._is_cancelled or _reason(error)[0] != RenderOutOfMemory.__name__ or not workflow.patched(HALVED):
+                raise
+            half = await self._halve(self._progress.sheet(number))
+            if half is None:
+                raise
+        self._stop_if_cancelled()
+        self._progress.resized(number, half, workflow.now())
+        return await self._tile(self._progress.sheet(number))
 
     def _land(self) -> None:
         """Takes the sheets that are done out of the window; a bug in one of them is raised here, where it is seen."""
@@ -357,7 +379,7 @@ class ProcessUpload:
         finally:
             self._checking.difference_update(numbers)
         for sheet in checked.broken:
-            workflow.logger.warning("sheet %s is broken: %s", sheet.number, sheet.detail)
+            workflow.logger.warning("a sheet is broken: %s", sheet.detail, extra={"sheet": sheet.number})
         wrong = 0
         if checked.committed or (repair and checked.broken):
             wrong = self._progress.reconcile(checked.committed, [sheet.number for sheet in checked.broken], workflow.now())
@@ -438,6 +460,7 @@ class ProcessUpload:
         with _nothing_left_if_deleted():
             manifest = WriteManifest(str(self._ref), self._progress.snapshot())
             await self._on_bucket(UploadActivities.write_manifest, manifest, "write the manifest")
+            workflow.logger.info("an upload has ended", extra={"status": manifest.snapshot.status.value})
         self._waiters.clear()
         await workflow.wait_condition(workflow.all_handlers_finished)
 
@@ -502,6 +525,19 @@ class ProcessUpload:
             cancellation_type=CANCELLATION,
             priority=self._priority(first=sheet.number in self._prioritized),
             summary=_summary(sheet),
+        )
+
+    async def _halve(self, sheet: SheetState) -> Page | None:
+        return await workflow.execute_activity_method(
+            UploadActivities.halve_page,
+            HalvePage(str(self._ref), sheet.number, sheet.dpi or 0),
+            task_queue=TILE_QUEUE,
+            start_to_close_timeout=COUNT_TIMEOUT,
+            heartbeat_timeout=HEARTBEAT,
+            retry_policy=RETRIES,
+            cancellation_type=CANCELLATION,
+            priority=self._priority(first=sheet.number in self._prioritized),
+            summary=f"halve the resolution of {_summary(sheet)}",
         )
 
     async def _upload(self, sheet: SheetState, tiled: TiledPage) -> SheetRecord:

@@ -24,8 +24,8 @@ CHROMIUM_ARGUMENTS = [
     "--disable-sync",
     "--no-first-run",
 ]
-PROCESSING_MS = 90_000
-EXPECT_MS = 15_000
+PROCESSING_MS = 240_000
+EXPECT_MS = 120_000
 POINTS = 72
 
 
@@ -90,6 +90,7 @@ async def chromium_page(api_url: str, **context: Any) -> AsyncIterator[WatchedPa
         try:
             settings = {"viewport": {"width": 1280, "height": 800}, **context}
             page = await (await browser.new_context(**settings)).new_page()
+            page.set_default_timeout(EXPECT_MS)
             yield WatchedPage(page, api_url)
         finally:
             await browser.close()

@@ -18,7 +18,7 @@ from activities.verify import Proof, SheetReport, UploadReport, verify_upload
 from deploy.local import Stack
 
 PLAN = "/v1/organizations/acme/projects/tower/plans/{plan}/uploads"
-DEADLINE_S = 100
+DEADLINE_S = 240
 
 
 def accepted(stack: Stack, body: bytes, plan: str = "a1") -> UploadRef:
@@ -29,7 +29,7 @@ def accepted(stack: Stack, body: bytes, plan: str = "a1") -> UploadRef:
             stack.api_url + PLAN.format(plan=plan),
             content=body,
             headers={"Content-Type": "application/pdf", "Idempotency-Key": key},
-            timeout=60,
+            timeout=DEADLINE_S,
         )
         if answer.status_code == 202:
             return UploadRef.parse(answer.json()["ref"])

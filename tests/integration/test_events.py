@@ -34,8 +34,7 @@ from tests.servers.queue import TOKEN, FakeQueue, event, serving
 from tests.servers.recorder import Answer, Request, recording
 from tests.servers.workerd import NoWorkerd, RunningWorker, installed_workerd, running_worker
 from tests.workflow.fakes import pages, working
-
-pytestmark = pytest.mark.timeout(300)
+from worker.events import VISIBILITY_S
 
 SECRET = secrets.token_urlsafe(24)
 PROBLEM = Answer(502, b"a gateway that is none of ours")
@@ -103,7 +102,7 @@ async def wait_until_ready(http: httpx.AsyncClient, api: ApiProcess, ref: Upload
         state = await state_of(http, api, ref)
         return state["sheets"][sheet - 1]["status"] == "ready" and state["completedAt"] is not None
 
-    await until(is_ready, 90)
+    await until(is_ready, 240)
     return await state_of(http, api, ref)
 
 
@@ -129,7 +128,7 @@ async def test_the_worker_forwards_events_from_its_queue(
             async def kept_aside() -> bool:
                 return len(await _unreadable(http, api)) == 2
 
-            await until(kept_aside, 90)
+            await until(kept_aside, 240)
             requests = [request for request in recorder.requests if request.method == "POST"]
         assert (state["status"], state["completedPages"]) == ("cancelled", 1)
         assert [sheet["status"] for sheet in state["sheets"]] == ["pending", "ready", "pending"]
@@ -179,7 +178,7 @@ async def test_the_worker_brings_back_what_was_not_taken(
             async def comes_again() -> bool:
                 return len(recorder.sent("POST")) >= 4
 
-            await until(comes_again, 90)
+            await until(comes_again, 240)
             assert "401" in stranger.log
 
 
@@ -198,11 +197,10 @@ class EventsRole:
             command = [sys.executable, "-m", "worker", "events"]
             self.process = subprocess.Popen(command, env={**ours, **environ}, stdout=output, stderr=output)
 
-    def end(self) -> tuple[int, float]:
-        """Asks it to stop; the exit code, and the seconds that it took."""
-        begun = time.monotonic()
+    def end(self) -> int:
+        """Asks it to stop; the exit code. Half the time for which it may hold messages is too long."""
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(30), time.monotonic() - begun
+        return self.process.wait(VISIBILITY_S / 2)
 
 
 @contextmanager
@@ -232,7 +230,7 @@ async def test_the_role_sets_a_progress_right(
     queue: FakeQueue,
     tmp_path: Path,
 ) -> None:
-    """The sheet becomes ready by its event; the role stops within seconds and its log shows no token."""
+    """The sheet becomes ready by its event; the role stops when it is told to and its log shows no token."""
     fake = Activities(pages(2), bucket)
     environ = {**queue.environment, "SITELINK_BUCKET": (tmp_path / "bucket").as_uri(), "TEMPORAL_ADDRESS": temporal_server.address}
     async with working(temporal, fake):
@@ -246,14 +244,13 @@ async def test_the_role_sets_a_progress_right(
             async def all_taken() -> bool:
                 return queue.is_empty
 
-            await until(all_taken, 60)
+            await until(all_taken, 240)
             # A healthy sheet costs no signal: the run is over, and stays so.
             version = (await state_of(http, api, ref))["version"]
             queue.send(event("plans", ref.descriptor(2)))
-            await until(all_taken, 60)
+            await until(all_taken, 240)
             assert (await state_of(http, api, ref))["version"] == version
-            code, seconds = await asyncio.to_thread(role.end)
-        assert (code, seconds < 8) == (0, True)
+            assert await asyncio.to_thread(role.end) == 0
         assert TOKEN not in role.log.read_text()
         assert "Traceback" not in role.log.read_text()
 
@@ -281,7 +278,7 @@ async def test_the_role_outlives_temporal(
         async def came_again() -> bool:
             return queue.messages[name].attempts >= 3
 
-        await until(came_again, 90)
+        await until(came_again, 240)
         assert queue.acknowledged == []
         server.start()
         try:
@@ -289,7 +286,7 @@ async def test_the_role_outlives_temporal(
             async def all_taken() -> bool:
                 return queue.is_empty
 
-            await until(all_taken, 60)
+            await until(all_taken, 240)
             assert role.process.poll() is None
             handle = (await Client.connect(server.address)).get_workflow_handle(ref.workflow_id)
             assert (await handle.describe()).id == ref.workflow_id  # it waits for its workers
@@ -302,7 +299,7 @@ def test_the_role_is_off_by_default(tmp_path: Path, stack: Stack) -> None:
     """Without its settings it ends, and says which are missing; the embedded stack does not start it."""
     assert "worker-events" not in stack.processes
     with running_role(tmp_path / "role.log", {"SITELINK_DATA_DIR": str(tmp_path)}) as role:
-        assert role.process.wait(60) == 2
+        assert role.process.wait(240) == 2
     assert "SITELINK_EVENTS_TOKEN" in role.log.read_text()
 
 
@@ -363,7 +360,7 @@ def test_an_object_that_was_written_late_is_counted(
 def _copy_late(stack: Stack, bucket: Bucket, queue: FakeQueue, hook: Hook) -> None:
     body = plan_set(2)
     whole, late = send_plan(stack, body), send_plan(stack, body)
-    httpx.post(f"{stack.api_url}{late}/cancel").raise_for_status()
+    httpx.post(f"{stack.api_url}{late}/cancel", timeout=60).raise_for_status()
     assert wait_for(stack, whole, lambda status: status["completedAt"] is not None)["status"] == "complete"
     before = wait_for(stack, late, lambda status: status["completedAt"] is not None)
     assert before["status"] == "cancelled"
@@ -379,7 +376,7 @@ def _copy_late(stack: Stack, bucket: Bucket, queue: FakeQueue, hook: Hook) -> No
 
 
 def _wait(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)

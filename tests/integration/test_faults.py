@@ -226,7 +226,6 @@ PLANS_OF_FAULTS: dict[str, list[Rule]] = {
 }
 
 
-@pytest.mark.timeout(180)
 @pytest.mark.parametrize("rules", PLANS_OF_FAULTS.values(), ids=PLANS_OF_FAULTS)
 def test_a_plan_is_complete_and_the_same_through(site: Site, rules: list[Rule]) -> None:
     """It ends complete, ``sheets/**`` is byte-equal, ``verify`` proves it; the version and the counters never fell on the way."""
@@ -240,14 +239,14 @@ def test_a_plan_is_complete_and_the_same_through(site: Site, rules: list[Rule]) 
     assert (final["status"], final["completedPages"], final["totalPages"]) == ("complete", PAGES, PAGES)
     assert [rule for rule in rules if not rule.struck and rule.chance == 1] == []
     assert_whole(site.settings, ref, site.expected)
-    status = httpx.get(address(site.stack, ref)).json()
+    status = httpx.get(address(site.stack, ref), timeout=DEADLINE_S).json()
     assert status["version"] == final["version"]
 
 
 def await_status(stack: Stack, ref: UploadRef, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
     """Asks for the status until the condition holds."""
     deadline = time.monotonic() + DEADLINE_S
-    while not condition(status := httpx.get(address(stack, ref)).json()):
+    while not condition(status := httpx.get(address(stack, ref), timeout=DEADLINE_S).json()):
         assert time.monotonic() < deadline, status
         time.sleep(0.2)
     return dict(status)
@@ -260,7 +259,6 @@ REFUSALS = {
 }
 
 
-@pytest.mark.timeout(180)
 def test_a_bucket_that_refuses_for_a_while_is_a_warning(site: Site) -> None:
     """Wrong credentials, no bucket, a wrong clock end no upload: each is shown by its name and goes on when it is mended."""
     site.faults.lay(*(Rule(answers(*answer[:2]), target=f"plans/{plan}/.*jpeg$") for plan, answer in REFUSALS.items()))
@@ -277,7 +275,6 @@ def test_a_bucket_that_refuses_for_a_while_is_a_warning(site: Site) -> None:
             assert_whole(site.settings, ref, site.expected)
 
 
-@pytest.mark.timeout(180)
 async def test_a_slow_bucket_only_slows_the_job_down(site: Site) -> None:
     """Uploads that take longer than a heartbeat's timeout end at their first attempt, without a warning."""
     site.faults.lay(Rule(delays(17), method="PUT", target=r"sheet-1\.dzi$"), Rule(delays(0.2)))

@@ -11,7 +11,7 @@ from deploy.sample import write_sample
 from tests.chaos.test_worker_killed import send, wait_for
 from tests.resources.make_pdfs import plan_set
 
-pytestmark = [pytest.mark.usefixtures("temporal_binary"), pytest.mark.timeout(300)]
+pytestmark = pytest.mark.usefixtures("temporal_binary")
 
 PLANS = Path(__file__).parents[3] / "shared" / "corpus" / "plans"
 """Real plans, where a checkout has them beside it; the shortest three."""

@@ -22,11 +22,12 @@ from tests.servers.s3 import TestServer
 from workflows.client import reopen
 from workflows.messages import SheetNumbers
 
-pytestmark = [pytest.mark.usefixtures("temporal_binary"), pytest.mark.timeout(300)]
+pytestmark = pytest.mark.usefixtures("temporal_binary")
 
 PLAN = PlanRef("acme", "tower", "reconcile")
 UPLOADS = "/v1/organizations/acme/projects/tower/plans/reconcile/uploads"
 PAGES = 3
+DEADLINE_S = 240
 
 
 @dataclass
@@ -51,13 +52,13 @@ class Uploaded:
     def reconcile(self, times: int = 1) -> dict[str, Any]:
         """Asks for it, so often at once, and waits for the end; on the way the version never falls."""
         for _ in range(times):
-            assert httpx.post(f"{self.url}/reconcile").status_code == 202
+            assert httpx.post(f"{self.url}/reconcile", timeout=DEADLINE_S).status_code == 202
         return self.end()
 
     def end(self) -> dict[str, Any]:
         """Watches the upload until it has ended; the final document."""
         parser, version = EventParser(), 0
-        with httpx.stream("GET", f"{self.url}/events", timeout=60) as answer:
+        with httpx.stream("GET", f"{self.url}/events", timeout=DEADLINE_S) as answer:
             for chunk in answer.iter_bytes():
                 for event in parser.feed(chunk):
                     document: dict[str, Any] = json.loads(event.data)
@@ -80,7 +81,9 @@ class Uploaded:
 
 def _uploaded(stack: Stack, bucket: Bucket) -> Uploaded:
     body = plan_set(PAGES, 300, 200)
-    answer = httpx.post(f"{stack.api_url}{UPLOADS}?dpi=72&tileSize=128", content=body, headers={"Content-Type": "application/pdf"})
+    answer = httpx.post(
+        f"{stack.api_url}{UPLOADS}?dpi=72&tileSize=128", content=body, headers={"Content-Type": "application/pdf"}, timeout=DEADLINE_S
+    )
     uploaded = Uploaded(stack, bucket, UploadRef.parse(answer.raise_for_status().json()["ref"]), {})
     assert uploaded.end()["status"] == "complete"
     uploaded.objects = uploaded.derived()
@@ -141,7 +144,7 @@ def _survives(
     if forgets:
         uploaded.end()
         bucket.delete([ref.manifest])
-    dry = httpx.post(f"{uploaded.url}/reconcile?dryRun=true", timeout=60).json()
+    dry = httpx.post(f"{uploaded.url}/reconcile?dryRun=true", timeout=DEADLINE_S).json()
     assert forgets or dry["verified"] is not bool(names | junk)
     uploaded.tell(*events[1])
     document = uploaded.reconcile(times)
@@ -149,7 +152,7 @@ def _survives(
     assert document["reconciled"]
     assert document["version"] > before["version"]
     assert uploaded.derived() == uploaded.objects
-    assert httpx.get(f"{uploaded.url}/verify", timeout=60).json()["verified"]
+    assert httpx.get(f"{uploaded.url}/verify", timeout=DEADLINE_S).json()["verified"]
     manifest = from_json(Snapshot, bucket.get(ref.manifest).body)
     assert manifest.version == document["version"]
     assert all(sheet.status == "ready" for sheet in manifest.sheets)

@@ -253,12 +253,12 @@ def test_the_real_server_knows_a_missing_bucket(s3_server: TestServer, call: Cal
 
 
 def test_a_server_that_is_away_is_unavailable_soon() -> None:
-    """Some tries within seconds; the long wait is Temporal's."""
+    """Some tries, and not for minutes; the long wait is Temporal's."""
     bucket = Bucket(BucketSettings("s3://plans", f"http://127.0.0.1:{free_port()}", "an-id", SECRET, "auto"))
     begun = time.monotonic()
     with pytest.raises(StorageUnavailable, match="the bucket failed at a"):
         bucket.put("a", b"x")
-    assert 0.5 < time.monotonic() - begun < 30
+    assert 0.5 < time.monotonic() - begun < 100  # obstore alone would go on for three minutes
 
 
 # Patience

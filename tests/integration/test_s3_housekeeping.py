@@ -64,7 +64,7 @@ async def test_deleted_while_processing_leaves_nothing_on_a_server(client: Clien
         for n in range(1005):
             await bucket.put_async(f"{ref.tiles_prefix(1)}11/{n}_0.jpeg", b"tile")
         mark(bucket, ref)
-        await delete(client, ref, look_again_s=2)
+        await delete(client, ref, look_again_s=10)
         await until(lambda: keys(bucket, ref.prefix) == [ref.record])
         bucket.put(ref.descriptor(1), b"late")
         result = await client.get_workflow_handle(ref.delete_workflow_id).result()

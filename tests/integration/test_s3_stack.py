@@ -13,7 +13,7 @@ from tests.chaos.test_worker_killed import send, sheets_in, wait_for, wait_until
 from tests.resources.make_pdfs import plan_set
 from tests.servers.s3 import TestServer
 
-pytestmark = [pytest.mark.usefixtures("temporal_binary"), pytest.mark.timeout(300)]
+pytestmark = pytest.mark.usefixtures("temporal_binary")
 
 PAGES = 4
 
@@ -43,7 +43,10 @@ def test_a_plan_over_s3_is_the_same_as_in_a_directory(new_stack: Callable[..., S
     assert len(expected) > 100
     assert sheets_on_server(bucket, undisturbed) == expected
     tile = "/sheets/sheet-1/tiles/sheet-1_files/0/0_0.jpeg"
-    assert httpx.get(over_s3.api_url + undisturbed + tile).content == httpx.get(stack.api_url + in_directory + tile).content
+    assert (
+        httpx.get(over_s3.api_url + undisturbed + tile, timeout=60).content
+        == httpx.get(stack.api_url + in_directory + tile, timeout=60).content
+    )
 
     disturbed = send(over_s3, body)
     wait_for(over_s3, disturbed, lambda status: status["completedPages"] >= 1)

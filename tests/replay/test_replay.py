@@ -35,6 +35,7 @@ async def test_history_replays(path: Path) -> None:
         ("stored", "EVENT_TYPE_WORKFLOW_EXECUTION_SIGNALED"),
         ("cancelled-and-cleaned", "EVENT_TYPE_WORKFLOW_EXECUTION_CANCELED"),
         ("deleted", "EVENT_TYPE_TIMER_FIRED"),
+        ("halved", "EVENT_TYPE_MARKER_RECORDED"),
         ("swept", "EVENT_TYPE_WORKFLOW_EXECUTION_COMPLETED"),
         ("nightly", "EVENT_TYPE_WORKFLOW_EXECUTION_COMPLETED"),
     ],

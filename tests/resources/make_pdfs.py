@@ -333,6 +333,20 @@ def nested_forms() -> bytes:
     return writer.finish([writer.page(b"/F Do", f"/MediaBox [0 0 200 100] /Resources << /XObject << /F {form} 0 R >> >>")])
 
 
+def nested_groups(width_pt: float, height_pt: float, depth: int = 4, user_unit: float = 1) -> bytes:
+    """Transparency groups in each other, as large as the page: drawing takes 4 bytes a pixel of memory for each."""
+    writer = Writer()
+    group = "/Group << /S /Transparency /CS /DeviceRGB /I true >>"
+    state = "/ExtGState << /G << /BM /Multiply /ca 0.9 >> >>"
+    content, inner = f"0.2 0.4 0.8 rg 10 10 {width_pt - 20} {height_pt - 20} re f".encode(), ""
+    for _ in range(depth):
+        resources = f"/Resources << {state} {inner} >>"
+        form = writer.stream(content, f"/Type /XObject /Subtype /Form /BBox [0 0 {width_pt} {height_pt}] {group} {resources}")
+        content, inner = b"/G gs /F Do", f"/XObject << /F {form} 0 R >>"
+    box = f"/MediaBox [0 0 {width_pt} {height_pt}] /UserUnit {user_unit}"
+    return writer.finish([writer.page(content, f"{box} {group} /Resources << {state} {inner} >>")])
+
+
 def inflates_to(size_bytes: int) -> bytes:
     """A content stream that takes a small part of this in the file, and all of it in memory."""
     writer = Writer()

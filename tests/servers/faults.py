@@ -123,7 +123,7 @@ class Rule:
         every: Of those that match, only each nth.
         times: At most so many.
         chance: Of those, by a seeded random number, only so many of 1.
-        seconds: Only for so long after the proxy got it.
+        seconds: Only for so long after the first that matches.
         seed: For ``chance``.
     """
 
@@ -145,14 +145,13 @@ class Rule:
     def __post_init__(self) -> None:
         self._random = random.Random(self.seed)  # noqa: S311 - no secret
 
-    def begin(self) -> None:
-        """From now on it holds."""
-        if self.seconds is not None:
-            self._until = time.monotonic() + self.seconds
-
     def strikes(self, method: str, target: str) -> bool:
         """Whether it strikes this request."""
-        if (self.method and method != self.method) or not re.search(self.target, target) or time.monotonic() > self._until:
+        if (self.method and method != self.method) or not re.search(self.target, target):
+            return False
+        if self.seconds is not None and not self.matched:
+            self._until = time.monotonic() + self.seconds
+        if time.monotonic() > self._until:
             return False
         self.matched += 1
         if self.matched % self.every or self.struck == self.times or self._random.random() >= self.chance:
@@ -176,8 +175,6 @@ class Faults:
         """From now on these rules hold, and no other."""
         with self._lock:
             self._rules = rules
-            for rule in rules:
-                rule.begin()
 
     def judge(self, method: str, target: str) -> Fault | None:
         """What happens to a request; None when nothing does."""

@@ -3,7 +3,8 @@
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+import socket
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import count
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import docker
 from docker.errors import DockerException
+from docker.utils import parse_host
 from testcontainers.core.config import testcontainers_config
 from testcontainers.core.container import DockerContainer
 from testcontainers.core.image import DockerImage
@@ -26,6 +28,7 @@ WORKDIR /data
 ENTRYPOINT ["/versitygw"]
 """
 PORT = 7070
+PING_LIMIT_S = 30
 
 _numbers = count(1)
 
@@ -103,11 +106,22 @@ def running(binary: Path, directory: Path) -> Iterator[TestServer]:
         server.stop()
 
 
-def docker_answers() -> bool:
-    """Whether there is a Docker engine that this process may use."""
+def docker_answers(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether there is a Docker engine that this process may use.
+
+    Args:
+        environ: Where ``DOCKER_HOST`` says where it is, if not where Docker puts it.
+    """
     try:
-        client = docker.from_env(timeout=5)
-    except DockerException:
+        address = parse_host(environ.get("DOCKER_HOST"))
+        # Where nobody listens docker-py leaves its socket open: UnixHTTPConnection.connect in
+        # https://github.com/docker/docker-py/blob/7.1.0/docker/transport/unixconn.py
+        if address.startswith("http+unix://"):
+            with socket.socket(socket.AF_UNIX) as probe:
+                probe.settimeout(PING_LIMIT_S)
+                probe.connect(address.removeprefix("http+unix://"))
+        client = docker.from_env(timeout=PING_LIMIT_S, environment=dict(environ))
+    except (DockerException, OSError):
         return False
     try:
         return bool(client.ping())

@@ -21,7 +21,7 @@ from deploy.programs import CACHE
 HERE = Path(__file__).with_name("npm")
 WORKER = Path(__file__).parents[2] / "deploy" / "r2-events"
 INSTALL_LIMIT_S = 600
-ANSWER_LIMIT_S = 60
+ANSWER_LIMIT_S = 240
 
 
 class NoWorkerd(Exception):

@@ -1,6 +1,7 @@
 """A Temporal that does what a real one cannot be made to do, and the API around it without a socket."""
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -161,9 +162,14 @@ def client_of(app: Starlette) -> httpx.AsyncClient:
     return httpx.AsyncClient(transport=httpx.ASGITransport(app, raise_app_exceptions=False), base_url=URL)
 
 
+def files_below(directory: Path) -> list[Path]:
+    """Every file of a directory in which others write and remove: rglob would fail where a directory goes meanwhile."""
+    return [Path(path, name) for path, _, names in os.walk(directory) for name in names]
+
+
 def files_in(directory: Path) -> list[str]:
     """Every file of a bucket's directory, half-written ones included, by its name below the plan."""
-    return sorted(str(path.relative_to(directory)).removeprefix(PLAN.prefix) for path in directory.rglob("*") if path.is_file())
+    return sorted(str(path.relative_to(directory)).removeprefix(PLAN.prefix) for path in files_below(directory))
 
 
 async def accept(bucket: Bucket, ref: UploadRef = REF, *, deleted_at: str | None = None) -> UploadRecord:
@@ -244,7 +250,7 @@ class RawRequest:
         self.sent.append(message)
 
 
-async def until(condition: Callable[[], bool], seconds: float = 10) -> None:
+async def until(condition: Callable[[], bool], seconds: float = 120) -> None:
     """Waits until the condition holds."""
     async with asyncio.timeout(seconds):
         while True:

@@ -31,7 +31,7 @@ class Flaky(Bucket):
     def objects(self, prefix: str) -> Iterator[ObjectInfo]:
         """The LIST."""
         self.listed.append(prefix)
-        assert self.open.wait(20)
+        assert self.open.wait(120)
         if prefix == self.failing:
             msg = "503 SlowDown"
             raise StorageUnavailable(msg)

@@ -35,7 +35,7 @@ class SilentBucket(Bucket):
     def get(self, key: str) -> StoredObject:
         """Waits, then fails."""
         self.asked.set()
-        self.released.wait(30)
+        self.released.wait(120)
         msg = f"the bucket failed at {key}: 503"
         raise StorageUnavailable(msg)
 
@@ -70,7 +70,7 @@ async def test_activity_beats_while_the_bucket_is_silent(bucket: SilentBucket, t
     environment.on_heartbeat = lambda *_: beaten.set()
     async with activities(bucket, tmp_path / "scratch") as host:
         attempt = asyncio.create_task(environment.run(getattr(host, name), argument))
-        await asyncio.wait_for(beaten.wait(), 10)
+        await asyncio.wait_for(beaten.wait(), 120)
         bucket.released.set()
         with pytest.raises(ApplicationError, match="503"):
             await attempt
@@ -83,14 +83,14 @@ async def test_cancel_of_a_thread_that_ends_well(more_follows: bool) -> None:
 
     def work(stop: threading.Event) -> str:
         begun.set()
-        stopped.set() if stop.wait(10) else None
+        stopped.set() if stop.wait(120) else None
         return "finished"
 
     async def run() -> str:
         return await Attempt().in_thread(work, more_follows=more_follows)
 
     attempt = asyncio.create_task(ActivityEnvironment().run(run))
-    await asyncio.to_thread(begun.wait, 10)
+    await asyncio.to_thread(begun.wait, 120)
     attempt.cancel()
     if more_follows:
         with pytest.raises(asyncio.CancelledError):

@@ -1,7 +1,7 @@
 """The command line's parts: the event stream, patience, what is shown, the arguments."""
 
+import fcntl
 import itertools
-import json
 import os
 import subprocess
 import sys
@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from activities.keys import PlanRef, UploadRef
 from activities.records import SheetStatus, UploadStatus, to_wire
 from activities.verify import Proof, SheetReport, UploadReport
+from api.addresses import StackAddresses
 from api.cli import build_parser, outcome
 from api.cli import run as run_command
 from api.client import EventParser, LocalFile, Patience, Refused, Server, ServerEvent, WrongUse, named
@@ -166,15 +167,23 @@ def test_a_sheets_report_is_a_line_and_its_findings() -> None:
 
 
 def test_an_uploads_report_says_what_its_proof_is() -> None:
-    """What verified rests on, what is wrong with the whole, and when there was nothing to verify."""
+    """What verified rests on, what is wrong, a sheet or the whole, and when there was nothing to verify: no line reads as its opposite."""
 
-    def lines(**found: Any) -> list[str]:
-        return list(upload_report(to_wire(UploadReport("a/b/c/d", UploadStatus.COMPLETE, total_sheets=1, expected=9, found=9, **found))))
+    def lines(total_sheets: int = 1, **found: Any) -> list[str]:
+        report = UploadReport("a/b/c/d", UploadStatus.COMPLETE, total_sheets=total_sheets, expected=9, found=9, **found)
+        return list(upload_report(to_wire(report)))
 
     assert lines(verified=True, verified_sheets=1, proof=Proof.DIGEST) == ["verified: 1 of 1 sheet, 9/9 tiles, every digest"]
-    assert lines(verified=True) == ["nothing to verify: 0 of 1 sheet, 9/9 tiles"]
-    wrong = lines(verified_sheets=1, foreign=("junk/a",), foreign_count=30, problems=("it contradicts itself",))
-    assert wrong == ["  foreign: junk/a", "  it contradicts itself", "wrong: 1 of 1 sheet, 9/9 tiles verified"]
+    partly = lines(3, verified=True, verified_sheets=2, proof=Proof.DIGEST)
+    assert partly == ["verified: 2 of 3 sheets, 9/9 tiles, every digest; the others are not ready"]
+    assert lines(verified=True) == ["nothing to verify: none of 1 sheet is ready"]
+    assert lines(0, verified=True) == ["nothing to verify: there is no sheet yet"]
+    assert lines(wrong_sheets=1) == ["wrong: 1 of 1 sheet. Verified: 0 of 1 sheet, 9/9 tiles found"]
+    whole = lines(verified_sheets=1, foreign=("junk/a",), foreign_count=30, problems=("it contradicts itself",))
+    summary = "wrong: the upload as a whole. Verified: 1 of 1 sheet, 9/9 tiles found"
+    assert whole == ["  foreign: junk/a", "  it contradicts itself", summary]
+    both = lines(3, wrong_sheets=2, verified_sheets=1, problems=("it contradicts itself",))
+    assert both[-1] == "wrong: 2 of 3 sheets and the upload as a whole. Verified: 1 of 3 sheets, 9/9 tiles found"
 
 
 def test_outcome_of_every_status() -> None:
@@ -201,6 +210,9 @@ def test_a_local_file_is_sent_as_long_as_it_was(tmp_path: Path) -> None:
     path.write_bytes(bytes(10))
     with pytest.raises(WrongUse, match="shorter"):
         list(file.chunks(sent.append))
+    path.unlink()
+    with pytest.raises(WrongUse, match="No such file"):
+        list(file.chunks(sent.append))
 
 
 def test_a_file_name_of_any_bytes_has_a_name() -> None:
@@ -209,17 +221,21 @@ def test_a_file_name_of_any_bytes_has_a_name() -> None:
 
 
 def test_the_server_is_the_url_then_the_stack_then_the_default(tmp_path: Path) -> None:
-    """SITELINK_URL wins; a stack.json that is absent or half written is as good as none."""
+    """SITELINK_URL wins; a stack.json that is absent, half written, or left behind by a stack that was killed is as good as none."""
 
     def url(**environ: str) -> str:
         with Server.from_env({"SITELINK_DATA_DIR": str(tmp_path), **environ}) as server:
             return server.url
 
     assert url() == "http://127.0.0.1:8000"
-    (tmp_path / "stack.json").write_text('{"api": ')
+    with (tmp_path / "stack.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for broken in ('{"api": ', "[]", '{"api": "http://127.0.0.1:4711"}'):
+            (tmp_path / "stack.json").write_text(broken)
+            assert url() == "http://127.0.0.1:8000"
+        StackAddresses("http://127.0.0.1:4711", "127.0.0.1:1", "http://127.0.0.1:2").write(tmp_path)
+        assert url() == "http://127.0.0.1:4711"
     assert url() == "http://127.0.0.1:8000"
-    (tmp_path / "stack.json").write_text(json.dumps({"api": "http://127.0.0.1:4711"}))
-    assert url() == "http://127.0.0.1:4711"
     assert url(SITELINK_URL="https://plans.example.org/base/") == "https://plans.example.org/base"
 
 
@@ -228,6 +244,21 @@ def test_a_server_address_that_is_none_is_wrong_use(url: str) -> None:
     """Exit code 2, before anything is sent."""
     with pytest.raises(WrongUse, match="address"):
         Server(url)
+
+
+@pytest.mark.parametrize("url", ["", "http://plans.example.org", "http://10.0.0.1:8000", "http://127.0.0.1.example.org"])
+def test_a_token_goes_only_to_a_named_server_that_nobody_listens_to(url: str) -> None:
+    """Not to one that a file in the current folder names, nor over a network in the clear; the message does not hold it."""
+    with pytest.raises(WrongUse, match="SITELINK_TOKEN is only sent") as caught:
+        Server.from_env({"SITELINK_URL": url, "SITELINK_TOKEN": "hush"})
+    assert "hush" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["https://plans.example.org", "http://localhost:8000", "http://127.0.0.2:8000", "http://[::1]:8000"])
+def test_a_token_goes_by_https_or_to_this_machine(url: str) -> None:
+    """As a bearer token."""
+    with Server.from_env({"SITELINK_URL": url, "SITELINK_TOKEN": "hush"}) as server:
+        assert server.url == url
 
 
 @pytest.mark.parametrize("token", ["sec ret", "secret\n", "s\u00e9cret"])

@@ -9,6 +9,7 @@ from activities.errors import (
     BucketError,
     RenderCrashed,
     RenderFault,
+    RenderOutOfMemory,
     RenderTimeout,
     SiteLinkError,
     StorageUnavailable,
@@ -76,7 +77,7 @@ def test_the_bucket_never_ends_an_upload() -> None:
 
 
 def test_render_faults_have_their_number_of_fresh_tries() -> None:
-    """Three children may crash on a page, two may hang; a used child does not count against the page."""
-    assert (RenderCrashed.tries, RenderTimeout.tries) == (3, 2)
+    """Three children may crash on a page, two may hang or need too much memory; a used child does not count against the page."""
+    assert (RenderCrashed.tries, RenderTimeout.tries, RenderOutOfMemory.tries) == (3, 2, 2)
     assert RenderCrashed("signal 11").fresh_child
     assert not RenderCrashed("signal 11", fresh_child=False).fresh_child

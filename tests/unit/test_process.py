@@ -25,7 +25,7 @@ def alive(pid: int) -> bool:
 
 def wait_for_word(process: Process) -> str:
     """The first line that the process says."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 120
     while not process.tail():
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -34,7 +34,7 @@ def wait_for_word(process: Process) -> str:
 
 def wait_for_end(pid: int) -> None:
     """Returns when the process is gone."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 120
     while alive(pid):
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -64,7 +64,7 @@ def test_kill_ends_what_a_dead_leader_left(family: Process) -> None:
     child = int(wait_for_word(family))
     assert family.pid is not None
     os.kill(family.pid, signal.SIGTERM)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 120
     while family.is_running:
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -111,6 +111,19 @@ def test_log_tail_is_that_of_the_last_start(tmp_path: Path) -> None:
     assert len((tmp_path / "log").read_text().splitlines()) == 2
 
 
-def test_free_port_can_be_taken() -> None:
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "0.0.0.0"])  # noqa: S104 - nothing is served
+def test_free_port_can_be_taken(host: str) -> None:
     """A port that is called free is."""
-    assert is_free(free_port())
+    assert is_free(free_port(host), host)
+
+
+def test_free_port_is_given_once() -> None:
+    """Of two who ask before their servers listen, no two get the same port."""
+    first = free_port()
+    ports = [port for port in range(first, first + 40) if is_free(port)]
+    script = f"from deploy.process import free_port; print(*(free_port(ports={ports[1::2]}) for _ in range(3)))"
+    theirs = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, check=True).stdout.split()
+    others = [port for port in ports if port != first]
+    ours = [free_port(ports=others) for _ in range(len(others) - 5)]
+    given = [first, *map(int, theirs), *ours]
+    assert len(set(given)) == len(given)

@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from activities.forecast import Forecaster
 from activities.interface import Page
-from activities.records import Forecast, SheetRecord, SheetState, SheetStatus, Snapshot, UploadOptions, UploadStatus, timestamp
+from activities.records import Forecast, Note, SheetRecord, SheetState, SheetStatus, Snapshot, UploadOptions, UploadStatus, timestamp
 from workflows.progress import Progress, percentage
 
 START = datetime(2026, 1, 31, 9, 30, tzinfo=UTC)
@@ -104,6 +104,23 @@ def test_finish_follows_from_the_sheets(ready: list[int], failed: list[int], sta
     snapshot = progress.snapshot()
     assert (snapshot.status, snapshot.reason) == (status, reason)
     assert snapshot.completed_at is not None
+
+
+def test_geometry_is_decided_anew_only_for_a_sheet_that_is_not_ready() -> None:
+    """Its size, resolution and notes change and its status does not; said again, or of a ready sheet, it changes nothing."""
+    progress = begun(2)
+    half = Page(1, "A-101", 50, 25, 150, scaled=True, notes=(Note("Scaled", "too little memory"),))
+    progress.tiling(1, START)
+    progress.resized(1, half, START)
+    sheet = progress.sheet(1)
+    assert (sheet.status, sheet.title) == (SheetStatus.TILING, "A-101")
+    assert (sheet.width, sheet.height, sheet.dpi, sheet.scaled, sheet.notes) == (50, 25, 150, True, half.notes)
+    assert progress.changes_since(progress.version - 1).sheets == (sheet,)
+    progress.ready([record(2)], START)
+    before = progress.snapshot()
+    progress.resized(1, half, START)
+    progress.resized(2, half, START)
+    assert progress.snapshot() == before
 
 
 def test_finish_refuses_open_sheets() -> None:

@@ -10,7 +10,7 @@ import pytest
 from activities.errors import NoPages, NotAPdf, PageUnreadable, PasswordRequired, PdfPortfolio, SiteLinkError, TooManyPages, UnreadablePdf
 from activities.interface import Page
 from activities.raster import PdfFile, PixelBuffer, clean_title
-from activities.records import UploadOptions
+from activities.records import Note, UploadOptions
 from activities.structure import read_structure
 from tests.resources import make_pdfs
 
@@ -268,3 +268,13 @@ def test_draw_refuses_a_page_that_cannot_be_loaded(tmp_path: Path) -> None:
 def test_clean_title_is_fit_to_show(text: str, expected: str | None) -> None:
     """One line without control characters, or None."""
     assert clean_title(text) == expected
+
+
+def test_page_over_its_budget_says_that_it_is_scaled(tmp_path: Path) -> None:
+    """With both resolutions and the budget; a page within it says nothing."""
+    (page,) = pages_of(tmp_path, make_pdfs.one_page(entries="/MediaBox [0 0 720 720]"), UploadOptions(dpi=300, budget_bytes=1 << 20))
+    assert (page.dpi, page.scaled) == (59, True)
+    message = "The sheet is drawn at 59 dpi instead of 300: at 300 its pixels would take more than 1,048,576 bytes."
+    assert page.notes == (Note("Scaled", message),)
+    (page,) = pages_of(tmp_path, make_pdfs.one_page())
+    assert (page.scaled, page.notes) == (False, ())

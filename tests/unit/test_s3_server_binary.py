@@ -1,10 +1,12 @@
-"""Where the program of the S3 server comes from."""
+"""Where the program of the S3 server comes from, and whether it can run in a container."""
 
+import gc
 from pathlib import Path
 
 import pytest
 
 from deploy.s3server import MODULE, NoS3Server, s3_server_binary
+from tests.servers.s3 import docker_answers
 
 
 def program(path: Path, *lines: str) -> Path:
@@ -54,3 +56,9 @@ def test_what_cannot_be_had_says_what_to_do(bare: Path) -> None:
     program(bare / "path" / "go", "[ $1 = env ] && exit", "echo no space left on device", "exit 1")
     with pytest.raises(NoS3Server, match=r"(?s)failed:\nno space left on device\nInstall Go"):
         s3_server_binary(bare / "cache", say=lambda _: None)
+
+
+def test_missing_docker_engine_leaves_nothing_open() -> None:
+    """Where no engine listens, asking for one leaves no socket that a later test would be blamed for."""
+    assert not docker_answers({"DOCKER_HOST": "unix:///nowhere/docker.sock"})
+    gc.collect()  # a socket that is left open warns now, and warnings are errors

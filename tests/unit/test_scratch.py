@@ -3,8 +3,10 @@
 import asyncio
 import hashlib
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from datetime import UTC, datetime
 from pathlib import Path
@@ -153,12 +155,32 @@ async def test_pages_wait_for_room_with_heartbeats(open_scratch: Callable[..., S
     (page / "tiles.zip").write_bytes(b"x" * 11)
     beats = []
     waiting = asyncio.create_task(scratch.wait_for_room(lambda: beats.append(1)))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(120):
         while not beats:  # noqa: ASYNC110 - a callback's list
             await asyncio.sleep(0.01)
     assert not waiting.done()
     scratch.remove(page)
-    await asyncio.wait_for(waiting, 10)
+    await asyncio.wait_for(waiting, 120)
+
+
+async def test_room_is_measured_while_pages_come_and_go(open_scratch: Callable[..., Scratch]) -> None:
+    """A page that goes in the middle of it is not counted, and fails nobody."""
+    scratch, measured = open_scratch(), threading.Event()
+
+    def come_and_go() -> None:
+        while not measured.is_set():
+            pages = [scratch.page(scratch.publish(scratch.new_page(REF, number))) for number in range(30)]
+            for page in pages:
+                scratch.remove(page)
+
+    with ThreadPoolExecutor(1) as threads:
+        coming = threads.submit(come_and_go)
+        try:
+            for _ in range(100):
+                await scratch.wait_for_room(lambda: None)
+        finally:
+            measured.set()
+        coming.result()
 
 
 async def test_what_lies_there_is_told_by_upload_and_what_is_used_stays(

@@ -48,7 +48,7 @@ class OrderedBucket(Bucket):
     def put(self, key: str, body: bytes) -> None:
         """Waits until it is open; notes the key once it is written."""
         self.reached.set()
-        self.open.wait(30)
+        self.open.wait(120)
         super().put(key, body)
         self.written.append(key)
 
@@ -217,7 +217,7 @@ async def test_no_page_is_tiled_that_would_wait_for_an_upload_slot(host: Host, b
     uploading = asyncio.create_task(ActivityEnvironment().run(activities.upload_page, tiled(host)))
     await asyncio.to_thread(bucket.reached.wait, 10)
     tiling = asyncio.create_task(environment.run(activities.tile_page, TilePage(str(REF), 2, 600, 300, UploadOptions())))
-    await asyncio.wait_for(beaten.wait(), 10)
+    await asyncio.wait_for(beaten.wait(), 120)
     assert bucket.read == []
     bucket.open.set()
     await uploading

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import tempfile
+import threading
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -239,11 +240,29 @@ def test_requests_at_once_are_bounded(settings: BucketSettings) -> None:
         assert all(threads.map(lambda info: bucket.get(info.key).body == b"x", bucket.objects("a/")))
 
 
-@pytest.mark.parametrize("url", ["http://plans", "/var/bucket", "file://server/share", ""])
+@pytest.mark.parametrize("url", ["http://plans", "/var/bucket", "file://server/share", "file:bucket", "file://", ""])
 def test_a_url_of_another_kind_is_refused(url: str) -> None:
     """With what was given and what would do."""
     with pytest.raises(ValueError, match=r"SITELINK_BUCKET is .*file:///path"):
         Bucket(BucketSettings(url))
+
+
+@pytest.mark.parametrize("url", ["file:///plans#1", "file:///plans?", "file:///plans?mode=memory"])
+def test_a_url_with_a_query_or_a_fragment_is_refused(url: str) -> None:
+    """It would name another directory than it seems to; how to write such a name is said."""
+    with pytest.raises(ValueError, match="# as %23"):
+        Bucket(BucketSettings(url))
+
+
+@pytest.mark.parametrize(
+    "name", ["no. 7 #1", "what?mode=memory", "100%41", "q\"'[x]*\\;&$HOME", "Größe 図面", "two\nlines", os.fsdecode(b"\xff")]
+)
+def test_any_data_directory_holds_its_bucket(tmp_path: Path, name: str) -> None:
+    """Whatever stands in its path, objects lie below it and nowhere else."""
+    bucket = Bucket(BucketSettings.from_env({"SITELINK_DATA_DIR": str(tmp_path / name)}))
+    bucket.put("a/b", b"x")
+    assert [info.key for info in bucket.objects("a/")] == ["a/b"]
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / name / "bucket" / "a" / "b"]
 
 
 def test_the_bucket_is_in_the_data_directory_unless_it_is_named() -> None:
@@ -308,3 +327,28 @@ def test_an_s3_server_is_found_by_its_settings(variables: dict[str, str], locati
 def test_a_secret_is_not_shown() -> None:
     """Settings may be logged."""
     assert "hush" not in repr(BucketSettings.from_env({"SITELINK_BUCKET": "s3://plans", **KEYS}))
+
+
+def test_leftovers_are_found_while_directories_go(directory: Bucket, root: Path) -> None:
+    """Of a prefix that somebody else removes at the same time: what lies there is removed, and nothing fails."""
+    gone = threading.Event()
+
+    def come_and_go() -> None:
+        while not gone.is_set():
+            for number in range(30):
+                (root / f"a/{number}/b").mkdir(parents=True)
+            for number in range(30):
+                shutil.rmtree(root / f"a/{number}")
+
+    with ThreadPoolExecutor(1) as threads:
+        going = threads.submit(come_and_go)
+        try:
+            for _ in range(60):
+                directory.remove_unfinished("")
+        finally:
+            gone.set()
+        going.result()
+    (root / "a/x/b").mkdir(parents=True)
+    for path in ("a/x/b/c#1", "a/x#1"):
+        (root / path).touch()
+    assert [directory.remove_unfinished("a/", deep=deep) for deep in (False, True)] == [1, 1]

@@ -61,7 +61,7 @@ class Reader:
 
     async def next(self) -> tuple[str, int, dict[str, Any]]:
         """The next event: name, id and data."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(120):
             frame = (await anext(self._frames)).decode()
         lines = dict(line.split(": ", 1) for line in frame.strip().split("\n"))
         if "event" not in lines:
@@ -354,7 +354,7 @@ async def test_stream_that_ends_gives_its_watcher_back(bucket: Bucket) -> None:
         else:
             await until(lambda request=request: len(request.sent) > 1)  # type: ignore[misc]
             request.disconnect()
-        await asyncio.wait_for(request.task, 10)
+        await asyncio.wait_for(request.task, 120)
     assert not [task for task in asyncio.all_tasks() if "Watcher" in repr(task.get_coro())]
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from temporalio import activity
 from temporalio.client import Client
 
-from activities.errors import SiteLinkError, to_application_error
+from activities.errors import RenderOutOfMemory, SiteLinkError, to_application_error
 from activities.forecast import Forecaster
 from activities.interface import (
     STORAGE_QUEUE,
@@ -20,6 +20,7 @@ from activities.interface import (
     CountPages,
     DiscardScratch,
     Document,
+    HalvePage,
     ListSheets,
     Page,
     PruneSheets,
@@ -29,7 +30,7 @@ from activities.interface import (
     UploadPage,
     WriteManifest,
 )
-from activities.records import SheetRecord, SheetStatus, Snapshot, UploadOptions
+from activities.records import SheetRecord, SheetStatus, Snapshot, UploadOptions, scaled_note
 from worker.app import activity_worker, workflow_worker
 
 HOST_QUEUE = "host-pretended"
@@ -49,6 +50,7 @@ class FakeActivities(UploadActivities):
         self.committed: dict[int, SheetRecord] = {}
         self.manifest: Snapshot | None = None
         self.tile_errors: dict[int, list[SiteLinkError]] = {}
+        self.halved: list[HalvePage] = []
         self.upload_errors: dict[int, list[SiteLinkError]] = {}
         self.list_errors: list[SiteLinkError] = []
         self.manifest_errors: list[SiteLinkError] = []
@@ -59,6 +61,8 @@ class FakeActivities(UploadActivities):
         self.junk = 0
         self.checked: list[CheckSheets] = []
         self.tiled: list[int] = []
+        self.sizes: list[tuple[int, int]] = []
+        """Width and height of each page that was to be tiled."""
         self.discarded: list[str] = []
         self.in_flight = 0
         self.most_in_flight = 0
@@ -83,6 +87,19 @@ class FakeActivities(UploadActivities):
         if isinstance(self.pages, SiteLinkError):
             raise to_application_error(self.pages)
         return Document(tuple(self.pages), Forecaster().forecast(self.pages, self.options, source_parts=1))
+
+    @activity.defn
+    async def halve_page(self, args: HalvePage) -> Page | None:
+        """The page at half its resolution, once."""
+        self.halved.append(args)
+        await self._reach("halve_page")
+        assert not isinstance(self.pages, SiteLinkError)
+        page = self.pages[args.number - 1]
+        half = page.dpi // 2
+        if args.dpi <= half:
+            return None
+        note = scaled_note(half, page.dpi, "too little memory")
+        return replace(page, width=page.width // 2, height=page.height // 2, dpi=half, scaled=True, notes=(note,))
 
     @activity.defn
     async def list_sheets(self, args: ListSheets) -> BucketState:
@@ -133,6 +150,7 @@ class FakeActivities(UploadActivities):
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
         try:
             self.tiled.append(args.number)
+            self.sizes.append((args.width, args.height))
             await self._reach("tile_page")
             while not self.gate.is_set():
                 activity.heartbeat()
@@ -153,7 +171,8 @@ class FakeActivities(UploadActivities):
 
     def commit(self, page: Page) -> SheetRecord:
         """Puts a sheet into the pretended bucket."""
-        record = SheetRecord(page.number, page.width, page.height, page.dpi, page.scaled, page.title, 256, 1, 85, 8, 4321, "0" * 64, {})
+        size = page.width, page.height, page.dpi, page.scaled
+        record = SheetRecord(page.number, *size, page.title, 256, 1, 85, 8, 4321, "0" * 64, {}, notes=page.notes)
         self.committed[page.number] = record
         if len(self.committed) == self.closes_after:
             self.gate.clear()
@@ -174,7 +193,9 @@ class FakeActivities(UploadActivities):
 
 def _raise_next(errors: list[SiteLinkError] | None) -> None:
     if errors:
-        raise to_application_error(errors.pop(0))
+        error = errors.pop(0)
+        # Stands for as many as make it final.
+        raise to_application_error(error, final=error.final or isinstance(error, RenderOutOfMemory))
 
 
 def pages(count: int) -> list[Page]:
@@ -190,9 +211,15 @@ def without_version(snapshot: Snapshot) -> Snapshot:
 @asynccontextmanager
 async def working(client: Client, fake: FakeActivities, *, tile_slots: int = 16) -> AsyncIterator[None]:
     """Runs the real workflow worker and workers around the pretended activities."""
+    async with workflow_worker(client), activity_workers(client, fake, tile_slots=tile_slots):
+        yield
+
+
+@asynccontextmanager
+async def activity_workers(client: Client, fake: FakeActivities, *, tile_slots: int = 16) -> AsyncIterator[None]:
+    """Runs workers around the pretended activities alone."""
     async with (
-        workflow_worker(client),
-        activity_worker(client, TILE_QUEUE, tile_slots, fake.count_pages, fake.tile_page),
+        activity_worker(client, TILE_QUEUE, tile_slots, fake.count_pages, fake.halve_page, fake.tile_page),
         activity_worker(client, STORAGE_QUEUE, 4, fake.list_sheets, fake.check_sheets, fake.prune_sheets, fake.write_manifest),
         activity_worker(client, HOST_QUEUE, 16, fake.upload_page, fake.discard_scratch),
     ):

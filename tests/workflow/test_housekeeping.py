@@ -1,6 +1,6 @@
 """Deletion, sweep and nightly reconciliation on a real Temporal server, over a real directory; only the work on sheets is pretended."""
 
-import asyncio
+import json
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -153,7 +153,9 @@ def make_old(directory: Path, prefix: str) -> None:
 def files(directory: Path, prefix: str) -> list[str]:
     """Everything at and below a prefix, directories included."""
     root = directory / prefix
-    return sorted(str(path.relative_to(directory)) for path in [root, *root.rglob("*")] if path.exists())
+    # Not rglob: it fails where a directory goes meanwhile.
+    below = (Path(path, name) for path, directories, names in os.walk(root) for name in directories + names)
+    return sorted(str(path.relative_to(directory)) for path in (root, *below) if path.exists())
 
 
 async def sweep(client: Client, days: int | None = None, *, keep: str = "") -> Swept:
@@ -182,7 +184,7 @@ async def test_deleted_while_processing_leaves_nothing(client: Client, bucket: B
     bucket.put(ref.tiles_prefix(1) + "0/0_0.jpeg", b"tile")
     (directory / ref.prefix / "manifest.json#1").write_bytes(b"half")
     mark(bucket, ref)
-    assert await delete(client, ref, look_again_s=3)
+    assert await delete(client, ref, look_again_s=10)
     assert not await delete(client, ref)
     await until(lambda: files(directory, ref.prefix) == [ref.prefix.rstrip("/"), ref.record])
     assert (await handle_of(client, ref).describe()).status is not WorkflowExecutionStatus.RUNNING
@@ -386,7 +388,7 @@ async def test_pass_goes_on_where_its_worker_died(client: Client, bucket: Bucket
             self.looked_at.append(ref)
             if ref == refs[-1] and not self.died:
                 Dying.died = True
-                await asyncio.sleep(1.5)  # the report of the groups before has been sent
+                await until(lambda: is_reported(client, refs[0]), 240)
                 msg = "the bucket is away"
                 raise RuntimeError(msg)
 
@@ -396,6 +398,13 @@ async def test_pass_goes_on_where_its_worker_died(client: Client, bucket: Bucket
     assert swept.uploads >= 40
     assert Dying.looked_at.count(refs[0]) == 1
     assert Dying.looked_at.count(refs[-1]) == 2
+
+
+async def is_reported(client: Client, ref: UploadRef) -> bool:
+    """Whether Temporal knows that the activity that asks is done with the upload."""
+    description = await client.get_workflow_handle(str(activity.info().workflow_id)).describe()
+    (pending,) = description.raw_description.pending_activities
+    return any(json.loads(details.data) >= str(ref) for details in pending.heartbeat_details.payloads[:1])
 
 
 async def test_schedules_are_made_once_and_stay_as_the_operator_left_them(client: Client, bucket: Bucket, house: Activities) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from temporalio.api.enums.v1 import PendingActivityState
-from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError, WorkflowHandle
+from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError, WorkflowHandle, WorkflowUpdateStage
 from temporalio.common import SearchAttributeKey
 from temporalio.exceptions import ApplicationError, CancelledError
 from temporalio.runtime import MetricBuffer, Runtime, TelemetryConfig
@@ -20,17 +20,19 @@ from activities.errors import (
     NotAPdf,
     PageUnreadable,
     RenderCrashed,
+    RenderOutOfMemory,
     SiteLinkError,
     SourceMissing,
     StorageUnavailable,
     TilesMissing,
     UploadNotFound,
 )
-from activities.interface import Page
+from activities.interface import HalvePage, Page
 from activities.keys import UploadRef
 from activities.records import SheetStatus, Snapshot, UploadStatus
 from deploy.temporal import TemporalServer
-from tests.workflow.fakes import FakeActivities, pages, without_version, working
+from tests.workflow.fakes import FakeActivities, activity_workers, pages, without_version, working
+from worker.app import workflow_worker
 from workflows.client import reopen, start
 from workflows.messages import SEARCH_ATTRIBUTES, ProgressAfter, Reconcile, SheetNumbers
 from workflows.upload import MAX_LOSSES, MAX_WAITERS, ProcessUpload
@@ -68,7 +70,7 @@ def handle_of(client: Client, ref: UploadRef) -> WorkflowHandle[Any, Snapshot]:
     return client.get_workflow_handle_for(ProcessUpload.run, ref.workflow_id)
 
 
-async def until(condition: Callable[[], bool | Awaitable[bool]], seconds: float = 20) -> None:
+async def until(condition: Callable[[], bool | Awaitable[bool]], seconds: float = 240) -> None:
     """Waits until the condition holds."""
     async with asyncio.timeout(seconds):
         while True:
@@ -214,6 +216,81 @@ async def test_faults_are_retried_by_temporal(client: Client, ref: UploadRef) ->
     assert sorted(fake.tiled) == [1, 2, 2, 3]
 
 
+async def test_sheet_that_needs_too_much_memory_is_halved(client: Client, ref: UploadRef) -> None:
+    """It is made at half its resolution, by a recorded decision, and says so; the others keep theirs."""
+    fake = FakeActivities(pages(3))
+    fake.tile_errors[2] = [RenderOutOfMemory("the page needs more than 100 bytes of memory")]
+    async with working(client, fake):
+        await start(client, ref)
+        result = await handle_of(client, ref).result()
+        await keep_history(handle_of(client, ref), "halved")
+    assert result.status is UploadStatus.COMPLETE
+    assert fake.halved == [HalvePage(str(ref), 2, 300)]
+    assert sorted(fake.sizes) == [(50, 25), (100, 50), (100, 50), (100, 50)]
+    assert fake.manifest is not None
+    halved = fake.manifest.sheets[1]
+    assert (halved.width, halved.height, halved.dpi, halved.scaled) == (50, 25, 150, True)
+    assert [note.type for note in halved.notes] == ["Scaled"]
+    assert fake.committed[2].notes == halved.notes
+    assert {(sheet.width, sheet.scaled, sheet.notes) for sheet in (fake.manifest.sheets[0], fake.manifest.sheets[2])} == {(100, False, ())}
+
+
+async def test_decision_to_halve_outlives_the_worker(client: Client, ref: UploadRef) -> None:
+    """A workflow worker that starts anew knows it from the history: the sheet is in flight at half its resolution, and stays so."""
+    fake = FakeActivities(pages(1))
+    fake.tile_errors[1] = [RenderOutOfMemory("the page needs more than 100 bytes of memory")]
+    fake.stubborn = "upload_page"
+    async with activity_workers(client, fake):
+        async with workflow_worker(client):
+            await start(client, ref)
+            await until(lambda: fake.reached == "upload_page")
+        async with workflow_worker(client):
+            sheet = (await handle_of(client, ref).query(ProcessUpload.progress)).sheets[0]
+            assert (sheet.width, sheet.dpi, sheet.scaled) == (50, 150, True)
+            fake.released.set()
+            await handle_of(client, ref).result()
+    assert fake.sizes == [(100, 50), (50, 25)]
+    assert fake.committed[1].dpi == 150
+
+
+async def test_sheet_is_halved_once_and_retried_as_it_was_counted(client: Client, ref: UploadRef) -> None:
+    """With too little memory for half of it, too, it fails; a retry begins with what was counted, for there may be more memory then."""
+    fake = FakeActivities(pages(1))
+    error = RenderOutOfMemory("the page needs more than 100 bytes of memory")
+    fake.tile_errors[1] = [error, error]
+    async with working(client, fake):
+        await start(client, ref)
+        with pytest.raises(WorkflowFailureError):
+            await handle_of(client, ref).result()
+        assert fake.manifest is not None
+        failed = fake.manifest.sheets[0]
+        assert (failed.status, failed.reason, failed.detail) == (SheetStatus.FAILED, "RenderOutOfMemory", str(error))
+        assert (failed.width, failed.dpi, failed.scaled, failed.notes) == (100, 300, False, ())
+        await reopen(client, ref, "retry_sheets", SheetNumbers())
+        await handle_of(client, ref).result()
+    assert fake.sizes == [(100, 50), (50, 25), (100, 50)]
+    assert (fake.manifest.status, fake.manifest.sheets[0].dpi, fake.manifest.sheets[0].notes) == (UploadStatus.COMPLETE, 300, ())
+
+
+async def test_halved_sheet_is_never_halved_again(client: Client, ref: UploadRef) -> None:
+    """What was decided holds when its host is lost, and when it is repaired; without memory for half of it, it fails."""
+    fake = FakeActivities(pages(1))
+    error = RenderOutOfMemory("the page needs more than 100 bytes of memory")
+    fake.tile_errors[1] = [error]
+    fake.upload_errors[1] = [TilesMissing("gone")]
+    async with working(client, fake):
+        await start(client, ref)
+        await handle_of(client, ref).result()
+        assert fake.sizes == [(100, 50), (50, 25), (50, 25)]
+        fake.half = {1}
+        fake.tile_errors[1] = [error]
+        await reopen(client, ref, "force_reconcile")
+        with pytest.raises(WorkflowFailureError):
+            await handle_of(client, ref).result()
+    assert fake.sizes[3:] == [(50, 25)]
+    assert [args.dpi for args in fake.halved] == [300, 150]
+
+
 async def test_lost_tiles_are_tiled_again(client: Client, ref: UploadRef) -> None:
     """A sheet whose host lost its tiles is tiled again; when that never ends, it fails as WorkerLost."""
     fake = FakeActivities(pages(2))
@@ -265,7 +342,7 @@ async def test_continue_as_new_loses_and_repeats_nothing(forgetful_server: Tempo
             versions.append((snapshot.version, snapshot.completed_pages))
             return snapshot.status.is_final
 
-        await until(ended, 60)
+        await until(ended)
         result = await handle.result()
         description = await handle.describe()
         await keep_history(client.get_workflow_handle(ref.workflow_id, run_id=first_run), "continue-as-new-first")
@@ -679,7 +756,7 @@ async def test_progress_after_gives_every_change_once(client: Client, ref: Uploa
         handle = handle_of(client, ref)
         snapshot = await handle.query(ProcessUpload.progress)
         sheets = {sheet.number: sheet for sheet in snapshot.sheets}
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             while not snapshot.status.is_final:
                 newer = await handle.execute_update(
                     ProcessUpload.progress_after, ProgressAfter(snapshot.version), id=f"watch-1-{snapshot.version}"
@@ -709,14 +786,13 @@ async def test_eighth_waiter_lets_the_oldest_go(client: Client, ref: UploadRef) 
         await until(tiling)
         version = (await handle.query(ProcessUpload.progress)).version
 
-        async def watch(number: int) -> Snapshot:
-            return await handle.execute_update(ProcessUpload.progress_after, ProgressAfter(version), id=f"watch-{number}")
-
-        watchers = []
+        watchers: list[asyncio.Task[Snapshot]] = []
         for number in range(MAX_WAITERS + 1):
-            watchers.append(asyncio.create_task(watch(number)))
-            await asyncio.sleep(0.1)
-        done, waiting = await asyncio.wait(watchers, timeout=5, return_when=asyncio.FIRST_COMPLETED)
+            update = await handle.start_update(
+                ProcessUpload.progress_after, ProgressAfter(version), id=f"watch-{number}", wait_for_stage=WorkflowUpdateStage.ACCEPTED
+            )
+            watchers.append(asyncio.create_task(update.result()))
+        done, waiting = await asyncio.wait(watchers, timeout=240, return_when=asyncio.FIRST_COMPLETED)
         assert done == {watchers[0]}
         assert (watchers[0].result().version, watchers[0].result().sheets) == (version, ())
         assert len(waiting) == MAX_WAITERS

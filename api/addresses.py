@@ -1,0 +1,69 @@
+"""Addresses on this machine: what is loopback, and where the stack of a data directory answers.
+
+A stack holds the lock ``stack.lock`` for as long as it runs, and its addresses stand in ``stack.json`` beside it. Killed, it leaves
+that file behind, and the lock free: so the file counts only while the lock is held.
+"""
+
+import fcntl
+import ipaddress
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+LOCK = "stack.lock"
+FILE = "stack.json"
+
+
+@dataclass(frozen=True)
+class StackAddresses:
+    """Where a stack answers.
+
+    Args:
+        api: URL of the API, and of the page.
+        temporal: Host and port of the Temporal server.
+        temporal_ui: URL of its UI.
+    """
+
+    api: str
+    temporal: str
+    temporal_ui: str
+
+    @classmethod
+    def read(cls, data_dir: Path) -> Self | None:
+        """The addresses of the stack that runs on a data directory; None when none runs there, or does not answer yet."""
+        if not is_locked(data_dir):
+            return None
+        try:
+            addresses = json.loads((data_dir / FILE).read_bytes())
+            return cls(*(str(addresses[name]) for name in ("api", "temporal", "temporalUi")))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def write(self, data_dir: Path) -> None:
+        """Says them to whoever looks into the data directory; raises OSError."""
+        draft = data_dir / f"{FILE}.new"
+        draft.write_text(json.dumps({"api": self.api, "temporal": self.temporal, "temporalUi": self.temporal_ui}) + "\n")
+        draft.replace(data_dir / FILE)
+
+
+def is_locked(data_dir: Path) -> bool:
+    """Whether a stack runs, starts or stops on a data directory."""
+    try:
+        with (data_dir / LOCK).open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # no stack was ever there
+        return False
+    return False
+
+
+def is_loopback(host: str) -> bool:
+    """Whether ``host``, a name or an address without port, is this machine seen from itself."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

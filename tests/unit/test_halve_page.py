@@ -1,0 +1,80 @@
+"""``halve_page`` over a real directory and a real document."""
+
+import hashlib
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+
+import pytest
+from temporalio.testing import ActivityEnvironment
+
+from activities.child import ChildPool
+from activities.document import Host
+from activities.dzi import sheet_size
+from activities.interface import CountPages, HalvePage, Page
+from activities.keys import UploadRef
+from activities.records import UploadOptions, UploadRecord, to_json
+from activities.scratch import Scratch
+from activities.storage import Bucket, BucketSettings
+from tests.resources import make_pdfs
+from worker.app import Activities
+
+REF = UploadRef("acme", "tower", "a1", "u1")
+BOXES = ["0 0 611.9 792.7", "0 0 20.3 10.7", "3 5 903.31 77.7", "0 0 200 100"]
+"""Of pages whose halved sizes do not follow from their sizes in pixels: of UserUnit 3, and turned by a quarter."""
+
+
+@asynccontextmanager
+async def activities(directory: Path, options: UploadOptions) -> AsyncIterator[Activities]:
+    """Of a host, and a bucket with an accepted upload of four pages."""
+    writer = make_pdfs.Writer()
+    body = writer.finish([writer.page(entries=f"/MediaBox [{box}] /UserUnit 3 /Rotate 90") for box in BOXES])
+    bucket = Bucket(BucketSettings((directory / "bucket").as_uri()))
+    bucket.put(REF.source, body)
+    record = UploadRecord("plan.pdf", len(body), hashlib.sha256(body).hexdigest(), options, "2026-01-31T09:30:00.250Z")
+    bucket.put(REF.record, to_json(record))
+    with ThreadPoolExecutor(2) as threads, closing(Scratch(directory / "scratch", 1 << 30)) as scratch:
+        children = ChildPool(1)
+        yield Activities(Host(bucket, scratch, children, threads))
+        await children.close()
+
+
+async def halved(activities: Activities, number: int, dpi: int) -> Page | None:
+    """The page at half its resolution."""
+    return await ActivityEnvironment().run(activities.halve_page, HalvePage(str(REF), number, dpi))
+
+
+async def test_halved_page_is_what_a_count_at_that_resolution_gives(tmp_path: Path) -> None:
+    """To the pixel, with UserUnit and rotation, and the same title; it is scaled and says why."""
+    async with activities(tmp_path, UploadOptions(dpi=301)) as ours:
+        counted = (await ActivityEnvironment().run(ours.count_pages, CountPages(str(REF)))).pages
+        for page, box in zip(counted, BOXES, strict=True):
+            left, bottom, right, top = map(float, box.split())
+            expected = sheet_size(top - bottom, right - left, 3, 150, 1 << 30)
+            half = await halved(ours, page.number, page.dpi)
+            assert half is not None
+            assert expected is not None
+            assert (half.number, half.title, half.width, half.height) == (page.number, page.title, expected.width, expected.height)
+            assert (half.dpi, half.scaled) == (150, True)
+            (note,) = half.notes
+            assert note.type == "Scaled"
+            assert note.message == "The sheet is drawn at 150 dpi instead of 301: the page needs more memory than one page may take."
+
+
+@pytest.mark.parametrize(("dpi", "at"), [(300, 150), (300, 75), (59, 59)], ids=["halved already", "less", "below the minimum"])
+async def test_page_is_not_halved_twice_nor_below_the_minimum(tmp_path: Path, dpi: int, at: int) -> None:
+    """Half is reckoned from what was counted, so that a sheet that is halved already is not again; under 30 dpi no plan can be read."""
+    async with activities(tmp_path, UploadOptions(dpi=dpi)) as ours:
+        assert await halved(ours, 1, at) is None
+
+
+async def test_page_over_its_budget_is_halved_from_what_it_was_counted_as(tmp_path: Path) -> None:
+    """Not from what was asked for; one note tells, not two."""
+    async with activities(tmp_path, UploadOptions(dpi=300, budget_bytes=64 << 20)) as ours:
+        page = (await ActivityEnvironment().run(ours.count_pages, CountPages(str(REF)))).pages[0]
+        assert page.scaled
+        half = await halved(ours, 1, page.dpi)
+    assert half is not None
+    assert half.dpi == page.dpi // 2
+    assert [note.type for note in page.notes] == [note.type for note in half.notes] == ["Scaled"]

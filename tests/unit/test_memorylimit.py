@@ -1,0 +1,161 @@
+"""The memory limit: hit exactly, whoever asks for the memory, and never refused without a word."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+MEBIBYTE = 1 << 20
+ALLOWANCE = 64 * MEBIBYTE
+
+HARNESS = """
+import ctypes, json, mmap, os, resource, select, signal, socket, sys, threading
+from activities import memorylimit
+
+allowance = int(sys.argv[1])
+libc = ctypes.CDLL(None, use_errno=True)
+for allocate in (libc.malloc, libc.calloc, libc.realloc, libc.aligned_alloc, libc.mmap):
+    allocate.restype = ctypes.c_void_p
+
+def used():
+    return memorylimit._status(os.getpid())["VmData"]
+
+def took(size, address):
+    # Told to the parent even if the next step is the last.
+    os.write(told, size.to_bytes(8, "little"))
+    if address in (None, -1, ctypes.c_void_p(-1).value):
+        os._exit(7)
+
+greeting, theirs = socket.socketpair()
+tells, told = os.pipe()
+start = used()
+limit = start + allowance
+pid = os.fork()
+if pid == 0:
+    listener = memorylimit.watch()
+    socket.send_fds(theirs, [b"!"], [listener])
+    os.close(listener)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    exec(sys.argv[2])
+    os._exit(0)
+os.close(told)
+theirs.close()
+_, listeners, _, _ = socket.recv_fds(greeting, 1, 1)
+ready = select.poll()
+ready.register(listeners[0], select.POLLIN)
+ready.register(tells, select.POLLIN)
+over, total, alive = False, 0, True
+while alive:
+    for descriptor, event in ready.poll():
+        if descriptor == tells:
+            data = os.read(tells, 8 * 512)
+            total += sum(int.from_bytes(data[at : at + 8], "little") for at in range(0, len(data), 8))
+            alive = bool(data)
+        elif not event & select.POLLIN:
+            ready.unregister(descriptor)
+        elif not memorylimit.judge(descriptor, pid, limit):
+            over = True
+            os.kill(pid, signal.SIGKILL)
+status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+print(json.dumps({"over": over, "status": status, "total": total}))
+"""
+
+
+def run(code: str, allowance: int = ALLOWANCE) -> tuple[bool, int, int]:
+    """Runs ``code`` in a watched process that may take ``allowance`` bytes more than it has.
+
+    Returns:
+        Whether it was killed for its memory, its exit code or minus the signal, and how many bytes it says it took.
+    """
+    answer = json.loads(subprocess.check_output([sys.executable, "-c", HARNESS, str(allowance), code], cwd=ROOT))
+    return answer["over"], answer["status"], answer["total"]
+
+
+KINDS = {
+    "small malloc": (1000, "while True: took({size}, libc.malloc({size}))"),
+    "malloc below the threshold of mmap": (100_000, "while True: took({size}, libc.malloc({size}))"),
+    "malloc above it": (300_000, "while True: took({size}, libc.malloc({size}))"),
+    "calloc": (5_000_000, "while True: took({size}, libc.calloc(1, {size}))"),
+    "aligned_alloc": (300_032, "while True: took({size}, libc.aligned_alloc(64, {size}))"),
+    "mmap": (1 << 16, "while True: took({size}, libc.mmap(None, ctypes.c_size_t({size}), 3, 0x22, -1, 0))"),
+    "objects of Python": (40_032, "kept = []\nwhile True: kept.append([bytes(367) for _ in range(100)]); took({size}, 1)"),
+    "malloc in a thread": (
+        100_000,
+        "def work():\n while True: took({size}, libc.malloc({size}))\nthreading.Thread(target=work).start()\nwhile True: signal.pause()",
+    ),
+}
+
+
+@pytest.mark.parametrize(("size", "code"), KINDS.values(), ids=KINDS)
+def test_limit_is_hit_exactly(size: int, code: str) -> None:
+    """Whatever asks for memory gets it up to the limit, is killed at the first request beyond, and is never refused."""
+    over, status, total = run(code.format(size=size))
+    assert (over, status) == (True, -9)
+    # The rest is a thread's stack, and what malloc and Python take in advance and between the blocks.
+    assert ALLOWANCE * 5 / 6 - size < total <= ALLOWANCE
+
+
+def test_one_large_request_beyond_the_limit_ends_the_process() -> None:
+    """Also far below the limit: the second of two blocks that do not fit together is not refused, nor is a block that has to grow."""
+    size = ALLOWANCE // 2 + 1
+    for second in (f"libc.malloc({size})", f"libc.realloc(ctypes.c_void_p(libc.malloc({size // 4})), ctypes.c_size_t({size}))"):
+        over, status, total = run(f"took({size}, libc.malloc({size}))\ntook({size}, {second})")
+        assert (over, status, total) == (True, -9, size)
+
+
+def test_process_just_under_the_limit_goes_on() -> None:
+    """All that was allowed may be had, to the last page, again and again."""
+    size = ALLOWANCE - MEBIBYTE
+    over, status, total = run(
+        f"for _ in range(50):\n block = libc.malloc({size})\n took({size}, block)\n libc.free(ctypes.c_void_p(block))"
+    )
+    assert (over, status, total) == (False, 0, 50 * size)
+
+
+@pytest.mark.parametrize("beyond", [0, 1])
+def test_limit_counts_pages_as_the_kernel_does(beyond: int) -> None:
+    """A block that ends at the limit is given; one page more is not."""
+    code = f"""
+page = mmap.PAGESIZE
+left = limit // page * page - used() + {beyond} * page
+took(left, libc.mmap(None, ctypes.c_size_t(left), 3, 0x22, -1, 0))
+"""
+    over, status, _ = run(code)
+    assert (over, status) == ((True, -9) if beyond else (False, 0))
+
+
+SHARED = {
+    "anonymous": "mmap.mmap(-1, 1 << 20)",
+    "memfd": "os.memfd_create('x')",
+    "file": "mmap.mmap(os.open('/dev/zero', os.O_RDWR), 1 << 20)",
+    "downwards": "mmap.mmap(-1, 1 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x100)",
+}
+
+
+@pytest.mark.parametrize("code", SHARED.values(), ids=SHARED)
+def test_memory_that_the_limit_does_not_count_is_not_to_be_had(code: str) -> None:
+    """Shared memory and what grows downwards are refused, so that they are no way around the limit."""
+    assert run(f"try:\n {code}\nexcept PermissionError:\n os._exit(3)") == (False, 3, 0)
+    assert run("os._exit(3 if libc.shmget(0, 1 << 20, 0o1600) == -1 and ctypes.get_errno() == 1 else 4)") == (False, 3, 0)
+
+
+@pytest.mark.parametrize(("share", "exceeded"), [(0.9, False), (1.1, True)])
+def test_peak_is_remembered(share: float, exceeded: bool) -> None:
+    """Where nobody can watch, a process that was over its limit knows it after the memory is given back; one below is not accused."""
+    code = f"""
+peak = memorylimit.PeakLimit(limit)
+block = libc.malloc(int({share} * allowance))
+libc.free(ctypes.c_void_p(block))
+threads = [threading.Thread(target=libc.malloc, args=(1000,)) for _ in range(4)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+os._exit(peak.exceeded())
+"""
+    harness = HARNESS.replace("resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))", "").replace(
+        "judge(descriptor, pid, limit)", "judge(descriptor, pid, 1 << 50)"
+    )
+    answer = json.loads(subprocess.check_output([sys.executable, "-c", harness, str(ALLOWANCE), code], cwd=ROOT))
+    assert answer["status"] == exceeded

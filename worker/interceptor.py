@@ -1,0 +1,34 @@
+"""Log lines of an activity show the upload, and the sheet, that it works for."""
+
+import logging
+import time
+from typing import Any
+
+from temporalio import activity
+from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor
+
+from api.logs import about
+
+logger = logging.getLogger(__name__)
+
+
+class AboutActivities(Interceptor):
+    """For the workers of activities."""
+
+    def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:  # noqa: A002 - Temporal's name for it
+        """Stands before each activity."""
+        return _AboutActivity(next)
+
+
+class _AboutActivity(ActivityInboundInterceptor):
+    async def execute_activity(self, input: ExecuteActivityInput) -> Any:  # noqa: A002 - Temporal's name for it
+        """Runs the activity, and says that it has finished if it works for an upload: Temporal's library tells of failures only."""
+        argument = input.args[0] if input.args else None
+        ref, sheet = getattr(argument, "ref", None), getattr(getattr(argument, "page", argument), "number", None)
+        about(ref, sheet)
+        begun = time.monotonic()
+        result = await super().execute_activity(input)
+        if ref is not None:
+            info, seconds = activity.info(), round(time.monotonic() - begun, 3)
+            logger.info("finished", extra={"activity": info.activity_type, "attempt": info.attempt, "seconds": seconds})
+        return result

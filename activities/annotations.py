@@ -121,8 +121,8 @@ class Annotations:
         for place in fields:
             with _annotation(page, place) as field:
                 kind = pdfium.FPDFAnnot_GetFormFieldType(self._form, field)
-                if kind == -1:
-                    # No field to PDFium, for it has no type: what appearance it has is drawn with the page.
+                if kind == -1 and _has_appearance(field):
+                    # No field to PDFium, for it has no type: its appearance is drawn with the page.
                     pdfium.FPDFAnnot_SetStringValue(field, b"Subtype", _wide("Stamp"))
                 elif kind in (pdfium.FPDF_FORMFIELD_CHECKBOX, pdfium.FPDF_FORMFIELD_RADIOBUTTON) and pdfium.FPDFAnnot_HasKey(field, b"AP"):
                     _settle_button(field)
@@ -181,8 +181,13 @@ def _to_do(page: "pdfium.FPDF_PAGE") -> tuple[list[int], dict[int, str]]:
             if subtype == pdfium.FPDF_ANNOT_WIDGET:
                 fields.append(place)
                 continue
-            kind = UNDRAWN.get(subtype) or (CLOUDY.get(subtype) if pdfium.FPDFAnnot_HasKey(annotation, b"BE") else None)
-            if kind and not _has_appearance(annotation) and _shows(annotation, box):
+            kind = UNDRAWN.get(subtype) or CLOUDY.get(subtype)
+            if (
+                kind
+                and (subtype in UNDRAWN or pdfium.FPDFAnnot_HasKey(annotation, b"BE"))
+                and not _has_appearance(annotation)
+                and _shows(annotation, box)
+            ):
                 markups[place] = kind
     return fields, markups
 

@@ -149,7 +149,7 @@ def _line(markup: pikepdf.Dictionary, pen: _Pen, width_of: Width) -> bool:
         far = leader + side * _number(markup.get("/LLE", 0), 0)
         for point in (start, end):
             pen.path([_moved(point, across, near), _moved(point, across, far)])
-    caption = _words(markup) if markup.get("/Cap", False) else ""
+    caption = _words(markup).replace("\n", " ") if markup.get("/Cap", False) else ""
     size = 9.0
     room = width_of(caption) * size + 4 if caption else 0.0
     inline = markup.get("/CP", "/Inline") != "/Top" and 0 < room < length

@@ -178,6 +178,7 @@ FIELDS = {
     "signature": "red",
     "text made": "blue",
     "check made": "blue",
+    "nothing known": "",
     "hidden": "",
     "not for screens": "",
 }
@@ -188,7 +189,7 @@ FIELD_PT = 20
 
 
 def form(acro_form: bool = True, entries: str = "") -> bytes:
-    """Fields with and without appearance; ``orphan`` is on the page but not in the form's list, ``kind unknown`` has no type."""
+    """Fields with and without appearance; ``orphan`` is on the page but not in the form's list, two have no type."""
     writer = Writer()
     font = writer.add("<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>")
     made = "/DA (/F 12 Tf 0 0 1 rg)"
@@ -210,6 +211,7 @@ def form(acro_form: bool = True, entries: str = "") -> bytes:
         "signature": f"/FT /Sig /F 132 /AP << /N {red} >>",
         "text made": f"/FT /Tx /F 4 {made} /V (QTY 12)",
         "check made": f"/FT /Btn /F 4 {made} /V /Yes /AS /Yes /MK << /CA (4) >>",
+        "nothing known": "/F 4",
         "hidden": f"/FT /Tx /F 2 /V (x) /AP << /N {red} >>",
         "not for screens": f"/FT /Tx /F 32 /V (x) /AP << /N {red} >>",
     }

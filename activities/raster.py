@@ -17,6 +17,7 @@ import pypdfium2
 import pypdfium2.raw as pdfium
 
 from activities import fonts
+from activities.annotations import Annotations
 from activities.dzi import BYTES_PER_PIXEL, MINIMUM_DPI, sheet_size
 from activities.errors import NoPages, NotAPdf, PageTooLarge, PageUnreadable, PasswordRequired, PdfPortfolio, TooManyPages, UnreadablePdf
 from activities.interface import Document, Page
@@ -112,6 +113,7 @@ class PdfFile:
             }.get(code, f"PDFium error {code}")
             msg = f"the PDF cannot be opened: {reason}"
             raise UnreadablePdf(msg)
+        self._annotations = Annotations(self._document, source)
         self.page_count = int(pdfium.FPDF_GetPageCount(self._document))
         if self.page_count < 1:
             self.close()
@@ -123,6 +125,7 @@ class PdfFile:
 
     def close(self) -> None:
         """Gives the document back to PDFium."""
+        self._annotations.close()
         pdfium.FPDF_CloseDocument(self._document)
 
     def measure(self, options: UploadOptions, max_pages: int) -> Document:
@@ -167,7 +170,7 @@ class PdfFile:
         return (Note("AttachmentsNotDrawn", f"The file is a portfolio. The files inside it are not drawn: {_listed(names)}."),)
 
     def draw(self, number: int, width: int, height: int, buffer: PixelBuffer) -> Drawn:
-        """Draws a page with its annotations on white, exactly ``width`` x ``height`` px.
+        """Draws a page with its annotations and form fields on white, exactly ``width`` x ``height`` px.
 
         Args:
             number: 1-based.
@@ -197,15 +200,17 @@ class PdfFile:
                 raise PageTooLarge(msg)
             try:
                 pdfium.FPDFBitmap_FillRect(bitmap, 0, 0, width, height, 0xFFFFFFFF)
-                if not _render(bitmap, page, width, height):
-                    msg = f"page {number:,} cannot be drawn"
-                    raise PageUnreadable(msg)
-                fonts.check()
+                with self._annotations.ready(page, number - 1) as annotations:
+                    if not _render(bitmap, page, width, height):
+                        msg = f"page {number:,} cannot be drawn"
+                        raise PageUnreadable(msg)
+                    annotations.draw_fields(bitmap, page, width, height)
+                    fonts.check()
             finally:
                 pdfium.FPDFBitmap_Destroy(bitmap)
         finally:
             pdfium.FPDF_ClosePage(page)
-        return Drawn(memoryview(memory)[:size_bytes], fonts.notes(used))
+        return Drawn(memoryview(memory)[:size_bytes], (*fonts.notes(used), *annotations.notes))
 
     def _draw_with(self, preferred: dict[str, fonts.Face], number: int, width: int, height: int, buffer: PixelBuffer) -> Drawn:
         """Draws with fonts chosen for this page. In a document of its own, for PDFium keeps a document's fonts until it is closed."""

@@ -157,7 +157,7 @@ def _trace(formatter: logging.Formatter, record: logging.LogRecord) -> str:
 def _text(value: object) -> str:
     """As it is if that is one plain word, else quoted."""
     text = str(value)
-    return text if re.fullmatch(r"[!#-~]+", text) else json.dumps(text, ensure_ascii=False)
+    return text if re.fullmatch(r"[!#-~]+", text) else _one_line(json.dumps(text, ensure_ascii=False))
 
 
 def _one_line(text: str) -> str:

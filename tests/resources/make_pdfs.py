@@ -167,6 +167,106 @@ def outline_loop() -> bytes:
     return writer.finish(pages, f"/Outlines {outlines} 0 R")
 
 
+FIELDS = {
+    "text": "red",
+    "half": "red",
+    "orphan": "green",
+    "kind unknown": "green",
+    "checked": "green",
+    "value only": "green",
+    "unchecked": "",
+    "signature": "red",
+    "text made": "blue",
+    "check made": "blue",
+    "nothing known": "",
+    "hidden": "",
+    "not for screens": "",
+}
+"""The fields of ``form``, from the top down, and the colour that must show in each; no colour where nothing must show."""
+
+FIELD_PT = 20
+"""Height of a row with a field, which lies between 60 and 190 pt from the left."""
+
+
+def form(acro_form: bool = True, entries: str = "") -> bytes:
+    """Fields with and without appearance; ``orphan`` is on the page but not in the form's list, two have no type."""
+    writer = Writer()
+    font = writer.add("<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>")
+    made = "/DA (/F 12 Tf 0 0 1 rg)"
+
+    def look(operators: str) -> str:
+        resources = "/Resources << /ExtGState << /Half << /ca 0.5 >> >> >>"
+        return f"{writer.stream(operators.encode(), f'/Type /XObject /Subtype /Form /BBox [0 0 130 18] {resources}')} 0 R"
+
+    red, green = look("1 0 0 rg 0 0 130 18 re f"), look("0 0.6 0 rg 0 0 130 18 re f")
+    states = f"/AP << /N << /Yes {green} >> >>"
+    bodies = {
+        "text": f"/FT /Tx /F 4 /V (x) /AP << /N {red} >>",
+        "half": f"/FT /Tx /V (x) /AP << /N {look('/Half gs 1 0 0 rg 0 0 130 18 re f')} >>",
+        "orphan": f"/FT /Tx /F 4 /V (x) /AP << /N {green} >>",
+        "kind unknown": f"/F 4 /AP << /N {green} >>",
+        "checked": f"/FT /Btn /F 4 /V /Yes /AS /Yes {states}",
+        "value only": f"/FT /Btn /F 4 /V /Yes {states}",
+        "unchecked": f"/FT /Btn /F 4 /V /Off /AS /Off {states}",
+        "signature": f"/FT /Sig /F 132 /AP << /N {red} >>",
+        "text made": f"/FT /Tx /F 4 {made} /V (QTY 12)",
+        "check made": f"/FT /Btn /F 4 {made} /V /Yes /AS /Yes /MK << /CA (4) >>",
+        "nothing known": "/F 4",
+        "hidden": f"/FT /Tx /F 2 /V (x) /AP << /N {red} >>",
+        "not for screens": f"/FT /Tx /F 32 /V (x) /AP << /N {red} >>",
+    }
+    height = FIELD_PT * len(bodies)
+    fields = {}
+    for row, (name, body) in enumerate(bodies.items()):
+        bottom = height - FIELD_PT * (row + 1) + 1
+        fields[name] = writer.add(f"<< /Type /Annot /Subtype /Widget /T ({name}) /Rect [60 {bottom} 190 {bottom + 18}] {body} >>")
+    on_page = " ".join(f"{field} 0 R" for field in fields.values())
+    page = writer.page(b"", f"/MediaBox [0 0 200 {height}] /Annots [{on_page}] {entries}")
+    listed = " ".join(f"{field} 0 R" for name, field in fields.items() if name != "orphan")
+    resources = f"/DR << /Font << /F {font} 0 R >> >>"
+    return writer.finish([page], f"/AcroForm << /Fields [{listed}] {resources} >>" if acro_form else "")
+
+
+def form_filled_in_later() -> bytes:
+    """Two fields, 40 pt high, whose text is blue; the form asks for new appearances: one field has none, one an old red one."""
+    writer = Writer()
+    font = writer.add("<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>")
+    old = writer.stream(b"1 0 0 rg 0 0 180 40 re f", "/Type /XObject /Subtype /Form /BBox [0 0 180 40]")
+    field = "<< /Type /Annot /Subtype /Widget /FT /Tx /F 4 /DA (/F 18 Tf 0 0 1 rg) /V (96 DEG)"
+    fields = f"{writer.add(f'{field} /T (a) /Rect [10 55 190 95] >>')} 0 R "
+    fields += f"{writer.add(f'{field} /T (b) /Rect [10 5 190 45] /AP << /N {old} 0 R >> >>')} 0 R"
+    form = f"/AcroForm << /Fields [{fields}] /NeedAppearances true /DR << /Font << /F {font} 0 R >> >> >>"
+    return writer.finish([writer.page(b"", f"/MediaBox [0 0 200 100] /Annots [{fields}]")], form)
+
+
+def form_on_three_pages() -> bytes:
+    """Each page shows one field that they share and one of its own; none has an appearance, and the form lists no font."""
+    writer = Writer()
+    shared, kids, own, pages = writer.reserve(), [], [], []
+    for number in (1, 2, 3):
+        widget = "<< /Type /Annot /Subtype /Widget"
+        kids.append(f"{writer.add(f'{widget} /Parent {shared} 0 R /Rect [10 10 190 40]>>')} 0 R")
+        name, text = f"/T (own {number})", f"/FT /Tx /DA (/F{number} {8 + number} Tf 1 0 0 rg) /V (page {number})"
+        own.append(f"{writer.add(f'{widget} {name} {text} /Rect [10 60 190 90] >>')} 0 R")
+        pages.append(writer.page(b"", f"/MediaBox [0 0 200 100] /Annots [{kids[-1]} {own[-1]}]"))
+    writer.set(shared, f"<< /T (shared) /FT /Tx /DA (/Zapf 0 Tf 0 0 1 rg) /V (A-101) /Kids [{' '.join(kids)}] >>")
+    return writer.finish(pages, f"/AcroForm << /Fields [{shared} 0 R {' '.join(own)}] >>")
+
+
+def xfa_form() -> bytes:
+    """A page that asks to wait, for the form itself is XFA, which only few programs draw."""
+    writer = Writer()
+    xfa = writer.stream(b"<xdp:xdp xmlns:xdp='http://ns.adobe.com/xdp/'/>")
+    return writer.finish([writer.page()], f"/AcroForm << /Fields [] /XFA {xfa} 0 R >> /NeedsRendering true")
+
+
+def markups(*bodies: str, entries: str = "/MediaBox [0 0 200 100]") -> bytes:
+    """A page with these annotations, each the entries of its dictionary besides /Type, on white."""
+    writer = Writer()
+    annotations = " ".join(f"{writer.add(f'<< /Type /Annot {body} >>')} 0 R" for body in bodies)
+    return writer.finish([writer.page(b"", f"{entries} /Annots [{annotations}]")])
+
+
 def no_pages() -> bytes:
     """A proper PDF without a page."""
     return Writer().finish([])
@@ -403,6 +503,9 @@ ALL: dict[str, Callable[[], bytes]] = {
         bad_pages_among_good,
         count_lies,
         nested_forms,
+        form,
+        form_filled_in_later,
+        xfa_form,
     )
 } | {
     "many_pages_3000": lambda: many_pages(3000),

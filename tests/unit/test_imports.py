@@ -36,7 +36,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "activities.tilezip": LIGHT,
     "activities.structure": LIGHT | {"pikepdf"},
     "activities.fonts": LIGHT | {"pypdfium2"},
-    "activities.raster": LIGHT | {"activities.fonts", "activities.structure", "pypdfium2", "pypdfium2_raw"},
+    "activities.markups": LIGHT | {"pikepdf"},
+    "activities.annotations": LIGHT | {"activities.markups", "pypdfium2", "pypdfium2_raw", "pikepdf"},
+    "activities.raster": LIGHT | {"activities.structure", "activities.annotations", "activities.fonts", "pypdfium2", "pypdfium2_raw"},
     "activities.pyramid": LIGHT | {"activities.tilezip", "pyvips"},
     "activities.child": LIGHT,
     "activities.forkserver": LIGHT | {"activities.memorylimit"},
@@ -56,7 +58,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 """What each module may import besides the standard library: modules, or whole packages. ``worker`` and ``deploy`` are free."""
 
-CHILDREN = {"activities.fonts", "activities.raster", "activities.structure", "activities.pyramid", "activities.decode"}
+CHILDREN = {f"activities.{name}" for name in ("raster", "structure", "annotations", "markups", "fonts", "pyramid", "decode")}
 NATIVE = {"pypdfium2", "pypdfium2_raw", "pikepdf", "pyvips", *CHILDREN}
 """Loaded in render children and in verify's decoder only."""
 

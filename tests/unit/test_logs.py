@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from activities.child import log_lines
@@ -68,6 +68,7 @@ def test_a_traceback_is_a_field_of_json_and_stands_below_text() -> None:
     assert rest[0] == "Traceback (most recent call last):"
 
 
+@example(message="\x85", value="\x85", name="note")
 @given(st.text(), st.text(), st.sampled_from(["time", "level", "exception", "ref", "note"]))
 def test_nobody_can_forge_a_line(message: str, value: str, name: str) -> None:
     """Whatever a file or an error is called, a record is one line and its own fields stay."""

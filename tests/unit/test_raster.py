@@ -43,16 +43,22 @@ def drawn(directory: Path, data: bytes, width: int, height: int) -> bytes:
 
 
 def reference(path: Path, index: int, width: int, height: int) -> bytes:
-    """A page drawn by one plain call into PDFium's own BGRx bitmap, as rows of RGB."""
+    """A page and its form fields drawn by plain calls into PDFium's own BGRx bitmap, as rows of RGB."""
     document = pdfium.FPDF_LoadDocument(str(path).encode(), None)
+    information = pdfium.FPDF_FORMFILLINFO(version=2)
+    fields = pdfium.FPDFDOC_InitFormFillEnvironment(document, information)
     page = pdfium.FPDF_LoadPage(document, index)
+    pdfium.FORM_OnAfterLoadPage(page, fields)
     bitmap = pdfium.FPDFBitmap_Create(width, height, 0)
     pdfium.FPDFBitmap_FillRect(bitmap, 0, 0, width, height, 0xFFFFFFFF)
     pdfium.FPDF_RenderPageBitmap(bitmap, page, 0, 0, width, height, 0, pdfium.FPDF_ANNOT)
+    pdfium.FPDF_FFLDraw(fields, bitmap, page, 0, 0, width, height, 0, pdfium.FPDF_ANNOT)
     stride = pdfium.FPDFBitmap_GetStride(bitmap)
     data = ctypes.string_at(pdfium.FPDFBitmap_GetBuffer(bitmap), stride * height)
     pdfium.FPDFBitmap_Destroy(bitmap)
+    pdfium.FORM_OnBeforeClosePage(page, fields)
     pdfium.FPDF_ClosePage(page)
+    pdfium.FPDFDOC_ExitFormFillEnvironment(fields)
     pdfium.FPDF_CloseDocument(document)
     assert stride == 4 * width
     pixels = bytearray(3 * width * height)
@@ -66,7 +72,10 @@ def pixel(pixels: bytes, width: int, x: int, y: int) -> tuple[int, ...]:
     return tuple(pixels[3 * (y * width + x) :][:3])
 
 
-@pytest.mark.parametrize("name", ["rotated_90", "crop_box_smaller", "user_unit_10", "annotation_on_white", "empty_password", "plan_set_8"])
+@pytest.mark.parametrize(
+    "name",
+    ["rotated_90", "crop_box_smaller", "user_unit_10", "annotation_on_white", "empty_password", "plan_set_8", "form_filled_in_later"],
+)
 @pytest.mark.parametrize("width", [1, 211, 1200])
 def test_draw_equals_a_bare_pdfium_call(tmp_path: Path, name: str, width: int) -> None:
     """Pixel for pixel, at exactly the size asked for, odd row lengths included."""

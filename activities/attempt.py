@@ -5,7 +5,7 @@ import errno
 import os
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, Future
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TypeVar
 
@@ -52,26 +52,40 @@ class Attempt:
                 raise
             raise to_application_error(StorageUnavailable(f"this host's disk is full: {os.strerror(error.errno)}")) from error
 
-    async def in_thread(self, work: Callable[[threading.Event], T], *, more_follows: bool = False) -> T:
-        """Runs ``work`` in a thread with heartbeats.
+    async def in_thread(
+        self,
+        work: Callable[[threading.Event], T],
+        *,
+        more_follows: bool = False,
+        submit: Callable[[Callable[[threading.Event], T], threading.Event], Future[T]] | None = None,
+    ) -> T:
+        """Runs ``work`` in a thread, with heartbeats for as long as the thread lives.
 
-        Cancelling the caller sets the event, which ``work`` looks at often, and waits for the thread: what it managed to finish counts.
+        Cancelling the caller, once or several times, sets the event, which ``work`` looks at often, and waits for the thread: what it
+        managed to finish counts. An attempt that fell silent meanwhile would be taken for dead, and what it still writes would come after
+        what others have done about that. Work that has not begun is dropped.
 
         Args:
             work: Blocks.
             more_follows: It is only a step of the activity: a cancelled caller goes no further, even if this step was finished.
+            submit: Hands the work and its event to other threads than asyncio's own.
         """
         stop = threading.Event()
-        thread = asyncio.ensure_future(asyncio.to_thread(work, stop))
-        try:
-            while not thread.done():
+        queued = submit(work, stop) if submit else None
+        thread = asyncio.wrap_future(queued) if queued else asyncio.ensure_future(asyncio.to_thread(work, stop))
+        cancelled: asyncio.CancelledError | None = None
+        while not thread.done():
+            try:
                 await asyncio.wait({thread}, timeout=BEAT_S)
-                self.beat()
-        except asyncio.CancelledError:
-            stop.set()
-            await asyncio.wait({thread})
-            if thread.exception() is not None or more_follows:
-                raise
+            except asyncio.CancelledError as error:
+                cancelled = error
+                stop.set()
+                if queued:
+                    queued.cancel()
+            self.beat()
+        failed = thread.cancelled() or thread.exception() is not None
+        if cancelled is not None and (failed or more_follows):
+            raise cancelled
         return thread.result()
 
 

@@ -1,6 +1,5 @@
 """``count_pages`` and ``halve_page``: open the PDF and decide the geometry of its pages."""
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 from temporalio import activity
@@ -15,6 +14,7 @@ from activities.keys import UploadRef
 from activities.records import UploadRecord, bounded_notes, scaled_note
 from activities.scratch import Scratch
 from activities.storage import PART_BYTES, Bucket
+from activities.threads import FairThreads
 
 
 @dataclass(frozen=True)
@@ -25,19 +25,18 @@ class Host:
         bucket: Where objects go.
         scratch: Where this host keeps what is on its way.
         children: The render children.
-        threads: They talk to the bucket; their number bounds this host's requests at once.
+        threads: They talk to the bucket, in turn; their number bounds this host's requests at once.
+        uploads: Each has one sheet in hand; a sheet that Temporal has handed over waits here for its turn, beating.
         max_pages: Most pages that a document may have.
-        busy_uploads: While so many sheets are being uploaded, no further page is tiled: its tiles would wait for a slot,
-            and a sheet that waits too long is taken for one of a dead host.
         forecaster: Says what a document will take on hosts like this one.
     """
 
     bucket: Bucket
     scratch: Scratch
     children: ChildPool
-    threads: ThreadPoolExecutor
+    threads: FairThreads
+    uploads: FairThreads
     max_pages: int = 2000
-    busy_uploads: int = 32
     forecaster: Forecaster = field(default_factory=Forecaster)
 
 

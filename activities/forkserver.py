@@ -54,6 +54,7 @@ class _Forked:
 
     pid: int
     memory_bytes: int
+    judge: memorylimit.Judge | None = None
     over_limit: bool = False
 
 
@@ -124,10 +125,11 @@ class _Server:
         channel.detach()
         self._forget(hello)
         for listener in listeners:
+            child.judge = memorylimit.Judge(listener, child.pid, child.memory_bytes)
             self._watch(listener, self._asked_for_memory, child)
 
-    def _asked_for_memory(self, listener: int, child: _Forked) -> None:
-        if child.pid in self._children and not memorylimit.judge(listener, child.pid, child.memory_bytes):
+    def _asked_for_memory(self, _listener: int, child: _Forked) -> None:
+        if child.pid in self._children and child.judge is not None and not child.judge.judge():
             child.over_limit = True
             os.kill(child.pid, signal.SIGKILL)
 
@@ -243,6 +245,7 @@ class Renderer:
             "pdfium": self._raster.PDFIUM_VERSION,
             "libvips": self._pyramid.LIBVIPS_VERSION,
             "sitelink-raster": self._raster.REVISION,
+            **self._raster.FONT_VERSIONS,
         }
         return {"engines": engines, "notes": to_wire(drawn.notes)}
 

@@ -6,8 +6,10 @@
 2. The heap's own growth (``brk``) and that of a thread's heap (small ``mprotect``) are not judged, for there are hundreds of them a page.
    When the kernel refuses them at the limit, malloc asks for 1 MiB or more by ``mmap``, and that is judged: glibc's malloc/malloc.c,
    ``sysmalloc`` and ``MMAP_AS_MORECORE_SIZE``. A page takes at most some 20 judgements, 0.1 ms each.
-3. Memory that RLIMIT_DATA does not count, shared or growing downwards, is not to be had.
-4. Where the kernel offers no such notification (gVisor, an emulator), the limit is set higher by the largest allocation that PDFium tries,
+3. A large request that passes and is refused all the same, for a lack of address space or by a host without overcommit, is noticed when
+   malloc tries again, because the peak of the address space has not grown by it.
+4. Memory that RLIMIT_DATA does not count, shared or growing downwards, is not to be had.
+5. Where the kernel offers no such notification (gVisor, an emulator), the limit is set higher by the largest allocation that PDFium tries,
    so that none is refused before the limit is passed, and the child compares its peak with the limit after each page.
 """
 
@@ -51,7 +53,7 @@ def watch() -> int:
     """Has every later request of this process for private memory judged by who holds the result.
 
     Returns:
-        A descriptor for ``judge`` in another process: a request that nobody judges waits for ever.
+        A descriptor for a ``Judge`` in another process: a request that nobody judges waits for ever.
 
     Raises:
         OSError: The kernel does not offer it.
@@ -73,29 +75,45 @@ def watch() -> int:
     return int(listener)
 
 
-def judge(listener: int, pid: int, limit_bytes: int) -> bool:
-    """Lets one request for memory pass if it stays within the limit; else it stays waiting, and the process is to be killed.
+class Judge:
+    """Who decides about the requests of a watched process.
 
     Args:
-        listener: What ``watch`` returned there; readable.
+        listener: What ``watch`` returned there.
         pid: The process.
         limit_bytes: Of private memory, its RLIMIT_DATA.
-
-    Returns:
-        Whether it passed, or its process has ended meanwhile.
     """
-    request = bytearray(_NOTIFICATION.size)
-    try:
-        fcntl.ioctl(listener, _RECEIVE, request)
-        identity, _, _, _, _, _, _, length, *_ = _NOTIFICATION.unpack(request)
-        page = resource.getpagesize()
-        # As the kernel reckons: mm/mmap.c, may_expand_vm().
-        if _status(pid)["VmData"] // page + -(-length // page) > limit_bytes // page:
-            return False
-        fcntl.ioctl(listener, _SEND, _ANSWER.pack(identity, 0, 0, _CONTINUE))
-    except (FileNotFoundError, ProcessLookupError, KeyError):
-        pass
-    return True
+
+    def __init__(self, listener: int, pid: int, limit_bytes: int) -> None:
+        self._listener = listener
+        self._pid = pid
+        self._limit_bytes = limit_bytes
+        self._last = (0, 0, 0)
+        """Thread and bytes of the last request that passed, and the peak of the address space once it is granted."""
+
+    def judge(self) -> bool:
+        """Lets the request pass that has made the listener readable; else it stays waiting, and the process is to be killed.
+
+        Returns:
+            Whether it passed, or its process has ended meanwhile.
+        """
+        request = bytearray(_NOTIFICATION.size)
+        try:
+            fcntl.ioctl(self._listener, _RECEIVE, request)
+            identity, thread, _, _, _, _, _, length, *_ = _NOTIFICATION.unpack(request)
+            status = _status(self._pid)
+            page = resource.getpagesize()
+            # As the kernel reckons: mm/mmap.c, may_expand_vm().
+            if status["VmData"] // page + -(-length // page) > self._limit_bytes // page:
+                return False
+            last_thread, last_length, peak = self._last
+            if thread == last_thread and length >= last_length and status["VmPeak"] < peak:
+                return False  # The last one was refused for another reason, and malloc tries again in another way.
+            self._last = thread, length, status["VmSize"] + length
+            fcntl.ioctl(self._listener, _SEND, _ANSWER.pack(identity, 0, 0, _CONTINUE))
+        except (FileNotFoundError, ProcessLookupError, KeyError):
+            pass
+        return True
 
 
 class PeakLimit:

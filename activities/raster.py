@@ -16,16 +16,19 @@ from pathlib import Path
 import pypdfium2
 import pypdfium2.raw as pdfium
 
+from activities import fonts
 from activities.dzi import BYTES_PER_PIXEL, MINIMUM_DPI, sheet_size
 from activities.errors import NoPages, NotAPdf, PageTooLarge, PageUnreadable, PasswordRequired, PdfPortfolio, TooManyPages, UnreadablePdf
 from activities.interface import Document, Page
 from activities.records import Note, UploadOptions, scaled_note
 from activities.structure import has_no_pages, read_structure
 
-REVISION = "1"
+REVISION = "2"
 """Grows when a change of our own calls changes the bytes of tiles."""
 
 PDFIUM_VERSION = str(pypdfium2.PDFIUM_INFO.tag)
+
+FONT_VERSIONS = fonts.VERSIONS
 
 HEADER_BYTES = 1024
 """Readers accept the ``%PDF-`` header anywhere in the first 1,024 bytes: PDF 1.7 reference, appendix H, note 13."""
@@ -94,6 +97,7 @@ class PdfFile:
             if b"%PDF-" not in file.read(HEADER_BYTES):
                 msg = f"no %PDF- header in the first {HEADER_BYTES:,} bytes"
                 raise NotAPdf(msg)
+        fonts.install()
         self._source = source
         self._document = pdfium.FPDF_LoadDocument(str(source).encode(), None)
         if not self._document:
@@ -179,6 +183,10 @@ class PdfFile:
         if not page:
             msg = f"page {number:,} cannot be loaded"
             raise PageUnreadable(msg)
+        used = fonts.used_by(page)
+        if preferred := fonts.choose(used):
+            pdfium.FPDF_ClosePage(page)
+            return self._draw_with(preferred, number, width, height, buffer)
         try:
             size_bytes = width * height * BYTES_PER_PIXEL
             memory = buffer.at_least(size_bytes)
@@ -192,11 +200,21 @@ class PdfFile:
                 if not _render(bitmap, page, width, height):
                     msg = f"page {number:,} cannot be drawn"
                     raise PageUnreadable(msg)
+                fonts.check()
             finally:
                 pdfium.FPDFBitmap_Destroy(bitmap)
         finally:
             pdfium.FPDF_ClosePage(page)
-        return Drawn(memoryview(memory)[:size_bytes])
+        return Drawn(memoryview(memory)[:size_bytes], fonts.notes(used))
+
+    def _draw_with(self, preferred: dict[str, fonts.Face], number: int, width: int, height: int, buffer: PixelBuffer) -> Drawn:
+        """Draws with fonts chosen for this page. In a document of its own, for PDFium keeps a document's fonts until it is closed."""
+        with fonts.prefer(preferred):
+            document = PdfFile(self._source)
+            try:
+                return document.draw(number, width, height, buffer)
+            finally:
+                document.close()
 
     def _page(self, index: int, title: str | None, size: tuple[float, float], user_unit: float | None, options: UploadOptions) -> Page:
         number = index + 1

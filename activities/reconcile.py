@@ -24,9 +24,13 @@ from activities.interface import (
 from activities.keys import UploadRef, sheet_numbers, sheet_of_directory
 from activities.records import SheetRecord, SheetState, SheetStatus, Snapshot, UploadOptions, to_json
 from activities.storage import Bucket
+from activities.threads import turn_of
 from activities.verify import Listing, SheetReport, in_window, is_tile_of, verify_sheet
 
 logger = logging.getLogger(__name__)
+
+GROUP = 16
+"""Sheets that one thread looks up in one turn: as many requests as a turn of an upload makes (``activities.sheet.CHUNK``)."""
 
 
 class ReconcileActivities(UploadActivities):
@@ -45,10 +49,10 @@ class ReconcileActivities(UploadActivities):
     def _list(self, ref: UploadRef) -> BucketState:
         bucket = self._host.bucket
         options = accepted_upload(bucket, ref).options
-        records = self._host.threads.map(
-            lambda number: _committed(bucket, ref, number), sheet_numbers(bucket.directories(ref.sheets_prefix))
-        )
-        return BucketState(options, tuple(filter(None, records)), _manifest(bucket, ref))
+        numbers = list(sheet_numbers(bucket.directories(ref.sheets_prefix)))
+        groups = [numbers[start : start + GROUP] for start in range(0, len(numbers), GROUP)]
+        records = self._host.threads.map(turn_of(ref), lambda group: [_committed(bucket, ref, number) for number in group], groups)
+        return BucketState(options, tuple(record for group in records for record in group if record), _manifest(bucket, ref))
 
     @activity.defn
     async def check_sheets(self, args: CheckSheets) -> CheckedSheets:

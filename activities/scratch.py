@@ -18,8 +18,9 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager, suppress
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 from activities.attempt import BEAT_S, Attempt, check
@@ -28,10 +29,12 @@ from activities.keys import UploadRef
 from activities.records import UploadRecord
 from activities.storage import Bucket
 
-PAGE_AGE_S = 2 * 60 * 60
-"""A tiled page that nobody fetched for so long is abandoned: twice the longest activity."""
+IDLE_S = 60
+"""A tiled page that no attempt has been at for so long may be nobody's: then its run is asked. It is as long as Temporal waits at most
+before the next attempt, so that an outage costs few questions."""
 
-SOURCE_AGE_S = 24 * 60 * 60
+UNKNOWN_AGE_S = 24 * 60 * 60
+"""After so long goes what cannot be told whose it is."""
 
 
 class ScratchInUse(RuntimeError):
@@ -44,19 +47,23 @@ class Scratch:
     Args:
         directory: Made if absent.
         limit_bytes: Pages wait to be tiled while the published ones take more.
+        limit_pages: Most pages that are being made, wait or are being uploaded.
+        clock: Seconds since 1970.
 
     Raises:
         ScratchInUse: Another worker process uses the directory.
         OSError: It cannot be written.
     """
 
-    def __init__(self, directory: Path, limit_bytes: int) -> None:
+    def __init__(self, directory: Path, limit_bytes: int, limit_pages: int = 128, *, clock: Callable[[], float] = time.time) -> None:
         self._sources = directory / "sources"
         self._pages = directory / "pages"
         self._refs = directory / "uploads"
         for path in (self._sources, self._pages, self._refs):
             path.mkdir(parents=True, exist_ok=True)
         self._limit_bytes = limit_bytes
+        self._limit_pages = limit_pages
+        self._clock = clock
         self._lock = (directory / "lock").open("w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -67,6 +74,8 @@ class Scratch:
         self.host = _host_id(directory / "host")
         self._fetching: dict[str, asyncio.Lock] = {}
         self._users: dict[str, int] = {}
+        self._making = 0
+        self._claims: Counter[str] = Counter()
         for path in (*self._sources.glob("*.part"), *self._pages.glob("*.part")):
             _remove(path)
         self.clean()
@@ -76,13 +85,18 @@ class Scratch:
         self._lock.close()
 
     def clean(self) -> None:
-        """Removes pages and sources that nobody came back for."""
-        now = time.time()
-        for directory, age_s in ((self._pages, PAGE_AGE_S), (self._sources, SOURCE_AGE_S), (self._refs, SOURCE_AGE_S)):
-            for path in directory.iterdir():
-                with suppress(FileNotFoundError):  # uploaded meanwhile
-                    if path.name not in self._users and now - path.stat().st_mtime > age_s:
-                        _remove(path)
+        """Removes what has long lain here for no upload that ``uploads`` knows; of those that it knows, the upload's run decides."""
+        known = {path for paths in self.uploads().values() for path in paths}
+        for path in (*self._pages.iterdir(), *self._sources.iterdir(), *self._refs.iterdir()):
+            if path not in known and path.name not in self._users and self._age_s(path) > UNKNOWN_AGE_S:
+                _remove(path)
+
+    def _age_s(self, path: Path) -> float:
+        """Since it was written, or an attempt left it."""
+        try:
+            return self._clock() - path.stat().st_mtime
+        except FileNotFoundError:  # uploaded meanwhile
+            return 0.0
 
     @asynccontextmanager
     async def source(self, ref: UploadRef, record: UploadRecord, bucket: Bucket, attempt: Attempt) -> AsyncIterator[Path]:
@@ -97,7 +111,7 @@ class Scratch:
         self._note(ref)
         self._users[name] = self._users.get(name, 0) + 1
         try:
-            async with self._fetching.setdefault(name, asyncio.Lock()):
+            async with _beating(self._fetching.setdefault(name, asyncio.Lock()), attempt.beat):
                 if not path.exists() or path.stat().st_size != record.size_bytes:
                     await attempt.in_thread(lambda stop: _fetch(bucket, ref, record, path, stop), more_follows=True)
             yield path
@@ -107,11 +121,25 @@ class Scratch:
                 del self._users[name]
                 self._fetching.pop(name, None)
 
-    async def wait_for_room(self, beat: Callable[[], None]) -> None:
-        """Returns once the published pages take less than the limit."""
-        while self._published_bytes() > self._limit_bytes:
+    @asynccontextmanager
+    async def room(self, beat: Callable[[], None]) -> AsyncIterator[None]:
+        """Room for one more page, which is made meanwhile; waits until the pages are fewer, and take less, than the limits.
+
+        It counts what waits for its upload, whatever that waits for: those that are to be tried again later are not being uploaded now,
+        and yet come back, all together if need be.
+        """
+        while self._page_count() >= self._limit_pages or self._published_bytes() > self._limit_bytes:
             beat()
             await asyncio.sleep(BEAT_S)
+        self._making += 1
+        try:
+            yield
+        finally:
+            self._making -= 1
+
+    def _page_count(self) -> int:
+        waiting = {path.name for path in self._pages.iterdir() if path.suffix != ".part"} - self._claims.keys()
+        return self._making + len(waiting) + self._claims.total()
 
     def _published_bytes(self) -> int:
         total = 0
@@ -135,11 +163,34 @@ class Scratch:
         """Makes a finished page visible; returns its name."""
         published = page.with_suffix("")
         page.rename(published)
+        self._touch(published)
         return published.name
 
     def page(self, name: str) -> Path:
         """The directory of a published page, which may be gone."""
         return self._pages / Path(name).name
+
+    @contextmanager
+    def claimed(self, name: str) -> Iterator[Path]:
+        """``page``, while an attempt is at it."""
+        page = self.page(name)
+        self._claims[page.name] += 1
+        try:
+            yield page
+        finally:
+            self._claims[page.name] -= 1
+            if not self._claims[page.name]:
+                del self._claims[page.name]
+            self._touch(page)
+
+    def _touch(self, page: Path) -> None:
+        with suppress(FileNotFoundError):  # uploaded meanwhile
+            os.utime(page, times=(self._clock(), self._clock()))
+
+    def idle_pages(self, ref: UploadRef) -> list[Path]:
+        """Published pages of an upload that no attempt has been at for ``IDLE_S`` seconds."""
+        pages = (path for path in self._pages.glob(f"{_digest(ref)}-*") if path.suffix != ".part")
+        return [path for path in pages if path.name not in self._claims and self._age_s(path) > IDLE_S]
 
     @property
     def has_pages(self) -> bool:
@@ -147,8 +198,9 @@ class Scratch:
         return any(self._pages.iterdir())
 
     def remove(self, page: Path) -> None:
-        """Removes a page, published or not."""
-        _remove(page)
+        """Removes a page, published or not, unless another attempt is at it, too."""
+        if self._claims[page.name] <= 1:
+            _remove(page)
 
     def discard(self, ref: UploadRef) -> None:
         """Removes the pages of an upload, and its PDF unless an activity uses it."""
@@ -171,6 +223,22 @@ class Scratch:
         for path in paths:
             if path.name not in self._users:
                 _remove(path)
+
+
+@asynccontextmanager
+async def _beating(lock: asyncio.Lock, beat: Callable[[], None]) -> AsyncIterator[None]:
+    """The lock, waited for with heartbeats."""
+    while True:
+        try:
+            async with asyncio.timeout(BEAT_S):
+                await lock.acquire()
+            break
+        except TimeoutError:
+            beat()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _fetch(bucket: Bucket, ref: UploadRef, record: UploadRecord, path: Path, stop: threading.Event) -> None:

@@ -5,11 +5,12 @@ import hashlib
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import wait
+from functools import partial
 from pathlib import Path
 
 from temporalio import activity
 
-from activities.attempt import BEAT_S, Attempt, check
+from activities.attempt import Attempt, check
 from activities.document import Host, accepted_upload, read_upload
 from activities.dzi import Pyramid, tile_name
 from activities.errors import TilesMissing
@@ -17,6 +18,7 @@ from activities.interface import DiscardScratch, TiledPage, TilePage, UploadActi
 from activities.keys import UploadRef
 from activities.records import SheetRecord, bounded_notes, tiles_digest, to_json
 from activities.storage import Bucket, ObjectInfo, not_written
+from activities.threads import turn_of
 from activities.tilezip import THUMBNAIL, TILES, TileZip
 from activities.verify import Listing
 
@@ -27,8 +29,6 @@ CHUNK = 32
 class SheetActivities(UploadActivities):
     """What makes one sheet."""
 
-    _uploading = 0
-
     def __init__(self, host: Host) -> None:
         self._host = host
 
@@ -38,12 +38,8 @@ class SheetActivities(UploadActivities):
         attempt = Attempt()
         host, ref = self._host, UploadRef.parse(args.ref)
         with attempt.named_errors():
-            while self._uploading >= host.busy_uploads:
-                attempt.beat()
-                await asyncio.sleep(BEAT_S)
-            await host.scratch.wait_for_room(attempt.beat)
             record = await attempt.in_thread(lambda _: read_upload(host.bucket, ref), more_follows=True)
-            async with host.scratch.source(ref, record, host.bucket, attempt) as source:
+            async with host.scratch.room(attempt.beat), host.scratch.source(ref, record, host.bucket, attempt) as source:
                 page = host.scratch.new_page(ref, args.number)
                 try:
                     engines, notes = await host.children.tile_page(str(ref), source, args, page, attempt.beat)
@@ -55,18 +51,17 @@ class SheetActivities(UploadActivities):
     async def upload_page(self, args: UploadPage) -> SheetRecord:
         """See ``UploadActivities.upload_page``."""
         attempt = Attempt()
-        page = self._host.scratch.page(args.tiled.scratch)
-        with attempt.named_errors():
-            self._uploading += 1
+        host, turn = self._host, turn_of(UploadRef.parse(args.ref))
+        with attempt.named_errors(), host.scratch.claimed(args.tiled.scratch) as page:
             try:
-                record = await attempt.in_thread(lambda stop: self._upload(args, page, stop))
+                record: SheetRecord = await attempt.in_thread(
+                    lambda stop: self._upload(args, page, stop), submit=partial(host.uploads.submit, turn)
+                )
             except asyncio.CancelledError:
                 if not activity.is_worker_shutdown():
-                    self._host.scratch.remove(page)
+                    host.scratch.remove(page)
                 raise
-            finally:
-                self._uploading -= 1
-            self._host.scratch.remove(page)
+            host.scratch.remove(page)
             return record
 
     @activity.defn
@@ -89,14 +84,16 @@ class SheetActivities(UploadActivities):
             prefix = ref.tiles_prefix(number)
             # What an earlier attempt has written, or a repair has left, need not be written again.
             there = {} if bucket.is_directory else Listing.of(bucket, ref, number).tiles
+            turn = turn_of(ref, str(number))
             futures = [
-                self._host.threads.submit(_put_tiles, bucket, prefix, pyramid, tiles, chunk, there, stop) for chunk in _chunks(pyramid)
+                self._host.threads.submit(turn, _put_tiles, bucket, prefix, pyramid, tiles, chunk, there, stop)
+                for chunk in _chunks(pyramid)
             ]
             try:
                 lines = [line for future in futures for line in future.result()]
             except BaseException:
                 stop.set()
-                wait(futures)
+                wait([future for future in futures if not future.cancel()])
                 raise
         record = SheetRecord(
             number=number,

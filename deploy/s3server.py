@@ -17,7 +17,7 @@ from deploy.programs import get, go_install, installed
 
 MODULE = "github.com/versity/versitygw/cmd/versitygw@v1.7.0"
 HEALTH = "/health"
-START_LIMIT_S = 30
+START_LIMIT_S = 60
 STOP_LIMIT_S = 10
 
 

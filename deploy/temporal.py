@@ -247,17 +247,20 @@ class TemporalServer:
 
     def _add_search_attributes(self) -> None:
         """The server's flag only counts for a new database; an older release's has fewer."""
-        known = self._get("/api/v1/namespaces/default/search-attributes").get("customAttributes", {})
+        known = self._get("/api/v1/namespaces/default/search-attributes", START_LIMIT_S).get("customAttributes", {})
         missing = [argument for name in SEARCH_ATTRIBUTES if name not in known for argument in ("--name", name, "--type", "Keyword")]
         if missing:
             create = ["operator", "search-attribute", "create", "--address", self.address, *missing]
             subprocess.run(
-                [self._binary, *create, "--disable-config-env", "--disable-config-file"], check=True, timeout=30, capture_output=True
+                [self._binary, *create, "--disable-config-env", "--disable-config-file"],
+                check=True,
+                timeout=START_LIMIT_S,
+                capture_output=True,
             )
 
-    def _get(self, path: str) -> dict[str, Any]:
+    def _get(self, path: str, timeout_s: float = 5) -> dict[str, Any]:
         # No proxy is asked for a server on this machine.
-        with build_opener(ProxyHandler({})).open(self.ui_url + path, timeout=5) as response:
+        with build_opener(ProxyHandler({})).open(self.ui_url + path, timeout=timeout_s) as response:
             document: dict[str, Any] = json.load(response)
             return document
 

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import timedelta
 
-from temporalio.client import Client
+from temporalio.client import Client, WorkflowQueryFailedError
 from temporalio.service import RPCError
 from temporalio.worker import Worker
 
@@ -19,11 +19,12 @@ from activities.reconcile import ReconcileActivities
 from activities.scratch import Scratch
 from activities.sheet import SheetActivities
 from activities.storage import Bucket
+from activities.threads import FairThreads
 from worker.housekeeping import Housekeeping
 from worker.interceptor import AboutActivities
 from worker.schedules import keep_schedules
 from worker.settings import WorkerSettings
-from workflows.client import is_running
+from workflows.client import is_running, tiles_wanted
 from workflows.delete import DeleteUpload
 from workflows.sweep import NightlyReconcile, Sweep
 from workflows.upload import ProcessUpload
@@ -40,7 +41,14 @@ STORAGE_SLOTS = 16
 HOUSEKEEPING_SLOTS = 16
 """Most of that work waits: for a run to end, or for Temporal."""
 
-JANITOR_S = 600
+OWN_THREADS = 4
+"""For what no slot bounds and no bucket delays: the scratch."""
+
+HOST_SLOTS = 1000
+"""Of the queue of a host: more than can ever wait there, so that a sheet that no slot takes is one of a dead host. Those that are
+taken wait for their turn, beating."""
+
+JANITOR_S = 60
 DRAIN_S = 0.2
 
 
@@ -73,17 +81,16 @@ async def run_tile_role(client: Client, settings: WorkerSettings, stop: asyncio.
     Raises:
         ScratchInUse: Another worker uses the scratch directory.
     """
-    scratch = Scratch(settings.scratch_directory, settings.scratch_limit_bytes)
+    scratch = Scratch(settings.scratch_directory, settings.scratch_limit_bytes, 2 * settings.upload_slots)
     limits = ChildLimits(memory_bytes=settings.render_memory_bytes, cpu_s=settings.render_cpu_s, wall_s=settings.render_wall_s)
     children = ChildPool(settings.render_slots, limits)
     # asyncio's own default is 6 threads on 2 cores; each of ours mostly waits for the bucket.
     asyncio.get_running_loop().set_default_executor(
-        ThreadPoolExecutor(settings.upload_slots + STORAGE_SLOTS + HOUSEKEEPING_SLOTS, thread_name_prefix="activity")
+        ThreadPoolExecutor(settings.render_slots + STORAGE_SLOTS + HOUSEKEEPING_SLOTS + OWN_THREADS, thread_name_prefix="activity")
     )
-    with ThreadPoolExecutor(settings.bucket_threads, thread_name_prefix="bucket") as threads:
+    with FairThreads(settings.bucket_threads, "bucket") as threads, FairThreads(settings.upload_slots, "upload") as uploads:
         bucket = Bucket(settings.bucket, max_requests=settings.bucket_threads)
-        busy = max(1, settings.upload_slots - settings.render_slots)
-        host = Host(bucket, scratch, children, threads, settings.max_pages, busy, settings.forecaster)
+        host = Host(bucket, scratch, children, threads, uploads, settings.max_pages, settings.forecaster)
         activities = Activities(host)
         housekeeping = Housekeeping(client, bucket, BucketSetup(settings.bucket) if settings.bucket.is_s3 else None)
         logger.info("host", extra={"host": scratch.host, "render_slots": settings.render_slots})
@@ -99,7 +106,11 @@ async def run_tile_role(client: Client, settings: WorkerSettings, stop: asyncio.
                     activities.write_manifest,
                 ),
                 activity_worker(
-                    client, host_queue(scratch.host), settings.upload_slots, activities.upload_page, activities.discard_scratch
+                    client,
+                    host_queue(scratch.host),
+                    max(HOST_SLOTS, 4 * settings.upload_slots),
+                    activities.upload_page,
+                    activities.discard_scratch,
                 ),
             ):
                 async with (
@@ -150,14 +161,16 @@ async def _janitor(scratch: Scratch, client: Client) -> None:
     while True:
         try:
             await asyncio.to_thread(scratch.clean)
-            await _discard_ended(scratch, client)
+            await discard_unwanted(scratch, client)
         except (OSError, RPCError):
             logger.exception("the scratch could not be cleaned")
         await asyncio.sleep(JANITOR_S)
 
 
-async def _discard_ended(scratch: Scratch, client: Client) -> None:
-    """Removes what lies on the scratch for uploads that have no run any more: nobody comes for it.
+async def discard_unwanted(scratch: Scratch, client: Client) -> None:
+    """Removes what lies on the scratch for uploads that have no run any more, and tiled pages that their run does not want.
+
+    Nobody comes for them. Their age does not count: what a run wants stays through any outage, as does all of a run that cannot be asked.
 
     Raises:
         RPCError: Temporal does not answer.
@@ -166,6 +179,14 @@ async def _discard_ended(scratch: Scratch, client: Client) -> None:
         if not await is_running(client, ref):
             logger.info("discards what a run left behind that has ended", extra={"ref": str(ref), "paths": len(paths)})
             await asyncio.to_thread(scratch.remove_unused, paths)
+        elif idle := await asyncio.to_thread(scratch.idle_pages, ref):
+            try:
+                wanted = await tiles_wanted(client, ref)
+            except (RPCError, WorkflowQueryFailedError) as error:
+                logger.info("keeps tiled pages, for their run does not say which it wants: %s", error, extra={"ref": str(ref)})
+                continue
+            unwanted = [page for page in idle if page.name not in wanted]
+            await asyncio.to_thread(scratch.remove_unused, unwanted)
 
 
 async def _drain(scratch: Scratch, client: Client) -> None:
@@ -174,5 +195,5 @@ async def _drain(scratch: Scratch, client: Client) -> None:
         async with asyncio.timeout(GRACE.total_seconds()):
             while scratch.has_pages:
                 with suppress(RPCError):  # Temporal may only be away for a moment
-                    await _discard_ended(scratch, client)
+                    await discard_unwanted(scratch, client)
                 await asyncio.sleep(DRAIN_S)

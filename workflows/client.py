@@ -133,6 +133,17 @@ async def last_run(client: Client, ref: UploadRef) -> WorkflowExecutionDescripti
         raise
 
 
+async def tiles_wanted(client: Client, ref: UploadRef) -> set[str]:
+    """The names of the tiled pages that the upload's run still wants, on all hosts.
+
+    Raises:
+        RPCError: Temporal, or the worker that would answer for the run, does not answer.
+        WorkflowQueryFailedError: The run is in the hands of an older release.
+    """
+    handle = client.get_workflow_handle(ref.workflow_id)
+    return set(await handle.query(ProcessUpload.tiles_wanted, rpc_timeout=timedelta(seconds=5)))
+
+
 async def is_running(client: Client, ref: UploadRef) -> bool:
     """Whether the upload has a run that has not ended; raises like ``last_run``."""
     run = await last_run(client, ref)

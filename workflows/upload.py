@@ -4,7 +4,7 @@ import asyncio
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TypeVar
 
 from temporalio import workflow
@@ -56,6 +56,13 @@ SHEETS_AT_ONCE = 32
 DISCARDED_AT_ONCE = 250
 """Sheets that were not done, of which one activity removes what is there; most were never begun."""
 
+LATE_WRITE = timedelta(seconds=30)
+"""A host that falls silent may have sent a ``.dzi`` that the bucket takes a little later. The end of a run waits for so long, counted from
+when the silence was noticed, before it removes half sheets: a sheet whose ``.dzi`` comes late is then whole, and counted."""
+
+LATE = "late-writes"
+"""Runs without this patch do not wait for that."""
+
 CHECKED = "check-sheets"
 """Runs without this patch trust every ``.dzi`` when they reconcile, and leave what is there of a sheet that was not done."""
 
@@ -95,6 +102,8 @@ class ProcessUpload:
         self._in_flight: dict[int, asyncio.Task[None]] = {}
         self._hosts: set[str] = set(continued.hosts if continued else ())
         self._landed = 0
+        self._on_scratch: dict[int, str] = {}
+        self._fell_silent: datetime | None = None
         self._reconcile_asked = False
         self._deep_asked = False
         self._stored: set[int] = set()
@@ -145,6 +154,11 @@ class ProcessUpload:
     def progress(self) -> Snapshot:
         """The whole snapshot."""
         return self._progress.snapshot()
+
+    @workflow.query
+    def tiles_wanted(self) -> list[str]:
+        """The names of the tiled pages that are being uploaded, or wait for it, on all hosts; no other one is wanted any more."""
+        return sorted(self._on_scratch.values())
 
     @workflow.update
     async def progress_after(self, args: ProgressAfter) -> Snapshot:
@@ -296,14 +310,19 @@ class ProcessUpload:
                 self._hosts.add(tiled.queue)
                 self._stop_if_cancelled()
                 self._progress.uploading(number, workflow.now())
+                self._on_scratch[number] = tiled.scratch
                 try:
                     record = await self._upload(self._progress.sheet(number), tiled)
                 except ActivityError as error:
+                    if _timed_out(error, TimeoutType.HEARTBEAT):
+                        self._fell_silent = workflow.now()
                     if self._is_cancelled or not _is_host_lost(error):
                         raise
                 else:
                     self._progress.ready([record], workflow.now())
                     return
+                finally:
+                    del self._on_scratch[number]
             detail = f"the host that held the sheet's tiles disappeared {1 + MAX_LOSSES} times"
             self._progress.failed(number, WorkerLost.__name__, detail, workflow.now())
         except (asyncio.CancelledError, ActivityError) as error:
@@ -468,6 +487,8 @@ class ProcessUpload:
         """No half of a sheet stays; one that was committed after all is counted."""
         undone = self._progress.sheets_in(*(status for status in SheetStatus if status is not SheetStatus.READY))
         if undone and workflow.patched(CHECKED):
+            if self._fell_silent is not None and workflow.now() < self._fell_silent + LATE_WRITE and workflow.patched(LATE):
+                await workflow.sleep(self._fell_silent + LATE_WRITE - workflow.now())
             for start in range(0, len(undone), DISCARDED_AT_ONCE):
                 await self._check(undone[start : start + DISCARDED_AT_ONCE], discard=True)
 
@@ -511,6 +532,7 @@ class ProcessUpload:
             heartbeat_timeout=HEARTBEAT,
             retry_policy=RETRIES,
             cancellation_type=CANCELLATION,
+            priority=self._priority(),
             summary=summary,
         )
 
@@ -586,10 +608,14 @@ def _summary(sheet: SheetState) -> str:
     return f"sheet {sheet.number}: {sheet.title}" if sheet.title else f"sheet {sheet.number}"
 
 
+def _timed_out(error: ActivityError, *types: TimeoutType) -> bool:
+    return isinstance(error.cause, TemporalTimeout) and error.cause.type in types
+
+
 def _is_host_lost(error: ActivityError) -> bool:
     cause = error.cause
-    if isinstance(cause, TemporalTimeout):
-        return cause.type in (TimeoutType.HEARTBEAT, TimeoutType.SCHEDULE_TO_START)
+    if _timed_out(error, TimeoutType.HEARTBEAT, TimeoutType.SCHEDULE_TO_START):
+        return True
     return isinstance(cause, ApplicationError) and cause.type == TilesMissing.__name__
 
 

@@ -12,7 +12,7 @@ from tests.browser.test_page import PROCESSING_MS, WatchedPage, chromium_page, p
 
 PLAN = "/v1/organizations/local/projects/demo/plans/tabs/uploads"
 TABS = 8
-DEADLINE_S = 90
+DEADLINE_S = 240
 
 COUNT_STREAMS = """
     window.streams = 0;

@@ -491,7 +491,7 @@ def redirected(url: str, how: str, *arguments: str | Path) -> subprocess.Complet
     """Runs the command line by a shell that redirects its streams."""
     command = ["/bin/sh", "-c", f'exec "$@" {how}', "sh", sys.executable, "-m", "api.cli", *map(str, arguments)]
     return subprocess.run(
-        command, capture_output=True, check=False, text=True, timeout=60, env=environment(url), cwd=Path(__file__).parents[2]
+        command, capture_output=True, check=False, text=True, timeout=240, env=environment(url), cwd=Path(__file__).parents[2]
     )
 
 

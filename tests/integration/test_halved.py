@@ -10,7 +10,7 @@ from deploy.local import Stack
 from tests.chaos.test_worker_killed import send, sheets_in, wait_for
 from tests.resources.make_pdfs import nested_groups
 
-pytestmark = [pytest.mark.usefixtures("temporal_binary"), pytest.mark.timeout(300)]
+pytestmark = pytest.mark.usefixtures("temporal_binary")
 
 WIDTH_PT, HEIGHT_PT, USER_UNIT = 612.37, 395.81, 2.0
 MEMORY_BYTES = 256 << 20
@@ -31,7 +31,7 @@ def test_page_without_memory_is_made_at_half_its_resolution(new_stack: Callable[
     assert [note["type"] for note in sheet["notes"]] == ["Scaled"]
     assert "150 dpi instead of 300" in sheet["notes"][0]["message"]
 
-    report = httpx.get(stack.api_url + undisturbed + "/verify", params={"deep": "true"}, timeout=100).json()
+    report = httpx.get(stack.api_url + undisturbed + "/verify", params={"deep": "true"}, timeout=240).json()
     assert report["verified"], report
 
     disturbed = send(stack, body)

@@ -183,7 +183,7 @@ def test_second_run_waits_for_a_start_or_a_stop(tmp_path: Path) -> None:
         third = make_run(tmp_path)
         assert third.returncode == 0, third.stderr
         assert "Ready after" in third.stdout
-        session.communicate(timeout=60)
+        session.communicate(timeout=DEADLINE_S)
     assert processes_of(tmp_path) == []
 
 
@@ -286,7 +286,7 @@ def test_any_directory_will_do(tmp_path: Path) -> None:
                 assert json.loads(path.read_bytes())["status"] == "complete"
                 asyncio.run(result(address, UploadRef.parse(f"{PLAN}/{path.parent.name}")))
             os.killpg(session.pid, signal.SIGINT)
-            said, _ = session.communicate(timeout=60)
+            said, _ = session.communicate(timeout=DEADLINE_S)
             assert session.returncode in (0, 130), said
     assert list(tmp_path.iterdir()) == [checkout]
     assert (data_dir / "temporal.db").is_file()

@@ -13,7 +13,7 @@ from tests.chaos.test_worker_killed import send, wait_for
 from tests.resources.make_pdfs import Writer
 from tests.servers.s3 import TestServer
 
-pytestmark = [pytest.mark.usefixtures("temporal_binary"), pytest.mark.timeout(240)]
+pytestmark = pytest.mark.usefixtures("temporal_binary")
 
 OURS = ("api", "worker-workflow", "worker-tile")
 TEXT_LINE = re.compile(

@@ -34,6 +34,7 @@ async def test_history_replays(path: Path) -> None:
         ("reconciled", "EVENT_TYPE_MARKER_RECORDED"),
         ("stored", "EVENT_TYPE_WORKFLOW_EXECUTION_SIGNALED"),
         ("cancelled-and-cleaned", "EVENT_TYPE_WORKFLOW_EXECUTION_CANCELED"),
+        ("fell-silent", "EVENT_TYPE_TIMER_FIRED"),
         ("deleted", "EVENT_TYPE_TIMER_FIRED"),
         ("halved", "EVENT_TYPE_MARKER_RECORDED"),
         ("swept", "EVENT_TYPE_WORKFLOW_EXECUTION_COMPLETED"),

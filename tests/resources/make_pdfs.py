@@ -297,6 +297,85 @@ def plan_set(count: int, width_pt: int = 1224, height_pt: int = 792) -> bytes:
     return writer.finish(pages, f"/Outlines {outlines} 0 R")
 
 
+FONT_SIZE = 20
+"""Points of the text of the fonts below, and the width of each of their characters."""
+
+
+def text_by_cmap(name: str, ordering: str, cmap: str, text: str) -> bytes:
+    """A line in a font of an East Asian character set that is not in the file. ``cmap`` is one of UTF-16, or Identity-H."""
+    writer = Writer()
+    descriptor = writer.add(f"<< /Type /FontDescriptor /FontName /{name} /Flags 4 /FontBBox [0 -200 1000 900] >>")
+    descendant = writer.add(
+        f"<< /Type /Font /Subtype /CIDFontType2 /BaseFont /{name} /FontDescriptor {descriptor} 0 R"
+        f" /CIDSystemInfo << /Registry (Adobe) /Ordering ({ordering}) /Supplement 2 >> >>"
+    )
+    font = writer.add(f"<< /Type /Font /Subtype /Type0 /BaseFont /{name} /Encoding /{cmap} /DescendantFonts [{descendant} 0 R] >>")
+    return writer.finish([writer.page(*_line(font, text.encode("utf-16-be")))])
+
+
+def text_by_names(name: str, *texts: str, entries: str = "", hidden: bool = False) -> bytes:
+    """A page with a line of each text, all in one simple font that is not in the file and names every character.
+
+    Args:
+        name: The font.
+        texts: Together at most 223 different characters.
+        entries: Written by hand for the font's descriptor.
+        hidden: Whether the text is not painted, as behind a scan.
+    """
+    writer = Writer()
+    codes = {character: code for code, character in enumerate(sorted(set("".join(texts))), 32)}
+    encoding = f"<< /Type /Encoding /Differences [32 {' '.join(f'/uni{ord(character):04X}' for character in codes)}] >>"
+    descriptor = writer.add(f"<< /Type /FontDescriptor /FontName /{name} /Flags 32 /FontBBox [0 -200 1000 900] {entries} >>")
+    font = writer.add(
+        f"<< /Type /Font /Subtype /TrueType /BaseFont /{name} /FirstChar 32 /LastChar 255 /Widths [{'1000 ' * 224}]"
+        f" /FontDescriptor {descriptor} 0 R /Encoding {encoding} >>"
+    )
+    pages = [writer.page(*_line(font, bytes(codes[character] for character in text), hidden=hidden)) for text in texts]
+    return writer.finish(pages)
+
+
+def text_with_its_font(file: Path, text: str) -> bytes:
+    """A line in a TrueType font that is in the file."""
+    writer = Writer()
+    data = writer.stream(file.read_bytes())
+    descriptor = writer.add(f"<< /Type /FontDescriptor /FontName /Mine /Flags 32 /FontBBox [0 -200 1000 900] /FontFile2 {data} 0 R >>")
+    font = writer.add(f"<< /Type /Font /Subtype /TrueType /BaseFont /Mine /FontDescriptor {descriptor} 0 R /Encoding /WinAnsiEncoding >>")
+    return writer.finish([writer.page(*_line(font, text.encode()))])
+
+
+def markup_by_names(name: str, text: str) -> bytes:
+    """A free-text markup whose appearance has a line in a simple font that is not in the file, like ``text_by_names``."""
+    writer = Writer()
+    codes = {character: code for code, character in enumerate(sorted(set(text)), 32)}
+    encoding = f"<< /Type /Encoding /Differences [32 {' '.join(f'/uni{ord(character):04X}' for character in codes)}] >>"
+    font = writer.add(
+        f"<< /Type /Font /Subtype /TrueType /BaseFont /{name} /FirstChar 32 /LastChar 255 /Widths [{'1000 ' * 224}] /Encoding {encoding} >>"
+    )
+    content, box = _line(font, bytes(codes[character] for character in text))
+    look = writer.stream(content, "/Type /XObject /Subtype /Form " + box.replace("/MediaBox", "/BBox"))
+    words = f"<FEFF{text.encode('utf-16-be').hex()}>"
+    markup = writer.add(
+        f"<< /Type /Annot /Subtype /FreeText /Rect [0 0 400 100] /F 4 /DA (0 g) /Contents {words} /AP << /N {look} 0 R >> >>"
+    )
+    return writer.finish([writer.page(b"", f"/MediaBox [0 0 400 100] /Annots [{markup} 0 R]")])
+
+
+def text_drawn_by_procedures() -> bytes:
+    """A line in a Type 3 font, whose characters are drawings in the file."""
+    writer = Writer()
+    square = writer.stream(b"1000 0 0 0 800 800 d1 0 0 800 800 re f")
+    font = writer.add(
+        f"<< /Type /Font /Subtype /Type3 /FontBBox [0 0 1000 1000] /FontMatrix [0.001 0 0 0.001 0 0] /CharProcs << /s {square} 0 R >>"
+        " /Encoding << /Differences [65 /s] >> /FirstChar 65 /LastChar 65 /Widths [1000] /Resources << >> >>"
+    )
+    return writer.finish([writer.page(*_line(font, b"AAA"))])
+
+
+def _line(font: int, codes: bytes, *, hidden: bool = False) -> tuple[bytes, str]:
+    content = f"BT {3 if hidden else 0} Tr /F {FONT_SIZE} Tf 10 40 Td <{codes.hex()}> Tj ET"
+    return content.encode(), f"/MediaBox [0 0 400 100] /Resources << /Font << /F {font} 0 R >> >>"
+
+
 def _encrypted(user: str) -> bytes:
     out = io.BytesIO()
     with pikepdf.open(io.BytesIO(one_page())) as pdf:

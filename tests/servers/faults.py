@@ -61,6 +61,17 @@ def delays(seconds: float) -> Fault:
     return fault
 
 
+def held_until(event: threading.Event) -> Fault:
+    """The server gets the request only once the event is set, whatever has become of the client."""
+
+    def fault(exchange: Exchange, pass_on: PassOn) -> None:
+        request = exchange.read()
+        event.wait(300)
+        exchange.say(pass_on(request))
+
+    return fault
+
+
 def byte_by_byte(exchange: Exchange, pass_on: PassOn) -> None:
     """The answer comes in packets of one byte, as far as its first 2,000 go."""
     head, body = _said(exchange, pass_on(exchange.read()))

@@ -122,7 +122,9 @@ def running_worker(packages: Path, log: Path, url: str, secret: str) -> Iterator
             "deadLetterQueue": consumer["dead_letter_queue"],
         },
     }
-    shutil.copy(HERE / "run.mjs", packages)  # it imports from where it lies
+    draft = packages / f"run.mjs.{os.getpid()}"
+    shutil.copy(HERE / "run.mjs", draft)
+    draft.replace(packages / "run.mjs")  # it imports from where it lies; another test may be reading it
     process = subprocess.Popen(
         ["node", str(packages / "run.mjs")],
         stdin=subprocess.PIPE,

@@ -2,8 +2,8 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import Future
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from activities.interface import CountPages, TilePage, WriteManifest
 from activities.records import Snapshot, UploadOptions, UploadStatus
 from activities.scratch import Scratch
 from activities.storage import Bucket, BucketSettings, StoredObject
+from activities.threads import FairThreads
 from worker.app import Activities
 
 REF = "acme/tower/a1/u1"
@@ -51,8 +52,8 @@ def bucket(tmp_path: Path) -> Iterator[SilentBucket]:
 @asynccontextmanager
 async def activities(bucket: Bucket, directory: Path) -> AsyncIterator[Activities]:
     """The real activities around it."""
-    with ThreadPoolExecutor(1) as threads, closing(Scratch(directory, 1 << 30)) as scratch:
-        yield Activities(Host(bucket, scratch, ChildPool(1), threads))
+    with FairThreads(1, "test") as threads, closing(Scratch(directory, 1 << 30)) as scratch:
+        yield Activities(Host(bucket, scratch, ChildPool(1), threads, threads))
 
 
 @pytest.mark.parametrize(
@@ -98,3 +99,67 @@ async def test_cancel_of_a_thread_that_ends_well(more_follows: bool) -> None:
     else:
         assert await attempt == "finished"
     assert stopped.is_set()
+
+
+@pytest.mark.parametrize("fails", [True, False])
+async def test_cancelled_attempt_beats_for_as_long_as_its_thread_lives(fails: bool) -> None:
+    """Also when it is cancelled twice, by the workflow and by a worker that stops: a thread that nobody hears of is taken for dead."""
+    begun, released = threading.Event(), threading.Event()
+    beats = 0
+
+    def work(stop: threading.Event) -> str:
+        begun.set()
+        released.wait(30)
+        assert stop.is_set()
+        if fails:
+            raise StorageUnavailable("503")
+        return "finished"
+
+    def beat(*_: object) -> None:
+        nonlocal beats
+        beats += 1
+
+    async def run() -> str:
+        return await Attempt().in_thread(work)
+
+    environment = ActivityEnvironment()
+    environment.on_heartbeat = beat
+    attempt = asyncio.create_task(environment.run(run))
+    await asyncio.to_thread(begun.wait, 120)
+    for _ in range(2):
+        attempt.cancel()
+        beats = 0
+        async with asyncio.timeout(120):
+            while beats < 3:  # noqa: ASYNC110 - a callback's number
+                await asyncio.sleep(0.01)
+        assert not attempt.done()
+    released.set()
+    if fails:
+        with pytest.raises(asyncio.CancelledError):
+            await attempt
+    else:
+        assert await attempt == "finished"
+
+
+async def test_cancel_of_work_that_waits_for_a_thread() -> None:
+    """It beats while it waits; cancelled, it waits no longer, and is not begun."""
+    released, beaten = threading.Event(), asyncio.Event()
+    did = []
+
+    async def run() -> None:
+        def submit(work: Callable[[threading.Event], None], stop: threading.Event) -> Future[None]:
+            return threads.submit(("b",), work, stop)
+
+        await Attempt().in_thread(lambda _: did.append(1), submit=submit)
+
+    with FairThreads(1, "test") as threads:
+        threads.submit(("a",), released.wait, 300)
+        environment = ActivityEnvironment()
+        environment.on_heartbeat = lambda *_: beaten.set()
+        attempt = asyncio.create_task(environment.run(run))
+        await asyncio.wait_for(beaten.wait(), 120)
+        attempt.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(attempt, 120)
+        released.set()
+    assert did == []

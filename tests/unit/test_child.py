@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from activities import fonts
 from activities.child import ChildLimits, ChildPool
 from activities.dzi import Pyramid
 from activities.errors import (
@@ -145,7 +146,7 @@ class Sheets:
         """Tiles a page; returns the directory."""
         target = self.target()
         engines, _ = await pool.tile_page(upload, source, TilePage("o/p/q/u", number, *size, OPTIONS), target, beat)
-        assert engines.keys() == {"pdfium", "libvips", "sitelink-raster"}
+        assert engines.keys() == {"pdfium", "libvips", "sitelink-raster", *fonts.VERSIONS}
         return target
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from activities.keys import UploadRef
 from activities.records import UploadOptions, UploadRecord, to_json
 from activities.scratch import Scratch
 from activities.storage import Bucket, BucketSettings
+from activities.threads import FairThreads
 from tests.resources import make_pdfs
 from worker.app import Activities
 
@@ -34,9 +34,9 @@ async def activities(directory: Path, options: UploadOptions) -> AsyncIterator[A
     bucket.put(REF.source, body)
     record = UploadRecord("plan.pdf", len(body), hashlib.sha256(body).hexdigest(), options, "2026-01-31T09:30:00.250Z")
     bucket.put(REF.record, to_json(record))
-    with ThreadPoolExecutor(2) as threads, closing(Scratch(directory / "scratch", 1 << 30)) as scratch:
+    with FairThreads(2, "test") as threads, closing(Scratch(directory / "scratch", 1 << 30)) as scratch:
         children = ChildPool(1)
-        yield Activities(Host(bucket, scratch, children, threads))
+        yield Activities(Host(bucket, scratch, children, threads, threads))
         await children.close()
 
 

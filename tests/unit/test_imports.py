@@ -21,7 +21,7 @@ MODULES = sorted(
 
 LIGHT = {"temporalio", *(f"activities.{name}" for name in ("interface", "keys", "dzi", "records", "errors", "forecast"))}
 STORAGE = LIGHT | {"activities.storage"}
-HOST = STORAGE | {f"activities.{name}" for name in ("verify", "attempt", "scratch", "tilezip", "child")}
+HOST = STORAGE | {f"activities.{name}" for name in ("verify", "attempt", "scratch", "threads", "tilezip", "child")}
 SERVER = {"starlette", "sse_starlette", "uvicorn", "python_multipart"}
 
 MAY_IMPORT: dict[str, set[str]] = {
@@ -32,9 +32,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "activities.decode": LIGHT | {"pyvips"},
     "activities.attempt": LIGHT,
     "activities.scratch": STORAGE | {"activities.attempt"},
+    "activities.threads": LIGHT,
     "activities.tilezip": LIGHT,
     "activities.structure": LIGHT | {"pikepdf"},
-    "activities.raster": LIGHT | {"activities.structure", "pypdfium2", "pypdfium2_raw"},
+    "activities.fonts": LIGHT | {"pypdfium2"},
+    "activities.raster": LIGHT | {"activities.fonts", "activities.structure", "pypdfium2", "pypdfium2_raw"},
     "activities.pyramid": LIGHT | {"activities.tilezip", "pyvips"},
     "activities.child": LIGHT,
     "activities.forkserver": LIGHT | {"activities.memorylimit"},
@@ -54,7 +56,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 """What each module may import besides the standard library: modules, or whole packages. ``worker`` and ``deploy`` are free."""
 
-CHILDREN = {"activities.raster", "activities.structure", "activities.pyramid", "activities.decode"}
+CHILDREN = {"activities.fonts", "activities.raster", "activities.structure", "activities.pyramid", "activities.decode"}
 NATIVE = {"pypdfium2", "pypdfium2_raw", "pikepdf", "pyvips", *CHILDREN}
 """Loaded in render children and in verify's decoder only."""
 

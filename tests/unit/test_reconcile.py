@@ -3,7 +3,6 @@
 import json
 import tempfile
 from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +21,7 @@ from activities.keys import UploadRef
 from activities.reconcile import ReconcileActivities
 from activities.records import SheetRecord, SheetState, SheetStatus, UploadStatus, from_json
 from activities.storage import Bucket, BucketSettings
+from activities.threads import FairThreads
 from activities.verify import verify_upload
 from tests.unit.sheets import NAMES, PYRAMID, REF, Md5Bucket, accept, progress, put_sheet, put_upload
 from worker.app import Activities
@@ -40,7 +40,7 @@ def bucket(tmp_path: Path) -> Bucket:
 
 def activities(bucket: Bucket) -> ReconcileActivities:
     """The activities of a host that has nothing but a bucket."""
-    host = SimpleNamespace(bucket=bucket, threads=ThreadPoolExecutor(2))
+    host = SimpleNamespace(bucket=bucket, threads=FairThreads(2, "test"))
     return Activities(cast("Host", host))
 
 

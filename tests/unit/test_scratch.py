@@ -2,7 +2,6 @@
 
 import asyncio
 import hashlib
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +17,7 @@ from activities.attempt import Attempt
 from activities.errors import SourceMissing, StorageUnavailable
 from activities.keys import UploadRef
 from activities.records import UploadOptions, UploadRecord, timestamp
-from activities.scratch import PAGE_AGE_S, Scratch, ScratchInUse
+from activities.scratch import IDLE_S, UNKNOWN_AGE_S, Scratch, ScratchInUse
 from activities.storage import Bucket, BucketSettings
 
 REF = UploadRef("acme", "tower", "a1", "u1")
@@ -49,7 +48,9 @@ def bucket(tmp_path: Path) -> CountingBucket:
 def open_scratch(tmp_path: Path) -> Iterator[Callable[..., Scratch]]:
     """Opens the scratch below the test's own directory, as each new worker process would."""
     with ExitStack() as stack:
-        yield lambda limit_bytes=1 << 30: stack.enter_context(closing(Scratch(tmp_path / "scratch", limit_bytes)))
+        yield lambda *limits, later_s=0: stack.enter_context(
+            closing(Scratch(tmp_path / "scratch", *(limits or [1 << 30]), clock=lambda: time.time() + later_s))
+        )
 
 
 async def test_source_is_fetched_once_and_kept_while_used(
@@ -125,18 +126,33 @@ def test_second_worker_is_refused_and_the_host_keeps_its_id(open_scratch: Callab
 
 
 def test_start_removes_what_a_crash_left_unfinished(open_scratch: Callable[..., Scratch], tmp_path: Path) -> None:
-    """Unpublished pages and downloads go at once, published pages only when nobody can want them any more."""
+    """Unpublished pages and downloads go at once; what is published stays, however old, unless nothing tells whose it is."""
     scratch = open_scratch()
     unfinished = scratch.new_page(REF, 1)
     kept = scratch.page(scratch.publish(scratch.new_page(REF, 2)))
-    abandoned = scratch.page(scratch.publish(scratch.new_page(REF, 3)))
-    old = time.time() - PAGE_AGE_S - 60
-    os.utime(abandoned, (old, old))
+    foreign = scratch.page(f"{kept.name[1:]}0")
+    foreign.mkdir()
     download = tmp_path / "scratch" / "sources" / "x.part"
     download.touch()
     scratch.close()
-    open_scratch()
-    assert [path.exists() for path in (unfinished, kept, abandoned, download)] == [False, True, False, False]
+    open_scratch().close()
+    assert [path.exists() for path in (unfinished, kept, foreign, download)] == [False, True, True, False]
+    open_scratch(later_s=UNKNOWN_AGE_S + 60)
+    assert [path.exists() for path in (kept, foreign)] == [True, False]
+
+
+def test_page_is_idle_only_when_no_attempt_was_at_it_for_a_while(open_scratch: Callable[..., Scratch]) -> None:
+    """Not while it is being uploaded, nor soon after it was published or an attempt ended."""
+    scratch = open_scratch()
+    scratch.new_page(REF, 1)
+    name = scratch.publish(scratch.new_page(REF, 2))
+    assert scratch.idle_pages(REF) == []
+    scratch.close()
+    scratch = open_scratch(later_s=2 * IDLE_S)
+    assert scratch.idle_pages(REF) == [scratch.page(name)]
+    with scratch.claimed(name):
+        assert scratch.idle_pages(REF) == []
+    assert scratch.idle_pages(REF) == []
 
 
 def test_page_of_an_upload_is_discarded_with_it(open_scratch: Callable[..., Scratch]) -> None:
@@ -154,7 +170,12 @@ async def test_pages_wait_for_room_with_heartbeats(open_scratch: Callable[..., S
     page = scratch.page(scratch.publish(scratch.new_page(REF, 1)))
     (page / "tiles.zip").write_bytes(b"x" * 11)
     beats = []
-    waiting = asyncio.create_task(scratch.wait_for_room(lambda: beats.append(1)))
+
+    async def wait() -> None:
+        async with scratch.room(lambda: beats.append(1)):
+            pass
+
+    waiting = asyncio.create_task(wait())
     async with asyncio.timeout(120):
         while not beats:  # noqa: ASYNC110 - a callback's list
             await asyncio.sleep(0.01)
@@ -177,7 +198,8 @@ async def test_room_is_measured_while_pages_come_and_go(open_scratch: Callable[.
         coming = threads.submit(come_and_go)
         try:
             for _ in range(100):
-                await scratch.wait_for_room(lambda: None)
+                async with scratch.room(lambda: None):
+                    pass
         finally:
             measured.set()
         coming.result()
@@ -210,3 +232,47 @@ async def test_what_lies_there_is_told_by_upload_and_what_is_used_stays(
     scratch.discard(other)
     assert scratch.uploads() == {}
     assert not scratch.has_pages
+
+
+async def test_whoever_waits_for_the_source_beats(open_scratch: Callable[..., Scratch], tmp_path: Path, bucket: CountingBucket) -> None:
+    """While another activity fetches it, for as long as that takes."""
+    scratch = open_scratch()
+    fetching, released = threading.Event(), threading.Event()
+
+    class Slow(Bucket):
+        def chunks(self, key: str) -> Iterator[bytes]:
+            fetching.set()
+            released.wait(30)
+            yield from super().chunks(key)
+
+    slow, beaten = Slow(BucketSettings((tmp_path / "bucket").as_uri())), asyncio.Event()
+
+    async def read() -> bytes:
+        async with scratch.source(REF, RECORD, slow, Attempt()) as path:
+            return await asyncio.to_thread(path.read_bytes)
+
+    first = asyncio.create_task(ActivityEnvironment().run(read))
+    await asyncio.to_thread(fetching.wait, 120)
+    environment = ActivityEnvironment()
+    environment.on_heartbeat = lambda *_: beaten.set()
+    second = asyncio.create_task(environment.run(read))
+    await asyncio.wait_for(beaten.wait(), 120)
+    released.set()
+    assert await first == await second == BODY
+
+
+async def test_pages_being_made_count_too(open_scratch: Callable[..., Scratch]) -> None:
+    """Two that are told at the same moment that there is room for one do not both make it."""
+    scratch = open_scratch(1 << 30, 1)
+    most = now = 0
+
+    async def make() -> None:
+        nonlocal most, now
+        async with scratch.room(lambda: None):
+            now += 1
+            most = max(most, now)
+            await asyncio.sleep(0)
+            now -= 1
+
+    await asyncio.gather(make(), make())
+    assert most == 1

@@ -4,7 +4,6 @@ import asyncio
 import threading
 import zipfile
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from activities.keys import UploadRef
 from activities.records import UploadOptions, UploadRecord, to_json
 from activities.scratch import Scratch
 from activities.storage import Bucket, BucketSettings, StoredObject
+from activities.threads import FairThreads
 from activities.tilezip import THUMBNAIL, TILES, TILES_PREFIX
 from tests.unit.sheets import Md5Bucket, accept, etag
 from worker.app import Activities
@@ -66,8 +66,12 @@ def bucket(tmp_path: Path) -> OrderedBucket:
 @pytest.fixture
 async def host(bucket: OrderedBucket, tmp_path: Path) -> AsyncIterator[Host]:
     """A host that has tiled no page yet."""
-    with ThreadPoolExecutor(2) as threads, closing(Scratch(tmp_path / "scratch", 1 << 30)) as scratch:
-        yield Host(bucket, scratch, ChildPool(1), threads)
+    with (
+        FairThreads(2, "bucket") as threads,
+        FairThreads(1, "upload") as uploads,
+        closing(Scratch(tmp_path / "scratch", 1 << 30, 3)) as scratch,
+    ):
+        yield Host(bucket, scratch, ChildPool(1), threads, uploads)
 
 
 def tiled(host: Host, *, without: str = "") -> UploadPage:
@@ -207,20 +211,38 @@ async def test_files_of_killed_writes_are_gone_after_the_next_attempt(host: Host
     assert (other / "0_0.jpeg#1").exists()
 
 
-async def test_no_page_is_tiled_that_would_wait_for_an_upload_slot(host: Host, bucket: OrderedBucket) -> None:
-    """A bucket that hangs holds tiling back: a sheet that waits for a slot would be taken for one of a dead host."""
-    activities = Activities(replace(host, busy_uploads=1))
-    beaten = asyncio.Event()
-    environment = ActivityEnvironment()
-    environment.on_heartbeat = lambda *_: beaten.set()
+async def test_no_page_is_tiled_while_too_many_wait_for_their_upload(host: Host, bucket: OrderedBucket) -> None:
+    """One that waits for its next attempt counts like one that is being uploaded, or is at its turn next; those beat."""
+    activities = Activities(host)
+    environments = [ActivityEnvironment() for _ in range(3)]
+    beaten = [asyncio.Event() for _ in environments]
+    for environment, event in zip(environments, beaten, strict=True):
+        environment.on_heartbeat = lambda *_, event=event: event.set()
     bucket.open.clear()
-    uploading = asyncio.create_task(ActivityEnvironment().run(activities.upload_page, tiled(host)))
-    await asyncio.to_thread(bucket.reached.wait, 10)
-    tiling = asyncio.create_task(environment.run(activities.tile_page, TilePage(str(REF), 2, 600, 300, UploadOptions())))
-    await asyncio.wait_for(beaten.wait(), 120)
-    assert bucket.read == []
-    bucket.open.set()
-    await uploading
+    waiting = tiled(host)
+    uploads = [asyncio.create_task(environment.run(activities.upload_page, tiled(host))) for environment in environments[:2]]
+    await asyncio.to_thread(bucket.reached.wait, 120)
+    tiling = asyncio.create_task(environments[2].run(activities.tile_page, TilePage(str(REF), 2, 600, 300, UploadOptions())))
+    async with asyncio.timeout(120):
+        for event in beaten:
+            await event.wait()
+    assert [path.name for path in host.scratch.uploads()[REF] if path.suffix == ".part"] == []
+    host.scratch.remove(host.scratch.page(waiting.tiled.scratch))
     with pytest.raises(ApplicationError, match="SourceMissing"):  # this far it comes without a PDF
-        await tiling
-    assert bucket.read == [REF.record, REF.record]  # by the upload just before its ``.dzi``, and by the tiling
+        await asyncio.wait_for(tiling, 120)
+    bucket.open.set()
+    await asyncio.gather(*uploads)
+
+
+async def test_page_that_another_attempt_is_at_is_not_removed(host: Host, bucket: OrderedBucket) -> None:
+    """An attempt that Temporal has given up is cancelled while the next one uploads the same page."""
+    args = tiled(host)
+    bucket.open.clear()
+    attempts = [asyncio.create_task(ActivityEnvironment().run(Activities(host).upload_page, args)) for _ in range(2)]
+    await asyncio.to_thread(bucket.reached.wait, 120)
+    attempts[0].cancel()
+    bucket.open.set()
+    with pytest.raises(asyncio.CancelledError):
+        await attempts[0]
+    assert (await attempts[1]).tiles == PYRAMID.tile_count
+    assert not host.scratch.has_pages

@@ -3,13 +3,16 @@
 import asyncio
 import os
 import secrets
+import time
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from temporalio.api.enums.v1 import PendingActivityState
+from temporalio import activity
+from temporalio.api.enums.v1 import EventType, PendingActivityState
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError, WorkflowHandle, WorkflowUpdateStage
 from temporalio.common import SearchAttributeKey
 from temporalio.exceptions import ApplicationError, CancelledError
@@ -17,6 +20,7 @@ from temporalio.runtime import MetricBuffer, Runtime, TelemetryConfig
 
 from activities.errors import (
     NewerSchema,
+    NoPages,
     NotAPdf,
     PageUnreadable,
     RenderCrashed,
@@ -27,13 +31,14 @@ from activities.errors import (
     TilesMissing,
     UploadNotFound,
 )
-from activities.interface import HalvePage, Page
+from activities.interface import STORAGE_QUEUE, BucketState, HalvePage, ListSheets, Page, TiledPage, TilePage
 from activities.keys import UploadRef
 from activities.records import SheetStatus, Snapshot, UploadStatus
+from activities.scratch import Scratch
 from deploy.temporal import TemporalServer
-from tests.workflow.fakes import FakeActivities, activity_workers, pages, without_version, working
-from worker.app import workflow_worker
-from workflows.client import reopen, start
+from tests.workflow.fakes import HOST_QUEUE, FakeActivities, activity_workers, pages, without_version, working
+from worker.app import activity_worker, discard_unwanted, workflow_worker
+from workflows.client import reopen, start, tiles_wanted
 from workflows.messages import SEARCH_ATTRIBUTES, ProgressAfter, Reconcile, SheetNumbers
 from workflows.upload import MAX_LOSSES, MAX_WAITERS, ProcessUpload
 
@@ -809,3 +814,110 @@ async def test_ten_uploads_of_two_organizations_all_finish(client: Client) -> No
         await asyncio.gather(*(start(client, each) for each in refs))
         results = await asyncio.gather(*(handle_of(client, each).result() for each in refs))
     assert {result.status for result in results} == {UploadStatus.COMPLETE}
+
+
+async def test_sheet_of_a_host_that_fell_silent_is_not_removed_at_once(client: Client, ref: UploadRef) -> None:
+    """It is cancelled, and nobody hears of its upload any more: its ``.dzi`` comes late, while the run still waits, and is counted."""
+    fake = FakeActivities(pages(1))
+    fake.stubborn = "upload_page"
+    handle = handle_of(client, ref)
+
+    async def waits() -> bool:
+        return any(event.event_type == EventType.EVENT_TYPE_TIMER_STARTED for event in (await handle.fetch_history()).events)
+
+    async with working(client, fake):
+        await start(client, ref)
+        await until(lambda: fake.reached == "upload_page")
+        await handle.cancel()
+        await until(waits, 60)
+        assert fake.checked == []
+        fake.released.set()
+        await until(lambda: bool(fake.committed))
+        result = await asyncio.wait_for(handle.result(), 60)
+        await keep_history(handle, "fell-silent")
+    assert (result.status, result.completed_pages) == (UploadStatus.COMPLETE, 1)
+    assert [args.discard for args in fake.checked] == [True]
+
+
+async def test_tiled_page_stays_for_as_long_as_its_run_wants_it(client: Client, ref: UploadRef, tmp_path: Path) -> None:
+    """However long the outage; one that the run does not want goes, and all goes when the run has ended."""
+    later_s = 0.0
+
+    class OnScratch(FakeActivities):
+        @activity.defn
+        async def tile_page(self, args: TilePage) -> TiledPage:
+            """Publishes an empty page."""
+            return TiledPage(HOST_QUEUE, scratch.publish(scratch.new_page(ref, args.number)), {})
+
+    fake = OnScratch(pages(2))
+    fake.upload_errors = {1: [StorageUnavailable("503")] * 1000}
+    with closing(Scratch(tmp_path / "scratch", 1 << 30, clock=lambda: time.time() + later_s)) as scratch:
+        async with working(client, fake):
+            await start(client, ref)
+            await until(lambda: len(fake.upload_errors[1]) < 998 and set(fake.committed) == {2})
+            wanted = await tiles_wanted(client, ref)
+            later_s = 7 * 24 * 60 * 60.0
+            (unwanted,) = (path.name for path in scratch.idle_pages(ref) if path.name not in wanted)
+            assert {path.name for path in scratch.idle_pages(ref)} == {*wanted, unwanted}
+            scratch.clean()
+            await discard_unwanted(scratch, client)
+            assert {path.name for path in scratch.idle_pages(ref)} == wanted
+            await handle_of(client, ref).terminate()
+            await discard_unwanted(scratch, client)
+            assert not scratch.has_pages
+
+
+async def test_a_run_that_cannot_be_asked_keeps_its_pages(client: Client, ref: UploadRef, tmp_path: Path) -> None:
+    """No worker answers for it."""
+    await start(client, ref)
+    with closing(Scratch(tmp_path / "scratch", 1 << 30)) as scratch:
+        os.utime(scratch.page(scratch.publish(scratch.new_page(ref, 1))), (0, 0))
+        await discard_unwanted(scratch, client)
+        assert len(scratch.idle_pages(ref)) == 1
+        await handle_of(client, ref).terminate()
+        await discard_unwanted(scratch, client)
+        assert not scratch.has_pages
+
+
+async def test_an_organization_with_much_to_do_does_not_stand_before_others(client: Client) -> None:
+    """On the storage queue of the real server: who comes last with little is served among the first."""
+    refs = [UploadRef(organization, "tower", "a1", secrets.token_hex(8)) for organization in ("many",) * 20 + ("few",) * 2]
+    served: list[str] = []
+
+    class Noting(FakeActivities):
+        @activity.defn
+        async def list_sheets(self, args: ListSheets) -> BucketState:
+            """Notes whose turn it is."""
+            served.append(UploadRef.parse(args.ref).organization)
+            return await super().list_sheets(args)
+
+    async def is_waiting(ref: UploadRef) -> bool:
+        return bool((await handle_of(client, ref).describe()).raw_description.pending_activities)
+
+    fake = Noting(NoPages("none"))
+    async with workflow_worker(client):
+        for ref in refs:
+            await start(client, ref)
+            await until(lambda ref=ref: is_waiting(ref))  # type: ignore[misc]
+        async with activity_worker(client, STORAGE_QUEUE, 1, fake.list_sheets):
+            await until(lambda: len(served) == len(refs))
+        for ref in refs:
+            await handle_of(client, ref).terminate()
+    assert [place for place, organization in enumerate(served) if organization == "few"][-1] < 10
+
+
+async def test_sheet_of_a_host_that_never_comes_back_is_tiled_elsewhere(client: Client, ref: UploadRef) -> None:
+    """Nobody takes its upload: that is noticed within a minute, and the next host does the sheet."""
+
+    class OnTwoHosts(FakeActivities):
+        @activity.defn
+        async def tile_page(self, args: TilePage) -> TiledPage:
+            """The first time on a host that dies."""
+            tiled = await super().tile_page(args)
+            return tiled if len(self.tiled) > 1 else replace(tiled, queue="host-that-died")
+
+    fake = OnTwoHosts(pages(1))
+    async with working(client, fake):
+        await start(client, ref)
+        result = await asyncio.wait_for(handle_of(client, ref).result(), 100)
+    assert (result.status, fake.tiled) == (UploadStatus.COMPLETE, [1, 1])

@@ -1,0 +1,284 @@
+"""Text whose font is not in the PDF: what it is drawn with, that the host has no say in it, and what is noted."""
+
+import ctypes
+import hashlib
+import json
+import string
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import permutations
+from pathlib import Path
+
+import pypdfium2.raw as pdfium
+import pytest
+
+from activities import fonts
+from activities.raster import Drawn, PdfFile, PixelBuffer
+from tests.resources import make_pdfs
+
+WIDTH, HEIGHT = 1600, 400
+SCALE = WIDTH // 400
+"""Pixels of a point: the pages are 400 x 100 pt."""
+
+ROOT = Path(__file__).parents[2]
+
+
+@contextmanager
+def opened(directory: Path, data: bytes) -> Iterator[PdfFile]:
+    """An open document."""
+    path = directory / "source.pdf"
+    path.write_bytes(data)
+    document = PdfFile(path)
+    try:
+        yield document
+    finally:
+        document.close()
+
+
+def draw(document: PdfFile, number: int = 1) -> tuple[bytes, list[tuple[str, str]]]:
+    """A page's pixels and notes."""
+    drawn: Drawn = document.draw(number, WIDTH, HEIGHT, PixelBuffer())
+    return bytes(drawn.pixels), [(note.type, note.message) for note in drawn.notes]
+
+
+def cells(pixels: bytes, count: int) -> list[bytes]:
+    """The picture of each character of a line, from the left."""
+    size = make_pdfs.FONT_SIZE * SCALE
+    left, bottom = 10 * SCALE, HEIGHT - 33 * SCALE
+    return [
+        b"".join(
+            pixels[3 * (WIDTH * y + left + size * index) : 3 * (WIDTH * y + left + size * (index + 1))]
+            for y in range(bottom - 2 * size, bottom)
+        )
+        for index in range(count)
+    ]
+
+
+EAST_ASIAN: dict[str, tuple[bytes, int, str]] = {
+    "MS-Gothic": (make_pdfs.text_by_cmap("MS-Gothic", "Japan1", "UniJIS-UCS2-H", "平面図直径あいう"), 8, "Noto Sans JP"),
+    "MS-Mincho": (make_pdfs.text_by_cmap("MS-Mincho", "Japan1", "UniJIS-UCS2-H", "平面図直径あいう"), 8, "Noto Serif JP"),
+    "SimHei": (make_pdfs.text_by_cmap("SimHei", "GB1", "UniGB-UCS2-H", "总平面图直径"), 6, "Noto Sans SC"),
+    "SimSun": (make_pdfs.text_by_cmap("SimSun", "GB1", "UniGB-UCS2-H", "总平面图直径"), 6, "Noto Serif SC"),
+    "PMingLiU": (make_pdfs.text_by_cmap("PMingLiU", "CNS1", "UniCNS-UCS2-H", "總平面圖直徑"), 6, "Noto Serif TC"),
+    "Dotum": (make_pdfs.text_by_cmap("Dotum", "Korea1", "UniKS-UCS2-H", "평면도직경"), 5, "Noto Sans KR"),
+}
+
+BY_NAMES = {
+    "TimesNewRomanPSMT": ("Планэтж", "Arimo"),
+    "GOST_A": ("Планэтж", "Arimo"),
+    "Calibri-Bold": ("Κάτοψη", "Arimo"),
+    "ArialMT": ("مخطلوقع", "Noto Sans Arabic"),
+    "SimplifiedArabic": ("مخطلوقع", "Noto Sans Arabic"),
+    "David": ("תכניקומה", "Arimo"),
+    "AngsanaNew": ("แปลนพ", "Noto Sans Thai"),
+    "Mangal": ("मजलयन", "Noto Sans Devanagari"),
+    "SimSun-Identity": ("总平面图直径", "Noto Sans SC"),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "count", "given"),
+    [
+        *((name, data, count, given) for name, (data, count, given) in EAST_ASIAN.items()),
+        *((name, make_pdfs.text_by_names(name, text), len(text), given) for name, (text, given) in BY_NAMES.items()),
+    ],
+)
+def test_text_is_drawn_without_its_font(tmp_path: Path, name: str, data: bytes, count: int, given: str) -> None:
+    """Every character leaves a picture of its own, no box; and the note says with which font."""
+    with opened(tmp_path, data) as document:
+        pixels, notes = draw(document)
+    pictures = cells(pixels, count)
+    assert all(min(picture) < 128 for picture in pictures)
+    assert len(set(pictures)) == count
+    assert notes == [("FontSubstituted", f"The font “{name}” is not in the PDF: its text is drawn with {given}.")]
+
+
+def test_text_of_a_markup_is_drawn_without_its_font(tmp_path: Path) -> None:
+    """A comment in Cyrillic or Arabic is part of what a reader must see; what cannot be drawn is noted."""
+    with opened(tmp_path, make_pdfs.markup_by_names("SimplifiedArabic", "مخطلوقع")) as document:
+        pixels, notes = draw(document)
+    pictures = cells(pixels, 7)
+    assert all(min(picture) < 128 for picture in pictures)
+    assert len(set(pictures)) == 7
+    assert notes == [("FontSubstituted", "The font “SimplifiedArabic” is not in the PDF: its text is drawn with Noto Sans Arabic.")]
+    with opened(tmp_path, make_pdfs.markup_by_names("ArialMT", "ፕላን")) as document:
+        assert [kind for kind, _ in draw(document)[1]] == ["FontMissing"]
+
+
+@pytest.mark.parametrize("name", ["Helvetica", "Arial,Bold", "ArialMT", "TimesNewRomanPS-BoldMT", "CourierNew"])
+def test_standard_fonts_are_not_noted(tmp_path: Path, name: str) -> None:
+    """They look like what was asked for: half of all plans have one."""
+    with opened(tmp_path, make_pdfs.text_by_names(name, "Plan 1:100")) as document:
+        pixels, notes = draw(document)
+    assert all(min(picture) < 128 for picture in cells(pixels, 4))
+    assert notes == []
+
+
+def test_arial_in_cyrillic_is_not_noted(tmp_path: Path) -> None:
+    """Arimo is as wide as Arial and looks like it."""
+    with opened(tmp_path, make_pdfs.text_by_names("ArialMT", "Планэтж")) as document:
+        pixels, notes = draw(document)
+    assert all(min(picture) < 128 for picture in cells(pixels, 7))
+    assert notes == []
+
+
+def test_latin_letters_are_as_wide_as_arials() -> None:
+    """PDFium's built-in Helvetica has the widths of a font that is made to have Arial's."""
+    document = pdfium.FPDF_CreateNewDocument()
+    built_in = pdfium.FPDFText_LoadStandardFont(document, b"Helvetica")
+    data = Path(fonts.BY_TEXT[0].path).read_bytes()
+    arimo = pdfium.FPDFText_LoadFont(document, (ctypes.c_ubyte * len(data)).from_buffer_copy(data), len(data), pdfium.FPDF_FONT_TRUETYPE, 1)
+    for character in string.ascii_letters + string.digits + ".,:;/()+-=\"'%&#":
+        widths = []
+        for font in (built_in, arimo):
+            width = ctypes.c_float()
+            assert pdfium.FPDFFont_GetGlyphWidth(font, ord(character), 1000, width)
+            widths.append(width.value)
+        assert abs(widths[0] - widths[1]) <= 1, character
+    pdfium.FPDFFont_Close(arimo)
+    pdfium.FPDFFont_Close(built_in)
+    pdfium.FPDF_CloseDocument(document)
+
+
+@pytest.mark.parametrize(
+    ("data", "types"),
+    [
+        (make_pdfs.text_by_names("Calibri", "Plan"), ["FontSubstituted"]),
+        (make_pdfs.text_by_names("Wingdings", "Plan"), ["FontMissing"]),
+        (make_pdfs.text_by_names("Nyala", "ፕላን"), ["FontSubstituted", "FontMissing"]),
+        (make_pdfs.text_by_names("ArialMT", "Plan ፕላን"), ["FontMissing"]),
+        (make_pdfs.text_by_cmap("ArialMT", "Identity", "Identity-H", "\x24\x25\x26"), ["FontMissing"]),
+        (make_pdfs.text_by_names("Nyala", "ፕላን", hidden=True), []),
+        (make_pdfs.text_with_its_font(Path(fonts.BY_TEXT[0].path), "Plan"), []),
+        (make_pdfs.text_drawn_by_procedures(), []),
+        (make_pdfs.text_by_names("CourierNew", "a\N{RIGHTWARDS ARROW}b"), []),
+        (make_pdfs.text_by_names("Webdings#83S", "Plan"), ["FontMissing"]),
+        (make_pdfs.plan_set(1), []),
+        (make_pdfs.blank(), []),
+    ],
+)
+def test_notes_say_what_was_substituted_and_what_is_missing(tmp_path: Path, data: bytes, types: list[str]) -> None:
+    """A look-alike is a substitute; signs that became letters, characters that no font has or that nobody knows are missing."""
+    with opened(tmp_path, data) as document:
+        _, notes = draw(document)
+    assert [kind for kind, _ in notes] == types
+
+
+def test_missing_characters_are_named(tmp_path: Path) -> None:
+    """So that a user finds them on the sheet."""
+    with opened(tmp_path, make_pdfs.text_by_names("ArialMT", "Plan ፕላን")) as document:
+        _, notes = draw(document)
+    assert notes == [("FontMissing", "The font “ArialMT” is not in the PDF: 3 of its characters are not drawn: ላ ን ፕ")]
+
+
+def test_names_of_fonts_are_fit_to_show(tmp_path: Path) -> None:
+    """A PDF chooses them: neither control characters nor books come through, and a subset's tag is not shown."""
+    name = "ABCDEF+Evil#0A#1B#E2#80#AE" + 500 * "x"
+    with opened(tmp_path, make_pdfs.text_by_names(name, "Plan")) as document:
+        _, [(_, message)] = draw(document)
+    assert message.startswith("The font “Evilxxxxx")
+    assert message.isprintable()
+    assert len(message) < 200
+
+
+FOUR_TEXTS = make_pdfs.text_by_names("ArialMT", "Plan", "Планэтж", "مخطلوقع", "ፕላን")
+"""One font on four pages, each of which wants another face of it."""
+
+
+@pytest.mark.parametrize("order", list(permutations((1, 2, 3, 4)))[::5])
+def test_pixels_and_notes_follow_from_the_page_alone(tmp_path: Path, order: tuple[int, ...]) -> None:
+    """A child that has drawn other pages of the document draws and notes what a new one does."""
+    cold = {}
+    for number in order:
+        with opened(tmp_path, FOUR_TEXTS) as document:
+            cold[number] = draw(document, number)
+    with opened(tmp_path, FOUR_TEXTS) as document:
+        warm = {number: draw(document, number) for number in order}
+        again = {number: draw(document, number) for number in order}
+    assert warm == cold
+    assert again == cold
+    assert len({pixels for pixels, _ in cold.values()}) == 4
+
+
+ON_A_HOST = """
+import ctypes, hashlib, json, os, sys
+from pathlib import Path
+import pypdfium2_raw as pdfium
+
+source, number, folder = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+# What PDFium takes for the folders of the host; pypdfium2 initialises it a second time, which changes nothing.
+folders = (ctypes.POINTER(ctypes.c_char) * 2)(ctypes.cast(ctypes.c_char_p(folder.encode()), ctypes.POINTER(ctypes.c_char)))
+pdfium.FPDF_InitLibraryWithConfig(pdfium.FPDF_LIBRARY_CONFIG(version=2, m_pUserFontPaths=folders))
+
+page = pdfium.FPDF_LoadPage(pdfium.FPDF_LoadDocument(source.encode(), None), number - 1)
+bitmap = pdfium.FPDFBitmap_Create(1600, 400, 0)
+pdfium.FPDFBitmap_FillRect(bitmap, 0, 0, 1600, 400, 0xFFFFFFFF)
+pdfium.FPDF_RenderPageBitmap(bitmap, page, 0, 0, 1600, 400, 0, 0)
+bare = ctypes.string_at(pdfium.FPDFBitmap_GetBuffer(bitmap), 4 * 1600 * 400)
+
+from activities.raster import PdfFile, PixelBuffer
+
+drawn = PdfFile(Path(source)).draw(number, 1600, 400, PixelBuffer())
+notes = [[note.type, note.message] for note in drawn.notes]
+print(json.dumps([hashlib.sha256(bare).hexdigest(), hashlib.sha256(drawn.pixels).hexdigest(), notes]), flush=True)
+os._exit(0)
+"""
+
+
+def on_a_host(source: Path, number: int, folder: Path) -> tuple[str, tuple[str, list[list[str]]]]:
+    """A page in a new process on a host with the fonts of a folder: the digest of its pixels as PDFium draws it by itself, and as we do.
+
+    Ours comes with its notes.
+    """
+    command = [sys.executable, "-c", ON_A_HOST, str(source), str(number), str(folder)]
+    result = subprocess.run(command, capture_output=True, check=True, text=True, cwd=ROOT)
+    bare, ours, notes = json.loads(result.stdout)
+    return bare, (ours, notes)
+
+
+def test_fonts_of_the_host_decide_nothing(tmp_path: Path) -> None:
+    """Two hosts, one without a font and one that has the very font asked for, draw and note the same; PDFium by itself does not."""
+    source, empty, full = tmp_path / "source.pdf", tmp_path / "empty", tmp_path / "full"
+    empty.mkdir()
+    full.mkdir()
+    (full / "host.ttf").symlink_to(Path(fonts.BY_TEXT[2].path).with_name("NotoSerifThai-Variable.ttf"))
+    source.write_bytes(make_pdfs.text_by_names("NotoSerifThai", "Plan 1:100"))
+    bare_without, without = on_a_host(source, 1, empty)
+    bare_with, with_fonts = on_a_host(source, 1, full)
+    assert bare_without != bare_with
+    assert without == with_fonts
+
+
+def test_a_new_process_draws_and_notes_the_same(tmp_path: Path) -> None:
+    """As one that has drawn other documents before."""
+    with opened(tmp_path, FOUR_TEXTS) as document:
+        pixels, notes = draw(document, 3)
+    _, ours = on_a_host(tmp_path / "source.pdf", 3, tmp_path)
+    assert ours == (hashlib.sha256(pixels).hexdigest(), [list(note) for note in notes])
+
+
+def test_a_font_file_that_cannot_be_read_is_no_missing_text(tmp_path: Path) -> None:
+    """The page fails, and is tried again elsewhere; no sheet is made without its text."""
+    gone = fonts.Face("fontpkg-arimo", "files/gone.ttf", "Gone")
+    data = make_pdfs.text_by_names("ArialMT", "Plan")
+    with fonts.prefer({"helvetica": gone}), opened(tmp_path, data) as document, pytest.raises(FileNotFoundError):
+        draw(document)
+    with opened(tmp_path, data) as document:
+        assert min(draw(document)[0]) < 128
+
+
+@pytest.mark.parametrize("face", fonts.FACES, ids=lambda face: face.family)
+def test_faces_are_what_they_are_said_to_be(face: fonts.Face) -> None:
+    """The family that PDFium reads in the file is the one that notes and coverage are looked up by; all of them have Latin letters."""
+    data = Path(face.path).read_bytes()
+    document = pdfium.FPDF_CreateNewDocument()
+    font = pdfium.FPDFText_LoadFont(document, (ctypes.c_ubyte * len(data)).from_buffer_copy(data), len(data), pdfium.FPDF_FONT_TRUETYPE, 1)
+    name = ctypes.create_string_buffer(100)
+    pdfium.FPDFFont_GetFamilyName(font, name, len(name))
+    pdfium.FPDFFont_Close(font)
+    pdfium.FPDF_CloseDocument(document)
+    assert name.value.decode() == face.family
+    assert set(string.ascii_letters + string.digits) <= fonts.characters_of(face.family)
+    assert "\N{ETHIOPIC SYLLABLE PE}" not in fonts.characters_of(face.family)

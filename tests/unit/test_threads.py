@@ -1,0 +1,66 @@
+"""Threads that serve their callers in turn."""
+
+import threading
+from concurrent.futures import CancelledError, Future, wait
+from typing import Any
+
+import pytest
+
+from activities.keys import UploadRef
+from activities.threads import FairThreads, turn_of
+
+FIRST, SECOND = (UploadRef("acme", "tower", "a1", upload) for upload in ("u1", "u2"))
+OTHER = UploadRef("other", "tower", "a1", "u3")
+
+
+def test_those_who_have_little_to_do_do_not_wait_for_those_who_have_much() -> None:
+    """Organizations take turns, then the uploads of one organization, then the sheets of one upload; one sheet's work keeps its order."""
+    done: list[str] = []
+    closed = threading.Event()
+    with FairThreads(1, "test") as threads:
+        futures: list[Future[Any]] = [threads.submit(turn_of(FIRST), closed.wait, 30)]
+        for ref, sheet, chunks in ((FIRST, "1", 6), (FIRST, "2", 2), (SECOND, "1", 2), (OTHER, "1", 3)):
+            futures += [threads.submit(turn_of(ref, sheet), done.append, f"{ref.upload} {sheet} {chunk}") for chunk in range(chunks)]
+        closed.set()
+        wait(futures, 30)
+    assert done == [
+        *("u1 1 0", "u3 1 0", "u2 1 0", "u3 1 1", "u1 2 0", "u3 1 2"),
+        *("u2 1 1", "u1 1 1", "u1 2 1", "u1 1 2", "u1 1 3", "u1 1 4", "u1 1 5"),
+    ]
+
+
+def test_results_and_errors_come_back() -> None:
+    """``map`` gives results in order; after an error what has not begun is dropped."""
+    did = []
+
+    def work(number: int) -> int:
+        did.append(number)
+        if number == 2:
+            msg = "two"
+            raise ValueError(msg)
+        return 10 * number
+
+    with FairThreads(1, "test") as threads:
+        assert list(threads.map(("a",), work, (0, 1))) == [0, 10]
+        gate = threading.Event()
+        after = [threads.submit(("b",), gate.wait, 30)]
+        results = threads.map(("a",), work, range(2, 1000))
+        gate.set()
+        with pytest.raises(ValueError, match="two"):
+            next(results)
+        assert threads.submit(("a",), str, 1).result(30) == "1"
+        assert after[0].result(30)
+    assert len(did) < 900
+
+
+def test_work_that_was_dropped_is_not_done() -> None:
+    """Neither it nor its place in the queue keeps others from their turn."""
+    gate = threading.Event()
+    with FairThreads(1, "test") as threads:
+        threads.submit(("a",), gate.wait, 30)
+        dropped, kept = (threads.submit(("b",), str, number) for number in range(2))
+        assert dropped.cancel()
+        gate.set()
+        assert kept.result(30) == "1"
+        with pytest.raises(CancelledError):
+            dropped.result()

@@ -70,6 +70,7 @@ def running(data_dir: Path, *, cwd: Path | None = None, until_ready: bool = True
     ) as session:
         try:
             until(lambda: not until_ready or StackAddresses.read(data_dir) or session.poll() is not None)
+            assert session.poll() is None, session.communicate()[0]
             yield session
         finally:
             with suppress(ProcessLookupError):

@@ -361,8 +361,22 @@ async def test_a_stream_that_is_given_up_leaves_no_parts(settings: BucketSetting
 
 
 async def test_a_stream_that_the_server_refuses_leaves_no_parts(recorder: Recorder, settings: BucketSettings, bucket: Bucket) -> None:
-    """A part that is refused ends it under its name."""
-    recorder.answer = lambda request: s3_error(403, "AccessDenied") if "partNumber=2" in request.target else None
+    """A part that is refused ends it under its name, and the multipart upload is aborted.
+
+    The refusal comes once the server has all other parts: it keeps a part that it is still taking while the upload is aborted.
+    """
+    parts = 4
+
+    def refuse_last(request: Request) -> Answer | None:
+        if f"partNumber={parts}" not in request.target:
+            return None
+        deadline = time.monotonic() + 60
+        while sum("partNumber=" in each.target for each in recorder.answered) < parts - 1:
+            assert time.monotonic() < deadline, "the other parts do not come"
+            time.sleep(0.01)
+        return s3_error(403, "AccessDenied")
+
+    recorder.answer = refuse_last
     with pytest.raises(StorageDenied):
         await bucket.put_stream("source.pdf", stream(30))
     recorder.answer = lambda _: None

@@ -60,6 +60,8 @@ class Recorder:
     def __init__(self, url: str) -> None:
         self.url = url
         self.requests: list[Request] = []
+        self.answered: list[Request] = []
+        """Those whose answer is on its way back."""
         self.answer: Judge = lambda _: None
         """Answers in the bucket's place; None passes the request on. Called in the thread of each request."""
 
@@ -179,8 +181,11 @@ def recording(upstream: str | None = None) -> Iterator[Recorder]:
         answer = recorder.answer(request)
         if answer is None:
             assert upstream is not None, f"no answer for {request}"
-            exchange.say(passed_on(request, upstream))
+            answer = passed_on(request, upstream)
+            recorder.answered.append(request)
+            exchange.say(answer)
         else:
+            recorder.answered.append(request)
             exchange.say(replace(answer, headers=(("Content-Type", "application/xml"), *answer.headers)))
 
     with serving(rule) as recorder.url:

@@ -145,4 +145,4 @@ SHARED = frozenset({"stack", "site"})
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """How many tests run at once with ``-n auto``: more than there are cores, for most of the time a test waits for its servers."""
-    return 2 * len(os.sched_getaffinity(0))
+    return 3 * len(os.sched_getaffinity(0))

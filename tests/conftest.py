@@ -21,6 +21,9 @@ settings.register_profile("patient", settings(), deadline=None, suppress_health_
 settings.load_profile("patient")
 
 
+UNIT = Path(__file__).parent / "unit"
+
+
 @pytest.fixture
 def free_port() -> int:
     """A port of this machine that nobody listens on."""
@@ -132,10 +135,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that share something costly run in one worker of pytest-xdist (``--dist loadgroup``), so that it is there once."""
+    """Tests that share something costly run in one worker of pytest-xdist (``--dist loadgroup``), so that it is there once.
+
+    Unit tests come last: they are short, so that no core waits for a long test at the end.
+    """
     for item in items:
         for shared in SHARED.intersection(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.xdist_group(shared))
+    items.sort(key=lambda item: item.path.is_relative_to(UNIT))
 
 
 SHARED = frozenset({"stack", "site"})
@@ -145,4 +152,4 @@ SHARED = frozenset({"stack", "site"})
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """How many tests run at once with ``-n auto``: more than there are cores, for most of the time a test waits for its servers."""
-    return 3 * len(os.sched_getaffinity(0))
+    return 2 * len(os.sched_getaffinity(0))

@@ -129,9 +129,15 @@ class _Server:
             self._watch(listener, self._asked_for_memory, child)
 
     def _asked_for_memory(self, _listener: int, child: _Forked) -> None:
-        if child.pid in self._children and child.judge is not None and not child.judge.judge():
+        if child.pid not in self._children or child.judge is None:
+            return
+        try:
+            if child.judge.judge():
+                return
             child.over_limit = True
-            os.kill(child.pid, signal.SIGKILL)
+        except OSError:  # a fault of this child, not of all others
+            traceback.print_exc()
+        os.kill(child.pid, signal.SIGKILL)
 
     def _ended(self, pidfd: int, child: _Forked) -> None:
         self._forget(pidfd)
@@ -148,7 +154,7 @@ def _child(server: int, descriptor: int, hello: int, memory_bytes: int, raster: 
     status = 1
     try:
         _die_with(server)
-        # First beyond 4, so that neither is closed before it is copied.
+        # Moved above 4 first: a copy to 3 or 4 could otherwise close the other one.
         hello, descriptor = (fcntl.fcntl(each, fcntl.F_DUPFD, 5) for each in (hello, descriptor))
         channel = socket.socket(fileno=os.dup2(descriptor, 3))
         greeting = socket.socket(fileno=os.dup2(hello, 4))

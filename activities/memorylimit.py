@@ -1,4 +1,4 @@
-"""The memory limit of a render child: RLIMIT_DATA, and somebody who sees that it is reached.
+"""The memory limit of a render child: RLIMIT_DATA, and the fork server, which notices when it is reached.
 
 1. The limit alone is not enough: the kernel refuses an allocation, says nothing to anybody, and PDFium draws the page without the image.
    So every request for private memory waits in the kernel until the fork server has judged it by the kernel's own rule (seccomp user
@@ -6,10 +6,11 @@
 2. The heap's own growth (``brk``) and that of a thread's heap (small ``mprotect``) are not judged, for there are hundreds of them a page.
    When the kernel refuses them at the limit, malloc asks for 1 MiB or more by ``mmap``, and that is judged: glibc's malloc/malloc.c,
    ``sysmalloc`` and ``MMAP_AS_MORECORE_SIZE``. A page takes at most some 20 judgements, 0.1 ms each.
-3. A large request that passes and is refused all the same, for a lack of address space or by a host without overcommit, is noticed when
-   malloc tries again, because the peak of the address space has not grown by it.
-4. Memory that RLIMIT_DATA does not count, shared or growing downwards, is not to be had.
-5. Where the kernel offers no such notification (gVisor, an emulator), the limit is set higher by the largest allocation that PDFium tries,
+3. A new mapping that passes and is refused all the same, for a lack of address space or by a host without overcommit, is noticed when
+   malloc tries again, because the peak of the address space has not grown by it. That is certain only while the process has one thread:
+   libvips leaves some after a child's first page.
+4. Memory that RLIMIT_DATA does not count, shared or growing downwards, is refused (EPERM).
+5. Where the kernel offers no such notification (gVisor, an emulator, Linux before 5.5), the limit is set higher by the largest allocation that PDFium tries,
    so that none is refused before the limit is passed, and the child compares its peak with the limit after each page.
 """
 
@@ -18,8 +19,10 @@ import errno
 import fcntl
 import os
 import platform
+import re
 import resource
 import struct
+from dataclasses import dataclass
 from pathlib import Path
 
 LARGEST_ALLOCATION = 2 << 30
@@ -46,11 +49,13 @@ _ANSWER = struct.Struct("=QqiI")
 _PR_SET_NO_NEW_PRIVS = 38
 _M_ARENA_MAX = -8
 _PROT_WRITE = 2
-_MAP_SHARED, _MAP_ANONYMOUS, _MAP_GROWSDOWN = 0x01, 0x20, 0x100
+_MAP_SHARED, _MAP_FIXED, _MAP_ANONYMOUS, _MAP_GROWSDOWN = 0x01, 0x10, 0x20, 0x100
+_FIRST_KERNEL = (5, 5)
+"""With ``SECCOMP_USER_NOTIF_FLAG_CONTINUE``: without it no request could pass."""
 
 
 def watch() -> int:
-    """Has every later request of this process for private memory judged by who holds the result.
+    """Makes every later request of this process for private memory wait until the holder of the result answers it.
 
     Returns:
         A descriptor for a ``Judge`` in another process: a request that nobody judges waits for ever.
@@ -60,6 +65,8 @@ def watch() -> int:
     """
     if platform.machine() not in _SYSCALLS:
         raise OSError(errno.ENOSYS, "no system call numbers for this machine")
+    if tuple(int(part) for part in re.findall(r"\d+", platform.release())[:2]) < _FIRST_KERNEL:
+        raise OSError(errno.ENOSYS, "the kernel lets no request pass")
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl")
@@ -75,6 +82,18 @@ def watch() -> int:
     return int(listener)
 
 
+@dataclass(frozen=True)
+class _Passed:
+    """The last request that passed and that must have raised the peak of the address space, if the kernel granted it.
+
+    Only a new mapping of a process with one thread is remembered: an ``mprotect``, or a mapping in the place of another, takes no address
+    space, and another thread may give some back meanwhile.
+    """
+
+    length: int
+    peak: int
+
+
 class Judge:
     """Who decides about the requests of a watched process.
 
@@ -88,28 +107,32 @@ class Judge:
         self._listener = listener
         self._pid = pid
         self._limit_bytes = limit_bytes
-        self._last = (0, 0, 0)
-        """Thread and bytes of the last request that passed, and the peak of the address space once it is granted."""
+        self._last: _Passed | None = None
 
     def judge(self) -> bool:
-        """Lets the request pass that has made the listener readable; else it stays waiting, and the process is to be killed.
+        """Answers the request that waits.
 
         Returns:
-            Whether it passed, or its process has ended meanwhile.
+            False if it is over the limit: it stays unanswered, and the caller must kill the process.
+
+        Raises:
+            OSError: The kernel does not let it pass.
         """
         request = bytearray(_NOTIFICATION.size)
         try:
             fcntl.ioctl(self._listener, _RECEIVE, request)
-            identity, thread, _, _, _, _, _, length, *_ = _NOTIFICATION.unpack(request)
+            identity, _, _, call, _, _, _, length, _, flags, *_ = _NOTIFICATION.unpack(request)
             status = _status(self._pid)
             page = resource.getpagesize()
             # As the kernel reckons: mm/mmap.c, may_expand_vm().
             if status["VmData"] // page + -(-length // page) > self._limit_bytes // page:
                 return False
-            last_thread, last_length, peak = self._last
-            if thread == last_thread and length >= last_length and status["VmPeak"] < peak:
-                return False  # The last one was refused for another reason, and malloc tries again in another way.
-            self._last = thread, length, status["VmSize"] + length
+            last, self._last = self._last, None
+            if len(list(Path(f"/proc/{self._pid}/task").iterdir())) == 1:
+                if last is not None and length >= last.length and status["VmPeak"] < last.peak:
+                    return False  # The last one was refused for another reason, and malloc tries again in another way.
+                if call == _SYSCALLS[platform.machine()][2] and not flags & _MAP_FIXED:
+                    self._last = _Passed(length, status["VmSize"] + length)
             fcntl.ioctl(self._listener, _SEND, _ANSWER.pack(identity, 0, 0, _CONTINUE))
         except (FileNotFoundError, ProcessLookupError, KeyError):
             pass

@@ -10,7 +10,7 @@
 import mmap
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -37,10 +37,12 @@ class Structure:
     Args:
         user_units: Of each page, by index; None where it cannot be known.
         is_collection: Whether the document is a portfolio (PDF 1.7 reference, section 8.2.4): its content is the files inside.
+        entries: How many pages have a UserUnit of their own.
     """
 
     user_units: Sequence[float | None]
     is_collection: bool
+    entries: int
 
 
 def read_structure(source: Path, sizes: Sequence[tuple[float, float]]) -> Structure:
@@ -54,17 +56,18 @@ def read_structure(source: Path, sizes: Sequence[tuple[float, float]]) -> Struct
         OSError: The file cannot be read.
         MemoryError: There is not enough memory.
     """
-    found: Structure | None = None
-    for recover in (False, True):
-        found = _asked(source, lambda pdf: _structure(pdf, sizes), recover=recover) or found
-        if found and None not in found.user_units:
-            return found
     with source.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        found: Structure | None = None
+        for recover in (False, True):
+            found = _asked(source, lambda pdf: _structure(pdf, sizes), recover=recover) or found
+            # An entry that refers to a lost object looks like none: then the file names it more often than its pages do.
+            if found and None not in found.user_units and (recover or not _is_named_more_than(found.entries, data)):
+                return found
         if found is None:
-            found = Structure([None] * len(sizes), is_collection=_COLLECTION.search(data) is not None)
+            found = Structure([None] * len(sizes), is_collection=_COLLECTION.search(data) is not None, entries=0)
         # Objects may be compressed, in streams of the type ObjStm: there a name cannot be searched for.
-        if data.find(b"/UserUnit") < 0 and data.find(b"/ObjStm") < 0:
-            return Structure([unit or 1.0 for unit in found.user_units], found.is_collection)
+        if not _is_named_more_than(0, data) and data.find(b"/ObjStm") < 0:
+            return replace(found, user_units=[unit or 1.0 for unit in found.user_units])
     return found
 
 
@@ -88,15 +91,16 @@ def _structure(pdf: pikepdf.Pdf, sizes: Sequence[tuple[float, float]]) -> Struct
     units: list[float | None] = [None] * len(sizes)
     if len(pdf.pages) == len(sizes):
         units = [_user_unit(page) if _is_of_size(page, *size) else None for page, size in zip(pdf.pages, sizes, strict=True)]
-    return Structure(units, is_collection="/Collection" in pdf.Root)
+    entries = sum("/UserUnit" in page.obj for page in pdf.pages)
+    return Structure(units, is_collection="/Collection" in pdf.Root, entries=entries)
 
 
-def _user_unit(page: pikepdf.Page) -> float:
-    """What is no positive, finite number counts as 1, the default."""
+def _user_unit(page: pikepdf.Page) -> float | None:
+    """A number that is not positive, or not finite, counts as 1; None where the entry is no number."""
     try:
         value = float(page.obj.get("/UserUnit", 1))
     except (TypeError, ValueError, ArithmeticError, pikepdf.PdfError):
-        return 1.0
+        return None
     return value if 0 < value <= USER_UNIT_LIMIT else 1.0
 
 
@@ -112,6 +116,16 @@ def _is_of_size(page: pikepdf.Page, width: float, height: float) -> bool:
         abs(mine - theirs) <= SAME_SIZE * theirs
         for mine, theirs in zip(sorted((right - left, top - bottom)), sorted((width, height)), strict=True)
     )
+
+
+def _is_named_more_than(times: int, data: mmap.mmap) -> bool:
+    """Whether the file's bytes name UserUnit more often than that."""
+    at = -1
+    for _ in range(times + 1):
+        at = data.find(b"/UserUnit", at + 1)
+        if at < 0:
+            return False
+    return True
 
 
 def _box(page: pikepdf.Page, name: str) -> tuple[float, float, float, float] | None:

@@ -119,6 +119,30 @@ took({size}, {call.format(size=size)})
     assert run(code) == (True, -9, 0)
 
 
+GRANTED = {
+    "thread, then a block": "threading.Thread(target=lambda: None).start()\ntook({size}, libc.malloc({size}))",
+    "a thread's heap that grows": """
+address = libc.mmap(None, ctypes.c_size_t(8 * {size}), 0, 0x4022, -1, 0)
+for part in range(4):
+    took({size}, 1 if libc.mprotect(ctypes.c_void_p(address + part * {size}), ctypes.c_size_t({size}), 3) == 0 else None)
+took({size}, libc.malloc({size}))
+""",
+    "in the place of another mapping": """
+address = libc.mmap(None, ctypes.c_size_t({size}), 3, 0x22, -1, 0)
+for _ in range(4):
+    took({size}, libc.mmap(ctypes.c_void_p(address), ctypes.c_size_t({size}), 3, 0x32, -1, 0))
+took({size}, libc.malloc({size}))
+""",
+}
+
+
+@pytest.mark.parametrize("code", GRANTED.values(), ids=GRANTED)
+def test_request_that_takes_no_address_space_is_not_taken_for_a_refused_one(code: str) -> None:
+    """A thread's stack, its heap, and the data of a library that is loaded raise no peak, and the next request passes, too."""
+    over, status, _ = run(code.format(size=4 * MEBIBYTE))
+    assert (over, status) == (False, 0)
+
+
 def test_process_just_under_the_limit_goes_on() -> None:
     """All that was allowed may be had, to the last page, again and again."""
     size = ALLOWANCE - MEBIBYTE

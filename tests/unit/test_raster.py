@@ -119,8 +119,22 @@ def test_measure_applies_rotation_and_crop_box(tmp_path: Path) -> None:
 
 
 def test_measure_takes_no_nonsense_for_user_unit(tmp_path: Path) -> None:
-    """What is no positive, finite number counts as 1."""
-    assert {(page.width, page.height) for page in pages_of(tmp_path, make_pdfs.user_unit_nonsense())} == {(200, 100)}
+    """What is no positive, finite number counts as 1; where it is no number at all, the sheet says so."""
+    pages = pages_of(tmp_path, make_pdfs.user_unit_nonsense())
+    assert {(page.width, page.height) for page in pages} == {(200, 100)}
+    assert [bool(page.notes) for page in pages] == [True, False, False, False, True, True]
+
+
+def test_measure_finds_a_user_unit_whose_place_in_the_table_is_wrong(tmp_path: Path) -> None:
+    """The entry is a reference, and the table leads to another place: the object is looked for."""
+    writer = make_pdfs.Writer()
+    unit = writer.add("10")
+    data = writer.finish([writer.page(entries=f"/MediaBox [0 0 20 10] /UserUnit {unit} 0 R")])
+    entry = data.index(b"xref\n") + len(b"xref\n0 0\n") + 20 * unit
+    damaged = data[:entry] + b"%010d" % (int(data[entry : entry + 10]) + 3) + data[entry + 10 :]
+    assert damaged != data
+    (page,) = pages_of(tmp_path, damaged)
+    assert (page.width, page.height, page.notes) == (200, 100, ())
 
 
 DAMAGED_ENDS = {

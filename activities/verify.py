@@ -386,6 +386,11 @@ class Listing:
         """Whether there is nothing: of a prefix that was deleted, a directory remains."""
         return not (self.tiles or self.thumbnail or self.record or self.descriptor or self.foreign)
 
+    def surplus(self, ref: UploadRef, pyramid: Pyramid | None) -> list[str]:
+        """The keys of what a sheet of this pyramid does not have; without one, of what no sheet has."""
+        tiles = [info.key for name, info in self.tiles.items() if pyramid is not None and not is_tile_of(pyramid, name)]
+        return [*(ref.sheets_prefix + path for path in self.foreign), *tiles]
+
     @classmethod
     def of(cls, bucket: Bucket, ref: UploadRef, number: int) -> Self:
         """Lists; blocks.

@@ -6,6 +6,7 @@ import zipfile
 from collections.abc import AsyncIterator, Iterable
 from contextlib import closing
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,7 +19,8 @@ from activities.document import Host
 from activities.dzi import Pyramid, tile_name
 from activities.interface import Page, TiledPage, TilePage, UploadPage, host_queue
 from activities.keys import UploadRef
-from activities.records import UploadOptions, UploadRecord, to_json
+from activities.raster import UNCERTAIN
+from activities.records import Note, UploadOptions, UploadRecord, scaled_note, to_json
 from activities.scratch import Scratch
 from activities.storage import Bucket, BucketSettings, StoredObject
 from activities.threads import FairThreads
@@ -26,9 +28,11 @@ from activities.tilezip import THUMBNAIL, TILES, TILES_PREFIX
 from activities.verify import verify_upload
 from tests.unit.sheets import Md5Bucket, accept, etag
 from worker.app import Activities
+from workflows.progress import Progress
 
 REF = UploadRef("acme", "tower", "a1", "u1")
 PYRAMID = Pyramid(600, 300)
+NOW = datetime(2026, 1, 31, 9, 30, tzinfo=UTC)
 RECORD = UploadRecord("plan.pdf", 9, "0" * 64, UploadOptions(), "2026-01-31T09:30:00.250Z")
 
 
@@ -232,6 +236,30 @@ async def test_sheet_of_another_size_has_no_tiles_of_the_earlier_one(
     assert tiles == {tile_name(*tile) for tile in half.tiles()}
     (report, _) = verify_upload(bucket, REF)
     assert (report.verified, report.foreign_count, report.problems) == (True, 0, ())
+
+
+async def test_notes_are_the_same_after_a_repair(host: Host, bucket: OrderedBucket) -> None:
+    """``sheet.json``, letter for letter: what was counted comes from the progress, what was drawn is found again and not added to it."""
+    counted = (scaled_note(150, 300, "the page is large"), Note("UserUnitUncertain", UNCERTAIN))
+    drawn = tuple(Note("FontMissing", f"The font number {number} of this page is not in the PDF.") for number in range(6))
+    progress = Progress(NOW)
+    progress.begin([replace(tiled(host).page, notes=counted)], [], NOW)
+
+    async def make(notes: tuple[Note, ...]) -> bytes:
+        args = tiled(host)
+        page, found = replace(args.page, notes=progress.sheet(1).notes), replace(args.tiled, notes=notes)
+        record = await ActivityEnvironment().run(Activities(host).upload_page, replace(args, page=page, tiled=found))
+        progress.ready([record], NOW)
+        return bucket.get(REF.sheet_record(1)).body
+
+    first = await make(drawn)
+    assert b"MoreNotes" in first
+    for _ in range(2):
+        progress.reconcile([], [1], NOW)
+        assert progress.sheet(1).notes == counted
+        assert await make(drawn) == first
+    progress.reconcile([], [1], NOW)
+    assert b"FontMissing" not in await make(())  # the font is there now
 
 
 async def test_etags_that_are_no_md5_prove_names_and_sizes(host: Host, tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ class SheetActivities(UploadActivities):
         host, ref = self._host, UploadRef.parse(args.ref)
         with attempt.named_errors():
             record = await attempt.in_thread(lambda _: read_upload(host.bucket, ref), more_follows=True)
-            async with host.scratch.room(attempt.beat), host.scratch.source(ref, record, host.bucket, attempt) as source:
+            async with host.scratch.room(ref, attempt.beat), host.scratch.source(ref, record, host.bucket, attempt) as source:
                 page = host.scratch.new_page(ref, args.number)
                 try:
                     engines, notes = await host.children.tile_page(str(ref), source, args, page, attempt.beat)

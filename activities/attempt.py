@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from temporalio import activity
 
-from activities.errors import RenderFault, SiteLinkError, SourceAltered, StorageUnavailable, to_application_error
+from activities.errors import RenderFault, ShareFull, SiteLinkError, SourceAltered, StorageUnavailable, to_application_error
 
 T = TypeVar("T")
 
@@ -49,6 +49,8 @@ class Attempt:
             self._altered += 1
             self.beat()
             raise to_application_error(error, final=self._altered >= error.tries, again_in=error.again_in) from error
+        except ShareFull as error:
+            raise to_application_error(error, again_in=error.again_in) from error
         except SiteLinkError as error:
             raise to_application_error(error) from error
         except OSError as error:

@@ -9,6 +9,7 @@
       ObjectMissing    no such object in a bucket that answers
       SourceMissing    the PDF is gone from a bucket that answers                                 final, the whole upload
       SourceAltered    the PDF is not the one that was accepted                                   final after fresh reads
+      ShareFull        one upload has as many sheets on a host as it may                           retried
       TilesMissing     the tiles are not on this host's scratch any more: tile the page again
       WorkerLost       the sheet's host disappeared too often                                     final, one sheet
       UploadNotFound   never accepted, or marked deleted
@@ -142,6 +143,13 @@ class SourceAltered(SiteLinkError):
     each of which takes as long as a whole download, and the second and third half a minute after the one before, is what lies there."""
 
     again_in = timedelta(seconds=30)
+
+
+class ShareFull(SiteLinkError):
+    """As many sheets of one upload as may be are on a host."""
+
+    again_in = timedelta(minutes=1)
+    """Seldom enough that ``GET`` names what holds those sheets up, which is tried more often."""
 
 
 class TilesMissing(SiteLinkError):

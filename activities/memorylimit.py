@@ -10,8 +10,8 @@
    malloc tries again, because the peak of the address space has not grown by it. That is certain only while the process has one thread:
    libvips leaves some after a child's first page.
 4. Memory that RLIMIT_DATA does not count, shared or growing downwards, is refused (EPERM).
-5. Where the kernel offers no such notification (gVisor, an emulator, Linux before 5.5), the limit is set higher by the largest allocation that PDFium tries,
-   so that none is refused before the limit is passed, and the child compares its peak with the limit after each page.
+5. Where the kernel offers no such notification (gVisor, an emulator, Linux before 5.5), the limit is set higher by the largest allocation
+   that PDFium tries, so that none is refused before the limit is passed, and the child compares its peak with the limit after each page.
 """
 
 import ctypes

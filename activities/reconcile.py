@@ -25,7 +25,7 @@ from activities.keys import UploadRef, sheet_numbers, sheet_of_directory
 from activities.records import SheetRecord, SheetState, SheetStatus, Snapshot, UploadOptions, to_json
 from activities.storage import Bucket
 from activities.threads import turn_of
-from activities.verify import Listing, SheetReport, in_window, is_tile_of, verify_sheet
+from activities.verify import Listing, SheetReport, in_window, verify_sheet
 
 logger = logging.getLogger(__name__)
 
@@ -127,7 +127,7 @@ def _check_sheet(bucket: Bucket, ref: UploadRef, state: SheetState, options: Upl
             surplus = _keys(ref, listing)
             bucket.remove_unfinished(ref.sheet_prefix(number))
         else:
-            surplus = _surplus(ref, listing, state, options)
+            surplus = listing.surplus(ref, _pyramid(state, options))
         bucket.delete(surplus)
         removed = len(surplus)
     if report is None or (is_whole and is_ready):
@@ -144,13 +144,9 @@ def _keys(ref: UploadRef, listing: Listing) -> list[str]:
     return [*(info.key for info in objects if info is not None), *(ref.sheets_prefix + path for path in listing.foreign)]
 
 
-def _surplus(ref: UploadRef, listing: Listing, state: SheetState, options: UploadOptions) -> list[str]:
-    """What no sheet of this size has."""
-    surplus = [ref.sheets_prefix + path for path in listing.foreign]
-    if state.width and state.height:
-        pyramid = Pyramid(state.width, state.height, options.tile_size, options.overlap)
-        surplus += [info.key for name, info in listing.tiles.items() if not is_tile_of(pyramid, name)]
-    return surplus
+def _pyramid(state: SheetState, options: UploadOptions) -> Pyramid | None:
+    """Of a sheet whose size is known."""
+    return Pyramid(state.width, state.height, options.tile_size, options.overlap) if state.width and state.height else None
 
 
 def _sentence(report: SheetReport) -> str:

@@ -143,14 +143,20 @@ class Note:
     message: str
 
 
+MORE_NOTES = "MoreNotes"
+
+COUNTED_NOTES = frozenset({"AttachmentsNotDrawn", "Scaled", "UserUnitUncertain"})
+"""The types of the notes that are known before a sheet is drawn. All others are found again whenever it is."""
+
+
 def bounded_notes(notes: Iterable[Note]) -> tuple[Note, ...]:
     """The notes of one sheet as they are recorded: equal ones once, messages cut, and together at most ``NOTES_BYTES`` as JSON.
 
-    A note that finds no room is counted by a last one, ``MoreNotes``.
+    A note that finds no room is counted by a last one, ``MoreNotes``; such a one among the given is of an earlier bound, and goes.
     """
     kept: list[Note] = []
     room, left_out = NOTES_BYTES - 80, 0
-    for note in dict.fromkeys(notes):
+    for note in dict.fromkeys(note for note in notes if note.type != MORE_NOTES):
         short = (
             note
             if len(note.message) <= NOTE_CHARACTERS
@@ -163,7 +169,7 @@ def bounded_notes(notes: Iterable[Note]) -> tuple[Note, ...]:
             kept.append(short)
             room -= size_bytes
     if left_out:
-        kept.append(Note("MoreNotes", f"{left_out:,} more notes are not shown"))
+        kept.append(Note(MORE_NOTES, f"{left_out:,} more notes are not shown"))
     return tuple(kept)
 
 

@@ -24,7 +24,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 from activities.attempt import BEAT_S, Attempt, check
-from activities.errors import ObjectMissing, SourceAltered, SourceMissing
+from activities.errors import ObjectMissing, ShareFull, SourceAltered, SourceMissing
 from activities.keys import UploadRef
 from activities.records import UploadRecord
 from activities.storage import Bucket
@@ -32,6 +32,9 @@ from activities.storage import Bucket
 IDLE_S = 60
 """A tiled page that no attempt has been at for so long may be nobody's: then its run is asked. It is as long as Temporal waits at most
 before the next attempt, so that an outage costs few questions."""
+
+SHARE_BEATS = 10
+"""So often a page that waits for room in its own upload's share beats before it gives its render slot back."""
 
 UNKNOWN_AGE_S = 24 * 60 * 60
 """After so long goes what cannot be told whose it is."""
@@ -48,6 +51,7 @@ class Scratch:
         directory: Made if absent.
         limit_bytes: Pages wait to be tiled while the published ones take more.
         limit_pages: Most pages that are being made, wait or are being uploaded.
+        share_pages: Most of them that may be of one upload.
         clock: Seconds since 1970.
 
     Raises:
@@ -55,7 +59,15 @@ class Scratch:
         OSError: It cannot be written.
     """
 
-    def __init__(self, directory: Path, limit_bytes: int, limit_pages: int = 128, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        limit_bytes: int,
+        limit_pages: int = 128,
+        share_pages: int = 64,
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._sources = directory / "sources"
         self._pages = directory / "pages"
         self._refs = directory / "uploads"
@@ -63,6 +75,7 @@ class Scratch:
             path.mkdir(parents=True, exist_ok=True)
         self._limit_bytes = limit_bytes
         self._limit_pages = limit_pages
+        self._share_pages = share_pages
         self._clock = clock
         self._lock = (directory / "lock").open("w")
         try:
@@ -74,7 +87,7 @@ class Scratch:
         self.host = _host_id(directory / "host")
         self._fetching: dict[str, asyncio.Lock] = {}
         self._users: dict[str, int] = {}
-        self._making = 0
+        self._making: Counter[str] = Counter()
         self._claims: Counter[str] = Counter()
         for path in (*self._sources.glob("*.part"), *self._pages.glob("*.part")):
             _remove(path)
@@ -123,24 +136,40 @@ class Scratch:
                 self._fetching.pop(name, None)
 
     @asynccontextmanager
-    async def room(self, beat: Callable[[], None]) -> AsyncIterator[None]:
+    async def room(self, ref: UploadRef, beat: Callable[[], None]) -> AsyncIterator[None]:
         """Room for one more page, which is made meanwhile; waits until the pages are fewer, and take less, than the limits.
+
+        Whoever waits holds a render slot. For room in its own upload's share it does so only for a while: then it is another's turn.
 
         It counts what waits for its upload, whatever that waits for: those that are to be tried again later are not being uploaded now,
         and yet come back, all together if need be.
+
+        Raises:
+            ShareFull: The upload has had its share all the while.
         """
-        while self._page_count() >= self._limit_pages or self._published_bytes() > self._limit_bytes:
+        digest, beats = _digest(ref), 0
+        while (
+            (has_share := self._page_count(digest) >= self._share_pages)
+            or self._page_count() >= self._limit_pages
+            or self._published_bytes() > self._limit_bytes
+        ):
+            beats = beats + 1 if has_share else 0
+            if beats > SHARE_BEATS:
+                msg = f"{self._share_pages:,} sheets of this upload are on their way to the bucket on this host; others wait for them"
+                raise ShareFull(msg)
             beat()
             await asyncio.sleep(BEAT_S)
-        self._making += 1
+        self._making[digest] += 1
         try:
             yield
         finally:
-            self._making -= 1
+            self._making -= Counter([digest])  # keeps no zeros
 
-    def _page_count(self) -> int:
+    def _page_count(self, digest: str = "") -> int:
+        """Of one upload, or of all."""
         waiting = {path.name for path in self._pages.iterdir() if path.suffix != ".part"} - self._claims.keys()
-        return self._making + len(waiting) + self._claims.total()
+        names = (*waiting, *self._claims.elements(), *self._making.elements())
+        return sum(name.startswith(digest) for name in names)
 
     def _published_bytes(self) -> int:
         total = 0

@@ -39,7 +39,7 @@ class SheetActivities(UploadActivities):
         host, ref = self._host, UploadRef.parse(args.ref)
         with attempt.named_errors():
             record = await attempt.in_thread(lambda _: read_upload(host.bucket, ref), more_follows=True)
-            async with host.scratch.room(attempt.beat), host.scratch.source(ref, record, host.bucket, attempt) as source:
+            async with host.scratch.room(ref, attempt.beat), host.scratch.source(ref, record, host.bucket, attempt) as source:
                 page = host.scratch.new_page(ref, args.number)
                 try:
                     engines, notes = await host.children.tile_page(str(ref), source, args, page, attempt.beat)
@@ -73,6 +73,7 @@ class SheetActivities(UploadActivities):
     def _upload(self, args: UploadPage, page: Path, stop: threading.Event) -> SheetRecord:
         bucket, ref, number, options = self._host.bucket, UploadRef.parse(args.ref), args.page.number, args.options
         pyramid = Pyramid(args.page.width, args.page.height, options.tile_size, options.overlap)
+        descriptor = pyramid.descriptor().encode()
         with TileZip(page / TILES) as tiles:
             try:
                 thumbnail = (page / THUMBNAIL).read_bytes()
@@ -80,13 +81,15 @@ class SheetActivities(UploadActivities):
                 msg = f"no thumbnail in {page.name}"
                 raise TilesMissing(msg) from error
             bucket.remove_unfinished(ref.sheet_prefix(number))  # of an attempt whose worker was killed
+            # What an earlier attempt has written, or a repair has left, need not be written again. Of a new sheet it is nothing.
+            listing = Listing.of(bucket, ref, number)
+            if listing.descriptor is not None and bucket.get(ref.descriptor(number)).body != descriptor:
+                bucket.delete([ref.descriptor(number)])  # of another size: first of all, for its tiles go
             bucket.put(ref.thumbnail(number), thumbnail)
             prefix = ref.tiles_prefix(number)
-            # What an earlier attempt has written, or a repair has left, need not be written again.
-            there = {} if bucket.is_directory else Listing.of(bucket, ref, number).tiles
             turn = turn_of(ref, str(number))
             futures = [
-                self._host.threads.submit(turn, _put_tiles, bucket, prefix, pyramid, tiles, chunk, there, stop)
+                self._host.threads.submit(turn, _put_tiles, bucket, prefix, pyramid, tiles, chunk, listing.tiles, stop)
                 for chunk in _chunks(pyramid)
             ]
             try:
@@ -116,10 +119,12 @@ class SheetActivities(UploadActivities):
         bucket.sync()
         check(stop)
         if not bucket.is_directory:
-            _prove(Listing.of(bucket, ref, number), lines, len(thumbnail), len(body))
+            listing = Listing.of(bucket, ref, number)
+            _prove(listing, lines, len(thumbnail), len(body))
             check(stop)
+        bucket.delete(listing.surplus(ref, pyramid))  # what the sheet had in another size
         accepted_upload(bucket, ref)  # a sheet that comes too late for a deletion must not be committed
-        bucket.put_seen(ref.descriptor(number), pyramid.descriptor().encode())
+        bucket.put_seen(ref.descriptor(number), descriptor)
         return record
 
 

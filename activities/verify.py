@@ -386,6 +386,11 @@ class Listing:
         """Whether there is nothing: of a prefix that was deleted, a directory remains."""
         return not (self.tiles or self.thumbnail or self.record or self.descriptor or self.foreign)
 
+    def surplus(self, ref: UploadRef, pyramid: Pyramid | None) -> list[str]:
+        """The keys of what a sheet of this pyramid does not have; without one, of what no sheet has."""
+        tiles = [info.key for name, info in self.tiles.items() if pyramid is not None and not is_tile_of(pyramid, name)]
+        return [*(ref.sheets_prefix + path for path in self.foreign), *tiles]
+
     @classmethod
     def of(cls, bucket: Bucket, ref: UploadRef, number: int) -> Self:
         """Lists; blocks.
@@ -614,7 +619,7 @@ class Decoder:
             raise RenderCrashed(msg)
 
     def _ask(self, request: bytes, answer_s: float) -> bytes:
-        """The answer, one line; empty when the process has died, or was killed because it gave none."""
+        """The answer, one line; not a whole one when the process has died, or was killed because it gave none."""
         self._killed_after_s: float | None = None
         timer = threading.Timer(answer_s, self._kill, [answer_s])
         timer.daemon = True
@@ -627,6 +632,7 @@ class Decoder:
             return b""
         finally:
             timer.cancel()
+            timer.join()  # else it might kill the process that is asked next
 
     def _kill(self, after_s: float) -> None:
         self._killed_after_s = after_s
@@ -634,12 +640,14 @@ class Decoder:
 
     def problem(self, body: bytes, width: int, height: int) -> str:
         """What is wrong with a JPEG that must be so many pixels; empty if nothing is. 0 x 0 stands for a thumbnail's size."""
-        answer = self._ask(_REQUEST.pack(width, height, len(body)) + body, self._answer_s)
-        if not answer:
+        how = ""
+        for _ in range(2):  # a process may also die of something else: only what breaks a fresh one, too, is to blame
+            answer = self._ask(_REQUEST.pack(width, height, len(body)) + body, self._answer_s)
+            if answer.endswith(b"\n"):
+                return answer.decode().rstrip("\n")
             how = self._end()
             self._start()
-            return f"broke the decoder, which {how}"
-        return answer.decode().rstrip("\n")
+        return f"broke the decoder, which {how}"
 
     @property
     def pid(self) -> int:

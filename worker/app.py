@@ -81,7 +81,8 @@ async def run_tile_role(client: Client, settings: WorkerSettings, stop: asyncio.
     Raises:
         ScratchInUse: Another worker uses the scratch directory.
     """
-    scratch = Scratch(settings.scratch_directory, settings.scratch_limit_bytes, 2 * settings.upload_slots)
+    share = settings.upload_slots + settings.render_slots  # what keeps both kinds of slots busy
+    scratch = Scratch(settings.scratch_directory, settings.scratch_limit_bytes, share + settings.upload_slots, share)
     limits = ChildLimits(memory_bytes=settings.render_memory_bytes, cpu_s=settings.render_cpu_s, wall_s=settings.render_wall_s)
     children = ChildPool(settings.render_slots, limits)
     # asyncio's own default is 6 threads on 2 cores; each of ours mostly waits for the bucket.

@@ -9,7 +9,17 @@ from datetime import datetime
 
 from activities.forecast import SHEET_OBJECTS, receipt
 from activities.interface import Page
-from activities.records import Forecast, SheetRecord, SheetState, SheetStatus, Snapshot, UploadStatus, milliseconds, timestamp
+from activities.records import (
+    COUNTED_NOTES,
+    Forecast,
+    SheetRecord,
+    SheetState,
+    SheetStatus,
+    Snapshot,
+    UploadStatus,
+    milliseconds,
+    timestamp,
+)
 
 
 def percentage(completed: int, total: int) -> int:
@@ -294,7 +304,9 @@ def ready_sheet(sheet: SheetState, record: SheetRecord) -> SheetState:
 
 
 def _uncommitted(sheet: SheetState) -> SheetState:
-    return replace(sheet, status=SheetStatus.PENDING, tiles=None, bytes=None, reason=None, detail=None)
+    """The sheet before it was drawn: what was found then is going to be found again, if it is still so."""
+    notes = tuple(note for note in sheet.notes if note.type in COUNTED_NOTES)
+    return replace(sheet, status=SheetStatus.PENDING, tiles=None, bytes=None, reason=None, detail=None, notes=notes)
 
 
 def _reconciled(now: datetime) -> dict[str, object]:

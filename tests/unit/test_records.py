@@ -314,6 +314,7 @@ def test_notes_of_a_sheet_are_bounded_and_none_is_lost_silently(notes: list[Note
     """Whatever a document brings: equal notes once, a bounded size, and a last note that counts those without room."""
     kept = bounded_notes(notes)
     assert len(json.dumps(to_wire(kept))) <= NOTES_BYTES + 2 * len(kept) + 2
+    assert bounded_notes((Note("MoreNotes", "2 more notes are not shown"), *notes)) == kept
     left_out = len(set(notes)) - len(kept)
     if kept and kept[-1].type == "MoreNotes":
         assert kept[-1].message.startswith(f"{left_out + 1:,} ")

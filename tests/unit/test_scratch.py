@@ -7,17 +7,18 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
 from activities.attempt import Attempt
-from activities.errors import SourceAltered, SourceMissing
+from activities.errors import ShareFull, SourceAltered, SourceMissing
 from activities.keys import UploadRef
 from activities.records import UploadOptions, UploadRecord, timestamp
-from activities.scratch import IDLE_S, UNKNOWN_AGE_S, Scratch, ScratchInUse
+from activities.scratch import IDLE_S, SHARE_BEATS, UNKNOWN_AGE_S, Scratch, ScratchInUse
 from activities.storage import Bucket, BucketSettings
 
 REF = UploadRef("acme", "tower", "a1", "u1")
@@ -172,7 +173,7 @@ async def test_pages_wait_for_room_with_heartbeats(open_scratch: Callable[..., S
     beats = []
 
     async def wait() -> None:
-        async with scratch.room(lambda: beats.append(1)):
+        async with scratch.room(REF, lambda: beats.append(1)):
             pass
 
     waiting = asyncio.create_task(wait())
@@ -198,7 +199,7 @@ async def test_room_is_measured_while_pages_come_and_go(open_scratch: Callable[.
         coming = threads.submit(come_and_go)
         try:
             for _ in range(100):
-                async with scratch.room(lambda: None):
+                async with scratch.room(REF, lambda: None):
                     pass
         finally:
             measured.set()
@@ -268,7 +269,7 @@ async def test_pages_being_made_count_too(open_scratch: Callable[..., Scratch]) 
 
     async def make() -> None:
         nonlocal most, now
-        async with scratch.room(lambda: None):
+        async with scratch.room(REF, lambda: None):
             now += 1
             most = max(most, now)
             await asyncio.sleep(0)
@@ -276,3 +277,34 @@ async def test_pages_being_made_count_too(open_scratch: Callable[..., Scratch]) 
 
     await asyncio.gather(make(), make())
     assert most == 1
+
+
+async def test_one_upload_does_not_take_the_whole_room(open_scratch: Callable[..., Scratch], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits for its upload, or is being made, is its share: more of it gives its slot back after a while, and another's has room."""
+    monkeypatch.setattr("activities.scratch.BEAT_S", 0.0)
+    scratch = open_scratch(1 << 30, 4, 2)
+    page = scratch.page(scratch.publish(scratch.new_page(REF, 1)))
+    other, beats = UploadRef("acme", "tower", "a1", "u2"), []
+    async with scratch.room(REF, lambda: None):
+        with pytest.raises(ShareFull, match="2 sheets of this upload"):
+            async with scratch.room(REF, lambda: beats.append(1)):
+                pytest.fail("there is no room")
+        assert len(beats) == SHARE_BEATS
+        async with scratch.room(other, lambda: pytest.fail("it waits")):
+            pass
+        scratch.remove(page)
+        async with scratch.room(REF, lambda: pytest.fail("it waits")):
+            pass
+
+
+async def test_a_full_share_is_tried_again_by_its_own_time() -> None:
+    """Never final, and later than an upload's next attempt."""
+
+    async def refuse() -> None:
+        with Attempt().named_errors():
+            raise ShareFull("full")
+
+    with pytest.raises(ApplicationError) as failure:
+        await ActivityEnvironment().run(refuse)
+    assert (failure.value.type, failure.value.non_retryable) == ("ShareFull", False)
+    assert failure.value.next_retry_delay == timedelta(seconds=60)

@@ -3,10 +3,12 @@
 import asyncio
 import threading
 import zipfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import closing
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from temporalio.exceptions import ApplicationError
@@ -17,16 +19,20 @@ from activities.document import Host
 from activities.dzi import Pyramid, tile_name
 from activities.interface import Page, TiledPage, TilePage, UploadPage, host_queue
 from activities.keys import UploadRef
-from activities.records import UploadOptions, UploadRecord, to_json
+from activities.raster import UNCERTAIN
+from activities.records import Note, UploadOptions, UploadRecord, scaled_note, to_json
 from activities.scratch import Scratch
 from activities.storage import Bucket, BucketSettings, StoredObject
 from activities.threads import FairThreads
 from activities.tilezip import THUMBNAIL, TILES, TILES_PREFIX
+from activities.verify import verify_upload
 from tests.unit.sheets import Md5Bucket, accept, etag
 from worker.app import Activities
+from workflows.progress import Progress
 
 REF = UploadRef("acme", "tower", "a1", "u1")
 PYRAMID = Pyramid(600, 300)
+NOW = datetime(2026, 1, 31, 9, 30, tzinfo=UTC)
 RECORD = UploadRecord("plan.pdf", 9, "0" * 64, UploadOptions(), "2026-01-31T09:30:00.250Z")
 
 
@@ -74,16 +80,16 @@ async def host(bucket: OrderedBucket, tmp_path: Path) -> AsyncIterator[Host]:
         yield Host(bucket, scratch, ChildPool(1), threads, uploads)
 
 
-def tiled(host: Host, *, without: str = "") -> UploadPage:
+def tiled(host: Host, *, without: str = "", pyramid: Pyramid = PYRAMID) -> UploadPage:
     """A page on the scratch, all tiles but one there."""
     page = host.scratch.new_page(REF, 1)
     (page / THUMBNAIL).write_bytes(b"thumbnail")
     with zipfile.ZipFile(page / TILES, "w") as archive:
-        for name in (tile_name(*tile) for tile in PYRAMID.tiles()):
+        for name in (tile_name(*tile) for tile in pyramid.tiles()):
             if name != without:
                 archive.writestr(TILES_PREFIX + name, name)
     result = TiledPage(host_queue(host.scratch.host), host.scratch.publish(page), {"pretended": "1"})
-    return UploadPage(str(REF), Page(1, "A-101", 600, 300, 300), UploadOptions(), result)
+    return UploadPage(str(REF), Page(1, "A-101", pyramid.width, pyramid.height, 300), UploadOptions(), result)
 
 
 async def test_commit_marker_is_written_last(host: Host, bucket: OrderedBucket) -> None:
@@ -185,6 +191,75 @@ async def test_what_is_there_already_is_not_written_again(host: Host, tmp_path: 
     assert sorted(bucket.written[1:-2]) == sorted([missing, other, empty])
     assert bucket.written[-2:] == [REF.sheet_record(1), REF.descriptor(1)]
     assert {info.key: bucket.get(info.key).body for info in bucket.objects("")} == before
+
+
+@pytest.mark.parametrize("is_committed", [False, True])
+@pytest.mark.parametrize("kind", ["directory", "s3"])
+async def test_sheet_of_another_size_has_no_tiles_of_the_earlier_one(
+    host: Host, bucket: Bucket, request: pytest.FixtureRequest, kind: str, is_committed: bool
+) -> None:
+    """Whether the earlier one was committed or not: its ``.dzi`` goes before anything is written, its tiles before the new one comes."""
+    if kind == "s3":
+        bucket = Bucket(request.getfixturevalue("s3_server").new_bucket())
+        bucket.put(REF.record, to_json(RECORD))
+    done: list[tuple[str, str]] = []
+
+    class Watched:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(bucket, name)
+
+        def put(self, key: str, body: bytes) -> None:
+            done.append(("put", key))
+            bucket.put(key, body)
+
+        def put_seen(self, key: str, body: bytes) -> None:
+            done.append(("put", key))
+            bucket.put_seen(key, body)
+
+        def delete(self, keys: Iterable[str]) -> None:
+            keys = list(keys)
+            done.extend(("delete", key) for key in keys)
+            bucket.delete(keys)
+
+    activities = Activities(replace(host, bucket=cast("Bucket", Watched())))
+    await ActivityEnvironment().run(activities.upload_page, tiled(host))
+    assert not any(verb == "delete" for verb, _ in done)
+    if not is_committed:
+        bucket.delete([REF.descriptor(1)])
+    bucket.put(REF.sheet_prefix(1) + "stray.txt", b"x")
+    done.clear()
+    half = Pyramid(300, 150)
+    await ActivityEnvironment().run(activities.upload_page, tiled(host, pyramid=half))
+    assert (done[0] == ("delete", REF.descriptor(1))) == is_committed
+    assert done[-1] == ("put", REF.descriptor(1))
+    tiles = {info.key.removeprefix(REF.tiles_prefix(1)) for info in bucket.objects(REF.tiles_prefix(1))}
+    assert tiles == {tile_name(*tile) for tile in half.tiles()}
+    (report, _) = verify_upload(bucket, REF)
+    assert (report.verified, report.foreign_count, report.problems) == (True, 0, ())
+
+
+async def test_notes_are_the_same_after_a_repair(host: Host, bucket: OrderedBucket) -> None:
+    """``sheet.json``, letter for letter: what was counted comes from the progress, what was drawn is found again and not added to it."""
+    counted = (scaled_note(150, 300, "the page is large"), Note("UserUnitUncertain", UNCERTAIN))
+    drawn = tuple(Note("FontMissing", f"The font number {number} of this page is not in the PDF.") for number in range(6))
+    progress = Progress(NOW)
+    progress.begin([replace(tiled(host).page, notes=counted)], [], NOW)
+
+    async def make(notes: tuple[Note, ...]) -> bytes:
+        args = tiled(host)
+        page, found = replace(args.page, notes=progress.sheet(1).notes), replace(args.tiled, notes=notes)
+        record = await ActivityEnvironment().run(Activities(host).upload_page, replace(args, page=page, tiled=found))
+        progress.ready([record], NOW)
+        return bucket.get(REF.sheet_record(1)).body
+
+    first = await make(drawn)
+    assert b"MoreNotes" in first
+    for _ in range(2):
+        progress.reconcile([], [1], NOW)
+        assert progress.sheet(1).notes == counted
+        assert await make(drawn) == first
+    progress.reconcile([], [1], NOW)
+    assert b"FontMissing" not in await make(())  # the font is there now
 
 
 async def test_etags_that_are_no_md5_prove_names_and_sizes(host: Host, tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ export class Viewer {
     $("viewer-title").textContent = sheet.title ?? `Sheet ${sheet.number}`;
     $("viewer-place").textContent = [
       `Sheet ${count(sheet.number)} of ${count(this.of.sheetCount())}`,
-      ...(sheet.scaled ? [`drawn at ${sheet.dpi} dpi, for it is very large`] : []),
+      ...(sheet.scaled ? [`drawn at ${sheet.dpi} dpi`] : []),
     ].join(" · ");
     const notes = $("viewer-notes");
     notes.hidden = !sheet.notes?.length;

@@ -189,12 +189,12 @@ class ProcessUpload:
     @workflow.signal
     def force_reconcile(self, args: Reconcile = Reconcile()) -> None:  # noqa: B008 - frozen
         """Compare the progress with what the bucket really holds, and do what is missing; many requests make one pass."""
-        self._hear(Asked(reconcile=True, deep=args.deep))
+        self._hear(args, Asked(reconcile=True, deep=args.deep))
 
     @workflow.signal
     def sheets_stored(self, args: SheetNumbers) -> None:
         """The bucket told of the ``.dzi`` of these sheets: those that are not ready are judged; one in flight tells it by itself."""
-        self._hear(Asked(stored=args.sheets))
+        self._hear(args, Asked(stored=args.sheets))
 
     @workflow.signal
     def prioritize(self, args: SheetNumbers) -> None:
@@ -208,10 +208,11 @@ class ProcessUpload:
     @workflow.signal
     def retry_sheets(self, args: SheetNumbers) -> None:
         """Try failed sheets again, or resume a cancelled upload."""
-        self._hear(Asked(retries=(args,)))
+        self._hear(args, Asked(retries=(args,)))
 
-    def _hear(self, asked: Asked) -> None:
-        if self._is_cancelled:
+    def _hear(self, args: SheetNumbers | Reconcile, asked: Asked) -> None:
+        # Of what reaches the worker in one task, signals are applied before a cancel, whichever came first.
+        if self._is_cancelled or args.after_cancel_of == workflow.info().run_id:
             self._asked_after_cancel += asked
         else:
             self._asked += asked

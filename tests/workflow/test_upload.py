@@ -455,7 +455,7 @@ async def test_what_is_asked_while_a_cancelled_run_closes_is_done(client: Client
             await until(lambda: asked_to_cancel(handle_of(client, ref)))
         await until(lambda: fake.reached == step)
         fake.commit(fake.pages[2])  # type: ignore[index]
-        await reopen(client, ref, signal, *([SheetNumbers((3,))] if signal != "force_reconcile" else []))
+        await reopen(client, ref, signal, Reconcile() if signal == "force_reconcile" else SheetNumbers((3,)))
         fake.gate.set()
         fake.released.set()
         result = await handle_of(client, ref).result()
@@ -466,6 +466,45 @@ async def test_what_is_asked_while_a_cancelled_run_closes_is_done(client: Client
         assert (result.status, result.completed_pages, fake.tiled) == (UploadStatus.COMPLETE, 4, [1, 1, 2, 4])
     else:
         assert (result.status, result.completed_pages, fake.tiled) == (UploadStatus.CANCELLED, 1, [1])
+
+
+@pytest.mark.parametrize("order", [("cancel", "retry"), ("retry", "cancel")], ids="-".join)
+async def test_cancel_and_retry_that_reach_the_run_at_once_keep_their_order(client: Client, ref: UploadRef, order: tuple[str, str]) -> None:
+    """Both come while no worker is there, and then in one workflow task: a retry after the cancel is done, one before it is ended by it."""
+    fake = FakeActivities(pages(3), window=1)
+    fake.gate.clear()
+    async with working(client, fake):
+        await start(client, ref)
+        await until(lambda: fake.tiled == [1])
+    handle = handle_of(client, ref)
+    first_run = (await handle.describe()).run_id
+    for what in order:
+        await (handle.cancel() if what == "cancel" else reopen(client, ref, "retry_sheets", SheetNumbers()))
+    fake.gate.set()
+    async with working(client, fake):
+        if order[0] == "cancel":
+            result = await handle.result()
+            assert (result.status, result.completed_pages) == (UploadStatus.COMPLETE, 3)
+        else:
+            with pytest.raises(WorkflowFailureError) as failure:
+                await handle.result()
+            assert isinstance(failure.value.cause, CancelledError)
+    first = await client.get_workflow_handle(ref.workflow_id, run_id=first_run).describe()
+    assert first.status is (WorkflowExecutionStatus.CONTINUED_AS_NEW if order[0] == "cancel" else WorkflowExecutionStatus.CANCELED)
+    assert fake.manifest is not None
+    assert fake.manifest.status is (UploadStatus.COMPLETE if order[0] == "cancel" else UploadStatus.CANCELLED)
+
+
+async def test_retry_sent_after_the_cancel_of_an_earlier_run_is_done(client: Client, ref: UploadRef) -> None:
+    """That run may end before the retry comes; the cancel is none of the run that hears it."""
+    fake = FakeActivities(pages(3))
+    fake.tile_errors[2] = [PageUnreadable("page 2 cannot be loaded")]
+    async with working(client, fake):
+        await start(client, ref)
+        assert (await handle_of(client, ref).result()).status is UploadStatus.PARTIAL
+        earlier = (await handle_of(client, ref).describe()).run_id
+        await reopen(client, ref, "retry_sheets", SheetNumbers(after_cancel_of=earlier))
+        assert (await handle_of(client, ref).result()).status is UploadStatus.COMPLETE
 
 
 async def test_cancel_ends_what_was_asked_before_it(client: Client, ref: UploadRef) -> None:
@@ -610,7 +649,7 @@ async def test_signal_while_a_refused_upload_closes_is_heard(client: Client, ref
         await start(client, ref)
         await until(lambda: fake.reached == "write_manifest")
         fake.pages = pages(2)
-        await reopen(client, ref, signal, *([SheetNumbers()] if signal == "retry_sheets" else []))
+        await reopen(client, ref, signal, SheetNumbers() if signal == "retry_sheets" else Reconcile())
         fake.released.set()
         result = await handle_of(client, ref).result()
     assert (result.status, result.completed_pages) == (UploadStatus.COMPLETE, 2)
@@ -733,7 +772,7 @@ async def test_many_requests_at_once_make_one_pass(client: Client, ref: UploadRe
     async with working(client, fake):
         await start(client, ref)
         await handle_of(client, ref).result()
-        await asyncio.gather(*(reopen(client, ref, "force_reconcile", *([Reconcile(deep=True)] * (n == 7))) for n in range(20)))
+        await asyncio.gather(*(reopen(client, ref, "force_reconcile", Reconcile(deep=n == 7)) for n in range(20)))
         await handle_of(client, ref).result()
     assert [args.deep for args in fake.checked] == [True]
 

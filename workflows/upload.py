@@ -610,7 +610,7 @@ class ProcessUpload:
             UploadActivities.halve_page,
             HalvePage(str(self._ref), sheet.number, sheet.dpi or 0),
             task_queue=TILE_QUEUE,
-            start_to_close_timeout=COUNT_TIMEOUT,
+            start_to_close_timeout=2 * COUNT_TIMEOUT,  # it counts twice
             heartbeat_timeout=HEARTBEAT,
             retry_policy=RETRIES,
             cancellation_type=CANCELLATION,

@@ -18,6 +18,7 @@ from temporalio.common import SearchAttributeKey
 from temporalio.exceptions import ApplicationError, CancelledError
 from temporalio.runtime import MetricBuffer, Runtime, TelemetryConfig
 
+from activities.child import ChildLimits
 from activities.errors import (
     NewerSchema,
     NoPages,
@@ -238,6 +239,22 @@ async def test_sheet_that_needs_too_much_memory_is_halved(client: Client, ref: U
     assert [note.type for note in halved.notes] == ["Scaled"]
     assert fake.committed[2].notes == halved.notes
     assert {(sheet.width, sheet.scaled, sheet.notes) for sheet in (fake.manifest.sheets[0], fake.manifest.sheets[2])} == {(100, False, ())}
+
+
+async def test_a_count_has_the_time_that_its_child_may_take(client: Client, ref: UploadRef) -> None:
+    """And to halve a page, which counts twice, the time of two: a slow document that could be counted can be halved."""
+    fake = FakeActivities(pages(1))
+    fake.tile_errors[1] = [RenderOutOfMemory("the page needs more than 100 bytes of memory")]
+    async with working(client, fake):
+        await start(client, ref)
+        await handle_of(client, ref).result()
+        events = (await handle_of(client, ref).fetch_history()).events
+    scheduled = [
+        each.activity_task_scheduled_event_attributes for each in events if each.HasField("activity_task_scheduled_event_attributes")
+    ]
+    seconds = {each.activity_type.name: each.start_to_close_timeout.ToTimedelta().total_seconds() for each in scheduled}
+    assert seconds["count_pages"] > ChildLimits().wall_s
+    assert seconds["halve_page"] > 2 * ChildLimits().wall_s
 
 
 async def test_decision_to_halve_outlives_the_worker(client: Client, ref: UploadRef) -> None:

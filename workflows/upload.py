@@ -15,7 +15,7 @@ from temporalio.exceptions import TimeoutError as TemporalTimeout
 from temporalio.types import MethodAsyncSingleParam
 
 with workflow.unsafe.imports_passed_through():
-    from activities.errors import RenderOutOfMemory, TilesMissing, UploadNotFound, WorkerLost, is_named
+    from activities.errors import RenderOutOfMemory, Terminated, TilesMissing, UploadNotFound, WorkerLost, is_named
     from activities.interface import (
         STORAGE_QUEUE,
         TILE_QUEUE,
@@ -73,6 +73,9 @@ whether there is one, and end when a check fails."""
 
 HALVED = "half-resolution"
 """Runs without this patch fail a sheet that needs too much memory, instead of halving its resolution."""
+
+STOPPED = "stays-terminated"
+"""Runs without this patch resume an upload that an operator had ended before its pages were counted, whatever they are asked for."""
 
 STATUS = SearchAttributeKey.for_keyword("SiteLinkStatus")
 REASON = SearchAttributeKey.for_keyword("SiteLinkReason")
@@ -246,7 +249,11 @@ class ProcessUpload:
     async def _count_pages(self, state: BucketState) -> None:
         # Of a document without sheets, to count again is all that can be retried or reconciled.
         asked, self._asked = self._asked, Asked()
-        resume = self._progress.status is not UploadStatus.CANCELLED or bool(asked.retries) or not workflow.patched(HEARD)
+        head = self._progress.changes_since(self._progress.version)
+        stays_ended = not asked.retries and (
+            (head.status is UploadStatus.CANCELLED and workflow.patched(HEARD))
+            or (head.reason == Terminated.__name__ and workflow.patched(STOPPED))
+        )
         try:
             document = await workflow.execute_activity_method(
                 UploadActivities.count_pages,
@@ -264,7 +271,7 @@ class ProcessUpload:
                 raise
             self._progress.fail(*_reason(error), workflow.now())
         else:
-            self._progress.begin(document.pages, state.committed, workflow.now(), document.forecast, resume=resume)
+            self._progress.begin(document.pages, state.committed, workflow.now(), document.forecast, resume=not stays_ended)
             self._asked += Asked(asked.reconcile, asked.deep)
 
     async def _process_sheets(self) -> None:

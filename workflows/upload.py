@@ -36,7 +36,7 @@ with workflow.unsafe.imports_passed_through():
     from activities.keys import UploadRef
     from activities.records import SheetRecord, SheetState, SheetStatus, Snapshot, UploadOptions, UploadStatus
     from workflows.messages import Asked, Continued, ProgressAfter, Reconcile, SheetNumbers, UploadInput
-    from workflows.progress import Progress
+    from workflows.progress import NOT_RECONCILED, Progress
     from workflows.retries import HEARTBEAT, RETRIES
 
 A = TypeVar("A")
@@ -403,14 +403,15 @@ class ProcessUpload:
                 wrong, removed = wrong + counts[0], removed + counts[1]
             except ActivityError as error:
                 looked_at_all = False
-                self._not_done(error, f"sheets {now_judged[0]} to {now_judged[-1]} could not be checked")
+                kind = NOT_RECONCILED if whole else ""
+                self._not_done(error, f"{kind}sheets {now_judged[0]} to {now_judged[-1]} could not be checked")
         if whole and not self._is_cancelled:
             prune = PruneSheets(str(self._ref), self._progress.total_pages)
             try:
                 removed += await self._on_bucket(UploadActivities.prune_sheets, prune, "remove what no sheet owns")
             except ActivityError as error:
                 looked_at_all = False
-                self._not_done(error, "what no sheet owns could not be removed")
+                self._not_done(error, f"{NOT_RECONCILED}what no sheet owns could not be removed")
             if looked_at_all:
                 self._progress.warn(None, workflow.now())
                 self._progress.reconcile((), (), workflow.now())

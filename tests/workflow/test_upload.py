@@ -603,7 +603,7 @@ async def test_check_that_fails_is_a_finding_and_the_sheets_go_on(client: Client
 
 
 async def test_half_sheet_that_cannot_be_removed_keeps_no_manifest_from_being_written(client: Client, ref: UploadRef) -> None:
-    """The upload ends as it is, and says what stays."""
+    """The upload ends as it is, and says what stays; when every sheet is ready, nothing does."""
     broken = RenderCrashed("it did not start")
     broken.final = True
     fake = FakeActivities(pages(2))
@@ -612,9 +612,12 @@ async def test_half_sheet_that_cannot_be_removed_keeps_no_manifest_from_being_wr
     async with working(client, fake):
         await start(client, ref)
         result = await handle_of(client, ref).result()
-    assert result.status is UploadStatus.PARTIAL
-    assert fake.manifest is not None
-    assert "could not be removed" in (fake.manifest.warning or "")
+        assert result.status is UploadStatus.PARTIAL
+        assert fake.manifest is not None
+        assert "could not be removed" in (fake.manifest.warning or "")
+        await reopen(client, ref, "retry_sheets", SheetNumbers())
+        result = await handle_of(client, ref).result()
+    assert (result.status, result.warning, fake.manifest.warning) == (UploadStatus.COMPLETE, None, None)
 
 
 async def test_reconcile_judges_a_sheet_in_flight_only_when_it_has_landed(client: Client, ref: UploadRef) -> None:

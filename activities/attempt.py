@@ -22,16 +22,16 @@ BEAT_S = 1.0
 class Attempt:
     """The attempt that runs now.
 
-    The heartbeat's detail is the number of fresh tries, of a render child or a read of the source, that failed in earlier attempts.
+    The heartbeat's details are two counts of earlier attempts: fresh render children that failed, and reads that gave another PDF.
     """
 
     def __init__(self) -> None:
-        details = activity.info().heartbeat_details
-        self._faults = details[0] if details and isinstance(details[0], int) else 0
+        counts = [count for count in activity.info().heartbeat_details if isinstance(count, int)]
+        self._faults, self._altered = [*counts, 0, 0][:2]
 
     def beat(self) -> None:
         """Tells Temporal that the attempt is alive."""
-        activity.heartbeat(self._faults)
+        activity.heartbeat(self._faults, self._altered)
 
     @contextmanager
     def named_errors(self) -> Iterator[None]:
@@ -46,9 +46,9 @@ class Attempt:
             self.beat()
             raise to_application_error(fault, final=self._faults >= fault.tries) from fault
         except SourceAltered as error:
-            self._faults += 1
+            self._altered += 1
             self.beat()
-            raise to_application_error(error, final=self._faults >= error.tries, again_in=error.again_in) from error
+            raise to_application_error(error, final=self._altered >= error.tries, again_in=error.again_in) from error
         except SiteLinkError as error:
             raise to_application_error(error) from error
         except OSError as error:
@@ -66,8 +66,8 @@ class Attempt:
         """Runs ``work`` in a thread, with heartbeats for as long as the thread lives.
 
         Cancelling the caller, once or several times, sets the event, which ``work`` looks at often, and waits for the thread: what it
-        managed to finish counts. An attempt that fell silent meanwhile would be taken for dead, and what it still writes would come after
-        what others have done about that. Work that has not begun is dropped.
+        managed to finish counts. If the attempt stopped beating, Temporal would take it for dead, others would clean up, and its late write
+        would undo that. Work that has not begun is dropped.
 
         Args:
             work: Blocks.

@@ -237,7 +237,7 @@ class UploadActivities(ABC):
         """Measures a page at half the resolution at which it was counted, with a note that says so.
 
         Returns:
-            None when ``args.dpi`` is no more than that, or it were below ``MINIMUM_DPI``.
+            None if ``args.dpi`` is at or below half already, or if half is below ``MINIMUM_DPI``.
 
         Raises:
             ApplicationError: As ``count_pages``.

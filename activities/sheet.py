@@ -137,7 +137,7 @@ def _prove(listing: Listing, lines: list[tuple[str, int, str]], thumbnail_bytes:
     """
     tiles = listing.tiles
     lost = [name for name, size, _ in lines if name not in tiles or tiles[name].size != size]
-    # An encrypted object's ETag (SSE-KMS) only looks like its MD5, and so would that of none be right.
+    # An encrypted object's ETag (SSE-KMS) only looks like an MD5: then no ETag matches. So a mismatch counts only where another matches.
     md5s = {name for name, _, md5 in lines if name in tiles and _has_md5(tiles[name], md5)}
     if md5s and not lost:
         lost = [name for name, _, _ in lines if name not in md5s]

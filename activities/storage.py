@@ -17,7 +17,7 @@ Oddities of an S3 server:
 7. It does so only for what may be done twice. A write that must find nothing there is tried again here; and when it then finds what an
    earlier try wrote whose answer was lost, that is no other's object.
 8. A server, or something before it, may say that it has written what it has not. So what others rely on is
-   looked at: ``put_seen``, ``put_seen_async``, ``see_async``; of tiles a LIST tells.
+   looked at: ``put_seen``, ``see_async``; of tiles a LIST tells.
 9. An answer may quote what was signed. Nothing of it but code and message goes on, and no such error is the cause of ours.
 
 What a library or a server says names paths, hosts and classes. It goes to the log, where a named error is made; the error itself says the
@@ -395,13 +395,6 @@ class Bucket:
         if self._s3 is not None:
             with _not_written_if_missing(key):
                 _check_written(key, self.get(key).body == body)
-
-    async def put_seen_async(self, key: str, body: bytes) -> None:
-        """``put_seen``, for an event loop."""
-        await self.put_async(key, body)
-        if self._s3 is not None:
-            with _not_written_if_missing(key):
-                _check_written(key, (await self.get_async(key)).body == body)
 
     async def see_async(self, key: str, size_bytes: int) -> None:
         """Looks at what was just written where nothing was before; raises like ``put_seen``."""

@@ -4,6 +4,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from functools import partial
 from typing import Any, Self, TypeVar
 
@@ -49,7 +50,8 @@ class FairThreads:
         """
         future: Future[T] = Future()
         with self._mutex:
-            self._waiting.add(key, (future, partial(work, *args)))
+            # In the caller's context, as asyncio.to_thread does it: log lines show what they are about.
+            self._waiting.add(key, (future, partial(copy_context().run, work, *args)))
         self._pool.submit(self._do_next)
         return future
 

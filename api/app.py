@@ -277,7 +277,7 @@ class Api:
         return await self._tiles.respond(_upload(request), request.path_params["path"], request)
 
     async def unreadable(self, _: Request) -> Response:
-        """What came as an event of R2, was none, and is kept aside; newest first."""
+        """Messages that are not R2 events and were kept aside; newest first."""
         events = await asyncio.to_thread(unreadable_events, self._bucket)
         return JSONResponse({"unreadable": events}, headers={"Cache-Control": "no-cache"})
 

@@ -86,7 +86,7 @@ def _extended(value: str) -> str | None:
 
 
 def _of_mail(value: str) -> str | None:
-    """What encoded words of RFC 2047 say, of which nothing else is between."""
+    """The text of a value that consists only of encoded words (RFC 2047); None of any other."""
     words = []
     for word in value.split():
         match = _ENCODED_WORD.fullmatch(word)

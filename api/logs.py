@@ -4,7 +4,7 @@ A line shows its message, then its extras, the upload's ref and the sheet first.
 
 1. the ``extra`` of the call,
 2. ``about``: the request or the activity that the line is written for,
-3. what Temporal's library says of the workflow that it logs for; of its facts only those stay that an operator looks for.
+3. what Temporal's library says of the workflow that it logs for; of its fields, only those that an operator needs are shown.
 
 Text is one line, and a traceback below it; JSON is one line always.
 """
@@ -58,9 +58,10 @@ class AboutRequests:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves a request."""
-        if scope["type"] == "http" and (found := _UPLOAD.match(scope["path"])):
-            *ids, sheet = found.groups()
-            about("/".join(ids), int(sheet) if sheet else None)
+        if scope["type"] == "http":
+            # Also without an upload in its path: the server may serve a request in the context of the one before.
+            *ids, sheet = found.groups() if (found := _UPLOAD.match(scope["path"])) else (None,)
+            about("/".join(ids) if ids else None, int(sheet) if sheet else None)
         await self._app(scope, receive, send)
 
 

@@ -26,7 +26,7 @@ from activities.records import (
     to_json,
     to_wire,
 )
-from activities.storage import Bucket, read_record
+from activities.storage import Bucket, not_written, read_record
 from api.runs import NoRun, RunClosed, Runs
 from workflows.broken_off import BROKEN_OFF, broken_off
 from workflows.progress import ready_sheet
@@ -164,7 +164,9 @@ class Status:
         """
         record = await self._read_record(ref)
         if record.deleted_at is None:
-            await self._bucket.put_seen_async(ref.record, to_json(replace(record, deleted_at=timestamp(datetime.now(UTC)))))
+            await self._bucket.put_async(ref.record, to_json(replace(record, deleted_at=timestamp(datetime.now(UTC)))))
+            if (await self._read_record(ref)).deleted_at is None:  # a mark of another request, made at the same moment, is as good
+                raise not_written(ref.record)
             await asyncio.to_thread(self._bucket.sync)
             logger.info("marked an upload deleted", extra={"ref": str(ref)})
         self._deleted.put(ref, ref.upload)

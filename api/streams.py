@@ -6,7 +6,7 @@ import sys
 
 
 class _Told(io.FileIO):
-    """stderr: what cannot be written there is lost, and no reason to end otherwise than without it."""
+    """stderr: a write that fails is dropped, and does not change how the command ends."""
 
     def write(self, data: "bytes | bytearray | memoryview") -> int:  # type: ignore[override] # as it is called
         """Writes it, or not."""

@@ -45,8 +45,8 @@ OWN_THREADS = 4
 """For what no slot bounds and no bucket delays: the scratch."""
 
 HOST_SLOTS = 1000
-"""Of the queue of a host: more than can ever wait there, so that a sheet that no slot takes is one of a dead host. Those that are
-taken wait for their turn, beating."""
+"""Of the queue of a host: more slots than pages can wait on it. So a page that is not picked up in time means that the host is dead.
+Pages that are picked up wait for a thread, with heartbeats."""
 
 JANITOR_S = 60
 DRAIN_S = 0.2

@@ -166,12 +166,12 @@ async def test_a_write_that_was_lied_about_is_noticed_where_it_counts(faults: Fa
 async def test_a_lie_about_a_second_write_is_noticed_though_the_first_has_its_size(faults: Faults, settings: BucketSettings) -> None:
     """A manifest that only says when it was reconciled, and a mark of deletion, stand where another object stood."""
     bucket = Bucket(settings)
-    await bucket.put_seen_async("a", b"reconciled at 09:30")
+    await asyncio.to_thread(bucket.put_seen, "a", b"reconciled at 09:30")
     faults.lay(Rule(lies_about_put, method="PUT"))
     with pytest.raises(StorageUnavailable, match="said that it has written a"):
         await asyncio.to_thread(bucket.put_seen, "a", b"reconciled at 10:30")
     with pytest.raises(StorageUnavailable, match="said that it has written a"):
-        await bucket.put_seen_async("a", b"reconciled at 10:30")
+        await asyncio.to_thread(bucket.put_seen, "a", b"reconciled at 10:30")
 
 
 async def test_an_object_of_another_is_not_taken_for_ones_own(faults: Faults, settings: BucketSettings) -> None:

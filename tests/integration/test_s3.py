@@ -25,7 +25,11 @@ from activities.errors import (
     StorageUnavailable,
     to_application_error,
 )
+from activities.keys import UploadRef
+from activities.records import UploadOptions, UploadRecord, from_json, to_json
 from activities.storage import PART_BYTES, Bucket, BucketSettings
+from api.runs import Runs
+from api.status import Status
 from deploy.bucket import DONE, FAILED, set_up
 from deploy.process import free_port
 from tests.servers.recorder import Answer, Recorder, Request, recording, s3_error
@@ -340,6 +344,32 @@ def test_a_slow_server_is_no_error(recorder: Recorder, bucket: Bucket) -> None:
     bucket.put("a", b"x")
     assert bucket.get("a").body == b"x"
     assert len(recorder.requests) == 2
+
+
+async def test_two_deletions_at_once_are_both_done(recorder: Recorder, bucket: Bucket) -> None:
+    """Each finds a mark when it looks, though the other's stands there by then."""
+    ref = UploadRef("acme", "tower", "a1", "u1")
+    bucket.put(ref.record, to_json(UploadRecord("a.pdf", 1, "00", UploadOptions(), "2026-01-31T09:30:00.000Z")))
+
+    def marks(requests: list[Request]) -> int:
+        return len([each for each in requests if each.method == "PUT" and each.path.endswith("/upload.json")]) - 1
+
+    def answer(request: Request) -> Answer | None:
+        deadline = time.monotonic() + 60
+        if request.method == "PUT":  # both have read that there is no mark
+            while len(recorder.sent("GET", "/upload.json")) < 2:
+                assert time.monotonic() < deadline, "the other deletion does not begin"
+                time.sleep(0.01)
+        elif marks(recorder.requests) > 0:  # both marks are written before one is looked at
+            while marks(recorder.answered) < 2:
+                assert time.monotonic() < deadline, "the other mark does not come"
+                time.sleep(0.01)
+        return None
+
+    recorder.answer = answer
+    status = Status(bucket, Runs(lambda: asyncio.sleep(0, None)))  # type: ignore[arg-type] # asks for no run
+    await asyncio.gather(status.mark_deleted(ref), status.mark_deleted(ref))
+    assert from_json(UploadRecord, bucket.get(ref.record).body).deleted_at is not None
 
 
 # Streams

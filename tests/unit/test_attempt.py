@@ -16,7 +16,7 @@ from temporalio.testing import ActivityEnvironment
 from activities.attempt import Attempt
 from activities.child import ChildPool
 from activities.document import Host
-from activities.errors import SourceAltered, StorageUnavailable
+from activities.errors import RenderTimeout, SourceAltered, StorageUnavailable
 from activities.interface import CountPages, TilePage, WriteManifest
 from activities.keys import UploadRef
 from activities.records import Snapshot, UploadOptions, UploadStatus
@@ -104,6 +104,29 @@ async def test_source_that_is_not_what_was_accepted_is_final_at_the_third_read(t
         assert (failure.value.type, failure.value.next_retry_delay) == ("SourceAltered", timedelta(seconds=30))
         finals.append(failure.value.non_retryable)
     assert finals == [False, False, True]
+
+
+async def test_faults_of_different_kinds_are_counted_apart() -> None:
+    """A read that was cut off once takes no fresh try from a page, nor a page's fault one from the reads."""
+
+    async def fail_with(error: Exception, *details: object) -> ApplicationError:
+        environment = ActivityEnvironment()
+        environment.info = replace(environment.info, heartbeat_details=details)
+
+        async def attempt() -> None:
+            with Attempt().named_errors():
+                raise error
+
+        with pytest.raises(ApplicationError) as failure:
+            await environment.run(attempt)
+        return failure.value
+
+    altered, fault = SourceAltered("another"), RenderTimeout("not done after 120 s of CPU time")
+    assert not (await fail_with(fault, 0, 2)).non_retryable
+    assert (await fail_with(fault, 1, 0)).non_retryable
+    assert (await fail_with(fault, 1)).non_retryable  # as an older release has beaten
+    assert not (await fail_with(altered, 2, 0)).non_retryable
+    assert (await fail_with(altered, 0, 2)).non_retryable
 
 
 @pytest.mark.parametrize("more_follows", [True, False])

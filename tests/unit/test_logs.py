@@ -144,6 +144,21 @@ async def test_lines_of_a_request_are_about_the_upload_of_its_path(path: str, re
     assert [(line.get("ref"), line.get("sheet")) for line in lines] == [(ref, sheet)]
 
 
+async def test_lines_of_a_request_are_not_about_the_one_before() -> None:
+    """Uvicorn serves the next request of a connection in the context of the request before."""
+    lines = []
+
+    async def app(*_: object) -> None:
+        lines.append(as_json(record()))
+
+    async def connection() -> None:
+        for path in (f"/v1/organizations/acme/projects/tower/plans/a1/uploads/{REF.rpartition('/')[2]}", "/readyz"):
+            await AboutRequests(app)({"type": "http", "path": path}, None, None)  # type: ignore[arg-type] # never called
+
+    await asyncio.create_task(connection())
+    assert [line.get("ref") for line in lines] == [REF, None]
+
+
 def test_the_format_is_text_unless_told() -> None:
     """An empty value counts as absent."""
     assert [log_format({}), log_format({"SITELINK_LOG_FORMAT": ""}), log_format({"SITELINK_LOG_FORMAT": "json"})] == [

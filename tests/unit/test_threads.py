@@ -2,6 +2,7 @@
 
 import threading
 from concurrent.futures import CancelledError, Future, wait
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -51,6 +52,17 @@ def test_results_and_errors_come_back() -> None:
         assert threads.submit(("a",), str, 1).result(30) == "1"
         assert after[0].result(30)
     assert len(did) < 900
+
+
+def test_work_is_done_in_the_context_of_its_caller() -> None:
+    """So its log lines show what they are about."""
+    name: ContextVar[str] = ContextVar("name", default="")
+    with FairThreads(1, "test") as threads:
+        results = []
+        for value in ("a", "b"):
+            name.set(value)
+            results.append(threads.submit((value,), name.get))
+        assert [result.result(60) for result in results] == ["a", "b"]
 
 
 def test_work_that_was_dropped_is_not_done() -> None:

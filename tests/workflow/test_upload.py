@@ -487,25 +487,26 @@ async def test_what_is_asked_while_a_cancelled_run_closes_is_done(client: Client
 
 @pytest.mark.parametrize("order", [("cancel", "retry"), ("retry", "cancel")], ids="-".join)
 async def test_cancel_and_retry_that_reach_the_run_at_once_keep_their_order(client: Client, ref: UploadRef, order: tuple[str, str]) -> None:
-    """Both come while no worker is there, and then in one workflow task: a retry after the cancel is done, one before it is ended by it."""
+    """Both come while no workflow worker is there, then in one task: a retry after the cancel is done, one before it is ended."""
     fake = FakeActivities(pages(3), window=1)
     fake.gate.clear()
-    async with working(client, fake):
-        await start(client, ref)
-        await until(lambda: fake.tiled == [1])
-    handle = handle_of(client, ref)
-    first_run = (await handle.describe()).run_id
-    for what in order:
-        await (handle.cancel() if what == "cancel" else reopen(client, ref, "retry_sheets", SheetNumbers()))
-    fake.gate.set()
-    async with working(client, fake):
-        if order[0] == "cancel":
-            result = await handle.result()
-            assert (result.status, result.completed_pages) == (UploadStatus.COMPLETE, 3)
-        else:
-            with pytest.raises(WorkflowFailureError) as failure:
-                await handle.result()
-            assert isinstance(failure.value.cause, CancelledError)
+    async with activity_workers(client, fake):
+        async with workflow_worker(client):
+            await start(client, ref)
+            await until(lambda: fake.tiled == [1])
+        handle = handle_of(client, ref)
+        first_run = (await handle.describe()).run_id
+        for what in order:
+            await (handle.cancel() if what == "cancel" else reopen(client, ref, "retry_sheets", SheetNumbers()))
+        fake.gate.set()
+        async with workflow_worker(client):
+            if order[0] == "cancel":
+                result = await handle.result()
+                assert (result.status, result.completed_pages) == (UploadStatus.COMPLETE, 3)
+            else:
+                with pytest.raises(WorkflowFailureError) as failure:
+                    await handle.result()
+                assert isinstance(failure.value.cause, CancelledError)
     first = await client.get_workflow_handle(ref.workflow_id, run_id=first_run).describe()
     assert first.status is (WorkflowExecutionStatus.CONTINUED_AS_NEW if order[0] == "cancel" else WorkflowExecutionStatus.CANCELED)
     assert fake.manifest is not None

@@ -153,7 +153,7 @@ class Runs:
         except NoRun as error:
             raise _unavailable(error.__cause__) from error
 
-    async def reopen(self, ref: UploadRef, signal: str, *args: SheetNumbers | Reconcile) -> None:
+    async def reopen(self, ref: UploadRef, signal: str, args: SheetNumbers | Reconcile) -> None:
         """Signals the run, or starts it again with the signal.
 
         Raises:
@@ -161,7 +161,7 @@ class Runs:
         """
         try:
             async with _named(QUERY_TIMEOUT_S):
-                await starter.reopen(await self._connected(), ref, signal, *args)
+                await starter.reopen(await self._connected(), ref, signal, args)
         except NoRun as error:
             raise _unavailable(error.__cause__) from error
 

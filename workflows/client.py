@@ -1,5 +1,6 @@
 """How an upload's workflows are started, reopened and looked up: the rules of the design in one place."""
 
+from dataclasses import replace
 from datetime import timedelta
 
 from temporalio.client import Client, WorkflowExecutionDescription, WorkflowExecutionStatus
@@ -61,7 +62,7 @@ async def start(client: Client, ref: UploadRef) -> None:
         return
 
 
-async def reopen(client: Client, ref: UploadRef, signal: str, *args: SheetNumbers | Reconcile) -> None:
+async def reopen(client: Client, ref: UploadRef, signal: str, args: SheetNumbers | Reconcile = Reconcile()) -> None:  # noqa: B008 - frozen
     """Signals the running workflow, or starts it again with the signal when it has ended.
 
     The caller has checked that the upload exists.
@@ -70,11 +71,14 @@ async def reopen(client: Client, ref: UploadRef, signal: str, *args: SheetNumber
         client: Connected to the namespace.
         ref: The upload.
         signal: ``force_reconcile``, ``sheets_stored``, ``retry_sheets`` or ``prioritize``.
-        args: The signal's argument, if it takes one.
+        args: The signal's argument.
 
     Raises:
         RPCError: Temporal does not answer.
     """
+    run = await last_run(client, ref)
+    if run is not None and run.raw_description.workflow_extended_info.cancel_requested:
+        args = replace(args, after_cancel_of=run.run_id)
     await client.start_workflow(
         ProcessUpload.run,
         UploadInput(str(ref), reopened=True),
@@ -82,7 +86,7 @@ async def reopen(client: Client, ref: UploadRef, signal: str, *args: SheetNumber
         task_queue=WORKFLOW_QUEUE,
         id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
         start_signal=signal,
-        start_signal_args=args,
+        start_signal_args=[args],
         search_attributes=_search_attributes(ref, UploadStatus.QUEUED),
         static_summary=_summary(ref),
         priority=Priority(fairness_key=ref.organization),

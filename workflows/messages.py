@@ -30,9 +30,16 @@ class Continued:
 
 @dataclass(frozen=True)
 class SheetNumbers:
-    """Argument of ``prioritize``, ``retry_sheets`` and ``sheets_stored``: 1-based; none means every failed sheet for ``retry_sheets``."""
+    """Argument of ``prioritize``, ``retry_sheets`` and ``sheets_stored``.
+
+    Args:
+        sheets: 1-based; none means every failed sheet for ``retry_sheets``.
+        after_cancel_of: The run that somebody had asked to cancel before this was sent, if any: a worker that hears of both at once
+            is not told which came first.
+    """
 
     sheets: tuple[int, ...] = ()
+    after_cancel_of: str = ""
 
 
 @dataclass(frozen=True)
@@ -106,6 +113,8 @@ class Reconcile:
 
     Args:
         deep: Read every tile back and decode it: the only proof of bytes where the bucket's ETags are no MD5s, as in a directory.
+        after_cancel_of: See ``SheetNumbers``.
     """
 
     deep: bool = False
+    after_cancel_of: str = ""

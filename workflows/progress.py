@@ -21,6 +21,9 @@ from activities.records import (
     timestamp,
 )
 
+NOT_RECONCILED = "a reconcile could not be done: "
+"""So begins the warning that what somebody asked for was not done, however the sheets fare."""
+
 
 def percentage(completed: int, total: int) -> int:
     """``100 x completed / total`` rounded half up, held at 99 until all are completed; 0 of 0 is 0."""
@@ -141,9 +144,17 @@ class Progress:
         self._change(now, [ready_sheet(SheetState(record.number, SheetStatus.PENDING, 0), record) for record in committed])
 
     def warn(self, warning: str | None, now: datetime) -> None:
-        """What an operator should know, until something else is said; None for nothing."""
-        if warning != self._head.warning:
+        """What an operator should know, until something else is said; None for nothing.
+
+        One that begins with ``NOT_RECONCILED`` stays until a reconcile is done, any other one at most until every sheet is ready.
+        """
+        is_lesser = warning is not None and not warning.startswith(NOT_RECONCILED)
+        if warning != self._head.warning and not (is_lesser and self._is_not_reconciled):
             self._change(now, warning=warning)
+
+    @property
+    def _is_not_reconciled(self) -> bool:
+        return (self._head.warning or "").startswith(NOT_RECONCILED)
 
     def _processing(self) -> dict[str, object]:
         return {"status": UploadStatus.PROCESSING, "completed_at": None, "reason": None, "detail": None}
@@ -231,6 +242,8 @@ class Progress:
     def finish(self, now: datetime) -> None:
         """No sheet is in flight: the final status follows from the sheets; what has ended so already does not end again.
 
+        When every sheet is ready, a warning about one of them is over.
+
         Raises:
             ValueError: A sheet is neither ready nor failed.
         """
@@ -240,6 +253,8 @@ class Progress:
             raise ValueError(msg)
         failure = self.first_failure
         if failure is None:
+            if not self._is_not_reconciled:
+                self.warn(None, now)
             ending: tuple[UploadStatus, str | None, str | None] = (UploadStatus.COMPLETE, None, None)
         elif self._head.completed_pages:
             ending = (UploadStatus.PARTIAL, None, None)

@@ -15,7 +15,7 @@ from temporalio.exceptions import TimeoutError as TemporalTimeout
 from temporalio.types import MethodAsyncSingleParam
 
 with workflow.unsafe.imports_passed_through():
-    from activities.errors import RenderOutOfMemory, TilesMissing, UploadNotFound, WorkerLost, is_named
+    from activities.errors import RenderOutOfMemory, Terminated, TilesMissing, UploadNotFound, WorkerLost, is_named
     from activities.interface import (
         STORAGE_QUEUE,
         TILE_QUEUE,
@@ -36,7 +36,7 @@ with workflow.unsafe.imports_passed_through():
     from activities.keys import UploadRef
     from activities.records import SheetRecord, SheetState, SheetStatus, Snapshot, UploadOptions, UploadStatus
     from workflows.messages import Asked, Continued, ProgressAfter, Reconcile, SheetNumbers, UploadInput
-    from workflows.progress import Progress
+    from workflows.progress import NOT_RECONCILED, Progress
     from workflows.retries import HEARTBEAT, RETRIES
 
 A = TypeVar("A")
@@ -73,6 +73,9 @@ whether there is one, and end when a check fails."""
 
 HALVED = "half-resolution"
 """Runs without this patch fail a sheet that needs too much memory, instead of halving its resolution."""
+
+STOPPED = "stays-terminated"
+"""Runs without this patch resume an upload that an operator had ended before its pages were counted, whatever they are asked for."""
 
 STATUS = SearchAttributeKey.for_keyword("SiteLinkStatus")
 REASON = SearchAttributeKey.for_keyword("SiteLinkReason")
@@ -189,12 +192,12 @@ class ProcessUpload:
     @workflow.signal
     def force_reconcile(self, args: Reconcile = Reconcile()) -> None:  # noqa: B008 - frozen
         """Compare the progress with what the bucket really holds, and do what is missing; many requests make one pass."""
-        self._hear(Asked(reconcile=True, deep=args.deep))
+        self._hear(args, Asked(reconcile=True, deep=args.deep))
 
     @workflow.signal
     def sheets_stored(self, args: SheetNumbers) -> None:
         """The bucket told of the ``.dzi`` of these sheets: those that are not ready are judged; one in flight tells it by itself."""
-        self._hear(Asked(stored=args.sheets))
+        self._hear(args, Asked(stored=args.sheets))
 
     @workflow.signal
     def prioritize(self, args: SheetNumbers) -> None:
@@ -208,10 +211,11 @@ class ProcessUpload:
     @workflow.signal
     def retry_sheets(self, args: SheetNumbers) -> None:
         """Try failed sheets again, or resume a cancelled upload."""
-        self._hear(Asked(retries=(args,)))
+        self._hear(args, Asked(retries=(args,)))
 
-    def _hear(self, asked: Asked) -> None:
-        if self._is_cancelled:
+    def _hear(self, args: SheetNumbers | Reconcile, asked: Asked) -> None:
+        # Of what reaches the worker in one task, signals are applied before a cancel, whichever came first.
+        if self._is_cancelled or args.after_cancel_of == workflow.info().run_id:
             self._asked_after_cancel += asked
         else:
             self._asked += asked
@@ -245,7 +249,11 @@ class ProcessUpload:
     async def _count_pages(self, state: BucketState) -> None:
         # Of a document without sheets, to count again is all that can be retried or reconciled.
         asked, self._asked = self._asked, Asked()
-        resume = self._progress.status is not UploadStatus.CANCELLED or bool(asked.retries) or not workflow.patched(HEARD)
+        head = self._progress.changes_since(self._progress.version)
+        stays_ended = not asked.retries and (
+            (head.status is UploadStatus.CANCELLED and workflow.patched(HEARD))
+            or (head.reason == Terminated.__name__ and workflow.patched(STOPPED))
+        )
         try:
             document = await workflow.execute_activity_method(
                 UploadActivities.count_pages,
@@ -263,7 +271,7 @@ class ProcessUpload:
                 raise
             self._progress.fail(*_reason(error), workflow.now())
         else:
-            self._progress.begin(document.pages, state.committed, workflow.now(), document.forecast, resume=resume)
+            self._progress.begin(document.pages, state.committed, workflow.now(), document.forecast, resume=not stays_ended)
             self._asked += Asked(asked.reconcile, asked.deep)
 
     async def _process_sheets(self) -> None:
@@ -395,14 +403,15 @@ class ProcessUpload:
                 wrong, removed = wrong + counts[0], removed + counts[1]
             except ActivityError as error:
                 looked_at_all = False
-                self._not_done(error, f"sheets {now_judged[0]} to {now_judged[-1]} could not be checked")
+                kind = NOT_RECONCILED if whole else ""
+                self._not_done(error, f"{kind}sheets {now_judged[0]} to {now_judged[-1]} could not be checked")
         if whole and not self._is_cancelled:
             prune = PruneSheets(str(self._ref), self._progress.total_pages)
             try:
                 removed += await self._on_bucket(UploadActivities.prune_sheets, prune, "remove what no sheet owns")
             except ActivityError as error:
                 looked_at_all = False
-                self._not_done(error, "what no sheet owns could not be removed")
+                self._not_done(error, f"{NOT_RECONCILED}what no sheet owns could not be removed")
             if looked_at_all:
                 self._progress.warn(None, workflow.now())
                 self._progress.reconcile((), (), workflow.now())
@@ -609,7 +618,7 @@ class ProcessUpload:
             UploadActivities.halve_page,
             HalvePage(str(self._ref), sheet.number, sheet.dpi or 0),
             task_queue=TILE_QUEUE,
-            start_to_close_timeout=COUNT_TIMEOUT,
+            start_to_close_timeout=2 * COUNT_TIMEOUT,  # it counts twice
             heartbeat_timeout=HEARTBEAT,
             retry_policy=RETRIES,
             cancellation_type=CANCELLATION,

@@ -40,6 +40,7 @@ async def test_history_replays(path: Path) -> None:
         ("check-failed", "EVENT_TYPE_ACTIVITY_TASK_FAILED"),
         ("deleted", "EVENT_TYPE_TIMER_FIRED"),
         ("halved", "EVENT_TYPE_MARKER_RECORDED"),
+        ("terminated-then-reconciled", "EVENT_TYPE_WORKFLOW_EXECUTION_FAILED"),
         ("swept", "EVENT_TYPE_WORKFLOW_EXECUTION_COMPLETED"),
         ("nightly", "EVENT_TYPE_WORKFLOW_EXECUTION_COMPLETED"),
     ],

@@ -72,6 +72,10 @@ class FakeTemporal:
         """The one workflow."""
         return self
 
+    def get_workflow_handle(self, workflow_id: str) -> "FakeTemporal":
+        """The same."""
+        return self
+
     async def query(self, *_: object, reject_condition: object = None, **__: object) -> Snapshot:
         """The state, or the error; of a run that is over only where that is not refused."""
         self.queries += 1
@@ -106,7 +110,7 @@ class FakeTemporal:
 
     async def describe(self, **_: object) -> Any:
         """The pending activities and the times of the run."""
-        raw = SimpleNamespace(pending_activities=self.pending)
+        raw = SimpleNamespace(pending_activities=self.pending, workflow_extended_info=SimpleNamespace(cancel_requested=False))
         return SimpleNamespace(start_time=self.start_time, close_time=self.close_time, raw_description=raw)
 
     async def check_health(self, **_: object) -> bool:

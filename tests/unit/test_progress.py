@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from activities.forecast import Forecaster
 from activities.interface import Page
 from activities.records import Forecast, Note, SheetRecord, SheetState, SheetStatus, Snapshot, UploadOptions, UploadStatus, timestamp
-from workflows.progress import Progress, percentage
+from workflows.progress import NOT_RECONCILED, Progress, percentage
 
 START = datetime(2026, 1, 31, 9, 30, tzinfo=UTC)
 OPEN = (SheetStatus.PENDING, SheetStatus.TILING, SheetStatus.UPLOADING)
@@ -91,6 +91,25 @@ def test_warning_is_a_change_only_when_it_is_another() -> None:
         progress.warn(warning, START)
         versions.append(progress.version)
     assert versions[0] == versions[1] < versions[2] == versions[3]
+    assert progress.snapshot().warning is None
+
+
+@pytest.mark.parametrize("what", ["", NOT_RECONCILED])
+def test_warning_is_over_when_every_sheet_is_ready(what: str) -> None:
+    """Unless it says that a reconcile could not be done: that stays, whatever is said of single sheets, until one is."""
+    progress = begun(2)
+    progress.failed(2, "PageUnreadable", "sentence", START)
+    progress.warn(f"{what}sheets 1 to 1 could not be checked", START)
+    progress.ready([record(1)], START)
+    progress.finish(START)
+    assert (progress.status, progress.snapshot().warning) == (UploadStatus.PARTIAL, f"{what}sheets 1 to 1 could not be checked")
+    progress.retry([2], START)
+    progress.warn("sheets 2 to 2 could not be checked", START)
+    progress.ready([record(2)], START)
+    progress.finish(START)
+    assert progress.status is UploadStatus.COMPLETE
+    assert progress.snapshot().warning == (f"{what}sheets 1 to 1 could not be checked" if what else None)
+    progress.warn(None, START)
     assert progress.snapshot().warning is None
 
 

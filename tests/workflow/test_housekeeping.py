@@ -329,6 +329,32 @@ async def test_run_ended_from_outside_gets_its_manifest(client: Client, bucket: 
     assert (await handle_of(client, ref).result()).status is UploadStatus.COMPLETE
 
 
+async def test_run_ended_from_outside_before_the_count_is_resumed_only_by_retry(client: Client, bucket: Bucket, house: Activities) -> None:
+    """A reconcile counts the pages and the sheets that are there, and tiles nothing."""
+    ref = accept(bucket, new_ref())
+    house.stubborn = "count_pages"
+    await start(client, ref)
+    await until(lambda: house.reached == "count_pages")
+    await handle_of(client, ref).terminate()
+    house.released.set()
+    assert (await sweep(client)).terminated == Some(1, (str(ref),))
+    assert (await manifest_of(bucket, ref)).total_pages == 0
+    house.commit(house.pages[0])  # type: ignore[index]
+
+    await reopen(client, ref, "force_reconcile")
+    with pytest.raises(WorkflowFailureError):
+        await handle_of(client, ref).result()
+    await keep_history(handle_of(client, ref), "terminated-then-reconciled")
+    manifest = await manifest_of(bucket, ref)
+    assert (manifest.status, manifest.reason, manifest.reconciled) == (UploadStatus.FAILED, "Terminated", True)
+    assert [sheet.status for sheet in manifest.sheets] == [SheetStatus.READY, SheetStatus.PENDING]
+    assert house.tiled == []
+
+    await reopen(client, ref, "retry_sheets", SheetNumbers())
+    assert (await handle_of(client, ref).result()).status is UploadStatus.COMPLETE
+    assert house.tiled == [2]
+
+
 @pytest.mark.parametrize("end", [UploadStatus.COMPLETE, UploadStatus.FAILED, UploadStatus.CANCELLED])
 async def test_ended_run_without_manifest_gets_what_it_said_last(
     client: Client, bucket: Bucket, house: Activities, end: UploadStatus

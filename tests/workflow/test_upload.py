@@ -18,6 +18,7 @@ from temporalio.common import SearchAttributeKey
 from temporalio.exceptions import ApplicationError, CancelledError
 from temporalio.runtime import MetricBuffer, Runtime, TelemetryConfig
 
+from activities.child import ChildLimits
 from activities.errors import (
     NewerSchema,
     NoPages,
@@ -240,6 +241,22 @@ async def test_sheet_that_needs_too_much_memory_is_halved(client: Client, ref: U
     assert {(sheet.width, sheet.scaled, sheet.notes) for sheet in (fake.manifest.sheets[0], fake.manifest.sheets[2])} == {(100, False, ())}
 
 
+async def test_a_count_has_the_time_that_its_child_may_take(client: Client, ref: UploadRef) -> None:
+    """And to halve a page, which counts twice, the time of two: a slow document that could be counted can be halved."""
+    fake = FakeActivities(pages(1))
+    fake.tile_errors[1] = [RenderOutOfMemory("the page needs more than 100 bytes of memory")]
+    async with working(client, fake):
+        await start(client, ref)
+        await handle_of(client, ref).result()
+        events = (await handle_of(client, ref).fetch_history()).events
+    scheduled = [
+        each.activity_task_scheduled_event_attributes for each in events if each.HasField("activity_task_scheduled_event_attributes")
+    ]
+    seconds = {each.activity_type.name: each.start_to_close_timeout.ToTimedelta().total_seconds() for each in scheduled}
+    assert seconds["count_pages"] > ChildLimits().wall_s
+    assert seconds["halve_page"] > 2 * ChildLimits().wall_s
+
+
 async def test_decision_to_halve_outlives_the_worker(client: Client, ref: UploadRef) -> None:
     """A workflow worker that starts anew knows it from the history: the sheet is in flight at half its resolution, and stays so."""
     fake = FakeActivities(pages(1))
@@ -455,7 +472,7 @@ async def test_what_is_asked_while_a_cancelled_run_closes_is_done(client: Client
             await until(lambda: asked_to_cancel(handle_of(client, ref)))
         await until(lambda: fake.reached == step)
         fake.commit(fake.pages[2])  # type: ignore[index]
-        await reopen(client, ref, signal, *([SheetNumbers((3,))] if signal != "force_reconcile" else []))
+        await reopen(client, ref, signal, Reconcile() if signal == "force_reconcile" else SheetNumbers((3,)))
         fake.gate.set()
         fake.released.set()
         result = await handle_of(client, ref).result()
@@ -466,6 +483,46 @@ async def test_what_is_asked_while_a_cancelled_run_closes_is_done(client: Client
         assert (result.status, result.completed_pages, fake.tiled) == (UploadStatus.COMPLETE, 4, [1, 1, 2, 4])
     else:
         assert (result.status, result.completed_pages, fake.tiled) == (UploadStatus.CANCELLED, 1, [1])
+
+
+@pytest.mark.parametrize("order", [("cancel", "retry"), ("retry", "cancel")], ids="-".join)
+async def test_cancel_and_retry_that_reach_the_run_at_once_keep_their_order(client: Client, ref: UploadRef, order: tuple[str, str]) -> None:
+    """Both come while no workflow worker is there, then in one task: a retry after the cancel is done, one before it is ended."""
+    fake = FakeActivities(pages(3), window=1)
+    fake.gate.clear()
+    async with activity_workers(client, fake):
+        async with workflow_worker(client):
+            await start(client, ref)
+            await until(lambda: fake.tiled == [1])
+        handle = handle_of(client, ref)
+        first_run = (await handle.describe()).run_id
+        for what in order:
+            await (handle.cancel() if what == "cancel" else reopen(client, ref, "retry_sheets", SheetNumbers()))
+        fake.gate.set()
+        async with workflow_worker(client):
+            if order[0] == "cancel":
+                result = await handle.result()
+                assert (result.status, result.completed_pages) == (UploadStatus.COMPLETE, 3)
+            else:
+                with pytest.raises(WorkflowFailureError) as failure:
+                    await handle.result()
+                assert isinstance(failure.value.cause, CancelledError)
+    first = await client.get_workflow_handle(ref.workflow_id, run_id=first_run).describe()
+    assert first.status is (WorkflowExecutionStatus.CONTINUED_AS_NEW if order[0] == "cancel" else WorkflowExecutionStatus.CANCELED)
+    assert fake.manifest is not None
+    assert fake.manifest.status is (UploadStatus.COMPLETE if order[0] == "cancel" else UploadStatus.CANCELLED)
+
+
+async def test_retry_sent_after_the_cancel_of_an_earlier_run_is_done(client: Client, ref: UploadRef) -> None:
+    """That run may end before the retry comes; the cancel is none of the run that hears it."""
+    fake = FakeActivities(pages(3))
+    fake.tile_errors[2] = [PageUnreadable("page 2 cannot be loaded")]
+    async with working(client, fake):
+        await start(client, ref)
+        assert (await handle_of(client, ref).result()).status is UploadStatus.PARTIAL
+        earlier = (await handle_of(client, ref).describe()).run_id
+        await reopen(client, ref, "retry_sheets", SheetNumbers(after_cancel_of=earlier))
+        assert (await handle_of(client, ref).result()).status is UploadStatus.COMPLETE
 
 
 async def test_cancel_ends_what_was_asked_before_it(client: Client, ref: UploadRef) -> None:
@@ -547,7 +604,7 @@ async def test_check_that_fails_is_a_finding_and_the_sheets_go_on(client: Client
 
 
 async def test_half_sheet_that_cannot_be_removed_keeps_no_manifest_from_being_written(client: Client, ref: UploadRef) -> None:
-    """The upload ends as it is, and says what stays."""
+    """The upload ends as it is, and says what stays; when every sheet is ready, nothing does."""
     broken = RenderCrashed("it did not start")
     broken.final = True
     fake = FakeActivities(pages(2))
@@ -556,9 +613,12 @@ async def test_half_sheet_that_cannot_be_removed_keeps_no_manifest_from_being_wr
     async with working(client, fake):
         await start(client, ref)
         result = await handle_of(client, ref).result()
-    assert result.status is UploadStatus.PARTIAL
-    assert fake.manifest is not None
-    assert "could not be removed" in (fake.manifest.warning or "")
+        assert result.status is UploadStatus.PARTIAL
+        assert fake.manifest is not None
+        assert "could not be removed" in (fake.manifest.warning or "")
+        await reopen(client, ref, "retry_sheets", SheetNumbers())
+        result = await handle_of(client, ref).result()
+    assert (result.status, result.warning, fake.manifest.warning) == (UploadStatus.COMPLETE, None, None)
 
 
 async def test_reconcile_judges_a_sheet_in_flight_only_when_it_has_landed(client: Client, ref: UploadRef) -> None:
@@ -610,7 +670,7 @@ async def test_signal_while_a_refused_upload_closes_is_heard(client: Client, ref
         await start(client, ref)
         await until(lambda: fake.reached == "write_manifest")
         fake.pages = pages(2)
-        await reopen(client, ref, signal, *([SheetNumbers()] if signal == "retry_sheets" else []))
+        await reopen(client, ref, signal, SheetNumbers() if signal == "retry_sheets" else Reconcile())
         fake.released.set()
         result = await handle_of(client, ref).result()
     assert (result.status, result.completed_pages) == (UploadStatus.COMPLETE, 2)
@@ -733,7 +793,7 @@ async def test_many_requests_at_once_make_one_pass(client: Client, ref: UploadRe
     async with working(client, fake):
         await start(client, ref)
         await handle_of(client, ref).result()
-        await asyncio.gather(*(reopen(client, ref, "force_reconcile", *([Reconcile(deep=True)] * (n == 7))) for n in range(20)))
+        await asyncio.gather(*(reopen(client, ref, "force_reconcile", Reconcile(deep=n == 7)) for n in range(20)))
         await handle_of(client, ref).result()
     assert [args.deep for args in fake.checked] == [True]
 

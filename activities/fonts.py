@@ -91,6 +91,7 @@ _FIXED_TOO = frozenset("\u0130\u0132\u0133\u015e\u015f\u01e6\u01e7\u20a4\u211e\u
 _STANDARD = {"Chrom Sans OTF", "Chrom Serif OTF", _FIXED}
 _SIGNS = {"Chrom Symbol OTF", "Chrom Dingbats OTF"}
 _GENERIC = {"Chrome Sans MM": "a general sans-serif font of the same widths", "Chrome Serif MM": "a general serif font of the same widths"}
+_UNNAMED = {b"ChromeSansMM", b"ChromeSerifMM"}
 """How PDFium's own fonts name themselves."""
 
 _PICTURES = re.compile(b"dings|symbol", re.IGNORECASE)
@@ -223,10 +224,15 @@ def check() -> None:
         raise failure
 
 
-def used_by(page: "pdfium.FPDF_PAGE") -> list[Used]:
-    """The fonts that visible text uses and the PDF does not bring: in annotations, then in the page."""
+def used_by(page: "pdfium.FPDF_PAGE", form: "pdfium.FPDF_FORMHANDLE | None" = None) -> list[Used]:
+    """The fonts that visible text uses and the PDF does not bring: in annotations, then in the page.
+
+    Args:
+        page: Loaded; its annotations are ready to be drawn.
+        form: The form environment of a page with fields.
+    """
     fonts = _Fonts()
-    _read_annotations(page, fonts)
+    _read_annotations(page, form, fonts)
     if install().asked:
         _read_text(page, fonts)
     return fonts.used()
@@ -275,7 +281,7 @@ def _read_text(page: "pdfium.FPDF_PAGE", fonts: _Fonts) -> None:
     pdfium.FPDFText_ClosePage(text)
 
 
-def _read_annotations(page: "pdfium.FPDF_PAGE", fonts: _Fonts) -> None:
+def _read_annotations(page: "pdfium.FPDF_PAGE", form: "pdfium.FPDF_FORMHANDLE | None", fonts: _Fonts) -> None:
     """PDFium does not tell the text of an appearance: what the annotation says it is about, or a field its value, stands for it."""
     for index in range(min(pdfium.FPDFPage_GetAnnotCount(page), ANNOTATIONS_LOOKED_AT)):
         annotation = pdfium.FPDFPage_GetAnnot(page, index)
@@ -285,14 +291,21 @@ def _read_annotations(page: "pdfium.FPDF_PAGE", fonts: _Fonts) -> None:
             for position in range(min(pdfium.FPDFAnnot_GetObjectCount(annotation), OBJECTS_LOOKED_AT)):
                 item = pdfium.FPDFAnnot_GetObject(annotation, position)
                 if pdfium.FPDFPageObj_GetType(item) == pdfium.FPDF_PAGEOBJ_TEXT and (used := fonts.of(item)):
-                    used.characters.update(_value(annotation, b"Contents") or _value(annotation, b"V"))
+                    used.characters.update(_words(annotation, form))
         pdfium.FPDFPage_CloseAnnot(annotation)
 
 
-def _value(annotation: "pdfium.FPDF_ANNOTATION", key: bytes) -> str:
-    size = pdfium.FPDFAnnot_GetStringValue(annotation, key, None, 0)
+def _words(annotation: "pdfium.FPDF_ANNOTATION", form: "pdfium.FPDF_FORMHANDLE | None") -> str:
+    """The value of a field, which may be its parent's; else what the annotation is about."""
+    value = _text(pdfium.FPDFAnnot_GetFormFieldValue, form, annotation) if form else ""
+    return value or _text(pdfium.FPDFAnnot_GetStringValue, annotation, b"Contents")
+
+
+def _text(call: "ctypes._FuncPointer", *args: object) -> str:
+    """What a PDFium call writes as UTF-16 into a buffer that it sizes itself; the terminator is dropped."""
+    size = call(*args, None, 0)
     buffer = (ctypes.c_ushort * (size // 2 + 1))()
-    pdfium.FPDFAnnot_GetStringValue(annotation, key, buffer, size)
+    call(*args, buffer, size)
     return bytes(buffer)[: max(size - 2, 0)].decode("utf-16-le", "replace")
 
 
@@ -325,7 +338,9 @@ def notes(fonts: Iterable[Used]) -> tuple[Note, ...]:
 
 
 def _notes_of(used: Used) -> Iterator[Note]:
-    asked = f"The font {_shown(used.asked)} is not in the PDF"
+    # PDFium has no better name for what it makes the text of fields with.
+    name = "of a form field" if used.asked in _UNNAMED else _shown(used.asked)
+    asked = f"The font {name} is not in the PDF"
     if used.given in _GENERIC and _PICTURES.search(used.asked):
         yield Note("FontMissing", f"{asked}: its signs are drawn as letters.")
         return

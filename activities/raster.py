@@ -17,7 +17,7 @@ import pypdfium2
 import pypdfium2.raw as pdfium
 
 from activities import fonts
-from activities.annotations import Annotations
+from activities.annotations import Annotations, PageAnnotations
 from activities.dzi import BYTES_PER_PIXEL, MINIMUM_DPI, sheet_size
 from activities.errors import NoPages, NotAPdf, PageTooLarge, PageUnreadable, PasswordRequired, PdfPortfolio, TooManyPages, UnreadablePdf
 from activities.interface import Document, Page
@@ -186,31 +186,17 @@ class PdfFile:
         if not page:
             msg = f"page {number:,} cannot be loaded"
             raise PageUnreadable(msg)
-        used = fonts.used_by(page)
-        if preferred := fonts.choose(used):
-            pdfium.FPDF_ClosePage(page)
-            return self._draw_with(preferred, number, width, height, buffer)
         try:
-            size_bytes = width * height * BYTES_PER_PIXEL
-            memory = buffer.at_least(size_bytes)
-            first = ctypes.c_ubyte.from_buffer(memory)
-            bitmap = pdfium.FPDFBitmap_CreateEx(width, height, pdfium.FPDFBitmap_BGR, ctypes.addressof(first), width * BYTES_PER_PIXEL)
-            if not bitmap:
-                msg = f"page {number:,} at {width:,} x {height:,} px is more than a bitmap can hold"
-                raise PageTooLarge(msg)
-            try:
-                pdfium.FPDFBitmap_FillRect(bitmap, 0, 0, width, height, 0xFFFFFFFF)
-                with self._annotations.ready(page, number - 1) as annotations:
-                    if not _render(bitmap, page, width, height):
-                        msg = f"page {number:,} cannot be drawn"
-                        raise PageUnreadable(msg)
-                    annotations.draw_fields(bitmap, page, width, height)
-                    fonts.check()
-            finally:
-                pdfium.FPDFBitmap_Destroy(bitmap)
+            with self._annotations.ready(page, number - 1) as annotations:
+                # Not before: PDFium has made the text of fields, which stays in the document.
+                used = fonts.used_by(page, annotations.form)
+                preferred = fonts.choose(used)
+                if not preferred:
+                    pixels = _paint(page, annotations, number, width, height, buffer)
+                    return Drawn(pixels, (*fonts.notes(used), *annotations.notes))
         finally:
             pdfium.FPDF_ClosePage(page)
-        return Drawn(memoryview(memory)[:size_bytes], (*fonts.notes(used), *annotations.notes))
+        return self._draw_with(preferred, number, width, height, buffer)
 
     def _draw_with(self, preferred: dict[str, fonts.Face], number: int, width: int, height: int, buffer: PixelBuffer) -> Drawn:
         """Draws with fonts chosen for this page. In a document of its own, for PDFium keeps a document's fonts until it is closed."""
@@ -312,6 +298,27 @@ def _text(call: "ctypes._FuncPointer", *args: object) -> str:
     # Some calls want a void*, others an FPDF_WCHAR*.
     call(*args, ctypes.cast(buffer, call.argtypes[-2]), size)  # type: ignore[type-var]
     return buffer.raw[: size - 2].decode("utf-16-le", errors="replace")
+
+
+def _paint(page: "pdfium.FPDF_PAGE", annotations: PageAnnotations, number: int, width: int, height: int, buffer: PixelBuffer) -> memoryview:
+    """The pixels of a page whose annotations are ready; part of the buffer."""
+    size_bytes = width * height * BYTES_PER_PIXEL
+    memory = buffer.at_least(size_bytes)
+    first = ctypes.c_ubyte.from_buffer(memory)
+    bitmap = pdfium.FPDFBitmap_CreateEx(width, height, pdfium.FPDFBitmap_BGR, ctypes.addressof(first), width * BYTES_PER_PIXEL)
+    if not bitmap:
+        msg = f"page {number:,} at {width:,} x {height:,} px is more than a bitmap can hold"
+        raise PageTooLarge(msg)
+    try:
+        pdfium.FPDFBitmap_FillRect(bitmap, 0, 0, width, height, 0xFFFFFFFF)
+        if not _render(bitmap, page, width, height):
+            msg = f"page {number:,} cannot be drawn"
+            raise PageUnreadable(msg)
+        annotations.draw_fields(bitmap, page, width, height)
+        fonts.check()
+    finally:
+        pdfium.FPDFBitmap_Destroy(bitmap)
+    return memoryview(memory)[:size_bytes]
 
 
 def _render(bitmap: "pdfium.FPDF_BITMAP", page: "pdfium.FPDF_PAGE", width: int, height: int) -> bool:

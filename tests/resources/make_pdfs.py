@@ -253,6 +253,22 @@ def form_on_three_pages() -> bytes:
     return writer.finish(pages, f"/AcroForm << /Fields [{shared} 0 R {' '.join(own)}] >>")
 
 
+def form_without_appearances(*values: str) -> bytes:
+    """One text field a page, its value in its parent, in a font that has Latin letters only; the text is at the bottom left."""
+    writer = Writer()
+    helvetica = writer.add("<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica /Encoding /WinAnsiEncoding >>")
+    parents, pages = [], []
+    for number, value in enumerate(values):
+        parent = writer.reserve()
+        kid = writer.add(f"<< /Type /Annot /Subtype /Widget /Parent {parent} 0 R /Rect [10 10 390 90] /F 4 >>")
+        text = f"<FEFF{value.encode('utf-16-be').hex()}>"
+        writer.set(parent, f"<< /FT /Tx /T (field{number}) /V {text} /DA (/Helv {FONT_SIZE} Tf 0 g) /Kids [{kid} 0 R] >>")
+        parents.append(f"{parent} 0 R")
+        pages.append(writer.page(b"", f"/MediaBox [0 0 400 100] /Annots [{kid} 0 R]"))
+    resources = f"/DR << /Font << /Helv {helvetica} 0 R >> >>"
+    return writer.finish(pages, f"/AcroForm << /Fields [{' '.join(parents)}] /DA (/Helv 20 Tf 0 g) {resources} >>")
+
+
 def xfa_form() -> bytes:
     """A page that asks to wait, for the form itself is XFA, which only few programs draw."""
     writer = Writer()

@@ -187,19 +187,41 @@ FOUR_TEXTS = make_pdfs.text_by_names("ArialMT", "Plan", "Планэтж", "مخ�
 """One font on four pages, each of which wants another face of it."""
 
 
-@pytest.mark.parametrize("order", list(permutations((1, 2, 3, 4)))[::5])
-def test_pixels_and_notes_follow_from_the_page_alone(tmp_path: Path, order: tuple[int, ...]) -> None:
+SIX_FIELDS = make_pdfs.form_without_appearances("Планэтж", "Κάτοψη", "แปลนพ", "תכניקומה", "مخطلوقع", "≤≥±Ø")
+"""Fields that PDFium makes the text of, and keeps it in the open document."""
+
+
+@pytest.mark.parametrize(
+    ("data", "order"),
+    [
+        *((FOUR_TEXTS, order) for order in list(permutations((1, 2, 3, 4)))[::5]),
+        *((SIX_FIELDS, order) for order in ((1, 2, 3, 4, 5, 6), (6, 5, 4, 3, 2, 1), (3, 6, 1, 5, 2, 4))),
+    ],
+)
+def test_pixels_and_notes_follow_from_the_page_alone(tmp_path: Path, data: bytes, order: tuple[int, ...]) -> None:
     """A child that has drawn other pages of the document draws and notes what a new one does."""
     cold = {}
     for number in order:
-        with opened(tmp_path, FOUR_TEXTS) as document:
+        with opened(tmp_path, data) as document:
             cold[number] = draw(document, number)
-    with opened(tmp_path, FOUR_TEXTS) as document:
+    with opened(tmp_path, data) as document:
         warm = {number: draw(document, number) for number in order}
         again = {number: draw(document, number) for number in order}
     assert warm == cold
     assert again == cold
-    assert len({pixels for pixels, _ in cold.values()}) == 4
+    assert len({pixels for pixels, _ in cold.values()}) == len(order)
+
+
+@pytest.mark.parametrize(
+    ("number", "given"), [(1, "Arimo"), (2, "Arimo"), (3, "Noto Sans Thai"), (4, "Arimo"), (5, "Noto Sans Arabic"), (6, None)]
+)
+def test_text_that_is_made_for_a_field_is_drawn(tmp_path: Path, number: int, given: str | None) -> None:
+    """A field without appearance shows its value in any script, and the note names no font of PDFium's own."""
+    with opened(tmp_path, SIX_FIELDS) as document:
+        pixels, notes = draw(document, number)
+    assert min(pixels) < 128
+    text = f"The font of a form field is not in the PDF: its text is drawn with {given}."
+    assert notes == ([("FontSubstituted", text)] if given else [])
 
 
 ON_A_HOST = """

@@ -297,11 +297,11 @@ def _read_annotations(page: "pdfium.FPDF_PAGE", form: "pdfium.FPDF_FORMHANDLE | 
 
 def _words(annotation: "pdfium.FPDF_ANNOTATION", form: "pdfium.FPDF_FORMHANDLE | None") -> str:
     """The value of a field, which may be its parent's; else what the annotation is about."""
-    value = _text(pdfium.FPDFAnnot_GetFormFieldValue, form, annotation) if form else ""
-    return value or _text(pdfium.FPDFAnnot_GetStringValue, annotation, b"Contents")
+    value = text_of(pdfium.FPDFAnnot_GetFormFieldValue, form, annotation) if form else ""
+    return value or text_of(pdfium.FPDFAnnot_GetStringValue, annotation, b"Contents")
 
 
-def _text(call: "ctypes._FuncPointer", *args: object) -> str:
+def text_of(call: "ctypes._FuncPointer", *args: object) -> str:
     """What a PDFium call writes as UTF-16 into a buffer that it sizes itself; the terminator is dropped."""
     size = call(*args, None, 0)
     buffer = (ctypes.c_ushort * (size // 2 + 1))()

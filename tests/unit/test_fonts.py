@@ -221,7 +221,20 @@ def test_text_that_is_made_for_a_field_is_drawn(tmp_path: Path, number: int, giv
         pixels, notes = draw(document, number)
     assert min(pixels) < 128
     text = f"The font of a form field is not in the PDF: its text is drawn with {given}."
-    assert notes == ([("FontSubstituted", text)] if given else [])
+    missing = "2 characters of form fields may be missing, for the PDF does not say how they look: ≤ ≥"
+    assert notes == [("FontSubstituted", text) if given else ("FontMissing", missing)]
+
+
+IN_FIELDS = "ąĀΩἀЁӘא،ک٠ก≤№→Ơ漢あ가Ａﬁ€˘\N{PRIME}\N{EN DASH}"
+
+
+def test_each_character_of_a_field_is_drawn_or_noted(tmp_path: Path) -> None:
+    """Also where PDFium leaves it out of the appearance that it makes, for it has no code for it."""
+    with opened(tmp_path, make_pdfs.form_without_appearances(*IN_FIELDS)) as document:
+        for number, character in enumerate(IN_FIELDS, 1):
+            pixels, notes = draw(document, number)
+            said = any(kind == "FontMissing" and message.endswith(f": {character}") for kind, message in notes)
+            assert said == (min(pixels) == 255), character
 
 
 ON_A_HOST = """

@@ -22,6 +22,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import metadata
+from itertools import islice
+from pathlib import Path
 from struct import iter_unpack, unpack_from
 
 import pypdfium2.raw as pdfium
@@ -107,6 +109,8 @@ CHARACTERS_LOOKED_AT = 500_000
 ANNOTATIONS_LOOKED_AT = 2_000
 OBJECTS_LOOKED_AT = 1_000
 """Of one annotation."""
+FORMS_DEEP = 10
+"""One within another."""
 
 FONTS_NOTED = 50
 
@@ -224,18 +228,37 @@ def check() -> None:
         raise failure
 
 
-def used_by(page: "pdfium.FPDF_PAGE", form: "pdfium.FPDF_FORMHANDLE | None" = None) -> list[Used]:
+def used_by(page: "pdfium.FPDF_PAGE", form: "pdfium.FPDF_FORMHANDLE | None", source: Path, index: int) -> list[Used]:
     """The fonts that visible text uses and the PDF does not bring: in annotations, then in the page.
 
     Args:
         page: Loaded; its annotations are ready to be drawn.
         form: The form environment of a page with fields.
+        source: The file.
+        index: 0-based.
     """
     fonts = _Fonts()
-    _read_annotations(page, form, fonts)
-    if install().asked:
+    if not _read_annotations(page, form, fonts):
+        with _flattened(source, index) as flat:
+            _read_text(flat or page, fonts)
+    elif install().asked:
         _read_text(page, fonts)
     return fonts.used()
+
+
+@contextmanager
+def _flattened(source: Path, index: int) -> Iterator["pdfium.FPDF_PAGE | None"]:
+    """A page of a document opened anew, with what its annotations draw among its content; None where PDFium cannot do that."""
+    document = pdfium.FPDF_LoadDocument(str(source).encode(), None)
+    page = pdfium.FPDF_LoadPage(document, index)
+    done = pdfium.FPDFPage_Flatten(page, pdfium.FLAT_NORMALDISPLAY) == pdfium.FLATTEN_SUCCESS
+    pdfium.FPDF_ClosePage(page)
+    page = pdfium.FPDF_LoadPage(document, index)
+    try:
+        yield page if done else None
+    finally:
+        pdfium.FPDF_ClosePage(page)
+        pdfium.FPDF_CloseDocument(document)
 
 
 class _Fonts:
@@ -281,18 +304,40 @@ def _read_text(page: "pdfium.FPDF_PAGE", fonts: _Fonts) -> None:
     pdfium.FPDFText_ClosePage(text)
 
 
-def _read_annotations(page: "pdfium.FPDF_PAGE", form: "pdfium.FPDF_FORMHANDLE | None", fonts: _Fonts) -> None:
-    """PDFium does not tell the text of an appearance: what the annotation says it is about, or a field its value, stands for it."""
+def _read_annotations(page: "pdfium.FPDF_PAGE", form: "pdfium.FPDF_FORMHANDLE | None", fonts: _Fonts) -> bool:
+    """PDFium does not tell the text of an appearance: what the annotation says it is about, or a field its value, stands for it.
+
+    Returns:
+        Whether there is such a word for each of them.
+    """
+    all_told = True
     for index in range(min(pdfium.FPDFPage_GetAnnotCount(page), ANNOTATIONS_LOOKED_AT)):
         annotation = pdfium.FPDFPage_GetAnnot(page, index)
         if not annotation:
             continue
         if not pdfium.FPDFAnnot_GetFlags(annotation) & (pdfium.FPDF_ANNOT_FLAG_HIDDEN | pdfium.FPDF_ANNOT_FLAG_NOVIEW):
-            for position in range(min(pdfium.FPDFAnnot_GetObjectCount(annotation), OBJECTS_LOOKED_AT)):
-                item = pdfium.FPDFAnnot_GetObject(annotation, position)
+            for item in islice(_objects(annotation), OBJECTS_LOOKED_AT):
                 if pdfium.FPDFPageObj_GetType(item) == pdfium.FPDF_PAGEOBJ_TEXT and (used := fonts.of(item)):
-                    used.characters.update(_words(annotation, form))
+                    words = _words(annotation, form)
+                    used.characters.update(words)
+                    all_told = all_told and bool(words)
         pdfium.FPDFPage_CloseAnnot(annotation)
+    return all_told
+
+
+def _objects(annotation: "pdfium.FPDF_ANNOTATION") -> Iterator["pdfium.FPDF_PAGEOBJECT"]:
+    """What an annotation's appearance draws, also in forms within it: a signature's text lies three deep."""
+    levels = [(pdfium.FPDFAnnot_GetObject, annotation, iter(range(pdfium.FPDFAnnot_GetObjectCount(annotation))))]
+    while levels:
+        get, parent, positions = levels[-1]
+        position = next(positions, None)
+        if position is None:
+            levels.pop()
+            continue
+        item = get(parent, position)
+        yield item
+        if pdfium.FPDFPageObj_GetType(item) == pdfium.FPDF_PAGEOBJ_FORM and len(levels) < FORMS_DEEP:
+            levels.append((pdfium.FPDFFormObj_GetObject, item, iter(range(pdfium.FPDFFormObj_CountObjects(item)))))
 
 
 def _words(annotation: "pdfium.FPDF_ANNOTATION", form: "pdfium.FPDF_FORMHANDLE | None") -> str:

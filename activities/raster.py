@@ -189,7 +189,7 @@ class PdfFile:
         try:
             with self._annotations.ready(page, number - 1) as annotations:
                 # Not before: PDFium has made the text of fields, which stays in the document.
-                used = fonts.used_by(page, annotations.form)
+                used = fonts.used_by(page, annotations.form, self._source, number - 1)
                 preferred = fonts.choose(used)
                 if not preferred:
                     pixels = _paint(page, annotations, number, width, height, buffer)

@@ -107,6 +107,22 @@ def test_text_of_a_markup_is_drawn_without_its_font(tmp_path: Path) -> None:
         assert [kind for kind, _ in draw(document)[1]] == ["FontMissing"]
 
 
+@pytest.mark.parametrize("signature", [False, True])
+def test_text_that_no_annotation_tells_is_drawn_without_its_font(tmp_path: Path, signature: bool) -> None:
+    """A stamp or a seal says nowhere what its appearance writes, and a signature's text lies in forms within it."""
+    with opened(tmp_path, make_pdfs.markup_by_names("SimplifiedArabic", "مخطلوقع", told=False, signature=signature)) as document:
+        pixels, notes = draw(document)
+        assert draw(document) == (pixels, notes)
+    pictures = cells(pixels, 7)
+    assert all(min(picture) < 128 for picture in pictures)
+    assert len(set(pictures)) == 7
+    assert notes == [("FontSubstituted", "The font “SimplifiedArabic” is not in the PDF: its text is drawn with Noto Sans Arabic.")]
+    with opened(tmp_path, make_pdfs.markup_by_names("ArialMT", "ፕላን", told=False, signature=signature)) as document:
+        assert draw(document)[1] == [("FontMissing", "The font “ArialMT” is not in the PDF: 3 of its characters are not drawn: ላ ን ፕ")]
+    with opened(tmp_path, make_pdfs.markup_by_names("ArialMT", "Plan", told=False, signature=signature)) as document:
+        assert draw(document)[1] == []
+
+
 @pytest.mark.parametrize("name", ["Helvetica", "Arial,Bold", "ArialMT", "TimesNewRomanPS-BoldMT", "CourierNew"])
 def test_standard_fonts_are_not_noted(tmp_path: Path, name: str) -> None:
     """They look like what was asked for: half of all plans have one."""

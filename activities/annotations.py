@@ -21,12 +21,9 @@ from typing import Any
 import pikepdf
 import pypdfium2.raw as pdfium
 
-from activities.fonts import text_of
+from activities.fonts import MOST_ANNOTATIONS, text_of
 from activities.markups import Appearance, appearance, is_cloud
 from activities.records import Note
-
-MOST_ANNOTATIONS = 20_000
-"""Annotations of a page that are looked at."""
 
 MOST_MARKUPS = 2_000
 """Markups of a page that are drawn here."""

@@ -106,7 +106,12 @@ _STYLE = re.compile("(bold|italic|oblique|regular|reg|roman|ps|mt|std)+$")
 _ALIASES = {"arial": "helvetica", "timesnew": "times", "couriernew": "courier"}
 
 CHARACTERS_LOOKED_AT = 500_000
+SAMPLES = 5_000
+"""Of the characters behind them."""
 ANNOTATIONS_LOOKED_AT = 2_000
+"""Of those that have an appearance."""
+MOST_ANNOTATIONS = 20_000
+"""All of a page that are looked at."""
 OBJECTS_LOOKED_AT = 1_000
 """Of one annotation."""
 FORMS_DEEP = 10
@@ -228,8 +233,10 @@ def check() -> None:
         raise failure
 
 
-def used_by(page: "pdfium.FPDF_PAGE", form: "pdfium.FPDF_FORMHANDLE | None", source: Path, index: int) -> list[Used]:
-    """The fonts that visible text uses and the PDF does not bring: in annotations, then in the page.
+def used_by(
+    page: "pdfium.FPDF_PAGE", form: "pdfium.FPDF_FORMHANDLE | None", source: Path, index: int
+) -> tuple[list[Used], tuple[Note, ...]]:
+    """The fonts that visible text uses and the PDF does not bring: in annotations, then in the page; and what was not looked at.
 
     Args:
         page: Loaded; its annotations are ready to be drawn.
@@ -240,10 +247,12 @@ def used_by(page: "pdfium.FPDF_PAGE", form: "pdfium.FPDF_FORMHANDLE | None", sou
     fonts = _Fonts()
     if not _read_annotations(page, form, fonts):
         with _flattened(source, index) as flat:
+            if flat is None:
+                fonts.unseen.append("text in annotations")
             _read_text(flat or page, fonts)
     elif install().asked:
         _read_text(page, fonts)
-    return fonts.used()
+    return fonts.used(), tuple(Note("FontMissing", f"Whether glyphs are missing was not looked at in {what}.") for what in fonts.unseen)
 
 
 @contextmanager
@@ -262,9 +271,10 @@ def _flattened(source: Path, index: int) -> Iterator["pdfium.FPDF_PAGE | None"]:
 
 
 class _Fonts:
-    """The fonts of a page, by PDFium's address."""
+    """The fonts of a page, by PDFium's address. ``unseen`` names text that was not looked at, for a user."""
 
     def __init__(self) -> None:
+        self.unseen: list[str] = []
         self._fonts: dict[int | None, Used | None] = {}
 
     def of(self, item: "pdfium.FPDF_PAGEOBJECT") -> Used | None:
@@ -290,7 +300,8 @@ def _read_text(page: "pdfium.FPDF_PAGE", fonts: _Fonts) -> None:
     if not text:
         return
     previous, used = None, None
-    for index in range(min(pdfium.FPDFText_CountChars(text), CHARACTERS_LOOKED_AT)):
+    count = pdfium.FPDFText_CountChars(text)
+    for index in range(min(count, CHARACTERS_LOOKED_AT)):
         item = pdfium.FPDFText_GetTextObject(text, index)
         address = ctypes.cast(item, ctypes.c_void_p).value
         if address != previous:
@@ -301,6 +312,10 @@ def _read_text(page: "pdfium.FPDF_PAGE", fonts: _Fonts) -> None:
             used.untold += 1
         else:
             used.characters.add(chr(min(pdfium.FPDFText_GetUnicode(text, index), 0x10FFFF)))
+    # Some of the rest, for it does not matter where the PDF brings all fonts: a page is noted whatever its child drew before.
+    rest = range(CHARACTERS_LOOKED_AT, count, max(1, (count - CHARACTERS_LOOKED_AT) // SAMPLES))
+    if any(item and fonts.of(item) for item in (pdfium.FPDFText_GetTextObject(text, index) for index in rest)):
+        fonts.unseen.append(f"{count - CHARACTERS_LOOKED_AT:,} of {count:,} characters")
     pdfium.FPDFText_ClosePage(text)
 
 
@@ -311,17 +326,27 @@ def _read_annotations(page: "pdfium.FPDF_PAGE", form: "pdfium.FPDF_FORMHANDLE | 
         Whether there is such a word for each of them.
     """
     all_told = True
-    for index in range(min(pdfium.FPDFPage_GetAnnotCount(page), ANNOTATIONS_LOOKED_AT)):
+    looks, more = 0, 0
+    for index in range(min(pdfium.FPDFPage_GetAnnotCount(page), MOST_ANNOTATIONS)):
         annotation = pdfium.FPDFPage_GetAnnot(page, index)
-        if not annotation:
-            continue
-        if not pdfium.FPDFAnnot_GetFlags(annotation) & (pdfium.FPDF_ANNOT_FLAG_HIDDEN | pdfium.FPDF_ANNOT_FLAG_NOVIEW):
-            for item in islice(_objects(annotation), OBJECTS_LOOKED_AT):
+        if (
+            annotation
+            and pdfium.FPDFAnnot_HasKey(annotation, b"AP")
+            and not pdfium.FPDFAnnot_GetFlags(annotation) & (pdfium.FPDF_ANNOT_FLAG_HIDDEN | pdfium.FPDF_ANNOT_FLAG_NOVIEW)
+        ):
+            looks += 1
+            objects = _objects(annotation) if looks <= ANNOTATIONS_LOOKED_AT else iter(())
+            for item in islice(objects, OBJECTS_LOOKED_AT):
                 if pdfium.FPDFPageObj_GetType(item) == pdfium.FPDF_PAGEOBJ_TEXT and (used := fonts.of(item)):
                     words = _words(annotation, form)
                     used.characters.update(words)
                     all_told = all_told and bool(words)
+            more += next(objects, None) is not None
         pdfium.FPDFPage_CloseAnnot(annotation)
+    if looks > ANNOTATIONS_LOOKED_AT:
+        fonts.unseen.append(f"{looks - ANNOTATIONS_LOOKED_AT:,} annotations")
+    if more:
+        fonts.unseen.append(f"{more:,} annotations of more than {OBJECTS_LOOKED_AT:,} objects, to their end")
     return all_told
 
 

@@ -189,11 +189,11 @@ class PdfFile:
         try:
             with self._annotations.ready(page, number - 1) as annotations:
                 # Not before: PDFium has made the text of fields, which stays in the document.
-                used = fonts.used_by(page, annotations.form, self._source, number - 1)
+                used, unseen = fonts.used_by(page, annotations.form, self._source, number - 1)
                 preferred = fonts.choose(used)
                 if not preferred:
                     pixels = _paint(page, annotations, number, width, height, buffer)
-                    return Drawn(pixels, (*fonts.notes(used), *annotations.notes))
+                    return Drawn(pixels, (*fonts.notes(used), *unseen, *annotations.notes))
         finally:
             pdfium.FPDF_ClosePage(page)
         return self._draw_with(preferred, number, width, height, buffer)

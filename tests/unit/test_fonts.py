@@ -182,6 +182,28 @@ def test_notes_say_what_was_substituted_and_what_is_missing(tmp_path: Path, data
     assert [kind for kind, _ in notes] == types
 
 
+def test_limits_of_the_look_at_fonts_are_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Text behind a limit may be missing; where the PDF brings its fonts, there is nothing to note, whatever the child drew before."""
+    look = "Whether glyphs are missing was not looked at in"
+    monkeypatch.setattr(fonts, "CHARACTERS_LOOKED_AT", 3)
+    with opened(tmp_path, make_pdfs.text_by_names("ArialMT", "Plan ፕላን")) as document:
+        assert draw(document)[1] == [("FontMissing", f"{look} 5 of 8 characters.")]
+    with opened(tmp_path, make_pdfs.text_with_its_font(Path(fonts.BY_TEXT[0].path), "Plan 1:100")) as document:
+        assert draw(document)[1] == []
+    writer = make_pdfs.Writer()
+    many = writer.stream(b"0 0 1 1 re f " * (fonts.OBJECTS_LOOKED_AT + 1), "/Type /XObject /Subtype /Form /BBox [0 0 9 9]")
+    stamp = writer.add(f"<< /Type /Annot /Subtype /Stamp /Rect [0 0 9 9] /F 4 /AP << /N {many} 0 R >> >>")
+    few = writer.stream(b"0 0 1 1 re f", "/Type /XObject /Subtype /Form /BBox [0 0 9 9]")
+    other = writer.add(f"<< /Type /Annot /Subtype /Stamp /Rect [0 0 9 9] /F 4 /AP << /N {few} 0 R >> >>")
+    others = f"{other} 0 R " * (fonts.ANNOTATIONS_LOOKED_AT + 1)
+    page = writer.page(b"", f"/MediaBox [0 0 400 100] /Annots [{stamp} 0 R {others}]")
+    with opened(tmp_path, writer.finish([page])) as document:
+        assert [message for _, message in draw(document)[1]] == [
+            f"{look} 2 annotations.",
+            f"{look} 1 annotations of more than 1,000 objects, to their end.",
+        ]
+
+
 def test_missing_characters_are_named(tmp_path: Path) -> None:
     """So that a user finds them on the sheet."""
     with opened(tmp_path, make_pdfs.text_by_names("ArialMT", "Plan ፕላን")) as document:

@@ -28,6 +28,9 @@ from activities.records import Note
 MOST_MARKUPS = 2_000
 """Markups of a page that are drawn here."""
 
+MOST_VERTICES = 100
+"""Of a markup beside the page; one with more is taken to reach into it."""
+
 MOST_OPERATORS = 4 << 20
 """Bytes of the operators that draw them, about."""
 
@@ -238,15 +241,26 @@ def _is_right(markup: pikepdf.Dictionary, kind: str) -> bool:
 
 
 def _shows(annotation: "pdfium.FPDF_ANNOTATION", page: "pdfium.FS_RECTF") -> bool:
+    """Whether its rectangle, or one around its points, touches the page: where they differ, it is the points that are drawn."""
+    if pdfium.FPDFAnnot_GetFlags(annotation) & _OFF_SCREEN:
+        return False
     rect = pdfium.FS_RECTF()
-    return bool(
-        not pdfium.FPDFAnnot_GetFlags(annotation) & _OFF_SCREEN
-        and pdfium.FPDFAnnot_GetRect(annotation, rect)
-        and rect.left <= page.right
-        and rect.right >= page.left
-        and rect.bottom <= page.top
-        and rect.top >= page.bottom
-    )
+    if pdfium.FPDFAnnot_GetRect(annotation, rect) and _touch(page, rect.left, rect.bottom, rect.right, rect.top):
+        return True
+    count = pdfium.FPDFAnnot_GetVertices(annotation, None, 0)
+    if count > MOST_VERTICES:
+        return True
+    points = (pdfium.FS_POINTF * max(2, count))()
+    if count:
+        pdfium.FPDFAnnot_GetVertices(annotation, points, count)
+    elif not pdfium.FPDFAnnot_GetLine(annotation, points[0], points[1]):
+        return False
+    xs, ys = [point.x for point in points[: count or 2]], [point.y for point in points[: count or 2]]
+    return _touch(page, min(xs), min(ys), max(xs), max(ys))
+
+
+def _touch(page: "pdfium.FS_RECTF", left: float, bottom: float, right: float, top: float) -> bool:
+    return bool(left <= page.right and right >= page.left and bottom <= page.top and top >= page.bottom)
 
 
 def _settle_button(field: "pdfium.FPDF_ANNOTATION") -> None:

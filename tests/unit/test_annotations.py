@@ -263,6 +263,20 @@ def test_markup_that_is_not_drawn_is_noted(tmp_path: Path) -> None:
     assert notes == ()
 
 
+@pytest.mark.parametrize(
+    "points",
+    ["/Line /L [1020 1020 1180 1080]", "/PolyLine /Vertices [1020 1020 1180 1080]", "/Polygon /Vertices [1020 1020 1180 1080 1180 1020]"],
+)
+def test_markup_without_a_rectangle_is_drawn_where_its_points_are(tmp_path: Path, points: str) -> None:
+    """On a page that begins elsewhere than at 0: an empty rectangle lies beside it, the points do not. One that has none is noted."""
+    body, entries = f"/Subtype {points} /C [1 0 0] /BS << /W 3 >>", "/MediaBox [1000 1000 1200 1100]"
+    picture, notes = drawn(written(tmp_path, make_pdfs.markups(f"{body} /Rect [0 0 0 0]", entries=entries)), times=2)
+    assert picture.colours((20, 20, 180, 80))["red"] > 100
+    assert notes == ()
+    _, notes = drawn(written(tmp_path, make_pdfs.markups(body, entries=entries)), times=2)
+    assert [note.type for note in notes] == ["AnnotationNotDrawn"]
+
+
 def test_text_of_another_font_is_noted(tmp_path: Path) -> None:
     """It is drawn in Helvetica, and the sheet says so."""
     body = "/Subtype /FreeText /Rect [10 10 190 90] /DA (/TiRo 9 Tf 0 0 1 rg) /Contents (Times) /Border [0 0 0]"

@@ -43,6 +43,9 @@ UNCERTAIN = (
     "One unit was taken for 1/72 inch."
 )
 
+ATTACHMENTS_LOOKED_AT = 1_000
+"""PDFium begins at the first for each."""
+
 ATTACHMENTS_NAMED = 10
 """Files inside a portfolio that a message names, at most."""
 
@@ -159,15 +162,15 @@ class PdfFile:
         Raises:
             PdfPortfolio: Its drawings are other PDFs inside it.
         """
-        names = self._attachments()
+        names, least = self._attachments()
         drawings = [name for name in names if name.lower().endswith(".pdf")]
         if drawings:
             count = "1 PDF" if len(drawings) == 1 else f"{len(drawings):,} PDFs"
-            msg = f"the file is a portfolio with {count} inside: {_listed(drawings)}; upload each of them by itself"
+            msg = f"the file is a portfolio with {least}{count} inside: {_listed(drawings, least)}; upload each of them by itself"
             raise PdfPortfolio(msg)
         if not names:
             return ()
-        return (Note("AttachmentsNotDrawn", f"The file is a portfolio. The files inside it are not drawn: {_listed(names)}."),)
+        return (Note("AttachmentsNotDrawn", f"The file is a portfolio. The files inside it are not drawn: {_listed(names, least)}."),)
 
     def draw(self, number: int, width: int, height: int, buffer: PixelBuffer) -> Drawn:
         """Draws a page with its annotations and form fields on white, exactly ``width`` x ``height`` px.
@@ -236,13 +239,14 @@ class PdfFile:
             return (math.nan, math.nan)
         return (size.width, size.height)
 
-    def _attachments(self) -> list[str]:
-        """The names of the files inside the document, fit to show."""
+    def _attachments(self) -> tuple[list[str], str]:
+        """The names of the files inside the document, fit to show; and "at least " where there are more."""
         names = []
-        for index in range(pdfium.FPDFDoc_GetAttachmentCount(self._document)):
+        count = pdfium.FPDFDoc_GetAttachmentCount(self._document)
+        for index in range(min(count, ATTACHMENTS_LOOKED_AT)):
             attachment = pdfium.FPDFDoc_GetAttachment(self._document, index)
             names.append(clean_title(_text(pdfium.FPDFAttachment_GetName, attachment)) or "without a name")
-        return names
+        return names, "at least " if count > ATTACHMENTS_LOOKED_AT else ""
 
     def _bookmarks(self) -> dict[int, str]:
         """Page index to the title of the first outline item that points at it, in reading order."""
@@ -283,10 +287,10 @@ def clean_title(text: str) -> str | None:
     return visible.strip()[:TITLE_CHARACTERS].strip() or None
 
 
-def _listed(names: Sequence[str]) -> str:
-    """The first names, and how many more there are."""
+def _listed(names: Sequence[str], least: str) -> str:
+    """The first names, and how many more there are (``least`` stands before the number)."""
     shown = ", ".join(names[:ATTACHMENTS_NAMED])
-    return f"{shown} and {len(names) - ATTACHMENTS_NAMED:,} more" if len(names) > ATTACHMENTS_NAMED else shown
+    return f"{shown} and {least}{len(names) - ATTACHMENTS_NAMED:,} more" if len(names) > ATTACHMENTS_NAMED else shown
 
 
 def _text(call: "ctypes._FuncPointer", *args: object) -> str:

@@ -12,6 +12,8 @@
 5. So what is drawn and noted follows from the page alone: the pages that a child drew before it change nothing.
 6. The twelve standard fonts, and Arimo for Arial, are not noted: they look like what was asked for, and half of all plans have one.
    Any other replacement is noted, and so is what has no glyph. Text that is never painted (the layer behind a scan) is not.
+7. Text within a tiling pattern or a soft mask is not looked at: PDFium tells of its fonts only once for a document, and not of which
+   page they are; so where it lacks glyphs, no note says so.
 """
 
 import ctypes

@@ -8,25 +8,28 @@
 """
 
 import ctypes
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
+from itertools import filterfalse
 from pathlib import Path
 from typing import Any
 
 import pikepdf
 import pypdfium2.raw as pdfium
 
+from activities.fonts import MOST_ANNOTATIONS, text_of
 from activities.markups import Appearance, appearance, is_cloud
 from activities.records import Note
 
-MOST_ANNOTATIONS = 20_000
-"""Annotations of a page that are looked at."""
-
 MOST_MARKUPS = 2_000
 """Markups of a page that are drawn here."""
+
+MOST_VERTICES = 100
+"""Of a markup beside the page; one with more is taken to reach into it."""
 
 MOST_OPERATORS = 4 << 20
 """Bytes of the operators that draw them, about."""
@@ -86,6 +89,8 @@ class Annotations:
         # PDFium keeps a pointer to it for as long as there is an environment.
         self._form_info = pdfium.FPDF_FORMFILLINFO(version=2, xfa_disabled=True)
         self._form: pdfium.FPDF_FORMHANDLE | None = None
+        # Page and place of the fields whose appearance PDFium has made: it stays with the document.
+        self._made: set[tuple[int, int]] = set()
 
     def close(self) -> None:
         """Ends the form environment."""
@@ -104,29 +109,39 @@ class Annotations:
         """
         fields, markups = _to_do(page)
         with ExitStack() as undo:
-            form = self._fields(page, fields, undo) if fields else None
-            notes = self._markups(page, index, markups, undo) if markups else ()
+            form, notes = self._fields(page, index, fields, undo) if fields else (None, ())
+            notes += self._markups(page, index, markups, undo) if markups else ()
             if pdfium.FPDF_GetFormType(self._document) == pdfium.FORMTYPE_XFA_FULL:
                 notes += (Note("FormNotDrawn", "The form is an XFA form, which is not drawn; the PDF has this page in its place."),)
             if (count := pdfium.FPDFPage_GetAnnotCount(page)) > MOST_ANNOTATIONS:
                 notes += (Note("AnnotationNotDrawn", f"Only {MOST_ANNOTATIONS:,} of {count:,} annotations were looked at."),)
             yield PageAnnotations(notes, form)
 
-    def _fields(self, page: "pdfium.FPDF_PAGE", fields: list[int], undo: ExitStack) -> "pdfium.FPDF_FORMHANDLE":
+    def _fields(
+        self, page: "pdfium.FPDF_PAGE", index: int, fields: list[int], undo: ExitStack
+    ) -> tuple["pdfium.FPDF_FORMHANDLE", tuple[Note, ...]]:
         if self._form is None:
             self._form = pdfium.FPDFDOC_InitFormFillEnvironment(self._document, self._form_info)
             pdfium.FPDF_SetFormFieldHighlightAlpha(self._form, 0)
+        before = {place: _appearance_size(page, place) for place in fields}
         pdfium.FORM_OnAfterLoadPage(page, self._form)
         undo.callback(pdfium.FORM_OnBeforeClosePage, page, self._form)
+        self._made.update((index, place) for place in fields if _appearance_size(page, place) != before[place])
+        unwritten: set[str] = set()
         for place in fields:
             with _annotation(page, place) as field:
+                if (index, place) in self._made and not pdfium.FPDFAnnot_GetFlags(field) & _OFF_SCREEN:
+                    unwritten.update(filterfalse(_is_written, text_of(pdfium.FPDFAnnot_GetFormFieldValue, self._form, field)))
                 kind = pdfium.FPDFAnnot_GetFormFieldType(self._form, field)
                 if kind == -1 and _has_appearance(field):
                     # No field to PDFium, for it has no type: its appearance is drawn with the page.
                     pdfium.FPDFAnnot_SetStringValue(field, b"Subtype", _wide("Stamp"))
                 elif kind in (pdfium.FPDF_FORMFIELD_CHECKBOX, pdfium.FPDF_FORMFIELD_RADIOBUTTON) and pdfium.FPDFAnnot_HasKey(field, b"AP"):
                     _settle_button(field)
-        return self._form
+        if not unwritten:
+            return self._form, ()
+        text = f"{len(unwritten):,} characters of form fields may be missing, for the PDF does not say how they look"
+        return self._form, (Note("FontMissing", f"{text}: {' '.join(sorted(unwritten)[:10])}"),)
 
     def _markups(self, page: "pdfium.FPDF_PAGE", index: int, markups: dict[int, str], undo: ExitStack) -> tuple[Note, ...]:
         found = self._dictionaries(index, markups)
@@ -201,6 +216,23 @@ def _has_appearance(annotation: "pdfium.FPDF_ANNOTATION") -> bool:
     )
 
 
+def _appearance_size(page: "pdfium.FPDF_PAGE", place: int) -> int:
+    with _annotation(page, place) as annotation:
+        return int(pdfium.FPDFAnnot_GetAP(annotation, pdfium.FPDF_ANNOT_APPEARANCEMODE_NORMAL, None, 0))
+
+
+def _is_written(character: str) -> bool:
+    """Whether PDFium writes it into an appearance that it makes: it knows Windows code pages only. Tried with 159.0.8149."""
+    if unicodedata.category(character)[0] in "CZ" or unicodedata.east_asian_width(character) in "WF":
+        return True
+    pages = ["cp1252"]
+    if "\u0100" <= character < "\u0180" or ("\u0370" <= character < "\u0e80" and character != "\u06a9"):
+        pages += ["cp1250", "cp1253", "cp1251", "cp1255", "cp1256", "cp874"]
+    elif "\u2000" <= character < "\u2070":
+        pages += ["gbk"]
+    return any(character.encode(page, "ignore") for page in pages)
+
+
 def _is_right(markup: pikepdf.Dictionary, kind: str) -> bool:
     """Whether PDFium draws it right after all: its appearance is there and draws nothing, or it is a square or circle without a cloud."""
     looks = markup.get("/AP")
@@ -209,15 +241,26 @@ def _is_right(markup: pikepdf.Dictionary, kind: str) -> bool:
 
 
 def _shows(annotation: "pdfium.FPDF_ANNOTATION", page: "pdfium.FS_RECTF") -> bool:
+    """Whether its rectangle, or one around its points, touches the page: where they differ, it is the points that are drawn."""
+    if pdfium.FPDFAnnot_GetFlags(annotation) & _OFF_SCREEN:
+        return False
     rect = pdfium.FS_RECTF()
-    return bool(
-        not pdfium.FPDFAnnot_GetFlags(annotation) & _OFF_SCREEN
-        and pdfium.FPDFAnnot_GetRect(annotation, rect)
-        and rect.left <= page.right
-        and rect.right >= page.left
-        and rect.bottom <= page.top
-        and rect.top >= page.bottom
-    )
+    if pdfium.FPDFAnnot_GetRect(annotation, rect) and _touch(page, rect.left, rect.bottom, rect.right, rect.top):
+        return True
+    count = pdfium.FPDFAnnot_GetVertices(annotation, None, 0)
+    if count > MOST_VERTICES:
+        return True
+    points = (pdfium.FS_POINTF * max(2, count))()
+    if count:
+        pdfium.FPDFAnnot_GetVertices(annotation, points, count)
+    elif not pdfium.FPDFAnnot_GetLine(annotation, points[0], points[1]):
+        return False
+    xs, ys = [point.x for point in points[: count or 2]], [point.y for point in points[: count or 2]]
+    return _touch(page, min(xs), min(ys), max(xs), max(ys))
+
+
+def _touch(page: "pdfium.FS_RECTF", left: float, bottom: float, right: float, top: float) -> bool:
+    return bool(left <= page.right and right >= page.left and bottom <= page.top and top >= page.bottom)
 
 
 def _settle_button(field: "pdfium.FPDF_ANNOTATION") -> None:

@@ -12,6 +12,8 @@
 5. So what is drawn and noted follows from the page alone: the pages that a child drew before it change nothing.
 6. The twelve standard fonts, and Arimo for Arial, are not noted: they look like what was asked for, and half of all plans have one.
    Any other replacement is noted, and so is what has no glyph. Text that is never painted (the layer behind a scan) is not.
+7. Text within a tiling pattern or a soft mask is not looked at: PDFium tells of its fonts only once for a document, and not of which
+   page they are; so where it lacks glyphs, no note says so.
 """
 
 import ctypes
@@ -22,6 +24,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import metadata
+from itertools import islice
+from pathlib import Path
 from struct import iter_unpack, unpack_from
 
 import pypdfium2.raw as pdfium
@@ -91,6 +95,7 @@ _FIXED_TOO = frozenset("\u0130\u0132\u0133\u015e\u015f\u01e6\u01e7\u20a4\u211e\u
 _STANDARD = {"Chrom Sans OTF", "Chrom Serif OTF", _FIXED}
 _SIGNS = {"Chrom Symbol OTF", "Chrom Dingbats OTF"}
 _GENERIC = {"Chrome Sans MM": "a general sans-serif font of the same widths", "Chrome Serif MM": "a general serif font of the same widths"}
+_UNNAMED = {b"ChromeSansMM", b"ChromeSerifMM"}
 """How PDFium's own fonts name themselves."""
 
 _PICTURES = re.compile(b"dings|symbol", re.IGNORECASE)
@@ -103,9 +108,16 @@ _STYLE = re.compile("(bold|italic|oblique|regular|reg|roman|ps|mt|std)+$")
 _ALIASES = {"arial": "helvetica", "timesnew": "times", "couriernew": "courier"}
 
 CHARACTERS_LOOKED_AT = 500_000
+SAMPLES = 5_000
+"""Of the characters behind them."""
 ANNOTATIONS_LOOKED_AT = 2_000
+"""Of those that have an appearance."""
+MOST_ANNOTATIONS = 20_000
+"""All of a page that are looked at."""
 OBJECTS_LOOKED_AT = 1_000
 """Of one annotation."""
+FORMS_DEEP = 10
+"""One within another."""
 
 FONTS_NOTED = 50
 
@@ -223,19 +235,48 @@ def check() -> None:
         raise failure
 
 
-def used_by(page: "pdfium.FPDF_PAGE") -> list[Used]:
-    """The fonts that visible text uses and the PDF does not bring: in annotations, then in the page."""
+def used_by(
+    page: "pdfium.FPDF_PAGE", form: "pdfium.FPDF_FORMHANDLE | None", source: Path, index: int
+) -> tuple[list[Used], tuple[Note, ...]]:
+    """The fonts that visible text uses and the PDF does not bring: in annotations, then in the page; and what was not looked at.
+
+    Args:
+        page: Loaded; its annotations are ready to be drawn.
+        form: The form environment of a page with fields.
+        source: The file.
+        index: 0-based.
+    """
     fonts = _Fonts()
-    _read_annotations(page, fonts)
-    if install().asked:
+    if not _read_annotations(page, form, fonts):
+        with _flattened(source, index) as flat:
+            if flat is None:
+                fonts.unseen.append("text in annotations")
+            _read_text(flat or page, fonts)
+    elif install().asked:
         _read_text(page, fonts)
-    return fonts.used()
+    return fonts.used(), tuple(Note("FontMissing", f"Whether glyphs are missing was not looked at in {what}.") for what in fonts.unseen)
+
+
+@contextmanager
+def _flattened(source: Path, index: int) -> Iterator["pdfium.FPDF_PAGE | None"]:
+    """A page of a document opened anew, with what its annotations draw among its content; None where PDFium cannot do that."""
+    document = pdfium.FPDF_LoadDocument(str(source).encode(), None)
+    page = pdfium.FPDF_LoadPage(document, index)
+    done = pdfium.FPDFPage_Flatten(page, pdfium.FLAT_NORMALDISPLAY) == pdfium.FLATTEN_SUCCESS
+    pdfium.FPDF_ClosePage(page)
+    page = pdfium.FPDF_LoadPage(document, index)
+    try:
+        yield page if done else None
+    finally:
+        pdfium.FPDF_ClosePage(page)
+        pdfium.FPDF_CloseDocument(document)
 
 
 class _Fonts:
-    """The fonts of a page, by PDFium's address."""
+    """The fonts of a page, by PDFium's address. ``unseen`` names text that was not looked at, for a user."""
 
     def __init__(self) -> None:
+        self.unseen: list[str] = []
         self._fonts: dict[int | None, Used | None] = {}
 
     def of(self, item: "pdfium.FPDF_PAGEOBJECT") -> Used | None:
@@ -261,7 +302,8 @@ def _read_text(page: "pdfium.FPDF_PAGE", fonts: _Fonts) -> None:
     if not text:
         return
     previous, used = None, None
-    for index in range(min(pdfium.FPDFText_CountChars(text), CHARACTERS_LOOKED_AT)):
+    count = pdfium.FPDFText_CountChars(text)
+    for index in range(min(count, CHARACTERS_LOOKED_AT)):
         item = pdfium.FPDFText_GetTextObject(text, index)
         address = ctypes.cast(item, ctypes.c_void_p).value
         if address != previous:
@@ -272,27 +314,70 @@ def _read_text(page: "pdfium.FPDF_PAGE", fonts: _Fonts) -> None:
             used.untold += 1
         else:
             used.characters.add(chr(min(pdfium.FPDFText_GetUnicode(text, index), 0x10FFFF)))
+    # Some of the rest, for it does not matter where the PDF brings all fonts: a page is noted whatever its child drew before.
+    rest = range(CHARACTERS_LOOKED_AT, count, max(1, (count - CHARACTERS_LOOKED_AT) // SAMPLES))
+    if any(item and fonts.of(item) for item in (pdfium.FPDFText_GetTextObject(text, index) for index in rest)):
+        fonts.unseen.append(f"{count - CHARACTERS_LOOKED_AT:,} of {count:,} characters")
     pdfium.FPDFText_ClosePage(text)
 
 
-def _read_annotations(page: "pdfium.FPDF_PAGE", fonts: _Fonts) -> None:
-    """PDFium does not tell the text of an appearance: what the annotation says it is about, or a field its value, stands for it."""
-    for index in range(min(pdfium.FPDFPage_GetAnnotCount(page), ANNOTATIONS_LOOKED_AT)):
+def _read_annotations(page: "pdfium.FPDF_PAGE", form: "pdfium.FPDF_FORMHANDLE | None", fonts: _Fonts) -> bool:
+    """PDFium does not tell the text of an appearance: what the annotation says it is about, or a field its value, stands for it.
+
+    Returns:
+        Whether there is such a word for each of them.
+    """
+    all_told = True
+    looks, more = 0, 0
+    for index in range(min(pdfium.FPDFPage_GetAnnotCount(page), MOST_ANNOTATIONS)):
         annotation = pdfium.FPDFPage_GetAnnot(page, index)
-        if not annotation:
-            continue
-        if not pdfium.FPDFAnnot_GetFlags(annotation) & (pdfium.FPDF_ANNOT_FLAG_HIDDEN | pdfium.FPDF_ANNOT_FLAG_NOVIEW):
-            for position in range(min(pdfium.FPDFAnnot_GetObjectCount(annotation), OBJECTS_LOOKED_AT)):
-                item = pdfium.FPDFAnnot_GetObject(annotation, position)
+        if (
+            annotation
+            and pdfium.FPDFAnnot_HasKey(annotation, b"AP")
+            and not pdfium.FPDFAnnot_GetFlags(annotation) & (pdfium.FPDF_ANNOT_FLAG_HIDDEN | pdfium.FPDF_ANNOT_FLAG_NOVIEW)
+        ):
+            looks += 1
+            objects = _objects(annotation) if looks <= ANNOTATIONS_LOOKED_AT else iter(())
+            for item in islice(objects, OBJECTS_LOOKED_AT):
                 if pdfium.FPDFPageObj_GetType(item) == pdfium.FPDF_PAGEOBJ_TEXT and (used := fonts.of(item)):
-                    used.characters.update(_value(annotation, b"Contents") or _value(annotation, b"V"))
+                    words = _words(annotation, form)
+                    used.characters.update(words)
+                    all_told = all_told and bool(words)
+            more += next(objects, None) is not None
         pdfium.FPDFPage_CloseAnnot(annotation)
+    if looks > ANNOTATIONS_LOOKED_AT:
+        fonts.unseen.append(f"{looks - ANNOTATIONS_LOOKED_AT:,} annotations")
+    if more:
+        fonts.unseen.append(f"{more:,} annotations of more than {OBJECTS_LOOKED_AT:,} objects, to their end")
+    return all_told
 
 
-def _value(annotation: "pdfium.FPDF_ANNOTATION", key: bytes) -> str:
-    size = pdfium.FPDFAnnot_GetStringValue(annotation, key, None, 0)
+def _objects(annotation: "pdfium.FPDF_ANNOTATION") -> Iterator["pdfium.FPDF_PAGEOBJECT"]:
+    """What an annotation's appearance draws, also in forms within it: a signature's text lies three deep."""
+    levels = [(pdfium.FPDFAnnot_GetObject, annotation, iter(range(pdfium.FPDFAnnot_GetObjectCount(annotation))))]
+    while levels:
+        get, parent, positions = levels[-1]
+        position = next(positions, None)
+        if position is None:
+            levels.pop()
+            continue
+        item = get(parent, position)
+        yield item
+        if pdfium.FPDFPageObj_GetType(item) == pdfium.FPDF_PAGEOBJ_FORM and len(levels) < FORMS_DEEP:
+            levels.append((pdfium.FPDFFormObj_GetObject, item, iter(range(pdfium.FPDFFormObj_CountObjects(item)))))
+
+
+def _words(annotation: "pdfium.FPDF_ANNOTATION", form: "pdfium.FPDF_FORMHANDLE | None") -> str:
+    """The value of a field, which may be its parent's; else what the annotation is about."""
+    value = text_of(pdfium.FPDFAnnot_GetFormFieldValue, form, annotation) if form else ""
+    return value or text_of(pdfium.FPDFAnnot_GetStringValue, annotation, b"Contents")
+
+
+def text_of(call: "ctypes._FuncPointer", *args: object) -> str:
+    """What a PDFium call writes as UTF-16 into a buffer that it sizes itself; the terminator is dropped."""
+    size = call(*args, None, 0)
     buffer = (ctypes.c_ushort * (size // 2 + 1))()
-    pdfium.FPDFAnnot_GetStringValue(annotation, key, buffer, size)
+    call(*args, buffer, size)
     return bytes(buffer)[: max(size - 2, 0)].decode("utf-16-le", "replace")
 
 
@@ -325,7 +410,9 @@ def notes(fonts: Iterable[Used]) -> tuple[Note, ...]:
 
 
 def _notes_of(used: Used) -> Iterator[Note]:
-    asked = f"The font {_shown(used.asked)} is not in the PDF"
+    # PDFium has no better name for what it makes the text of fields with.
+    name = "of a form field" if used.asked in _UNNAMED else _shown(used.asked)
+    asked = f"The font {name} is not in the PDF"
     if used.given in _GENERIC and _PICTURES.search(used.asked):
         yield Note("FontMissing", f"{asked}: its signs are drawn as letters.")
         return

@@ -17,7 +17,7 @@ import pypdfium2
 import pypdfium2.raw as pdfium
 
 from activities import fonts
-from activities.annotations import Annotations
+from activities.annotations import Annotations, PageAnnotations
 from activities.dzi import BYTES_PER_PIXEL, MINIMUM_DPI, sheet_size
 from activities.errors import NoPages, NotAPdf, PageTooLarge, PageUnreadable, PasswordRequired, PdfPortfolio, TooManyPages, UnreadablePdf
 from activities.interface import Document, Page
@@ -42,6 +42,9 @@ UNCERTAIN = (
     "The size of this sheet is uncertain: the file is damaged, and its unit of length (UserUnit) could not be read. "
     "One unit was taken for 1/72 inch."
 )
+
+ATTACHMENTS_LOOKED_AT = 1_000
+"""PDFium begins at the first for each."""
 
 ATTACHMENTS_NAMED = 10
 """Files inside a portfolio that a message names, at most."""
@@ -159,15 +162,15 @@ class PdfFile:
         Raises:
             PdfPortfolio: Its drawings are other PDFs inside it.
         """
-        names = self._attachments()
+        names, least = self._attachments()
         drawings = [name for name in names if name.lower().endswith(".pdf")]
         if drawings:
             count = "1 PDF" if len(drawings) == 1 else f"{len(drawings):,} PDFs"
-            msg = f"the file is a portfolio with {count} inside: {_listed(drawings)}; upload each of them by itself"
+            msg = f"the file is a portfolio with {least}{count} inside: {_listed(drawings, least)}; upload each of them by itself"
             raise PdfPortfolio(msg)
         if not names:
             return ()
-        return (Note("AttachmentsNotDrawn", f"The file is a portfolio. The files inside it are not drawn: {_listed(names)}."),)
+        return (Note("AttachmentsNotDrawn", f"The file is a portfolio. The files inside it are not drawn: {_listed(names, least)}."),)
 
     def draw(self, number: int, width: int, height: int, buffer: PixelBuffer) -> Drawn:
         """Draws a page with its annotations and form fields on white, exactly ``width`` x ``height`` px.
@@ -186,31 +189,17 @@ class PdfFile:
         if not page:
             msg = f"page {number:,} cannot be loaded"
             raise PageUnreadable(msg)
-        used = fonts.used_by(page)
-        if preferred := fonts.choose(used):
-            pdfium.FPDF_ClosePage(page)
-            return self._draw_with(preferred, number, width, height, buffer)
         try:
-            size_bytes = width * height * BYTES_PER_PIXEL
-            memory = buffer.at_least(size_bytes)
-            first = ctypes.c_ubyte.from_buffer(memory)
-            bitmap = pdfium.FPDFBitmap_CreateEx(width, height, pdfium.FPDFBitmap_BGR, ctypes.addressof(first), width * BYTES_PER_PIXEL)
-            if not bitmap:
-                msg = f"page {number:,} at {width:,} x {height:,} px is more than a bitmap can hold"
-                raise PageTooLarge(msg)
-            try:
-                pdfium.FPDFBitmap_FillRect(bitmap, 0, 0, width, height, 0xFFFFFFFF)
-                with self._annotations.ready(page, number - 1) as annotations:
-                    if not _render(bitmap, page, width, height):
-                        msg = f"page {number:,} cannot be drawn"
-                        raise PageUnreadable(msg)
-                    annotations.draw_fields(bitmap, page, width, height)
-                    fonts.check()
-            finally:
-                pdfium.FPDFBitmap_Destroy(bitmap)
+            with self._annotations.ready(page, number - 1) as annotations:
+                # Not before: PDFium has made the text of fields, which stays in the document.
+                used, unseen = fonts.used_by(page, annotations.form, self._source, number - 1)
+                preferred = fonts.choose(used)
+                if not preferred:
+                    pixels = _paint(page, annotations, number, width, height, buffer)
+                    return Drawn(pixels, (*fonts.notes(used), *unseen, *annotations.notes))
         finally:
             pdfium.FPDF_ClosePage(page)
-        return Drawn(memoryview(memory)[:size_bytes], (*fonts.notes(used), *annotations.notes))
+        return self._draw_with(preferred, number, width, height, buffer)
 
     def _draw_with(self, preferred: dict[str, fonts.Face], number: int, width: int, height: int, buffer: PixelBuffer) -> Drawn:
         """Draws with fonts chosen for this page. In a document of its own, for PDFium keeps a document's fonts until it is closed."""
@@ -250,13 +239,14 @@ class PdfFile:
             return (math.nan, math.nan)
         return (size.width, size.height)
 
-    def _attachments(self) -> list[str]:
-        """The names of the files inside the document, fit to show."""
+    def _attachments(self) -> tuple[list[str], str]:
+        """The names of the files inside the document, fit to show; and "at least " where there are more."""
         names = []
-        for index in range(pdfium.FPDFDoc_GetAttachmentCount(self._document)):
+        count = pdfium.FPDFDoc_GetAttachmentCount(self._document)
+        for index in range(min(count, ATTACHMENTS_LOOKED_AT)):
             attachment = pdfium.FPDFDoc_GetAttachment(self._document, index)
             names.append(clean_title(_text(pdfium.FPDFAttachment_GetName, attachment)) or "without a name")
-        return names
+        return names, "at least " if count > ATTACHMENTS_LOOKED_AT else ""
 
     def _bookmarks(self) -> dict[int, str]:
         """Page index to the title of the first outline item that points at it, in reading order."""
@@ -297,10 +287,10 @@ def clean_title(text: str) -> str | None:
     return visible.strip()[:TITLE_CHARACTERS].strip() or None
 
 
-def _listed(names: Sequence[str]) -> str:
-    """The first names, and how many more there are."""
+def _listed(names: Sequence[str], least: str) -> str:
+    """The first names, and how many more there are (``least`` stands before the number)."""
     shown = ", ".join(names[:ATTACHMENTS_NAMED])
-    return f"{shown} and {len(names) - ATTACHMENTS_NAMED:,} more" if len(names) > ATTACHMENTS_NAMED else shown
+    return f"{shown} and {least}{len(names) - ATTACHMENTS_NAMED:,} more" if len(names) > ATTACHMENTS_NAMED else shown
 
 
 def _text(call: "ctypes._FuncPointer", *args: object) -> str:
@@ -312,6 +302,27 @@ def _text(call: "ctypes._FuncPointer", *args: object) -> str:
     # Some calls want a void*, others an FPDF_WCHAR*.
     call(*args, ctypes.cast(buffer, call.argtypes[-2]), size)  # type: ignore[type-var]
     return buffer.raw[: size - 2].decode("utf-16-le", errors="replace")
+
+
+def _paint(page: "pdfium.FPDF_PAGE", annotations: PageAnnotations, number: int, width: int, height: int, buffer: PixelBuffer) -> memoryview:
+    """The pixels of a page whose annotations are ready; part of the buffer."""
+    size_bytes = width * height * BYTES_PER_PIXEL
+    memory = buffer.at_least(size_bytes)
+    first = ctypes.c_ubyte.from_buffer(memory)
+    bitmap = pdfium.FPDFBitmap_CreateEx(width, height, pdfium.FPDFBitmap_BGR, ctypes.addressof(first), width * BYTES_PER_PIXEL)
+    if not bitmap:
+        msg = f"page {number:,} at {width:,} x {height:,} px is more than a bitmap can hold"
+        raise PageTooLarge(msg)
+    try:
+        pdfium.FPDFBitmap_FillRect(bitmap, 0, 0, width, height, 0xFFFFFFFF)
+        if not _render(bitmap, page, width, height):
+            msg = f"page {number:,} cannot be drawn"
+            raise PageUnreadable(msg)
+        annotations.draw_fields(bitmap, page, width, height)
+        fonts.check()
+    finally:
+        pdfium.FPDFBitmap_Destroy(bitmap)
+    return memoryview(memory)[:size_bytes]
 
 
 def _render(bitmap: "pdfium.FPDF_BITMAP", page: "pdfium.FPDF_PAGE", width: int, height: int) -> bool:

@@ -253,6 +253,22 @@ def form_on_three_pages() -> bytes:
     return writer.finish(pages, f"/AcroForm << /Fields [{shared} 0 R {' '.join(own)}] >>")
 
 
+def form_without_appearances(*values: str) -> bytes:
+    """One text field a page, its value in its parent, in a font that has Latin letters only; the text is at the bottom left."""
+    writer = Writer()
+    helvetica = writer.add("<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica /Encoding /WinAnsiEncoding >>")
+    parents, pages = [], []
+    for number, value in enumerate(values):
+        parent = writer.reserve()
+        kid = writer.add(f"<< /Type /Annot /Subtype /Widget /Parent {parent} 0 R /Rect [10 10 390 90] /F 4 >>")
+        text = f"<FEFF{value.encode('utf-16-be').hex()}>"
+        writer.set(parent, f"<< /FT /Tx /T (field{number}) /V {text} /DA (/Helv {FONT_SIZE} Tf 0 g) /Kids [{kid} 0 R] >>")
+        parents.append(f"{parent} 0 R")
+        pages.append(writer.page(b"", f"/MediaBox [0 0 400 100] /Annots [{kid} 0 R]"))
+    resources = f"/DR << /Font << /Helv {helvetica} 0 R >> >>"
+    return writer.finish(pages, f"/AcroForm << /Fields [{' '.join(parents)}] /DA (/Helv 20 Tf 0 g) {resources} >>")
+
+
 def xfa_form() -> bytes:
     """A page that asks to wait, for the form itself is XFA, which only few programs draw."""
     writer = Writer()
@@ -443,8 +459,15 @@ def text_with_its_font(file: Path, text: str) -> bytes:
     return writer.finish([writer.page(*_line(font, text.encode()))])
 
 
-def markup_by_names(name: str, text: str) -> bytes:
-    """A free-text markup whose appearance has a line in a simple font that is not in the file, like ``text_by_names``."""
+def markup_by_names(name: str, text: str, *, told: bool = True, signature: bool = False) -> bytes:
+    """A free-text markup whose appearance has a line in a simple font that is not in the file, like ``text_by_names``.
+
+    Args:
+        name: The font.
+        text: At most 223 different characters.
+        told: Whether the text is also what the markup says it is about.
+        signature: It is a signature field instead, whose text lies in forms within its appearance.
+    """
     writer = Writer()
     codes = {character: code for code, character in enumerate(sorted(set(text)), 32)}
     encoding = f"<< /Type /Encoding /Differences [32 {' '.join(f'/uni{ord(character):04X}' for character in codes)}] >>"
@@ -453,10 +476,11 @@ def markup_by_names(name: str, text: str) -> bytes:
     )
     content, box = _line(font, bytes(codes[character] for character in text))
     look = writer.stream(content, "/Type /XObject /Subtype /Form " + box.replace("/MediaBox", "/BBox"))
-    words = f"<FEFF{text.encode('utf-16-be').hex()}>"
-    markup = writer.add(
-        f"<< /Type /Annot /Subtype /FreeText /Rect [0 0 400 100] /F 4 /DA (0 g) /Contents {words} /AP << /N {look} 0 R >> >>"
-    )
+    for _ in range(2 if signature else 0):
+        look = writer.stream(b"/In Do", f"/Type /XObject /Subtype /Form /BBox [0 0 400 100] /Resources << /XObject << /In {look} 0 R >> >>")
+    kind = "/Widget /FT /Sig /T (seal) /V << /Type /Sig >>" if signature else "/FreeText"
+    words = f"/Contents <FEFF{text.encode('utf-16-be').hex()}>" if told else ""
+    markup = writer.add(f"<< /Type /Annot /Subtype {kind} /Rect [0 0 400 100] /F 4 /DA (0 g) {words} /AP << /N {look} 0 R >> >>")
     return writer.finish([writer.page(b"", f"/MediaBox [0 0 400 100] /Annots [{markup} 0 R]")])
 
 

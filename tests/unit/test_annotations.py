@@ -12,8 +12,9 @@ from pathlib import Path
 import pypdfium2
 import pytest
 
-from activities.annotations import MOST_ANNOTATIONS, MOST_MARKUPS
+from activities.annotations import MOST_MARKUPS
 from activities.child import ChildPool
+from activities.fonts import ANNOTATIONS_LOOKED_AT, MOST_ANNOTATIONS
 from activities.interface import TilePage
 from activities.raster import PdfFile, PixelBuffer
 from activities.records import Note, UploadOptions
@@ -262,6 +263,20 @@ def test_markup_that_is_not_drawn_is_noted(tmp_path: Path) -> None:
     assert notes == ()
 
 
+@pytest.mark.parametrize(
+    "points",
+    ["/Line /L [1020 1020 1180 1080]", "/PolyLine /Vertices [1020 1020 1180 1080]", "/Polygon /Vertices [1020 1020 1180 1080 1180 1020]"],
+)
+def test_markup_without_a_rectangle_is_drawn_where_its_points_are(tmp_path: Path, points: str) -> None:
+    """On a page that begins elsewhere than at 0: an empty rectangle lies beside it, the points do not. One that has none is noted."""
+    body, entries = f"/Subtype {points} /C [1 0 0] /BS << /W 3 >>", "/MediaBox [1000 1000 1200 1100]"
+    picture, notes = drawn(written(tmp_path, make_pdfs.markups(f"{body} /Rect [0 0 0 0]", entries=entries)), times=2)
+    assert picture.colours((20, 20, 180, 80))["red"] > 100
+    assert notes == ()
+    _, notes = drawn(written(tmp_path, make_pdfs.markups(body, entries=entries)), times=2)
+    assert [note.type for note in notes] == ["AnnotationNotDrawn"]
+
+
 def test_text_of_another_font_is_noted(tmp_path: Path) -> None:
     """It is drawn in Helvetica, and the sheet says so."""
     body = "/Subtype /FreeText /Rect [10 10 190 90] /DA (/TiRo 9 Tf 0 0 1 rg) /Contents (Times) /Border [0 0 0]"
@@ -323,6 +338,7 @@ def test_work_on_a_page_of_many_annotations_is_bounded(tmp_path: Path) -> None:
     assert picture.colours((0, 0, 200, 100))["red"]
     left = MOST_ANNOTATIONS - MOST_MARKUPS
     assert [note.message for note in notes] == [
+        f"Whether glyphs are missing was not looked at in {MOST_ANNOTATIONS - ANNOTATIONS_LOOKED_AT:,} annotations.",
         f"{left:,} markups have no appearance in the PDF. Missing or incomplete: {left:,} Line.",
         f"Only {MOST_ANNOTATIONS:,} of {MOST_ANNOTATIONS + 1:,} annotations were looked at.",
     ]

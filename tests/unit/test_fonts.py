@@ -107,6 +107,22 @@ def test_text_of_a_markup_is_drawn_without_its_font(tmp_path: Path) -> None:
         assert [kind for kind, _ in draw(document)[1]] == ["FontMissing"]
 
 
+@pytest.mark.parametrize("signature", [False, True])
+def test_text_that_no_annotation_tells_is_drawn_without_its_font(tmp_path: Path, signature: bool) -> None:
+    """A stamp or a seal says nowhere what its appearance writes, and a signature's text lies in forms within it."""
+    with opened(tmp_path, make_pdfs.markup_by_names("SimplifiedArabic", "مخطلوقع", told=False, signature=signature)) as document:
+        pixels, notes = draw(document)
+        assert draw(document) == (pixels, notes)
+    pictures = cells(pixels, 7)
+    assert all(min(picture) < 128 for picture in pictures)
+    assert len(set(pictures)) == 7
+    assert notes == [("FontSubstituted", "The font “SimplifiedArabic” is not in the PDF: its text is drawn with Noto Sans Arabic.")]
+    with opened(tmp_path, make_pdfs.markup_by_names("ArialMT", "ፕላን", told=False, signature=signature)) as document:
+        assert draw(document)[1] == [("FontMissing", "The font “ArialMT” is not in the PDF: 3 of its characters are not drawn: ላ ን ፕ")]
+    with opened(tmp_path, make_pdfs.markup_by_names("ArialMT", "Plan", told=False, signature=signature)) as document:
+        assert draw(document)[1] == []
+
+
 @pytest.mark.parametrize("name", ["Helvetica", "Arial,Bold", "ArialMT", "TimesNewRomanPS-BoldMT", "CourierNew"])
 def test_standard_fonts_are_not_noted(tmp_path: Path, name: str) -> None:
     """They look like what was asked for: half of all plans have one."""
@@ -166,6 +182,28 @@ def test_notes_say_what_was_substituted_and_what_is_missing(tmp_path: Path, data
     assert [kind for kind, _ in notes] == types
 
 
+def test_limits_of_the_look_at_fonts_are_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Text behind a limit may be missing; where the PDF brings its fonts, there is nothing to note, whatever the child drew before."""
+    look = "Whether glyphs are missing was not looked at in"
+    monkeypatch.setattr(fonts, "CHARACTERS_LOOKED_AT", 3)
+    with opened(tmp_path, make_pdfs.text_by_names("ArialMT", "Plan ፕላን")) as document:
+        assert draw(document)[1] == [("FontMissing", f"{look} 5 of 8 characters.")]
+    with opened(tmp_path, make_pdfs.text_with_its_font(Path(fonts.BY_TEXT[0].path), "Plan 1:100")) as document:
+        assert draw(document)[1] == []
+    writer = make_pdfs.Writer()
+    many = writer.stream(b"0 0 1 1 re f " * (fonts.OBJECTS_LOOKED_AT + 1), "/Type /XObject /Subtype /Form /BBox [0 0 9 9]")
+    stamp = writer.add(f"<< /Type /Annot /Subtype /Stamp /Rect [0 0 9 9] /F 4 /AP << /N {many} 0 R >> >>")
+    few = writer.stream(b"0 0 1 1 re f", "/Type /XObject /Subtype /Form /BBox [0 0 9 9]")
+    other = writer.add(f"<< /Type /Annot /Subtype /Stamp /Rect [0 0 9 9] /F 4 /AP << /N {few} 0 R >> >>")
+    others = f"{other} 0 R " * (fonts.ANNOTATIONS_LOOKED_AT + 1)
+    page = writer.page(b"", f"/MediaBox [0 0 400 100] /Annots [{stamp} 0 R {others}]")
+    with opened(tmp_path, writer.finish([page])) as document:
+        assert [message for _, message in draw(document)[1]] == [
+            f"{look} 2 annotations.",
+            f"{look} 1 annotations of more than 1,000 objects, to their end.",
+        ]
+
+
 def test_missing_characters_are_named(tmp_path: Path) -> None:
     """So that a user finds them on the sheet."""
     with opened(tmp_path, make_pdfs.text_by_names("ArialMT", "Plan ፕላን")) as document:
@@ -187,19 +225,54 @@ FOUR_TEXTS = make_pdfs.text_by_names("ArialMT", "Plan", "Планэтж", "مخ�
 """One font on four pages, each of which wants another face of it."""
 
 
-@pytest.mark.parametrize("order", list(permutations((1, 2, 3, 4)))[::5])
-def test_pixels_and_notes_follow_from_the_page_alone(tmp_path: Path, order: tuple[int, ...]) -> None:
+SIX_FIELDS = make_pdfs.form_without_appearances("Планэтж", "Κάτοψη", "แปลนพ", "תכניקומה", "مخطلوقع", "≤≥±Ø")
+"""Fields that PDFium makes the text of, and keeps it in the open document."""
+
+
+@pytest.mark.parametrize(
+    ("data", "order"),
+    [
+        *((FOUR_TEXTS, order) for order in list(permutations((1, 2, 3, 4)))[::5]),
+        *((SIX_FIELDS, order) for order in ((1, 2, 3, 4, 5, 6), (6, 5, 4, 3, 2, 1), (3, 6, 1, 5, 2, 4))),
+    ],
+)
+def test_pixels_and_notes_follow_from_the_page_alone(tmp_path: Path, data: bytes, order: tuple[int, ...]) -> None:
     """A child that has drawn other pages of the document draws and notes what a new one does."""
     cold = {}
     for number in order:
-        with opened(tmp_path, FOUR_TEXTS) as document:
+        with opened(tmp_path, data) as document:
             cold[number] = draw(document, number)
-    with opened(tmp_path, FOUR_TEXTS) as document:
+    with opened(tmp_path, data) as document:
         warm = {number: draw(document, number) for number in order}
         again = {number: draw(document, number) for number in order}
     assert warm == cold
     assert again == cold
-    assert len({pixels for pixels, _ in cold.values()}) == 4
+    assert len({pixels for pixels, _ in cold.values()}) == len(order)
+
+
+@pytest.mark.parametrize(
+    ("number", "given"), [(1, "Arimo"), (2, "Arimo"), (3, "Noto Sans Thai"), (4, "Arimo"), (5, "Noto Sans Arabic"), (6, None)]
+)
+def test_text_that_is_made_for_a_field_is_drawn(tmp_path: Path, number: int, given: str | None) -> None:
+    """A field without appearance shows its value in any script, and the note names no font of PDFium's own."""
+    with opened(tmp_path, SIX_FIELDS) as document:
+        pixels, notes = draw(document, number)
+    assert min(pixels) < 128
+    text = f"The font of a form field is not in the PDF: its text is drawn with {given}."
+    missing = "2 characters of form fields may be missing, for the PDF does not say how they look: ≤ ≥"
+    assert notes == [("FontSubstituted", text) if given else ("FontMissing", missing)]
+
+
+IN_FIELDS = "ąĀΩἀЁӘא،ک٠ก≤№→Ơ漢あ가Ａﬁ€˘\N{PRIME}\N{EN DASH}"
+
+
+def test_each_character_of_a_field_is_drawn_or_noted(tmp_path: Path) -> None:
+    """Also where PDFium leaves it out of the appearance that it makes, for it has no code for it."""
+    with opened(tmp_path, make_pdfs.form_without_appearances(*IN_FIELDS)) as document:
+        for number, character in enumerate(IN_FIELDS, 1):
+            pixels, notes = draw(document, number)
+            said = any(kind == "FontMissing" and message.endswith(f": {character}") for kind, message in notes)
+            assert said == (min(pixels) == 255), character
 
 
 ON_A_HOST = """

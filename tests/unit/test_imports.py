@@ -37,7 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "activities.structure": LIGHT | {"pikepdf"},
     "activities.fonts": LIGHT | {"pypdfium2"},
     "activities.markups": LIGHT | {"pikepdf"},
-    "activities.annotations": LIGHT | {"activities.markups", "pypdfium2", "pypdfium2_raw", "pikepdf"},
+    "activities.annotations": LIGHT | {"activities.fonts", "activities.markups", "pypdfium2", "pypdfium2_raw", "pikepdf"},
     "activities.raster": LIGHT | {"activities.structure", "activities.annotations", "activities.fonts", "pypdfium2", "pypdfium2_raw"},
     "activities.pyramid": LIGHT | {"activities.tilezip", "pyvips"},
     "activities.child": LIGHT,

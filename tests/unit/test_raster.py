@@ -187,6 +187,15 @@ def test_measure_refuses_a_portfolio_and_names_its_drawings(tmp_path: Path) -> N
         pages_of(tmp_path, make_pdfs.attachments_encrypted(make_pdfs.portfolio(*(f"A-{number}.pdf" for number in range(12)))))
 
 
+def test_measure_looks_at_some_of_very_many_attachments(tmp_path: Path) -> None:
+    """PDFium takes the longer for each, the more there are; the messages do not pretend to have counted them."""
+    names = [f"A-{number}.pdf" for number in range(1_200)]
+    with pytest.raises(PdfPortfolio, match=r"with at least 1,000 PDFs inside: A-0\.pdf, .* and at least 990 more;"):
+        pages_of(tmp_path, make_pdfs.portfolio(*names))
+    (page,) = pages_of(tmp_path, make_pdfs.portfolio(*(name.replace("pdf", "dwg") for name in names)))
+    assert page.notes[0].message.endswith(", A-9.dwg and at least 990 more.")
+
+
 def test_measure_takes_a_portfolio_without_drawings_inside(tmp_path: Path) -> None:
     """Its own pages are all that can be drawn; the first sheet says which files are not."""
     (page,) = pages_of(tmp_path, make_pdfs.portfolio("model.dwg"))

@@ -178,6 +178,7 @@ def test_second_run_waits_for_a_start_or_a_stop(tmp_path: Path) -> None:
         until(lambda: is_locked(tmp_path))
         second = make_run(tmp_path)
         assert second.returncode == 0, second.stderr
+        assert session.poll() is None, session.communicate()[0]
         assert "SiteLink already runs" in second.stdout
         os.killpg(session.pid, signal.SIGINT)
         until(lambda: not (tmp_path / "stack.json").exists())

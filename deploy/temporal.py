@@ -247,16 +247,25 @@ class TemporalServer:
 
     def _add_search_attributes(self) -> None:
         """The server's flag only counts for a new database; an older release's has fewer."""
+        deadline = time.monotonic() + START_LIMIT_S
+        while missing := self._missing_search_attributes():
+            if time.monotonic() > deadline:
+                msg = f"the Temporal server does not take the search attributes {', '.join(missing)}"
+                raise TemporalFailed(msg)
+            each = [argument for name in missing for argument in ("--name", name, "--type", "Keyword")]
+            create = ["operator", "search-attribute", "create", "--address", self.address, *each]
+            with suppress(subprocess.TimeoutExpired):
+                # Whether it worked is asked again: a server that has just started may list them a moment later, and refuse them as known.
+                subprocess.run(
+                    [self._binary, *create, "--disable-config-env", "--disable-config-file"],
+                    check=False,
+                    timeout=START_LIMIT_S,
+                    capture_output=True,
+                )
+
+    def _missing_search_attributes(self) -> list[str]:
         known = self._get("/api/v1/namespaces/default/search-attributes", START_LIMIT_S).get("customAttributes", {})
-        missing = [argument for name in SEARCH_ATTRIBUTES if name not in known for argument in ("--name", name, "--type", "Keyword")]
-        if missing:
-            create = ["operator", "search-attribute", "create", "--address", self.address, *missing]
-            subprocess.run(
-                [self._binary, *create, "--disable-config-env", "--disable-config-file"],
-                check=True,
-                timeout=START_LIMIT_S,
-                capture_output=True,
-            )
+        return [name for name in SEARCH_ATTRIBUTES if name not in known]
 
     def _get(self, path: str, timeout_s: float = 5) -> dict[str, Any]:
         # No proxy is asked for a server on this machine.

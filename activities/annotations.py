@@ -1,4 +1,4 @@
-"""What PDFium leaves out of a page's annotations: form fields, and markups without an appearance. Loaded in render children only.
+"""Draws the annotations that PDFium leaves out of a page: form fields, and markups without an appearance. Loaded in render children only.
 
 1. PDFium draws form fields through its form environment only, never with the page. It draws each once, also one that no AcroForm
    lists, and makes the appearance of one that has none. No JavaScript platform is given and no action is called, so nothing runs.

@@ -74,7 +74,7 @@ BY_TEXT = (
     Face("pylopdf-fonts-hi", "NotoSansDevanagari-Variable.ttf", "Noto Sans Devanagari"),
     *(_noto(charset, "Sans") for charset in _BY_CHARSET),
 )
-"""What is chosen from for characters without a glyph; the first of equals wins. All have Latin letters, too."""
+"""Faces to choose from for characters without a glyph; the first of equals wins. All have Latin letters, too."""
 
 FACES = (*BY_TEXT, *(_noto(charset, "Serif") for charset in _BY_CHARSET))
 
@@ -90,7 +90,7 @@ BUILT_IN = frozenset(
 
 _FIXED = "Chrom Fixed OTF"
 _FIXED_TOO = frozenset("\u0130\u0132\u0133\u015e\u015f\u01e6\u01e7\u20a4\u211e\u2190\u2191\u2192\u2193\u2194\u2195")
-"""What its Courier has besides."""
+"""The further characters that only PDFium's Courier has."""
 
 _STANDARD = {"Chrom Sans OTF", "Chrom Serif OTF", _FIXED}
 _SIGNS = {"Chrom Symbol OTF", "Chrom Dingbats OTF"}
@@ -290,7 +290,7 @@ class _Fonts:
         return self._fonts[address]
 
     def used(self) -> list[Used]:
-        """Those that the PDF does not bring, without spaces and controls among their characters."""
+        """The fonts that the PDF does not bring. Spaces and control characters do not count among their characters."""
         fonts = [used for used in self._fonts.values() if used]
         for used in fonts:
             used.characters = {character for character in used.characters if unicodedata.category(character)[0] not in "CZ"}
@@ -353,7 +353,7 @@ def _read_annotations(page: "pdfium.FPDF_PAGE", form: "pdfium.FPDF_FORMHANDLE | 
 
 
 def _objects(annotation: "pdfium.FPDF_ANNOTATION") -> Iterator["pdfium.FPDF_PAGEOBJECT"]:
-    """What an annotation's appearance draws, also in forms within it: a signature's text lies three deep."""
+    """The objects of an annotation's appearance, also of forms within it: the text of a signature lies three forms deep."""
     levels = [(pdfium.FPDFAnnot_GetObject, annotation, iter(range(pdfium.FPDFAnnot_GetObjectCount(annotation))))]
     while levels:
         get, parent, positions = levels[-1]

@@ -297,7 +297,7 @@ def _annotation(page: "pdfium.FPDF_PAGE", place: int) -> Iterator["pdfium.FPDF_A
 
 @contextmanager
 def _helvetica(document: "pdfium.FPDF_DOCUMENT") -> Iterator[Callable[[str], float]]:
-    """What tells the width of a text in Helvetica of size 1."""
+    """A function that gives the width of a text in Helvetica of size 1."""
     font = pdfium.FPDFText_LoadStandardFont(document, b"Helvetica")
 
     @cache

@@ -374,7 +374,7 @@ def _words(annotation: "pdfium.FPDF_ANNOTATION", form: "pdfium.FPDF_FORMHANDLE |
 
 
 def text_of(call: "ctypes._FuncPointer", *args: object) -> str:
-    """What a PDFium call writes as UTF-16 into a buffer that it sizes itself; the terminator is dropped."""
+    """The text that a PDFium call writes as UTF-16, without its terminator. The call is asked for the size first."""
     size = call(*args, None, 0)
     buffer = (ctypes.c_ushort * (size // 2 + 1))()
     call(*args, buffer, size)
@@ -382,7 +382,7 @@ def text_of(call: "ctypes._FuncPointer", *args: object) -> str:
 
 
 def choose(fonts: Iterable[Used]) -> dict[str, Face]:
-    """A face by family, for those that lack characters and get more of them by it; none where faces are preferred already."""
+    """For each family that lacks characters, the face that has most of them, if that is more than now. Empty inside ``prefer``."""
     if install().preferred:
         return {}
     wanted: dict[str, set[str]] = {}
@@ -400,7 +400,7 @@ def choose(fonts: Iterable[Used]) -> dict[str, Face]:
 
 
 def notes(fonts: Iterable[Used]) -> tuple[Note, ...]:
-    """What was substituted, and what is missing; of each font once."""
+    """A note for each font that was substituted, and for each that lacks characters; each font is noted once."""
     merged: dict[tuple[bytes, str], Used] = {}
     for used in fonts:
         same = merged.setdefault((used.asked, used.given), Used(used.asked, used.given))
@@ -430,7 +430,7 @@ def _shown(asked: bytes) -> str:
 
 
 def _family(name: bytes) -> str:
-    """What is left of a font's name without style, subset and spelling; the same for what a PDF says and what PDFium makes of it."""
+    """A font's name without style, subset and spelling, so that the PDF's name and PDFium's version of it are equal."""
     plain = re.sub("[\\s,_@-]", "", re.sub("^[A-Z]{6}\\+", "", name.decode("latin-1"))).lower()
     plain = _STYLE.sub("", plain) or plain
     return _ALIASES.get(plain, plain)
@@ -447,7 +447,7 @@ def _used(font: "pdfium.FPDF_FONT") -> Used:
 
 
 def _string(call: "ctypes._FuncPointer", font: "pdfium.FPDF_FONT") -> bytes:
-    """What a PDFium call writes into a buffer that it sizes itself; the terminator is dropped."""
+    """The bytes that a PDFium call writes, without their terminator. The call is asked for the size first."""
     size = call(font, None, 0)
     buffer = ctypes.create_string_buffer(size)
     call(font, buffer, size)

@@ -245,7 +245,7 @@ class PdfFile:
         count = pdfium.FPDFDoc_GetAttachmentCount(self._document)
         for index in range(min(count, ATTACHMENTS_LOOKED_AT)):
             attachment = pdfium.FPDFDoc_GetAttachment(self._document, index)
-            names.append(clean_title(_text(pdfium.FPDFAttachment_GetName, attachment)) or "without a name")
+            names.append(clean_title(fonts.text_of(pdfium.FPDFAttachment_GetName, attachment)) or "without a name")
         return names, "at least " if count > ATTACHMENTS_LOOKED_AT else ""
 
     def _bookmarks(self) -> dict[int, str]:
@@ -262,7 +262,7 @@ class PdfFile:
             stack.append(pdfium.FPDFBookmark_GetNextSibling(self._document, item))
             stack.append(pdfium.FPDFBookmark_GetFirstChild(self._document, item))
             index = self._target(item)
-            if index is not None and index not in titles and (title := clean_title(_text(pdfium.FPDFBookmark_GetTitle, item))):
+            if index is not None and index not in titles and (title := clean_title(fonts.text_of(pdfium.FPDFBookmark_GetTitle, item))):
                 titles[index] = title
         return titles
 
@@ -277,7 +277,7 @@ class PdfFile:
         return index if 0 <= index < self.page_count else None
 
     def _label(self, index: int) -> str | None:
-        return clean_title(_text(pdfium.FPDF_GetPageLabel, self._document, index))
+        return clean_title(fonts.text_of(pdfium.FPDF_GetPageLabel, self._document, index))
 
 
 def clean_title(text: str) -> str | None:
@@ -291,17 +291,6 @@ def _listed(names: Sequence[str], least: str) -> str:
     """The first names, and how many more there are (``least`` stands before the number)."""
     shown = ", ".join(names[:ATTACHMENTS_NAMED])
     return f"{shown} and {least}{len(names) - ATTACHMENTS_NAMED:,} more" if len(names) > ATTACHMENTS_NAMED else shown
-
-
-def _text(call: "ctypes._FuncPointer", *args: object) -> str:
-    """What a PDFium call writes as UTF-16 into a buffer that it sizes itself; the terminator is dropped."""
-    size = call(*args, None, 0)
-    if size <= 2:
-        return ""
-    buffer = ctypes.create_string_buffer(size)
-    # Some calls want a void*, others an FPDF_WCHAR*.
-    call(*args, ctypes.cast(buffer, call.argtypes[-2]), size)  # type: ignore[type-var]
-    return buffer.raw[: size - 2].decode("utf-16-le", errors="replace")
 
 
 def _paint(page: "pdfium.FPDF_PAGE", annotations: PageAnnotations, number: int, width: int, height: int, buffer: PixelBuffer) -> memoryview:

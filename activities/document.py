@@ -5,15 +5,15 @@ from dataclasses import dataclass, field, replace
 from temporalio import activity
 
 from activities.attempt import Attempt
-from activities.child import ChildPool
-from activities.dzi import MINIMUM_DPI
+from activities.bucket.dzi import MINIMUM_DPI
+from activities.bucket.forecast import Forecaster
+from activities.bucket.keys import UploadRef
+from activities.bucket.records import UploadRecord, bounded_notes, scaled_note
+from activities.bucket.storage import PART_BYTES, Bucket
 from activities.errors import ObjectMissing, UploadNotFound
-from activities.forecast import Forecaster
 from activities.interface import CountPages, Document, HalvePage, Page, UploadActivities
-from activities.keys import UploadRef
-from activities.records import UploadRecord, bounded_notes, scaled_note
+from activities.render.child import ChildPool
 from activities.scratch import Scratch
-from activities.storage import PART_BYTES, Bucket
 from activities.threads import FairThreads
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from temporalio import activity
 
-from activities.records import Forecast, Note, SheetRecord, SheetState, Snapshot, UploadOptions
+from activities.bucket.records import Forecast, Note, SheetRecord, SheetState, Snapshot, UploadOptions
 
 WORKFLOW_QUEUE = "sitelink"
 TILE_QUEUE = "sitelink-tile"

@@ -8,8 +8,12 @@ from dataclasses import replace
 from temporalio import activity
 
 from activities.attempt import Attempt, check
+from activities.bucket.dzi import Pyramid
+from activities.bucket.keys import UploadRef, sheet_numbers, sheet_of_directory
+from activities.bucket.records import SheetRecord, SheetState, SheetStatus, Snapshot, UploadOptions, to_json
+from activities.bucket.storage import Bucket
+from activities.bucket.verify import Listing, SheetReport, in_window, verify_sheet
 from activities.document import Host, accepted_upload
-from activities.dzi import Pyramid
 from activities.errors import DamagedRecord, ObjectMissing
 from activities.interface import (
     BrokenSheet,
@@ -21,16 +25,12 @@ from activities.interface import (
     UploadActivities,
     WriteManifest,
 )
-from activities.keys import UploadRef, sheet_numbers, sheet_of_directory
-from activities.records import SheetRecord, SheetState, SheetStatus, Snapshot, UploadOptions, to_json
-from activities.storage import Bucket
 from activities.threads import turn_of
-from activities.verify import Listing, SheetReport, in_window, verify_sheet
 
 logger = logging.getLogger(__name__)
 
 GROUP = 16
-"""Sheets that one thread looks up in one turn: as many requests as a turn of an upload makes (``activities.sheet.CHUNK``)."""
+"""Sheets that one thread looks up in one turn: as many requests as a turn of an upload makes (``activities.sheets.CHUNK``)."""
 
 
 class ReconcileActivities(UploadActivities):

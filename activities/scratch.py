@@ -24,10 +24,10 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 from activities.attempt import BEAT_S, Attempt, check
+from activities.bucket.keys import UploadRef
+from activities.bucket.records import UploadRecord
+from activities.bucket.storage import Bucket
 from activities.errors import ObjectMissing, ShareFull, SourceAltered, SourceMissing
-from activities.keys import UploadRef
-from activities.records import UploadRecord
-from activities.storage import Bucket
 
 IDLE_S = 60
 """A tiled page that no attempt has been at for so long may be nobody's: then its run is asked. It is as long as Temporal waits at most

@@ -8,7 +8,7 @@ from contextvars import copy_context
 from functools import partial
 from typing import Any, Self, TypeVar
 
-from activities.keys import UploadRef
+from activities.bucket.keys import UploadRef
 
 S = TypeVar("S")
 T = TypeVar("T")

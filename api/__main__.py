@@ -10,10 +10,10 @@ import uvicorn
 from temporalio.client import Client
 from temporalio.envconfig import ClientConfig
 
+from activities.bucket.storage import Bucket
 from activities.errors import BucketError
-from activities.storage import Bucket
+from activities.logs import set_up
 from api.app import create_app
-from api.logs import set_up
 from api.settings import ApiSettings
 
 logger = logging.getLogger("api")

@@ -21,6 +21,9 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from temporalio.client import Client
 
+from activities.bucket.keys import ID_PATTERN, PlanRef, UploadRef
+from activities.bucket.records import SheetStatus, UploadStatus
+from activities.bucket.storage import Bucket
 from activities.errors import (
     AlreadyFinished,
     BucketError,
@@ -36,18 +39,15 @@ from activities.errors import (
     UnreadableRecord,
     UploadNotFound,
 )
-from activities.keys import ID_PATTERN, PlanRef, UploadRef
-from activities.records import SheetStatus, UploadStatus
-from activities.storage import Bucket
+from activities.logs import AboutRequests
 from api.addresses import is_loopback
-from api.events import Hub
-from api.logs import AboutRequests
-from api.notices import Notices, unreadable_events
 from api.problems import HANDLERS, named_problem
-from api.push import PATH as PUSH_PATH
-from api.push import Push
+from api.r2.events import Notices, unreadable_events
+from api.r2.push import PATH as PUSH_PATH
+from api.r2.push import Push
 from api.runs import QUERY_TIMEOUT_S, NoRun, Runs
 from api.settings import ApiSettings
+from api.sse import Hub
 from api.status import Known, Status, collection_path, full_document, list_entry
 from api.tiles import Tiles, is_unchanged
 from api.uploads import Uploads

@@ -27,10 +27,10 @@ from temporalio.client import (
 from temporalio.common import QueryRejectCondition
 from temporalio.service import RPCError, RPCStatusCode
 
+from activities.bucket.keys import UploadRef
+from activities.bucket.records import Snapshot
 from activities.errors import TemporalUnavailable, is_named
-from activities.keys import UploadRef
-from activities.records import Snapshot
-from workflows import client as starter
+from workflows import starting as starter
 from workflows.messages import ProgressAfter, Reconcile, SheetNumbers
 from workflows.upload import ProcessUpload
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Self
 
-from activities.storage import BucketSettings
+from activities.bucket.storage import BucketSettings
 from api.addresses import is_loopback
 
 DEFAULT_MAX_FILE_BYTES = 2 << 30

@@ -12,9 +12,8 @@ from typing import Any, Generic, TypeVar
 
 from temporalio.client import WorkflowExecutionStatus
 
-from activities.errors import BucketError, ObjectMissing, TemporalUnavailable, Terminated, UnreadableRecord, UploadNotFound
-from activities.keys import PlanRef, UploadRef, sheet_numbers
-from activities.records import (
+from activities.bucket.keys import PlanRef, UploadRef, sheet_numbers
+from activities.bucket.records import (
     SheetRecord,
     SheetState,
     SheetStatus,
@@ -26,10 +25,11 @@ from activities.records import (
     to_json,
     to_wire,
 )
-from activities.storage import Bucket, not_written, read_record
+from activities.bucket.storage import Bucket, not_written, read_record
+from activities.errors import BucketError, ObjectMissing, TemporalUnavailable, Terminated, UnreadableRecord, UploadNotFound
 from api.runs import NoRun, RunClosed, Runs
-from workflows.broken_off import BROKEN_OFF, broken_off
 from workflows.progress import ready_sheet
+from workflows.terminated import BROKEN_OFF, broken_off
 
 logger = logging.getLogger(__name__)
 

@@ -6,10 +6,10 @@ from http import HTTPStatus
 from starlette.requests import Request
 from starlette.responses import Response
 
-from activities.dzi import tile_name
+from activities.bucket.dzi import tile_name
+from activities.bucket.keys import UploadRef
+from activities.bucket.storage import Bucket
 from activities.errors import ObjectMissing
-from activities.keys import UploadRef
-from activities.storage import Bucket
 from api.status import Status
 
 _NUMBER = "0|[1-9][0-9]{0,8}"

@@ -27,6 +27,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from activities.bucket.keys import PlanRef, UploadRef
+from activities.bucket.records import KeyRecord, UploadOptions, UploadRecord, UploadStatus, camel_case, options_digest, timestamp, to_json
+from activities.bucket.storage import Bucket
 from activities.errors import (
     FileTooLarge,
     IdempotencyConflict,
@@ -36,9 +39,6 @@ from activities.errors import (
     StorageUnavailable,
     TemporalUnavailable,
 )
-from activities.keys import PlanRef, UploadRef
-from activities.records import KeyRecord, UploadOptions, UploadRecord, UploadStatus, camel_case, options_digest, timestamp, to_json
-from activities.storage import Bucket
 from api.headers import file_name, parameters
 from api.runs import Runs
 from api.status import Status, links

@@ -8,11 +8,11 @@ from contextlib import closing
 
 from starlette.responses import Response, StreamingResponse
 
+from activities.bucket.keys import UploadRef
+from activities.bucket.records import Snapshot, to_json
+from activities.bucket.storage import Bucket
+from activities.bucket.verify import SheetReport, UploadReport, verify_upload
 from activities.errors import SiteLinkError
-from activities.keys import UploadRef
-from activities.records import Snapshot, to_json
-from activities.storage import Bucket
-from activities.verify import SheetReport, UploadReport, verify_upload
 from api.status import Status
 
 AT_ONCE = 2

@@ -8,9 +8,9 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from activities.bucket_setup import STALE_DAYS, BucketSetup
+from activities.bucket.setup import STALE_DAYS, BucketSetup
+from activities.bucket.storage import BucketSettings
 from activities.errors import BucketError, SiteLinkError
-from activities.storage import BucketSettings
 
 DONE, FAILED, WRONG_USE = 0, 1, 2
 

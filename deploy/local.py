@@ -28,16 +28,17 @@ from typing import IO, NoReturn
 from urllib.error import HTTPError
 from urllib.request import ProxyHandler, build_opener
 
+from activities.bucket.storage import Bucket
 from activities.errors import SiteLinkError
-from activities.storage import Bucket
+from activities.logs import log_format
 from api.addresses import FILE, LOCK, StackAddresses, is_locked
-from api.logs import log_format
+from api.r2.settings import EventsSettings
 from api.settings import ApiSettings
 from deploy.process import Guard, Process, free_port, is_free
 from deploy.programs import CACHE
 from deploy.sample import write_sample
 from deploy.temporal import NoTemporal, TemporalFailed, TemporalServer, temporal_binary
-from worker.settings import EventsSettings, WorkerSettings
+from worker.settings import WorkerSettings
 
 COMPLETE, FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
 
@@ -471,7 +472,7 @@ class _Session:
             write_sample(draft)
             draft.replace(pdf)  # another start may be sending it
         environ = {**self._environ, "SITELINK_URL": addresses.api}
-        command = subprocess.Popen([sys.executable, "-m", "api.cli", "upload", str(pdf), "--to", PLAN], env=environ)
+        command = subprocess.Popen([sys.executable, "-m", "api.cli.commands", "upload", str(pdf), "--to", PLAN], env=environ)
         guard = Guard(command.pid)
         try:
             return command.wait()

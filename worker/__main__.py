@@ -11,11 +11,12 @@ from temporalio.client import Client
 from temporalio.envconfig import ClientConfig
 
 from activities.errors import SiteLinkError, TemporalUnavailable
+from activities.logs import set_up
 from activities.scratch import ScratchInUse
-from api.logs import set_up
+from api.r2.pull import run_events_role
+from api.r2.settings import EventsSettings
 from worker.app import run_tile_role, run_workflow_role
-from worker.events import run_events_role
-from worker.settings import EventsSettings, WorkerSettings
+from worker.settings import WorkerSettings
 
 NICENESS = 10
 """Rendering gives way to everything else on the machine."""

@@ -11,21 +11,21 @@ from temporalio.service import RPCError
 from temporalio.worker import Worker
 
 from activities.attempt import beside
-from activities.bucket_setup import BucketSetup
-from activities.child import ChildLimits, ChildPool
+from activities.bucket.setup import BucketSetup
+from activities.bucket.storage import Bucket
 from activities.document import DocumentActivities, Host
 from activities.interface import HOUSEKEEPING_QUEUE, STORAGE_QUEUE, TILE_QUEUE, WORKFLOW_QUEUE, HousekeepingActivities, host_queue
 from activities.reconcile import ReconcileActivities
+from activities.render.child import ChildLimits, ChildPool
 from activities.scratch import Scratch
-from activities.sheet import SheetActivities
-from activities.storage import Bucket
+from activities.sheets import SheetActivities
 from activities.threads import FairThreads
 from worker.housekeeping import Housekeeping
 from worker.interceptor import AboutActivities
 from worker.schedules import keep_schedules
 from worker.settings import WorkerSettings
-from workflows.client import is_running, tiles_wanted
 from workflows.delete import DeleteUpload
+from workflows.starting import is_running, tiles_wanted
 from workflows.sweep import NightlyReconcile, Sweep
 from workflows.upload import ProcessUpload
 

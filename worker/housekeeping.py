@@ -31,7 +31,10 @@ from temporalio.client import (
 from temporalio.service import RPCError, RPCStatusCode
 
 from activities.attempt import BEAT_S, Attempt, beside, check
-from activities.bucket_setup import BucketSetup
+from activities.bucket.keys import ROOT, UploadRef, walk_uploads
+from activities.bucket.records import KeyRecord, Snapshot, UploadStatus, from_wire, timestamp, to_json, to_wire
+from activities.bucket.setup import BucketSetup
+from activities.bucket.storage import DELETE_BATCH, Bucket
 from activities.document import accepted_upload, read_upload
 from activities.errors import InvalidRequest, ObjectMissing, SiteLinkError, UnreadableRecord, UploadNotFound
 from activities.interface import (
@@ -46,11 +49,8 @@ from activities.interface import (
     SweepBucket,
     Swept,
 )
-from activities.keys import ROOT, UploadRef, walk_uploads
-from activities.records import KeyRecord, Snapshot, UploadStatus, from_wire, timestamp, to_json, to_wire
-from activities.storage import DELETE_BATCH, Bucket
-from workflows.broken_off import BROKEN_OFF, broken_off
-from workflows.client import delete, is_running, last_run, reopen, start
+from workflows.starting import delete, is_running, last_run, reopen, start
+from workflows.terminated import BROKEN_OFF, broken_off
 from workflows.upload import ProcessUpload
 
 logger = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from typing import Any
 from temporalio import activity
 from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor
 
-from api.logs import about
+from activities.logs import about
 
 logger = logging.getLogger(__name__)
 

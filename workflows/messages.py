@@ -1,11 +1,11 @@
-"""What crosses the wire to and from ``ProcessUpload`` and ``DeleteUpload``. The snapshot itself is ``activities.records.Snapshot``.
+"""What crosses the wire to and from ``ProcessUpload`` and ``DeleteUpload``. The snapshot itself is ``activities.bucket.records.Snapshot``.
 
 Frozen dataclasses; a new field gets a default and none is renamed, for old histories are replayed.
 """
 
 from dataclasses import dataclass
 
-from activities.records import Snapshot, UploadOptions
+from activities.bucket.records import Snapshot, UploadOptions
 
 SEARCH_ATTRIBUTES = ("SiteLinkOrganization", "SiteLinkProject", "SiteLinkPlan", "SiteLinkStatus", "SiteLinkReason")
 """All of type Keyword; the namespace must know them before the first upload."""

@@ -7,9 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime
 
-from activities.forecast import SHEET_OBJECTS, receipt
-from activities.interface import Page
-from activities.records import (
+from activities.bucket.forecast import SHEET_OBJECTS, receipt
+from activities.bucket.records import (
     COUNTED_NOTES,
     Forecast,
     SheetRecord,
@@ -20,6 +19,7 @@ from activities.records import (
     milliseconds,
     timestamp,
 )
+from activities.interface import Page
 
 NOT_RECONCILED = "a reconcile could not be done: "
 """So begins the warning that what somebody asked for was not done, however the sheets fare."""

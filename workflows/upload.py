@@ -15,6 +15,8 @@ from temporalio.exceptions import TimeoutError as TemporalTimeout
 from temporalio.types import MethodAsyncSingleParam
 
 with workflow.unsafe.imports_passed_through():
+    from activities.bucket.keys import UploadRef
+    from activities.bucket.records import SheetRecord, SheetState, SheetStatus, Snapshot, UploadOptions, UploadStatus
     from activities.errors import RenderOutOfMemory, Terminated, TilesMissing, UploadNotFound, WorkerLost, is_named
     from activities.interface import (
         STORAGE_QUEUE,
@@ -33,8 +35,6 @@ with workflow.unsafe.imports_passed_through():
         UploadPage,
         WriteManifest,
     )
-    from activities.keys import UploadRef
-    from activities.records import SheetRecord, SheetState, SheetStatus, Snapshot, UploadOptions, UploadStatus
     from workflows.messages import Asked, Continued, ProgressAfter, Reconcile, SheetNumbers, UploadInput
     from workflows.progress import NOT_RECONCILED, Progress
     from workflows.retries import HEARTBEAT, RETRIES

@@ -21,12 +21,12 @@ import boto3
 import httpx
 from botocore.config import Config
 
-from activities.bucket_setup import BucketSetup
-from activities.keys import UploadRef
-from activities.records import SheetRecord, from_json, tiles_digest
-from activities.sheet import _prove
-from activities.storage import Bucket, BucketSettings
-from activities.verify import Listing
+from activities.bucket.keys import UploadRef
+from activities.bucket.records import SheetRecord, from_json, tiles_digest
+from activities.bucket.setup import BucketSetup
+from activities.bucket.storage import Bucket, BucketSettings
+from activities.bucket.verify import Listing
+from activities.sheets import _prove
 from deploy.local import Stack
 from deploy.programs import CACHE
 from deploy.s3server import S3Server, s3_server_binary

@@ -58,7 +58,7 @@ class Usage:
             if "VmHWM" not in status:
                 continue
             peak = int(status.split("VmHWM:")[1].split()[0]) * 1024
-            if "activities.forkserver" in command:
+            if "activities.render.forkserver" in command:
                 self.peak_child_bytes = max(self.peak_child_bytes, peak)
             elif "worker\0tile" in command:
                 self.peak_worker_bytes = max(self.peak_worker_bytes, peak)

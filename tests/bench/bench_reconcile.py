@@ -14,8 +14,8 @@ from pathlib import Path
 
 import httpx
 
-from activities.keys import UploadRef
-from activities.storage import Bucket
+from activities.bucket.keys import UploadRef
+from activities.bucket.storage import Bucket
 from deploy.local import Stack
 from tests.bench.bench_bucket import UPLOADS, environment, logging_server, operations
 from tests.resources.make_pdfs import plan_set

@@ -13,11 +13,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from activities.child import ChildPool
+from activities.bucket.records import UploadOptions
 from activities.interface import TilePage
-from activities.pyramid import configure, write_sheet
-from activities.raster import PdfFile, PixelBuffer
-from activities.records import UploadOptions
+from activities.render.child import ChildPool
+from activities.render.pyramid import configure, write_sheet
+from activities.render.raster import PdfFile, PixelBuffer
 
 OPTIONS = UploadOptions()
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from activities.bucket_setup import BucketSetup
-from activities.keys import UploadRef
-from activities.storage import ROOM_KEY, Bucket, BucketSettings, ObjectInfo
+from activities.bucket.keys import UploadRef
+from activities.bucket.setup import BucketSetup
+from activities.bucket.storage import ROOM_KEY, Bucket, BucketSettings, ObjectInfo
 from deploy.local import Stack
 from deploy.s3server import S3Server
 from tests.chaos.guarantees import DEADLINE_S, Watch, accepted, address, assert_whole, sheets_of

@@ -6,15 +6,15 @@ from collections.abc import Callable
 import httpx
 from temporalio.client import Client
 
-from activities.keys import UploadRef
-from activities.storage import Bucket, BucketSettings
+from activities.bucket.keys import UploadRef
+from activities.bucket.storage import Bucket, BucketSettings
 from deploy.local import Stack
 from tests.chaos.test_worker_killed import DEADLINE_S, send, wait_for, wait_until_scratch_is_empty
 from tests.resources.make_pdfs import plan_set
 from tests.servers.s3 import TestServer
 from tests.workflow.test_upload import until
 from worker.schedules import SWEEP
-from workflows.client import delete, is_running
+from workflows.starting import delete, is_running
 
 
 def ref_of(upload: str) -> UploadRef:

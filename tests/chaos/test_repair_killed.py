@@ -6,9 +6,9 @@ from typing import Any
 
 import httpx
 
-from activities.keys import UploadRef
-from activities.storage import Bucket, BucketSettings
-from activities.verify import Listing, verify_sheet
+from activities.bucket.keys import UploadRef
+from activities.bucket.storage import Bucket, BucketSettings
+from activities.bucket.verify import Listing, verify_sheet
 from deploy.local import Stack
 from tests.chaos.test_worker_killed import DEADLINE_S, PLAN, send, sheets_in, wait_for
 from tests.resources.make_pdfs import plan_set

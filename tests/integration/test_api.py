@@ -22,14 +22,14 @@ from temporalio import activity
 from temporalio.client import Client
 from temporalio.service import RPCError
 
+from activities.bucket.keys import UploadRef
+from activities.bucket.records import SheetStatus, Snapshot, from_json, to_json
+from activities.bucket.storage import Bucket, BucketSettings
 from activities.errors import PageUnreadable, StorageUnavailable
 from activities.interface import BucketState, CountPages, Document, ListSheets, Page, WriteManifest
-from activities.keys import UploadRef
-from activities.records import SheetStatus, Snapshot, from_json, to_json
-from activities.storage import Bucket, BucketSettings
 from api.__main__ import GRACE_S
-from api.events import PING_S
 from api.runs import QUERY_TIMEOUT_S
+from api.sse import PING_S
 from deploy.temporal import TemporalServer
 from tests.unit.api_fakes import BASE, PATH, PDF, REF, Upstream, accept, change, files_below, make_app, snapshot
 from tests.workflow.fakes import FakeActivities, pages, working

@@ -18,11 +18,12 @@ import httpx
 import pytest
 from temporalio.client import Client
 
-from activities.bucket_setup import BucketSetup
+from activities.bucket.keys import UploadRef
+from activities.bucket.records import SheetStatus, Snapshot, UploadStatus, from_json
+from activities.bucket.setup import BucketSetup
+from activities.bucket.storage import Bucket, BucketSettings
 from activities.interface import Page
-from activities.keys import UploadRef
-from activities.records import SheetStatus, Snapshot, UploadStatus, from_json
-from activities.storage import Bucket, BucketSettings
+from api.r2.pull import VISIBILITY_S
 from deploy.local import Stack
 from deploy.s3server import S3Server
 from deploy.temporal import TemporalServer
@@ -34,7 +35,6 @@ from tests.servers.queue import TOKEN, FakeQueue, event, serving
 from tests.servers.recorder import Answer, Request, recording
 from tests.servers.workerd import NoWorkerd, RunningWorker, installed_workerd, running_worker
 from tests.workflow.fakes import pages, working
-from worker.events import VISIBILITY_S
 
 SECRET = secrets.token_urlsafe(24)
 PROBLEM = Answer(502, b"a gateway that is none of ours")

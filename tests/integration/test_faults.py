@@ -13,10 +13,10 @@ import pytest
 from temporalio.api.enums.v1 import EventType
 from temporalio.client import Client
 
-from activities.bucket_setup import BucketSetup
+from activities.bucket.keys import UploadRef
+from activities.bucket.setup import BucketSetup
+from activities.bucket.storage import PART_BYTES, Bucket, BucketSettings
 from activities.errors import ObjectMissing, StorageUnavailable
-from activities.keys import UploadRef
-from activities.storage import PART_BYTES, Bucket, BucketSettings
 from deploy.local import Stack
 from tests.chaos.guarantees import DEADLINE_S, Watch, accepted, address, assert_whole, sheets_of
 from tests.resources.make_pdfs import plan_set

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import httpx
 import pytest
 
-from activities.dzi import sheet_size
+from activities.bucket.dzi import sheet_size
 from deploy.local import Stack
 from tests.chaos.test_worker_killed import send, sheets_in, wait_for
 from tests.resources.make_pdfs import nested_groups

@@ -17,7 +17,7 @@ import httpx
 import pytest
 from temporalio.client import Client
 
-from activities.keys import UploadRef
+from activities.bucket.keys import UploadRef
 from api.addresses import StackAddresses, is_locked
 from deploy.local import PLAN, Stack
 from deploy.sample import write_sample

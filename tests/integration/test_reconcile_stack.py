@@ -12,15 +12,15 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from temporalio.client import Client
 
-from activities.keys import PlanRef, UploadRef
-from activities.records import Snapshot, from_json
-from activities.storage import Bucket, BucketSettings
-from api.client import EventParser
+from activities.bucket.keys import PlanRef, UploadRef
+from activities.bucket.records import Snapshot, from_json
+from activities.bucket.storage import Bucket, BucketSettings
+from api.cli.client import EventParser
 from deploy.local import Stack
 from tests.resources.make_pdfs import plan_set
 from tests.servers.s3 import TestServer
-from workflows.client import reopen
 from workflows.messages import SheetNumbers
+from workflows.starting import reopen
 
 pytestmark = pytest.mark.usefixtures("temporal_binary")
 

@@ -13,7 +13,10 @@ from typing import Any
 import httpx
 import pytest
 
-from activities.bucket_setup import RULE_ID, BucketSetup, equal_parts
+from activities.bucket.keys import UploadRef
+from activities.bucket.records import UploadOptions, UploadRecord, from_json, to_json
+from activities.bucket.setup import RULE_ID, BucketSetup, equal_parts
+from activities.bucket.storage import PART_BYTES, Bucket, BucketSettings
 from activities.errors import (
     BucketError,
     ClockSkewed,
@@ -25,9 +28,6 @@ from activities.errors import (
     StorageUnavailable,
     to_application_error,
 )
-from activities.keys import UploadRef
-from activities.records import UploadOptions, UploadRecord, from_json, to_json
-from activities.storage import PART_BYTES, Bucket, BucketSettings
 from api.runs import Runs
 from api.status import Status
 from deploy.bucket import DONE, FAILED, set_up

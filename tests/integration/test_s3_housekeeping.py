@@ -7,17 +7,17 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from temporalio.client import Client
 
-from activities.bucket_setup import BucketSetup
+from activities.bucket.keys import UploadRef
+from activities.bucket.records import KeyRecord, to_json
+from activities.bucket.setup import BucketSetup
+from activities.bucket.storage import Bucket
 from activities.interface import WORKFLOW_QUEUE, Some, SweepBucket, Swept
-from activities.keys import UploadRef
-from activities.records import KeyRecord, to_json
-from activities.storage import Bucket
 from api.uploads import new_upload_id
 from deploy.temporal import TemporalServer
 from tests.servers.s3 import TestServer
 from tests.workflow.test_housekeeping import OLD, Activities, accept, at_work, mark, new_ref
 from tests.workflow.test_upload import handle_of, until
-from workflows.client import delete, start
+from workflows.starting import delete, start
 from workflows.sweep import Sweep
 
 PART = 8 << 20

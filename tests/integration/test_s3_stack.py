@@ -6,8 +6,8 @@ from collections.abc import Callable
 import httpx
 import pytest
 
-from activities.bucket_setup import BucketSetup
-from activities.storage import ROOM_KEY, Bucket
+from activities.bucket.setup import BucketSetup
+from activities.bucket.storage import ROOM_KEY, Bucket
 from deploy.local import Stack
 from tests.chaos.test_worker_killed import send, sheets_in, wait_for, wait_until_scratch_is_empty
 from tests.resources.make_pdfs import plan_set

@@ -16,9 +16,9 @@ from temporalio.api.workflow.v1 import PendingActivityInfo
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowQueryRejectedError
 from temporalio.service import RPCError, RPCStatusCode
 
-from activities.keys import PlanRef, UploadRef
-from activities.records import SheetState, SheetStatus, Snapshot, UploadOptions, UploadRecord, UploadStatus, timestamp, to_json
-from activities.storage import Bucket, BucketSettings
+from activities.bucket.keys import PlanRef, UploadRef
+from activities.bucket.records import SheetState, SheetStatus, Snapshot, UploadOptions, UploadRecord, UploadStatus, timestamp, to_json
+from activities.bucket.storage import Bucket, BucketSettings
 from api.app import create_app
 from api.settings import ApiSettings
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from activities.storage import Bucket
+from activities.bucket.storage import Bucket
 from tests.unit.api_fakes import FakeTemporal, make_bucket
 
 

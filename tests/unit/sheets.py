@@ -7,9 +7,9 @@ from dataclasses import replace
 
 from PIL import Image
 
-from activities.dzi import Pyramid, tile_name
-from activities.keys import UploadRef
-from activities.records import (
+from activities.bucket.dzi import Pyramid, tile_name
+from activities.bucket.keys import UploadRef
+from activities.bucket.records import (
     SheetRecord,
     SheetState,
     SheetStatus,
@@ -20,7 +20,7 @@ from activities.records import (
     tiles_digest,
     to_json,
 )
-from activities.storage import Bucket, ObjectInfo, StoredObject
+from activities.bucket.storage import Bucket, ObjectInfo, StoredObject
 
 REF = UploadRef("acme", "tower", "a1", "0198c0de-0000-7000-8000-000000000001")
 OPTIONS = UploadOptions(tile_size=128)

@@ -12,12 +12,12 @@ from pathlib import Path
 import pypdfium2
 import pytest
 
-from activities.annotations import MOST_MARKUPS
-from activities.child import ChildPool
-from activities.fonts import ANNOTATIONS_LOOKED_AT, MOST_ANNOTATIONS
+from activities.bucket.records import Note, UploadOptions
 from activities.interface import TilePage
-from activities.raster import PdfFile, PixelBuffer
-from activities.records import Note, UploadOptions
+from activities.render.annotations import MOST_MARKUPS
+from activities.render.child import ChildPool
+from activities.render.fonts import ANNOTATIONS_LOOKED_AT, MOST_ANNOTATIONS
+from activities.render.raster import PdfFile, PixelBuffer
 from tests.resources import make_pdfs
 
 Rect = tuple[float, float, float, float]

@@ -15,11 +15,11 @@ from temporalio.client import WorkflowExecutionStatus
 from temporalio.service import RPCError, RPCStatusCode
 
 from activities import errors
-from activities.forecast import Forecaster
+from activities.bucket.forecast import Forecaster
+from activities.bucket.keys import UploadRef
+from activities.bucket.records import SheetStatus, UploadOptions, UploadStatus, timestamp, to_json, to_wire
+from activities.bucket.storage import Bucket, BucketSettings
 from activities.interface import Page
-from activities.keys import UploadRef
-from activities.records import SheetStatus, UploadOptions, UploadStatus, timestamp, to_json, to_wire
-from activities.storage import Bucket, BucketSettings
 from api.problems import STATUS
 from api.settings import ApiSettings
 from tests.unit.api_fakes import (

@@ -9,10 +9,10 @@ import httpx
 import pytest
 from temporalio.exceptions import WorkflowAlreadyStartedError
 
-from activities.records import SheetStatus, UploadRecord, from_json
-from activities.storage import Bucket
-from api.events import Hub
+from activities.bucket.records import SheetStatus, UploadRecord, from_json
+from activities.bucket.storage import Bucket
 from api.runs import Runs
+from api.sse import Hub
 from api.status import Status
 from tests.unit.api_fakes import (
     BASE,

@@ -15,10 +15,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import Message
 
+from activities.bucket.keys import UploadRef
+from activities.bucket.records import KeyRecord, UploadRecord, from_json, to_json, to_wire
+from activities.bucket.storage import Bucket, BucketSettings
 from activities.errors import StorageUnavailable
-from activities.keys import UploadRef
-from activities.records import KeyRecord, UploadRecord, from_json, to_json, to_wire
-from activities.storage import Bucket, BucketSettings
 from api.uploads import IncomingFile, new_upload_id, read_options
 from tests.unit.api_fakes import (
     BASE,

@@ -7,11 +7,11 @@ from pathlib import Path
 import httpx
 import pytest
 
+from activities.bucket.keys import UploadRef
+from activities.bucket.records import to_wire
+from activities.bucket.storage import Bucket, BucketSettings, ObjectInfo
+from activities.bucket.verify import verify_upload
 from activities.errors import StorageUnavailable
-from activities.keys import UploadRef
-from activities.records import to_wire
-from activities.storage import Bucket, BucketSettings, ObjectInfo
-from activities.verify import verify_upload
 from tests.unit.api_fakes import BASE, FakeTemporal, RawRequest, client_of, make_app, until
 from tests.unit.sheets import NAMES, REF, progress, put_upload
 

@@ -14,14 +14,14 @@ from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
 from activities.attempt import Attempt
-from activities.child import ChildPool
+from activities.bucket.keys import UploadRef
+from activities.bucket.records import Snapshot, UploadOptions, UploadStatus
+from activities.bucket.storage import Bucket, BucketSettings, StoredObject
 from activities.document import Host
 from activities.errors import RenderTimeout, SourceAltered, StorageUnavailable
 from activities.interface import CountPages, TilePage, WriteManifest
-from activities.keys import UploadRef
-from activities.records import Snapshot, UploadOptions, UploadStatus
+from activities.render.child import ChildPool
 from activities.scratch import Scratch
-from activities.storage import Bucket, BucketSettings, StoredObject
 from activities.threads import FairThreads
 from tests.unit.sheets import accept
 from worker.app import Activities

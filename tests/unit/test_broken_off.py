@@ -5,9 +5,9 @@ from datetime import UTC, datetime
 
 from temporalio.client import WorkflowExecutionStatus
 
-from activities.records import SheetStatus, Snapshot, UploadStatus
+from activities.bucket.records import SheetStatus, Snapshot, UploadStatus
 from tests.unit.api_fakes import snapshot
-from workflows.broken_off import BROKEN_OFF, broken_off
+from workflows.terminated import BROKEN_OFF, broken_off
 
 NOW = datetime(2026, 1, 31, 9, 30, tzinfo=UTC)
 

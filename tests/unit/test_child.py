@@ -15,9 +15,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from activities import fonts
-from activities.child import ChildLimits, ChildPool
-from activities.dzi import Pyramid
+from activities.bucket.dzi import Pyramid
+from activities.bucket.records import UploadOptions
 from activities.errors import (
     NoPages,
     NotAPdf,
@@ -32,8 +31,9 @@ from activities.errors import (
     UnreadablePdf,
 )
 from activities.interface import TilePage
-from activities.records import UploadOptions
-from activities.tilezip import THUMBNAIL, TILES, TileZip
+from activities.render import fonts
+from activities.render.child import ChildLimits, ChildPool
+from activities.render.tilezip import THUMBNAIL, TILES, TileZip
 from tests.resources import make_pdfs
 
 ROOT = Path(__file__).parents[2]
@@ -59,7 +59,7 @@ async def children(slots: int = 1, limits: ChildLimits | None = None) -> AsyncIt
 
 def fork_servers(of: int | None = None) -> set[int]:
     """The fork servers that a process has started, this one by default."""
-    return {pid for pid, parent in processes().items() if parent == (of or os.getpid()) and b"activities.forkserver" in command(pid)}
+    return {pid for pid, parent in processes().items() if parent == (of or os.getpid()) and b"activities.render.forkserver" in command(pid)}
 
 
 def render_children(of: int | None = None) -> set[int]:
@@ -378,11 +378,11 @@ async def test_memory_limit_is_exact(sheets: Sheets) -> None:
 UNWATCHED = """
 import asyncio, ctypes, struct, sys
 from pathlib import Path
-from activities.child import ChildLimits, ChildPool
+from activities.render.child import ChildLimits, ChildPool
 from activities.errors import RenderOutOfMemory
 from activities.interface import TilePage
-from activities.memorylimit import _SYSCALLS, watch
-from activities.records import UploadOptions
+from activities.render.memorylimit import _SYSCALLS, watch
+from activities.bucket.records import UploadOptions
 import platform
 
 # Load the number of the system call; let all pass but seccomp, which is answered with ENOSYS.
@@ -528,9 +528,9 @@ async def test_render_processes_see_no_secrets(sheets: Sheets) -> None:
 WORKER = """
 import asyncio, sys
 from pathlib import Path
-from activities.child import ChildPool
+from activities.render.child import ChildPool
 from activities.interface import TilePage
-from activities.records import UploadOptions
+from activities.bucket.records import UploadOptions
 
 async def main():
     pool = ChildPool(2)
@@ -575,7 +575,9 @@ def test_signals_of_the_terminal_are_the_workers_to_handle(worker: subprocess.Po
 
 def test_parent_loads_no_native_library() -> None:
     """The worker's process itself can open no PDF."""
-    code = "import sys, activities.child; print([name for name in sys.modules if name.startswith(('pypdfium2', 'pikepdf', 'pyvips'))])"
+    code = (
+        "import sys, activities.render.child; print([name for name in sys.modules if name.startswith(('pypdfium2', 'pikepdf', 'pyvips'))])"
+    )
     assert json.loads(subprocess.check_output([sys.executable, "-c", code], cwd=ROOT)) == []
 
 

@@ -13,14 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from activities.keys import PlanRef, UploadRef
-from activities.records import SheetStatus, UploadStatus, to_wire
-from activities.verify import Proof, SheetReport, UploadReport
+from activities.bucket.keys import PlanRef, UploadRef
+from activities.bucket.records import SheetStatus, UploadStatus, to_wire
+from activities.bucket.verify import Proof, SheetReport, UploadReport
 from api.addresses import StackAddresses
-from api.cli import build_parser, outcome
-from api.cli import run as run_command
-from api.client import EventParser, LocalFile, Patience, Refused, Server, ServerEvent, WrongUse, named
-from api.views import LinesView, Tally, about, file_size, money, printable, sheet_report, size_range, upload_report
+from api.cli.client import EventParser, LocalFile, Patience, Refused, Server, ServerEvent, WrongUse, named
+from api.cli.commands import build_parser, outcome
+from api.cli.commands import run as run_command
+from api.cli.views import LinesView, Tally, about, file_size, money, printable, sheet_report, size_range, upload_report
 
 PORTS_OFF = "http://127.0.0.1:9"
 
@@ -310,6 +310,8 @@ def test_arguments_have_their_defaults() -> None:
 
 def test_help_loads_no_library() -> None:
     """`sitelink --help` starts fast: neither httpx nor rich is imported, and Temporal and the bucket's library never are."""
-    code = "import sys, api.cli; print(sorted({'httpx', 'rich', 'temporalio', 'obstore', 'starlette', 'asyncio'} & set(sys.modules)))"
+    code = (
+        "import sys, api.cli.commands; print(sorted({'httpx', 'rich', 'temporalio', 'obstore', 'starlette', 'asyncio'} & set(sys.modules)))"
+    )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True, cwd=Path(__file__).parents[2])
     assert result.stdout == "[]\n"

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from activities.dzi import BYTES_PER_PIXEL, MINIMUM_DPI, Pyramid, SheetSize, sheet_size, tile_name
+from activities.bucket.dzi import BYTES_PER_PIXEL, MINIMUM_DPI, Pyramid, SheetSize, sheet_size, tile_name
 
 EDGES = st.sampled_from([1, 2, 3, 255, 256, 257, 258, 259, 511, 512, 513])
 LENGTHS = st.one_of(EDGES, st.integers(1, 600))

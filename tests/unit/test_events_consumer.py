@@ -10,16 +10,16 @@ from typing import Any
 import httpx
 import pytest
 
-from activities.keys import UploadRef
-from activities.records import SheetStatus
-from activities.storage import Bucket
-from api.notices import Message, Notices, Verdict, unreadable_events
+from activities.bucket.keys import UploadRef
+from activities.bucket.records import SheetStatus
+from activities.bucket.storage import Bucket
+from api.r2.events import Message, Notices, Verdict, unreadable_events
+from api.r2.pull import BATCH_SIZE, Consumer, PullQueue, sent_body
+from api.r2.settings import CLOUDFLARE, EventsSettings
 from api.runs import Runs
 from api.status import Status
 from tests.servers.queue import TOKEN, FakeQueue, Trouble, event, serving
 from tests.unit.api_fakes import REF, UNAVAILABLE, FakeTemporal, accept, snapshot, until
-from worker.events import BATCH_SIZE, Consumer, PullQueue, sent_body
-from worker.settings import CLOUDFLARE, EventsSettings
 
 READY, PENDING = SheetStatus.READY, SheetStatus.PENDING
 IDLE_S = 0.01

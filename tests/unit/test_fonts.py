@@ -14,8 +14,8 @@ from pathlib import Path
 import pypdfium2.raw as pdfium
 import pytest
 
-from activities import fonts
-from activities.raster import Drawn, PdfFile, PixelBuffer
+from activities.render import fonts
+from activities.render.raster import Drawn, PdfFile, PixelBuffer
 from tests.resources import make_pdfs
 
 WIDTH, HEIGHT = 1600, 400
@@ -291,7 +291,7 @@ pdfium.FPDFBitmap_FillRect(bitmap, 0, 0, 1600, 400, 0xFFFFFFFF)
 pdfium.FPDF_RenderPageBitmap(bitmap, page, 0, 0, 1600, 400, 0, 0)
 bare = ctypes.string_at(pdfium.FPDFBitmap_GetBuffer(bitmap), 4 * 1600 * 400)
 
-from activities.raster import PdfFile, PixelBuffer
+from activities.render.raster import PdfFile, PixelBuffer
 
 drawn = PdfFile(Path(source)).draw(number, 1600, 400, PixelBuffer())
 notes = [[note.type, note.message] for note in drawn.notes]

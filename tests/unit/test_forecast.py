@@ -6,10 +6,10 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from activities.dzi import Pyramid
-from activities.forecast import DOCUMENT_OBJECTS, SHEET_OBJECTS, START_SECONDS, Forecaster, quality_factor, receipt
+from activities.bucket.dzi import Pyramid
+from activities.bucket.forecast import DOCUMENT_OBJECTS, SHEET_OBJECTS, START_SECONDS, Forecaster, quality_factor, receipt
+from activities.bucket.records import Forecast, Receipt, SheetState, SheetStatus, Snapshot, UploadOptions, UploadStatus, from_json, to_json
 from activities.interface import Page
-from activities.records import Forecast, Receipt, SheetState, SheetStatus, Snapshot, UploadOptions, UploadStatus, from_json, to_json
 from tests.unit.test_records import FORECASTS, OPTIONS, RECEIPTS
 
 ARCH_E1 = Page(1, "A-101", 12_600, 9_000, 300)

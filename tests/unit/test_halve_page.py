@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 from temporalio.testing import ActivityEnvironment
 
-from activities.child import ChildPool
+from activities.bucket.dzi import sheet_size
+from activities.bucket.keys import UploadRef
+from activities.bucket.records import UploadOptions, UploadRecord, to_json
+from activities.bucket.storage import Bucket, BucketSettings
 from activities.document import Host
-from activities.dzi import sheet_size
 from activities.interface import CountPages, HalvePage, Page
-from activities.keys import UploadRef
-from activities.records import UploadOptions, UploadRecord, to_json
+from activities.render.child import ChildPool
 from activities.scratch import Scratch
-from activities.storage import Bucket, BucketSettings
 from activities.threads import FairThreads
 from tests.resources import make_pdfs
 from worker.app import Activities

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from activities.bucket.keys import UploadRef
+from activities.bucket.records import UploadRecord
+from activities.bucket.storage import Bucket
 from activities.errors import InvalidRequest
-from activities.keys import UploadRef
-from activities.records import UploadRecord
-from activities.storage import Bucket
 from api.headers import LONGEST_BYTES, file_name, parameters, split_parameters
 from tests.unit.api_fakes import BASE, PDF, FakeTemporal, client_of, files_in, make_app
 

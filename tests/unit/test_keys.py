@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from activities.keys import PlanRef, UploadRef, check_id, sheet_of_directory, walk_uploads
+from activities.bucket.keys import PlanRef, UploadRef, check_id, sheet_of_directory, walk_uploads
 from api.uploads import new_upload_id
 
 IDS = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", fullmatch=True)

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from activities.child import log_lines
-from activities.keys import UploadRef
-from api.logs import AboutRequests, JsonFormatter, TextFormatter, about, log_format
+from activities.bucket.keys import UploadRef
+from activities.logs import AboutRequests, JsonFormatter, TextFormatter, about, log_format
+from activities.render.child import log_lines
 
 ROOT = Path(__file__).parents[2]
 REF = "acme/tower/a1/01a21885-7840-7420-ac01-824f34011755"
@@ -181,7 +181,7 @@ def test_a_crash_and_a_warning_are_lines_too() -> None:
     """Nothing but JSON on stderr, whatever happens."""
     code = """
 import os, threading, warnings
-from api.logs import set_up
+from activities.logs import set_up
 set_up(os.environ)
 warnings.warn("old")
 thread = threading.Thread(target=lambda: 1 / 0)

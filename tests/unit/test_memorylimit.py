@@ -13,7 +13,7 @@ ALLOWANCE = 64 * MEBIBYTE
 
 HARNESS = """
 import ctypes, json, mmap, os, resource, select, signal, socket, sys, threading
-from activities import memorylimit
+from activities.render import memorylimit
 
 allowance = int(sys.argv[1])
 libc = ctypes.CDLL(None, use_errno=True)

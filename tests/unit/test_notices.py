@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from temporalio.client import WorkflowExecutionStatus
 
+from activities.bucket.keys import UNREADABLE_EVENTS_PREFIX, UploadRef, sheet_of_descriptor, unreadable_event
+from activities.bucket.records import SheetStatus, UploadStatus, to_json
+from activities.bucket.storage import Bucket, BucketSettings
 from activities.errors import TemporalUnavailable
-from activities.keys import UNREADABLE_EVENTS_PREFIX, UploadRef, sheet_of_descriptor, unreadable_event
-from activities.records import SheetStatus, UploadStatus, to_json
-from activities.storage import Bucket, BucketSettings
-from api.notices import (
+from api.r2.events import (
     ACKNOWLEDGED,
     LONGEST_DELAY_S,
     Message,

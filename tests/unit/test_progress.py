@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from activities.forecast import Forecaster
+from activities.bucket.forecast import Forecaster
+from activities.bucket.records import Forecast, Note, SheetRecord, SheetState, SheetStatus, Snapshot, UploadOptions, UploadStatus, timestamp
 from activities.interface import Page
-from activities.records import Forecast, Note, SheetRecord, SheetState, SheetStatus, Snapshot, UploadOptions, UploadStatus, timestamp
 from workflows.progress import NOT_RECONCILED, Progress, percentage
 
 START = datetime(2026, 1, 31, 9, 30, tzinfo=UTC)

@@ -9,10 +9,10 @@ import httpx
 import pytest
 from starlette.applications import Starlette
 
-from activities.records import SheetStatus
-from activities.storage import Bucket, BucketSettings
+from activities.bucket.records import SheetStatus
+from activities.bucket.storage import Bucket, BucketSettings
 from api.app import create_app
-from api.push import MAX_BODY_BYTES, PATH, TOLERANCE_S, signature
+from api.r2.push import MAX_BODY_BYTES, PATH, TOLERANCE_S, signature
 from api.settings import ApiSettings
 from tests.servers.queue import event
 from tests.unit.api_fakes import REF, UNAVAILABLE, FakeTemporal, accept, client_of, make_app, snapshot

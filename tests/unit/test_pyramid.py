@@ -12,11 +12,11 @@ import pytest
 import pyvips
 from PIL import Image, ImageChops, ImageDraw, ImageStat
 
-from activities.dzi import Pyramid, tile_name
+from activities.bucket.dzi import Pyramid, tile_name
+from activities.bucket.records import UploadOptions
 from activities.errors import TilesMissing
-from activities.pyramid import THUMBNAIL_PX, write_sheet
-from activities.records import UploadOptions
-from activities.tilezip import THUMBNAIL, TILES, TILES_PREFIX, TileZip
+from activities.render.pyramid import THUMBNAIL_PX, write_sheet
+from activities.render.tilezip import THUMBNAIL, TILES, TILES_PREFIX, TileZip
 
 
 def drawing(width: int, height: int) -> Image.Image:

@@ -7,11 +7,11 @@ from pathlib import Path
 import pypdfium2.raw as pdfium
 import pytest
 
+from activities.bucket.records import Note, UploadOptions
 from activities.errors import NoPages, NotAPdf, PageUnreadable, PasswordRequired, PdfPortfolio, SiteLinkError, TooManyPages, UnreadablePdf
 from activities.interface import Page
-from activities.raster import PdfFile, PixelBuffer, clean_title
-from activities.records import Note, UploadOptions
-from activities.structure import read_structure
+from activities.render.raster import PdfFile, PixelBuffer, clean_title
+from activities.render.structure import read_structure
 from tests.resources import make_pdfs
 
 DPI_72 = UploadOptions(dpi=72)

@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
+from activities.bucket.keys import UploadRef
+from activities.bucket.records import SheetRecord, SheetState, SheetStatus, UploadStatus, from_json
+from activities.bucket.storage import Bucket, BucketSettings
+from activities.bucket.verify import verify_upload
 from activities.document import Host
 from activities.errors import ObjectMissing
 from activities.interface import BucketState, CheckedSheets, CheckSheets, ListSheets, PruneSheets
-from activities.keys import UploadRef
 from activities.reconcile import ReconcileActivities
-from activities.records import SheetRecord, SheetState, SheetStatus, UploadStatus, from_json
-from activities.storage import Bucket, BucketSettings
 from activities.threads import FairThreads
-from activities.verify import verify_upload
 from tests.unit.sheets import NAMES, PYRAMID, REF, Md5Bucket, accept, progress, put_sheet, put_upload
 from worker.app import Activities
 

@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from activities.errors import NewerSchema
-from activities.records import (
+from activities.bucket.records import (
     NOTES_BYTES,
     SCHEMA,
     Forecast,
@@ -32,6 +31,7 @@ from activities.records import (
     to_json,
     to_wire,
 )
+from activities.errors import NewerSchema
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 """Any text that UTF-8 can carry."""

@@ -15,11 +15,11 @@ from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
 from activities.attempt import Attempt
+from activities.bucket.keys import UploadRef
+from activities.bucket.records import UploadOptions, UploadRecord, timestamp
+from activities.bucket.storage import Bucket, BucketSettings
 from activities.errors import ShareFull, SourceAltered, SourceMissing
-from activities.keys import UploadRef
-from activities.records import UploadOptions, UploadRecord, timestamp
 from activities.scratch import IDLE_S, SHARE_BEATS, UNKNOWN_AGE_S, Scratch, ScratchInUse
-from activities.storage import Bucket, BucketSettings
 
 REF = UploadRef("acme", "tower", "a1", "u1")
 BODY = b"%PDF-1.7 " + b"x" * 100_000

@@ -14,18 +14,18 @@ import pytest
 from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
-from activities.child import ChildPool
+from activities.bucket.dzi import Pyramid, tile_name
+from activities.bucket.keys import UploadRef
+from activities.bucket.records import Note, UploadOptions, UploadRecord, scaled_note, to_json
+from activities.bucket.storage import Bucket, BucketSettings, StoredObject
+from activities.bucket.verify import verify_upload
 from activities.document import Host
-from activities.dzi import Pyramid, tile_name
 from activities.interface import Page, TiledPage, TilePage, UploadPage, host_queue
-from activities.keys import UploadRef
-from activities.raster import UNCERTAIN
-from activities.records import Note, UploadOptions, UploadRecord, scaled_note, to_json
+from activities.render.child import ChildPool
+from activities.render.raster import UNCERTAIN
+from activities.render.tilezip import THUMBNAIL, TILES, TILES_PREFIX
 from activities.scratch import Scratch
-from activities.storage import Bucket, BucketSettings, StoredObject
 from activities.threads import FairThreads
-from activities.tilezip import THUMBNAIL, TILES, TILES_PREFIX
-from activities.verify import verify_upload
 from tests.unit.sheets import Md5Bucket, accept, etag
 from worker.app import Activities
 from workflows.progress import Progress

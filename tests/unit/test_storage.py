@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from activities.bucket.storage import Bucket, BucketSettings, S3Location
 from activities.errors import FileTooLarge, NoSuchBucket, ObjectMissing, StorageDenied, StorageUnavailable
-from activities.storage import Bucket, BucketSettings, S3Location
 from tests.servers.s3 import TestServer
 
 

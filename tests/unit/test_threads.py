@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from activities.keys import UploadRef
+from activities.bucket.keys import UploadRef
 from activities.threads import FairThreads, turn_of
 
 FIRST, SECOND = (UploadRef("acme", "tower", "a1", upload) for upload in ("u1", "u2"))

@@ -13,12 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from activities import decode, verify
-from activities.dzi import parse_tile_name
+from activities.bucket import verify
+from activities.bucket.dzi import parse_tile_name
+from activities.bucket.records import SheetRecord, SheetStatus, Snapshot, UploadStatus, from_json, from_wire, to_json, to_wire
+from activities.bucket.storage import Bucket, BucketSettings, ObjectInfo
+from activities.bucket.verify import NAMED, Decoder, Proof, Repair, SheetReport, UploadReport, verify_upload
 from activities.errors import UploadNotFound
-from activities.records import SheetRecord, SheetStatus, Snapshot, UploadStatus, from_json, from_wire, to_json, to_wire
-from activities.storage import Bucket, BucketSettings, ObjectInfo
-from activities.verify import NAMED, Decoder, Proof, Repair, SheetReport, UploadReport, verify_upload
+from activities.render import decode
 from tests.unit.sheets import NAMES, PYRAMID, REF, Md5Bucket, accept, jpeg, progress, put_sheet, put_upload
 
 

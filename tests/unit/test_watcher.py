@@ -12,11 +12,11 @@ import pytest
 from temporalio.client import WorkflowUpdateFailedError
 from temporalio.exceptions import ApplicationError
 
-from activities.keys import UploadRef
-from activities.records import SheetStatus, Snapshot, UploadStatus, to_json, to_wire
-from activities.storage import Bucket
-from api.events import POLL_S, Hub, Watcher, _events
+from activities.bucket.keys import UploadRef
+from activities.bucket.records import SheetStatus, Snapshot, UploadStatus, to_json, to_wire
+from activities.bucket.storage import Bucket
 from api.runs import Runs
+from api.sse import POLL_S, Hub, Watcher, _events
 from api.status import Status
 from tests.unit.api_fakes import (
     NO_WORKER,

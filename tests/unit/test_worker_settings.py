@@ -2,7 +2,7 @@
 
 import pytest
 
-from activities.forecast import Forecaster
+from activities.bucket.forecast import Forecaster
 from worker.settings import WorkerSettings
 
 S3 = {"SITELINK_BUCKET": "s3://plans", "AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "hush"}

@@ -8,8 +8,9 @@ from dataclasses import replace
 from temporalio import activity
 from temporalio.client import Client
 
+from activities.bucket.forecast import Forecaster
+from activities.bucket.records import SheetRecord, SheetStatus, Snapshot, UploadOptions, scaled_note
 from activities.errors import RenderOutOfMemory, SiteLinkError, to_application_error
-from activities.forecast import Forecaster
 from activities.interface import (
     STORAGE_QUEUE,
     TILE_QUEUE,
@@ -30,7 +31,6 @@ from activities.interface import (
     UploadPage,
     WriteManifest,
 )
-from activities.records import SheetRecord, SheetStatus, Snapshot, UploadOptions, scaled_note
 from worker.app import activity_worker, workflow_worker
 
 HOST_QUEUE = "host-pretended"

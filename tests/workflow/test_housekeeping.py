@@ -14,7 +14,20 @@ import pytest
 from temporalio import activity
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError
 
-from activities.bucket_setup import BucketSetup
+from activities.bucket.keys import UploadRef
+from activities.bucket.records import (
+    KeyRecord,
+    SheetStatus,
+    Snapshot,
+    UploadOptions,
+    UploadRecord,
+    UploadStatus,
+    from_json,
+    timestamp,
+    to_json,
+)
+from activities.bucket.setup import BucketSetup
+from activities.bucket.storage import Bucket, BucketSettings
 from activities.document import accepted_upload
 from activities.errors import NotAPdf, ObjectMissing, UploadNotFound, to_application_error
 from activities.interface import (
@@ -27,19 +40,6 @@ from activities.interface import (
     Swept,
     WriteManifest,
 )
-from activities.keys import UploadRef
-from activities.records import (
-    KeyRecord,
-    SheetStatus,
-    Snapshot,
-    UploadOptions,
-    UploadRecord,
-    UploadStatus,
-    from_json,
-    timestamp,
-    to_json,
-)
-from activities.storage import Bucket, BucketSettings
 from api.runs import Runs
 from api.status import Status
 from api.uploads import new_upload_id
@@ -49,8 +49,8 @@ from tests.workflow.test_upload import handle_of, keep_history, until
 from worker.app import housekeeping_worker
 from worker.housekeeping import Housekeeping
 from worker.schedules import RECONCILE, SWEEP, SWEEP_ALL, create_schedules
-from workflows.client import delete, last_run, reopen, start
 from workflows.messages import SheetNumbers
+from workflows.starting import delete, last_run, reopen, start
 from workflows.sweep import NightlyReconcile, Sweep
 from workflows.upload import ProcessUpload
 

@@ -18,7 +18,8 @@ from temporalio.common import SearchAttributeKey
 from temporalio.exceptions import ApplicationError, CancelledError
 from temporalio.runtime import MetricBuffer, Runtime, TelemetryConfig
 
-from activities.child import ChildLimits
+from activities.bucket.keys import UploadRef
+from activities.bucket.records import SheetStatus, Snapshot, UploadStatus
 from activities.errors import (
     NewerSchema,
     NoPages,
@@ -33,14 +34,13 @@ from activities.errors import (
     UploadNotFound,
 )
 from activities.interface import STORAGE_QUEUE, BucketState, HalvePage, ListSheets, Page, TiledPage, TilePage
-from activities.keys import UploadRef
-from activities.records import SheetStatus, Snapshot, UploadStatus
+from activities.render.child import ChildLimits
 from activities.scratch import Scratch
 from deploy.temporal import TemporalServer
 from tests.workflow.fakes import HOST_QUEUE, FakeActivities, activity_workers, pages, without_version, working
 from worker.app import activity_worker, discard_unwanted, workflow_worker
-from workflows.client import reopen, start, tiles_wanted
 from workflows.messages import SEARCH_ATTRIBUTES, ProgressAfter, Reconcile, SheetNumbers
+from workflows.starting import reopen, start, tiles_wanted
 from workflows.upload import MAX_LOSSES, MAX_WAITERS, ProcessUpload
 
 HISTORIES = Path(__file__).parents[1] / "replay" / "histories"

@@ -4,12 +4,12 @@ import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from activities.bucket.keys import UploadRef
+from activities.bucket.records import to_wire
+from activities.bucket.storage import Bucket, BucketSettings
+from activities.bucket.verify import verify_upload
 from activities.errors import BucketError, SiteLinkError
-from activities.keys import UploadRef
-from activities.records import to_wire
-from activities.storage import Bucket, BucketSettings
-from activities.verify import verify_upload
-from api.client import NotReached, Refused, WrongUse, named
+from api.cli.client import NotReached, Refused, WrongUse, named
 
 
 def verify_bucket(ref: UploadRef, environ: Mapping[str, str], *, deep: bool) -> Iterator[dict[str, Any]]:

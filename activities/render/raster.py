@@ -16,13 +16,13 @@ from pathlib import Path
 import pypdfium2
 import pypdfium2.raw as pdfium
 
-from activities import fonts
-from activities.annotations import Annotations, PageAnnotations
-from activities.dzi import BYTES_PER_PIXEL, MINIMUM_DPI, sheet_size
+from activities.bucket.dzi import BYTES_PER_PIXEL, MINIMUM_DPI, sheet_size
+from activities.bucket.records import Note, UploadOptions, scaled_note
 from activities.errors import NoPages, NotAPdf, PageTooLarge, PageUnreadable, PasswordRequired, PdfPortfolio, TooManyPages, UnreadablePdf
 from activities.interface import Document, Page
-from activities.records import Note, UploadOptions, scaled_note
-from activities.structure import has_no_pages, read_structure
+from activities.render import fonts
+from activities.render.annotations import Annotations, PageAnnotations
+from activities.render.structure import has_no_pages, read_structure
 
 REVISION = "2"
 """Grows when a change of our own calls changes the bytes of tiles."""

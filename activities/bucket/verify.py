@@ -5,7 +5,7 @@ The expected tiles follow from ``sheet.json`` by arithmetic; one LIST of the she
 1. Names and sizes always: nothing is missing, foreign or empty, and the tiles have the bytes together that ``sheet.json`` says.
 2. The bytes of every tile, by ``sheet.json``'s digest, where the LIST's ETags are MD5s, as on S3 and R2.
 3. Where they are none (a local directory; S3 with SSE-KMS, whose ETags look like MD5s), the bytes are proved only by ``deep``, which reads
-   every tile back, compares the digest and decodes each JPEG, in another process (``activities.decode``).
+   every tile back, compares the digest and decodes each JPEG, in another process (``activities.render.decode``).
 """
 
 import hashlib
@@ -26,10 +26,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self, TypeVar, cast
 
-from activities.dzi import Pyramid, parse_tile_name, tile_name
-from activities.errors import NewerSchema, ObjectMissing, RenderCrashed, UploadNotFound
-from activities.keys import UploadRef, sheet_numbers, sheet_of_directory
-from activities.records import (
+from activities.bucket.dzi import Pyramid, parse_tile_name, tile_name
+from activities.bucket.keys import UploadRef, sheet_numbers, sheet_of_directory
+from activities.bucket.records import (
     SCHEMA,
     SheetRecord,
     SheetState,
@@ -41,7 +40,8 @@ from activities.records import (
     from_json,
     tiles_digest,
 )
-from activities.storage import Bucket, ObjectInfo
+from activities.bucket.storage import Bucket, ObjectInfo
+from activities.errors import NewerSchema, ObjectMissing, RenderCrashed, UploadNotFound
 
 THREADS = 4
 """Sheets verified at once: over a directory more threads cost more, and each has one sheet's tiles in memory."""
@@ -59,7 +59,7 @@ ANSWER_S = 180.0
 
 _MD5 = re.compile(r'"?([0-9a-f]{32})"?')
 _REQUEST = struct.Struct(">III")
-"""``REQUEST`` of activities.decode, which is not imported: it loads libvips."""
+"""``REQUEST`` of activities.render.decode, which is not imported: it loads libvips."""
 _KEPT_ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TMPDIR", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHOME")
 """All that a decoder gets to see: the bucket's keys are in the rest."""
 
@@ -591,7 +591,7 @@ def _read_back(
 
 
 class Decoder:
-    """A process that decodes JPEGs: ``activities.decode``, whose libraries, crashes and hangs stay there. A context manager.
+    """A process that decodes JPEGs: ``activities.render.decode``, whose libraries, crashes and hangs stay there. A context manager.
 
     Args:
         answer_s: How long an answer about an image may take, in seconds.
@@ -606,11 +606,11 @@ class Decoder:
 
     def _start(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "activities.decode"],
+            [sys.executable, "-m", "activities.render.decode"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,  # libvips warns there
-            cwd=Path(__file__).parents[1],
+            cwd=Path(__file__).parents[2],
             env={name: value for name, value in os.environ.items() if name in _KEPT_ENVIRONMENT} | {"VIPS_CONCURRENCY": "1"},
         )
         self._requests, self._answers = cast("IO[bytes]", self._process.stdin), cast("IO[bytes]", self._process.stdout)

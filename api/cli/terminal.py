@@ -9,7 +9,7 @@ from rich.live import Live
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.text import Text
 
-from api.views import View, notable, printable, sheet_name, sheet_notes
+from api.cli.views import View, notable, printable, sheet_name, sheet_notes
 
 MOST_SHEETS = 8
 

@@ -1,7 +1,7 @@
 """The role ``events``: takes R2's event notifications from a Cloudflare Queue by HTTP pull.
 
 A message stays leased for some time after a pull, and comes again when it is neither acknowledged nor handed back by then. Whatever goes
-wrong here, therefore, loses nothing: at worst a message comes twice, and ``api.notices`` does not mind.
+wrong here, therefore, loses nothing: at worst a message comes twice, and ``api.r2.events`` does not mind.
 
 https://developers.cloudflare.com/queues/configuration/pull-consumers/
 """
@@ -18,11 +18,11 @@ from typing import Any
 import httpx
 from temporalio.client import Client
 
-from activities.storage import Bucket, BucketSettings
-from api.notices import Message, Notices, Verdict
+from activities.bucket.storage import Bucket, BucketSettings
+from api.r2.events import Message, Notices, Verdict
+from api.r2.settings import EventsSettings
 from api.runs import Runs
 from api.status import Status
-from worker.settings import EventsSettings
 
 logger = logging.getLogger(__name__)
 

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from activities import errors
+from activities.bucket.records import Note, UploadOptions, from_wire, to_wire
 from activities.errors import RenderCrashed, RenderFault, RenderOutOfMemory, RenderTimeout, SiteLinkError
 from activities.interface import Document, TilePage
-from activities.records import Note, UploadOptions, from_wire, to_wire
 
 logger = logging.getLogger(__name__)
 
@@ -293,12 +293,12 @@ class _ForkServer:
         environment = {name: value for name, value in os.environ.items() if name in _KEPT_ENVIRONMENT}
         with theirs:
             self._process = subprocess.Popen(  # noqa: S603 (our own interpreter and module)
-                [sys.executable, "-m", "activities.forkserver", str(theirs.fileno()), str(os.getpid())],
+                [sys.executable, "-m", "activities.render.forkserver", str(theirs.fileno()), str(os.getpid())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                cwd=Path(__file__).parents[1],
+                cwd=Path(__file__).parents[2],
                 env=environment | {"VIPS_CONCURRENCY": "1"},
             )
         threading.Thread(target=log_lines, args=(self._process.stdout,), name="render-output", daemon=True).start()

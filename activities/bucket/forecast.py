@@ -10,9 +10,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from activities.dzi import Pyramid
+from activities.bucket.dzi import Pyramid
+from activities.bucket.records import Forecast, Receipt, SheetState, SheetStatus, Snapshot, UploadOptions
 from activities.interface import Page
-from activities.records import Forecast, Receipt, SheetState, SheetStatus, Snapshot, UploadOptions
 
 # Operations as an S3 server counts them: tests/bench/bench_bucket.py reads its log, and with 1 and 6 sheets there were exactly as many.
 SHEET_OBJECTS = 3

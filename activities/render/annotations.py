@@ -21,9 +21,9 @@ from typing import Any
 import pikepdf
 import pypdfium2.raw as pdfium
 
-from activities.fonts import MOST_ANNOTATIONS, text_of
-from activities.markups import Appearance, appearance, is_cloud
-from activities.records import Note
+from activities.bucket.records import Note
+from activities.render.fonts import MOST_ANNOTATIONS, text_of
+from activities.render.markups import Appearance, appearance, is_cloud
 
 MOST_MARKUPS = 2_000
 """Markups of a page that are drawn here."""

@@ -16,7 +16,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.handlers import add_expect_header
 
-from activities.storage import CONNECT_TIMEOUT, PART_BYTES, RETRIES, SILENCE_TIMEOUT, BucketSettings, S3Location, named_s3_error
+from activities.bucket.storage import CONNECT_TIMEOUT, PART_BYTES, RETRIES, SILENCE_TIMEOUT, BucketSettings, S3Location, named_s3_error
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client

@@ -11,16 +11,16 @@ from pathlib import Path
 from temporalio import activity
 
 from activities.attempt import Attempt, check
+from activities.bucket.dzi import Pyramid, tile_name
+from activities.bucket.keys import UploadRef
+from activities.bucket.records import SheetRecord, bounded_notes, tiles_digest, to_json
+from activities.bucket.storage import Bucket, ObjectInfo, not_written
+from activities.bucket.verify import Listing
 from activities.document import Host, accepted_upload, read_upload
-from activities.dzi import Pyramid, tile_name
 from activities.errors import TilesMissing
 from activities.interface import DiscardScratch, TiledPage, TilePage, UploadActivities, UploadPage, host_queue
-from activities.keys import UploadRef
-from activities.records import SheetRecord, bounded_notes, tiles_digest, to_json
-from activities.storage import Bucket, ObjectInfo, not_written
+from activities.render.tilezip import THUMBNAIL, TILES, TileZip
 from activities.threads import turn_of
-from activities.tilezip import THUMBNAIL, TILES, TileZip
-from activities.verify import Listing
 
 CHUNK = 32
 """Tiles that one thread writes before another sheet gets its turn."""

@@ -19,8 +19,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from activities.errors import BadSignature, InvalidRequest
-from api.notices import Message, Notices
 from api.problems import named_problem
+from api.r2.events import Message, Notices
 
 PATH = "/v1/events/r2"
 

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from activities.keys import PlanRef, UploadRef
-from api.client import (
+from activities.bucket.keys import PlanRef, UploadRef
+from api.cli.client import (
     CommandError,
     EventParser,
     LocalFile,
@@ -27,8 +27,8 @@ from api.client import (
     plan_path,
     upload_path,
 )
-from api.streams import abandon_stdout, prepare_streams
-from api.views import (
+from api.cli.streams import abandon_stdout, prepare_streams
+from api.cli.views import (
     RUNNING,
     JsonView,
     LinesView,
@@ -191,7 +191,7 @@ def choose_view(arguments: argparse.Namespace) -> View:
     if arguments.json:
         return JsonView()
     if arguments.terminal:
-        from api.terminal import TerminalView
+        from api.cli.terminal import TerminalView
 
         return TerminalView()
     return LinesView()
@@ -327,7 +327,7 @@ def verify_command(server: Server | None, arguments: argparse.Namespace) -> int:
     if server is not None:
         reports = server.verify(arguments.ref, deep=arguments.deep)
     else:
-        from api.offline import verify_bucket
+        from api.cli.offline import verify_bucket
 
         reports = verify_bucket(arguments.ref, arguments.environ, deep=arguments.deep)
     return COMPLETE if _show_reports(reports, arguments, sheet_report, upload_report) else NOT_COMPLETE

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pyvips
 
-from activities.dzi import Pyramid, tile_name
-from activities.records import UploadOptions
-from activities.tilezip import THUMBNAIL, TILES, TILES_PREFIX, blank_name
+from activities.bucket.dzi import Pyramid, tile_name
+from activities.bucket.records import UploadOptions
+from activities.render.tilezip import THUMBNAIL, TILES, TILES_PREFIX, blank_name
 
 LIBVIPS_VERSION = ".".join(str(pyvips.version(part)) for part in range(3))
 

@@ -1,4 +1,4 @@
-"""Decodes JPEGs for ``verify``, in a process of its own: run as ``python -m activities.decode``. Loads libvips.
+"""Decodes JPEGs for ``verify``, in a process of its own: run as ``python -m activities.render.decode``. Loads libvips.
 
 A request on stdin is ``REQUEST`` and the JPEG's bytes. The answer on stdout is one line: empty if it is whole, else what is wrong.
 The first line, empty too, says that the process is ready. It ends when stdin does.

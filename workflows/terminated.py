@@ -5,8 +5,8 @@ from datetime import datetime
 
 from temporalio.client import WorkflowExecutionStatus
 
+from activities.bucket.records import SheetStatus, Snapshot
 from activities.errors import Terminated
-from activities.records import SheetStatus, Snapshot
 from workflows.progress import Progress
 
 BROKEN_OFF = (WorkflowExecutionStatus.TERMINATED, WorkflowExecutionStatus.TIMED_OUT)

@@ -18,9 +18,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from activities.bucket.keys import UploadRef
+from activities.bucket.records import Snapshot, to_json
 from activities.errors import BucketError, SiteLinkError, TemporalUnavailable, UploadNotFound
-from activities.keys import UploadRef
-from activities.records import Snapshot, to_json
 from api.runs import NoRun, Runs
 from api.status import Known, Status, is_unloaded
 

@@ -1,4 +1,4 @@
-"""The process that render children are forked from, and what a child does. Run as ``python -m activities.forkserver``.
+"""The process that render children are forked from, and what a child does. Run as ``python -m activities.render.forkserver``.
 
 1. The rendering libraries are loaded once, here; a fork then takes milliseconds. Nothing in this process ever opens a document.
 2. A child reads requests and writes answers as JSON lines on its own socket. JSON, because whoever takes over a child by a hostile
@@ -28,9 +28,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
-from activities import memorylimit
+from activities.bucket.records import UploadOptions, from_wire, to_wire
 from activities.errors import SiteLinkError
-from activities.records import UploadOptions, from_wire, to_wire
+from activities.render import memorylimit
 
 _PR_SET_PDEATHSIG = 1
 
@@ -41,8 +41,8 @@ def main() -> None:
     _die_with(int(sys.argv[2]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raster = import_module("activities.raster")
-    pyramid = import_module("activities.pyramid")
+    raster = import_module("activities.render.raster")
+    pyramid = import_module("activities.render.pyramid")
     pyramid.configure()
     gc.freeze()
     _Server(control, raster, pyramid).serve()
@@ -203,8 +203,8 @@ class Renderer:
     """What a child knows: one open document and one buffer.
 
     Args:
-        raster: The module ``activities.raster``.
-        pyramid: The module ``activities.pyramid``.
+        raster: The module ``activities.render.raster``.
+        pyramid: The module ``activities.render.pyramid``.
     """
 
     def __init__(self, raster: ModuleType, pyramid: ModuleType) -> None:

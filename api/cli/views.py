@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
 from typing import Any, Self, TextIO
 
-from api.client import Refused, named
+from api.cli.client import Refused, named
 
 SCHEMA = 1
 RUNNING = ("queued", "processing")

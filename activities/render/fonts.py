@@ -30,7 +30,7 @@ from struct import iter_unpack, unpack_from
 
 import pypdfium2.raw as pdfium
 
-from activities.records import Note
+from activities.bucket.records import Note
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,8 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError, PermissionDeniedError, UnauthenticatedError
 from obstore.store import LocalStore, S3Store
 
+from activities.bucket.keys import upload_of
+from activities.bucket.records import from_json
 from activities.errors import (
     ClockSkewed,
     DamagedRecord,
@@ -54,8 +56,6 @@ from activities.errors import (
     StorageDenied,
     StorageUnavailable,
 )
-from activities.keys import upload_of
-from activities.records import from_json
 
 if TYPE_CHECKING:
     from obstore.store import S3Config

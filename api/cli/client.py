@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from activities.keys import PlanRef, UploadRef
+from activities.bucket.keys import PlanRef, UploadRef
 from api.addresses import StackAddresses, is_loopback
 
 if TYPE_CHECKING:

@@ -23,10 +23,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from activities.bucket.keys import UNREADABLE_EVENTS_PREFIX, UploadRef, sheet_of_descriptor, unreadable_event
+from activities.bucket.records import SCHEMA, SheetStatus, timestamp, to_json, to_wire
+from activities.bucket.storage import Bucket
 from activities.errors import BucketError, ObjectMissing, SiteLinkError, StorageUnavailable, Terminated, UnreadableRecord, UploadNotFound
-from activities.keys import UNREADABLE_EVENTS_PREFIX, UploadRef, sheet_of_descriptor, unreadable_event
-from activities.records import SCHEMA, SheetStatus, timestamp, to_json, to_wire
-from activities.storage import Bucket
 from api.runs import Runs
 from api.settings import DEFAULT_EVENTS_ATTEMPTS, EVENTS_GATHER_S
 from api.status import Status

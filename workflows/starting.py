@@ -15,9 +15,9 @@ from temporalio.common import (
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
+from activities.bucket.keys import UploadRef
+from activities.bucket.records import UploadStatus
 from activities.interface import WORKFLOW_QUEUE
-from activities.keys import UploadRef
-from activities.records import UploadStatus
 from workflows.delete import DeleteUpload
 from workflows.messages import SEARCH_ATTRIBUTES, DeleteInput, Reconcile, SheetNumbers, UploadInput
 from workflows.upload import SHEET_TIMEOUT, ProcessUpload

@@ -253,7 +253,7 @@ class SheetState:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What an upload will take, said before the work; ``activities.forecast`` makes it and says what it rests on.
+    """What an upload will take, said before the work; ``activities.bucket.forecast`` makes it and says what it rests on.
 
     Args:
         tiles: Of all sheets, exactly.
@@ -282,7 +282,7 @@ class Forecast:
 
 @dataclass(frozen=True)
 class Receipt:
-    """What an upload really took; ``activities.forecast.receipt`` says what is counted. The names are those of the forecast."""
+    """What an upload really took; ``activities.bucket.forecast.receipt`` says what is counted. The names are those of the forecast."""
 
     tiles: int
     puts: int

@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 
 from temporalio.client import WorkflowExecutionStatus
 
-from activities.bucket.keys import PlanRef, UploadRef, sheet_numbers
+from activities.bucket.keys import UploadRef, sheet_numbers
 from activities.bucket.records import (
     SheetRecord,
     SheetState,
@@ -27,6 +27,7 @@ from activities.bucket.records import (
 )
 from activities.bucket.storage import Bucket, not_written, read_record
 from activities.errors import BucketError, ObjectMissing, TemporalUnavailable, Terminated, UnreadableRecord, UploadNotFound
+from api.paths import page_path, upload_path
 from api.runs import NoRun, RunClosed, Runs
 from workflows.progress import ready_sheet
 from workflows.terminated import BROKEN_OFF, broken_off
@@ -400,15 +401,10 @@ def _queued(record: UploadRecord) -> Snapshot:
     return Snapshot(UploadStatus.QUEUED, 0, record.created_at)
 
 
-def collection_path(plan: PlanRef) -> str:
-    """The address of a plan's uploads."""
-    return f"/v1/organizations/{plan.organization}/projects/{plan.project}/plans/{plan.plan}/uploads"
-
-
 def links(ref: UploadRef) -> dict[str, str]:
     """Where an upload's state, events and page are."""
-    address = f"{collection_path(ref.plan_ref)}/{ref.upload}"
-    return {"self": address, "events": f"{address}/events", "page": f"/?ref={ref}"}
+    address = upload_path(ref)
+    return {"self": address, "events": f"{address}/events", "page": page_path(ref)}
 
 
 def describe(ref: UploadRef, record: UploadRecord | None) -> dict[str, Any]:

@@ -1,26 +1,27 @@
-"""The command line's half of the API: requests, a file that is sent, the event stream.
+"""The API as the command line uses it: requests, and a file that is sent.
 
 Oddities, all on purpose:
 
 1. httpx is imported where it is used: ``sitelink --help`` must not wait for it. Nothing here imports Temporal.
-2. The event stream is cut into lines here: httpx's own ``iter_lines`` also splits at U+2028 and others, which may stand in a sheet's title.
-3. For a server on this machine, the environment's proxies are not asked.
+2. The event stream is given in bytes, for ``event_stream`` to read: httpx's own ``iter_lines`` also splits at U+2028 and other characters,
+   which may stand in a sheet's title.
+3. For a server on this machine, the environment's proxies are not used.
 """
 
-import codecs
 import json
 import os
 import re
 import stat
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from activities.bucket.keys import PlanRef, UploadRef
 from api.addresses import StackAddresses, is_loopback
+from api.cli.errors import CommandError, NotReached, Refused, Unavailable, WrongUse, named
+from api.paths import page_path, upload_path, uploads_path
 
 if TYPE_CHECKING:
     import httpx
@@ -37,127 +38,16 @@ VERIFY_SILENCE_S = 600
 """The server sends the report of each sheet when it has it; with many tiles to read back, one may take minutes."""
 
 
-class CommandError(Exception):
-    """Ends the command with one sentence on stderr."""
-
-
-class WrongUse(CommandError):
-    """The command cannot mean anything as it was given."""
-
-
-class Refused(CommandError):
-    """The server answered, and said no."""
-
-
-class Unavailable(Refused):
-    """The server answered that it cannot now."""
-
-
-class NotReached(CommandError):
-    """The server did not answer; ``connected`` says whether it had before the connection broke."""
-
-    def __init__(self, message: str, *, connected: bool) -> None:
-        super().__init__(message)
-        self.connected = connected
-
-
-class ServerEvent(NamedTuple):
-    """One event of the stream."""
-
-    event: str
-    data: str
-
-
-class EventParser:
-    """Reads a ``text/event-stream``, in whatever pieces it comes.
-
-    https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation
-    """
-
-    def __init__(self) -> None:
-        self.last_event_id = ""
-        """Of the last event that came whole: what a reconnect sends."""
-        self.retry_s: float | None = None
-        """The delay before a reconnect, when the server asked for one."""
-        self.restart()
-
-    def restart(self) -> None:
-        """Forgets what was begun: the next bytes are those of a new connection."""
-        self._decoder = codecs.getincrementaldecoder("utf-8-sig")("replace")
-        self._line, self._after_cr = "", False
-        self._begin_event()
-
-    def _begin_event(self) -> None:
-        self._event, self._data = "", list[str]()
-        self._id = self.last_event_id
-
-    def feed(self, chunk: bytes) -> Iterator[ServerEvent]:
-        """Yields the events that ``chunk`` completes."""
-        text = self._decoder.decode(chunk)
-        if not text:
-            return
-        # A CR ends its line at once; if the LF of a CRLF follows later, it ends none.
-        after_cr, self._after_cr = self._after_cr, text.endswith("\r")
-        if after_cr:
-            text = text.removeprefix("\n")
-        *lines, self._line = re.split(r"\r\n?|\n", self._line + text)
-        for line in lines:
-            if line:
-                name, _, value = line.partition(":")
-                self._field(name, value.removeprefix(" "))
-                continue
-            self.last_event_id = self._id
-            if self._data:
-                yield ServerEvent(self._event or "message", "\n".join(self._data))
-            self._begin_event()
-
-    def _field(self, name: str, value: str) -> None:
-        if name == "event":
-            self._event = value
-        elif name == "data":
-            self._data.append(value)
-        elif name == "id" and "\0" not in value:
-            self._id = value
-        elif name == "retry" and value.isascii() and value.isdigit():
-            self.retry_s = int(value) / 1000
-
-
-class Patience:
-    """How long to wait before the next try, and when to stop trying.
-
-    Args:
-        limit_s: Seconds without a sign of life after which there is no next try.
-        clock: Seconds that only grow.
-    """
-
-    def __init__(self, limit_s: float = 60, clock: Callable[[], float] = time.monotonic) -> None:
-        self._limit_s, self._clock = limit_s, clock
-        self.alive()
-
-    def alive(self) -> None:
-        """The server gave a sign of life."""
-        self._failures = 0
-        self._alive_at = self._clock()
-
-    def delay_s(self, first_s: float = 1) -> float | None:
-        """Seconds to wait after one more failure, 1 to 10 and doubled each time; None when it is time to give up."""
-        if self._clock() - self._alive_at >= self._limit_s:
-            return None
-        delay_s = min(10.0, max(1.0, first_s) * 2.0**self._failures)
-        self._failures += 1
-        return delay_s
-
-
 @dataclass(frozen=True)
 class LocalFile:
-    """A file to send, with the size it had when it was looked at."""
+    """A file to send, with the size it had when the command began."""
 
     path: Path
     size_bytes: int
 
     @classmethod
     def at(cls, path: Path) -> Self:
-        """Looks at a path.
+        """The file at a path.
 
         Raises:
             WrongUse: There is no readable file.
@@ -175,14 +65,14 @@ class LocalFile:
 
     @property
     def name(self) -> str:
-        """Its name for the server; bytes that are no UTF-8 are replaced."""
+        """Its name for the server; bytes that are not UTF-8 are replaced."""
         return os.fsencode(self.path.name).decode("utf-8", "replace")
 
     def chunks(self, sent: Callable[[int], None]) -> Iterator[bytes]:
-        """Its bytes, as many as were promised; ``sent`` is told how many more have gone.
+        """Its bytes, exactly ``size_bytes``; ``sent`` is called with the length of each chunk that has gone.
 
         Raises:
-            WrongUse: It has become shorter, or cannot be read any more.
+            WrongUse: The file has become shorter, or cannot be read any more.
         """
         left = self.size_bytes
         try:
@@ -208,7 +98,7 @@ class Server:
         token: Sent as a bearer token, unless empty.
 
     Raises:
-        WrongUse: The address is no HTTP address, or the token cannot be sent, or not to that address: others could read it.
+        WrongUse: The address is not an HTTP address, or the token has characters that cannot be sent, or others could read it on its way.
     """
 
     def __init__(self, url: str, token: str = "") -> None:
@@ -224,7 +114,7 @@ class Server:
             msg = f"the server's address {url!r} does not begin with http://host or https://host"
             raise WrongUse(msg)
         if not re.fullmatch(r"[!-~]*", token):
-            # Said here, for httpx would show the token in its message.
+            # Checked here, for httpx would show the token in its message.
             msg = "SITELINK_TOKEN holds characters that no token has"
             raise WrongUse(msg)
         if token and address.scheme != "https" and not is_loopback(address.host):
@@ -261,7 +151,7 @@ class Server:
 
     def page(self, ref: UploadRef) -> str:
         """The address of the upload's page."""
-        return f"{self.url}/?ref={ref}"
+        return f"{self.url}{page_path(ref)}"
 
     def request(self, method: str, path: str, **params: bool | int | str) -> dict[str, Any]:
         """Sends a request without a body; the JSON object that answers it."""
@@ -279,11 +169,11 @@ class Server:
                 return
 
     def verify(self, ref: UploadRef, *, deep: bool) -> Iterator[dict[str, Any]]:
-        """Asks whether the bucket holds all that it should: the report of each sheet, then the upload's."""
+        """Verifies an upload: gives the report of each sheet, then the upload's."""
         return self._reports("GET", f"{upload_path(ref)}/verify", {"deep": deep})
 
     def dry_run(self, ref: UploadRef, *, deep: bool) -> Iterator[dict[str, Any]]:
-        """Asks what a reconcile would do: the same reports, each sheet's with its ``repair``."""
+        """Asks what a reconcile would do: gives the same reports; each sheet's ``repair`` says what would be done."""
         return self._reports("POST", f"{upload_path(ref)}/reconcile", {"deep": deep, "dryRun": True})
 
     def _reports(self, method: str, path: str, params: Mapping[str, bool]) -> Iterator[dict[str, Any]]:
@@ -296,20 +186,20 @@ class Server:
         yield document
 
     def upload(self, plan: PlanRef, file: LocalFile, options: Mapping[str, int], key: str, sent: Callable[[int], None]) -> dict[str, Any]:
-        """Sends a file in constant memory; ``key`` is the same for every try of one upload."""
+        """Sends a file in constant memory; every try of one upload uses the same ``key``."""
         with self._named_errors():
             response = self._client.post(
                 uploads_path(plan),
                 params={"filename": file.name, **options},
                 headers={"Content-Type": "application/pdf", "Content-Length": str(file.size_bytes), "Idempotency-Key": key},
                 content=file.chunks(sent),
-                timeout=300,  # the answer comes when the bucket has it all
+                timeout=300,  # the answer comes when the bucket has the whole file
             )
             return self._answer(response)
 
     @contextmanager
     def events(self, ref: UploadRef, last_event_id: str) -> Iterator[Iterator[bytes] | None]:
-        """The bytes of the event stream, as they come; None when the server says that nothing follows ``last_event_id``."""
+        """The bytes of the event stream, as they come; None when the server says that no event follows ``last_event_id``."""
         import httpx
 
         headers = {"Accept": "text/event-stream", **({"Last-Event-ID": last_event_id} if last_event_id else {})}
@@ -366,7 +256,7 @@ class Server:
 
 
 def _reason(error: BaseException) -> str:
-    """Why a connection failed, in the system's words where it has some; a library's own are not for people."""
+    """Why a connection failed: in the system's words where it has some, for a library's words are not for people."""
     causes, cause = list[BaseException](), error.__cause__ or error.__context__
     while cause is not None and cause not in causes:
         causes.append(cause)
@@ -374,26 +264,6 @@ def _reason(error: BaseException) -> str:
     said = [getattr(cause, "verify_message", None) or cause.strerror for cause in causes if isinstance(cause, OSError)]
     silent = "Timeout" in type(error).__name__
     return next(filter(None, said), "no answer in time" if silent else "it ended early")
-
-
-def plan_path(plan: PlanRef) -> str:
-    """The address of a plan."""
-    return f"/v1/organizations/{plan.organization}/projects/{plan.project}/plans/{plan.plan}"
-
-
-def uploads_path(plan: PlanRef) -> str:
-    """The address of a plan's uploads."""
-    return f"{plan_path(plan)}/uploads"
-
-
-def upload_path(ref: UploadRef) -> str:
-    """The address of one upload."""
-    return f"{uploads_path(ref.plan_ref)}/{ref.upload}"
-
-
-def named(*parts: str | None) -> str:
-    """``NotAPdf: sentence``, or as much of it as there is."""
-    return ": ".join(part for part in parts if part)
 
 
 def _refusal(response: "httpx.Response") -> CommandError:

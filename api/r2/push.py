@@ -19,10 +19,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from activities.errors import BadSignature, InvalidRequest
+from api.paths import R2_EVENTS
 from api.problems import named_problem
-from api.r2.events import Message, Notices
-
-PATH = "/v1/events/r2"
+from api.r2.events import Message, R2Events
 
 MAX_BODY_BYTES = 16 << 20
 """100 messages, of which the Worker sends at most 16,384 characters each, even when each of these needs 6 bytes."""
@@ -40,13 +39,13 @@ class Push:
     """The endpoint.
 
     Args:
-        notices: What the messages are for.
-        secrets: Any of them may have signed, so that they can be replaced one after the other.
+        events: Decides about each message.
+        secrets: A request may be signed with any of them, so that a secret can be replaced without a gap.
         now: Seconds since 1970.
     """
 
-    def __init__(self, notices: Notices, secrets: Sequence[str], *, now: Callable[[], float] = time.time) -> None:
-        self._notices = notices
+    def __init__(self, events: R2Events, secrets: Sequence[str], *, now: Callable[[], float] = time.time) -> None:
+        self._events = events
         self._secrets = secrets
         self._now = now
 
@@ -55,7 +54,7 @@ class Push:
 
         Raises:
             BadSignature: The signature is missing, wrong, or more than 5 minutes old or early.
-            InvalidRequest: The body is no batch.
+            InvalidRequest: The body is not a batch of messages.
             HTTPException: The body is too large (413), or did not come in time (408).
         """
         timestamp = request.headers.get("sitelink-timestamp", "")
@@ -68,7 +67,7 @@ class Push:
             msg = "SiteLink-Signature does not fit the body, the time and any secret that is known here"
             raise BadSignature(msg)
         messages = _messages(body)
-        verdicts = await asyncio.gather(*map(self._notices.decide, messages))
+        verdicts = await asyncio.gather(*map(self._events.decide, messages))
         decided = list(zip(messages, verdicts, strict=True))
         answer = {
             "acks": [message.id for message, verdict in decided if verdict.retry_in_s is None],
@@ -77,7 +76,7 @@ class Push:
             ],
         }
         if failure := next((verdict.failure for verdict in verdicts if verdict.failure), None):
-            return named_problem(failure, PATH, status=HTTPStatus.SERVICE_UNAVAILABLE, members=answer)
+            return named_problem(failure, R2_EVENTS, status=HTTPStatus.SERVICE_UNAVAILABLE, members=answer)
         return JSONResponse(answer, headers={"Cache-Control": "no-store"})
 
 

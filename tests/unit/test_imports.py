@@ -26,7 +26,9 @@ LIGHT = {
 }
 BUCKET = LIGHT | {"activities.bucket"}
 HOST = BUCKET | {f"activities.{name}" for name in ("attempt", "scratch", "threads", "render.child", "render.tilezip")}
-SERVER = {"starlette", "sse_starlette", "uvicorn", "python_multipart"}
+CLI = {"api.cli", "api.addresses", "api.paths", "activities.bucket.keys"}
+SERVER_ROOM = BUCKET | {"activities.environment", "activities.logs", "workflows", "api"}
+SERVER_ROOM |= {"starlette", "sse_starlette", "uvicorn", "python_multipart"}
 
 MAY_IMPORT: dict[str, set[str]] = {
     **dict.fromkeys(sorted(LIGHT - {"temporalio"}), LIGHT),
@@ -46,18 +48,26 @@ MAY_IMPORT: dict[str, set[str]] = {
     "activities.render.child": LIGHT,
     "activities.render.forkserver": LIGHT | {"activities.render.memorylimit"},
     "activities.render.memorylimit": set(),
-    "activities.logs": {"temporalio", "starlette"},
+    "activities.environment": set(),
+    "activities.logs": {"temporalio", "activities.environment"},
     "activities.attempt": LIGHT,
     "activities.scratch": BUCKET | {"activities.attempt"},
     "activities.threads": LIGHT,
     "activities.*": HOST | {"activities.document"},
     "workflows.*": LIGHT | {"workflows"},
     "api.addresses": set(),
-    "api.cli.client": {"activities.bucket.keys", "api.addresses", "httpx"},
-    "api.cli.*": BUCKET | {"api.cli", "rich"},
-    "api.*": BUCKET | SERVER | {"activities.logs", "workflows", "api", "httpx"},
+    "api.paths": {"activities.bucket.keys"},
+    "api.cli.client": CLI | {"httpx"},
+    "api.cli.offline": CLI | BUCKET,
+    "api.cli.terminal": CLI | {"rich"},
+    "api.cli.*": CLI,
+    "api.r2.pull": SERVER_ROOM | {"httpx"},
+    "api.r2.settings": {"activities.environment", "api.addresses"},
+    "api.settings": {"activities.bucket.storage", "activities.environment", "api.addresses", "api.r2.settings"},
+    "api.*": SERVER_ROOM,
+    "worker.*": {"activities", "workflows", "worker", "temporalio"},
 }
-"""What each module may import besides the standard library: modules, or all below a package. ``worker`` and ``deploy`` are free."""
+"""What each module may import besides the standard library: modules, or all below a package. ``deploy`` is free."""
 
 CHILDREN = {f"activities.render.{name}" for name in ("raster", "structure", "annotations", "markups", "fonts", "pyramid", "decode")}
 NATIVE = {"pypdfium2", "pypdfium2_raw", "pikepdf", "pyvips", *CHILDREN}
@@ -85,7 +95,7 @@ def imports(module: str) -> set[str]:
 
 def allowed(module: str) -> set[str] | None:
     """The row of the table for a module: its own, or that of the innermost package that has one; None where everything goes."""
-    if module.split(".")[0] in ("worker", "deploy"):
+    if module.split(".")[0] == "deploy":
         return None
     packages = [module.rsplit(".", depth)[0] for depth in range(1, module.count(".") + 1)]
     row = next((MAY_IMPORT[name] for name in (module, *(f"{package}.*" for package in packages)) if name in MAY_IMPORT), None)
@@ -101,12 +111,13 @@ def is_within(name: str, row: set[str]) -> bool:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_point_one_way(module: str) -> None:
-    """Only what the table allows; and nobody imports worker, deploy or tests from another package."""
+    """Only as the table allows; and nobody imports worker, deploy, tests or the command line from outside."""
     row = allowed(module)
     for name in imports(module):
         package = name.split(".")[0]
         assert package != "tests"
         assert package not in ("worker", "deploy") or module.split(".")[0] in ("worker", "deploy"), name
+        assert not is_within(name, {"api.cli"}) or is_within(module, {"api.cli"}), name
         assert row is None or is_within(name, row), f"{module} may not import {name}"
 
 

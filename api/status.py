@@ -341,7 +341,7 @@ class Status:
 
     async def _times(self, ref: UploadRef) -> tuple[datetime, datetime]:
         try:
-            return await self._runs.times(ref)
+            return await self._runs.run_times(ref)
         except NoRun as error:
             msg = "the run ended and is gone"
             raise TemporalUnavailable(msg) from error
@@ -356,7 +356,7 @@ class Status:
             newest = _queued(record)
             if ask:
                 with suppress(NoRun, TemporalUnavailable):  # Temporal itself may answer, only no worker
-                    newest = _begins(record, (await self._runs.times(ref))[0])
+                    newest = _begins(record, (await self._runs.run_times(ref))[0])
             newest = await self._with_committed(ref, newest, await self._begun(ref))
             self.remember(ref, newest)
         return Known(replace(newest, warning=f"this may not be the latest state: {error}"), certain=False)

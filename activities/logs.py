@@ -67,7 +67,7 @@ def set_up(environ: Mapping[str, str]) -> None:
     handler.setFormatter(JsonFormatter() if log_format(environ) == "json" else TextFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.captureWarnings(True)
-    for name in ("httpx", "uvicorn.error"):
+    for name in ("httpx2", "uvicorn.error"):
         logging.getLogger(name).setLevel(logging.WARNING)  # below it, they log each request, and the start
     # The line shows these facts as extras already.
     temporalio.activity.logger.activity_info_on_message = False

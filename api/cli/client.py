@@ -2,8 +2,8 @@
 
 Oddities, all on purpose:
 
-1. httpx is imported where it is used: ``sitelink --help`` must not wait for it. Nothing here imports Temporal.
-2. The event stream is given in bytes, for ``event_stream`` to read: httpx's own ``iter_lines`` also splits at U+2028 and other characters,
+1. httpx2 is imported where it is used: ``sitelink --help`` must not wait for it. Nothing here imports Temporal.
+2. The event stream is given in bytes, for ``event_stream`` to read: httpx2's own ``iter_lines`` also splits at U+2028 and other characters,
    which may stand in a sheet's title.
 3. For a server on this machine, the environment's proxies are not used.
 """
@@ -24,7 +24,7 @@ from api.cli.errors import CommandError, NotReached, Refused, Unavailable, Wrong
 from api.paths import page_path, upload_path, uploads_path
 
 if TYPE_CHECKING:
-    import httpx
+    import httpx2
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 CHUNK_BYTES = 256 * 1024
@@ -102,28 +102,28 @@ class Server:
     """
 
     def __init__(self, url: str, token: str = "") -> None:
-        import httpx
+        import httpx2
 
         self.url = url.rstrip("/")
         try:
-            address = httpx.URL(self.url)
-        except httpx.InvalidURL as error:
+            address = httpx2.URL(self.url)
+        except httpx2.InvalidURL as error:
             msg = f"the server's address {url!r} cannot be read: {error}"
             raise WrongUse(msg) from error
         if address.scheme not in ("http", "https") or not address.host:
             msg = f"the server's address {url!r} does not begin with http://host or https://host"
             raise WrongUse(msg)
         if not re.fullmatch(r"[!-~]*", token):
-            # Checked here, for httpx would show the token in its message.
+            # Checked here, for httpx2 would show the token in its message.
             msg = "SITELINK_TOKEN holds characters that no token has"
             raise WrongUse(msg)
         if token and address.scheme != "https" and not is_loopback(address.host):
             msg = f"SITELINK_TOKEN is only sent by https, or to this machine, and the server's address is {url!r}"
             raise WrongUse(msg)
-        self._client = httpx.Client(
+        self._client = httpx2.Client(
             base_url=address,
             headers={"Authorization": f"Bearer {token}"} if token else {},
-            timeout=httpx.Timeout(60, connect=10),
+            timeout=httpx2.Timeout(60, connect=10),
             trust_env=not is_loopback(address.host),
         )
 
@@ -200,12 +200,12 @@ class Server:
     @contextmanager
     def events(self, ref: UploadRef, last_event_id: str) -> Iterator[Iterator[bytes] | None]:
         """The bytes of the event stream, as they come; None when the server says that no event follows ``last_event_id``."""
-        import httpx
+        import httpx2
 
         headers = {"Accept": "text/event-stream", **({"Last-Event-ID": last_event_id} if last_event_id else {})}
-        timeout = httpx.Timeout(10, read=SILENCE_S)
+        timeout = httpx2.Timeout(10, read=SILENCE_S)
         with self._named_errors(), self._client.stream("GET", f"{upload_path(ref)}/events", headers=headers, timeout=timeout) as response:
-            if response.status_code == httpx.codes.NO_CONTENT:
+            if response.status_code == httpx2.codes.NO_CONTENT:
                 yield None
                 return
             if not response.is_success:
@@ -222,7 +222,7 @@ class Server:
             raise self._foreign()
         return document
 
-    def _answer(self, response: "httpx.Response") -> dict[str, Any]:
+    def _answer(self, response: "httpx2.Response") -> dict[str, Any]:
         if not response.is_success:
             raise _refusal(response)
         return self._document(response.text)
@@ -241,13 +241,13 @@ class Server:
 
     @contextmanager
     def _named_errors(self) -> Iterator[None]:
-        import httpx
+        import httpx2
 
         try:
             yield
-        except httpx.TransportError as error:
+        except httpx2.TransportError as error:
             reason = _reason(error)
-            if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.ProxyError):
+            if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.ProxyError):
                 hint = "`make run` starts a server here, SITELINK_URL names another"
                 msg = f"server not reached: nothing answers at {self.url} ({reason}). {hint}"
                 raise NotReached(msg, connected=False) from error
@@ -266,7 +266,7 @@ def _reason(error: BaseException) -> str:
     return next(filter(None, said), "no answer in time" if silent else "it ended early")
 
 
-def _refusal(response: "httpx.Response") -> CommandError:
+def _refusal(response: "httpx2.Response") -> CommandError:
     """The error that an answer stands for: ``NotAPdf: sentence`` when it is a problem document (RFC 9457)."""
     try:
         problem = response.json()

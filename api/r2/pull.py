@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-import httpx
+import httpx2
 from temporalio.client import Client
 
 from activities.bucket.storage import Bucket, BucketSettings
@@ -68,7 +68,7 @@ class PullQueue:
         http: Makes the requests.
     """
 
-    def __init__(self, settings: PullSettings, http: httpx.AsyncClient) -> None:
+    def __init__(self, settings: PullSettings, http: httpx2.AsyncClient) -> None:
         self._address = f"{settings.url}/accounts/{settings.account}/queues/{settings.queue}/messages"
         self._headers = {"Authorization": f"Bearer {settings.token}"}
         self._http = http
@@ -109,7 +109,7 @@ class PullQueue:
         try:
             response = await self._http.post(f"{self._address}/{action}", json=body, headers=self._headers, timeout=REQUEST_TIMEOUT_S)
             answer = response.json()
-        except httpx.HTTPError as error:
+        except httpx2.HTTPError as error:
             msg = f"{action}: {type(error).__name__}: {error}"
             raise QueueUnavailable(msg) from None
         except ValueError:
@@ -258,5 +258,5 @@ async def take_events(
     """
     bucket, runs = Bucket(bucket_settings), Runs(connect)
     events = R2Events(bucket, Status(bucket, runs), runs, attempts=settings.attempts)
-    async with httpx.AsyncClient() as http:
+    async with httpx2.AsyncClient() as http:
         await Consumer(PullQueue(settings, http), events).run(stop)

@@ -57,11 +57,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "workflows.*": LIGHT | {"workflows"},
     "api.addresses": set(),
     "api.paths": {"activities.bucket.keys"},
-    "api.cli.client": CLI | {"httpx"},
+    "api.cli.client": CLI | {"httpx2"},
     "api.cli.offline": CLI | BUCKET,
     "api.cli.terminal": CLI | {"rich"},
     "api.cli.*": CLI,
-    "api.r2.pull": SERVER_ROOM | {"httpx"},
+    "api.r2.pull": SERVER_ROOM | {"httpx2"},
     "api.r2.settings": {"activities.environment", "api.addresses"},
     "api.settings": {"activities.bucket.storage", "activities.environment", "api.addresses", "api.r2.settings"},
     "api.*": SERVER_ROOM,
@@ -177,7 +177,7 @@ def test_importing_does_nothing() -> None:
 @pytest.mark.parametrize("module", [module for module in MODULES if module.startswith("workflows.")])
 def test_workflows_load_no_server_and_no_bucket(module: str) -> None:
     """What the sandbox loads is light."""
-    heavy = {"obstore", "boto3", "starlette", "httpx", "rich", "activities.bucket.storage", *NATIVE}
+    heavy = {"obstore", "boto3", "starlette", "httpx2", "rich", "activities.bucket.storage", *NATIVE}
     code = f"import sys, {module}; print(sorted({heavy!r} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True, cwd=ROOT)
     assert result.stdout == "[]\n"

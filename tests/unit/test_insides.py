@@ -16,7 +16,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import httpx
+import httpx2 as httpx
 import obstore.exceptions
 import pytest
 from botocore.exceptions import ConnectTimeoutError, EndpointConnectionError, HTTPClientError

@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import httpx
+import httpx2 as httpx
 import pytest
 from starlette.applications import Starlette
 

@@ -132,8 +132,10 @@ def test_free_port_is_given_once() -> None:
 def test_wanted_port_is_taken_once() -> None:
     """Of two stacks that want one port before the first listens there, one gets it, until it ends in any way; the other gets a free one."""
     wanted = free_port()
-    script = "import sys; from deploy.process import take_port; taken = take_port(int(sys.argv[1])); print(taken[0], flush=True); sys.stdin.read()"
-    with subprocess.Popen([sys.executable, "-c", script, str(wanted)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+    script = (
+        f"import sys; from deploy.process import take_port; port, claim = take_port({wanted}); print(port, flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         assert int(other.stdout.readline()) == wanted
         port, claim = take_port(wanted)

@@ -40,7 +40,7 @@ def bind(host: str, port: int) -> socket.socket:
     listener = socket.socket(family, kind, protocol)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind(address)
-    listener.listen()  # so that whoever reads "listening on" in the log is not refused while the server still starts
+    listener.listen()  # a program that has read "listening on" in the log is not refused while the server still starts
     return listener
 
 

@@ -123,13 +123,13 @@ class Api:
         return await self._verifier.respond(upload_ref(request), deep=flag(request, "deep"))
 
     async def cancel(self, request: Request) -> Response:
-        """Ends an upload that is not done; asking twice is no error."""
+        """Ends an upload that still runs; a second request is no error."""
         ref = upload_ref(request)
         await self._status.check(ref)
         try:
             await self._runs.cancel(ref)
         except NoRun:
-            known = await self._status.read(ref)  # an accepted upload that never ran is started by this
+            known = await self._status.read(ref)  # this starts an accepted upload that never ran
             if known.unreadable is not None:
                 raise known.unreadable from None
             if not known.certain:
@@ -149,7 +149,7 @@ class Api:
             raise AlreadyFinished(msg) from error
 
     async def reconcile(self, request: Request) -> Response:
-        """Makes the progress agree with what the bucket holds, also of an upload that has ended; a dry run only says what it would do."""
+        """Makes the progress agree with the bucket, also of an upload that has ended; a dry run only reports what it would do."""
         ref, options = upload_ref(request), Reconcile(deep=flag(request, "deep"))
         if flag(request, "dryRun"):
             return await self._verifier.respond(ref, deep=options.deep)
@@ -162,19 +162,19 @@ class Api:
         return await self._plans.reconcile(plan_ref(request), Reconcile(deep=flag(request, "deep")))
 
     async def delete(self, request: Request) -> Response:
-        """Removes an upload and all its sheets for good; asking twice is no error."""
+        """Removes an upload and all its sheets for good; a second request is no error."""
         ref = upload_ref(request)
         await self._status.mark_deleted(ref)
         self._hub.end(ref)
         try:
             await self._runs.delete(ref)
         except TemporalUnavailable as error:
-            # It is gone for everybody, and the sweep finds its mark.
+            # The upload is marked, so it is gone for everybody; the sweep finds the mark and starts the removal.
             logger.warning("the removal of a deleted upload is not started yet", extra={"ref": str(ref), "problem": str(error)})
         return _accepted(ref)
 
     async def prioritize(self, request: Request) -> Response:
-        """Takes a sheet next."""
+        """Tiles a sheet before the others."""
         ref, sheet = upload_ref(request), sheet_number(request)
         await self._check_sheet(ref, sheet)
         try:

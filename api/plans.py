@@ -52,7 +52,7 @@ class Plans:
         return JSONResponse({"uploads": entries, "nextCursor": cursor if newest else None}, headers=headers)
 
     async def reconcile(self, plan: PlanRef, options: Reconcile) -> Response:
-        """Asks each upload of a plan to reconcile; names the uploads that it passes over, for a record of theirs cannot be read."""
+        """Asks each upload of a plan to reconcile; passes over an upload of which a record cannot be read, and names it."""
         slots = asyncio.Semaphore(READS_AT_ONCE)
         passed_over: list[dict[str, str]] = []
 

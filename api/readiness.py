@@ -34,7 +34,7 @@ class Readiness:
         """Returns when Temporal and the bucket answer, and the bucket has room.
 
         Raises:
-            TemporalUnavailable: Temporal does not answer; the message says of the bucket, too, what is wrong with it.
+            TemporalUnavailable: Temporal does not answer; when the bucket fails, too, the message says both.
             BucketError: The bucket does not answer, or is full.
         """
         failures = [error for error in await asyncio.gather(self._temporal_failure(), self._bucket_failure()) if error]
@@ -56,7 +56,7 @@ class Readiness:
             return failure
         now = time.monotonic()
         if self._room_asked_at is None or now - self._room_asked_at >= (NO_ROOM_S if self._room_failure else ROOM_S):
-            # One request asks at a time: those that come meanwhile take the answer before.
+            # One request asks at a time; requests that come meanwhile take the answer before.
             self._room_asked_at = now
             self._room_failure = await _failure_of(self._bucket.check_room())
         return self._room_failure

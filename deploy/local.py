@@ -63,8 +63,6 @@ LOCK_S = 1.0
 SECOND_THOUGHT_S = 1.0
 """Signals within that time count as one: ``timeout`` and ``make`` both pass on the signal that they get."""
 
-PLAN = "local/demo/plan"
-
 Say = Callable[[str], None]
 
 
@@ -332,7 +330,7 @@ def main(argv: list[str]) -> int:
 
     Returns:
         0 when the upload is complete, 1 when it is not or the stack failed, 2 for wrong use, 130 when interrupted before the end;
-        of a plan that a running stack was handed, what ``sitelink upload`` says.
+        for a plan that goes to a stack that runs already, the exit code of ``sitelink upload``.
     """
     parser = argparse.ArgumentParser(prog="python -m deploy.local", description="Runs SiteLink on this machine and processes a plan.")
     parser.add_argument("--pdf", type=Path, help="the plan; default: a small sample")
@@ -478,7 +476,7 @@ class _Session:
             write_sample(draft)
             draft.replace(pdf)  # another start may be sending it
         environ = {**self._environ, "SITELINK_URL": addresses.api}
-        command = subprocess.Popen([sys.executable, "-m", "api.cli", "upload", str(pdf), "--to", PLAN], env=environ)
+        command = subprocess.Popen([sys.executable, "-m", "api.cli", "upload", str(pdf)], env=environ)
         guard = Guard(command.pid)
         try:
             return command.wait()
@@ -522,5 +520,5 @@ def _complain(text: str) -> None:
 
 
 if __name__ == "__main__":
-    os.umask(0o077)  # plans are nobody else's business; what this starts inherits it
+    os.umask(0o077)  # plans are nobody else's business; the processes that this starts inherit it
     sys.exit(main(sys.argv[1:]))

@@ -90,7 +90,7 @@ def build_parser() -> argparse.ArgumentParser:
         if name == "retry":
             meaning = "3 or sheet-3; every failed one if none is named"
             command.add_argument("sheets", type=_argument(_sheet_number), nargs="*", metavar="SHEET", help=meaning)
-    reconcile = add("reconcile", reconcile_command, "make the progress agree with what the bucket holds, and repair that")
+    reconcile = add("reconcile", reconcile_command, "make the progress agree with the bucket, and repair the bucket")
     target = _argument(lambda text: UploadRef.parse(text) if text.count("/") == 3 else PlanRef.parse(text))
     reconcile.add_argument("target", type=target, metavar="REF", help="an upload, or org/project/plan for each of a plan's")
     reconcile.add_argument("--dry-run", action="store_true", help="only say what it would do")

@@ -198,7 +198,7 @@ class Server:
             return self._answer(response)
 
     @contextmanager
-    def events(self, ref: UploadRef, last_event_id: str) -> Iterator[Iterator[bytes] | None]:
+    def event_stream(self, ref: UploadRef, last_event_id: str) -> Iterator[Iterator[bytes] | None]:
         """The bytes of the event stream, as they come; None when the server says that no event follows ``last_event_id``."""
         import httpx2
 

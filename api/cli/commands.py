@@ -71,7 +71,7 @@ def upload_command(server: Server, arguments: argparse.Namespace) -> int:
     try:
         answer = send(server, arguments.to, file, options, view)
     except KeyboardInterrupt:
-        print(f"\nInterrupted before the server's answer; `sitelink list {arguments.to}` shows what it has.", file=sys.stderr)
+        print(f"\nInterrupted before the server's answer; `sitelink list {arguments.to}` shows the uploads it has.", file=sys.stderr)
         return INTERRUPTED
     ref = UploadRef.parse(answer["ref"])
     view.accepted(answer, server.page(ref))
@@ -157,7 +157,7 @@ def delete_command(server: Server, arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json("accepted", answer)
     else:
-        print(f"deleted: {arguments.ref}; what it holds in the bucket is being removed")
+        print(f"deleted: {arguments.ref}; its objects in the bucket are being removed")
     return COMPLETE
 
 

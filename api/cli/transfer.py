@@ -83,7 +83,7 @@ def follow(server: Server, ref: UploadRef, view: View, patience: Patience, *, re
     trouble = ""
     while True:
         try:
-            with server.events(ref, parser.last_event_id) as chunks:
+            with server.event_stream(ref, parser.last_event_id) as chunks:
                 reached = True
                 if chunks is None:
                     document = server.request("GET", upload_path(ref))

@@ -1,9 +1,11 @@
 """``POST /v1/events/r2``: batches of R2's event messages, sent by the Worker of ``deploy/r2-events``.
 
 The request is signed: ``SiteLink-Signature`` is the HMAC-SHA256, hexadecimal, of ``SiteLink-Timestamp`` (seconds since 1970), a dot and
-the body. The body is ``{"messages": [{"id", "attempts", "body"}]}``, each ``body`` a string: the message as it was sent. The answer says of
-each message what the queue should do, ``{"acks": [id], "retries": [{"id", "delaySeconds"}]}``; it is a 503 with the same members when
-something did not answer, so that whoever looks at the status alone retries as well.
+the body. The body is ``{"messages": [{"id", "attempts", "body"}]}``, each ``body`` a string: the message as it was sent.
+
+The answer tells the Worker which messages are done and which should come again: ``{"acks": [id], "retries": [{"id", "delaySeconds"}]}``.
+When Temporal or the bucket did not answer, it is a 503 with the same members, so that a sender that looks at the status alone tries
+again, too.
 """
 
 import asyncio
@@ -24,14 +26,14 @@ from api.problems import named_problem
 from api.r2.events import Message, R2Events
 
 MAX_BODY_BYTES = 16 << 20
-"""100 messages, of which the Worker sends at most 16,384 characters each, even when each of these needs 6 bytes."""
+"""Enough for 100 messages of 16,384 characters, the most that the Worker sends, even when each character takes 6 bytes."""
 READ_LIMIT_S = 30.0
 TOLERANCE_S = 300
 MAX_MESSAGES = 1000
 
 
 def signature(secret: str, timestamp: str, body: bytes) -> str:
-    """The signature of a body sent at a time."""
+    """The signature of a body that is sent at a time."""
     return hmac.new(secret.encode(), timestamp.encode() + b"." + body, hashlib.sha256).hexdigest()
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,6 +15,8 @@ from tests.resources.make_pdfs import Writer
 from tests.servers.s3 import TestServer
 
 pytestmark = pytest.mark.usefixtures("temporal_binary")
+
+DEADLINE_S = 240
 
 OURS = ("api", "worker-workflow", "worker-tile")
 TEXT_LINE = re.compile(
@@ -49,6 +52,11 @@ def test_every_line_about_an_upload_shows_its_ref(
     upload = send(stack, plan.finish([plan.page(), plan.page(entries="/MediaBox [0 0 7200 7200]")]))
     status = wait_for(stack, upload, lambda status: status["completedAt"] is not None)
     assert status["status"] == "partial"
+    # The progress tells of the end before the manifest is written; only then does the workflow log it.
+    deadline = time.monotonic() + DEADLINE_S
+    while "an upload has ended" not in stack.processes["worker-workflow"].log.read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
     ready = {sheet["number"] for sheet in status["sheets"] if sheet["status"] == "ready"}
     broken = {sheet["number"] for sheet in status["sheets"] if sheet["status"] == "failed"}
     ref = status["ref"]

@@ -32,10 +32,10 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from activities.attempt import BEAT_S, Attempt, beside, check
 from activities.bucket.keys import ROOT, UploadRef, walk_uploads
-from activities.bucket.records import KeyRecord, Snapshot, UploadStatus, from_wire, timestamp, to_json, to_wire
+from activities.bucket.records import Snapshot, UploadStatus, from_wire, timestamp, to_wire
 from activities.bucket.setup import BucketSetup
 from activities.bucket.storage import DELETE_BATCH, Bucket
-from activities.document import accepted_upload, read_upload
+from activities.bucket.uploads import UploadStore
 from activities.errors import InvalidRequest, ObjectMissing, SiteLinkError, UnreadableRecord, UploadNotFound
 from activities.interface import (
     HousekeepingActivities,
@@ -155,6 +155,7 @@ class Housekeeping(HousekeepingActivities):
     def __init__(self, client: Client, bucket: Bucket, setup: BucketSetup | None) -> None:
         self._client = client
         self._bucket = bucket
+        self._store = UploadStore(bucket)
         self._setup = setup
 
     # ------------------------------------------------------------------ deletion
@@ -186,7 +187,7 @@ class Housekeeping(HousekeepingActivities):
 
     def _remove(self, ref: UploadRef, stop: threading.Event) -> Removed:
         try:
-            record = read_upload(self._bucket, ref)
+            record = self._store.record(ref)
         except ObjectMissing:
             return Removed(self._clear(ref, stop), marked=False)
         if record.deleted_at is None:
@@ -223,12 +224,11 @@ class Housekeeping(HousekeepingActivities):
 
     def _leads_to(self, key: str, ref: UploadRef) -> bool:
         try:
-            return self._bucket.get_record(KeyRecord, key).upload == ref.upload
-        except ObjectMissing:
-            return False
+            record = self._store.key_record(key)
         except UnreadableRecord as error:
             logger.warning("passed over the record of an Idempotency-Key: %s", error, extra={"ref": str(ref)})
             return False
+        return record is not None and record.upload == ref.upload
 
     @activity.defn
     async def remove_record(self, args: RemoveRecord) -> None:
@@ -278,7 +278,7 @@ class Housekeeping(HousekeepingActivities):
     async def _put_right(self, ref: UploadRef, abandoned: datetime, walk: _Walk[Swept]) -> None:
         """What has been left undone of one upload."""
         try:
-            record = await asyncio.to_thread(read_upload, self._bucket, ref)
+            record = await asyncio.to_thread(self._store.record, ref)
         except ObjectMissing:
             if await walk.in_thread(lambda stop: self._remove_abandoned(ref, abandoned, stop), more_follows=True):
                 walk.note("removed", ref)
@@ -288,7 +288,7 @@ class Housekeeping(HousekeepingActivities):
         if record.deleted_at is not None:
             if await delete(self._client, ref):
                 walk.note("deleted", ref)
-        elif not await self._has_manifest(ref):
+        elif await self._store.manifest_written_at_async(ref) is None:
             run = await last_run(self._client, ref)
             if run is None:
                 await start(self._client, ref)
@@ -339,10 +339,11 @@ class Housekeeping(HousekeepingActivities):
 
     async def _end(self, ref: UploadRef, run: WorkflowExecutionDescription, walk: _Walk[Swept]) -> None:
         try:
-            await asyncio.to_thread(accepted_upload, self._bucket, ref)
+            await asyncio.to_thread(self._store.accepted, ref)
         except UploadNotFound:
             return
-        manifest = await asyncio.to_thread(self._manifest, ref)
+        stored = await asyncio.to_thread(self._store.manifest, ref)
+        manifest = stored.snapshot if stored else None
         if manifest is not None and datetime.fromisoformat(manifest.updated_at) >= run.start_time:
             return
         last = await self._last_known(ref, run)
@@ -353,8 +354,7 @@ class Housekeeping(HousekeepingActivities):
         again = await last_run(self._client, ref)
         if again is None or again.run_id != run.run_id:
             return  # somebody has just asked for more
-        body = to_json(broken_off(last, run.status, datetime.now(UTC)))
-        await asyncio.to_thread(self._bucket.put_seen, ref.manifest, body)
+        await asyncio.to_thread(self._store.write_manifest, ref, broken_off(last, run.status, datetime.now(UTC)))
         walk.note("terminated", ref)
 
     async def _mend(self, ref: UploadRef, run: WorkflowExecutionDescription, walk: _Walk[Swept]) -> None:
@@ -363,13 +363,11 @@ class Housekeeping(HousekeepingActivities):
         if run.status is WorkflowExecutionStatus.CANCELED and (last is None or not last.status.is_final):
             last = broken_off(last or Snapshot(UploadStatus.QUEUED, 0, timestamp(run.start_time)), run.status, datetime.now(UTC))
         if last is None or not last.status.is_final:
-            if not await self._has_manifest(ref):
+            if await self._store.manifest_written_at_async(ref) is None:
                 await reopen(self._client, ref, "force_reconcile")
                 walk.note("started", ref)
             return
-        body = to_json(last)
-        if await self._bucket.create_async(ref.manifest, body):  # it may have ended a moment ago, after the first look
-            await self._bucket.see_async(ref.manifest, len(body))
+        if await self._store.create_manifest_async(ref, last):  # the run may have written it after the first look
             walk.note("mended", ref)
 
     async def _last_known(self, ref: UploadRef, run: WorkflowExecutionDescription) -> Snapshot | None:
@@ -380,19 +378,6 @@ class Housekeeping(HousekeepingActivities):
         except (RPCError, WorkflowQueryFailedError, WorkflowQueryRejectedError) as error:
             logger.info("a run that was ended does not tell its progress: %s", error, extra={"ref": str(ref)})
             return None
-
-    def _manifest(self, ref: UploadRef) -> Snapshot | None:
-        try:
-            return self._bucket.get_record(Snapshot, ref.manifest)
-        except ObjectMissing:
-            return None
-
-    async def _has_manifest(self, ref: UploadRef) -> bool:
-        try:
-            await self._bucket.head_async(ref.manifest)
-        except ObjectMissing:
-            return False
-        return True
 
     # ------------------------------------------------------------------ the nightly reconciliation
 
@@ -421,18 +406,17 @@ class Housekeeping(HousekeepingActivities):
 
     def _finished(self, ref: UploadRef, oldest: datetime) -> Snapshot | None:
         """The manifest of an upload that finished since ``oldest`` as ``complete`` or ``partial``."""
-        try:
-            if self._bucket.head(ref.manifest).modified < oldest - KEY_AGE:
-                return None  # whatever it says, it said it earlier
-        except ObjectMissing:
+        written_at = self._store.manifest_written_at(ref)
+        if written_at is None or written_at < oldest - KEY_AGE:
+            return None  # an upload whose manifest is older did not finish since
+        stored = self._store.manifest(ref)
+        if stored is None or stored.snapshot.status not in (UploadStatus.COMPLETE, UploadStatus.PARTIAL):
             return None
-        manifest = self._manifest(ref)
-        if manifest is None or manifest.status not in (UploadStatus.COMPLETE, UploadStatus.PARTIAL):
-            return None
+        manifest = stored.snapshot
         if manifest.completed_at is None or datetime.fromisoformat(manifest.completed_at) < oldest:
             return None
         try:
-            accepted_upload(self._bucket, ref)
+            self._store.accepted(ref)
         except UploadNotFound:
             return None
         return manifest
@@ -446,6 +430,6 @@ class Housekeeping(HousekeepingActivities):
                 walk.note("unfinished", ref)
                 return
             await asyncio.sleep(BEAT_S)
-        after = await asyncio.to_thread(self._manifest, ref)
-        if after is None or (after.status, after.completed_at) != (before.status, before.completed_at):
+        after = await asyncio.to_thread(self._store.manifest, ref)
+        if after is None or (after.snapshot.status, after.snapshot.completed_at) != (before.status, before.completed_at):
             walk.note("corrected", ref)

@@ -41,7 +41,7 @@ class Host:
 
 
 class DocumentActivities(UploadActivities):
-    """What looks at the document as a whole."""
+    """The activities that look at the document as a whole."""
 
     def __init__(self, host: Host) -> None:
         self._host = host
@@ -77,6 +77,6 @@ class DocumentActivities(UploadActivities):
                 if not MINIMUM_DPI <= half < args.dpi:
                     return None
                 page = await measure(half)
-            # Without the limit, which is this host's: sheet.json is the same whoever makes the sheet.
+            # The note does not name the memory limit, which is this host's: sheet.json must not depend on the host that makes the sheet.
             note = scaled_note(half, options.dpi, "the page needs more memory than one page may take")
             return replace(page, scaled=True, notes=bounded_notes((note, *page.notes)))

@@ -1,4 +1,4 @@
-"""What compares the bucket with the progress: what was done, what is broken, and the manifest that says so in the end."""
+"""The activities that compare the bucket with the progress, mend what is broken, and write the manifest."""
 
 import logging
 import threading
@@ -34,7 +34,7 @@ GROUP = 16
 
 
 class ReconcileActivities(UploadActivities):
-    """What compares the bucket with the progress."""
+    """The activities that compare the bucket with the progress."""
 
     def __init__(self, host: Host) -> None:
         self._host = host
@@ -160,7 +160,7 @@ def _keys(ref: UploadRef, listing: Listing) -> list[str]:
 
 
 def _pyramid(state: SheetState, options: UploadOptions) -> Pyramid | None:
-    """Of a sheet whose size is known."""
+    """The pyramid of a sheet; None when its size is not known."""
     return Pyramid(state.width, state.height, options.tile_size, options.overlap) if state.width and state.height else None
 
 

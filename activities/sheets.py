@@ -28,7 +28,7 @@ CHUNK = 32
 
 
 class SheetActivities(UploadActivities):
-    """What makes one sheet."""
+    """The activities that make one sheet."""
 
     def __init__(self, host: Host) -> None:
         self._host = host
@@ -83,7 +83,7 @@ class SheetActivities(UploadActivities):
                 msg = f"no thumbnail in {page.name}"
                 raise TilesMissing(msg) from error
             bucket.remove_unfinished(ref.sheet_prefix(number))  # of an attempt whose worker was killed
-            # What an earlier attempt has written, or a repair has left, need not be written again. Of a new sheet it is nothing.
+            # Tiles that an earlier attempt has written, or a repair has left, need not be written again. A new sheet has none.
             listing = Listing.of(bucket, ref, number)
             if listing.descriptor is not None and bucket.get(ref.descriptor(number)).body != descriptor:
                 self._store.uncommit(ref, number)  # the sheet had another size: first of all, for its tiles go
@@ -124,7 +124,7 @@ class SheetActivities(UploadActivities):
             listing = Listing.of(bucket, ref, number)
             _prove(listing, lines, len(thumbnail), len(body))
             check(stop)
-        bucket.delete(listing.surplus(ref, pyramid))  # what the sheet had in another size
+        bucket.delete(listing.surplus(ref, pyramid))  # tiles that the sheet had in another size
         self._store.commit(ref, number, descriptor)
         return record
 

@@ -1,4 +1,4 @@
-"""What is known of an upload: from its run, from the bucket, or, when neither answers, from memory."""
+"""The state of an upload: from its run, from the bucket, or, when neither answers, from memory."""
 
 import asyncio
 import logging
@@ -35,11 +35,11 @@ REMEMBERED_RECORDS = 4096
 REMEMBERED_SNAPSHOTS = 256
 
 QUIET = timedelta(seconds=10)
-"""After this long without a change, it is asked whether an activity keeps failing."""
+"""After this long without a change, Temporal is asked whether an activity keeps failing."""
 STUCK = timedelta(minutes=5)
-"""After this long without a change, that is worth a warning by itself."""
+"""After this long without a change, the standstill by itself is worth a warning."""
 LOAD_S = 4.0
-"""How long an answer waits for a run that has to learn first what an earlier one, now forgotten, has committed."""
+"""How long an answer waits for a run that has to learn first which sheets an earlier run, now forgotten, has committed."""
 LOAD_POLL_S = 0.1
 SHEETS_AT_ONCE = 16
 
@@ -69,7 +69,7 @@ class UploadState:
 
 
 class Status:
-    """Reads uploads.
+    """Reads the state of uploads.
 
     Args:
         bucket: Where their records are.
@@ -107,7 +107,7 @@ class Status:
         return record
 
     async def check(self, ref: UploadRef) -> None:
-        """Returns if there is such an upload; raises like ``record``, but not for one that cannot be read."""
+        """Returns if there is such an upload; raises like ``record``, but not if ``upload.json`` cannot be read."""
         with suppress(UnreadableRecord):
             await self.record(ref)
 
@@ -135,12 +135,12 @@ class Status:
     async def read(self, ref: UploadRef, *, ask: bool = True, patience_s: float = LOAD_S) -> UploadState:
         """The progress of an upload; starts its workflow if it was accepted and has no run.
 
-        A record that cannot be read is a warning, and nothing is started then: what it says could be a reason not to.
+        A record that cannot be read becomes a warning. Then no workflow is started: the record might say that none should be.
 
         Args:
             ref: The upload.
             ask: Whether to ask Temporal.
-            patience_s: How long to wait for a run that does not know yet what is committed; after that the bucket says it.
+            patience_s: How long to wait for a run that does not know yet which sheets are committed; after that the bucket is asked.
 
         Raises:
             UploadNotFound: The upload was never accepted or is marked deleted.
@@ -195,7 +195,7 @@ class Status:
         return _begins(record, began)
 
     async def _loaded(self, ref: UploadRef, snapshot: Snapshot, patience_s: float) -> Snapshot:
-        """The progress of a run that knew nothing yet, once it knows what an earlier one has committed; waits for it."""
+        """The progress of a run that knew nothing yet: waits until the run knows which sheets an earlier run has committed."""
         begun = await self._store.begun_async(ref)
         if not begun:
             return snapshot
@@ -207,9 +207,9 @@ class Status:
         return await self._with_committed(ref, snapshot, begun) if is_unloaded(snapshot) else snapshot
 
     async def _with_committed(self, ref: UploadRef, snapshot: Snapshot, begun: list[int]) -> Snapshot:
-        """The same with the sheets that the bucket holds. How many pages there are is not known before the run has counted them.
+        """The snapshot, with the sheets that are committed in the bucket. The number of pages stays unknown until the run has counted them.
 
-        A sheet whose record cannot be read is not among them.
+        A sheet whose record cannot be read is left out, and the warning says so.
         """
         turns = asyncio.Semaphore(SHEETS_AT_ONCE)
         unreadable: list[str] = []
@@ -228,7 +228,7 @@ class Status:
         return replace(snapshot, completed_pages=len(sheets), sheets=sheets, warning=warning)
 
     async def _broken_off(self, ref: UploadRef, status: WorkflowExecutionStatus | None, manifest: Manifest | None) -> UploadState:
-        """A run that an operator ended; a manifest that is older than the run was written by an earlier run."""
+        """The state after a run that an operator ended. A manifest that is older than the run was written by an earlier run."""
         began, moment = await self._times(ref)
         if manifest and datetime.fromisoformat(manifest.snapshot.updated_at) >= began:
             return _ended(manifest)
@@ -243,7 +243,7 @@ class Status:
         return UploadState(last, to_json(last))
 
     async def _unreadable(self, ref: UploadRef, record: UploadRecord | None, error: UnreadableRecord, *, ask: bool) -> UploadState:
-        """The newest of what its run says, of what is remembered and of what the bucket holds, without the record that cannot be read."""
+        """The newest state that the run, the memory and the readable records in the bucket tell."""
         candidates = [self._snapshots.get(ref)]
         with suppress(UnreadableRecord):
             manifest = await self._store.manifest_async(ref)
@@ -260,7 +260,7 @@ class Status:
         return UploadState(replace(newest, warning=warning), certain=False, record=record, unreadable=error)
 
     async def _unwritten(self, ref: UploadRef) -> UploadState:
-        """A run that has ended by itself and left no manifest: the run is asked; the sweep writes the manifest from the same answer.
+        """The state after a run that ended by itself and left no manifest: its own last answer, of which the sweep makes the manifest.
 
         Raises:
             TemporalUnavailable: The run does not answer.
@@ -280,7 +280,7 @@ class Status:
             raise TemporalUnavailable(msg) from error
 
     async def _unanswered(self, ref: UploadRef, record: UploadRecord, error: TemporalUnavailable, *, ask: bool) -> UploadState:
-        """The newest of what is remembered and what the bucket holds."""
+        """The newest state that the memory and the bucket tell, while Temporal does not answer."""
         manifest = await self._store.manifest_async(ref)
         candidates = [self._snapshots.get(ref), manifest.snapshot if manifest else None]
         newest = max(filter(None, candidates), key=lambda snapshot: snapshot.version, default=None)
@@ -294,7 +294,7 @@ class Status:
         return UploadState(replace(newest, warning=f"this may not be the latest state: {error}"), certain=False)
 
     async def explained(self, ref: UploadRef, state: UploadState) -> UploadState:
-        """The same with a warning, when nothing moves."""
+        """The state, with a warning when nothing moves."""
         now = datetime.now(UTC)
         idle = now - datetime.fromisoformat(state.snapshot.updated_at)
         if state.final is not None or not state.certain or idle < QUIET:
@@ -320,12 +320,12 @@ def created_at(ref: UploadRef, record: UploadRecord | None) -> str:
 
 
 def is_unloaded(snapshot: Snapshot) -> bool:
-    """Whether it is of a run that has not counted the pages yet: it does not know what was done before it."""
+    """Whether the snapshot is of a run that has not counted the pages yet: such a run does not know what earlier runs did."""
     return snapshot.status is UploadStatus.QUEUED and not snapshot.total_pages
 
 
 def _begins(record: UploadRecord, began: datetime) -> Snapshot:
-    """How a run begins: newer than all that a forgotten run before it has said, and not newer than what it will say itself."""
+    """The first progress of a run: newer than everything that a forgotten earlier run said, and not newer than what this run will say."""
     return replace(_queued(record.created_at), version=milliseconds(began))
 
 

@@ -576,6 +576,11 @@ class Bucket:
             finally:
                 os.close(descriptor)
 
+    async def sync_async(self) -> None:
+        """``sync``, for an event loop; only a directory takes a thread for it."""
+        if self._root is not None:
+            await asyncio.to_thread(self.sync)
+
 
 def read_record(kind: type[T], key: str, body: bytes) -> T:
     """The record that is the object at ``key``.

@@ -14,7 +14,6 @@ What holds for all of them:
    obstore's own asynchronous calls: no pool of threads fills up while the bucket hangs.
 """
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
@@ -95,7 +94,7 @@ class UploadStore:
         """
         created = await self._bucket.create_seen_async(ref.record, to_json(record))
         if created:
-            await asyncio.to_thread(self._bucket.sync)
+            await self._bucket.sync_async()
         return created
 
     async def mark_deleted_async(self, ref: UploadRef) -> str:
@@ -117,7 +116,7 @@ class UploadStore:
             deleted_at = (await self.record_async(ref)).deleted_at
         if deleted_at is None:
             raise not_written(ref.record)
-        await asyncio.to_thread(self._bucket.sync)
+        await self._bucket.sync_async()
         logger.info("marked an upload deleted", extra={"ref": str(ref)})
         return deleted_at
 

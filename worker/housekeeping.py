@@ -263,7 +263,7 @@ class Housekeeping(HousekeepingActivities):
         async def look_at_all(refs: list[UploadRef]) -> None:
             await asyncio.gather(*map(look_at, refs))
             prefixes = {ref.plan_ref.keys_prefix for ref in refs}
-            left = await asyncio.to_thread(lambda: sum(self._leftovers(prefix, abandoned) for prefix in prefixes))
+            left = await asyncio.to_thread(lambda: sum(self._remove_leftovers(prefix, abandoned) for prefix in prefixes))
             walk.report = replace(walk.report, leftovers=walk.report.leftovers + left)
 
         with walk.named_errors():
@@ -283,7 +283,7 @@ class Housekeeping(HousekeepingActivities):
             if await walk.in_thread(lambda stop: self._remove_abandoned(ref, abandoned, stop), more_follows=True):
                 walk.note("removed", ref)
             return
-        left = await asyncio.to_thread(self._leftovers, ref.prefix, abandoned)
+        left = await asyncio.to_thread(self._remove_leftovers, ref.prefix, abandoned)
         walk.report = replace(walk.report, leftovers=walk.report.leftovers + left)
         if record.deleted_at is not None:
             if await delete(self._client, ref):
@@ -311,7 +311,7 @@ class Housekeeping(HousekeepingActivities):
         self._clear(ref, stop)
         return True
 
-    def _leftovers(self, prefix: str, abandoned: datetime) -> int:
+    def _remove_leftovers(self, prefix: str, abandoned: datetime) -> int:
         """Removes the files that killed writes left directly below ``prefix``; says how many.
 
         A file below a sheet goes when the sheet is written again or discarded.

@@ -8,9 +8,9 @@ from activities.attempt import Attempt
 from activities.bucket.dzi import MINIMUM_DPI
 from activities.bucket.forecast import Forecaster
 from activities.bucket.keys import UploadRef
-from activities.bucket.records import UploadRecord, bounded_notes, scaled_note
+from activities.bucket.records import bounded_notes, scaled_note
 from activities.bucket.storage import PART_BYTES, Bucket
-from activities.errors import ObjectMissing, UploadNotFound
+from activities.bucket.uploads import UploadStore
 from activities.interface import CountPages, Document, HalvePage, Page, UploadActivities
 from activities.render.child import ChildPool
 from activities.scratch import Scratch
@@ -40,41 +40,12 @@ class Host:
     forecaster: Forecaster = field(default_factory=Forecaster)
 
 
-def read_upload(bucket: Bucket, ref: UploadRef) -> UploadRecord:
-    """``upload.json``; blocks.
-
-    Raises:
-        ObjectMissing: The upload was never accepted.
-        UnreadableRecord: It cannot be read.
-        BucketError: The bucket failed.
-    """
-    return bucket.get_record(UploadRecord, ref.record)
-
-
-def accepted_upload(bucket: Bucket, ref: UploadRef) -> UploadRecord:
-    """``upload.json`` of an upload that exists; blocks.
-
-    Raises:
-        UploadNotFound: It was never accepted or is marked deleted.
-        UnreadableRecord: It cannot be read.
-        BucketError: The bucket failed.
-    """
-    try:
-        record = read_upload(bucket, ref)
-    except ObjectMissing as error:
-        msg = f"no upload {ref} was accepted"
-        raise UploadNotFound(msg) from error
-    if record.deleted_at is not None:
-        msg = f"upload {ref} was deleted at {record.deleted_at}"
-        raise UploadNotFound(msg)
-    return record
-
-
 class DocumentActivities(UploadActivities):
-    """What looks at the document as a whole."""
+    """The activities that look at the document as a whole."""
 
     def __init__(self, host: Host) -> None:
         self._host = host
+        self._store = UploadStore(host.bucket)
 
     @activity.defn
     async def count_pages(self, args: CountPages) -> Document:
@@ -82,7 +53,7 @@ class DocumentActivities(UploadActivities):
         attempt = Attempt()
         host, ref = self._host, UploadRef.parse(args.ref)
         with attempt.named_errors():
-            record = await attempt.in_thread(lambda _: read_upload(host.bucket, ref), more_follows=True)
+            record = await attempt.in_thread(lambda _: self._store.record(ref), more_follows=True)
             async with host.scratch.source(ref, record, host.bucket, attempt) as source:
                 document = await host.children.count_pages(str(ref), source, record.options, host.max_pages, attempt.beat)
             source_parts = -(-record.size_bytes // PART_BYTES)
@@ -94,7 +65,7 @@ class DocumentActivities(UploadActivities):
         attempt = Attempt()
         host, ref = self._host, UploadRef.parse(args.ref)
         with attempt.named_errors():
-            record = await attempt.in_thread(lambda _: read_upload(host.bucket, ref), more_follows=True)
+            record = await attempt.in_thread(lambda _: self._store.record(ref), more_follows=True)
             options = record.options
             async with host.scratch.source(ref, record, host.bucket, attempt) as source:
 
@@ -106,6 +77,6 @@ class DocumentActivities(UploadActivities):
                 if not MINIMUM_DPI <= half < args.dpi:
                     return None
                 page = await measure(half)
-            # Without the limit, which is this host's: sheet.json is the same whoever makes the sheet.
+            # The note does not name the memory limit, which is this host's: sheet.json must not depend on the host that makes the sheet.
             note = scaled_note(half, options.dpi, "the page needs more memory than one page may take")
             return replace(page, scaled=True, notes=bounded_notes((note, *page.notes)))

@@ -41,6 +41,7 @@ from activities.errors import (
 )
 from activities.logs import AboutRequests
 from api.addresses import is_loopback
+from api.documents import collection_path, full_document, list_entry
 from api.problems import HANDLERS, named_problem
 from api.r2.events import Notices, unreadable_events
 from api.r2.push import PATH as PUSH_PATH
@@ -48,7 +49,7 @@ from api.r2.push import Push
 from api.runs import QUERY_TIMEOUT_S, NoRun, Runs
 from api.settings import ApiSettings
 from api.sse import Hub
-from api.status import Known, Status, collection_path, full_document, list_entry
+from api.status import Status, UploadState
 from api.tiles import Tiles, is_unchanged
 from api.uploads import Uploads
 from api.verify import Verifier
@@ -261,7 +262,7 @@ class Api:
         await self._runs.reopen(ref, "retry_sheets", SheetNumbers((sheet,)))
         return _accepted(ref)
 
-    async def _check_sheet(self, ref: UploadRef, sheet: int) -> Known:
+    async def _check_sheet(self, ref: UploadRef, sheet: int) -> UploadState:
         known = await self._status.read(ref)
         if known.unreadable is not None:
             raise known.unreadable

@@ -90,6 +90,7 @@ CALLS: dict[str, Callable[[Bucket], Any]] = {
     "put_async": lambda bucket: asyncio.run(bucket.put_async("a/b", b"x")),
     "get_async": lambda bucket: asyncio.run(bucket.get_async("a/b")),
     "head_async": lambda bucket: asyncio.run(bucket.head_async("a/b")),
+    "directories_async": lambda bucket: asyncio.run(bucket.directories_async("a/")),
     "create_async": lambda bucket: asyncio.run(bucket.create_async("a/b", b"x")),
     "put_stream": lambda bucket: asyncio.run(bucket.put_stream("a/b", stream(1))),
 }

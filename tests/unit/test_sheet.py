@@ -132,8 +132,8 @@ class LossyBucket(Md5Bucket):
         self.written: list[str] = []
 
     @property
-    def is_directory(self) -> bool:
-        """It is looked at like an S3 server."""
+    def answers_prove_writes(self) -> bool:
+        """Its answers prove no more than those of an S3 server."""
         return False
 
     def put(self, key: str, body: bytes) -> None:

@@ -28,7 +28,7 @@ from activities.bucket.records import (
 )
 from activities.bucket.setup import BucketSetup
 from activities.bucket.storage import Bucket, BucketSettings
-from activities.document import accepted_upload
+from activities.bucket.uploads import UploadStore
 from activities.errors import NotAPdf, ObjectMissing, UploadNotFound, to_application_error
 from activities.interface import (
     WORKFLOW_QUEUE,
@@ -67,7 +67,7 @@ class Activities(FakeActivities):
 
     def _accepted(self, ref: str) -> None:
         try:
-            accepted_upload(self.bucket, UploadRef.parse(ref))
+            UploadStore(self.bucket).accepted(UploadRef.parse(ref))
         except UploadNotFound as error:
             raise to_application_error(error) from error
 

@@ -16,17 +16,19 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from enum import Enum, auto
 from typing import Self
+
+from activities.bucket.dzi import parse_tile_name
 
 ID_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _SHEET_DIRECTORY = re.compile(r"sheet-([1-9][0-9]{0,8})")
 _OF_UPLOAD = re.compile(
     rf"organizations/({ID_PATTERN.pattern})/projects/({ID_PATTERN.pattern})/plans/({ID_PATTERN.pattern})/uploads/({ID_PATTERN.pattern})/"
 )
-_DESCRIPTOR = re.compile(rf"{_OF_UPLOAD.pattern}sheets/{_SHEET_DIRECTORY.pattern}/tiles/sheet-([1-9][0-9]*)\.dzi")
 
 UNREADABLE_EVENTS_PREFIX = "events/unreadable/"
-"""Below it is what came as an event and is none."""
+"""Below it lie messages that came as an event of the bucket and are not one."""
 _UUID7 = re.compile(r"([0-9a-f]{8})-([0-9a-f]{4})-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 
 ROOT = "organizations/"
@@ -218,12 +220,56 @@ def sheet_numbers(names: Iterable[str]) -> list[int]:
     return sorted(filter(None, map(sheet_of_directory, names)))
 
 
+class SheetPart(Enum):
+    """The kinds of objects that a sheet has."""
+
+    THUMBNAIL = auto()
+    RECORD = auto()
+    DESCRIPTOR = auto()
+    TILE = auto()
+
+
+@dataclass(frozen=True)
+class SheetObject:
+    """An object that a sheet may have.
+
+    Args:
+        sheet: The sheet's number.
+        part: Which of the sheet's objects.
+        tile: The name of the tile, ``{level}/{col}_{row}.jpeg``; empty for any other part.
+    """
+
+    sheet: int
+    part: SheetPart
+    tile: str = ""
+
+
+def parse_sheet_path(path: str) -> SheetObject | None:
+    """The object of a sheet whose key is ``sheets_prefix`` and ``path``; None for a path that no sheet has.
+
+    A path is read only if it is spelled as we would write it: without leading zeros, for example.
+    """
+    directory, _, name = path.partition("/")
+    sheet = sheet_of_directory(directory)
+    if sheet is None:
+        return None
+    tile = name.removeprefix(f"tiles/{directory}_files/")
+    if tile != name:
+        return SheetObject(sheet, SheetPart.TILE, tile) if parse_tile_name(tile) else None
+    parts = {"thumbnail.jpeg": SheetPart.THUMBNAIL, "sheet.json": SheetPart.RECORD, f"tiles/{directory}.dzi": SheetPart.DESCRIPTOR}
+    return SheetObject(sheet, parts[name]) if name in parts else None
+
+
 def sheet_of_descriptor(key: str) -> tuple[UploadRef, int] | None:
     """The upload and the number of the sheet whose ``.dzi`` is at ``key``; None for any other key."""
-    match = _DESCRIPTOR.fullmatch(key)
-    if match is None or match[5] != match[6]:
+    match = _OF_UPLOAD.match(key)
+    if match is None:
         return None
-    return UploadRef(match[1], match[2], match[3], match[4]), int(match[5])
+    ref = UploadRef(*match.groups())
+    if not key.startswith(ref.sheets_prefix):
+        return None
+    found = parse_sheet_path(key.removeprefix(ref.sheets_prefix))
+    return (ref, found.sheet) if found is not None and found.part is SheetPart.DESCRIPTOR else None
 
 
 def unreadable_event(message: bytes) -> str:

@@ -10,11 +10,14 @@ from temporalio import activity
 from activities.attempt import Attempt, check
 from activities.bucket.dzi import Pyramid
 from activities.bucket.keys import UploadRef, sheet_numbers, sheet_of_directory
+from activities.bucket.listing import Listing
 from activities.bucket.records import SheetRecord, SheetState, SheetStatus, Snapshot, UploadOptions, to_json
+from activities.bucket.report import SheetReport
 from activities.bucket.storage import Bucket
-from activities.bucket.verify import Listing, SheetReport, in_window, verify_sheet
-from activities.document import Host, accepted_upload
+from activities.bucket.verify import in_window, verify_sheet
+from activities.document import accepted_upload
 from activities.errors import DamagedRecord, ObjectMissing
+from activities.host import Host
 from activities.interface import (
     BrokenSheet,
     BucketState,

@@ -10,8 +10,9 @@ from starlette.responses import Response, StreamingResponse
 
 from activities.bucket.keys import UploadRef
 from activities.bucket.records import Snapshot, to_json
+from activities.bucket.report import SheetReport, UploadReport
 from activities.bucket.storage import Bucket
-from activities.bucket.verify import SheetReport, UploadReport, verify_upload
+from activities.bucket.verify import verify_upload
 from activities.errors import SiteLinkError
 from api.status import Status
 
@@ -23,7 +24,7 @@ class Verifier:
     """Verifies uploads in threads of its own.
 
     Args:
-        bucket: Where they are.
+        bucket: Where their objects are.
         status: Knows which sheets are ready.
     """
 

@@ -13,7 +13,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable
@@ -22,19 +21,17 @@ from pathlib import Path
 from typing import IO, Any
 
 from activities import errors
+from activities.attempt import BEAT_S
 from activities.bucket.records import Note, UploadOptions, from_wire, to_wire
 from activities.errors import RenderCrashed, RenderFault, RenderOutOfMemory, RenderTimeout, SiteLinkError
 from activities.interface import Document, TilePage
+from activities.render.process import start_process
 
 logger = logging.getLogger(__name__)
 
-BEAT_S = 1.0
 LONGEST_ANSWER_BYTES = 64 << 20
 LONGEST_LINE_BYTES = 2000
 CLOSE_S = 5.0
-
-_KEPT_ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TMPDIR", "TZ", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHOME")
-"""All that a render process gets to see: the bucket's keys are in the rest."""
 
 
 @dataclass(frozen=True)
@@ -290,16 +287,14 @@ class _ForkServer:
         self._loop = asyncio.get_running_loop()
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._control.setblocking(False)
-        environment = {name: value for name, value in os.environ.items() if name in _KEPT_ENVIRONMENT}
         with theirs:
-            self._process = subprocess.Popen(  # noqa: S603 (our own interpreter and module)
-                [sys.executable, "-m", "activities.render.forkserver", str(theirs.fileno()), str(os.getpid())],
-                pass_fds=[theirs.fileno()],
+            self._process = start_process(
+                "activities.render.forkserver",
+                str(theirs.fileno()),
+                str(os.getpid()),
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                cwd=Path(__file__).parents[2],
-                env=environment | {"VIPS_CONCURRENCY": "1"},
+                pass_fds=[theirs.fileno()],
             )
         threading.Thread(target=log_lines, args=(self._process.stdout,), name="render-output", daemon=True).start()
         self._loop.add_reader(self._control, self._receive)

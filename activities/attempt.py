@@ -64,12 +64,12 @@ class Attempt:
         """Runs ``work`` in a thread, with heartbeats for as long as the thread lives.
 
         Cancelling the caller, once or several times, sets the event, which ``work`` looks at often. The caller then waits for the thread,
-        still with heartbeats: without them Temporal would take the attempt for dead, others would clean up after it, and a late write of the
-        thread would undo their work. If the thread ends well, its result counts. Work that has not begun is dropped.
+        still with heartbeats: without them Temporal would take the attempt for dead, others would clean up after it, and a late write of
+        the thread would undo their work. If the thread ends well, its result counts. Work that has not begun is dropped.
 
         Args:
             work: Blocks.
-            more_follows: Whether ``work`` is only a step of the activity: then a cancelled caller goes no further, even if the step is done.
+            more_follows: Whether ``work`` is only a step of the activity: a cancelled caller then goes no further, even if it is done.
             submit: Hands the work and its event to other threads than asyncio's own.
         """
         stop = threading.Event()

@@ -140,9 +140,9 @@ class CheckedSheets:
     """Result of ``check_sheets``.
 
     Args:
-        committed: The ``sheet.json``, without digest and engines, of those that are whole though the progress does not have them ready.
-        broken: Those with a ``.dzi``, or ready in the progress, that are not whole; after a repair they have no ``.dzi``.
-        removed: How many objects were removed because no sheet owns them, or nobody would finish them.
+        committed: The ``sheet.json``, without digest and engines, of sheets that are whole though the progress does not have them ready.
+        broken: Sheets with a ``.dzi``, or ready in the progress, that are not whole; after a repair they have no ``.dzi``.
+        removed: How many objects were removed, because no sheet owns them or nobody is going to finish their sheet.
     """
 
     committed: tuple[SheetRecord, ...] = ()

@@ -34,7 +34,7 @@ class Verifier:
         self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="verify-upload")
 
     async def respond(self, ref: UploadRef, *, deep: bool) -> Response:
-        """One JSON object: the report of the upload and, before it, as ``sheets``, those of its sheets, each sent when it is known.
+        """One JSON object: ``sheets`` with the report of each sheet, sent as soon as it is known, then the fields of the upload's report.
 
         When the bucket fails in the middle, the answer has begun: the upload's report then says so, and that it is not verified.
 
@@ -60,10 +60,10 @@ class Verifier:
             while isinstance(report := await reports.get(), SheetReport):
                 yield separator + to_json(report)
                 separator = b",\n"
-            await work  # raises what it did not expect
+            await work  # raises an error that has no name
             yield b"\n]," + to_json(report)[1:] + b"\n"
         finally:
-            # The client may have gone: what has not begun does not begin, what has ends with the sheets at hand.
+            # The client may have gone: a verification that waits for a thread is dropped, one that runs ends with the sheets at hand.
             work.cancel()
             stop.set()
 

@@ -32,7 +32,7 @@ UNREADABLE_EVENTS_PREFIX = "events/unreadable/"
 _UUID7 = re.compile(r"([0-9a-f]{8})-([0-9a-f]{4})-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 
 ROOT = "organizations/"
-"""What every key begins with."""
+"""The beginning of every upload's keys."""
 
 
 def check_id(kind: str, value: str) -> str:
@@ -96,7 +96,7 @@ class PlanRef:
         return f"{self.prefix}keys/"
 
     def idempotency_key(self, header: str) -> str:
-        """The record of one ``Idempotency-Key`` header; a hash, for a header is data and never part of a key."""
+        """The record of one ``Idempotency-Key`` header, named by a hash: a header is data and never part of a key."""
         return f"{self.keys_prefix}{hashlib.sha256(header.encode()).hexdigest()}.json"
 
 
@@ -145,7 +145,7 @@ class UploadRef:
 
     @property
     def delete_workflow_id(self) -> str:
-        """The id of the workflow that deletes it."""
+        """The id of the workflow that deletes the upload."""
         return f"delete/{self}"
 
     @property
@@ -273,16 +273,16 @@ def sheet_of_descriptor(key: str) -> tuple[UploadRef, int] | None:
 
 
 def unreadable_event(message: bytes) -> str:
-    """Where a message that is no event is kept; the same message has one place, however often it comes."""
+    """The key of a message that is not an event; the same message has the same key, however often it comes."""
     return f"{UNREADABLE_EVENTS_PREFIX}{hashlib.sha256(message).hexdigest()}.json"
 
 
 def walk_uploads(directories: Callable[[str], Iterable[str]], after: UploadRef | None = None) -> Iterator[UploadRef]:
-    """Everything that may be an upload, of every plan, in the order of names; one level and one plan at a time.
+    """Every directory that may be an upload's, of every plan, in the order of names; lists one level of one plan at a time.
 
     Args:
         directories: The names directly below a prefix.
-        after: Begin behind this one.
+        after: Begin behind this upload.
     """
     begin = (after.organization, after.project, after.plan, after.upload) if after else ()
 

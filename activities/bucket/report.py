@@ -96,7 +96,7 @@ class SheetReport:
 
     @property
     def is_wrong(self) -> bool:
-        """Whether the bucket contradicts the progress; a sheet that the progress has as failed, or as not done yet, is not wrong."""
+        """Whether something is wrong with the sheet. A sheet that failed by name, or is not done yet, is not wrong for that."""
         return bool(self.foreign_count) or not self.is_whole
 
 

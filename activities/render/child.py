@@ -1,8 +1,8 @@
 """Render children: limited processes that open the PDFs, each for the pages of one upload. No native library is loaded here.
 
 A child is warm: it keeps the document open and its buffer mapped from page to page. It is replaced when another upload needs its slot,
-after any fault, and after a number of pages. What it may take of time is measured and enforced from here, of CPU time by the kernel,
-of memory by the kernel and ``forkserver``, which is the other side.
+after any fault, and after a number of pages. Its wall time is limited from here, its CPU time by the kernel, its memory by the kernel and
+by ``forkserver``, the other side.
 """
 
 import asyncio
@@ -52,7 +52,7 @@ class ChildLimits:
 
 
 class ChildPool:
-    """At most ``slots`` children of one fork server. Belongs to the event loop it is first used in.
+    """At most ``slots`` children of one fork server. The pool belongs to the event loop in which it is first used.
 
     Args:
         slots: Children at work at once; callers beyond wait their turn.
@@ -142,7 +142,7 @@ class ChildPool:
             try:
                 result = await child.ask(request, self._limits, beat)
             except BaseException as error:
-                # A refusal by name leaves a child as good as it was. All else ends it, before anyone hears of it.
+                # A named refusal leaves the child as good as it was. Any other error ends the child before the caller sees the error.
                 if isinstance(error, SiteLinkError) and not isinstance(error, RenderFault):
                     await self._give_back(child)
                 else:
@@ -175,7 +175,7 @@ class ChildPool:
         while self._idle and self._busy + len(self._idle) > self._slots:
             await self._idle.pop(0).end()
         if self._server is not None and self._server.lost:
-            # Forgotten first: who comes meanwhile starts the next one.
+            # Forgotten first, so that a caller that comes meanwhile starts the next server.
             lost, self._server = self._server, None
             await lost.close()
         if self._server is None:
@@ -320,7 +320,7 @@ class _ForkServer:
         return _Child(self, pid, upload, reader, writer)
 
     async def _undo(self, starting: asyncio.Future[int]) -> None:
-        """Ends a child that nobody wants any more, as soon as it has started."""
+        """Ends a child as soon as it has started: its caller was cancelled."""
         with contextlib.suppress(ConnectionError):
             pid = await starting
             if (ended := self.ended.get(pid)) is not None:
@@ -366,7 +366,7 @@ class _ForkServer:
             self.ended.pop(message["ended"]).set_result(_End(message["status"], message["overLimit"]))
 
     def _lose(self) -> None:
-        """The server is gone, and by the kernel every child with it."""
+        """Takes note that the server is gone: the kernel has killed every child with it."""
         if self.lost:
             return
         self.lost = True
@@ -397,7 +397,7 @@ def _too_little_memory(limits: ChildLimits) -> str:
 
 
 def _named(answer: dict[str, Any], limits: ChildLimits, upload: str, *, fresh_child: bool) -> Exception:
-    """The exception that a child's refusal stands for; what a library said in it goes to the log."""
+    """The exception that a child's answer stands for; the words of a library go to the log only."""
     name, message = str(answer["error"]), str(answer["message"])
     kind = getattr(errors, name, None)
     if isinstance(kind, type) and issubclass(kind, SiteLinkError) and not issubclass(kind, RenderFault):

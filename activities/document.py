@@ -1,43 +1,17 @@
 """``count_pages`` and ``halve_page``: open the PDF and decide the geometry of its pages."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from temporalio import activity
 
-from activities.attempt import Attempt
 from activities.bucket.dzi import MINIMUM_DPI
-from activities.bucket.forecast import Forecaster
 from activities.bucket.keys import UploadRef
 from activities.bucket.records import bounded_notes, scaled_note
-from activities.bucket.storage import PART_BYTES, Bucket
+from activities.bucket.storage import PART_BYTES
 from activities.bucket.uploads import UploadStore
+from activities.host import Host
 from activities.interface import CountPages, Document, HalvePage, Page, UploadActivities
-from activities.render.child import ChildPool
-from activities.scratch import Scratch
-from activities.threads import FairThreads
-
-
-@dataclass(frozen=True)
-class Host:
-    """What the activities of one host share.
-
-    Args:
-        bucket: Where objects go.
-        scratch: Where this host keeps what is on its way.
-        children: The render children.
-        threads: They talk to the bucket, in turn; their number bounds this host's requests at once.
-        uploads: Each has one sheet in hand; a sheet that Temporal has handed over waits here for its turn, beating.
-        max_pages: Most pages that a document may have.
-        forecaster: Says what a document will take on hosts like this one.
-    """
-
-    bucket: Bucket
-    scratch: Scratch
-    children: ChildPool
-    threads: FairThreads
-    uploads: FairThreads
-    max_pages: int = 2000
-    forecaster: Forecaster = field(default_factory=Forecaster)
+from activities.render.attempt import RenderAttempt
 
 
 class DocumentActivities(UploadActivities):
@@ -50,7 +24,7 @@ class DocumentActivities(UploadActivities):
     @activity.defn
     async def count_pages(self, args: CountPages) -> Document:
         """See ``UploadActivities.count_pages``."""
-        attempt = Attempt()
+        attempt = RenderAttempt()
         host, ref = self._host, UploadRef.parse(args.ref)
         with attempt.named_errors():
             record = await attempt.in_thread(lambda _: self._store.record(ref), more_follows=True)
@@ -62,7 +36,7 @@ class DocumentActivities(UploadActivities):
     @activity.defn
     async def halve_page(self, args: HalvePage) -> Page | None:
         """See ``UploadActivities.halve_page``."""
-        attempt = Attempt()
+        attempt = RenderAttempt()
         host, ref = self._host, UploadRef.parse(args.ref)
         with attempt.named_errors():
             record = await attempt.in_thread(lambda _: self._store.record(ref), more_follows=True)

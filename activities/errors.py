@@ -24,14 +24,15 @@ The class name is the ``ApplicationError.type`` in Temporal, the ``type`` of the
 
 from datetime import timedelta
 
-from temporalio.exceptions import ApplicationError
-
 
 class SiteLinkError(Exception):
     """Base of every named error; the message is a sentence for a person and gives the value and the limit."""
 
     final = False
     """True when trying again cannot help."""
+
+    again_in: timedelta | None = None
+    """When to try again; None where the caller's retry policy says it."""
 
     @property
     def type(self) -> str:
@@ -252,15 +253,3 @@ def is_named(name: str) -> bool:
     """Whether it is the name of an error of this module: only what such an error says is meant for a client."""
     kind = globals().get(name)
     return isinstance(kind, type) and issubclass(kind, SiteLinkError)
-
-
-def to_application_error(error: SiteLinkError, *, final: bool | None = None, again_in: timedelta | None = None) -> ApplicationError:
-    """The form in which a named error leaves an activity.
-
-    Args:
-        error: The named error.
-        final: Overrides ``error.final``, for faults that become final after some tries.
-        again_in: When it is tried again, if that is not the caller's policy to say.
-    """
-    non_retryable = error.final if final is None else final
-    return ApplicationError(str(error), type=error.type, non_retryable=non_retryable, next_retry_delay=again_in)

@@ -10,11 +10,13 @@ from temporalio import activity
 from activities.attempt import Attempt, check
 from activities.bucket.dzi import Pyramid
 from activities.bucket.keys import UploadRef, sheet_of_directory
+from activities.bucket.listing import Listing
 from activities.bucket.records import SheetRecord, SheetState, SheetStatus, UploadOptions
+from activities.bucket.report import SheetReport
 from activities.bucket.uploads import UploadStore
-from activities.bucket.verify import Listing, SheetReport, in_window, verify_sheet
-from activities.document import Host
+from activities.bucket.verify import in_window, verify_sheet
 from activities.errors import DamagedRecord
+from activities.host import Host
 from activities.interface import (
     BrokenSheet,
     BucketState,

@@ -13,13 +13,14 @@ from temporalio import activity
 from activities.attempt import Attempt, check
 from activities.bucket.dzi import Pyramid, tile_name
 from activities.bucket.keys import UploadRef
+from activities.bucket.listing import Listing
 from activities.bucket.records import SheetRecord, bounded_notes, tiles_digest, to_json
 from activities.bucket.storage import Bucket, ObjectInfo, not_written
 from activities.bucket.uploads import UploadStore
-from activities.bucket.verify import Listing
-from activities.document import Host
 from activities.errors import TilesMissing
+from activities.host import Host
 from activities.interface import DiscardScratch, TiledPage, TilePage, UploadActivities, UploadPage, host_queue
+from activities.render.attempt import RenderAttempt
 from activities.render.tilezip import THUMBNAIL, TILES, TileZip
 from activities.threads import turn_of
 
@@ -37,7 +38,7 @@ class SheetActivities(UploadActivities):
     @activity.defn
     async def tile_page(self, args: TilePage) -> TiledPage:
         """See ``UploadActivities.tile_page``."""
-        attempt = Attempt()
+        attempt = RenderAttempt()
         host, ref = self._host, UploadRef.parse(args.ref)
         with attempt.named_errors():
             record = await attempt.in_thread(lambda _: self._store.record(ref), more_follows=True)

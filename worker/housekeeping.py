@@ -33,6 +33,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from activities.attempt import BEAT_S, Attempt, beside, check
 from activities.bucket.keys import ROOT, UploadRef, walk_uploads
 from activities.bucket.records import Snapshot, UploadStatus, from_wire, timestamp, to_wire
+from activities.bucket.report import NameList
 from activities.bucket.setup import BucketSetup
 from activities.bucket.storage import DELETE_BATCH, Bucket
 from activities.bucket.uploads import UploadStore
@@ -44,7 +45,6 @@ from activities.interface import (
     Removed,
     RemoveObjects,
     RemoveRecord,
-    Some,
     StopRun,
     SweepBucket,
     Swept,
@@ -101,8 +101,8 @@ class _Walk(Attempt, Generic[R]):
 
     def note(self, field: str, name: object) -> None:
         """Adds one to a list of the report."""
-        some: Some = getattr(self.report, field)
-        self.report = replace(self.report, **{field: some.and_one(str(name))})  # type: ignore[arg-type] # of these names all are Some
+        names: NameList = getattr(self.report, field)
+        self.report = replace(self.report, **{field: names.with_names([str(name)])})  # type: ignore[arg-type] # each of these fields is a NameList
 
     async def over(self, bucket: Bucket, wanted: Callable[[UploadRef], bool], work: Callable[[list[UploadRef]], Awaitable[None]]) -> None:
         """Hands all wanted uploads to ``work``, ``AT_ONCE`` at a time."""

@@ -36,7 +36,7 @@ class DeleteUpload:
         """
         await self._stop_run(args.ref)
         removed = await self._remove_objects(args.ref)
-        if not removed.marked:
+        if not removed.has_record:
             return removed  # an earlier run of this workflow had done it all
         workflow.set_current_details(f"{removed.objects:,} objects removed; looks again {args.look_again_s / 60:.0f} minutes after that")
         await workflow.sleep(args.look_again_s)

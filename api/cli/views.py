@@ -10,9 +10,9 @@ from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
 from typing import Any, Self, TextIO
 
+from activities.bucket.records import SCHEMA
 from api.cli.client import Refused, named
 
-SCHEMA = 1
 RUNNING = ("queued", "processing")
 
 

@@ -22,10 +22,10 @@ import httpx
 from botocore.config import Config
 
 from activities.bucket.keys import UploadRef
+from activities.bucket.listing import Listing
 from activities.bucket.records import SheetRecord, from_json, tiles_digest
 from activities.bucket.setup import BucketSetup
 from activities.bucket.storage import Bucket, BucketSettings
-from activities.bucket.verify import Listing
 from activities.sheets import _prove
 from deploy.local import Stack
 from deploy.programs import CACHE

@@ -12,9 +12,10 @@ from typing import Any, Self
 import httpx
 
 from activities.bucket.keys import UploadRef
+from activities.bucket.report import Proof, SheetReport, UploadReport
 from activities.bucket.setup import BucketSetup
 from activities.bucket.storage import Bucket, BucketSettings
-from activities.bucket.verify import Proof, SheetReport, UploadReport, verify_upload
+from activities.bucket.verify import verify_upload
 from deploy.local import Stack
 
 PLAN = "/v1/organizations/acme/projects/tower/plans/{plan}/uploads"

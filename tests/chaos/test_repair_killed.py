@@ -7,8 +7,9 @@ from typing import Any
 import httpx
 
 from activities.bucket.keys import UploadRef
+from activities.bucket.listing import Listing
 from activities.bucket.storage import Bucket, BucketSettings
-from activities.bucket.verify import Listing, verify_sheet
+from activities.bucket.verify import verify_sheet
 from deploy.local import Stack
 from tests.chaos.test_worker_killed import DEADLINE_S, PLAN, send, sheets_in, wait_for
 from tests.resources.make_pdfs import plan_set

@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
+from activities.attempt import to_application_error
 from activities.bucket.keys import UploadRef
 from activities.bucket.records import UploadOptions, UploadRecord, from_json, to_json
 from activities.bucket.setup import RULE_ID, BucketSetup, equal_parts
@@ -26,7 +27,6 @@ from activities.errors import (
     SiteLinkError,
     StorageDenied,
     StorageUnavailable,
-    to_application_error,
 )
 from api.runs import Runs
 from api.status import Status

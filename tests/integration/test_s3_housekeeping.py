@@ -9,9 +9,10 @@ from temporalio.client import Client
 
 from activities.bucket.keys import UploadRef
 from activities.bucket.records import KeyRecord, to_json
+from activities.bucket.report import NameList
 from activities.bucket.setup import BucketSetup
 from activities.bucket.storage import Bucket
-from activities.interface import WORKFLOW_QUEUE, Some, SweepBucket, Swept
+from activities.interface import WORKFLOW_QUEUE, SweepBucket, Swept
 from api.uploads import new_upload_id
 from deploy.temporal import TemporalServer
 from tests.servers.s3 import TestServer
@@ -82,7 +83,7 @@ async def test_sweep_over_a_server(client: Client, s3_server: TestServer) -> Non
         begun = setup.start_upload(new_ref().source, PART, 60)
         elsewhere = setup.start_upload("not/ours.pdf", PART, 60)
         swept = await sweep(client, 24 * 60 * 60)
-        assert (swept.uploads, swept.started, swept.removed) == (3, Some(1, (str(accepted),)), Some())  # both were written just now
+        assert (swept.uploads, swept.started, swept.removed) == (3, NameList(1, (str(accepted),)), NameList())  # both were written just now
         assert {upload.upload_id for upload in setup.unfinished_uploads()} == {begun.upload_id, elsewhere.upload_id}
         assert keys(bucket, fresh.prefix) == [fresh.source]
 
@@ -90,7 +91,7 @@ async def test_sweep_over_a_server(client: Client, s3_server: TestServer) -> Non
         swept = await sweep(client, 1)
         assert str(old) in swept.removed.first
         assert keys(bucket, old.prefix) == []
-        assert swept.aborted == Some(1, (begun.key,))
+        assert swept.aborted == NameList(1, (begun.key,))
         assert [upload.upload_id for upload in setup.unfinished_uploads()] == [elsewhere.upload_id]
         await handle_of(client, accepted).result()
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from activities.bucket.keys import PlanRef, UploadRef
 from activities.bucket.records import SheetStatus, UploadStatus, to_wire
-from activities.bucket.verify import Proof, SheetReport, UploadReport
+from activities.bucket.report import Proof, SheetReport, UploadReport
 from api.addresses import StackAddresses
 from api.cli.client import EventParser, LocalFile, Patience, Refused, Server, ServerEvent, WrongUse, named
 from api.cli.commands import build_parser, outcome

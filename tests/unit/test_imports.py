@@ -19,22 +19,30 @@ MODULES = sorted(
     if path.name != "__init__.py"
 )
 
-LIGHT = {
-    "temporalio",
-    *(f"activities.{name}" for name in ("interface", "errors")),
-    *(f"activities.bucket.{name}" for name in ("keys", "dzi", "records", "forecast")),
-}
+PURE = {"activities.errors", *(f"activities.bucket.{name}" for name in ("keys", "dzi", "records", "report"))}
+"""No Temporal is loaded here: the command line and the decoder start in a moment."""
+LIGHT = PURE | {"temporalio", "activities.interface", "activities.bucket.forecast"}
 BUCKET = LIGHT | {"activities.bucket"}
-HOST = BUCKET | {f"activities.{name}" for name in ("attempt", "scratch", "threads", "render.child", "render.tilezip")}
+HOST = BUCKET | {f"activities.{name}" for name in ("host", "attempt", "threads", "render.attempt", "render.tilezip")}
 SERVER = {"starlette", "sse_starlette", "uvicorn", "python_multipart"}
 
 MAY_IMPORT: dict[str, set[str]] = {
-    **dict.fromkeys(sorted(LIGHT - {"temporalio"}), LIGHT),
+    "activities.errors": set(),
+    "activities.bucket.dzi": set(),
+    "activities.bucket.keys": {"activities.bucket.dzi"},
+    "activities.bucket.records": {"activities.errors"},
+    "activities.bucket.report": {"activities.bucket.records"},
+    "activities.bucket.forecast": PURE | {"activities.interface"},
+    "activities.interface": PURE | {"temporalio"},
     "activities.bucket.storage": LIGHT | {"obstore"},
     "activities.bucket.setup": LIGHT | {"activities.bucket.storage", "boto3", "botocore", "mypy_boto3_s3"},
     "activities.bucket.uploads": LIGHT | {"activities.bucket.storage"},
+    "activities.bucket.listing": PURE | {"activities.bucket.storage"},
+    "activities.bucket.verify": PURE | {"activities.bucket.storage", "activities.bucket.listing", "activities.render.decoder"},
     "activities.bucket.*": BUCKET,
-    "activities.render.decode": LIGHT | {"pyvips"},
+    "activities.render.process": set(),
+    "activities.render.decoder": {"activities.errors", "activities.render.process"},
+    "activities.render.decode": {"activities.render.decoder", "pyvips"},
     "activities.render.tilezip": LIGHT,
     "activities.render.structure": LIGHT | {"pikepdf"},
     "activities.render.fonts": LIGHT | {"pypdfium2"},
@@ -44,13 +52,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "activities.render.raster": LIGHT
     | {*(f"activities.render.{name}" for name in ("structure", "annotations", "fonts")), "pypdfium2", "pypdfium2_raw"},
     "activities.render.pyramid": LIGHT | {"activities.render.tilezip", "pyvips"},
-    "activities.render.child": LIGHT,
+    "activities.render.attempt": {"activities.attempt", "activities.errors", "temporalio"},
+    "activities.render.child": LIGHT | {"activities.attempt", "activities.render.process"},
     "activities.render.forkserver": LIGHT | {"activities.render.memorylimit"},
     "activities.render.memorylimit": set(),
     "activities.logs": {"temporalio", "starlette"},
-    "activities.attempt": LIGHT,
+    "activities.attempt": {"activities.errors", "temporalio"},
     "activities.scratch": BUCKET | {"activities.attempt"},
-    "activities.threads": LIGHT,
+    "activities.threads": {"activities.bucket.keys"},
+    "activities.host": BUCKET | {"activities.render.child", "activities.scratch", "activities.threads"},
     "activities.*": HOST | {"activities.document"},
     "workflows.*": LIGHT | {"workflows"},
     "api.addresses": set(),
@@ -173,6 +183,14 @@ def test_workflows_load_no_server_and_no_bucket(module: str) -> None:
     code = f"import sys, {module}; print(sorted({heavy!r} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True, cwd=ROOT)
     assert result.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("module", ["api.cli.commands", "activities.render.decode"])
+def test_what_starts_often_loads_no_temporal(module: str) -> None:
+    """Temporal's library takes longer to load than a command or a decoder takes to answer."""
+    code = f"import sys, {module}; print('temporalio' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True, cwd=ROOT)
+    assert result.stdout == "False\n"
 
 
 ABSTRACT = sorted(UploadActivities.__abstractmethods__)

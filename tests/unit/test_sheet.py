@@ -19,7 +19,7 @@ from activities.bucket.keys import UploadRef
 from activities.bucket.records import Note, UploadOptions, UploadRecord, scaled_note, to_json
 from activities.bucket.storage import Bucket, BucketSettings, StoredObject
 from activities.bucket.verify import verify_upload
-from activities.document import Host
+from activities.host import Host
 from activities.interface import Page, TiledPage, TilePage, UploadPage, host_queue
 from activities.render.child import ChildPool
 from activities.render.raster import UNCERTAIN
@@ -77,7 +77,7 @@ async def host(bucket: OrderedBucket, tmp_path: Path) -> AsyncIterator[Host]:
         FairThreads(1, "upload") as uploads,
         closing(Scratch(tmp_path / "scratch", 1 << 30, 3)) as scratch,
     ):
-        yield Host(bucket, scratch, ChildPool(1), threads, uploads)
+        yield Host(bucket=bucket, scratch=scratch, children=ChildPool(1), threads=threads, uploads=uploads)
 
 
 def tiled(host: Host, *, without: str = "", pyramid: Pyramid = PYRAMID) -> UploadPage:

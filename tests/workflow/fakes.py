@@ -8,9 +8,10 @@ from dataclasses import replace
 from temporalio import activity
 from temporalio.client import Client
 
+from activities.attempt import to_application_error
 from activities.bucket.forecast import Forecaster
 from activities.bucket.records import SheetRecord, SheetStatus, Snapshot, UploadOptions, scaled_note
-from activities.errors import RenderOutOfMemory, SiteLinkError, to_application_error
+from activities.errors import RenderOutOfMemory, SiteLinkError
 from activities.interface import (
     STORAGE_QUEUE,
     TILE_QUEUE,

@@ -14,6 +14,7 @@ import pytest
 from temporalio import activity
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError
 
+from activities.attempt import to_application_error
 from activities.bucket.keys import UploadRef
 from activities.bucket.records import (
     KeyRecord,
@@ -26,16 +27,16 @@ from activities.bucket.records import (
     timestamp,
     to_json,
 )
+from activities.bucket.report import NameList
 from activities.bucket.setup import BucketSetup
 from activities.bucket.storage import Bucket, BucketSettings
 from activities.bucket.uploads import UploadStore
-from activities.errors import NotAPdf, ObjectMissing, UploadNotFound, to_application_error
+from activities.errors import NotAPdf, ObjectMissing, UploadNotFound
 from activities.interface import (
     WORKFLOW_QUEUE,
     BucketState,
     ListSheets,
     ReconcileFinished,
-    Some,
     SweepBucket,
     Swept,
     WriteManifest,
@@ -208,7 +209,7 @@ async def test_deletion_that_was_ended_is_begun_again(client: Client, bucket: Bu
     waiting, lost = accept(bucket, new_ref(), deleted=True), accept(bucket, new_ref(age=timedelta(days=30)), deleted=True)
     await delete(client, waiting)
     await until(lambda: files(directory, waiting.prefix) == [waiting.prefix.rstrip("/"), waiting.record])
-    assert (await sweep(client)).deleted == Some(1, (str(lost),))  # the other is at it
+    assert (await sweep(client)).deleted == NameList(1, (str(lost),))  # the other is at it
     for ref in (waiting, lost):
         await client.get_workflow_handle(ref.delete_workflow_id).terminate()
     assert (await sweep(client)).deleted.count == 2
@@ -265,7 +266,7 @@ async def test_sweep_starts_what_never_ran_and_removes_what_was_never_accepted(
     make_old(directory, key)
     swept = await sweep(client, keep="swept")
     assert swept.uploads == 6
-    assert swept.started == Some(1, (str(accepted),))
+    assert swept.started == NameList(1, (str(accepted),))
     assert swept.removed.count == 2
     assert set(swept.removed.first) == {str(old), str(empty)}
     assert (await handle_of(client, accepted).result()).status is UploadStatus.COMPLETE
@@ -274,7 +275,7 @@ async def test_sweep_starts_what_never_ran_and_removes_what_was_never_accepted(
     for ref in (fresh, busy, slow):
         assert len(files(directory, ref.prefix)) == 2
     make_old(directory, slow.prefix)
-    assert (await sweep(client)).removed == Some(1, (str(slow),))
+    assert (await sweep(client)).removed == NameList(1, (str(slow),))
 
 
 async def test_hourly_sweep_looks_at_recent_uploads_only(client: Client, bucket: Bucket, house: Activities) -> None:
@@ -282,7 +283,7 @@ async def test_hourly_sweep_looks_at_recent_uploads_only(client: Client, bucket:
     recent, aged = accept(bucket, new_ref()), accept(bucket, new_ref(age=timedelta(days=8)))
     foreign = accept(bucket, UploadRef(*PLAN, f"made-by-hand-{recent.upload}"))
     first = await sweep(client, days=7)
-    assert (first.uploads, first.started) == (1, Some(1, (str(recent),)))
+    assert (first.uploads, first.started) == (1, NameList(1, (str(recent),)))
     second = await sweep(client)
     assert (second.uploads, second.started.count) == (3, 2)
     assert set(second.started.first) == {str(aged), str(foreign)}
@@ -299,13 +300,13 @@ async def test_run_ended_from_outside_gets_its_manifest(client: Client, bucket: 
     await until(lambda: house.tiled == [2])
     before = await handle_of(client, ref).query(ProcessUpload.progress)
     await handle_of(client, ref).terminate()
-    assert (await sweep(client)).terminated == Some(1, (str(ref),))
+    assert (await sweep(client)).terminated == NameList(1, (str(ref),))
     manifest = await manifest_of(bucket, ref)
     assert (manifest.status, manifest.reason, manifest.completed_pages) == (UploadStatus.FAILED, "Terminated", 1)
     assert [sheet.status for sheet in manifest.sheets] == [SheetStatus.READY, SheetStatus.PENDING]
     assert manifest.version > before.version
     assert manifest.completed_at is not None
-    assert (await sweep(client)).terminated == Some()
+    assert (await sweep(client)).terminated == NameList()
 
     # Somebody asks for the rest, and that run is ended from outside, too: now there is a manifest, an older one.
     await reopen(client, ref, "retry_sheets", SheetNumbers())
@@ -319,7 +320,7 @@ async def test_run_ended_from_outside_gets_its_manifest(client: Client, bucket: 
         return bool(again.terminated.count)
 
     await until(is_told)
-    assert again.terminated == Some(1, (str(ref),))
+    assert again.terminated == NameList(1, (str(ref),))
     second = await manifest_of(bucket, ref)
     assert (second.status, second.reason, second.completed_pages) == (UploadStatus.FAILED, "Terminated", 1)
     assert second.version > manifest.version
@@ -337,7 +338,7 @@ async def test_run_ended_from_outside_before_the_count_is_resumed_only_by_retry(
     await until(lambda: house.reached == "count_pages")
     await handle_of(client, ref).terminate()
     house.released.set()
-    assert (await sweep(client)).terminated == Some(1, (str(ref),))
+    assert (await sweep(client)).terminated == NameList(1, (str(ref),))
     assert (await manifest_of(bucket, ref)).total_pages == 0
     house.commit(house.pages[0])  # type: ignore[index]
 
@@ -376,9 +377,9 @@ async def test_ended_run_without_manifest_gets_what_it_said_last(
     known = await status.read(ref)
     assert (known.snapshot.status, known.certain, known.final) == (end, True, body)
     swept = await sweep(client)
-    assert (swept.mended, swept.passed_over.count, swept.terminated.count) == (Some(1, (str(ref),)), 0, 0)
+    assert (swept.mended, swept.passed_over.count, swept.terminated.count) == (NameList(1, (str(ref),)), 0, 0)
     assert bucket.get(ref.manifest).body == body
-    assert (await sweep(client)).mended == Some()
+    assert (await sweep(client)).mended == NameList()
 
 
 async def test_ended_run_that_does_not_know_how_is_followed_by_another(client: Client, bucket: Bucket, house: Activities) -> None:
@@ -389,7 +390,7 @@ async def test_ended_run_that_does_not_know_how_is_followed_by_another(client: C
     accept(bucket, ref)
     known = await Status(bucket, Runs(lambda: asyncio.sleep(0, client))).read(ref)
     assert (known.snapshot.status, known.certain, known.final) == (UploadStatus.QUEUED, False, None)
-    assert (await sweep(client)).started == Some(1, (str(ref),))
+    assert (await sweep(client)).started == NameList(1, (str(ref),))
     assert (await handle_of(client, ref).result()).status is UploadStatus.COMPLETE
     assert (await manifest_of(bucket, ref)).status is UploadStatus.COMPLETE
 
@@ -401,7 +402,7 @@ async def test_broken_object_stops_no_sweep(client: Client, bucket: Bucket, hous
     bucket.put(newer.record, b'{"schema":2}')
     bucket.put(odd.record, b'{"options":[]}')
     swept = await sweep(client)
-    assert swept.started == Some(1, (str(good),))
+    assert swept.started == NameList(1, (str(good),))
     assert swept.passed_over.count == 3
     assert any("schema 2" in name for name in swept.passed_over.first)
     await handle_of(client, good).result()
@@ -443,7 +444,7 @@ async def test_nightly_pass_reconciles_what_finished_lately(client: Client, buck
     )
     result = await handle.result()
     await keep_history(handle, "nightly")
-    assert (result.uploads, result.corrected, result.unfinished) == (2, Some(1, (str(broken),)), Some())
+    assert (result.uploads, result.corrected, result.unfinished) == (2, NameList(1, (str(broken),)), NameList())
     assert sorted(result.passed_over.first) == sorted(f"{ref}: {ref.manifest} cannot be read: {why}" for ref, why in unreadable.items())
     assert [bucket.get(ref.manifest).body for ref in unreadable] == [b"{", b'{"schema":2}']
     assert (await manifest_of(bucket, broken)).completed_pages == 2

@@ -29,7 +29,7 @@ from activities.bucket.storage import Bucket, not_written, read_record
 from activities.errors import BucketError, ObjectMissing, TemporalUnavailable, Terminated, UnreadableRecord, UploadNotFound
 from api.runs import NoRun, RunClosed, Runs
 from workflows.progress import ready_sheet
-from workflows.terminated import BROKEN_OFF, broken_off
+from workflows.terminated import ENDED_FROM_OUTSIDE, terminated_progress
 
 logger = logging.getLogger(__name__)
 
@@ -235,7 +235,7 @@ class Status:
             return Known(snapshot)
         except RunClosed as closed:
             ended = await self.manifest(ref)
-            if closed.status in BROKEN_OFF:
+            if closed.status in ENDED_FROM_OUTSIDE:
                 return await self._broken_off(ref, closed.status, ended)
             return Known(*ended) if ended else await self._unwritten(ref)
 
@@ -305,7 +305,7 @@ class Status:
             candidates.append(ended[0])
         last = max(candidates, key=lambda snapshot: snapshot.version)
         if last.reason != Terminated.__name__:
-            last = broken_off(last, status, moment)
+            last = terminated_progress(last, status, moment)
         return Known(last, to_json(last))
 
     async def _unreadable(self, ref: UploadRef, record: UploadRecord | None, error: UnreadableRecord, *, ask: bool) -> Known:

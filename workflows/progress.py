@@ -46,6 +46,10 @@ class Progress:
     def __init__(self, now: datetime, snapshot: Snapshot | None = None) -> None:
         if snapshot is None:
             snapshot = Snapshot(UploadStatus.QUEUED, version=milliseconds(now), updated_at=timestamp(now))
+        self.restore(snapshot)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Goes on from where an earlier run left off."""
         self._head = replace(snapshot, sheets=())
         self._sheets = {sheet.number: sheet for sheet in snapshot.sheets}
 
@@ -77,6 +81,11 @@ class Progress:
     def sheets_in(self, *statuses: SheetStatus) -> list[int]:
         """The numbers of the sheets in any of these states, ascending."""
         return [sheet.number for sheet in self._sheets.values() if sheet.status in statuses]
+
+    @property
+    def sheets_to_do(self) -> list[int]:
+        """The numbers of the sheets that the run should begin, ascending; none while the upload has ended, or was stopped."""
+        return self.sheets_in(SheetStatus.PENDING) if self.status is UploadStatus.PROCESSING else []
 
     @property
     def first_failure(self) -> SheetState | None:

@@ -82,6 +82,7 @@ async def reopen_upload(
     Raises:
         RPCError: Temporal does not answer.
     """
+    # The run cannot know whether this signal came before or after a cancellation, so the sender looks before it sends.
     run = await last_run(client, ref)
     if run is not None and run.raw_description.workflow_extended_info.cancel_requested:
         args = replace(args, after_cancel_of=run.run_id)

@@ -7,6 +7,8 @@ and writes the manifest. Signals may ask for more at any time. The parts of the 
     sheet.py      the work on one sheet
     checks.py     the comparison with the bucket
     calls.py      the activities, with their timeouts and retries
+    failures.py   how a cancellation and the failure of an activity are read
+    patches.py    the changes that runs with an older history go on without
     progress.py   the progress that clients see
     display.py    what operators see
 """

@@ -30,7 +30,18 @@ from activities.bucket.setup import BucketSetup
 from activities.bucket.storage import Bucket, BucketSettings
 from activities.document import accepted_upload
 from activities.errors import NotAPdf, ObjectMissing, UploadNotFound, to_application_error
-from activities.interface import WORKFLOW_QUEUE, BucketState, ListSheets, ReconcileFinished, Some, SweepBucket, Swept, WriteManifest
+from activities.interface import (
+    WORKFLOW_QUEUE,
+    BucketState,
+    ListSheets,
+    ReconcileFinished,
+    Removed,
+    RemoveObjects,
+    Some,
+    SweepBucket,
+    Swept,
+    WriteManifest,
+)
 from api.runs import Runs
 from api.status import Status
 from api.uploads import new_upload_id
@@ -101,9 +112,11 @@ async def house(client: Client, bucket: Bucket) -> AsyncIterator[Activities]:
 
 
 @asynccontextmanager
-async def at_work(client: Client, fake: Activities, setup: BucketSetup | None = None) -> AsyncIterator[None]:
+async def at_work(
+    client: Client, fake: Activities, setup: BucketSetup | None = None, housekeeping: Housekeeping | None = None
+) -> AsyncIterator[None]:
     """Runs the workers; ``setup`` is the bucket's on an S3 server."""
-    async with working(client, fake), housekeeping_worker(client, Housekeeping(client, fake.bucket, setup), 8):
+    async with working(client, fake), housekeeping_worker(client, housekeeping or Housekeeping(client, fake.bucket, setup), 8):
         yield
 
 
@@ -158,8 +171,8 @@ async def manifest_of(bucket: Bucket, ref: UploadRef) -> Snapshot:
     return from_json(Snapshot, (await bucket.get_async(ref.manifest)).body)
 
 
-async def test_deleted_while_processing_leaves_nothing(client: Client, bucket: Bucket, directory: Path, house: Activities) -> None:
-    """The run ends without a manifest, everything goes, its Idempotency-Key too; what comes late goes with the second look."""
+async def test_deleted_while_processing_leaves_nothing(client: Client, bucket: Bucket, directory: Path) -> None:
+    """The run ends without a manifest, all objects go, the Idempotency-Key too; an object written late goes with the second removal."""
     ref, other = accept(bucket, new_ref()), accept(bucket, new_ref())
     ours, others = (ref.plan_ref.idempotency_key(name) for name in ("ours", "others"))
     for key, upload in ((ours, ref), (others, other)):
@@ -167,20 +180,34 @@ async def test_deleted_while_processing_leaves_nothing(client: Client, bucket: B
     unreadable = {ref.plan_ref.idempotency_key(name): body for name, body in (("cut", b"{"), ("newer", b'{"schema":2}'))}
     for key, body in unreadable.items():
         bucket.put(key, body)
+    left: list[list[str]] = []
+
+    class BesideALateWriter(Housekeeping):
+        @activity.defn
+        async def remove_objects(self, args: RemoveObjects) -> Removed:
+            """Somebody writes an object as soon as the first removal is done."""
+            removed = await super().remove_objects(args)
+            left.append(files(directory, ref.prefix))
+            if len(left) == 1:
+                bucket.put(ref.descriptor(1), b"late")
+            return removed
+
+    house = Activities(2, bucket)
     house.gate.clear()
-    await start_upload(client, ref)
-    await until(lambda: len(house.tiled) == 2)
-    bucket.put(ref.tiles_prefix(1) + "0/0_0.jpeg", b"tile")
-    (directory / ref.prefix / "manifest.json#1").write_bytes(b"half")
-    mark(bucket, ref)
-    assert await start_deletion(client, ref, look_again_s=10)
-    assert not await start_deletion(client, ref)
-    await until(lambda: files(directory, ref.prefix) == [ref.prefix.rstrip("/"), ref.record])
-    assert (await handle_of(client, ref).describe()).status is not WorkflowExecutionStatus.RUNNING
-    late = ref.descriptor(1)
-    bucket.put(late, b"late")
-    result = await client.get_workflow_handle(ref.delete_workflow_id).result()
-    await keep_history(client.get_workflow_handle(ref.delete_workflow_id), "deleted")
+    async with at_work(client, house, housekeeping=BesideALateWriter(client, bucket, None)):
+        await start_upload(client, ref)
+        await until(lambda: len(house.tiled) == 2)
+        bucket.put(ref.tiles_prefix(1) + "0/0_0.jpeg", b"tile")
+        (directory / ref.prefix / "manifest.json#1").write_bytes(b"half")
+        mark(bucket, ref)
+        assert await start_deletion(client, ref, look_again_s=2)
+        assert not await start_deletion(client, ref)
+        deletion = client.get_workflow_handle(ref.delete_workflow_id)
+        result = await deletion.result()
+        await keep_history(deletion, "deleted")
+    assert left == [[ref.prefix.rstrip("/"), ref.record]] * 2
+    assert await has_ended(client, ref)
+    assert house.manifest is None
     assert (result["objects"], result["marked"]) == (3, False)  # source.pdf, a tile, the late descriptor
     assert files(directory, ref.prefix) == []
     assert files(directory, ref.plan_ref.keys_prefix)[1:] == sorted([others, *unreadable])  # whose they are, nobody can tell

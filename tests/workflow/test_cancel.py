@@ -196,6 +196,7 @@ async def test_what_is_asked_while_a_cancelled_run_closes_is_done(client: Client
         assert (await handle_of(client, ref).describe()).run_id != first_run
         if (signal, step) == ("retry_sheets", "write_manifest"):
             await keep_history(client.get_workflow_handle(ref.workflow_id, run_id=first_run), "cancelled-then-retried")
+            await keep_history(handle_of(client, ref), "requests-handed-over")
     if signal == "retry_sheets":
         assert (result.status, result.completed_pages, fake.tiled) == (UploadStatus.COMPLETE, 4, [1, 1, 2, 4])
     else:

@@ -30,8 +30,8 @@ from temporalio.service import RPCError, RPCStatusCode
 from activities.bucket.keys import UploadRef
 from activities.bucket.records import Snapshot
 from activities.errors import TemporalUnavailable, is_named
-from workflows import starting as starter
 from workflows.messages import ProgressAfter, Reconcile, SheetNumbers
+from workflows.starting import reopen_upload, start_deletion, start_upload
 from workflows.upload import ProcessUpload
 
 logger = logging.getLogger(__name__)
@@ -149,7 +149,7 @@ class Runs:
         """
         try:
             async with _named(QUERY_TIMEOUT_S):
-                await starter.start(await self._connected(), ref)
+                await start_upload(await self._connected(), ref)
         except NoRun as error:
             raise _unavailable(error.__cause__) from error
 
@@ -161,7 +161,7 @@ class Runs:
         """
         try:
             async with _named(QUERY_TIMEOUT_S):
-                await starter.reopen(await self._connected(), ref, signal, args)
+                await reopen_upload(await self._connected(), ref, signal, args)
         except NoRun as error:
             raise _unavailable(error.__cause__) from error
 
@@ -173,7 +173,7 @@ class Runs:
         """
         try:
             async with _named(QUERY_TIMEOUT_S):
-                await starter.delete(await self._connected(), ref)
+                await start_deletion(await self._connected(), ref)
         except NoRun as error:
             raise _unavailable(error.__cause__) from error
 

@@ -26,7 +26,7 @@ from activities.errors import BucketError, TemporalUnavailable, Terminated, Unre
 from api.recent import Recent
 from api.runs import NoRun, RunClosed, Runs
 from workflows.progress import ready_sheet
-from workflows.terminated import BROKEN_OFF, broken_off
+from workflows.terminated import ENDED_FROM_OUTSIDE, terminated_progress
 
 logger = logging.getLogger(__name__)
 
@@ -177,8 +177,8 @@ class Status:
             return UploadState(snapshot)
         except RunClosed as closed:
             manifest = await self._store.manifest_async(ref)
-            if closed.status in BROKEN_OFF:
-                return await self._broken_off(ref, closed.status, manifest)
+            if closed.status in ENDED_FROM_OUTSIDE:
+                return await self._terminated(ref, closed.status, manifest)
             return _ended(manifest) if manifest else await self._unwritten(ref)
 
     async def _run(self, ref: UploadRef, record: UploadRecord) -> Snapshot | UploadState:
@@ -227,7 +227,7 @@ class Status:
         warning = f"{len(unreadable):,} sheets are not counted: {min(unreadable)}" if unreadable else snapshot.warning
         return replace(snapshot, completed_pages=len(sheets), sheets=sheets, warning=warning)
 
-    async def _broken_off(self, ref: UploadRef, status: WorkflowExecutionStatus | None, manifest: Manifest | None) -> UploadState:
+    async def _terminated(self, ref: UploadRef, status: WorkflowExecutionStatus | None, manifest: Manifest | None) -> UploadState:
         """The state after a run that an operator ended. A manifest that is older than the run was written by an earlier run."""
         began, moment = await self._times(ref)
         if manifest and datetime.fromisoformat(manifest.snapshot.updated_at) >= began:
@@ -239,7 +239,7 @@ class Status:
             candidates.append(manifest.snapshot)
         last = max(candidates, key=lambda snapshot: snapshot.version)
         if last.reason != Terminated.__name__:
-            last = broken_off(last, status, moment)
+            last = terminated_progress(last, status, moment)
         return UploadState(last, to_json(last))
 
     async def _unreadable(self, ref: UploadRef, record: UploadRecord | None, error: UnreadableRecord, *, ask: bool) -> UploadState:

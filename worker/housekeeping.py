@@ -49,8 +49,8 @@ from activities.interface import (
     SweepBucket,
     Swept,
 )
-from workflows.starting import delete, is_running, last_run, reopen, start
-from workflows.terminated import BROKEN_OFF, broken_off
+from workflows.starting import is_running, last_run, reopen_upload, start_deletion, start_upload
+from workflows.terminated import ENDED_FROM_OUTSIDE, terminated_progress
 from workflows.upload import ProcessUpload
 
 logger = logging.getLogger(__name__)
@@ -286,14 +286,14 @@ class Housekeeping(HousekeepingActivities):
         left = await asyncio.to_thread(self._remove_leftovers, ref.prefix, abandoned)
         walk.report = replace(walk.report, leftovers=walk.report.leftovers + left)
         if record.deleted_at is not None:
-            if await delete(self._client, ref):
+            if await start_deletion(self._client, ref):
                 walk.note("deleted", ref)
         elif await self._store.manifest_written_at_async(ref) is None:
             run = await last_run(self._client, ref)
             if run is None:
-                await start(self._client, ref)
+                await start_upload(self._client, ref)
                 walk.note("started", ref)
-            elif run.status in BROKEN_OFF:
+            elif run.status in ENDED_FROM_OUTSIDE:
                 await self._end(ref, run, walk)
             elif run.status is not WorkflowExecutionStatus.RUNNING:
                 await self._mend(ref, run, walk)
@@ -332,7 +332,7 @@ class Housekeeping(HousekeepingActivities):
 
         ``_put_right`` does the same for an earlier run, if its upload has no manifest.
         """
-        how = ", ".join(f"'{status.name.title().replace('_', '')}'" for status in BROKEN_OFF)
+        how = ", ".join(f"'{status.name.title().replace('_', '')}'" for status in ENDED_FROM_OUTSIDE)
         query = f"WorkflowType = '{ProcessUpload.__name__}' AND ExecutionStatus IN ({how})"
         if oldest.year > 1:
             query += f" AND CloseTime >= '{timestamp(oldest)}'"
@@ -340,7 +340,7 @@ class Housekeeping(HousekeepingActivities):
             async with walk.passing_over(execution.id):
                 ref = UploadRef.parse(execution.id.removeprefix("upload/"))
                 run = await last_run(self._client, ref)
-                if run is not None and run.status in BROKEN_OFF:
+                if run is not None and run.status in ENDED_FROM_OUTSIDE:
                     await self._end(ref, run, walk)
 
     async def _end(self, ref: UploadRef, run: WorkflowExecutionDescription, walk: _Walk[Swept]) -> None:
@@ -361,7 +361,7 @@ class Housekeeping(HousekeepingActivities):
         again = await last_run(self._client, ref)
         if again is None or again.run_id != run.run_id:
             return  # somebody has just asked for more
-        await asyncio.to_thread(self._store.write_manifest, ref, broken_off(last, run.status, datetime.now(UTC)))
+        await asyncio.to_thread(self._store.write_manifest, ref, terminated_progress(last, run.status, datetime.now(UTC)))
         walk.note("terminated", ref)
 
     async def _mend(self, ref: UploadRef, run: WorkflowExecutionDescription, walk: _Walk[Swept]) -> None:
@@ -371,10 +371,10 @@ class Housekeeping(HousekeepingActivities):
         """
         last = await self._last_known(ref, run)
         if run.status is WorkflowExecutionStatus.CANCELED and (last is None or not last.status.is_final):
-            last = broken_off(last or Snapshot(UploadStatus.QUEUED, 0, timestamp(run.start_time)), run.status, datetime.now(UTC))
+            last = terminated_progress(last or Snapshot(UploadStatus.QUEUED, 0, timestamp(run.start_time)), run.status, datetime.now(UTC))
         if last is None or not last.status.is_final:
             if await self._store.manifest_written_at_async(ref) is None:
-                await reopen(self._client, ref, "force_reconcile")
+                await reopen_upload(self._client, ref, "force_reconcile")
                 walk.note("started", ref)
             return
         if await self._store.create_manifest_async(ref, last):  # the run may have written it after the first look
@@ -432,7 +432,7 @@ class Housekeeping(HousekeepingActivities):
         return manifest
 
     async def _reconcile(self, ref: UploadRef, before: Snapshot, patience_s: float, walk: _Walk[Reconciled]) -> None:
-        await reopen(self._client, ref, "force_reconcile")
+        await reopen_upload(self._client, ref, "force_reconcile")
         walk.report = replace(walk.report, uploads=walk.report.uploads + 1)
         begun = time.monotonic()
         while await is_running(self._client, ref):

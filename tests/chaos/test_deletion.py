@@ -12,9 +12,9 @@ from deploy.local import Stack
 from tests.chaos.test_worker_killed import DEADLINE_S, send, wait_for, wait_until_scratch_is_empty
 from tests.resources.make_pdfs import plan_set
 from tests.servers.s3 import TestServer
-from tests.workflow.test_upload import until
+from tests.workflow.runs import until
 from worker.schedules import SWEEP
-from workflows.starting import delete, is_running
+from workflows.starting import is_running, start_deletion
 
 
 def ref_of(upload: str) -> UploadRef:
@@ -30,7 +30,7 @@ def objects(bucket: Bucket, ref: UploadRef) -> list[str]:
 async def look_again_soon(client: Client, ref: UploadRef) -> None:
     """An operator ends the removal in its long wait; it is started again with a short one."""
     await client.get_workflow_handle(ref.delete_workflow_id).terminate()
-    await delete(client, ref, look_again_s=0.5)
+    await start_deletion(client, ref, look_again_s=0.5)
     await client.get_workflow_handle(ref.delete_workflow_id).result()
 
 

@@ -16,9 +16,9 @@ from activities.interface import WORKFLOW_QUEUE, SweepBucket, Swept
 from api.uploads import new_upload_id
 from deploy.temporal import TemporalServer
 from tests.servers.s3 import TestServer
+from tests.workflow.runs import handle_of, until
 from tests.workflow.test_housekeeping import OLD, Activities, accept, at_work, mark, new_ref
-from tests.workflow.test_upload import handle_of, until
-from workflows.starting import delete, start
+from workflows.starting import start_deletion, start_upload
 from workflows.sweep import Sweep
 
 PART = 8 << 20
@@ -60,12 +60,12 @@ async def test_deleted_while_processing_leaves_nothing_on_a_server(client: Clien
             bucket.put(name, to_json(KeyRecord(upload.upload, "0" * 64)))
         setup.start_upload(ref.source, PART, 60)
         fake.gate.clear()
-        await start(client, ref)
+        await start_upload(client, ref)
         await until(lambda: len(fake.tiled) == 2)
         for n in range(1005):
             await bucket.put_async(f"{ref.tiles_prefix(1)}11/{n}_0.jpeg", b"tile")
         mark(bucket, ref)
-        await delete(client, ref, look_again_s=10)
+        await start_deletion(client, ref, look_again_s=10)
         await until(lambda: keys(bucket, ref.prefix) == [ref.record])
         bucket.put(ref.descriptor(1), b"late")
         result = await client.get_workflow_handle(ref.delete_workflow_id).result()

@@ -206,11 +206,6 @@ def pages(count: int) -> list[Page]:
     return [Page(number, f"A-{100 + number}", 100, 50, 300) for number in range(1, count + 1)]
 
 
-def without_version(snapshot: Snapshot) -> Snapshot:
-    """The same state whenever it was reached."""
-    return replace(snapshot, version=0, updated_at="", sheets=tuple(replace(sheet, version=0) for sheet in snapshot.sheets))
-
-
 @asynccontextmanager
 async def working(client: Client, fake: FakeActivities, *, tile_slots: int = 16) -> AsyncIterator[None]:
     """Runs the real workflow worker and workers around the pretended activities."""

@@ -1,21 +1,17 @@
-"""An upload as the API's answers describe it, and the addresses in them."""
+"""An upload as the API's answers describe it."""
 
 from typing import Any
 
-from activities.bucket.keys import PlanRef, UploadRef
+from activities.bucket.keys import UploadRef
 from activities.bucket.records import UploadRecord, to_wire
+from api.paths import page_path, upload_path
 from api.status import UploadState, created_at
-
-
-def collection_path(plan: PlanRef) -> str:
-    """The address of a plan's uploads."""
-    return f"/v1/organizations/{plan.organization}/projects/{plan.project}/plans/{plan.plan}/uploads"
 
 
 def links(ref: UploadRef) -> dict[str, str]:
     """Where an upload's state, events and page are."""
-    address = f"{collection_path(ref.plan_ref)}/{ref.upload}"
-    return {"self": address, "events": f"{address}/events", "page": f"/?ref={ref}"}
+    address = upload_path(ref)
+    return {"self": address, "events": f"{address}/events", "page": page_path(ref)}
 
 
 def describe(ref: UploadRef, record: UploadRecord | None) -> dict[str, Any]:

@@ -1,14 +1,14 @@
 r"""Reads headers that carry parameters: ``Content-Disposition`` with a file name, ``Content-Type``.
 
-Senders do not agree on how a file name is written. All of these are read, in this order:
+Senders do not agree on how to write a file name. All of these forms are read, in this order:
 
 1. ``filename*=UTF-8''Gr%C3%BCn.pdf``: RFC 8187, as RFC 6266 asks. RFC 7578 forbids it in a form, and clients send it there all the same.
    One that cannot be decoded is passed over.
-2. ``filename="=?utf-8?B?R3LDvG4ucGRm?="``: RFC 2047, which is for mail, as .NET sends it.
+2. ``filename="=?utf-8?B?R3LDvG4ucGRm?="``: RFC 2047, a form for mail that .NET sends.
 3. ``filename="Grün.pdf"``: the bytes are UTF-8, or else ISO 8859-1. A backslash escapes a quote or a backslash and nothing else, for
    ``C:\plans\a.pdf`` comes unescaped.
 
-Every header is read once from left to right, and one that is longer than ``LONGEST_BYTES`` is refused.
+Every header is read once from left to right; a header that is longer than ``LONGEST_BYTES`` is refused.
 """
 
 import base64
@@ -29,14 +29,14 @@ _CHARACTER_SETS = ("utf-8", "iso-8859-1", "us-ascii")
 
 
 def parameters(name: str, header: bytes) -> tuple[str, dict[str, str]]:
-    """The value of a header and its parameters, of which the first of a name counts; names and value in lower case.
+    """The value of a header and its parameters. Names and value are in lower case; of parameters with the same name, the first counts.
 
     Args:
-        name: Of the header, for the refusal.
-        header: What it says.
+        name: The header's name, for the refusal.
+        header: The header's value.
 
     Raises:
-        InvalidRequest: It is too long.
+        InvalidRequest: The header is too long.
     """
     if len(header) > LONGEST_BYTES:
         msg = f"{name} has {len(header):,} bytes, limit {LONGEST_BYTES:,}"
@@ -45,7 +45,7 @@ def parameters(name: str, header: bytes) -> tuple[str, dict[str, str]]:
 
 
 def split_parameters(header: bytes) -> tuple[str, dict[str, str]]:
-    """``parameters`` of a header of any length, in time that grows as its length does."""
+    """``parameters`` of a header of any length, in time proportional to its length."""
     try:
         text = header.decode()
     except UnicodeDecodeError:
@@ -62,10 +62,10 @@ def split_parameters(header: bytes) -> tuple[str, dict[str, str]]:
 
 
 def file_name(disposition: bytes) -> str | None:
-    """The file name of a ``Content-Disposition``: data, with whatever directories and control characters it has.
+    """The file name in a ``Content-Disposition``, as it was sent: it may hold directories and control characters.
 
     Returns:
-        None if it names no file; empty if it does, in no way that can be read.
+        None if the header names no file; empty if it names one in a form that cannot be read.
 
     Raises:
         InvalidRequest: It is too long.
@@ -80,13 +80,13 @@ def file_name(disposition: bytes) -> str | None:
 
 
 def _extended(value: str) -> str | None:
-    """What a value of RFC 8187 says: ``UTF-8'language'percent-encoded``."""
+    """The text of a value of RFC 8187: ``UTF-8'language'percent-encoded``."""
     match = _EXTENDED.fullmatch(value)
     return _decoded(match[1], unquote_to_bytes(match[2])) if match else None
 
 
 def _of_mail(value: str) -> str | None:
-    """The text of a value that consists only of encoded words (RFC 2047); None of any other."""
+    """The text of a value that consists of encoded words (RFC 2047) only; None for any other value."""
     words = []
     for word in value.split():
         match = _ENCODED_WORD.fullmatch(word)

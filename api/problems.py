@@ -1,4 +1,4 @@
-"""Every error answer is one shape: RFC 9457 ``application/problem+json``.
+"""Error answers, all of one shape: ``application/problem+json``.
 
 https://www.rfc-editor.org/rfc/rfc9457
 """
@@ -36,7 +36,7 @@ STATUS: dict[type[errors.SiteLinkError], int] = {
     errors.TemporalUnavailable: 503,
     errors.SiteLinkError: 500,
 }
-"""By the nearest base class."""
+"""The HTTP status of an error: that of its nearest base class in this table."""
 
 RETRY_AFTER_S = 5
 
@@ -50,7 +50,7 @@ def problem(
     headers: Mapping[str, str] | None = None,
     members: Mapping[str, object] | None = None,
 ) -> Response:
-    """One problem document; ``members`` are further ones of it."""
+    """One problem document; ``members`` are added to it."""
     body = {"type": error_type, "title": title, "status": status, "detail": detail, "instance": instance, **(members or {})}
     return Response(
         json.dumps(body, ensure_ascii=False).encode("utf-8", "replace"),
@@ -66,9 +66,9 @@ def named_problem(
     """The answer for a named error.
 
     Args:
-        error: What happened.
+        error: The error.
         instance: The path that was asked for.
-        status: Default: the error's own.
+        status: Default: the error's own, from ``STATUS``.
         members: Further members of the document.
     """
     status = status or next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)

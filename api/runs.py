@@ -1,11 +1,11 @@
-"""What the API asks of Temporal; every failure leaves as a named one.
+"""The API's requests to Temporal about the runs of uploads. Every failure leaves as a named error.
 
 Oddities, all on purpose:
 
 1. A lazy client reports a server that is not there as a bare ``RuntimeError`` (temporalio ``service.py``, ``_connected_client``).
 2. ``execute_update`` turns the cancellation of its task into an error of its own, so it runs in a task of its own here.
-3. Queries are refused for closed runs: their answer is in the bucket, and replaying a history for it would cost seconds. Only where it
-   is not in the bucket is the history replayed: ``last_progress``.
+3. ``progress`` does not query a closed run: the final progress is in the bucket, and Temporal would replay the run's history for seconds.
+   ``last_progress`` does, for the case that the bucket does not have it.
 """
 
 import asyncio
@@ -42,11 +42,11 @@ _CONNECT_FAILURE = "Failed client connect"
 
 
 class NoRun(Exception):
-    """Temporal knows no run of this upload that could answer."""
+    """Temporal has no run of this upload that could answer."""
 
 
 class RunClosed(Exception):
-    """The run is over.
+    """The run has ended.
 
     Args:
         status: How it ended.
@@ -58,10 +58,10 @@ class RunClosed(Exception):
 
 
 class Runs:
-    """The workflows of the uploads.
+    """Asks, signals and starts the workflows of uploads.
 
     Args:
-        connect: Gives the client, once, when it is first needed; it must not insist on a server that answers.
+        connect: Gives the client. It is called once, when the client is first needed, and must not wait for a server that answers.
     """
 
     def __init__(self, connect: Callable[[], Awaitable[Client]]) -> None:
@@ -82,12 +82,12 @@ class Runs:
         """The whole progress, from the run.
 
         Raises:
-            NoRun: There is none.
-            RunClosed: It is over.
+            NoRun: There is no run.
+            RunClosed: The run has ended.
             TemporalUnavailable: Temporal or the workers do not answer within 2 seconds.
         """
         try:
-            async with _named(QUERY_TIMEOUT_S):
+            async with _naming_failures(QUERY_TIMEOUT_S):
                 handle = await self._handle(ref)
                 return await handle.query(
                     ProcessUpload.progress,
@@ -97,31 +97,31 @@ class Runs:
         except WorkflowQueryRejectedError as error:
             raise RunClosed(error.status) from error
         except WorkflowQueryFailedError as error:
-            raise _no_answer(ref, error) from error
+            raise _workflow_silent(ref, error) from error
 
     async def last_progress(self, ref: UploadRef) -> Snapshot:
-        """The whole progress, also from a run that is over; raises ``NoRun`` and ``TemporalUnavailable`` like ``progress``."""
+        """The whole progress, also from a run that has ended; raises ``NoRun`` and ``TemporalUnavailable`` like ``progress``."""
         try:
-            async with _named(QUERY_TIMEOUT_S):
+            async with _naming_failures(QUERY_TIMEOUT_S):
                 handle = await self._handle(ref)
                 return await handle.query(ProcessUpload.progress, rpc_timeout=timedelta(seconds=QUERY_TIMEOUT_S))
         except WorkflowQueryFailedError as error:
-            raise _no_answer(ref, error) from error
+            raise _workflow_silent(ref, error) from error
 
     async def progress_after(self, ref: UploadRef, version: int, update_id: str) -> Snapshot | None:
         """Waits at most 25 seconds for progress newer than ``version``.
 
         Args:
             ref: The upload.
-            version: What the caller has.
-            update_id: The same for the same wait: asking again attaches to it.
+            version: The version that the caller has.
+            update_id: Names the wait: a second call with the same id joins the wait of the first.
 
         Returns:
             The counters and the sheets that changed since; unchanged counters when the workflow has too many waiters or closes;
             None when time is up.
 
         Raises:
-            NoRun: The run is over or there is none.
+            NoRun: There is no open run.
             TemporalUnavailable: Temporal does not answer.
         """
         handle = await self._handle(ref)
@@ -130,10 +130,10 @@ class Runs:
             await asyncio.wait({update}, timeout=UPDATE_TIMEOUT_S)
             if not update.done():
                 return None
-            async with _named(None):
+            async with _naming_failures(None):
                 return update.result()
         except WorkflowUpdateFailedError as error:
-            raise NoRun from error  # the run ended with the update waiting
+            raise NoRun from error  # the run ended while the update waited
         except RPCTimeoutOrCancelledError:
             return None
         finally:
@@ -142,44 +142,35 @@ class Runs:
                 update.add_done_callback(lambda task: task.cancelled() or task.exception())
 
     async def start(self, ref: UploadRef) -> None:
-        """Starts the workflow of an accepted upload, unless there has been one.
+        """Starts the workflow of an accepted upload, unless it was started before.
 
         Raises:
             TemporalUnavailable: Temporal does not answer.
         """
-        try:
-            async with _named(QUERY_TIMEOUT_S):
-                await start_upload(await self._connected(), ref)
-        except NoRun as error:
-            raise _unavailable(error.__cause__) from error
+        async with _naming_start_failures():
+            await start_upload(await self._connected(), ref)
 
     async def reopen(self, ref: UploadRef, signal: str, args: SheetNumbers | Reconcile) -> None:
-        """Signals the run, or starts it again with the signal.
+        """Sends a signal to the run, or starts the run again with the signal.
 
         Raises:
             TemporalUnavailable: Temporal does not answer.
         """
-        try:
-            async with _named(QUERY_TIMEOUT_S):
-                await reopen_upload(await self._connected(), ref, signal, args)
-        except NoRun as error:
-            raise _unavailable(error.__cause__) from error
+        async with _naming_start_failures():
+            await reopen_upload(await self._connected(), ref, signal, args)
 
     async def delete(self, ref: UploadRef) -> None:
-        """Starts the workflow that removes an upload, unless it runs; the upload is marked deleted.
+        """Starts the workflow that removes an upload, unless it runs already. The upload must be marked deleted before.
 
         Raises:
             TemporalUnavailable: Temporal does not answer.
         """
-        try:
-            async with _named(QUERY_TIMEOUT_S):
-                await start_deletion(await self._connected(), ref)
-        except NoRun as error:
-            raise _unavailable(error.__cause__) from error
+        async with _naming_start_failures():
+            await start_deletion(await self._connected(), ref)
 
     async def prioritize(self, ref: UploadRef, sheet: int) -> None:
         """Asks the run to take a sheet next; raises like ``cancel``."""
-        async with _named(QUERY_TIMEOUT_S):
+        async with _naming_failures(QUERY_TIMEOUT_S):
             handle = await self._handle(ref)
             await handle.signal(ProcessUpload.prioritize, SheetNumbers((sheet,)), rpc_timeout=timedelta(seconds=QUERY_TIMEOUT_S))
 
@@ -190,57 +181,58 @@ class Runs:
             NoRun: There is no open run.
             TemporalUnavailable: Temporal does not answer.
         """
-        async with _named(QUERY_TIMEOUT_S):
+        async with _naming_failures(QUERY_TIMEOUT_S):
             await (await self._handle(ref)).cancel(rpc_timeout=timedelta(seconds=QUERY_TIMEOUT_S))
 
-    async def times(self, ref: UploadRef) -> tuple[datetime, datetime]:
+    async def run_times(self, ref: UploadRef) -> tuple[datetime, datetime]:
         """When the last run began and ended; raises like ``cancel``."""
-        async with _named(QUERY_TIMEOUT_S):
+        async with _naming_failures(QUERY_TIMEOUT_S):
             description = await (await self._handle(ref)).describe(rpc_timeout=timedelta(seconds=QUERY_TIMEOUT_S))
             return description.start_time, description.close_time or datetime.now(UTC)
 
     async def last_failure(self, ref: UploadRef) -> tuple[str, int] | None:
-        """What went wrong last in the activity that was tried most often: its sentence and the number of the try now due.
+        """The last failure of the activity that was tried most often: its sentence, and the number of the attempt that is due next.
 
         Returns:
             None when no activity waits for a retry.
 
         Raises:
-            NoRun: There is none.
+            NoRun: There is no run.
             TemporalUnavailable: Temporal does not answer.
         """
-        async with _named(QUERY_TIMEOUT_S):
+        async with _naming_failures(QUERY_TIMEOUT_S):
             description = await (await self._handle(ref)).describe(rpc_timeout=timedelta(seconds=QUERY_TIMEOUT_S))
         failing = [activity for activity in description.raw_description.pending_activities if activity.HasField("last_failure")]
         if not failing:
             return None
         worst = max(failing, key=lambda activity: activity.attempt)
-        return _sentence(worst), worst.attempt
+        return _failure_sentence(worst), worst.attempt
 
     async def check_health(self) -> None:
-        """Returns when the frontend answers.
+        """Returns when Temporal's frontend answers.
 
         Raises:
-            TemporalUnavailable: It does not, within 2 seconds.
+            TemporalUnavailable: It does not answer within 2 seconds.
         """
-        async with _named(QUERY_TIMEOUT_S):
+        async with _naming_failures(QUERY_TIMEOUT_S):
             client = await self._connected()
             if not await client.service_client.check_health(timeout=timedelta(seconds=QUERY_TIMEOUT_S)):
                 msg = "Temporal says that it is not serving"
                 raise TemporalUnavailable(msg)
 
 
-def _sentence(activity: PendingActivityInfo) -> str:
+def _failure_sentence(activity: PendingActivityInfo) -> str:
     failure, attempt = activity.last_failure, f"(attempt {activity.attempt})"
     name = failure.application_failure_info.type
     if is_named(name):
         return f"{name}: {failure.message[:300]} {attempt}"
-    # Whatever it is, it speaks of a machine's insides: a library's error, or one of Temporal, such as a missed heartbeat.
+    # Any other failure speaks of the inside of a machine: an error of a library, or of Temporal, such as a missed heartbeat.
     return f"{activity.activity_type.name} failed; Temporal's UI and the worker's log say why {attempt}"
 
 
 @asynccontextmanager
-async def _named(timeout_s: float | None) -> AsyncIterator[None]:
+async def _naming_failures(timeout_s: float | None) -> AsyncIterator[None]:
+    """Raises ``NoRun`` or ``TemporalUnavailable`` for a failure of the block, also when the block takes too long."""
     try:
         async with asyncio.timeout(timeout_s):
             yield
@@ -248,10 +240,10 @@ async def _named(timeout_s: float | None) -> AsyncIterator[None]:
         if error.status is RPCStatusCode.NOT_FOUND:
             raise NoRun from error
         if error.status in (RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCode.CANCELLED):
-            raise _silence() from error
+            raise _temporal_silent() from error
         raise _unavailable(error) from error
     except TimeoutError as error:
-        raise _silence() from error
+        raise _temporal_silent() from error
     except RuntimeError as error:
         if not str(error).startswith(_CONNECT_FAILURE):
             raise
@@ -259,12 +251,22 @@ async def _named(timeout_s: float | None) -> AsyncIterator[None]:
         raise TemporalUnavailable(msg) from error
 
 
-def _no_answer(ref: UploadRef, error: WorkflowQueryFailedError) -> TemporalUnavailable:
+@asynccontextmanager
+async def _naming_start_failures() -> AsyncIterator[None]:
+    """The same for a block that starts a run: if Temporal does not find something there, it is not the run, so Temporal has failed."""
+    try:
+        async with _naming_failures(QUERY_TIMEOUT_S):
+            yield
+    except NoRun as error:
+        raise _unavailable(error.__cause__) from error
+
+
+def _workflow_silent(ref: UploadRef, error: WorkflowQueryFailedError) -> TemporalUnavailable:
     logger.warning("a workflow does not answer: %s", error.message, extra={"ref": str(ref)})
     return TemporalUnavailable("the upload's workflow does not answer; the log says why")
 
 
-def _silence() -> TemporalUnavailable:
+def _temporal_silent() -> TemporalUnavailable:
     return TemporalUnavailable(f"no worker and no Temporal server answered within {QUERY_TIMEOUT_S:g} s")
 
 

@@ -1,7 +1,7 @@
-"""The live progress of uploads: one watcher per upload asks Temporal, any number of event streams tell what it learned.
+"""The live progress of uploads, as Server-Sent Events: one watcher per upload asks Temporal, any number of event streams send its state.
 
-A watcher keeps one current state and no log. A stream remembers the version it sent last; what changed since is a filter over the
-state, so a slow client gets fewer and larger changes, and never delays another.
+A watcher keeps one current state and no log. A stream remembers the version that it sent last, and filters the state for the sheets that
+changed since. So a slow client gets fewer and larger changes, and never delays another client.
 """
 
 import asyncio
@@ -30,25 +30,25 @@ PING_S = 15
 RETRY_MS = 1000
 FIRST_STATE_TIMEOUT_S = 5.0
 SEND_TIMEOUT_S = 30.0
-"""A client that takes nothing for longer is cut off; it comes back by itself when it can."""
+"""A client that takes nothing for longer is cut off; it reconnects by itself when it can."""
 POLL_S = 1.0
 MAX_POLL_S = 5.0
 LONGEST_PAUSE_S = 30.0
-"""Between the failures of a watcher that nobody foresaw: such as a change that this release cannot read, while processes are replaced."""
+"""The longest pause after a failure of a watcher that nobody foresaw, such as a change that this release cannot read, during a deploy."""
 POLLING_S = 60.0
-"""How long the query is used alone after an update was found not to deliver."""
+"""How long the watcher only queries, after it found that its update does not deliver."""
 REASK_S = 0.05
 
 _PROCESS = secrets.token_hex(6)
-"""Names this process in the ids of its updates."""
+"""This process, in the ids of its updates."""
 
 
 class Watcher:
-    """Keeps the current progress of one upload, for as long as somebody watches it.
+    """Keeps the current progress of one upload, as long as somebody watches it.
 
     Args:
         ref: The upload.
-        status: Reads its state.
+        status: Reads the upload's state.
         runs: Waits for its changes.
     """
 
@@ -57,11 +57,11 @@ class Watcher:
         self.subscribers = 0
         self.snapshot: Snapshot | None = None
         self.certain = True
-        """Whether that is not only what was known last, because nobody answers."""
+        """False when nobody answers and ``snapshot`` is only the last known state."""
         self.final: bytes | None = None
-        """Ends the streams, once the run is over."""
+        """The data of the event ``end``, once the run has ended."""
         self.gone = False
-        """The upload was deleted."""
+        """Whether the upload was deleted."""
         self.changed = asyncio.Event()
         """Set at the next change, and replaced by a new one."""
         self._status = status
@@ -75,7 +75,7 @@ class Watcher:
         return self.gone or self.final is not None
 
     def frame(self, snapshot: Snapshot, since: int | None) -> bytes:
-        """The event that takes a client from version ``since``, or from nothing, to ``snapshot``, the current one; encoded once for all."""
+        """The event that brings a client from version ``since``, or from nothing, to the current ``snapshot``; encoded once for all."""
         if since not in self._frames:
             if since is None:
                 event = _event("snapshot", snapshot.version, to_json(snapshot))
@@ -94,11 +94,11 @@ class Watcher:
         changed.set()
 
     def end(self) -> None:
-        """The upload was deleted: every stream ends, and who comes back is told that there is no such upload."""
+        """Ends every stream, because the upload was deleted; a client that reconnects is told that there is no such upload."""
         self._publish(self.snapshot, gone=True)
 
     async def run(self) -> None:
-        """Watches until the run is over or this task is cancelled; no failure ends it, not even one that nobody foresaw."""
+        """Watches until the run has ended or this task is cancelled; no failure ends the watching, not even one that nobody foresaw."""
         pause_s = POLL_S
         while not self.is_over:
             version = self.snapshot.version if self.snapshot else None
@@ -113,7 +113,7 @@ class Watcher:
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
     def _doubt(self, why: object) -> None:
-        """What was known last still stands, with a warning."""
+        """Publishes the last known state again, with a warning."""
         if self.snapshot is not None:
             self._publish(replace(self.snapshot, warning=f"this may not be the latest state: {why}"), certain=False)
 
@@ -129,8 +129,8 @@ class Watcher:
                 continue
             pause_s = POLL_S
             if overdue and self.snapshot is not None and known.snapshot.version > self.snapshot.version:
-                # The update should have told: too many wait already, and Temporal retries it in silence.
-                logger.info("the update does not deliver, polls", extra={"ref": str(self.ref)})
+                # The update should have brought this: too many updates wait already, and Temporal retries ours without a word.
+                logger.info("the update does not deliver, queries instead", extra={"ref": str(self.ref)})
                 polling_until = time.monotonic() + POLLING_S
             self._publish(known.snapshot, final=known.final)
             overdue = False
@@ -145,7 +145,7 @@ class Watcher:
         except UploadNotFound:
             self.end()
             return None
-        except SiteLinkError as error:  # the bucket fails
+        except SiteLinkError as error:  # the bucket failed
             self._doubt(error)
             return None
         if not known.certain and (self.snapshot is None or known.snapshot.version >= self.snapshot.version):
@@ -153,7 +153,7 @@ class Watcher:
         return known
 
     async def _follow(self, snapshot: Snapshot) -> bool:
-        """Takes in change after change, until the workflow has to be asked for its whole state; says whether that is for silence."""
+        """Takes in changes until the whole state must be read again; returns whether that is because no change came in time."""
         while True:
             version = snapshot.version
             try:
@@ -164,7 +164,7 @@ class Watcher:
             if change is None:
                 return True
             if change.version == version:
-                # Too many wait, or the run is closing: this wait is used up, the next needs a new name.
+                # Too many clients wait, or the run is closing. The id of this wait is used up; the next wait needs a new one.
                 self._asked += 1
                 await asyncio.sleep(REASK_S if change.status.is_final else POLL_S)
                 return False
@@ -174,7 +174,7 @@ class Watcher:
 
 
 class Hub:
-    """The watchers of this process: one per upload, only while somebody watches.
+    """The watchers of this process: one for each upload that somebody watches.
 
     Args:
         status: Reads states.
@@ -187,7 +187,7 @@ class Hub:
         self._watchers: dict[UploadRef, tuple[Watcher, asyncio.Task[None]]] = {}
 
     def subscribe(self, ref: UploadRef) -> Watcher:
-        """The watcher of an upload; to be given back by ``release``."""
+        """The watcher of an upload; the caller gives it back by ``release``."""
         entry = self._watchers.get(ref)
         if entry is None or entry[0].is_over or entry[1].done():
             watcher = Watcher(ref, self._status, self._runs)
@@ -198,7 +198,7 @@ class Hub:
         return entry[0]
 
     def release(self, watcher: Watcher) -> None:
-        """One who watches less; the last one ends the watching."""
+        """Gives a watcher back; the last subscriber's release ends the watching."""
         watcher.subscribers -= 1
         entry = self._watchers.get(watcher.ref)
         if watcher.subscribers == 0 and entry is not None and entry[0] is watcher:
@@ -222,13 +222,13 @@ class Hub:
         """``GET …/events``.
 
         Raises:
-            UploadNotFound: There is no such upload; that is the one refusal, for another would end an EventSource for good.
+            UploadNotFound: There is no such upload. It is the only refusal, because any other would end an EventSource for good.
         """
         after = _last_event_id(request)
         try:
             await self._status.check(ref)
         except BucketError as error:
-            logger.warning("opens a stream before the bucket answers", extra={"ref": str(ref), "problem": str(error)})
+            logger.warning("opens an event stream before the bucket answers", extra={"ref": str(ref), "problem": str(error)})
         watcher = self.subscribe(ref)
         try:
             await _first_state(watcher)
@@ -265,19 +265,19 @@ class _Stream(EventSourceResponse):
 
 
 async def _events(watcher: Watcher, after: int | None) -> AsyncIterator[bytes]:
-    """What one client is sent.
+    """The events of one client.
 
     Args:
-        watcher: Of the upload.
-        after: The version that the client has, if any. It is told nothing that takes it back: neither what was known earlier, when nobody
-            answers, nor the state of a run that, after a lost history, has not counted the pages again.
+        watcher: The upload's watcher.
+        after: The version that the client has, if any. It is sent no state that would take it back: neither an earlier state that is the
+            last known one, nor the state of a run that lost its history and has not counted the pages again.
     """
     sent = after
-    knows_pages = after is not None  # as far as we know
+    knows_pages = after is not None  # a client that has a version has seen them, as far as we know
     warning: str | None = None
     prefix = f"retry: {RETRY_MS}\n".encode()
     if watcher.snapshot is None:
-        yield prefix + b"\n"  # nothing is known yet, but the client sees that it is connected
+        yield prefix + b"\n"  # there is no state yet, but the client sees that it is connected
         prefix = b""
     while not watcher.gone:
         changed, snapshot = watcher.changed, watcher.snapshot
@@ -288,7 +288,7 @@ async def _events(watcher: Watcher, after: int | None) -> AsyncIterator[bytes]:
             knows_pages = knows_pages or not is_unloaded(snapshot)
             yield prefix + watcher.frame(snapshot, since)
             prefix = b""
-            continue  # while that was sent, more may have changed
+            continue  # more may have changed while that was sent
         if snapshot is not None and watcher.final is not None:
             yield prefix + _event("end", snapshot.version, watcher.final)
             return
@@ -296,7 +296,7 @@ async def _events(watcher: Watcher, after: int | None) -> AsyncIterator[bytes]:
 
 
 def _is_behind(watcher: Watcher, snapshot: Snapshot, sent: int | None) -> bool:
-    """Whether nobody answers and what is known is older than what the client has."""
+    """Whether nobody answers and the last known state is older than the client's."""
     return not watcher.certain and sent is not None and snapshot.version < sent
 
 
@@ -310,7 +310,7 @@ async def _first_state(watcher: Watcher) -> None:
 
 
 def _last_event_id(request: Request) -> int | None:
-    """The version that a reconnecting client has; anything but a version counts as none, for a bad one must not end an EventSource."""
+    """The version that a reconnecting client has; None also for a malformed one, for a refusal would end an EventSource for good."""
     for text in (request.headers.get("last-event-id"), request.query_params.get("after")):
         if text and text.isascii() and text.isdigit() and len(text) <= 18:
             return int(text)
@@ -318,7 +318,7 @@ def _last_event_id(request: Request) -> int | None:
 
 
 def _merge(snapshot: Snapshot, change: Snapshot) -> Snapshot:
-    """The state after a change; one that goes back holds everything."""
+    """The state after a change; a change to an earlier version holds the whole state."""
     if change.version < snapshot.version:
         return change
     sheets = {sheet.number: sheet for sheet in snapshot.sheets if sheet.number <= change.total_pages}

@@ -274,7 +274,7 @@ class Status:
 
     async def _times(self, ref: UploadRef) -> tuple[datetime, datetime]:
         try:
-            return await self._runs.times(ref)
+            return await self._runs.run_times(ref)
         except NoRun as error:
             msg = "the run ended and is gone"
             raise TemporalUnavailable(msg) from error
@@ -288,7 +288,7 @@ class Status:
             newest = _queued(record.created_at)
             if ask:
                 with suppress(NoRun, TemporalUnavailable):  # Temporal itself may answer, only no worker
-                    newest = _begins(record, (await self._runs.times(ref))[0])
+                    newest = _begins(record, (await self._runs.run_times(ref))[0])
             newest = await self._with_committed(ref, newest, await self._store.begun_async(ref))
             self.remember(ref, newest)
         return UploadState(replace(newest, warning=f"this may not be the latest state: {error}"), certain=False)

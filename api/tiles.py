@@ -1,13 +1,12 @@
 """Thumbnails, descriptors and tiles, straight from the bucket."""
 
-from http import HTTPStatus
-
 from starlette.requests import Request
 from starlette.responses import Response
 
 from activities.bucket.keys import SheetPart, UploadRef, parse_sheet_path
 from activities.bucket.storage import Bucket
 from activities.errors import ObjectMissing
+from api.caching import cacheable
 from api.status import Status
 
 FOREVER = "private, max-age=31536000, immutable"
@@ -57,19 +56,4 @@ class Tiles:
         await self._status.check(ref)
         key, media_type, cache = find_object(ref, path)
         stored = await self._bucket.get_async(key)
-        headers = {"Cache-Control": cache}
-        if stored.info.etag:
-            headers["ETag"] = stored.info.etag
-        if is_unchanged(request, stored.info.etag):
-            return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
-        return Response(stored.body, headers=headers, media_type=media_type)
-
-
-def is_unchanged(request: Request, etag: str | None) -> bool:
-    """Whether the client has this version already (``If-None-Match``, compared weakly as RFC 9110 asks)."""
-    asked = request.headers.get("if-none-match")
-    if asked is None or etag is None:
-        return False
-    if asked.strip() == "*":
-        return True
-    return etag.removeprefix("W/") in (tag.strip().removeprefix("W/") for tag in asked.split(","))
+        return cacheable(request, stored.body, etag=stored.info.etag, media_type=media_type, cache_control=cache)

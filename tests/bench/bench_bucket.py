@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import boto3
-import httpx
+import httpx2 as httpx
 from botocore.config import Config
 
 from activities.bucket.keys import UploadRef

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import httpx
+import httpx2 as httpx
 
 from activities.bucket.keys import UploadRef
 from activities.bucket.storage import Bucket

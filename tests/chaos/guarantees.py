@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self
 
-import httpx
+import httpx2 as httpx
 
 from activities.bucket.keys import UploadRef
 from activities.bucket.report import Proof, SheetReport, UploadReport

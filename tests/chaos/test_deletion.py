@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 
-import httpx
+import httpx2 as httpx
 from temporalio.client import Client
 
 from activities.bucket.keys import UploadRef

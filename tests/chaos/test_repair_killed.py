@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import httpx
+import httpx2 as httpx
 
 from activities.bucket.keys import UploadRef
 from activities.bucket.listing import Listing

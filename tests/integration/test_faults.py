@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
-import httpx
+import httpx2 as httpx
 import pytest
 from temporalio.api.enums.v1 import EventType
 from temporalio.client import Client

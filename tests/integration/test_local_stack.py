@@ -13,13 +13,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2 as httpx
 import pytest
 from temporalio.client import Client
 
 from activities.bucket.keys import UploadRef
 from api.addresses import StackAddresses, is_locked
-from deploy.local import PLAN, Stack
+from api.cli.__main__ import DEFAULT_PLAN
+from deploy.local import Stack
 from deploy.sample import write_sample
 from deploy.temporal import TemporalServer
 
@@ -285,7 +286,7 @@ def test_any_directory_will_do(tmp_path: Path) -> None:
             address = json.loads((data_dir / "stack.json").read_bytes())["temporal"]
             for path in (data_dir / "bucket").rglob("manifest.json"):
                 assert json.loads(path.read_bytes())["status"] == "complete"
-                asyncio.run(result(address, UploadRef.parse(f"{PLAN}/{path.parent.name}")))
+                asyncio.run(result(address, UploadRef.parse(f"{DEFAULT_PLAN}/{path.parent.name}")))
             os.killpg(session.pid, signal.SIGINT)
             said, _ = session.communicate(timeout=DEADLINE_S)
             assert session.returncode in (0, 130), said

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import httpx
+import httpx2 as httpx
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -15,7 +15,7 @@ from temporalio.client import Client
 from activities.bucket.keys import PlanRef, UploadRef
 from activities.bucket.records import Snapshot, from_json
 from activities.bucket.storage import Bucket, BucketSettings
-from api.cli.client import EventParser
+from api.cli.event_stream import EventParser
 from deploy.local import Stack
 from tests.resources.make_pdfs import plan_set
 from tests.servers.s3 import TestServer

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable
 
-import httpx
+import httpx2 as httpx
 import pytest
 
 from activities.bucket.setup import BucketSetup

@@ -5,7 +5,7 @@ import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
-import httpx
+import httpx2 as httpx
 import pytest
 from temporalio.exceptions import WorkflowAlreadyStartedError
 

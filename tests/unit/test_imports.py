@@ -24,7 +24,9 @@ PURE = {"activities.errors", *(f"activities.bucket.{name}" for name in ("keys", 
 LIGHT = PURE | {"temporalio", "activities.interface", "activities.bucket.forecast"}
 BUCKET = LIGHT | {"activities.bucket"}
 HOST = BUCKET | {f"activities.{name}" for name in ("host", "attempt", "threads", "render.attempt", "render.tilezip")}
-SERVER = {"starlette", "sse_starlette", "uvicorn", "python_multipart"}
+CLI = PURE | {"api.cli", "api.addresses", "api.paths"}
+SERVER_ROOM = BUCKET | {"activities.environment", "activities.logs", "workflows", "api"}
+SERVER_ROOM |= {"starlette", "sse_starlette", "uvicorn", "python_multipart"}
 
 MAY_IMPORT: dict[str, set[str]] = {
     "activities.errors": set(),
@@ -56,7 +58,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "activities.render.child": LIGHT | {"activities.attempt", "activities.render.process"},
     "activities.render.forkserver": LIGHT | {"activities.render.memorylimit"},
     "activities.render.memorylimit": set(),
-    "activities.logs": {"temporalio", "starlette"},
+    "activities.environment": set(),
+    "activities.logs": {"temporalio", "activities.environment"},
     "activities.attempt": {"activities.errors", "temporalio"},
     "activities.scratch": BUCKET | {"activities.attempt"},
     "activities.threads": {"activities.bucket.keys"},
@@ -69,12 +72,19 @@ MAY_IMPORT: dict[str, set[str]] = {
     "workflows.*": LIGHT | {"workflows"},
     "api.addresses": set(),
     "api.recent": set(),
-    "api.documents": LIGHT | {"api.status"},
-    "api.cli.client": {"activities.bucket.keys", "api.addresses", "httpx"},
-    "api.cli.*": BUCKET | {"api.cli", "rich"},
-    "api.*": BUCKET | SERVER | {"activities.logs", "workflows", "api", "httpx"},
+    "api.documents": LIGHT | {"api.paths", "api.status"},
+    "api.paths": {"activities.bucket.keys"},
+    "api.cli.client": CLI | {"httpx2"},
+    "api.cli.offline": CLI | BUCKET,
+    "api.cli.terminal": CLI | {"rich"},
+    "api.cli.*": CLI,
+    "api.r2.pull": SERVER_ROOM | {"httpx2"},
+    "api.r2.settings": {"activities.environment", "api.addresses"},
+    "api.settings": {"activities.bucket.storage", "activities.environment", "api.addresses", "api.r2.settings"},
+    "api.*": SERVER_ROOM,
+    "worker.*": {"activities", "workflows", "worker", "temporalio"},
 }
-"""What each module may import besides the standard library: modules, or all below a package. ``worker`` and ``deploy`` are free."""
+"""What each module may import besides the standard library: modules, or all below a package. ``deploy`` is free."""
 
 CHILDREN = {f"activities.render.{name}" for name in ("raster", "structure", "annotations", "markups", "fonts", "pyramid", "decode")}
 NATIVE = {"pypdfium2", "pypdfium2_raw", "pikepdf", "pyvips", *CHILDREN}
@@ -102,7 +112,7 @@ def imports(module: str) -> set[str]:
 
 def allowed(module: str) -> set[str] | None:
     """The row of the table for a module: its own, or that of the innermost package that has one; None where everything goes."""
-    if module.split(".")[0] in ("worker", "deploy"):
+    if module.split(".")[0] == "deploy":
         return None
     packages = [module.rsplit(".", depth)[0] for depth in range(1, module.count(".") + 1)]
     row = next((MAY_IMPORT[name] for name in (module, *(f"{package}.*" for package in packages)) if name in MAY_IMPORT), None)
@@ -118,12 +128,13 @@ def is_within(name: str, row: set[str]) -> bool:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_point_one_way(module: str) -> None:
-    """Only what the table allows; and nobody imports worker, deploy or tests from another package."""
+    """Only as the table allows; and nobody imports worker, deploy, tests or the command line from outside."""
     row = allowed(module)
     for name in imports(module):
         package = name.split(".")[0]
         assert package != "tests"
         assert package not in ("worker", "deploy") or module.split(".")[0] in ("worker", "deploy"), name
+        assert not is_within(name, {"api.cli"}) or is_within(module, {"api.cli"}), name
         assert row is None or is_within(name, row), f"{module} may not import {name}"
 
 
@@ -183,7 +194,7 @@ def test_importing_does_nothing() -> None:
 @pytest.mark.parametrize("module", [module for module in MODULES if module.startswith("workflows.")])
 def test_workflows_load_no_server_and_no_bucket(module: str) -> None:
     """What the sandbox loads is light."""
-    heavy = {"obstore", "boto3", "starlette", "httpx", "rich", "activities.bucket.storage", *NATIVE}
+    heavy = {"obstore", "boto3", "starlette", "httpx2", "rich", "activities.bucket.storage", *NATIVE}
     code = f"import sys, {module}; print(sorted({heavy!r} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True, cwd=ROOT)
     assert result.stdout == "[]\n"

@@ -16,7 +16,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import httpx
+import httpx2 as httpx
 import obstore.exceptions
 import pytest
 from botocore.exceptions import ConnectTimeoutError, EndpointConnectionError, HTTPClientError
@@ -35,7 +35,9 @@ from activities.bucket.setup import BucketSetup
 from activities.bucket.storage import DENIED, Bucket, BucketSettings, named_s3_error
 from activities.errors import ObjectMissing, SiteLinkError
 from activities.render.child import ChildLimits, _named
-from api.cli.client import NotReached, Server, plan_path
+from api.cli.client import Server
+from api.cli.errors import NotReached
+from api.paths import plan_path
 from tests.unit.api_fakes import BASE, PATH, PDF, PLAN, REF, FakeTemporal, accept, client_of, closed, make_app, snapshot
 from tests.unit.sheets import put_sheet
 from workflows.failures import reason_and_detail
@@ -334,7 +336,7 @@ def test_command_line_says_no_insides_of_a_bucket(bucket: Bucket, root: Path) ->
     """Without a server, too."""
     loop(root / REF.record)
     environ = {"PATH": os.environ["PATH"], "SITELINK_BUCKET": root.as_uri()}
-    command = [sys.executable, "-m", "api.cli.commands", "verify", str(REF), "--bucket"]
+    command = [sys.executable, "-m", "api.cli", "verify", str(REF), "--bucket"]
     result = subprocess.run(command, env=environ, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout) == (3, "")
     assert result.stderr.startswith("StorageUnavailable: the bucket failed at organizations/")

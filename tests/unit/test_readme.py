@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from api.cli.commands import build_parser
+from api.cli.__main__ import build_parser
 
 ROOT = Path(__file__).parents[2]
 BLOCKS = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)

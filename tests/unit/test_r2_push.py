@@ -5,14 +5,16 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import httpx
+import httpx2 as httpx
 import pytest
 from starlette.applications import Starlette
 
 from activities.bucket.records import SheetStatus
 from activities.bucket.storage import Bucket, BucketSettings
 from api.app import create_app
-from api.r2.push import MAX_BODY_BYTES, PATH, TOLERANCE_S, signature
+from api.paths import R2_EVENTS, UNREADABLE_EVENTS
+from api.r2.push import MAX_BODY_BYTES, TOLERANCE_S, signature
+from api.r2.settings import PushSettings
 from api.settings import ApiSettings
 from tests.servers.queue import event
 from tests.unit.api_fakes import REF, UNAVAILABLE, FakeTemporal, accept, client_of, make_app, snapshot
@@ -24,7 +26,7 @@ READY, PENDING = SheetStatus.READY, SheetStatus.PENDING
 @pytest.fixture
 def app(bucket: Bucket, temporal: FakeTemporal) -> Starlette:
     """The API, with two secrets."""
-    settings = ApiSettings(BucketSettings("file:///unused"), events_secrets=(SECRET, OLD_SECRET), events_gather_s=0.05)
+    settings = ApiSettings(BucketSettings("file:///unused"), push=PushSettings((SECRET, OLD_SECRET), gather_s=0.05))
     return create_app(bucket, temporal.connect, settings)
 
 
@@ -51,7 +53,7 @@ async def push(
     timestamp = str(int(time.time() - age_s))
     signed = {"SiteLink-Timestamp": timestamp, "SiteLink-Signature": signature(secret, timestamp, data)}
     async with client_of(app) as client:
-        return await client.post(PATH, content=data, headers={**signed, **(headers or {})})
+        return await client.post(R2_EVENTS, content=data, headers={**signed, **(headers or {})})
 
 
 async def test_it_is_off_by_default(bucket: Bucket, temporal: FakeTemporal) -> None:
@@ -72,7 +74,7 @@ async def test_a_signed_batch_is_decided_message_by_message(app: Starlette, buck
     assert answer.json() == {"acks": ["m1", "m2", "old poison"], "retries": [{"id": "poison", "delaySeconds": 5}]}
     assert [start["start_signal_args"][0].sheets for start in temporal.starts] == [(2,)]
     async with client_of(app) as client:
-        (kept,) = (await client.get("/v1/events/unreadable")).json()["unreadable"]
+        (kept,) = (await client.get(UNREADABLE_EVENTS)).json()["unreadable"]
     assert kept["message"] == "old poison"
 
 
@@ -93,7 +95,7 @@ async def test_any_host_and_origin_may_carry_a_signed_request(app: Starlette, bu
     answer = await push(app, headers={"Host": "plans.example.com", "Origin": "https://elsewhere.example", "Sec-Fetch-Site": "cross-site"})
     assert (answer.status_code, answer.json()) == (200, {"acks": [], "retries": []})
     async with client_of(app) as client:
-        for path in ("/v1/events/unreadable", f"{PATH}/", "/"):
+        for path in (UNREADABLE_EVENTS, f"{R2_EVENTS}/", "/"):
             assert (await client.get(path, headers={"Host": "plans.example.com"})).status_code == 421
 
 
@@ -134,8 +136,8 @@ async def test_a_signature_is_of_its_body(app: Starlette) -> None:
     timestamp = str(int(time.time()))
     headers = {"SiteLink-Timestamp": timestamp, "SiteLink-Signature": signature(SECRET, timestamp, b'{"messages":[]}')}
     async with client_of(app) as client:
-        assert (await client.post(PATH, content=b'{"messages":[]}', headers=headers)).status_code == 200
-        assert (await client.post(PATH, content=b'{"messages":[]} ', headers=headers)).status_code == 401
+        assert (await client.post(R2_EVENTS, content=b'{"messages":[]}', headers=headers)).status_code == 200
+        assert (await client.post(R2_EVENTS, content=b'{"messages":[]} ', headers=headers)).status_code == 401
 
 
 async def test_a_body_is_bounded(app: Starlette) -> None:
@@ -174,9 +176,9 @@ async def test_any_text_may_be_a_message(app: Starlette) -> None:
 def test_secrets_are_checked_and_not_shown() -> None:
     """A short one is refused, without being said; several are separated by commas; the settings do not print them."""
     settings = ApiSettings.from_env({"SITELINK_EVENTS_SECRET": f" {SECRET}, {OLD_SECRET},", "SITELINK_EVENTS_ATTEMPTS": "7"})
-    assert (settings.events_secrets, settings.events_attempts) == ((SECRET, OLD_SECRET), 7)
+    assert (settings.push.secrets, settings.push.attempts) == ((SECRET, OLD_SECRET), 7)
     assert SECRET not in repr(settings)
-    assert ApiSettings.from_env({}).events_secrets == ()
+    assert ApiSettings.from_env({}).push.secrets == ()
     with pytest.raises(ValueError, match="SITELINK_EVENTS_SECRET") as refused:
         ApiSettings.from_env({"SITELINK_EVENTS_SECRET": f"{SECRET},short"})
     assert "short" not in str(refused.value)

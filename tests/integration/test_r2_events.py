@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2 as httpx
 import pytest
 from temporalio.client import Client
 
@@ -182,8 +182,8 @@ async def test_the_worker_brings_back_what_was_not_taken(
             assert "401" in stranger.log
 
 
-class EventsRole:
-    """``python -m worker events``.
+class PullConsumer:
+    """``python -m api events``.
 
     Args:
         log: Gets its output.
@@ -194,7 +194,7 @@ class EventsRole:
         self.log = log
         ours = {name: value for name, value in os.environ.items() if not name.startswith(("SITELINK_", "TEMPORAL_"))}
         with log.open("wb") as output:
-            command = [sys.executable, "-m", "worker", "events"]
+            command = [sys.executable, "-m", "api", "events"]
             self.process = subprocess.Popen(command, env={**ours, **environ}, stdout=output, stderr=output)
 
     def end(self) -> int:
@@ -204,9 +204,9 @@ class EventsRole:
 
 
 @contextmanager
-def running_role(log: Path, environ: dict[str, str]) -> Iterator[EventsRole]:
+def running_role(log: Path, environ: dict[str, str]) -> Iterator[PullConsumer]:
     """Runs the role; kills it at the end."""
-    role = EventsRole(log, environ)
+    role = PullConsumer(log, environ)
     try:
         yield role
     finally:
@@ -297,7 +297,7 @@ async def test_the_role_outlives_temporal(
 
 def test_the_role_is_off_by_default(tmp_path: Path, stack: Stack) -> None:
     """Without its settings it ends, and says which are missing; the embedded stack does not start it."""
-    assert "worker-events" not in stack.processes
+    assert "r2-events" not in stack.processes
     with running_role(tmp_path / "role.log", {"SITELINK_DATA_DIR": str(tmp_path)}) as role:
         assert role.process.wait(240) == 2
     assert "SITELINK_EVENTS_TOKEN" in role.log.read_text()
@@ -347,10 +347,10 @@ def test_an_object_that_was_written_late_is_counted(
                 "AWS_SECRET_ACCESS_KEY": settings.secret_access_key,
             }
             stack = new_stack(**storage, **queue.environment)
-            assert stack.processes["worker-events"].is_running
+            assert stack.processes["r2-events"].is_running
             _copy_late(stack, Bucket(settings), queue, hook)
             stack.stop()
-            log = (stack.logs / "worker-events.log").read_text()
+            log = (stack.logs / "r2-events.log").read_text()
             assert "sheets are stored that are not ready" in log
             assert not re.search(rf"Traceback|{TOKEN}", log), log
         finally:

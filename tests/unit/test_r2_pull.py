@@ -7,15 +7,15 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-import httpx
+import httpx2 as httpx
 import pytest
 
 from activities.bucket.keys import UploadRef
 from activities.bucket.records import SheetStatus
 from activities.bucket.storage import Bucket
-from api.r2.events import Message, Notices, Verdict, unreadable_events
+from api.r2.events import Message, R2Events, Verdict, unreadable_events
 from api.r2.pull import BATCH_SIZE, Consumer, PullQueue, sent_body
-from api.r2.settings import CLOUDFLARE, EventsSettings
+from api.r2.settings import CLOUDFLARE, PullSettings
 from api.runs import Runs
 from api.status import Status
 from tests.servers.queue import TOKEN, FakeQueue, Trouble, event, serving
@@ -35,12 +35,12 @@ def queue() -> Iterator[FakeQueue]:
 @asynccontextmanager
 async def consuming(queue: FakeQueue, bucket: Bucket, temporal: FakeTemporal, *, visibility_s: float = 600) -> AsyncIterator[asyncio.Event]:
     """Runs the consumer, gathering for 20 ms; stops it at the end, which must take no longer than a moment."""
-    settings = EventsSettings.from_env(queue.environment)
+    settings = PullSettings.from_env(queue.environment)
     assert settings is not None
     runs = Runs(temporal.connect)
-    notices = Notices(bucket, Status(bucket, runs), runs, gather_s=0.02)
+    events = R2Events(bucket, Status(bucket, runs), runs, gather_s=0.02)
     async with httpx.AsyncClient(timeout=120, trust_env=False) as http:
-        consumer = Consumer(PullQueue(settings, http), notices, idle_s=IDLE_S, visibility_s=visibility_s, first_backoff_s=IDLE_S)
+        consumer = Consumer(PullQueue(settings, http), events, idle_s=IDLE_S, visibility_s=visibility_s, first_backoff_s=IDLE_S)
         stop = asyncio.Event()
         running = asyncio.create_task(consumer.run(stop))
         try:
@@ -188,12 +188,12 @@ async def test_a_wrong_token_is_said_and_not_shown(
     queue: FakeQueue, bucket: Bucket, temporal: FakeTemporal, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The role goes on asking, for somebody may set it right at the other end."""
-    settings = EventsSettings.from_env({**queue.environment, "SITELINK_EVENTS_TOKEN": "secret-wrong-token"})
+    settings = PullSettings.from_env({**queue.environment, "SITELINK_EVENTS_TOKEN": "secret-wrong-token"})
     assert settings is not None
     runs = Runs(temporal.connect)
     stop = asyncio.Event()
     async with httpx.AsyncClient(timeout=120, trust_env=False) as http:
-        consumer = Consumer(PullQueue(settings, http), Notices(bucket, Status(bucket, runs), runs), idle_s=IDLE_S)
+        consumer = Consumer(PullQueue(settings, http), R2Events(bucket, Status(bucket, runs), runs), idle_s=IDLE_S)
         running = asyncio.create_task(consumer.run(stop))
         await until(lambda: "HTTP 401" in caplog.text)
         stop.set()
@@ -202,7 +202,7 @@ async def test_a_wrong_token_is_said_and_not_shown(
     assert "secret-wrong-token" not in caplog.text + repr(settings)
 
 
-class Noting(Notices):
+class Noting(R2Events):
     """Says when it is first asked."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -219,14 +219,14 @@ async def test_stopping_finishes_what_is_at_hand(queue: FakeQueue, bucket: Bucke
     """Gathering ends at once, what was pulled is acknowledged, and no lease is left behind."""
     await accept(bucket)
     temporal.state = snapshot(PENDING)
-    settings = EventsSettings.from_env(queue.environment)
+    settings = PullSettings.from_env(queue.environment)
     assert settings is not None
     runs = Runs(temporal.connect)
     name, stop = queue.send(event("plans", REF.descriptor(1))), asyncio.Event()
     async with httpx.AsyncClient(timeout=120, trust_env=False) as http:
-        notices = Noting(bucket, Status(bucket, runs), runs, gather_s=3600)
-        running = asyncio.create_task(Consumer(PullQueue(settings, http), notices, idle_s=IDLE_S).run(stop))
-        await notices.asked.wait()
+        events = Noting(bucket, Status(bucket, runs), runs, gather_s=3600)
+        running = asyncio.create_task(Consumer(PullQueue(settings, http), events, idle_s=IDLE_S).run(stop))
+        await events.asked.wait()
         stop.set()
         async with asyncio.timeout(120):
             await running
@@ -235,13 +235,13 @@ async def test_stopping_finishes_what_is_at_hand(queue: FakeQueue, bucket: Bucke
 
 def test_the_role_is_off_by_default() -> None:
     """Nothing set is no role; a part is an error that names the rest, and shows no token."""
-    assert EventsSettings.from_env({}) is None
-    assert EventsSettings.from_env({"SITELINK_EVENTS_ACCOUNT": "", "SITELINK_EVENTS_API": "http://127.0.0.1:1"}) is None
+    assert PullSettings.from_env({}) is None
+    assert PullSettings.from_env({"SITELINK_EVENTS_ACCOUNT": "", "SITELINK_EVENTS_API": "http://127.0.0.1:1"}) is None
     with pytest.raises(ValueError, match="SITELINK_EVENTS_ACCOUNT and SITELINK_EVENTS_QUEUE must be set") as refused:
-        EventsSettings.from_env({"SITELINK_EVENTS_TOKEN": "hidden-token"})
+        PullSettings.from_env({"SITELINK_EVENTS_TOKEN": "hidden-token"})
     assert "hidden-token" not in str(refused.value)
-    settings = EventsSettings.from_env({"SITELINK_EVENTS_ACCOUNT": "a1", "SITELINK_EVENTS_QUEUE": "b2", "SITELINK_EVENTS_TOKEN": "c3"})
-    assert settings == EventsSettings("a1", "b2", "c3", 5, CLOUDFLARE)
+    settings = PullSettings.from_env({"SITELINK_EVENTS_ACCOUNT": "a1", "SITELINK_EVENTS_QUEUE": "b2", "SITELINK_EVENTS_TOKEN": "c3"})
+    assert settings == PullSettings("a1", "b2", "c3", 5, CLOUDFLARE)
 
 
 @pytest.mark.parametrize(
@@ -260,4 +260,4 @@ def test_settings_are_checked(name: str, value: str) -> None:
     """What cannot be used is refused by its name; a token goes over no wire that others read."""
     environ = {"SITELINK_EVENTS_ACCOUNT": "a1", "SITELINK_EVENTS_QUEUE": "b2", "SITELINK_EVENTS_TOKEN": "c3", name: value}
     with pytest.raises(ValueError, match=name):
-        EventsSettings.from_env(environ)
+        PullSettings.from_env(environ)

@@ -38,7 +38,7 @@ HOST_QUEUE = "host-pretended"
 
 
 class FakeActivities(UploadActivities):
-    """A bucket in memory; errors are raised in the order in which a test lines them up.
+    """A bucket in memory. Each list of errors is raised one by one, in its order.
 
     Args:
         pages: What ``count_pages`` finds, or the error that it raises.
@@ -71,9 +71,9 @@ class FakeActivities(UploadActivities):
         self.gate = asyncio.Event()
         self.gate.set()
         self.closes_after = 0
-        """The gate closes by itself with so many sheets committed: a test that looks at that first may come too late."""
+        """The gate closes when so many sheets are committed; a test that closed it after looking might come too late."""
         self.stubborn = ""
-        """The step that waits to be released without beating: it hears of no cancellation."""
+        """The step that waits for ``released`` and sends no heartbeats meanwhile, so that no cancellation reaches it."""
         self.released = asyncio.Event()
         self.reached = ""
 

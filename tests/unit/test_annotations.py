@@ -14,10 +14,12 @@ import pytest
 
 from activities.bucket.records import Note, UploadOptions
 from activities.interface import TilePage
-from activities.render.annotations import MOST_MARKUPS
+from activities.render import raster
+from activities.render.annotations.handles import MOST_ANNOTATIONS
+from activities.render.annotations.markups import MOST_MARKUPS
 from activities.render.child import ChildPool
-from activities.render.fonts import ANNOTATIONS_LOOKED_AT, MOST_ANNOTATIONS
-from activities.render.raster import PdfFile, PixelBuffer
+from activities.render.fonts.page import MOST_APPEARANCES
+from activities.render.pdf_file import PdfFile
 from tests.resources import make_pdfs
 
 Rect = tuple[float, float, float, float]
@@ -50,12 +52,12 @@ class Picture:
 
 def drawn(path: Path, width: int = 400, height: int = 200, times: int = 1) -> tuple[Picture, tuple[Note, ...]]:
     """The first page and its notes, the same however often it is drawn."""
-    document = PdfFile(path)
+    pdf = PdfFile(path)
     try:
-        buffer = PixelBuffer()
-        results = [(bytes(page.pixels), page.notes) for page in (document.draw(1, width, height, buffer) for _ in range(times))]
+        buffer = raster.PixelBuffer()
+        results = [(bytes(page.pixels), page.notes) for page in (raster.draw(pdf, 1, width, height, buffer) for _ in range(times))]
     finally:
-        document.close()
+        pdf.close()
     assert all(result == results[0] for result in results)
     return Picture(results[0][0], width, height), results[0][1]
 
@@ -144,10 +146,10 @@ def test_pages_with_fields_are_equal_in_any_order(tmp_path: Path) -> None:
     orders = ([1, 2, 3], [3, 2, 1], [2, 2, 3, 1])
     pictures: list[dict[int, bytes]] = []
     for order in orders:
-        document = PdfFile(path)
-        buffer = PixelBuffer()
-        pictures.append({number: bytes(document.draw(number, 200, 100, buffer).pixels) for number in order})
-        document.close()
+        pdf = PdfFile(path)
+        buffer = raster.PixelBuffer()
+        pictures.append({number: bytes(raster.draw(pdf, number, 200, 100, buffer).pixels) for number in order})
+        pdf.close()
     assert pictures[0] == pictures[1] == pictures[2]
     assert len(set(pictures[0].values())) == 3
 
@@ -338,7 +340,7 @@ def test_work_on_a_page_of_many_annotations_is_bounded(tmp_path: Path) -> None:
     assert picture.colours((0, 0, 200, 100))["red"]
     left = MOST_ANNOTATIONS - MOST_MARKUPS
     assert [note.message for note in notes] == [
-        f"Whether glyphs are missing was not looked at in {MOST_ANNOTATIONS - ANNOTATIONS_LOOKED_AT:,} annotations.",
+        f"Not checked for missing glyphs: {MOST_ANNOTATIONS - MOST_APPEARANCES:,} annotations.",
         f"{left:,} markups have no appearance in the PDF. Missing or incomplete: {left:,} Line.",
         f"Only {MOST_ANNOTATIONS:,} of {MOST_ANNOTATIONS + 1:,} annotations were looked at.",
     ]

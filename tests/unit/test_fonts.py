@@ -14,8 +14,11 @@ from pathlib import Path
 import pypdfium2.raw as pdfium
 import pytest
 
-from activities.render import fonts
-from activities.render.raster import Drawn, PdfFile, PixelBuffer
+from activities.render import raster
+from activities.render.fonts import page as font_page
+from activities.render.fonts.faces import FACES, FACES_BY_COVERAGE, Face, characters_of
+from activities.render.fonts.mapper import prefer
+from activities.render.pdf_file import PdfFile
 from tests.resources import make_pdfs
 
 WIDTH, HEIGHT = 1600, 400
@@ -39,7 +42,7 @@ def opened(directory: Path, data: bytes) -> Iterator[PdfFile]:
 
 def draw(document: PdfFile, number: int = 1) -> tuple[bytes, list[tuple[str, str]]]:
     """A page's pixels and notes."""
-    drawn: Drawn = document.draw(number, WIDTH, HEIGHT, PixelBuffer())
+    drawn = raster.draw(document, number, WIDTH, HEIGHT, raster.PixelBuffer())
     return bytes(drawn.pixels), [(note.type, note.message) for note in drawn.notes]
 
 
@@ -144,7 +147,7 @@ def test_latin_letters_are_as_wide_as_arials() -> None:
     """PDFium's built-in Helvetica has the widths of a font that is made to have Arial's."""
     document = pdfium.FPDF_CreateNewDocument()
     built_in = pdfium.FPDFText_LoadStandardFont(document, b"Helvetica")
-    data = Path(fonts.BY_TEXT[0].path).read_bytes()
+    data = Path(FACES_BY_COVERAGE[0].path).read_bytes()
     arimo = pdfium.FPDFText_LoadFont(document, (ctypes.c_ubyte * len(data)).from_buffer_copy(data), len(data), pdfium.FPDF_FONT_TRUETYPE, 1)
     for character in string.ascii_letters + string.digits + ".,:;/()+-=\"'%&#":
         widths = []
@@ -167,7 +170,7 @@ def test_latin_letters_are_as_wide_as_arials() -> None:
         (make_pdfs.text_by_names("ArialMT", "Plan ፕላን"), ["FontMissing"]),
         (make_pdfs.text_by_cmap("ArialMT", "Identity", "Identity-H", "\x24\x25\x26"), ["FontMissing"]),
         (make_pdfs.text_by_names("Nyala", "ፕላን", hidden=True), []),
-        (make_pdfs.text_with_its_font(Path(fonts.BY_TEXT[0].path), "Plan"), []),
+        (make_pdfs.text_with_its_font(Path(FACES_BY_COVERAGE[0].path), "Plan"), []),
         (make_pdfs.text_drawn_by_procedures(), []),
         (make_pdfs.text_by_names("CourierNew", "a\N{RIGHTWARDS ARROW}b"), []),
         (make_pdfs.text_by_names("Webdings#83S", "Plan"), ["FontMissing"]),
@@ -184,23 +187,23 @@ def test_notes_say_what_was_substituted_and_what_is_missing(tmp_path: Path, data
 
 def test_limits_of_the_look_at_fonts_are_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Text behind a limit may be missing; where the PDF brings its fonts, there is nothing to note, whatever the child drew before."""
-    look = "Whether glyphs are missing was not looked at in"
-    monkeypatch.setattr(fonts, "CHARACTERS_LOOKED_AT", 3)
+    unchecked = "Not checked for missing glyphs:"
+    monkeypatch.setattr(font_page, "MOST_CHARACTERS", 3)
     with opened(tmp_path, make_pdfs.text_by_names("ArialMT", "Plan ፕላን")) as document:
-        assert draw(document)[1] == [("FontMissing", f"{look} 5 of 8 characters.")]
-    with opened(tmp_path, make_pdfs.text_with_its_font(Path(fonts.BY_TEXT[0].path), "Plan 1:100")) as document:
+        assert draw(document)[1] == [("FontMissing", f"{unchecked} 5 of 8 characters.")]
+    with opened(tmp_path, make_pdfs.text_with_its_font(Path(FACES_BY_COVERAGE[0].path), "Plan 1:100")) as document:
         assert draw(document)[1] == []
     writer = make_pdfs.Writer()
-    many = writer.stream(b"0 0 1 1 re f " * (fonts.OBJECTS_LOOKED_AT + 1), "/Type /XObject /Subtype /Form /BBox [0 0 9 9]")
+    many = writer.stream(b"0 0 1 1 re f " * (font_page.MOST_OBJECTS + 1), "/Type /XObject /Subtype /Form /BBox [0 0 9 9]")
     stamp = writer.add(f"<< /Type /Annot /Subtype /Stamp /Rect [0 0 9 9] /F 4 /AP << /N {many} 0 R >> >>")
     few = writer.stream(b"0 0 1 1 re f", "/Type /XObject /Subtype /Form /BBox [0 0 9 9]")
     other = writer.add(f"<< /Type /Annot /Subtype /Stamp /Rect [0 0 9 9] /F 4 /AP << /N {few} 0 R >> >>")
-    others = f"{other} 0 R " * (fonts.ANNOTATIONS_LOOKED_AT + 1)
+    others = f"{other} 0 R " * (font_page.MOST_APPEARANCES + 1)
     page = writer.page(b"", f"/MediaBox [0 0 400 100] /Annots [{stamp} 0 R {others}]")
     with opened(tmp_path, writer.finish([page])) as document:
         assert [message for _, message in draw(document)[1]] == [
-            f"{look} 2 annotations.",
-            f"{look} 1 annotations of more than 1,000 objects, to their end.",
+            f"{unchecked} 2 annotations.",
+            f"{unchecked} the objects behind the first 1,000 of 1 annotations.",
         ]
 
 
@@ -291,9 +294,10 @@ pdfium.FPDFBitmap_FillRect(bitmap, 0, 0, 1600, 400, 0xFFFFFFFF)
 pdfium.FPDF_RenderPageBitmap(bitmap, page, 0, 0, 1600, 400, 0, 0)
 bare = ctypes.string_at(pdfium.FPDFBitmap_GetBuffer(bitmap), 4 * 1600 * 400)
 
-from activities.render.raster import PdfFile, PixelBuffer
+from activities.render.pdf_file import PdfFile
+from activities.render.raster import PixelBuffer, draw
 
-drawn = PdfFile(Path(source)).draw(number, 1600, 400, PixelBuffer())
+drawn = draw(PdfFile(Path(source)), number, 1600, 400, PixelBuffer())
 notes = [[note.type, note.message] for note in drawn.notes]
 print(json.dumps([hashlib.sha256(bare).hexdigest(), hashlib.sha256(drawn.pixels).hexdigest(), notes]), flush=True)
 os._exit(0)
@@ -316,7 +320,7 @@ def test_fonts_of_the_host_decide_nothing(tmp_path: Path) -> None:
     source, empty, full = tmp_path / "source.pdf", tmp_path / "empty", tmp_path / "full"
     empty.mkdir()
     full.mkdir()
-    (full / "host.ttf").symlink_to(Path(fonts.BY_TEXT[2].path).with_name("NotoSerifThai-Variable.ttf"))
+    (full / "host.ttf").symlink_to(Path(FACES_BY_COVERAGE[2].path).with_name("NotoSerifThai-Variable.ttf"))
     source.write_bytes(make_pdfs.text_by_names("NotoSerifThai", "Plan 1:100"))
     bare_without, without = on_a_host(source, 1, empty)
     bare_with, with_fonts = on_a_host(source, 1, full)
@@ -334,16 +338,16 @@ def test_a_new_process_draws_and_notes_the_same(tmp_path: Path) -> None:
 
 def test_a_font_file_that_cannot_be_read_is_no_missing_text(tmp_path: Path) -> None:
     """The page fails, and is tried again elsewhere; no sheet is made without its text."""
-    gone = fonts.Face("fontpkg-arimo", "files/gone.ttf", "Gone")
+    gone = Face("fontpkg-arimo", "files/gone.ttf", "Gone")
     data = make_pdfs.text_by_names("ArialMT", "Plan")
-    with fonts.prefer({"helvetica": gone}), opened(tmp_path, data) as document, pytest.raises(FileNotFoundError):
+    with prefer({"helvetica": gone}), opened(tmp_path, data) as document, pytest.raises(FileNotFoundError):
         draw(document)
     with opened(tmp_path, data) as document:
         assert min(draw(document)[0]) < 128
 
 
-@pytest.mark.parametrize("face", fonts.FACES, ids=lambda face: face.family)
-def test_faces_are_what_they_are_said_to_be(face: fonts.Face) -> None:
+@pytest.mark.parametrize("face", FACES, ids=lambda face: face.family)
+def test_faces_are_what_they_are_said_to_be(face: Face) -> None:
     """The family that PDFium reads in the file is the one that notes and coverage are looked up by; all of them have Latin letters."""
     data = Path(face.path).read_bytes()
     document = pdfium.FPDF_CreateNewDocument()
@@ -353,5 +357,5 @@ def test_faces_are_what_they_are_said_to_be(face: fonts.Face) -> None:
     pdfium.FPDFFont_Close(font)
     pdfium.FPDF_CloseDocument(document)
     assert name.value.decode() == face.family
-    assert set(string.ascii_letters + string.digits) <= fonts.characters_of(face.family)
-    assert "\N{ETHIOPIC SYLLABLE PE}" not in fonts.characters_of(face.family)
+    assert set(string.ascii_letters + string.digits) <= characters_of(face.family)
+    assert "\N{ETHIOPIC SYLLABLE PE}" not in characters_of(face.family)

@@ -21,7 +21,7 @@ for allocate in (libc.malloc, libc.calloc, libc.realloc, libc.aligned_alloc, lib
     allocate.restype = ctypes.c_void_p
 
 def used():
-    return memorylimit._status(os.getpid())["VmData"]
+    return memorylimit.memory_status(os.getpid())["VmData"]
 
 def took(size, address):
     # Told to the parent even if the next step is the last.

@@ -37,20 +37,20 @@ def pages_of(directory: Path, data: bytes, options: UploadOptions = DPI_72) -> t
 
 
 def test_measure_applies_rotation_and_crop_box(tmp_path: Path) -> None:
-    """The size is that of what shows."""
+    """The size is the size of the visible part, turned."""
     assert [(page.width, page.height) for page in pages_of(tmp_path, make_pdfs.rotated_90())] == [(100, 200)]
     assert [(page.width, page.height) for page in pages_of(tmp_path, make_pdfs.crop_box_smaller())] == [(100, 50)]
 
 
 def test_measure_takes_no_nonsense_for_user_unit(tmp_path: Path) -> None:
-    """What is no positive, finite number counts as 1; where it is no number at all, the sheet says so."""
+    """A number that is not positive or not finite counts as 1; where the entry is not a number at all, a note says so."""
     pages = pages_of(tmp_path, make_pdfs.user_unit_nonsense())
     assert {(page.width, page.height) for page in pages} == {(200, 100)}
     assert [bool(page.notes) for page in pages] == [True, False, False, False, True, True]
 
 
 def test_measure_finds_a_user_unit_whose_place_in_the_table_is_wrong(tmp_path: Path) -> None:
-    """The entry is a reference, and the table leads to another place: the object is looked for."""
+    """The UserUnit is an object of its own, and the cross-reference table gives it a wrong offset: the object is searched for."""
     writer = make_pdfs.Writer()
     unit = writer.add("10")
     data = writer.finish([writer.page(entries=f"/MediaBox [0 0 20 10] /UserUnit {unit} 0 R")])
@@ -70,7 +70,7 @@ DAMAGED_ENDS = {
 
 @pytest.mark.parametrize("damage", DAMAGED_ENDS.values(), ids=DAMAGED_ENDS)
 def test_measure_keeps_the_size_in_inches_when_the_end_is_damaged(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
-    """A file that PDFium rebuilds has the size that it has when it is whole, with its UserUnit; or it says that this is not known."""
+    """A damaged file that PDFium rebuilds is as large as the sound file, its UserUnit included."""
     (page,) = pages_of(tmp_path, damage(make_pdfs.user_unit_10()))
     assert page.reason is None
     assert (page.width, page.height) == (200, 100)
@@ -78,7 +78,7 @@ def test_measure_keeps_the_size_in_inches_when_the_end_is_damaged(tmp_path: Path
 
 
 def test_measure_says_when_a_user_unit_cannot_be_known(tmp_path: Path) -> None:
-    """Here pikepdf asks for the password of the attachments, and the file has a UserUnit somewhere."""
+    """The attachments have a password, so pikepdf cannot read the file, and the file's bytes name a UserUnit."""
     (page,) = pages_of(tmp_path, make_pdfs.attachments_encrypted(make_pdfs.user_unit_10()))
     assert (page.width, page.height, page.reason) == (20, 10, None)
     assert [note.type for note in page.notes] == ["UserUnitUncertain"]
@@ -91,7 +91,7 @@ def test_measure_asks_for_no_password_that_only_attachments_need(tmp_path: Path)
 
 
 def test_structure_of_another_document_is_not_believed(tmp_path: Path) -> None:
-    """Other sizes or another number of pages than PDFium found mean that pikepdf read something else: no UserUnit is taken from it."""
+    """Where pikepdf finds other sizes or another number of pages than PDFium, it has read something else: its UserUnits are not used."""
     path = tmp_path / "source.pdf"
     path.write_bytes(make_pdfs.user_unit_10())
     assert read_structure(path, [(20, 10)]).user_units == [10]
@@ -112,7 +112,7 @@ def test_measure_refuses_a_portfolio_and_names_its_drawings(tmp_path: Path) -> N
 
 
 def test_measure_looks_at_some_of_very_many_attachments(tmp_path: Path) -> None:
-    """PDFium takes the longer for each, the more there are; the messages do not pretend to have counted them."""
+    """PDFium takes longer for each attachment, the more there are. The messages say that there are at least so many."""
     names = [f"A-{number}.pdf" for number in range(1_200)]
     with pytest.raises(PdfPortfolio, match=r"with at least 1,000 PDFs inside: A-0\.pdf, .* and at least 990 more;"):
         pages_of(tmp_path, make_pdfs.portfolio(*names))
@@ -121,7 +121,7 @@ def test_measure_looks_at_some_of_very_many_attachments(tmp_path: Path) -> None:
 
 
 def test_measure_takes_a_portfolio_without_drawings_inside(tmp_path: Path) -> None:
-    """Its own pages are all that can be drawn; the first sheet says which files are not."""
+    """The portfolio's own pages are drawn; a note of the first sheet names the files that are not."""
     (page,) = pages_of(tmp_path, make_pdfs.portfolio("model.dwg"))
     assert [note.type for note in page.notes] == ["AttachmentsNotDrawn"]
     assert "model.dwg" in page.notes[0].message
@@ -130,7 +130,7 @@ def test_measure_takes_a_portfolio_without_drawings_inside(tmp_path: Path) -> No
 
 
 def test_measure_names_pages_by_bookmark_then_label(tmp_path: Path) -> None:
-    """Destination, GoTo action, label, control characters, a remote go-to that means another file, a nested bookmark; the first wins."""
+    """The first bookmark of a page wins, nested or not; a remote go-to is no bookmark; a page without bookmark has its label."""
     titles = [page.title for page in pages_of(tmp_path, make_pdfs.titles())]
     assert titles[:3] == ["A-101 - First Floor Plan", "A-102 - Roof Plan", "M-7"]
     assert titles[3] is not None
@@ -141,7 +141,7 @@ def test_measure_names_pages_by_bookmark_then_label(tmp_path: Path) -> None:
 
 
 def test_measure_survives_an_outline_that_loops(tmp_path: Path) -> None:
-    """Every item is visited once."""
+    """Every outline item is visited once."""
     assert [page.title for page in pages_of(tmp_path, make_pdfs.outline_loop())] == ["one", "two"]
 
 
@@ -169,13 +169,13 @@ def test_measure_does_not_believe_the_count(tmp_path: Path) -> None:
 
 
 def test_measure_refuses_too_many_pages(tmp_path: Path) -> None:
-    """With the number and the limit."""
+    """The message gives the number and the limit."""
     with pytest.raises(TooManyPages, match=r"^2,431 pages, limit 2,000$"):
         pages_of(tmp_path, make_pdfs.many_pages(2431))
 
 
 def test_page_over_its_budget_says_that_it_is_scaled(tmp_path: Path) -> None:
-    """With both resolutions and the budget; a page within it says nothing."""
+    """The note gives both resolutions and the budget; a page within its budget has no note."""
     (page,) = pages_of(tmp_path, make_pdfs.one_page(entries="/MediaBox [0 0 720 720]"), UploadOptions(dpi=300, budget_bytes=1 << 20))
     assert (page.dpi, page.scaled) == (59, True)
     message = "The sheet is drawn at 59 dpi instead of 300: at 300 its pixels would take more than 1,048,576 bytes."

@@ -23,7 +23,7 @@ def open_and_close(directory: Path, data: bytes) -> int:
     [("html_error_page", NotAPdf), ("cut_off", UnreadablePdf), ("password_needed", PasswordRequired), ("no_pages", NoPages)],
 )
 def test_open_refuses_by_name(tmp_path: Path, name: str, error: type[SiteLinkError]) -> None:
-    """What cannot be opened is named for its reason."""
+    """The name of the error is the reason."""
     with pytest.raises(error):
         open_and_close(tmp_path, make_pdfs.ALL[name]())
 

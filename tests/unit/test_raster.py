@@ -70,7 +70,7 @@ def pixel(pixels: bytes, width: int, x: int, y: int) -> tuple[int, ...]:
 )
 @pytest.mark.parametrize("width", [1, 211, 1200])
 def test_draw_equals_a_bare_pdfium_call(tmp_path: Path, name: str, width: int) -> None:
-    """Pixel for pixel, at exactly the size asked for, odd row lengths included."""
+    """Pixel for pixel, at exactly the given size, odd row lengths included."""
     data = make_pdfs.ALL[name]()
     height = max(1, width * 2 // 3)
     pixels = drawn(tmp_path, data, width, height)
@@ -104,6 +104,6 @@ def test_draw_scales_a_page_with_user_unit(tmp_path: Path) -> None:
 
 
 def test_draw_refuses_a_page_that_cannot_be_loaded(tmp_path: Path) -> None:
-    """By name, with its number."""
+    """The error has a name and the number of the page."""
     with opened(tmp_path, make_pdfs.bad_pages_among_good()) as pdf, pytest.raises(PageUnreadable, match="page 3 cannot be loaded"):
         draw(pdf, 3, 100, 100, PixelBuffer())

@@ -65,7 +65,7 @@ class _Server:
 
     The worker sends ``{"fork": memory limit}`` with the child's socket, or ``{"kill": pid}``. The answers are ``{"started": pid}`` and
     ``{"ended": pid, "status": exit code or minus the signal, "overLimit": killed for its memory}``.
-    A child that has ended stays a zombie until this process tells the worker, so its pid never names another process meanwhile.
+    A child that has ended stays a zombie until it is removed from ``_children``, so that no pid there ever names another process.
 
     Args:
         control: The worker's socket.

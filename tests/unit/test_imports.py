@@ -46,17 +46,29 @@ MAY_IMPORT: dict[str, set[str]] = {
     "activities.render.decoder": {"activities.errors", "activities.render.process"},
     "activities.render.decode": {"activities.render.decoder", "pyvips"},
     "activities.render.tilezip": LIGHT,
-    "activities.render.structure": LIGHT | {"pikepdf"},
-    "activities.render.fonts": LIGHT | {"pypdfium2"},
-    "activities.render.markups": LIGHT | {"pikepdf"},
-    "activities.render.annotations": LIGHT
-    | {"activities.render.fonts", "activities.render.markups", "pypdfium2", "pypdfium2_raw", "pikepdf"},
-    "activities.render.raster": LIGHT
-    | {*(f"activities.render.{name}" for name in ("structure", "annotations", "fonts")), "pypdfium2", "pypdfium2_raw"},
+    "activities.render.structure": {"pikepdf"},
+    "activities.render.strings": {"pypdfium2"},
+    "activities.render.titles": {"activities.render.strings", "pypdfium2"},
+    "activities.render.annotations.handles": {"pypdfium2"},
+    "activities.render.annotations.pen": set(),
+    "activities.render.annotations.entries": {"activities.render.annotations.pen", "pikepdf"},
+    "activities.render.annotations.appearance": {*(f"activities.render.annotations.{name}" for name in ("entries", "pen")), "pikepdf"},
+    "activities.render.annotations.*": LIGHT | {"activities.render.annotations", "activities.render.strings", "pypdfium2", "pikepdf"},
+    "activities.render.fonts.faces": {"pypdfium2"},
+    "activities.render.fonts.mapper": {"activities.render.fonts.faces", "pypdfium2"},
+    "activities.render.fonts.*": LIGHT
+    | {*(f"activities.render.{name}" for name in ("fonts", "strings", "annotations.handles")), "pypdfium2"},
+    "activities.render.pdf_file": LIGHT
+    | {*(f"activities.render.{name}" for name in ("structure", "annotations.page", "fonts.mapper")), "pypdfium2"},
+    "activities.render.measure": LIGHT
+    | {*(f"activities.render.{name}" for name in ("pdf_file", "structure", "titles", "strings")), "pypdfium2"},
+    "activities.render.raster": LIGHT | {*(f"activities.render.{name}" for name in ("pdf_file", "annotations.page", "fonts")), "pypdfium2"},
     "activities.render.pyramid": LIGHT | {"activities.render.tilezip", "pyvips"},
+    "activities.render.renderer": LIGHT
+    | {*(f"activities.render.{name}" for name in ("measure", "raster", "pdf_file", "pyramid", "fonts.faces"))},
     "activities.render.attempt": {"activities.attempt", "activities.errors", "temporalio"},
     "activities.render.child": LIGHT | {"activities.attempt", "activities.render.process"},
-    "activities.render.forkserver": LIGHT | {"activities.render.memorylimit"},
+    "activities.render.forkserver": {"activities.render.memorylimit"},
     "activities.render.memorylimit": set(),
     "activities.environment": set(),
     "activities.logs": {"temporalio", "activities.environment"},
@@ -86,7 +98,11 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 """What each module may import besides the standard library: modules, or all below a package. ``deploy`` is free."""
 
-CHILDREN = {f"activities.render.{name}" for name in ("raster", "structure", "annotations", "markups", "fonts", "pyramid", "decode")}
+CHILDREN = {
+    *(f"activities.render.{name}" for name in ("renderer", "raster", "measure", "pdf_file", "titles", "strings", "structure")),
+    *(f"activities.render.{name}" for name in ("pyramid", "decode")),
+    *(module for module in MODULES if module.startswith(("activities.render.fonts.", "activities.render.annotations."))),
+}
 NATIVE = {"pypdfium2", "pypdfium2_raw", "pikepdf", "pyvips", *CHILDREN}
 """Loaded in render children and in verify's decoder only."""
 

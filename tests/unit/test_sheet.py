@@ -22,7 +22,7 @@ from activities.bucket.verify import verify_upload
 from activities.host import Host
 from activities.interface import Page, TiledPage, TilePage, UploadPage, host_queue
 from activities.render.child import ChildPool
-from activities.render.raster import UNCERTAIN
+from activities.render.measure import USER_UNIT_UNCERTAIN
 from activities.render.tilezip import THUMBNAIL, TILES, TILES_PREFIX
 from activities.scratch import Scratch
 from activities.threads import FairThreads
@@ -240,7 +240,7 @@ async def test_sheet_of_another_size_has_no_tiles_of_the_earlier_one(
 
 async def test_notes_are_the_same_after_a_repair(host: Host, bucket: OrderedBucket) -> None:
     """``sheet.json``, letter for letter: what was counted comes from the progress, what was drawn is found again and not added to it."""
-    counted = (scaled_note(150, 300, "the page is large"), Note("UserUnitUncertain", UNCERTAIN))
+    counted = (scaled_note(150, 300, "the page is large"), Note("UserUnitUncertain", USER_UNIT_UNCERTAIN))
     drawn = tuple(Note("FontMissing", f"The font number {number} of this page is not in the PDF.") for number in range(6))
     progress = Progress(NOW)
     progress.begin([replace(tiled(host).page, notes=counted)], [], NOW)

@@ -12,9 +12,9 @@ from xdist.workermanage import WorkerController
 from deploy import process
 from deploy.local import Stack
 from deploy.programs import CACHE
-from deploy.s3server import installed_s3_server
 from deploy.temporal import TemporalServer, installed_binary
 from tests.servers import s3
+from tests.servers.versitygw import installed_s3_server
 
 # A machine may be slow: only a wrong answer fails an example.
 settings.register_profile("patient", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])

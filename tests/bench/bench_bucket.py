@@ -29,8 +29,8 @@ from activities.bucket.verify import Listing
 from activities.sheets import _prove
 from deploy.local import Stack
 from deploy.programs import CACHE
-from deploy.s3server import S3Server, s3_server_binary
 from tests.resources.make_pdfs import plan_set
+from tests.servers.versitygw import S3Server, s3_server_binary
 
 UPLOADS = "/v1/organizations/local/projects/demo/plans/bench/uploads"
 THREADS = 16

@@ -16,12 +16,12 @@ from activities.bucket.keys import UploadRef
 from activities.bucket.setup import BucketSetup
 from activities.bucket.storage import ROOM_KEY, Bucket, BucketSettings, ObjectInfo
 from deploy.local import Stack
-from deploy.s3server import S3Server
 from tests.chaos.guarantees import DEADLINE_S, Watch, accepted, address, assert_whole, sheets_of
 from tests.chaos.test_worker_killed import wait_until_scratch_is_empty
 from tests.resources.make_pdfs import plan_set
 from tests.servers.faults import Faults, Rule, delays, faulty
 from tests.servers.s3 import TestServer
+from tests.servers.versitygw import S3Server
 
 PAGES = 8
 

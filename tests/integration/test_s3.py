@@ -429,15 +429,15 @@ def test_set_up_says_what_it_did(s3_server: TestServer) -> None:
     said: list[str] = []
     assert set_up(setup, settings.url, ["https://plans.example.com"], create=False, say=said.append) == FAILED
     assert said == ["NoSuchBucket: there is no bucket set-up-says"]
-    for first in ("s3://set-up-says: created", "s3://set-up-says: there already"):
+    for first in ("s3://set-up-says: created", "s3://set-up-says: exists already"):
         said.clear()
         assert set_up(setup, settings.url, ["https://plans.example.com"], create=True, say=said.append) == DONE
         assert said[:3] == [
             first,
-            "multipart uploads that are not finished: 0",
+            "unfinished multipart uploads: 0",
             "CORS: pages of https://plans.example.com may read, and write to presigned URLs",
         ]
-        assert said[3].startswith("lifecycle: not set, this server does not offer it")
+        assert said[3].startswith("lifecycle: not set. The server does not offer it")
     asked = httpx.options(
         f"{settings.endpoint}/set-up-says/a",
         headers={"Origin": "https://plans.example.com", "Access-Control-Request-Method": "PUT"},

@@ -19,7 +19,7 @@ from testcontainers.core.image import DockerImage
 
 from activities.bucket.setup import BucketSetup
 from activities.bucket.storage import BucketSettings
-from deploy.s3server import NoS3Server, S3Server, options, wait_until_healthy
+from tests.servers.versitygw import NoS3Server, S3Server, options, wait_until_healthy
 
 DOCKERFILE = """\
 FROM scratch

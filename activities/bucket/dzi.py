@@ -7,7 +7,6 @@ https://learn.microsoft.com/en-us/previous-versions/windows/silverlight/dotnet-w
 
 import math
 import re
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -88,10 +87,6 @@ class Pyramid:
             return False
         columns, rows = self.grid(level)
         return 0 <= column < columns and 0 <= row < rows
-
-    def tile_sizes(self) -> Counter[tuple[int, int]]:
-        """How many tiles there are of each width and height."""
-        return Counter(self.tile_rectangle(*tile)[2:] for tile in self.tiles())
 
     def descriptor(self) -> str:
         """The ``.dzi`` document."""

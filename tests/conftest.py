@@ -82,12 +82,16 @@ def new_stack_of_module(temporal_binary: Path, tmp_path_factory: pytest.TempPath
 
 
 @pytest.fixture(scope="session")
-def stack(temporal_binary: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def new_stack_of_session(temporal_binary: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Stack]]:
+    """``new_stack``, for stacks that last for the whole run."""
+    with _stacks(tmp_path_factory) as start:
+        yield start
+
+
+@pytest.fixture(scope="session")
+def stack(new_stack_of_session: Callable[..., Stack]) -> Stack:
     """One whole stack for the tests that kill nothing."""
-    stack = _stack(tmp_path_factory.mktemp("stack"), {})
-    stack.start()
-    yield stack
-    stack.stop()
+    return new_stack_of_session()
 
 
 def _stack(data_dir: Path, settings: Mapping[str, str]) -> Stack:
@@ -145,7 +149,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.is_relative_to(UNIT))
 
 
-SHARED = frozenset({"stack", "site"})
+SHARED = frozenset({"stack", "site", "chaos_stack"})
 """Fixtures that are a whole stack."""
 
 

@@ -15,6 +15,7 @@ import argparse
 import fcntl
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -34,7 +35,7 @@ from activities.logs import log_format
 from api.addresses import FILE, LOCK, StackAddresses, is_locked
 from api.r2.settings import EventsSettings
 from api.settings import ApiSettings
-from deploy.process import Guard, Process, free_port, is_free
+from deploy.process import Guard, Process, is_free, take_port
 from deploy.programs import CACHE
 from deploy.sample import write_sample
 from deploy.temporal import NoTemporal, TemporalFailed, TemporalServer, temporal_binary
@@ -117,6 +118,7 @@ class Stack:
         self._say = say
         self._temporal: TemporalServer | None = None
         self._lock_file: IO[str] | None = None
+        self._claims: list[socket.socket] = []
         self._watches: dict[str, _Watch] = {}
         self._mutex = threading.RLock()
         self._stopping = threading.Event()
@@ -170,6 +172,8 @@ class Stack:
         self._stop_processes(min(grace_s, QUICK_S), "worker-events", "worker-workflow", "api")
         if self._temporal is not None:
             self._temporal.stop()
+        while self._claims:
+            self._claims.pop().close()
         if self._lock_file is not None:
             self._lock_file.close()
             self._lock_file = None
@@ -223,7 +227,7 @@ class Stack:
 
     def _start_temporal(self) -> None:
         binary = temporal_binary(CACHE, say=self._say)
-        port, ui_port = (_port_or_free(port) for port in self._temporal_ports)
+        port, ui_port = map(self._take_port, self._temporal_ports)
         server = TemporalServer(
             binary,
             self.data_dir / "temporal.db",
@@ -242,7 +246,7 @@ class Stack:
 
     def _start_ours(self) -> None:
         host = self._environ.get("SITELINK_HOST") or "127.0.0.1"
-        port = _port_or_free(self._port, host)
+        port = self._take_port(self._port, host)
         self.api_url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         # A profile or a key for some other Temporal must not reach the processes of this one.
         environ = {name: value for name, value in self._environ.items() if not name.startswith("TEMPORAL_")} | {
@@ -259,6 +263,12 @@ class Stack:
         for name, module in ours:
             self.processes[name] = Process([sys.executable, "-m", *module], log=self._new_log(name), environ=environ)
             self.start_process(name)
+
+    def _take_port(self, port: int, host: str = "127.0.0.1") -> int:
+        port, claim = take_port(port, host)
+        if claim is not None:
+            self._claims.append(claim)
+        return port
 
     def _new_log(self, name: str) -> Path:
         """The log's path; that of the run before is kept beside it."""
@@ -312,10 +322,6 @@ class Stack:
                 process.start()
             except OSError as error:
                 self._say(f"{name} cannot be started: {error}")
-
-
-def _port_or_free(port: int, host: str = "127.0.0.1") -> int:
-    return port if port and is_free(port, host) else free_port(host)
 
 
 def main(argv: list[str]) -> int:

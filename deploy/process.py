@@ -65,6 +65,33 @@ def _reserve(port: int, host: str) -> bool:
     return True
 
 
+def take_port(port: int, host: str = "127.0.0.1") -> tuple[int, socket.socket | None]:
+    """The wanted port if nobody has it, else a free one.
+
+    A port on which nobody listens may still belong to another stack that is just starting. So a wanted port is claimed by a name that only
+    one process of this machine can hold; the kernel takes the name back when its holder ends.
+    https://man7.org/linux/man-pages/man7/unix.7.html, "Abstract sockets"
+
+    Args:
+        port: 0 for any.
+        host: Where the server will listen.
+
+    Returns:
+        The port, and the claim: it lasts until it is closed. A free port needs none.
+    """
+    if port:
+        claim = socket.socket(socket.AF_UNIX)
+        try:
+            claim.bind(f"\0sitelink-port-{port}")
+        except OSError:
+            claim.close()
+        else:
+            if is_free(port, host):
+                return port, claim
+            claim.close()
+    return free_port(host), None
+
+
 class Guard:
     """Kills a process, or with a negative number a process group, when this process ends in any way."""
 

@@ -27,8 +27,7 @@ ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "deploy.local"]
 DEADLINE_S = 240
 
-# A stack takes the ports 7233 and 8233 when they are free: two that start at the same moment both find them so.
-pytestmark = [pytest.mark.usefixtures("temporal_binary"), pytest.mark.xdist_group("make run")]
+pytestmark = pytest.mark.usefixtures("temporal_binary")
 
 
 def environment(data_dir: Path) -> Mapping[str, str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.process import Guard, Process, free_port, is_free
+from deploy.process import Guard, Process, free_port, is_free, take_port
 
 FAMILY = ["/bin/sh", "-c", "sleep 300 & echo $!; wait"]
 """A leader with a child, whose number it says."""
@@ -127,3 +127,24 @@ def test_free_port_is_given_once() -> None:
     ours = [free_port(ports=others) for _ in range(len(others) - 5)]
     given = [first, *map(int, theirs), *ours]
     assert len(set(given)) == len(given)
+
+
+def test_wanted_port_is_taken_once() -> None:
+    """Of two stacks that want one port before the first listens there, one gets it, until it ends in any way; the other gets a free one."""
+    wanted = free_port()
+    script = (
+        f"import sys; from deploy.process import take_port; port, claim = take_port({wanted}); print(port, flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert int(other.stdout.readline()) == wanted
+        port, claim = take_port(wanted)
+        assert port != wanted
+        assert claim is None
+        other.kill()
+        other.communicate()
+    port, claim = take_port(wanted)
+    assert port == wanted
+    assert claim is not None
+    claim.close()
+    assert take_port(0)[1] is None

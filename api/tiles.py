@@ -6,8 +6,8 @@ from starlette.responses import Response
 from activities.bucket.keys import SheetPart, UploadRef, parse_sheet_path
 from activities.bucket.storage import Bucket
 from activities.errors import ObjectMissing
-from api.caching import cacheable
-from api.status import Status
+from api.http.caching import cacheable
+from api.progress.status import Status
 
 FOREVER = "private, max-age=31536000, immutable"
 REVALIDATE = "no-cache"

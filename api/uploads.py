@@ -38,10 +38,10 @@ from activities.errors import (
     NotAPdf,
     TemporalUnavailable,
 )
-from api.documents import links
-from api.headers import file_name, parameters
-from api.runs import Runs
-from api.status import Status
+from api.http.headers import file_name, parameters
+from api.progress.documents import links
+from api.progress.runs import Runs
+from api.progress.status import Status
 
 logger = logging.getLogger(__name__)
 

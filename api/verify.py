@@ -14,7 +14,7 @@ from activities.bucket.report import SheetReport, UploadReport
 from activities.bucket.storage import Bucket
 from activities.bucket.verify import verify_upload
 from activities.errors import SiteLinkError
-from api.status import Status
+from api.progress.status import Status
 
 AT_ONCE = 2
 """Uploads verified at once in one process; the next ones wait."""

@@ -6,7 +6,7 @@ These are frozen dataclasses. A new field gets a default, and no field is rename
 from dataclasses import dataclass, field
 
 from activities.bucket.records import Snapshot, UploadOptions
-from workflows.window import Asked
+from workflows.processing.window import Asked
 
 SEARCH_ATTRIBUTES = ("SiteLinkOrganization", "SiteLinkProject", "SiteLinkPlan", "SiteLinkStatus", "SiteLinkReason")
 """All are of type Keyword; the namespace must know them before the first upload."""

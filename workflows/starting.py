@@ -18,9 +18,9 @@ from temporalio.service import RPCError, RPCStatusCode
 from activities.bucket.keys import UploadRef
 from activities.bucket.records import UploadStatus
 from activities.interface import WORKFLOW_QUEUE
-from workflows.calls import SHEET_TIMEOUT
 from workflows.delete import DeleteUpload
 from workflows.messages import SEARCH_ATTRIBUTES, DeleteInput, Reconcile, SheetNumbers, UploadInput
+from workflows.processing.calls import SHEET_TIMEOUT
 from workflows.upload import ProcessUpload
 
 LOOK_AGAIN_S = (SHEET_TIMEOUT + timedelta(minutes=5)).total_seconds()

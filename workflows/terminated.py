@@ -7,7 +7,7 @@ from temporalio.client import WorkflowExecutionStatus
 
 from activities.bucket.records import SheetStatus, Snapshot
 from activities.errors import Terminated
-from workflows.progress import Progress
+from workflows.processing.progress import Progress
 
 ENDED_FROM_OUTSIDE = (WorkflowExecutionStatus.TERMINATED, WorkflowExecutionStatus.TIMED_OUT)
 """How a run ends without a chance to write a manifest."""

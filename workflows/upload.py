@@ -24,15 +24,15 @@ with workflow.unsafe.imports_passed_through():
     from activities.bucket.records import SheetStatus, Snapshot, UploadStatus
     from activities.errors import Terminated
     from activities.interface import BucketState
-    from workflows.calls import Calls, Patience
-    from workflows.checks import BucketChecks
-    from workflows.display import Display
-    from workflows.failures import is_cancelled, is_due_to_cancel, quiet_if_deleted, reason_and_detail, stop_if_cancelled
     from workflows.messages import Continued, ProgressAfter, Reconcile, SheetNumbers, UploadInput
-    from workflows.patches import CHECK_SHEETS, OBEY_REQUESTS_AFTER_CANCEL, STAY_TERMINATED
-    from workflows.progress import Progress
-    from workflows.sheet import SheetWork
-    from workflows.window import Asked, Retry, Window
+    from workflows.processing.calls import Calls, Patience
+    from workflows.processing.checks import BucketChecks
+    from workflows.processing.display import Display
+    from workflows.processing.failures import is_cancelled, is_due_to_cancel, quiet_if_deleted, reason_and_detail, stop_if_cancelled
+    from workflows.processing.patches import CHECK_SHEETS, OBEY_REQUESTS_AFTER_CANCEL, STAY_TERMINATED
+    from workflows.processing.progress import Progress
+    from workflows.processing.sheet import SheetWork
+    from workflows.processing.window import Asked, Retry, Window
 
 MAX_WAITERS = 7
 """Updates that may wait at once: Temporal does not refuse the 11th, but retries it silently for ever."""

@@ -23,7 +23,7 @@ from tests.resources.make_pdfs import plan_set
 from tests.servers.faults import Faults, Rule, faulty, held_until
 from tests.servers.s3 import TestServer
 from worker.app import GRACE
-from workflows.patches import WAIT_FOR_LATE_WRITES
+from workflows.processing.patches import WAIT_FOR_LATE_WRITES
 from workflows.retries import HEARTBEAT
 
 pytestmark = pytest.mark.timeout(300)

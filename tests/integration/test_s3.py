@@ -28,8 +28,8 @@ from activities.errors import (
     StorageDenied,
     StorageUnavailable,
 )
-from api.runs import Runs
-from api.status import Status
+from api.progress.runs import Runs
+from api.progress.status import Status
 from deploy.bucket import DONE, FAILED, set_up
 from deploy.process import free_port
 from tests.servers.recorder import Answer, Recorder, Request, recording, s3_error

@@ -40,7 +40,7 @@ from api.cli.errors import NotReached
 from api.paths import plan_path
 from tests.unit.api_fakes import BASE, PATH, PDF, PLAN, REF, FakeTemporal, accept, client_of, closed, make_app, snapshot
 from tests.unit.sheets import put_sheet
-from workflows.failures import reason_and_detail
+from workflows.processing.failures import reason_and_detail
 
 SOURCE = "/srv/sitelink/var/scratch/sources/0123456789abcdef.pdf"
 """A path as libraries put it into their texts."""

@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from activities.bucket.forecast import Forecaster
 from activities.bucket.records import Forecast, Note, SheetRecord, SheetState, SheetStatus, Snapshot, UploadOptions, UploadStatus, timestamp
 from activities.interface import Page
-from workflows.progress import NOT_RECONCILED, Progress, percentage
+from workflows.processing.progress import NOT_RECONCILED, Progress, percentage
 
 START = datetime(2026, 1, 31, 9, 30, tzinfo=UTC)
 OPEN = (SheetStatus.PENDING, SheetStatus.TILING, SheetStatus.UPLOADING)

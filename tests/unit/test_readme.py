@@ -20,7 +20,7 @@ from activities.bucket.storage import ROOM_KEY, Bucket
 from activities.errors import InvalidRequest, SiteLinkError
 from api.app import create_app
 from api.cli.__main__ import build_parser
-from api.problems import STATUS
+from api.http.problems import STATUS
 from api.settings import ApiSettings
 from api.uploads import OPTIONS, read_options
 from tests.unit.api_fakes import FakeTemporal

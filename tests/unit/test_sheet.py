@@ -28,7 +28,7 @@ from activities.scratch import Scratch
 from activities.threads import FairThreads
 from tests.unit.sheets import Md5Bucket, accept, etag
 from worker.app import Activities
-from workflows.progress import Progress
+from workflows.processing.progress import Progress
 
 REF = UploadRef("acme", "tower", "a1", "u1")
 PYRAMID = Pyramid(600, 300)

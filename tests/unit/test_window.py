@@ -11,7 +11,7 @@ from temporalio.converter import DataConverter
 
 from activities.bucket.records import Snapshot, UploadOptions, UploadStatus
 from workflows.messages import Continued, UploadInput
-from workflows.window import Asked, Retry, Window
+from workflows.processing.window import Asked, Retry, Window
 
 SHEETS = st.integers(1, 8)
 REQUESTS = st.builds(

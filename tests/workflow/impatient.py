@@ -6,8 +6,8 @@ from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
     from activities.bucket.records import Snapshot
-    from workflows.calls import Patience
     from workflows.messages import UploadInput
+    from workflows.processing.calls import Patience
     from workflows.upload import ProcessUpload
 
 PATIENCE = Patience(

@@ -20,7 +20,7 @@ from tests.workflow.fakes import HOST_QUEUE, FakeActivities, activity_workers, p
 from tests.workflow.impatient import ImpatientUpload
 from tests.workflow.runs import handle_of, keep_history, until
 from worker.app import discard_unwanted
-from workflows.sheet import MAX_LOSSES
+from workflows.processing.sheet import MAX_LOSSES
 from workflows.starting import start_upload, tiles_wanted
 
 

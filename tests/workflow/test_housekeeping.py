@@ -43,8 +43,8 @@ from activities.interface import (
     Swept,
     WriteManifest,
 )
-from api.runs import Runs
-from api.status import Status
+from api.progress.runs import Runs
+from api.progress.status import Status
 from api.uploads import new_upload_id
 from tests.workflow.fakes import FakeActivities, pages, working
 from tests.workflow.runs import handle_of, keep_history, until

@@ -12,8 +12,8 @@ from activities.interface import Page
 from activities.render.child import ChildLimits
 from tests.workflow.fakes import FakeActivities, pages, working
 from tests.workflow.runs import end_as_failed, handle_of, held_in_flight, keep_history
-from workflows.calls import Patience
 from workflows.messages import SEARCH_ATTRIBUTES, SheetNumbers
+from workflows.processing.calls import Patience
 from workflows.starting import start_upload
 from workflows.upload import ProcessUpload
 

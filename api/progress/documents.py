@@ -5,7 +5,7 @@ from typing import Any
 from activities.bucket.keys import UploadRef
 from activities.bucket.records import UploadRecord, to_wire
 from api.paths import page_path, upload_path
-from api.status import UploadState, created_at
+from api.progress.status import UploadState, created_at
 
 
 def links(ref: UploadRef) -> dict[str, str]:

@@ -23,9 +23,9 @@ from activities.bucket.records import (
 from activities.bucket.storage import Bucket
 from activities.bucket.uploads import Manifest, UploadStore, upload_deleted
 from activities.errors import BucketError, TemporalUnavailable, Terminated, UnreadableRecord
-from api.recent import Recent
-from api.runs import NoRun, RunClosed, Runs
-from workflows.progress import ready_sheet
+from api.progress.recent import Recent
+from api.progress.runs import NoRun, RunClosed, Runs
+from workflows.processing.progress import ready_sheet
 from workflows.terminated import ENDED_FROM_OUTSIDE, terminated_progress
 
 logger = logging.getLogger(__name__)

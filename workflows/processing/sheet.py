@@ -9,11 +9,11 @@ from temporalio.exceptions import ActivityError
 from activities.bucket.records import UploadOptions
 from activities.errors import RenderOutOfMemory, WorkerLost
 from activities.interface import TiledPage
-from workflows.calls import Calls
-from workflows.failures import fell_silent, is_cancelled, is_due_to_cancel, is_host_lost, reason_and_detail, stop_if_cancelled
-from workflows.patches import HALVE_RESOLUTION
-from workflows.progress import Progress
-from workflows.window import Window
+from workflows.processing.calls import Calls
+from workflows.processing.failures import fell_silent, is_cancelled, is_due_to_cancel, is_host_lost, reason_and_detail, stop_if_cancelled
+from workflows.processing.patches import HALVE_RESOLUTION
+from workflows.processing.progress import Progress
+from workflows.processing.window import Window
 
 MAX_LOSSES = 3
 """How often a sheet whose host disappeared is tiled again."""

@@ -8,12 +8,12 @@ from temporalio.exceptions import ActivityError
 
 from activities.bucket.records import SheetStatus
 from activities.errors import UploadNotFound
-from workflows.calls import Calls
-from workflows.display import Display
-from workflows.failures import is_cancelled, reason_and_detail
-from workflows.patches import CHECK_SHEETS, OBEY_REQUESTS_AFTER_CANCEL, WAIT_FOR_LATE_WRITES
-from workflows.progress import NOT_RECONCILED, Progress
-from workflows.window import Asked, Window
+from workflows.processing.calls import Calls
+from workflows.processing.display import Display
+from workflows.processing.failures import is_cancelled, reason_and_detail
+from workflows.processing.patches import CHECK_SHEETS, OBEY_REQUESTS_AFTER_CANCEL, WAIT_FOR_LATE_WRITES
+from workflows.processing.progress import NOT_RECONCILED, Progress
+from workflows.processing.window import Asked, Window
 
 SHEETS_PER_CHECK = 32
 """Sheets that one activity judges; none of them is tiled meanwhile."""

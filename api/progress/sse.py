@@ -21,8 +21,8 @@ from starlette.types import Receive, Scope, Send
 from activities.bucket.keys import UploadRef
 from activities.bucket.records import Snapshot, to_json
 from activities.errors import BucketError, SiteLinkError, TemporalUnavailable, UploadNotFound
-from api.runs import NoRun, Runs
-from api.status import Status, UploadState, is_unloaded
+from api.progress.runs import NoRun, Runs
+from api.progress.status import Status, UploadState, is_unloaded
 
 logger = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ from temporalio import workflow
 from temporalio.common import SearchAttributeKey
 
 from activities.bucket.records import SheetStatus
-from workflows.progress import Progress
+from workflows.processing.progress import Progress
 
 STATUS = SearchAttributeKey.for_keyword("SiteLinkStatus")
 REASON = SearchAttributeKey.for_keyword("SiteLinkReason")

@@ -21,19 +21,20 @@ from activities.bucket.keys import UploadRef
 from activities.bucket.records import SheetStatus, UploadStatus
 from activities.bucket.storage import Bucket
 from activities.errors import AlreadyFinished, SheetNotFound, TemporalUnavailable
-from api.caching import cacheable
-from api.middleware import AboutRequests, Guard
-from api.parameters import flag, page_cursor, page_limit, plan_ref, sheet_number, upload_ref
+from api.http.caching import cacheable
+from api.http.middleware import AboutRequests, Guard
+from api.http.parameters import flag, page_cursor, page_limit, plan_ref, sheet_number, upload_ref
+from api.http.problems import HANDLERS
 from api.paths import PLAN, R2_EVENTS, UNREADABLE_EVENTS, UPLOAD, UPLOADS
 from api.plans import Plans
-from api.problems import HANDLERS
+from api.progress.documents import full_document
+from api.progress.runs import NoRun, Runs
+from api.progress.sse import Hub
+from api.progress.status import Status, UploadState
 from api.r2.events import R2Events, unreadable_events
 from api.r2.push import Push
 from api.readiness import Readiness
-from api.runs import NoRun, Runs
 from api.settings import ApiSettings
-from api.sse import Hub
-from api.status import Known, Status, full_document
 from api.tiles import Tiles
 from api.uploads import Uploads
 from api.verify import Verifier
@@ -194,7 +195,7 @@ class Api:
         await self._runs.reopen(ref, "retry_sheets", SheetNumbers((sheet,)))
         return _accepted(ref)
 
-    async def _check_sheet(self, ref: UploadRef, sheet: int) -> Known:
+    async def _check_sheet(self, ref: UploadRef, sheet: int) -> UploadState:
         known = await self._status.read(ref)
         if known.unreadable is not None:
             raise known.unreadable

@@ -9,8 +9,9 @@ from activities.bucket.keys import ID_PATTERN, PlanRef, UploadRef
 from activities.bucket.storage import Bucket
 from activities.errors import UnreadableRecord, UploadNotFound
 from api.paths import uploads_path
-from api.runs import Runs
-from api.status import Status, list_entry
+from api.progress.documents import list_entry
+from api.progress.runs import Runs
+from api.progress.status import Status
 from workflows.messages import Reconcile
 
 READS_AT_ONCE = 16

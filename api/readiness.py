@@ -7,7 +7,7 @@ from collections.abc import Awaitable
 
 from activities.bucket.storage import ROOM_KEY, Bucket
 from activities.errors import BucketError, ObjectMissing, SiteLinkError, StorageUnavailable, TemporalUnavailable
-from api.runs import NoRun, Runs
+from api.progress.runs import NoRun, Runs
 
 logger = logging.getLogger(__name__)
 

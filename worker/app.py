@@ -13,7 +13,8 @@ from temporalio.worker import Worker
 from activities.attempt import beside
 from activities.bucket.setup import BucketSetup
 from activities.bucket.storage import Bucket
-from activities.document import DocumentActivities, Host
+from activities.document import DocumentActivities
+from activities.host import Host
 from activities.interface import HOUSEKEEPING_QUEUE, STORAGE_QUEUE, TILE_QUEUE, WORKFLOW_QUEUE, HousekeepingActivities, host_queue
 from activities.reconcile import ReconcileActivities
 from activities.render.child import ChildLimits, ChildPool
@@ -91,7 +92,15 @@ async def run_tile_role(client: Client, settings: WorkerSettings, stop: asyncio.
     )
     with FairThreads(settings.bucket_threads, "bucket") as threads, FairThreads(settings.upload_slots, "upload") as uploads:
         bucket = Bucket(settings.bucket, max_requests=settings.bucket_threads)
-        host = Host(bucket, scratch, children, threads, uploads, settings.max_pages, settings.forecaster)
+        host = Host(
+            bucket=bucket,
+            scratch=scratch,
+            children=children,
+            threads=threads,
+            uploads=uploads,
+            max_pages=settings.max_pages,
+            forecaster=settings.forecaster,
+        )
         activities = Activities(host)
         housekeeping = Housekeeping(client, bucket, BucketSetup(settings.bucket) if settings.bucket.is_s3 else None)
         logger.info("host", extra={"host": scratch.host, "render_slots": settings.render_slots})

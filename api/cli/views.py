@@ -9,11 +9,10 @@ from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
 from typing import Any, Self
 
+from activities.bucket.records import SCHEMA
 from api.cli.errors import Refused, named
 from api.cli.words import duration, file_size, notable, operations, print_json, say, sheet_count, sheet_name, sheet_notes, size_range
 
-SCHEMA = 1
-"""The newest schema of a snapshot that is understood here: that of ``activities.bucket.records``, which would load Temporal's library."""
 RUNNING = ("queued", "processing")
 
 

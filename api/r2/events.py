@@ -27,9 +27,9 @@ from activities.bucket.keys import UNREADABLE_EVENTS_PREFIX, UploadRef, sheet_of
 from activities.bucket.records import SCHEMA, SheetStatus, timestamp, to_json, to_wire
 from activities.bucket.storage import Bucket
 from activities.errors import BucketError, ObjectMissing, SiteLinkError, StorageUnavailable, Terminated, UnreadableRecord, UploadNotFound
+from api.progress.runs import Runs
+from api.progress.status import Status
 from api.r2.settings import DEFAULT_ATTEMPTS, GATHER_S
-from api.runs import Runs
-from api.status import Status
 from workflows.messages import SheetNumbers
 
 logger = logging.getLogger(__name__)

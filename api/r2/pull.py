@@ -19,10 +19,10 @@ import httpx2
 from temporalio.client import Client
 
 from activities.bucket.storage import Bucket, BucketSettings
+from api.progress.runs import Runs
+from api.progress.status import Status
 from api.r2.events import Message, R2Events, Verdict
 from api.r2.settings import PullSettings
-from api.runs import Runs
-from api.status import Status
 
 logger = logging.getLogger(__name__)
 

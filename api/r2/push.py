@@ -21,8 +21,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from activities.errors import BadSignature, InvalidRequest
+from api.http.problems import named_problem
 from api.paths import R2_EVENTS
-from api.problems import named_problem
 from api.r2.events import Message, R2Events
 
 MAX_BODY_BYTES = 16 << 20

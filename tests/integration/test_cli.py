@@ -27,7 +27,7 @@ from starlette.routing import Route
 
 from activities.bucket.keys import UploadRef
 from activities.bucket.records import to_wire
-from activities.bucket.verify import UploadReport
+from activities.bucket.report import UploadReport
 from api.addresses import StackAddresses
 from api.cli.client import Server
 from api.cli.errors import NotReached

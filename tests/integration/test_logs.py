@@ -10,7 +10,7 @@ import httpx2 as httpx
 import pytest
 
 from deploy.local import Stack
-from tests.chaos.test_worker_killed import send, wait_for
+from tests.chaos.guarantees import send, wait_for
 from tests.resources.make_pdfs import Writer
 from tests.servers.s3 import TestServer
 

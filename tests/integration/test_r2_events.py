@@ -25,14 +25,14 @@ from activities.bucket.storage import Bucket, BucketSettings
 from activities.interface import Page
 from api.r2.pull import VISIBILITY_S
 from deploy.local import Stack
-from deploy.s3server import S3Server
 from deploy.temporal import TemporalServer
-from tests.chaos.test_worker_killed import send as send_plan
-from tests.chaos.test_worker_killed import wait_for
+from tests.chaos.guarantees import send as send_plan
+from tests.chaos.guarantees import wait_for
 from tests.integration.test_api import Activities, ApiProcess, send, state_of, until, url_of
 from tests.resources.make_pdfs import plan_set
 from tests.servers.queue import TOKEN, FakeQueue, event, serving
 from tests.servers.recorder import Answer, Request, recording
+from tests.servers.versitygw import S3Server
 from tests.servers.workerd import NoWorkerd, RunningWorker, installed_workerd, running_worker
 from tests.workflow.fakes import pages, working
 

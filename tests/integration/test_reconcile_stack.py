@@ -20,7 +20,7 @@ from deploy.local import Stack
 from tests.resources.make_pdfs import plan_set
 from tests.servers.s3 import TestServer
 from workflows.messages import SheetNumbers
-from workflows.starting import reopen
+from workflows.starting import reopen_upload
 
 pytestmark = pytest.mark.usefixtures("temporal_binary")
 
@@ -74,7 +74,7 @@ class Uploaded:
         async def signal() -> None:
             client = await Client.connect(self.stack.temporal_address)
             for sheets in events:
-                await reopen(client, self.ref, "sheets_stored", SheetNumbers(sheets))
+                await reopen_upload(client, self.ref, "sheets_stored", SheetNumbers(sheets))
 
         asyncio.run(signal())
 

@@ -13,12 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from activities.bucket import records
 from activities.bucket.keys import PlanRef, UploadRef
 from activities.bucket.records import SheetStatus, UploadStatus, to_wire
-from activities.bucket.verify import Proof, SheetReport, UploadReport
+from activities.bucket.report import Proof, SheetReport, UploadReport
 from api.addresses import StackAddresses
-from api.cli import views
 from api.cli.__main__ import build_parser
 from api.cli.__main__ import run as run_command
 from api.cli.client import LocalFile, Server
@@ -144,11 +142,6 @@ def test_tally_refuses_a_newer_schema_by_name() -> None:
     """A newer server is told from a broken one."""
     with pytest.raises(Refused, match=r"NewerSchema: .* schema 2, .* up to 1"):
         Tally().apply({"schema": 2, "sheets": []})
-
-
-def test_the_command_line_reads_the_schema_of_its_own_release() -> None:
-    """The number stands in two places, for the records would load Temporal's library."""
-    assert views.SCHEMA == records.SCHEMA
 
 
 def test_a_warning_is_repeated_for_news_only(capsys: pytest.CaptureFixture[str]) -> None:

@@ -40,7 +40,7 @@ from api.cli.errors import NotReached
 from api.paths import plan_path
 from tests.unit.api_fakes import BASE, PATH, PDF, PLAN, REF, FakeTemporal, accept, client_of, closed, make_app, snapshot
 from tests.unit.sheets import put_sheet
-from workflows.upload import _reason
+from workflows.processing.failures import reason_and_detail
 
 SOURCE = "/srv/sitelink/var/scratch/sources/0123456789abcdef.pdf"
 """A path as libraries put it into their texts."""
@@ -327,7 +327,7 @@ def test_reason_of_a_failed_sheet_has_no_insides(kind: str | None) -> None:
         retry_state=RetryState.NON_RETRYABLE_FAILURE,
     )
     error.__cause__ = ApplicationError(SAID, type=kind, non_retryable=True)
-    reason, detail = _reason(error)
+    reason, detail = reason_and_detail(error)
     assert reason == "InternalError"
     assert_no_insides(detail)
 

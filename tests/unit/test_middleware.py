@@ -8,7 +8,7 @@ import pytest
 
 from activities.bucket.keys import UploadRef
 from activities.logs import JsonFormatter
-from api.middleware import AboutRequests
+from api.http.middleware import AboutRequests
 from api.paths import upload_path, uploads_path
 
 REF = UploadRef("acme", "tower", "a1", "01a21885-7840-7420-ac01-824f34011755")

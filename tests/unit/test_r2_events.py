@@ -17,6 +17,8 @@ from activities.bucket.keys import UNREADABLE_EVENTS_PREFIX, UploadRef, sheet_of
 from activities.bucket.records import SheetStatus, UploadStatus, to_json
 from activities.bucket.storage import Bucket, BucketSettings
 from activities.errors import TemporalUnavailable
+from api.progress.runs import Runs
+from api.progress.status import Status
 from api.r2.events import (
     ACKNOWLEDGED,
     LONGEST_DELAY_S,
@@ -26,8 +28,6 @@ from api.r2.events import (
     delay_s,
     unreadable_events,
 )
-from api.runs import Runs
-from api.status import Status
 from tests.servers.queue import event
 from tests.unit.api_fakes import NO_WORKER, REF, UNAVAILABLE, FakeTemporal, accept, closed, make_bucket, snapshot
 

@@ -13,11 +13,11 @@ import pytest
 from activities.bucket.keys import UploadRef
 from activities.bucket.records import SheetStatus
 from activities.bucket.storage import Bucket
+from api.progress.runs import Runs
+from api.progress.status import Status
 from api.r2.events import Message, R2Events, Verdict, unreadable_events
 from api.r2.pull import BATCH_SIZE, Consumer, PullQueue, sent_body
 from api.r2.settings import CLOUDFLARE, PullSettings
-from api.runs import Runs
-from api.status import Status
 from tests.servers.queue import TOKEN, FakeQueue, Trouble, event, serving
 from tests.unit.api_fakes import REF, UNAVAILABLE, FakeTemporal, accept, snapshot, until
 

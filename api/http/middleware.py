@@ -10,8 +10,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from activities.errors import ForeignHost, ForeignOrigin, SiteLinkError
 from activities.logs import about
 from api.addresses import is_loopback
+from api.http.problems import named_problem
 from api.paths import UPLOAD
-from api.problems import named_problem
 
 _ID = r"([\w-]{1,64})"
 _SHEET = r"(?:/sheets/(?:sheet-)?(\d{1,9})\b)?"

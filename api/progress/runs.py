@@ -30,8 +30,8 @@ from temporalio.service import RPCError, RPCStatusCode
 from activities.bucket.keys import UploadRef
 from activities.bucket.records import Snapshot
 from activities.errors import TemporalUnavailable, is_named
-from workflows import starting
 from workflows.messages import ProgressAfter, Reconcile, SheetNumbers
+from workflows.starting import reopen_upload, start_deletion, start_upload
 from workflows.upload import ProcessUpload
 
 logger = logging.getLogger(__name__)
@@ -148,7 +148,7 @@ class Runs:
             TemporalUnavailable: Temporal does not answer.
         """
         async with _naming_start_failures():
-            await starting.start(await self._connected(), ref)
+            await start_upload(await self._connected(), ref)
 
     async def reopen(self, ref: UploadRef, signal: str, args: SheetNumbers | Reconcile) -> None:
         """Sends a signal to the run, or starts the run again with the signal.
@@ -157,7 +157,7 @@ class Runs:
             TemporalUnavailable: Temporal does not answer.
         """
         async with _naming_start_failures():
-            await starting.reopen(await self._connected(), ref, signal, args)
+            await reopen_upload(await self._connected(), ref, signal, args)
 
     async def delete(self, ref: UploadRef) -> None:
         """Starts the workflow that removes an upload, unless it runs already. The upload must be marked deleted before.
@@ -166,7 +166,7 @@ class Runs:
             TemporalUnavailable: Temporal does not answer.
         """
         async with _naming_start_failures():
-            await starting.delete(await self._connected(), ref)
+            await start_deletion(await self._connected(), ref)
 
     async def prioritize(self, ref: UploadRef, sheet: int) -> None:
         """Asks the run to take a sheet next; raises like ``cancel``."""

@@ -22,7 +22,7 @@ from activities.bucket.records import (
 from activities.interface import Page
 
 NOT_RECONCILED = "a reconcile could not be done: "
-"""So begins the warning that what somebody asked for was not done, however the sheets fare."""
+"""The beginning of every warning that a requested reconcile failed. Ready sheets do not make such a warning go away."""
 
 
 def percentage(completed: int, total: int) -> int:
@@ -36,16 +36,20 @@ def percentage(completed: int, total: int) -> int:
 class Progress:
     """The progress of one upload.
 
-    Counters and sheets go back only where a method says so: ``retry`` and ``reconcile``.
+    Only ``retry`` and ``reconcile`` make a ready or failed sheet pending again.
 
     Args:
         now: The time of the change, UTC, here and in every method.
-        snapshot: Where an earlier run left off; without it the upload is ``queued`` and has no sheets.
+        snapshot: The last state of an earlier run; without it the upload is ``queued`` and has no sheets.
     """
 
     def __init__(self, now: datetime, snapshot: Snapshot | None = None) -> None:
         if snapshot is None:
             snapshot = Snapshot(UploadStatus.QUEUED, version=milliseconds(now), updated_at=timestamp(now))
+        self.restore(snapshot)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Takes the last state of an earlier run."""
         self._head = replace(snapshot, sheets=())
         self._sheets = {sheet.number: sheet for sheet in snapshot.sheets}
 
@@ -69,7 +73,7 @@ class Progress:
         return replace(self._head, sheets=tuple(self._sheets.values()))
 
     def changes_since(self, version: int) -> Snapshot:
-        """The counters and the sheets that changed after ``version``; everything when that is newer than the state."""
+        """The counters and the sheets that changed after ``version``; the whole state when ``version`` is newer than the state."""
         if version > self._head.version:
             return self.snapshot()
         return replace(self._head, sheets=tuple(sheet for sheet in self._sheets.values() if sheet.version > version))
@@ -77,6 +81,11 @@ class Progress:
     def sheets_in(self, *statuses: SheetStatus) -> list[int]:
         """The numbers of the sheets in any of these states, ascending."""
         return [sheet.number for sheet in self._sheets.values() if sheet.status in statuses]
+
+    @property
+    def sheets_to_do(self) -> list[int]:
+        """The numbers of the sheets that the run should begin, ascending; none while the upload has ended, or was stopped."""
+        return self.sheets_in(SheetStatus.PENDING) if self.status is UploadStatus.PROCESSING else []
 
     @property
     def first_failure(self) -> SheetState | None:
@@ -103,11 +112,11 @@ class Progress:
         """The pages are counted: a sheet is ready when it was committed before, failed when its page is unusable, else pending.
 
         Args:
-            pages: All of them.
-            committed: What the bucket holds.
+            pages: All pages of the document.
+            committed: The sheets that the bucket holds.
             now: The time of the change.
-            forecast: What they will take.
-            resume: Whether the sheets are going to be done; else an upload that had ended stays so.
+            forecast: What the pages will take.
+            resume: Whether the pending sheets will be done; if not, an upload that has ended keeps its final status.
         """
         sheets = {
             page.number: SheetState(
@@ -140,13 +149,13 @@ class Progress:
         )
 
     def found(self, committed: Iterable[SheetRecord], now: datetime) -> None:
-        """Nobody is going to count the pages now: all that is known are the sheets that were committed before."""
+        """Shows the committed sheets of an upload whose pages will not be counted now; the number of pages stays unknown."""
         self._change(now, [ready_sheet(SheetState(record.number, SheetStatus.PENDING, 0), record) for record in committed])
 
     def warn(self, warning: str | None, now: datetime) -> None:
-        """What an operator should know, until something else is said; None for nothing.
+        """Replaces the warning; None removes it.
 
-        One that begins with ``NOT_RECONCILED`` stays until a reconcile is done, any other one at most until every sheet is ready.
+        A warning that begins with ``NOT_RECONCILED`` stays until a reconcile succeeds. Any other warning goes when every sheet is ready.
         """
         is_lesser = warning is not None and not warning.startswith(NOT_RECONCILED)
         if warning != self._head.warning and not (is_lesser and self._is_not_reconciled):
@@ -168,7 +177,7 @@ class Progress:
         self._advance(number, SheetStatus.UPLOADING, now)
 
     def pending(self, number: int, now: datetime) -> None:
-        """The sheet's work was given up before it was done."""
+        """The work on the sheet was stopped before it ended."""
         self._advance(number, SheetStatus.PENDING, now)
 
     def _advance(self, number: int, status: SheetStatus, now: datetime) -> None:
@@ -177,14 +186,14 @@ class Progress:
             self._change(now, [replace(sheet, status=status)])
 
     def resized(self, number: int, size: Page | SheetState, now: datetime) -> None:
-        """The geometry of a sheet that is not ready is decided anew, and its notes with it."""
+        """A sheet that is not ready gets another size, another resolution and other notes."""
         sheet = self._sheets[number]
         new = replace(sheet, width=size.width, height=size.height, dpi=size.dpi, scaled=size.scaled, notes=size.notes)
         if sheet.status is not SheetStatus.READY and new != sheet:
             self._change(now, [new])
 
     def ready(self, records: Iterable[SheetRecord], now: datetime) -> None:
-        """These sheets are committed; saying it again changes nothing."""
+        """These sheets are committed; a repeated call changes nothing."""
         changed = []
         for record in records:
             sheet = self._sheets.get(record.number)
@@ -194,7 +203,7 @@ class Progress:
             self._change(now, changed)
 
     def failed(self, number: int, reason: str, detail: str, now: datetime) -> None:
-        """The sheet failed for good; of a ready sheet this is ignored."""
+        """The sheet failed for good; a late failure of a ready sheet is ignored."""
         sheet = self._sheets[number]
         if sheet.status not in (SheetStatus.READY, SheetStatus.FAILED):
             self._change(now, [replace(sheet, status=SheetStatus.FAILED, reason=reason, detail=detail)])
@@ -203,7 +212,7 @@ class Progress:
         """Makes failed sheets pending again, on request, and reopens an upload that had ended.
 
         Args:
-            numbers: Which sheets; none means all failed ones. One whose page is unusable stays failed.
+            numbers: Which sheets; no number means all failed sheets. A sheet whose page is unusable stays failed.
             now: The time of the change.
         """
         wanted = set(numbers)
@@ -213,17 +222,17 @@ class Progress:
             self._change(now, again, **self._processing())
 
     def reconcile(self, committed: Iterable[SheetRecord], broken: Iterable[int], now: datetime) -> int:
-        """Makes sheets agree with what the bucket holds; an upload that had ended goes on if that changes it.
+        """Makes the sheets agree with the bucket; an upload that had ended goes on if a sheet changes.
 
-        One that was stopped, by a cancel or a termination, with sheets undone stays so: only ``retry`` resumes it.
+        An upload that was cancelled or terminated with pending sheets stays so: only ``retry`` resumes it.
 
         Args:
             committed: Sheets that are whole in the bucket.
-            broken: Sheets that are not; one that is in flight is not judged.
+            broken: Sheets that are not whole in the bucket; those that are not ready stay as they are.
             now: The time of the change.
 
         Returns:
-            How many sheets were wrong.
+            How many sheets the progress had wrong.
         """
         in_bucket = {record.number: record for record in committed}
         not_in_bucket = set(broken)
@@ -240,9 +249,9 @@ class Progress:
         return len(changed)
 
     def finish(self, now: datetime) -> None:
-        """No sheet is in flight: the final status follows from the sheets; what has ended so already does not end again.
+        """Sets the final status, which follows from the sheets; a repeated call changes nothing.
 
-        When every sheet is ready, a warning about one of them is over.
+        When every sheet is ready, a warning about single sheets goes.
 
         Raises:
             ValueError: A sheet is neither ready nor failed.
@@ -268,7 +277,7 @@ class Progress:
         self._end(UploadStatus.FAILED, now, reason, detail)
 
     def cancel(self, now: datetime) -> None:
-        """The run was cancelled and nothing is in flight any more; sheets that were not done are pending."""
+        """The run was cancelled and no sheet is in flight; the sheets that were not done are pending."""
         self._end(UploadStatus.CANCELLED, now)
 
     def _end(self, status: UploadStatus, now: datetime, reason: str | None = None, detail: str | None = None) -> None:
@@ -301,7 +310,7 @@ class Progress:
 
 
 def ready_sheet(sheet: SheetState, record: SheetRecord) -> SheetState:
-    """The sheet as its ``sheet.json`` makes it: ready."""
+    """The sheet when it is ready, with the size and the counts of its ``sheet.json``."""
     return replace(
         sheet,
         status=SheetStatus.READY,
@@ -319,7 +328,7 @@ def ready_sheet(sheet: SheetState, record: SheetRecord) -> SheetState:
 
 
 def _uncommitted(sheet: SheetState) -> SheetState:
-    """The sheet before it was drawn: what was found then is going to be found again, if it is still so."""
+    """The sheet before it was drawn, without the notes of the drawing: the next drawing finds them again if they still hold."""
     notes = tuple(note for note in sheet.notes if note.type in COUNTED_NOTES)
     return replace(sheet, status=SheetStatus.PENDING, tiles=None, bytes=None, reason=None, detail=None, notes=notes)
 

@@ -1,6 +1,4 @@
-"""A real S3 server on this machine for tests and trials: versitygw over a directory. A bucket of your own needs none of this."""
-
-# ruff: noqa: S603 - the program is found here, its arguments are ours
+"""A real S3 server on this machine: versitygw on a directory. ``python -m tests.servers.versitygw`` gets the program."""
 
 import os
 import shutil
@@ -22,40 +20,40 @@ STOP_LIMIT_S = 10
 
 
 class NoS3Server(Exception):
-    """No program of an S3 server can be had; the message says what to do."""
+    """The S3 server's program cannot be found or built, or the server does not start; the message says what to do."""
 
 
 def s3_server_binary(cache: Path, *, say: Callable[[str], None]) -> Path:
-    """Finds the program ``versitygw`` on the PATH, in the cache or where Go installs, else lets Go build it.
+    """Finds the program ``versitygw`` on the PATH, in the cache or in Go's directories, else lets Go build it.
 
     Args:
-        cache: Directory where a program may have been put.
-        say: Gets a sentence about anything that takes time.
+        cache: A directory that may hold the program.
+        say: Gets a sentence about each step that takes time.
 
     Raises:
-        NoS3Server: It is not there and cannot be built.
+        NoS3Server: The program is not found and cannot be built.
     """
     if binary := installed_s3_server(cache):
         return binary
     advice = (
-        "Install Go (https://go.dev/dl) or versitygw (https://github.com/versity/versitygw), so that one is on the PATH, and start again."
+        "Install Go (https://go.dev/dl) or versitygw (https://github.com/versity/versitygw), check that it is on the PATH, and start again."
     )
     go = shutil.which("go")
     if go is None:
-        msg = f"No S3 server here: `versitygw` is not on the PATH, and there is no Go to build it. {advice}"
+        msg = f"No S3 server here: `versitygw` is not on the PATH, and neither is `go`, which could build it. {advice}"
         raise NoS3Server(msg)
     say(f"building an S3 server: go install {MODULE} (about 2 minutes the first time)")
-    # Without C it is one static file, which an empty container can run.
+    # Built without C it is one static file, which an empty container can run.
     failure = go_install(go, MODULE, say=say, environ={"CGO_ENABLED": "0"})
     binary = installed_s3_server(cache)
     if failure is not None or binary is None:
-        msg = f"Building the S3 server failed:\n{failure or 'Go has installed it where it is not found'}\n{advice}"
+        msg = f"Building the S3 server failed:\n{failure or 'Go installed the program into a directory that is not searched'}\n{advice}"
         raise NoS3Server(msg)
     return binary
 
 
 def installed_s3_server(cache: Path) -> Path | None:
-    """Finds the program where ``s3_server_binary`` looks first; None when it would have to be built."""
+    """Finds the program without building it; None when it is not installed."""
     for candidate in installed("versitygw", cache):
         with suppress(OSError, subprocess.SubprocessError):
             subprocess.run([candidate, "--version"], capture_output=True, timeout=30, check=True)
@@ -77,10 +75,10 @@ class S3Server:
 
     Args:
         binary: The program.
-        directory: Its buckets are directories in here; made if absent.
-        access_key_id: Of its one user.
-        secret_access_key: Of its one user.
-        access_log: Gets a line for every request; default: none is written.
+        directory: Every bucket is a directory in it; made if absent.
+        access_key_id: The access key of the server's one user.
+        secret_access_key: The secret key of that user.
+        access_log: The file that gets a line for every request; default: no such file.
     """
 
     def __init__(
@@ -96,21 +94,21 @@ class S3Server:
 
     @property
     def endpoint(self) -> str:
-        """Its address for clients."""
+        """The server's address for clients."""
         return f"http://127.0.0.1:{self._port}"
 
     def start(self) -> None:
-        """Starts it, on the same port and directory as before, and returns when it answers.
+        """Starts the server, always on the same port and directory, and returns when it answers.
 
         Raises:
-            NoS3Server: It ended, or does not answer in time.
+            NoS3Server: The server ended, or does not answer in time.
         """
         self._directory.mkdir(parents=True, exist_ok=True)
         self.process.start()
         wait_until_healthy(self.endpoint, lambda: self.process.is_running, self.process.tail)
 
     def stop(self) -> None:
-        """Asks it to stop, and kills it when it does not within seconds."""
+        """Asks the server to stop, and kills it after some seconds."""
         self.process.terminate()
         deadline = time.monotonic() + STOP_LIMIT_S
         while self.process.is_running and time.monotonic() < deadline:
@@ -122,21 +120,21 @@ def wait_until_healthy(endpoint: str, is_running: Callable[[], bool], log: Calla
     """Returns when the server answers.
 
     Args:
-        endpoint: Its address.
-        is_running: Says whether it can still come to answer.
-        log: Gives the end of its log.
+        endpoint: The server's address.
+        is_running: Tells whether the server still runs.
+        log: Gives the end of the server's log.
 
     Raises:
-        NoS3Server: It ended, or does not answer in time.
+        NoS3Server: The server ended, or does not answer in time.
     """
     deadline = time.monotonic() + START_LIMIT_S
     while time.monotonic() < deadline and is_running():
-        # No proxy is asked for a server on this machine.
+        # A server on this machine is reached without a proxy.
         with suppress(OSError), build_opener(ProxyHandler({})).open(endpoint + HEALTH, timeout=5):
             return
         time.sleep(0.05)
-    what = f"does not answer after {START_LIMIT_S} s" if is_running() else "ended"
-    msg = f"the S3 server {what}; the end of its log:\n{log()}"
+    state = f"does not answer after {START_LIMIT_S} s" if is_running() else "ended"
+    msg = f"the S3 server {state}; the end of its log:\n{log()}"
     raise NoS3Server(msg)
 
 

@@ -21,8 +21,8 @@ from starlette.types import Receive, Scope, Send
 from activities.bucket.keys import UploadRef
 from activities.bucket.records import Snapshot, to_json
 from activities.errors import BucketError, SiteLinkError, TemporalUnavailable, UploadNotFound
-from api.runs import NoRun, Runs
-from api.status import Known, Status, is_unloaded
+from api.progress.runs import NoRun, Runs
+from api.progress.status import Status, UploadState, is_unloaded
 
 logger = logging.getLogger(__name__)
 
@@ -139,7 +139,7 @@ class Watcher:
             elif not self.is_over:
                 overdue = await self._follow(known.snapshot)
 
-    async def _read(self) -> Known | None:
+    async def _read(self) -> UploadState | None:
         try:
             known = await self._status.explained(self.ref, await self._status.read(self.ref))
         except UploadNotFound:

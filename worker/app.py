@@ -119,7 +119,7 @@ async def run_tile_role(client: Client, settings: WorkerSettings, stop: asyncio.
                         client, TILE_QUEUE, settings.render_slots, activities.count_pages, activities.halve_page, activities.tile_page
                     ),
                     housekeeping_worker(client, housekeeping, HOUSEKEEPING_SLOTS),
-                    beside(_janitor(scratch, client)),
+                    beside(keep_scratch_clean(scratch, client)),
                 ):
                     await stop.wait()
                 await _drain(scratch, client)
@@ -157,8 +157,8 @@ def activity_worker(client: Client, queue: str, slots: int, *activities: object,
     )
 
 
-async def _janitor(scratch: Scratch, client: Client, every_s: float = JANITOR_S) -> None:
-    """At once, for this may be the start after a crash, and from time to time, whatever went wrong the last time."""
+async def keep_scratch_clean(scratch: Scratch, client: Client, every_s: float = JANITOR_S) -> None:
+    """Cleans the scratch at once, for this may be the start after a crash, and from time to time, whatever went wrong the last time."""
     while True:
         try:
             await asyncio.to_thread(scratch.clean)

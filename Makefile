@@ -1,10 +1,10 @@
-## make run                      start everything here and process a small sample plan; stays until Ctrl-C
+## make run                      start everything on this machine and process a small sample plan; runs until Ctrl-C
 ## make run PDF=plan.pdf         the same with your plan
 ## make run PDF=plan.pdf ONCE=1  stop when the upload ends; succeeds only if it is complete
-## make test                     check, then run every test, real servers and browser included
-## make check                    formatting, lint and types
-## make setup                    only get what is needed: uv and the locked Python packages
-## make clean                    remove what setup and tests have made; your data in var/ stays
+## make test                     check, then run every test, with real servers and a real browser
+## make check                    check formatting, lint and types
+## make setup                    only install uv and the locked Python packages
+## make clean                    remove the installed packages and all caches; your data in var/ stays
 
 .PHONY: help run test check setup clean
 
@@ -16,7 +16,7 @@ run: setup
 
 test: check
 	@.venv/bin/python -m deploy.temporal
-	@.venv/bin/python -m deploy.s3server || [ -z "$$CI" ]
+	@.venv/bin/python -m tests.servers.versitygw || [ -z "$$CI" ]
 	@.venv/bin/python -m tests.servers.workerd || [ -z "$$CI" ]
 	.venv/bin/python -m pytest -n auto --dist loadgroup
 

@@ -10,8 +10,9 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TypeVar
 
 from temporalio import activity
+from temporalio.exceptions import ApplicationError
 
-from activities.errors import RenderFault, ShareFull, SiteLinkError, SourceAltered, StorageUnavailable, to_application_error
+from activities.errors import SiteLinkError, StorageUnavailable
 
 T = TypeVar("T")
 
@@ -19,40 +20,35 @@ BEAT_S = 1.0
 """How often a waiting activity beats; Temporal's client throttles what it sends."""
 
 
-class Attempt:
-    """The attempt that runs now.
+def to_application_error(error: SiteLinkError, *, final: bool | None = None) -> ApplicationError:
+    """The form in which a named error leaves an activity.
 
-    The heartbeat's details are two counts of earlier attempts: fresh render children that failed, and reads that gave another PDF.
+    Args:
+        error: The named error.
+        final: Overrides ``error.final``, for faults that become final after some tries.
     """
+    non_retryable = error.final if final is None else final
+    return ApplicationError(str(error), type=error.type, non_retryable=non_retryable, next_retry_delay=error.again_in)
 
-    def __init__(self) -> None:
-        counts = [count for count in activity.info().heartbeat_details if isinstance(count, int)]
-        self._faults, self._altered = [*counts, 0, 0][:2]
+
+class Attempt:
+    """The attempt that runs now."""
 
     def beat(self) -> None:
         """Tells Temporal that the attempt is alive."""
-        activity.heartbeat(self._faults, self._altered)
+        activity.heartbeat()
+
+    def gives_up(self, error: SiteLinkError) -> bool:
+        """Whether this attempt, which ends with ``error``, is the last one."""
+        return error.final
 
     @contextmanager
     def named_errors(self) -> Iterator[None]:
-        """Turns named errors into the form in which they leave an activity.
-
-        A render fault, or another PDF than was accepted, is final after its fresh tries; a full disk is waited out.
-        """
+        """Turns named errors into the form in which they leave an activity; a full disk is one of them, and is waited out."""
         try:
             yield
-        except RenderFault as fault:
-            self._faults += fault.fresh_child
-            self.beat()
-            raise to_application_error(fault, final=self._faults >= fault.tries) from fault
-        except SourceAltered as error:
-            self._altered += 1
-            self.beat()
-            raise to_application_error(error, final=self._altered >= error.tries, again_in=error.again_in) from error
-        except ShareFull as error:
-            raise to_application_error(error, again_in=error.again_in) from error
         except SiteLinkError as error:
-            raise to_application_error(error) from error
+            raise to_application_error(error, final=self.gives_up(error)) from error
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
@@ -67,13 +63,13 @@ class Attempt:
     ) -> T:
         """Runs ``work`` in a thread, with heartbeats for as long as the thread lives.
 
-        Cancelling the caller, once or several times, sets the event, which ``work`` looks at often, and waits for the thread: what it
-        managed to finish counts. If the attempt stopped beating, Temporal would take it for dead, others would clean up, and its late write
-        would undo that. Work that has not begun is dropped.
+        Cancelling the caller, once or several times, sets the event, which ``work`` looks at often. The caller then waits for the thread,
+        still with heartbeats: without them Temporal would take the attempt for dead, others would clean up after it, and a late write of
+        the thread would undo their work. If the thread ends well, its result counts. Work that has not begun is dropped.
 
         Args:
             work: Blocks.
-            more_follows: It is only a step of the activity: a cancelled caller goes no further, even if this step was finished.
+            more_follows: Whether ``work`` is only a step of the activity: a cancelled caller then goes no further, even if it is done.
             submit: Hands the work and its event to other threads than asyncio's own.
         """
         stop = threading.Event()
@@ -96,7 +92,7 @@ class Attempt:
 
 
 def check(stop: threading.Event) -> None:
-    """Ends a thread whose result nobody waits for any more.
+    """Ends a thread whose result is not wanted any more.
 
     Raises:
         CancelledError: The event is set.
@@ -107,7 +103,7 @@ def check(stop: threading.Event) -> None:
 
 @asynccontextmanager
 async def beside(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
-    """Does some work that has no end meanwhile."""
+    """Runs endless work until the block ends."""
     task = asyncio.create_task(work)
     try:
         yield

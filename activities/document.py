@@ -1,88 +1,33 @@
 """``count_pages`` and ``halve_page``: open the PDF and decide the geometry of its pages."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from temporalio import activity
 
-from activities.attempt import Attempt
 from activities.bucket.dzi import MINIMUM_DPI
-from activities.bucket.forecast import Forecaster
 from activities.bucket.keys import UploadRef
-from activities.bucket.records import UploadRecord, bounded_notes, scaled_note
-from activities.bucket.storage import PART_BYTES, Bucket
-from activities.errors import ObjectMissing, UploadNotFound
+from activities.bucket.records import bounded_notes, scaled_note
+from activities.bucket.storage import PART_BYTES
+from activities.bucket.uploads import UploadStore
+from activities.host import Host
 from activities.interface import CountPages, Document, HalvePage, Page, UploadActivities
-from activities.render.child import ChildPool
-from activities.scratch import Scratch
-from activities.threads import FairThreads
-
-
-@dataclass(frozen=True)
-class Host:
-    """What the activities of one host share.
-
-    Args:
-        bucket: Where objects go.
-        scratch: Where this host keeps what is on its way.
-        children: The render children.
-        threads: They talk to the bucket, in turn; their number bounds this host's requests at once.
-        uploads: Each has one sheet in hand; a sheet that Temporal has handed over waits here for its turn, beating.
-        max_pages: Most pages that a document may have.
-        forecaster: Says what a document will take on hosts like this one.
-    """
-
-    bucket: Bucket
-    scratch: Scratch
-    children: ChildPool
-    threads: FairThreads
-    uploads: FairThreads
-    max_pages: int = 2000
-    forecaster: Forecaster = field(default_factory=Forecaster)
-
-
-def read_upload(bucket: Bucket, ref: UploadRef) -> UploadRecord:
-    """``upload.json``; blocks.
-
-    Raises:
-        ObjectMissing: The upload was never accepted.
-        UnreadableRecord: It cannot be read.
-        BucketError: The bucket failed.
-    """
-    return bucket.get_record(UploadRecord, ref.record)
-
-
-def accepted_upload(bucket: Bucket, ref: UploadRef) -> UploadRecord:
-    """``upload.json`` of an upload that exists; blocks.
-
-    Raises:
-        UploadNotFound: It was never accepted or is marked deleted.
-        UnreadableRecord: It cannot be read.
-        BucketError: The bucket failed.
-    """
-    try:
-        record = read_upload(bucket, ref)
-    except ObjectMissing as error:
-        msg = f"no upload {ref} was accepted"
-        raise UploadNotFound(msg) from error
-    if record.deleted_at is not None:
-        msg = f"upload {ref} was deleted at {record.deleted_at}"
-        raise UploadNotFound(msg)
-    return record
+from activities.render.attempt import RenderAttempt
 
 
 class DocumentActivities(UploadActivities):
-    """What looks at the document as a whole."""
+    """The activities that look at the document as a whole."""
 
     def __init__(self, host: Host) -> None:
         self._host = host
+        self._store = UploadStore(host.bucket)
 
     @activity.defn
     async def count_pages(self, args: CountPages) -> Document:
         """See ``UploadActivities.count_pages``."""
-        attempt = Attempt()
+        attempt = RenderAttempt()
         host, ref = self._host, UploadRef.parse(args.ref)
         with attempt.named_errors():
-            record = await attempt.in_thread(lambda _: read_upload(host.bucket, ref), more_follows=True)
+            record = await attempt.in_thread(lambda _: self._store.record(ref), more_follows=True)
             async with host.scratch.source(ref, record, host.bucket, attempt) as source:
                 document = await host.children.count_pages(str(ref), source, record.options, host.max_pages, attempt.beat)
             source_parts = -(-record.size_bytes // PART_BYTES)
@@ -91,10 +36,10 @@ class DocumentActivities(UploadActivities):
     @activity.defn
     async def halve_page(self, args: HalvePage) -> Page | None:
         """See ``UploadActivities.halve_page``."""
-        attempt = Attempt()
+        attempt = RenderAttempt()
         host, ref = self._host, UploadRef.parse(args.ref)
         with attempt.named_errors():
-            record = await attempt.in_thread(lambda _: read_upload(host.bucket, ref), more_follows=True)
+            record = await attempt.in_thread(lambda _: self._store.record(ref), more_follows=True)
             options = record.options
             async with host.scratch.source(ref, record, host.bucket, attempt) as source:
 
@@ -106,6 +51,6 @@ class DocumentActivities(UploadActivities):
                 if not MINIMUM_DPI <= half < args.dpi:
                     return None
                 page = await measure(half)
-            # Without the limit, which is this host's: sheet.json is the same whoever makes the sheet.
+            # The note does not name the memory limit, which is this host's: sheet.json must not depend on the host that makes the sheet.
             note = scaled_note(half, options.dpi, "the page needs more memory than one page may take")
             return replace(page, scaled=True, notes=bounded_notes((note, *page.notes)))

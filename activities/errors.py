@@ -1,4 +1,4 @@
-"""Every refusal and fault that SiteLink names, in one flat tree.
+"""The errors that SiteLink names, in one flat tree.
 
     SiteLinkError
       DocumentError    NotAPdf UnreadablePdf PasswordRequired NoPages PdfPortfolio TooManyPages
@@ -9,10 +9,10 @@
       ObjectMissing    no such object in a bucket that answers
       SourceMissing    the PDF is gone from a bucket that answers                                 final, the whole upload
       SourceAltered    the PDF is not the one that was accepted                                   final after fresh reads
-      ShareFull        one upload has as many sheets on a host as it may                           retried
-      TilesMissing     the tiles are not on this host's scratch any more: tile the page again
+      ShareFull        one upload has as many sheets on a host as it may have                      retried
+      TilesMissing     the tiles are no longer in this host's scratch: tile the page again
       WorkerLost       the sheet's host disappeared too often                                     final, one sheet
-      UploadNotFound   never accepted, or marked deleted
+      UploadNotFound   the upload was never accepted, or is marked deleted
       UnreadableRecord DamagedRecord NewerSchema                                                  a warning of one upload; retried
       Terminated       an operator ended the run
       RequestError     InvalidRequest MalformedId SheetNotFound IdempotencyConflict AlreadyFinished
@@ -24,18 +24,19 @@ The class name is the ``ApplicationError.type`` in Temporal, the ``type`` of the
 
 from datetime import timedelta
 
-from temporalio.exceptions import ApplicationError
-
 
 class SiteLinkError(Exception):
     """Base of every named error; the message is a sentence for a person and gives the value and the limit."""
 
     final = False
-    """True when trying again cannot help."""
+    """Whether trying again cannot help."""
+
+    again_in: timedelta | None = None
+    """When to try again; None where the caller's retry policy says it."""
 
     @property
     def type(self) -> str:
-        """The name that crosses the wire."""
+        """The error's name on the wire."""
         return type(self).__name__
 
 
@@ -50,27 +51,27 @@ class NotAPdf(DocumentError):
 
 
 class UnreadablePdf(DocumentError):
-    """It calls itself a PDF but its structure cannot be read."""
+    """The document has a PDF's header, but its structure cannot be read."""
 
 
 class PasswordRequired(DocumentError):
-    """It opens only with a password."""
+    """The document opens only with a password."""
 
 
 class NoPages(DocumentError):
-    """It has no page."""
+    """The document has no page."""
 
 
 class PdfPortfolio(DocumentError):
-    """It is a collection of files, and its drawings are other PDFs inside it."""
+    """The document is a collection of files, and its drawings are other PDFs inside it."""
 
 
 class TooManyPages(DocumentError):
-    """More pages than the published limit."""
+    """The document has more pages than the published limit."""
 
 
 class FileTooLarge(DocumentError):
-    """More bytes than the published limit."""
+    """The document has more bytes than the published limit."""
 
 
 class PageError(SiteLinkError):
@@ -92,7 +93,7 @@ class RenderFault(SiteLinkError):
 
     Args:
         message: What happened, with the limit.
-        fresh_child: Whether the child had drawn no page before this one; only then the page itself is to blame.
+        fresh_child: Whether the child had drawn no page before this one. Only then is the page itself to blame.
     """
 
     tries = 3
@@ -114,19 +115,19 @@ class RenderCrashed(RenderFault):
 
 
 class RenderOutOfMemory(RenderFault):
-    """The child reached its memory limit. Final at one resolution only: the workflow halves it once, and begins anew."""
+    """The child reached its memory limit. Final for one resolution: the workflow halves the resolution once and tries again."""
 
     tries = 2
 
 
 class WorkerLost(SiteLinkError):
-    """The host that held the sheet's tiles disappeared, again and again."""
+    """The host that held the sheet's tiles disappeared, and so did the hosts that tiled the sheet again."""
 
     final = True
 
 
 class ObjectMissing(SiteLinkError):
-    """The bucket answers and has no such object."""
+    """The bucket answers, but has no such object."""
 
 
 class SourceMissing(SiteLinkError):
@@ -139,21 +140,23 @@ class SourceAltered(SiteLinkError):
     """The PDF in the bucket is not the one that was accepted."""
 
     tries = 3
-    """Reads that may give something else before it is final. One may have been cut off, or lied about, on its way; the same from three,
-    each of which takes as long as a whole download, and the second and third half a minute after the one before, is what lies there."""
+    """Downloads that may differ from the accepted PDF before the error is final. One download may have been cut off or altered on its
+    way; where three differ, half a minute apart, the object itself is another one."""
 
     again_in = timedelta(seconds=30)
+    """Delay before the next download."""
 
 
 class ShareFull(SiteLinkError):
-    """As many sheets of one upload as may be are on a host."""
+    """One upload has as many sheets on a host as it may have."""
 
     again_in = timedelta(minutes=1)
-    """Seldom enough that ``GET`` names what holds those sheets up, which is tried more often."""
+    """Delay before the next attempt. It is long, so that the warning of ``GET`` names the error that holds up the upload's other sheets:
+    their attempts are more frequent."""
 
 
 class TilesMissing(SiteLinkError):
-    """The tiles of a sheet are not on this host any more."""
+    """The tiles of a sheet are no longer on this host."""
 
     final = True
 
@@ -165,15 +168,15 @@ class UploadNotFound(SiteLinkError):
 
 
 class UnreadableRecord(SiteLinkError):
-    """A record in the bucket cannot be read. It is a warning of its upload, and nobody writes over it who cannot read it."""
+    """A record in the bucket cannot be read. It is a warning of its upload, and no program that cannot read it writes over it."""
 
 
 class DamagedRecord(UnreadableRecord):
-    """A record in the bucket is not what was written there."""
+    """A record in the bucket is damaged."""
 
 
 class NewerSchema(UnreadableRecord):
-    """A record in the bucket was written by a newer release; while workers are being replaced, one that can read it comes."""
+    """A record in the bucket was written by a newer release. While workers are being replaced, a worker that can read it will come."""
 
 
 class Terminated(SiteLinkError):
@@ -183,11 +186,11 @@ class Terminated(SiteLinkError):
 
 
 class BucketError(SiteLinkError):
-    """The bucket refused or did not answer; never final for a running upload."""
+    """The bucket refused a request or did not answer; never final for a running upload."""
 
 
 class StorageUnavailable(BucketError):
-    """The bucket does not answer, or answers that it cannot now."""
+    """The bucket does not answer, or answers that it is unavailable."""
 
 
 class StorageDenied(BucketError):
@@ -199,15 +202,14 @@ class NoSuchBucket(BucketError):
 
 
 class ClockSkewed(BucketError):
-    """This machine's clock is wrong, so the bucket takes none of its signatures.
+    """This machine's clock is wrong, so the bucket refuses its signatures.
 
-    Waiting alone does not help, nor would giving up: it is retried and shown as a warning, like wrong credentials,
-    and goes on once somebody has set the clock.
+    The request is retried and a warning is shown, as for wrong credentials, until somebody has set the clock.
     """
 
 
 class RequestError(SiteLinkError):
-    """The API cannot do what one request asks."""
+    """The API refuses one request."""
 
     final = True
 
@@ -217,7 +219,7 @@ class InvalidRequest(RequestError):
 
 
 class MalformedId(RequestError):
-    """A name in the path is no id."""
+    """A name in the path is not an id."""
 
 
 class SheetNotFound(RequestError):
@@ -225,15 +227,15 @@ class SheetNotFound(RequestError):
 
 
 class IdempotencyConflict(RequestError):
-    """The Idempotency-Key was used for something else."""
+    """The Idempotency-Key was used for another request."""
 
 
 class AlreadyFinished(RequestError):
-    """There is nothing left to do that about."""
+    """The upload or the sheet has finished, so the request has nothing to change."""
 
 
 class ForeignHost(RequestError):
-    """The request names a host that this server is not."""
+    """The request names a host that is not this server."""
 
 
 class ForeignOrigin(RequestError):
@@ -249,18 +251,6 @@ class TemporalUnavailable(SiteLinkError):
 
 
 def is_named(name: str) -> bool:
-    """Whether it is the name of an error of this module: only what such an error says is meant for a client."""
+    """Whether this module has an error of this name: only the messages of these errors are meant for clients."""
     kind = globals().get(name)
     return isinstance(kind, type) and issubclass(kind, SiteLinkError)
-
-
-def to_application_error(error: SiteLinkError, *, final: bool | None = None, again_in: timedelta | None = None) -> ApplicationError:
-    """The form in which a named error leaves an activity.
-
-    Args:
-        error: The named error.
-        final: Overrides ``error.final``, for faults that become final after some tries.
-        again_in: When it is tried again, if that is not the caller's policy to say.
-    """
-    non_retryable = error.final if final is None else final
-    return ApplicationError(str(error), type=error.type, non_retryable=non_retryable, next_retry_delay=again_in)

@@ -1,7 +1,7 @@
 """The activities as a workflow sees them: names, arguments, results. Light: no native library is loaded here.
 
-Payloads carry keys and counts, never bytes. The implementations are in ``document``, ``sheet`` and ``reconcile``; those that need
-Temporal's client, too, are in ``worker.housekeeping``.
+Payloads carry keys and counts, never bytes. The implementations are in ``document``, ``sheets`` and ``reconcile``; the activities that
+need Temporal's client, too, are in ``worker.housekeeping``.
 """
 
 from abc import ABC, abstractmethod
@@ -10,16 +10,17 @@ from dataclasses import dataclass
 from temporalio import activity
 
 from activities.bucket.records import Forecast, Note, SheetRecord, SheetState, Snapshot, UploadOptions
+from activities.bucket.report import NO_NAMES, NameList
 
 WORKFLOW_QUEUE = "sitelink"
 TILE_QUEUE = "sitelink-tile"
 STORAGE_QUEUE = "sitelink-storage"
 HOUSEKEEPING_QUEUE = "sitelink-housekeeping"
-"""Apart from the others: who deletes an upload waits there until its run has ended, and that run needs the storage queue for it."""
+"""A queue of its own: a deletion holds a slot until the upload's run has ended, and to end, the run needs a slot of the storage queue."""
 
 
 def host_queue(host: str) -> str:
-    """The queue of one host: only it holds the tiles that it made."""
+    """The queue of one host: only this host has the tiles that it made."""
     return f"host-{host}"
 
 
@@ -32,18 +33,18 @@ class CountPages:
 
 @dataclass(frozen=True)
 class Page:
-    """One page as counted: its geometry is decided here, once. Only ``halve_page`` may replace it, for a page that needs too much memory.
+    """One page as counted. Its geometry is decided once; only ``halve_page`` may replace it, for a page that needs too much memory.
 
     Args:
         number: 1-based.
         title: Bookmark or label, at most 120 characters.
-        width: Pixels; 0 when it failed, like all sizes here.
+        width: Pixels; 0, like ``height`` and ``dpi``, when the page cannot be used.
         height: Pixels.
         dpi: The resolution of these pixels.
-        scaled: Whether that is less than was asked for.
+        scaled: Whether the resolution is lower than was asked for.
         reason: The name of the error that makes this page unusable, if any.
-        detail: Its sentence.
-        notes: What is known now of why the sheet may differ from what its author drew.
+        detail: The error's sentence.
+        notes: Why the sheet may differ from what its author drew, as far as it is known before the page is drawn.
     """
 
     number: int
@@ -63,7 +64,7 @@ class Document:
 
     Args:
         pages: By number.
-        forecast: What they will take; made here, for a workflow knows neither slots nor prices.
+        forecast: What the sheets will take; made by the activity, because a workflow knows neither slots nor prices.
     """
 
     pages: tuple[Page, ...]
@@ -94,10 +95,10 @@ class ListSheets:
 
 @dataclass(frozen=True)
 class BucketState:
-    """Result of ``list_sheets``: what the bucket says was done before.
+    """Result of ``list_sheets``: what the bucket holds from earlier runs.
 
     Args:
-        options: What was asked for, from ``upload.json``.
+        options: The upload's options, from ``upload.json``.
         committed: The ``sheet.json`` of every sheet whose ``.dzi`` exists, without digest and engines.
         manifest: The final progress of an earlier run, if one ended.
     """
@@ -114,8 +115,8 @@ class CheckSheets:
     Args:
         ref: The upload.
         sheets: As the progress has them; none of them is in flight.
-        repair: Whether to delete the ``.dzi`` of what is broken and to remove what no sheet owns; else nothing is changed.
-        discard: Whether nobody is going to finish those that are not committed: what is there of them is removed.
+        repair: Whether to delete the ``.dzi`` of a broken sheet and every object that no sheet owns; else nothing is changed.
+        discard: Whether to remove the objects of every sheet that is not committed, because nobody is going to finish it.
         deep: Whether to read every tile back and decode it.
     """
 
@@ -128,7 +129,7 @@ class CheckSheets:
 
 @dataclass(frozen=True)
 class BrokenSheet:
-    """A sheet that has not all that it should, and what is wrong with it, in one sentence."""
+    """A sheet that is not whole, and a sentence that says why."""
 
     number: int
     detail: str
@@ -139,9 +140,9 @@ class CheckedSheets:
     """Result of ``check_sheets``.
 
     Args:
-        committed: The ``sheet.json``, without digest and engines, of those that are whole though the progress does not have them ready.
-        broken: Those with a ``.dzi``, or ready in the progress, that are not whole; after a repair they have no ``.dzi``.
-        removed: How many objects were removed because no sheet owns them, or nobody would finish them.
+        committed: The ``sheet.json``, without digest and engines, of sheets that are whole though the progress does not have them ready.
+        broken: Sheets with a ``.dzi``, or ready in the progress, that are not whole; after a repair they have no ``.dzi``.
+        removed: How many objects were removed, because no sheet owns them or nobody is going to finish their sheet.
     """
 
     committed: tuple[SheetRecord, ...] = ()
@@ -181,10 +182,10 @@ class TiledPage:
     """Result of ``tile_page``: the tiles lie on the scratch of one host.
 
     Args:
-        queue: The task queue of that host.
-        scratch: The name of the page's directory on its scratch, never a path.
-        engines: Library name to version, of all that decided a tile's bytes.
-        notes: What was found while the page was drawn.
+        queue: The task queue of this host.
+        scratch: The name of the page's directory on the host's scratch, never a path.
+        engines: Library name to version, of every library that decides a tile's bytes.
+        notes: Why the sheet may differ from what its author drew, as found while the page was drawn.
     """
 
     queue: str
@@ -213,13 +214,13 @@ class WriteManifest:
 
 @dataclass(frozen=True)
 class DiscardScratch:
-    """Argument of ``discard_scratch``: the upload is done with this host."""
+    """Argument of ``discard_scratch``: the upload does not need this host any more."""
 
     ref: str
 
 
 class UploadActivities(ABC):
-    """What the workflow calls, one method an activity."""
+    """The activities of one upload, one method each."""
 
     @activity.defn
     @abstractmethod
@@ -237,7 +238,7 @@ class UploadActivities(ABC):
         """Measures a page at half the resolution at which it was counted, with a note that says so.
 
         Returns:
-            None if ``args.dpi`` is at or below half already, or if half is below ``MINIMUM_DPI``.
+            None if ``args.dpi`` is half or less already, or if half would be below ``MINIMUM_DPI``.
 
         Raises:
             ApplicationError: As ``count_pages``.
@@ -246,16 +247,16 @@ class UploadActivities(ABC):
     @activity.defn
     @abstractmethod
     async def list_sheets(self, args: ListSheets) -> BucketState:
-        """Says what the bucket holds of this upload.
+        """Reads what the bucket holds of this upload.
 
         Raises:
-            ApplicationError: ``UploadNotFound`` when it was never accepted or is marked deleted; a ``BucketError`` is retried.
+            ApplicationError: ``UploadNotFound`` when the upload was never accepted or is marked deleted; a ``BucketError`` is retried.
         """
 
     @activity.defn
     @abstractmethod
     async def check_sheets(self, args: CheckSheets) -> CheckedSheets:
-        """Judges sheets by LIST, and repairs if asked to.
+        """Judges sheets by LIST, and repairs them if asked to.
 
         Raises:
             ApplicationError: ``UploadNotFound``; a ``BucketError`` or ``NewerSchema`` is retried.
@@ -264,7 +265,7 @@ class UploadActivities(ABC):
     @activity.defn
     @abstractmethod
     async def prune_sheets(self, args: PruneSheets) -> int:
-        """Removes what lies below ``sheets/`` beside the document's sheets; says how many objects.
+        """Removes the objects below ``sheets/`` that belong to no sheet of the document; returns how many there were.
 
         Raises:
             ApplicationError: ``UploadNotFound``; a ``BucketError`` is retried.
@@ -297,13 +298,10 @@ class UploadActivities(ABC):
     @activity.defn
     @abstractmethod
     async def discard_scratch(self, args: DiscardScratch) -> None:
-        """Removes what this host's scratch still holds of the upload."""
+        """Removes the upload's files from this host's scratch."""
 
 
 # ---------------------------------------------------------------------- housekeeping
-
-NAMED = 20
-"""How many names a report gives."""
 
 
 @dataclass(frozen=True)
@@ -325,12 +323,18 @@ class Removed:
     """Result of ``remove_objects``.
 
     Args:
-        objects: How many objects there were besides ``upload.json``.
-        marked: Whether there still is an ``upload.json`` to remove.
+        objects: How many objects were removed.
+        marked: Whether the upload still has its ``upload.json``, which is marked deleted and is removed last. Read it as ``has_record``:
+            the field's name is kept, because the histories of workflows hold it.
     """
 
     objects: int
     marked: bool
+
+    @property
+    def has_record(self) -> bool:
+        """Whether ``upload.json`` is still to be removed."""
+        return self.marked
 
 
 @dataclass(frozen=True)
@@ -345,8 +349,8 @@ class SweepBucket:
     """Argument of ``sweep``, and of the workflow ``Sweep``.
 
     Args:
-        days: Look only at uploads whose id is not older; None for all.
-        abandoned_after_s: When something that was begun and not finished counts as abandoned.
+        days: Look only at uploads that were made within so many days, by their ids; None for all uploads.
+        abandoned_after_s: An upload that was begun counts as abandoned when it is not accepted after so many seconds.
     """
 
     days: int | None = None
@@ -354,42 +358,30 @@ class SweepBucket:
 
 
 @dataclass(frozen=True)
-class Some:
-    """How many, and the first of them by name."""
-
-    count: int = 0
-    first: tuple[str, ...] = ()
-
-    def and_one(self, name: str) -> "Some":
-        """One more."""
-        return Some(self.count + 1, self.first if self.count >= NAMED else (*self.first, name))
-
-
-@dataclass(frozen=True)
 class Swept:
     """Result of ``sweep``.
 
     Args:
-        uploads: How many uploads it looked at, accepted or not.
-        started: Accepted ones that had neither a run nor a manifest, or whose run had ended without saying how.
-        terminated: Those whose run had been ended from outside: their manifest says so now.
-        mended: Those whose run had ended by itself and left no manifest: what it said last is written.
-        deleted: Those marked deleted that nobody was deleting.
-        removed: Those that were never accepted.
-        passed_over: Those that could not be looked at, and why.
-        aborted: Multipart uploads that were never completed.
-        leftovers: Files of killed writes in a directory.
+        uploads: How many uploads were looked at, accepted or not.
+        started: Uploads whose workflow was started: they had neither a run nor a manifest, or their run had ended without saying how.
+        terminated: Uploads whose run was ended from outside; their manifest says so now.
+        mended: Uploads whose run ended by itself and left no manifest; the run's last progress is their manifest now.
+        deleted: Uploads that are marked deleted and whose deletion had stopped; it was started again.
+        removed: Uploads that were never accepted, and are removed now.
+        passed_over: Uploads that could not be looked at, each with the reason.
+        aborted: Keys of multipart uploads that were never completed.
+        leftovers: How many files of killed writes were removed from a directory.
     """
 
     uploads: int = 0
-    started: Some = Some()
-    terminated: Some = Some()
-    deleted: Some = Some()
-    removed: Some = Some()
-    passed_over: Some = Some()
-    aborted: Some = Some()
+    started: NameList = NO_NAMES
+    terminated: NameList = NO_NAMES
+    deleted: NameList = NO_NAMES
+    removed: NameList = NO_NAMES
+    passed_over: NameList = NO_NAMES
+    aborted: NameList = NO_NAMES
     leftovers: int = 0
-    mended: Some = Some()
+    mended: NameList = NO_NAMES
 
 
 @dataclass(frozen=True)
@@ -398,7 +390,7 @@ class ReconcileFinished:
 
     Args:
         days: Take the uploads that finished within so many days.
-        patience_s: How long to wait for one until the next is taken.
+        patience_s: How many seconds to wait for one upload before the next is taken.
     """
 
     days: int = 7
@@ -410,20 +402,20 @@ class Reconciled:
     """Result of ``reconcile_finished``.
 
     Args:
-        uploads: How many were reconciled.
-        corrected: Those that were not as their manifest said.
-        unfinished: Those that were still at work when patience ended.
-        passed_over: Those that could not be looked at, and why.
+        uploads: How many uploads were reconciled.
+        corrected: Uploads that were not as their manifest said.
+        unfinished: Uploads that were still at work when ``patience_s`` was over.
+        passed_over: Uploads that could not be looked at, each with the reason.
     """
 
     uploads: int = 0
-    corrected: Some = Some()
-    unfinished: Some = Some()
-    passed_over: Some = Some()
+    corrected: NameList = NO_NAMES
+    unfinished: NameList = NO_NAMES
+    passed_over: NameList = NO_NAMES
 
 
 class HousekeepingActivities(ABC):
-    """What concerns whole uploads, one method an activity; all on the queue ``HOUSEKEEPING_QUEUE``."""
+    """The activities that look after whole uploads, one method each; all on the queue ``HOUSEKEEPING_QUEUE``."""
 
     @activity.defn
     @abstractmethod
@@ -433,21 +425,21 @@ class HousekeepingActivities(ABC):
     @activity.defn
     @abstractmethod
     async def remove_objects(self, args: RemoveObjects) -> Removed:
-        """Removes everything of an upload that is marked deleted, but ``upload.json``.
+        """Removes every object of an upload that is marked deleted, except ``upload.json``.
 
         Raises:
-            ApplicationError: ``InvalidRequest`` when it is not marked; a ``BucketError`` is retried.
+            ApplicationError: ``InvalidRequest`` when the upload is not marked; a ``BucketError`` is retried.
         """
 
     @activity.defn
     @abstractmethod
     async def remove_record(self, args: RemoveRecord) -> None:
-        """Removes ``upload.json``: then nothing tells of the upload any more."""
+        """Removes ``upload.json``, the last object of the upload."""
 
     @activity.defn
     @abstractmethod
     async def sweep(self, args: SweepBucket) -> Swept:
-        """Walks over all uploads and puts right what was left undone; one that it cannot read stops it at nothing."""
+        """Walks over all uploads and puts right what was left undone; an upload that cannot be read is passed over."""
 
     @activity.defn
     @abstractmethod

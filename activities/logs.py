@@ -1,10 +1,10 @@
-"""What log lines look like, in every process that logs. Only a ``__main__`` sets it up.
+"""How log lines look, in every process that logs. Only a ``__main__`` sets it up.
 
-A line shows its message, then its extras, the upload's ref and the sheet first. They come from, the first that has one:
+A line shows its message, then its extras, the upload's ref and the sheet first. Each extra comes from the first of these that has it:
 
 1. the ``extra`` of the call,
 2. ``about``: the request or the activity that the line is written for,
-3. what Temporal's library says of the workflow that it logs for; of its fields, only those that an operator needs are shown.
+3. the fields that Temporal's library adds for the workflow it logs for; only the fields that an operator needs are shown.
 
 Text is one line, and a traceback below it; JSON is one line always.
 """
@@ -22,60 +22,39 @@ from typing import Any
 
 import temporalio.activity
 import temporalio.workflow
-from starlette.types import ASGIApp, Receive, Scope, Send
 from temporalio.runtime import LogForwardingConfig, LoggingConfig, Runtime, TelemetryConfig, TelemetryFilter
+
+from activities.environment import choice
 
 FORMATS = ("text", "json")
 
 _OWN = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
-"""What every record has; the rest is its ``extra``."""
+"""The attributes of every record; the others are its ``extra``."""
 
 _OF_TEMPORAL = {"activity_type": "activity", "attempt": "attempt", "update_name": "update", "error": "error"}
 
-_ID = r"([\w-]{1,64})"
-_SHEET = r"(?:/sheets/(?:sheet-)?(\d{1,9})\b)?"
-_UPLOAD = re.compile(rf"/v1/organizations/{_ID}/projects/{_ID}/plans/{_ID}/uploads/{_ID}(?=/|$){_SHEET}", re.ASCII)
 _WORKFLOW = re.compile(r"\w+/([\w-]+/[\w-]+/[\w-]+/[\w-]+)", re.ASCII)
 
 _SECRET = re.compile(r"(X-Amz-(?:Credential|Signature|Security-Token)=|\bBearer\s+)[^\s&\"'<>\\]+", re.IGNORECASE)
-"""No line of ours holds one; a library's may."""
+"""Our own lines hold no secret; a library's line may."""
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 _about: ContextVar[Mapping[str, object] | None] = ContextVar("about", default=None)
 
 
 def about(ref: str | None, sheet: int | None = None) -> None:
-    """Says what all lines are about that this task, or a thread that it waits for, will log."""
+    """Names the upload, and the sheet, of all lines that this task, or a thread that it waits for, will log."""
     facts = {"ref": ref, "sheet": sheet}
     _about.set({name: value for name, value in facts.items() if value is not None})
-
-
-class AboutRequests:
-    """ASGI middleware: lines that are logged for a request show the upload, and the sheet, that its path names."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serves a request."""
-        if scope["type"] == "http":
-            # Also without an upload in its path: the server may serve a request in the context of the one before.
-            *ids, sheet = found.groups() if (found := _UPLOAD.match(scope["path"])) else (None,)
-            about("/".join(ids) if ids else None, int(sheet) if sheet else None)
-        await self._app(scope, receive, send)
 
 
 def log_format(environ: Mapping[str, str]) -> str:
     """Reads ``SITELINK_LOG_FORMAT``.
 
     Raises:
-        ValueError: It is none of ``FORMATS``.
+        ValueError: It is not one of ``FORMATS``.
     """
-    name = environ.get("SITELINK_LOG_FORMAT") or FORMATS[0]
-    if name not in FORMATS:
-        msg = f"SITELINK_LOG_FORMAT is {name!r}; {' or '.join(FORMATS)} is wanted"
-        raise ValueError(msg)
-    return name
+    return choice(environ, "SITELINK_LOG_FORMAT", FORMATS)
 
 
 def set_up(environ: Mapping[str, str]) -> None:
@@ -88,9 +67,9 @@ def set_up(environ: Mapping[str, str]) -> None:
     handler.setFormatter(JsonFormatter() if log_format(environ) == "json" else TextFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.captureWarnings(True)
-    for name in ("httpx", "uvicorn.error"):
-        logging.getLogger(name).setLevel(logging.WARNING)  # they tell of every request, and of the start
-    # As extras these facts stand on the line already.
+    for name in ("httpx2", "uvicorn.error"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # below it, they log each request, and the start
+    # The line shows these facts as extras already.
     temporalio.activity.logger.activity_info_on_message = False
     temporalio.workflow.logger.workflow_info_on_message = False
     core = LogForwardingConfig(
@@ -156,7 +135,7 @@ def _trace(formatter: logging.Formatter, record: logging.LogRecord) -> str:
 
 
 def _text(value: object) -> str:
-    """As it is if that is one plain word, else quoted."""
+    """The value's text: as it is when it is one plain word, else quoted."""
     text = str(value)
     return text if re.fullmatch(r"[!#-~]+", text) else _one_line(json.dumps(text, ensure_ascii=False))
 
@@ -170,7 +149,7 @@ def _without_secrets(text: str) -> str:
 
 
 def _clean(value: object) -> object:
-    """What JSON has a form for, without secrets."""
+    """The value as JSON can hold it, without secrets."""
     match value:
         case None | bool() | int() | float():
             return value

@@ -13,12 +13,14 @@ from temporalio import activity
 from activities.attempt import Attempt, check
 from activities.bucket.dzi import Pyramid, tile_name
 from activities.bucket.keys import UploadRef
+from activities.bucket.listing import Listing
 from activities.bucket.records import SheetRecord, bounded_notes, tiles_digest, to_json
 from activities.bucket.storage import Bucket, ObjectInfo, not_written
-from activities.bucket.verify import Listing
-from activities.document import Host, accepted_upload, read_upload
+from activities.bucket.uploads import UploadStore
 from activities.errors import TilesMissing
+from activities.host import Host
 from activities.interface import DiscardScratch, TiledPage, TilePage, UploadActivities, UploadPage, host_queue
+from activities.render.attempt import RenderAttempt
 from activities.render.tilezip import THUMBNAIL, TILES, TileZip
 from activities.threads import turn_of
 
@@ -27,18 +29,19 @@ CHUNK = 32
 
 
 class SheetActivities(UploadActivities):
-    """What makes one sheet."""
+    """The activities that make one sheet."""
 
     def __init__(self, host: Host) -> None:
         self._host = host
+        self._store = UploadStore(host.bucket)
 
     @activity.defn
     async def tile_page(self, args: TilePage) -> TiledPage:
         """See ``UploadActivities.tile_page``."""
-        attempt = Attempt()
+        attempt = RenderAttempt()
         host, ref = self._host, UploadRef.parse(args.ref)
         with attempt.named_errors():
-            record = await attempt.in_thread(lambda _: read_upload(host.bucket, ref), more_follows=True)
+            record = await attempt.in_thread(lambda _: self._store.record(ref), more_follows=True)
             async with host.scratch.room(ref, attempt.beat), host.scratch.source(ref, record, host.bucket, attempt) as source:
                 page = host.scratch.new_page(ref, args.number)
                 try:
@@ -81,10 +84,10 @@ class SheetActivities(UploadActivities):
                 msg = f"no thumbnail in {page.name}"
                 raise TilesMissing(msg) from error
             bucket.remove_unfinished(ref.sheet_prefix(number))  # of an attempt whose worker was killed
-            # What an earlier attempt has written, or a repair has left, need not be written again. Of a new sheet it is nothing.
+            # Tiles that an earlier attempt has written, or a repair has left, need not be written again. A new sheet has none.
             listing = Listing.of(bucket, ref, number)
             if listing.descriptor is not None and bucket.get(ref.descriptor(number)).body != descriptor:
-                bucket.delete([ref.descriptor(number)])  # of another size: first of all, for its tiles go
+                self._store.uncommit(ref, number)  # the sheet had another size: first of all, for its tiles go
             bucket.put(ref.thumbnail(number), thumbnail)
             prefix = ref.tiles_prefix(number)
             turn = turn_of(ref, str(number))
@@ -118,13 +121,12 @@ class SheetActivities(UploadActivities):
         bucket.put(ref.sheet_record(number), body)
         bucket.sync()
         check(stop)
-        if not bucket.is_directory:
+        if not bucket.answers_prove_writes:
             listing = Listing.of(bucket, ref, number)
             _prove(listing, lines, len(thumbnail), len(body))
             check(stop)
-        bucket.delete(listing.surplus(ref, pyramid))  # what the sheet had in another size
-        accepted_upload(bucket, ref)  # a sheet that comes too late for a deletion must not be committed
-        bucket.put_seen(ref.descriptor(number), descriptor)
+        bucket.delete(listing.surplus(ref, pyramid))  # tiles that the sheet had in another size
+        self._store.commit(ref, number, descriptor)
         return record
 
 

@@ -1,5 +1,7 @@
-"""``python -m api``: the API on a socket of this machine's loopback."""
+"""``python -m api`` serves the API on this machine's loopback; ``python -m api events`` takes R2's events from a queue."""
 
+import argparse
+import asyncio
 import logging
 import os
 import signal
@@ -8,26 +10,24 @@ import sys
 
 import uvicorn
 from temporalio.client import Client
-from temporalio.envconfig import ClientConfig
 
-from activities.bucket.storage import Bucket
-from activities.errors import BucketError
+from activities.bucket.storage import Bucket, BucketSettings
+from activities.errors import BucketError, SiteLinkError
 from activities.logs import set_up
 from api.app import create_app
+from api.r2.settings import PullSettings
 from api.settings import ApiSettings
+from workflows.connection import connect
 
 logger = logging.getLogger("api")
 
-DEFAULT_TEMPORAL = "127.0.0.1:7233"
 GRACE_S = 3
-WRONG_USE = 2
+OK, FAILED, WRONG_USE = 0, 1, 2
 
 
-async def connect() -> Client:
-    """The Temporal client of the environment; it reaches for the server at its first call."""
-    config = ClientConfig.load_client_connect_config()
-    config["target_host"] = config.get("target_host") or DEFAULT_TEMPORAL
-    return await Client.connect(**config, lazy=True)
+async def connect_later() -> Client:
+    """The Temporal client, which reaches for the server at its first call: this process lives without Temporal."""
+    return await connect(lazy=True)
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -40,18 +40,17 @@ def bind(host: str, port: int) -> socket.socket:
     listener = socket.socket(family, kind, protocol)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind(address)
-    listener.listen()  # so that whoever reads "listening on" in the log is not refused while the server still starts
+    listener.listen()  # a program that has read "listening on" in the log is not refused while the server still starts
     return listener
 
 
-def main() -> int:
-    """Serves until SIGTERM or SIGINT.
+def serve() -> int:
+    """Serves the API until SIGTERM or SIGINT.
 
     Returns:
         The exit code: 2 for a setting that cannot be used, 1 for a server that could not start.
     """
     try:
-        set_up(os.environ)
         settings = ApiSettings.from_env(os.environ)
         bucket = Bucket(settings.bucket)
         listener = bind(settings.host, settings.port)
@@ -64,20 +63,63 @@ def main() -> int:
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     server = uvicorn.Server(
         uvicorn.Config(
-            create_app(bucket, connect, settings),
+            create_app(bucket, connect_later, settings),
             log_config=None,
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=GRACE_S,
         )
     )
-    # uvicorn raises the signal again when it is done, for the handlers that were there before: without these it would end the process
-    # by the signal and not by its exit code.
+    # When it is done, uvicorn raises the signal again, for the handlers that were there before. Without these handlers the signal would
+    # end the process, and the exit code would be lost.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, server.handle_exit)
     logger.info("listening on http://%s:%d", host, listener.getsockname()[1])
     server.run(sockets=[listener])
-    return 0 if server.started else 1
+    return OK if server.started else FAILED
+
+
+def consume() -> int:
+    """Takes R2's events from the queue until SIGTERM or SIGINT.
+
+    Returns:
+        The exit code: 2 for a setting that is missing or cannot be used.
+    """
+    try:
+        settings = PullSettings.from_env(os.environ)
+        if settings is None:
+            names = "SITELINK_EVENTS_ACCOUNT, SITELINK_EVENTS_QUEUE and SITELINK_EVENTS_TOKEN"
+            msg = f"{names} are not set: there is no queue to take events from"
+            raise ValueError(msg)
+        asyncio.run(_consume(settings, BucketSettings.from_env(os.environ)))
+    except (ValueError, SiteLinkError) as error:
+        logger.error("%s", error)
+        return WRONG_USE
+    return OK
+
+
+async def _consume(settings: PullSettings, bucket_settings: BucketSettings) -> None:
+    from api.r2.pull import take_events  # imported here, for it loads an HTTP client, which the server does not need
+
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    logger.info("takes R2 events from a queue")
+    await take_events(connect_later, settings, bucket_settings, stop)
+    logger.info("takes no R2 events any more")
+
+
+def main() -> int:
+    """Runs the program that the arguments name; returns its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m api", description="Serves the API, or takes R2's events from a queue.")
+    parser.add_argument("program", choices=("events",), nargs="?", help="events: take R2's events from a queue; default: serve the API")
+    program = parser.parse_args().program
+    try:
+        set_up(os.environ)
+    except ValueError as error:
+        sys.stderr.write(f"{error}\n")
+        return WRONG_USE
+    return consume() if program == "events" else serve()
 
 
 if __name__ == "__main__":

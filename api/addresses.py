@@ -1,7 +1,7 @@
-"""Addresses on this machine: what is loopback, and where the stack of a data directory answers.
+"""Addresses on this machine: whether one is loopback, and where the stack of a data directory answers.
 
-A stack holds the lock ``stack.lock`` for as long as it runs, and its addresses stand in ``stack.json`` beside it. Killed, it leaves
-that file behind, and the lock free: so the file counts only while the lock is held.
+A stack holds the lock ``stack.lock`` for as long as it runs, and writes its addresses to ``stack.json`` beside it. A stack that is killed
+leaves the file behind and the lock free. So the file counts only while the lock is held.
 """
 
 import fcntl
@@ -31,7 +31,7 @@ class StackAddresses:
 
     @classmethod
     def read(cls, data_dir: Path) -> Self | None:
-        """The addresses of the stack that runs on a data directory; None when none runs there, or does not answer yet."""
+        """The addresses of the stack that runs on a data directory; None when no stack runs there, or it does not answer yet."""
         if not is_locked(data_dir):
             return None
         try:
@@ -41,7 +41,7 @@ class StackAddresses:
             return None
 
     def write(self, data_dir: Path) -> None:
-        """Says them to whoever looks into the data directory; raises OSError."""
+        """Writes the addresses to the data directory; raises OSError."""
         draft = data_dir / f"{FILE}.new"
         draft.write_text(json.dumps({"api": self.api, "temporal": self.temporal, "temporalUi": self.temporal_ui}) + "\n")
         draft.replace(data_dir / FILE)

@@ -28,20 +28,20 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from activities.bucket.keys import PlanRef, UploadRef
-from activities.bucket.records import KeyRecord, UploadOptions, UploadRecord, UploadStatus, camel_case, options_digest, timestamp, to_json
+from activities.bucket.records import KeyRecord, UploadOptions, UploadRecord, UploadStatus, camel_case, options_digest, timestamp
 from activities.bucket.storage import Bucket
+from activities.bucket.uploads import UploadStore
 from activities.errors import (
     FileTooLarge,
     IdempotencyConflict,
     InvalidRequest,
     NotAPdf,
-    ObjectMissing,
-    StorageUnavailable,
     TemporalUnavailable,
 )
-from api.headers import file_name, parameters
-from api.runs import Runs
-from api.status import Status, links
+from api.http.headers import file_name, parameters
+from api.progress.documents import links
+from api.progress.runs import Runs
+from api.progress.status import Status
 
 logger = logging.getLogger(__name__)
 
@@ -52,8 +52,6 @@ FORM_OVERHEAD_BYTES = 64 << 10
 HEADER_WINDOW = 1024
 """``%PDF-`` must begin and end within this many bytes: PDF 1.7, appendix H, note 13."""
 CHUNK_BYTES = 1 << 20
-CLAIM_TRIES = 5
-"""How often a key's record may be removed by a deletion between the attempt to create it and the look at it."""
 IDLE_TIMEOUT_S = 60.0
 """A sender that is silent for longer has gone, whatever its connection says."""
 
@@ -312,6 +310,7 @@ class Uploads:
 
     def __init__(self, bucket: Bucket, status: Status, runs: Runs, max_file_bytes: int) -> None:
         self._bucket = bucket
+        self._store = UploadStore(bucket)
         self._status = status
         self._runs = runs
         self._max_file_bytes = max_file_bytes
@@ -327,11 +326,10 @@ class Uploads:
         options = read_options(request.query_params)
         key = _idempotency_key(plan, request.headers.get("idempotency-key"))
         file = IncomingFile(request, self._max_file_bytes)
-        earlier = await self._key_record(key) if key else None
+        earlier = await self._store.key_record_async(key) if key else None
         if earlier is None:
             ref = UploadRef(*_parts(plan), new_upload_id())
-            await self._store(ref.source, file)
-            await self._bucket.see_async(ref.source, file.size_bytes)
+            await self._receive(ref, file)
             if key:
                 earlier = await self._claim(key, ref, file, options)
         else:
@@ -342,11 +340,7 @@ class Uploads:
             ref = UploadRef(*_parts(plan), earlier.upload)
             await self._check_same(ref, earlier, file, options)
         record = UploadRecord(file.file_name, file.size_bytes, file.sha256, options, timestamp(datetime.now(UTC)))
-        record_json = to_json(record)
-        created = await self._bucket.create_async(ref.record, record_json)
-        if created:
-            await self._bucket.see_async(ref.record, len(record_json))
-            await asyncio.to_thread(self._bucket.sync)  # what is accepted survives a power cut
+        if await self._store.accept_async(ref, record):
             logger.info("accepted an upload", extra={"ref": str(ref), "size_bytes": file.size_bytes})
             await self._start(ref)
         else:
@@ -361,23 +355,12 @@ class Uploads:
             # It is accepted: whoever looks at it next starts it.
             logger.warning("the workflow of an accepted upload is not started yet", extra={"ref": str(ref), "problem": str(error)})
 
-    async def _key_record(self, key: str) -> KeyRecord | None:
-        try:
-            return await self._bucket.get_record_async(KeyRecord, key)
-        except ObjectMissing:
-            return None
-
     async def _claim(self, key: str, ref: UploadRef, file: IncomingFile, options: UploadOptions) -> KeyRecord | None:
-        """Makes ``ref`` the upload of the key; the record of another request that was faster, if one was."""
-        record = to_json(KeyRecord(ref.upload, file.sha256, options_digest(options)))
-        for _ in range(CLAIM_TRIES):
-            if await self._bucket.create_async(key, record):
-                return None
-            if (earlier := await self._key_record(key)) is not None:
-                await asyncio.to_thread(self._bucket.delete, [ref.source])
-                return earlier
-        msg = f"the bucket says that there is a {key}, and that there is none"
-        raise StorageUnavailable(msg)
+        """Makes ``ref`` the upload of the key; returns the record of another request that was faster, if one was."""
+        earlier = await self._store.claim_key_async(key, KeyRecord(ref.upload, file.sha256, options_digest(options)))
+        if earlier is not None:
+            await asyncio.to_thread(self._bucket.delete, [ref.source])
+        return earlier
 
     async def _check_same(self, ref: UploadRef, earlier: KeyRecord, file: IncomingFile, options: UploadOptions) -> None:
         if earlier.sha256 != file.sha256:
@@ -386,24 +369,12 @@ class Uploads:
         if earlier.options not in (None, options_digest(options)):
             msg = "this Idempotency-Key was used with other options; other options need a new key"
             raise IdempotencyConflict(msg)
-        try:
-            record = await self._bucket.get_record_async(UploadRecord, ref.record)
-            deleted = record.deleted_at is not None
-        except ObjectMissing:
-            deleted = not await self._has_source(ref)
-        if deleted:
+        if await self._store.was_deleted_async(ref):
             msg = f"the upload of this Idempotency-Key, {ref}, was deleted; to send the file again, use a new key"
             raise IdempotencyConflict(msg)
 
-    async def _has_source(self, ref: UploadRef) -> bool:
-        try:
-            await self._bucket.head_async(ref.source)
-        except ObjectMissing:
-            return False
-        return True
-
-    async def _store(self, key: str, file: IncomingFile) -> None:
-        """Writes the file to the bucket, at once or not at all, even when this task is cancelled."""
+    async def _receive(self, ref: UploadRef, file: IncomingFile) -> None:
+        """Writes the file to the bucket as ``source.pdf``, at once or not at all, even when this task is cancelled."""
         queue: asyncio.Queue[bytes | None] = asyncio.Queue(1)
         given_up = False
 
@@ -413,7 +384,7 @@ class Uploads:
             if given_up:
                 raise _GivenUp
 
-        writer = asyncio.create_task(self._bucket.put_stream(key, body()))
+        writer = asyncio.create_task(self._store.put_source_async(ref, body()))
         self._writers.add(writer)
         writer.add_done_callback(self._writers.discard)
         try:

@@ -10,10 +10,11 @@ from starlette.responses import Response, StreamingResponse
 
 from activities.bucket.keys import UploadRef
 from activities.bucket.records import Snapshot, to_json
+from activities.bucket.report import SheetReport, UploadReport
 from activities.bucket.storage import Bucket
-from activities.bucket.verify import SheetReport, UploadReport, verify_upload
+from activities.bucket.verify import verify_upload
 from activities.errors import SiteLinkError
-from api.status import Status
+from api.progress.status import Status
 
 AT_ONCE = 2
 """Uploads verified at once in one process; the next ones wait."""
@@ -23,7 +24,7 @@ class Verifier:
     """Verifies uploads in threads of its own.
 
     Args:
-        bucket: Where they are.
+        bucket: Where their objects are.
         status: Knows which sheets are ready.
     """
 
@@ -33,7 +34,7 @@ class Verifier:
         self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="verify-upload")
 
     async def respond(self, ref: UploadRef, *, deep: bool) -> Response:
-        """One JSON object: the report of the upload and, before it, as ``sheets``, those of its sheets, each sent when it is known.
+        """One JSON object: ``sheets`` with the report of each sheet, sent as soon as it is known, then the fields of the upload's report.
 
         When the bucket fails in the middle, the answer has begun: the upload's report then says so, and that it is not verified.
 
@@ -59,10 +60,10 @@ class Verifier:
             while isinstance(report := await reports.get(), SheetReport):
                 yield separator + to_json(report)
                 separator = b",\n"
-            await work  # raises what it did not expect
+            await work  # raises an error that has no name
             yield b"\n]," + to_json(report)[1:] + b"\n"
         finally:
-            # The client may have gone: what has not begun does not begin, what has ends with the sheets at hand.
+            # The client may have gone: a verification that waits for a thread is dropped, one that runs ends with the sheets at hand.
             work.cancel()
             stop.set()
 

@@ -1,6 +1,6 @@
-"""``python -m deploy.bucket``: sets up the bucket on an S3 server that the environment names, and says what it did.
+"""``python -m deploy.bucket``: sets up the S3 bucket that the environment names, and says each step.
 
-It may be run again at any time. What a server does not offer is said, and the rest goes on.
+It may be run again at any time. A step that the server does not offer is named, and the other steps are done.
 """
 
 import argparse
@@ -15,25 +15,25 @@ from activities.errors import BucketError, SiteLinkError
 DONE, FAILED, WRONG_USE = 0, 1, 2
 
 DEFAULT_ORIGINS = ("http://127.0.0.1:8000", "http://localhost:8000")
-"""Where the page of the embedded stack is."""
+"""The embedded stack serves its page at one of these addresses."""
 
 
 def set_up(setup: BucketSetup, url: str, origins: Sequence[str], *, create: bool, say: Callable[[str], None]) -> int:
-    """Does all of it; returns the exit code.
+    """Does every step; returns the exit code.
 
     Args:
         setup: The bucket.
-        url: How to call it.
-        origins: Of pages that may read the bucket and write to presigned URLs.
-        create: Whether to make it when it is not there.
+        url: The bucket's name in the sentences.
+        origins: The origins of pages that may read the bucket and write to presigned URLs.
+        create: Whether to make the bucket when it does not exist.
         say: Gets a sentence about each step.
     """
     failed = False
     try:
         if create:
-            say(f"{url}: created" if setup.create() else f"{url}: there already")
+            say(f"{url}: created" if setup.create() else f"{url}: exists already")
         unfinished = len(setup.unfinished_uploads())
-        say(f"multipart uploads that are not finished: {unfinished:,}")
+        say(f"unfinished multipart uploads: {unfinished:,}")
     except SiteLinkError as error:
         say(f"{error.type}: {error}")
         return FAILED
@@ -45,26 +45,26 @@ def set_up(setup: BucketSetup, url: str, origins: Sequence[str], *, create: bool
         say(f"CORS: not set. {error.type}: {error}")
     try:
         setup.abort_stale_uploads()
-        say(f"lifecycle: multipart uploads are aborted by the server after {STALE_DAYS} day")
+        say(f"lifecycle: the server aborts multipart uploads that are unfinished after {STALE_DAYS} day")
     except BucketError as error:
-        say(f"lifecycle: not set, this server does not offer it or these credentials may not. {error.type}: {error}")
-        say("lifecycle: without it, parts that a killed process leaves behind stay until somebody aborts them; uploads work all the same")
+        say(f"lifecycle: not set. The server does not offer it, or these credentials do not allow it. {error.type}: {error}")
+        say("lifecycle: SiteLink's nightly sweep aborts unfinished multipart uploads instead")
     return FAILED if failed else DONE
 
 
 def main(argv: Sequence[str]) -> int:
-    """Reads arguments and environment; returns the exit code.
+    """Runs the command; returns the exit code.
 
     Args:
-        argv: Arguments after the program's name.
+        argv: The arguments after the program's name.
     """
     parser = argparse.ArgumentParser(prog="python -m deploy.bucket", description="Sets up the bucket that SITELINK_BUCKET names.")
-    parser.add_argument("--create", action="store_true", help="make the bucket when it is not there")
+    parser.add_argument("--create", action="store_true", help="make the bucket when it does not exist")
     parser.add_argument(
         "--origin",
         action="append",
         metavar="URL",
-        help=f"of a page that may use the bucket; may be repeated; default: {' and '.join(DEFAULT_ORIGINS)}",
+        help=f"origin of a page that may use the bucket; may be repeated; default: {' and '.join(DEFAULT_ORIGINS)}",
     )
     arguments = parser.parse_args(argv)
     settings = BucketSettings.from_env(os.environ)

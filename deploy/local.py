@@ -33,7 +33,7 @@ from activities.bucket.storage import Bucket
 from activities.errors import SiteLinkError
 from activities.logs import log_format
 from api.addresses import FILE, LOCK, StackAddresses, is_locked
-from api.r2.settings import EventsSettings
+from api.r2.settings import PullSettings
 from api.settings import ApiSettings
 from deploy.process import Guard, Process, is_free, take_port
 from deploy.programs import CACHE
@@ -49,7 +49,7 @@ ATTACH_LIMIT_S = 90
 GRACE_S = 30
 """How long the tile worker may take to finish the pages at hand."""
 QUICK_S = 10
-"""How long those may take that have nothing to finish."""
+"""How long the other processes may take, which have nothing to finish."""
 
 WATCH_S = 0.2
 FIRST_DELAY_S, LONGEST_DELAY_S = 0.5, 30.0
@@ -58,12 +58,10 @@ HEALTHY_S = 60
 
 TERMINAL_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LOCK_S = 1.0
-"""Whoever asks whether a stack runs holds the lock for a moment."""
+"""How long to try to get the lock: a process that asks whether a stack runs holds it for a moment."""
 
 SECOND_THOUGHT_S = 1.0
-"""Signals that come together are one: ``timeout`` and ``make`` both pass theirs on."""
-
-PLAN = "local/demo/plan"
+"""Signals within that time count as one: ``timeout`` and ``make`` both pass on the signal that they get."""
 
 Say = Callable[[str], None]
 
@@ -78,14 +76,14 @@ class StackFailed(Exception):
 
 @dataclass
 class _Watch:
-    """What the supervisor remembers of a process."""
+    """The supervisor's notes on a process."""
 
     started_at: float = 0.0
     delay_s: float = FIRST_DELAY_S
     start_at: float | None = None
-    """When it is started again."""
+    """When the process is started again; None unless it has ended."""
     wanted: bool = False
-    """Whether it should run."""
+    """Whether the process should run."""
 
 
 class Stack:
@@ -124,13 +122,13 @@ class Stack:
         self._stopping = threading.Event()
         self._supervisor: threading.Thread | None = None
         self.api_url = ""
-        """Known once it has started, as are the others."""
+        """Known once the stack has started, as are the two addresses below."""
         self.temporal_address = ""
         self.temporal_ui_url = ""
 
     @property
     def addresses(self) -> StackAddresses:
-        """Where it answers."""
+        """Where the stack answers."""
         return StackAddresses(self.api_url, self.temporal_address, self.temporal_ui_url)
 
     def start(self) -> None:
@@ -145,7 +143,7 @@ class Stack:
         self._lock()
         try:
             self._stopping.clear()
-            self.forget_addresses()  # those of a stack that was killed
+            self.forget_addresses()  # a stack that was killed has left its own
             self._say("Starting Temporal, the workers and the API ...")
             self._start_temporal()
             self._start_ours()
@@ -158,7 +156,7 @@ class Stack:
         self._supervisor.start()
 
     def stop(self, grace_s: float = GRACE_S) -> None:
-        """Stops everything, each after those that need it: the tile worker's last tiles are uploaded only while workflows run.
+        """Stops everything, each process after the ones that need it: the tile worker's last tiles are uploaded only while workflows run.
 
         Args:
             grace_s: Seconds that the tile worker may take to finish.
@@ -169,7 +167,7 @@ class Stack:
             self._supervisor = None
         self.forget_addresses()
         self._stop_processes(grace_s, "worker-tile")
-        self._stop_processes(min(grace_s, QUICK_S), "worker-events", "worker-workflow", "api")
+        self._stop_processes(min(grace_s, QUICK_S), "r2-events", "worker-workflow", "api")
         if self._temporal is not None:
             self._temporal.stop()
         while self._claims:
@@ -179,7 +177,7 @@ class Stack:
             self._lock_file = None
 
     def forget_addresses(self) -> None:
-        """Takes back what the data directory says of this stack; what it says of another one stays."""
+        """Removes this stack's addresses from the data directory; the addresses of another stack stay."""
         if self._lock_file is not None:
             (self.data_dir / FILE).unlink(missing_ok=True)
 
@@ -258,8 +256,8 @@ class Stack:
             "PYTHONUNBUFFERED": "1",
         }
         ours = [("worker-workflow", ("worker", "workflow")), ("worker-tile", ("worker", "tile")), ("api", ("api",))]
-        if EventsSettings.from_env(environ) is not None:
-            ours.append(("worker-events", ("worker", "events")))
+        if PullSettings.from_env(environ) is not None:
+            ours.append(("r2-events", ("api", "events")))
         for name, module in ours:
             self.processes[name] = Process([sys.executable, "-m", *module], log=self._new_log(name), environ=environ)
             self.start_process(name)
@@ -271,7 +269,7 @@ class Stack:
         return port
 
     def _new_log(self, name: str) -> Path:
-        """The log's path; that of the run before is kept beside it."""
+        """The log's path; the log of the run before is kept beside it."""
         log = self.logs / f"{name}.log"
         with suppress(FileNotFoundError):
             log.replace(self.logs / f"{name}.before.log")
@@ -332,7 +330,7 @@ def main(argv: list[str]) -> int:
 
     Returns:
         0 when the upload is complete, 1 when it is not or the stack failed, 2 for wrong use, 130 when interrupted before the end;
-        of a plan that a running stack was handed, what ``sitelink upload`` says.
+        for a plan that goes to a stack that runs already, the exit code of ``sitelink upload``.
     """
     parser = argparse.ArgumentParser(prog="python -m deploy.local", description="Runs SiteLink on this machine and processes a plan.")
     parser.add_argument("--pdf", type=Path, help="the plan; default: a small sample")
@@ -359,7 +357,7 @@ def main(argv: list[str]) -> int:
 
 
 def _checked(environ: Mapping[str, str], data_dir: Path) -> int:
-    """Reads all settings, as the processes will, and returns the API's port.
+    """Reads all settings, as the processes will do, and returns the API's port.
 
     Raises:
         ValueError: One of them cannot be used.
@@ -367,7 +365,7 @@ def _checked(environ: Mapping[str, str], data_dir: Path) -> int:
     """
     settings = ApiSettings.from_env(environ)
     WorkerSettings.from_env(environ)
-    EventsSettings.from_env(environ)
+    PullSettings.from_env(environ)
     log_format(environ)
     Bucket(settings.bucket)
     is_ours = is_locked(data_dir)
@@ -437,10 +435,10 @@ class _Session:
         return outcome
 
     def _wait_for_other(self, error: StackInUse) -> StackAddresses | None:
-        """Where the other stack answers, once it does; None once it has stopped.
+        """Waits for the other stack: its addresses once it answers, None once it has stopped.
 
         Raises:
-            StackInUse: Neither comes true in time.
+            StackInUse: The other stack has neither started nor stopped in time.
         """
         deadline = time.monotonic() + ATTACH_LIMIT_S
         said = False
@@ -478,7 +476,7 @@ class _Session:
             write_sample(draft)
             draft.replace(pdf)  # another start may be sending it
         environ = {**self._environ, "SITELINK_URL": addresses.api}
-        command = subprocess.Popen([sys.executable, "-m", "api.cli.commands", "upload", str(pdf), "--to", PLAN], env=environ)
+        command = subprocess.Popen([sys.executable, "-m", "api.cli", "upload", str(pdf)], env=environ)
         guard = Guard(command.pid)
         try:
             return command.wait()
@@ -522,5 +520,5 @@ def _complain(text: str) -> None:
 
 
 if __name__ == "__main__":
-    os.umask(0o077)  # plans are nobody else's business; what this starts inherits it
+    os.umask(0o077)  # plans are nobody else's business; the processes that this starts inherit it
     sys.exit(main(sys.argv[1:]))

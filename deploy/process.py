@@ -1,7 +1,7 @@
-"""Child processes that lead a group of their own and cannot outlive the process that started them.
+"""Child processes that each lead a process group and cannot outlive the process that started them.
 
 A deliberate oddity: the link to the parent is a shell that waits for the end of a pipe, and not ``PR_SET_PDEATHSIG``.
-That one acts when the starting *thread* ends, does not reach grandchildren, and needs code between fork and exec.
+That signal is sent when the starting *thread* ends, does not reach grandchildren, and needs code between fork and exec.
 """
 
 # ruff: noqa: S603 - starting programs is what this module is for
@@ -15,15 +15,15 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 
-_GUARD = 'trap "" HUP INT TERM; read -r _; kill -KILL "$1"'
-"""``read`` returns when the other end of the pipe is closed: by us, or by the kernel when we are gone."""
+_WAIT_AND_KILL = 'trap "" HUP INT TERM; read -r _; kill -KILL "$1"'
+"""``read`` returns when the other end of the pipe is closed: by this process, or by the kernel when this process has ended."""
 
 _PORTS = range(20_000, 32_000)
-"""Below the ports that the kernel hands to outgoing connections: a client that retries a dead server never takes its port."""
+"""Below the ports that the kernel gives to outgoing connections, so that a client that retries a dead server never takes its port."""
 
 
 def is_free(port: int, host: str = "127.0.0.1") -> bool:
-    """Whether a server could listen there now."""
+    """Whether a server could listen on the port now."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with closing(socket.socket(family, socket.SOCK_STREAM)) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -35,11 +35,11 @@ def is_free(port: int, host: str = "127.0.0.1") -> bool:
 
 
 def free_port(host: str = "127.0.0.1", ports: Sequence[int] = _PORTS) -> int:
-    """A port that nobody listens on now, and that nobody else is given for a minute: the server has yet to start.
+    """A port that is free, and that is given to nobody else for a minute, in which the server can start.
 
     Args:
-        host: Where the server will listen.
-        ports: To choose from.
+        host: The address on which the server will listen.
+        ports: The ports to choose from.
     """
     while True:
         port = random.choice(ports)  # noqa: S311 - no secret
@@ -48,9 +48,10 @@ def free_port(host: str = "127.0.0.1", ports: Sequence[int] = _PORTS) -> int:
 
 
 def _reserve(port: int, host: str) -> bool:
-    """Leaves an ended connection on a port: the kernel then gives it only to those who reuse addresses, as servers do and this does not.
+    """Reserves a port for a minute; returns whether the port was free.
 
-    It also forgets the connection after a minute: https://github.com/Yelp/ephemeral-port-reserve
+    A closed connection stays on the port. Until the kernel forgets the connection, after a minute, only a program that reuses addresses
+    can bind the port: servers do, and this function does not. https://github.com/Yelp/ephemeral-port-reserve
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as server, socket.socket(family, socket.SOCK_STREAM) as client:
@@ -61,7 +62,7 @@ def _reserve(port: int, host: str) -> bool:
         server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         server.listen(1)
         client.connect((host, port))
-        server.accept()[0].close()  # who closes first remembers the connection
+        server.accept()[0].close()  # the side that closes first keeps the connection
     return True
 
 
@@ -93,11 +94,15 @@ def take_port(port: int, host: str = "127.0.0.1") -> tuple[int, socket.socket | 
 
 
 class Guard:
-    """Kills a process, or with a negative number a process group, when this process ends in any way."""
+    """Kills another process when this process ends in any way.
+
+    Args:
+        target: The process; a negative number is a process group.
+    """
 
     def __init__(self, target: int) -> None:
         self._shell = subprocess.Popen(
-            ["/bin/sh", "-c", _GUARD, "guard", str(target)],
+            ["/bin/sh", "-c", _WAIT_AND_KILL, "guard", str(target)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -106,19 +111,19 @@ class Guard:
         )
 
     def release(self) -> None:
-        """Lets go: nothing will be killed any more."""
+        """Ends the guard: the end of this process kills nothing any more."""
         self._shell.kill()
         self._shell.communicate()
 
 
 class Process:
-    """A server process with its own group and a log file. It may be started again after it ended.
+    """A server process with its own process group and a log file. It may be started again after it has ended.
 
     Args:
         command: Program and arguments.
-        log: Gets its output, appended.
-        environ: Its environment.
-        directory: Where it runs; default: where this process does.
+        log: The file to which the process's output is appended.
+        environ: The process's environment.
+        directory: The process's working directory; default: that of this process.
     """
 
     def __init__(self, command: Sequence[str], *, log: Path, environ: Mapping[str, str], directory: Path | None = None) -> None:
@@ -132,19 +137,19 @@ class Process:
 
     @property
     def pid(self) -> int | None:
-        """The leader of its group; None when it was not started."""
+        """The process's number, which is also that of its group; None before the start."""
         return self._child.pid if self._child else None
 
     @property
     def is_running(self) -> bool:
-        """Whether it was started and has not ended."""
+        """Whether the process was started and has not ended."""
         if self._child is None:
             return False
-        # It is not reaped here, so that its number still names its group.
+        # An ended process is not reaped here, so that its number still names its group.
         return os.waitid(os.P_PID, self._child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
 
     def start(self) -> None:
-        """Starts it.
+        """Starts the process, if it does not run.
 
         Raises:
             OSError: The program or the log cannot be opened.
@@ -167,10 +172,10 @@ class Process:
         self._guard = Guard(-self._child.pid)
 
     def kill(self) -> int | None:
-        """Ends it and its whole group at once, and whatever a dead leader left of it.
+        """Kills the process and the rest of its group, also when the process itself has ended already.
 
         Returns:
-            The exit code of its leader, negative for a signal; None when it was not started.
+            The process's exit code, negative for a signal; None when it was not started.
         """
         if self._child is None:
             return None
@@ -183,12 +188,12 @@ class Process:
         return code
 
     def terminate(self) -> None:
-        """Asks its leader to stop."""
+        """Asks the process to stop; returns at once."""
         if self._child is not None and self.is_running:
             self._child.send_signal(signal.SIGTERM)
 
     def tail(self, lines: int = 20) -> str:
-        """The end of what it has logged since its last start."""
+        """The last lines of the log since the last start."""
         try:
             with self.log.open("rb") as log:
                 log.seek(self._log_start)

@@ -1,6 +1,6 @@
-"""Server programs that the tests and the embedded stack run: where they are found, and how Go builds one."""
+"""Finds the server programs that the embedded stack and the tests run, and lets Go build one that is missing."""
 
-# ruff: noqa: S603 - the programs are found here, their arguments are ours
+# ruff: noqa: S603 - the programs are found here, with arguments from this file
 
 import os
 import shutil
@@ -12,20 +12,20 @@ from pathlib import Path
 from typing import Protocol
 
 CACHE = Path(__file__).parents[1] / ".cache" / "bin"
-"""Where a downloaded program is kept: in the checkout, out of the way of its files."""
+"""The directory for downloaded programs, inside the checkout and not under version control."""
 
 BUILD_LIMIT_S = 1800
 
 
 def installed(name: str, cache: Path) -> Iterator[Path]:
-    """Every file of this name on the PATH, in the cache and where Go installs, in this order."""
+    """Every file of this name on the PATH, in the cache and in Go's directories, in this order."""
     if on_path := shutil.which(name):
         yield Path(on_path)
     directories = [cache]
     if go := shutil.which("go"):
-        named = subprocess.run([go, "env", "GOBIN", "GOPATH"], capture_output=True, text=True, check=False).stdout.splitlines()
-        directories += [Path(named[0])] if named and named[0] else []
-        directories += [Path(path) / "bin" for path in named[1].split(os.pathsep)] if len(named) > 1 else []
+        go_env = subprocess.run([go, "env", "GOBIN", "GOPATH"], capture_output=True, text=True, check=False).stdout.splitlines()
+        directories += [Path(go_env[0])] if go_env and go_env[0] else []
+        directories += [Path(path) / "bin" for path in go_env[1].split(os.pathsep)] if len(go_env) > 1 else []
     directories.append(Path.home() / "go" / "bin")
     for directory in dict.fromkeys(directories):
         if (directory / name).is_file():
@@ -33,16 +33,16 @@ def installed(name: str, cache: Path) -> Iterator[Path]:
 
 
 def go_install(go: str, module: str, *, say: Callable[[str], None], environ: Mapping[str, str] | None = None) -> str | None:
-    """Builds a program.
+    """Builds and installs a program with Go.
 
     Args:
-        go: The program ``go``.
+        go: The path of ``go``.
         module: Path and version of the program's module.
-        say: Gets a sentence now and then while it builds.
-        environ: Variables for Go besides this process's.
+        say: Gets a sentence every ten seconds of the build.
+        environ: Variables for Go, added to this process's environment.
 
     Returns:
-        None when it worked, else the end of what Go said.
+        None after a successful build, else the end of Go's output.
     """
     begun = time.monotonic()
     build = subprocess.Popen(
@@ -60,7 +60,7 @@ def go_install(go: str, module: str, *, say: Callable[[str], None], environ: Map
             except subprocess.TimeoutExpired:
                 elapsed_s = time.monotonic() - begun
                 if elapsed_s > BUILD_LIMIT_S:
-                    return f"it took more than {BUILD_LIMIT_S // 60} minutes"
+                    return f"the build took more than {BUILD_LIMIT_S // 60} minutes"
                 say(f"  still building, {elapsed_s:.0f} s")
     finally:
         if build.poll() is None:
@@ -70,19 +70,19 @@ def go_install(go: str, module: str, *, say: Callable[[str], None], environ: Map
 
 
 class Finder(Protocol):
-    """Finds a program, or gets it into the cache; ``say`` gets a sentence when that takes its time."""
+    """Finds a program, or gets it; ``say`` gets a sentence about each step that takes time."""
 
     def __call__(self, cache: Path, *, say: Callable[[str], None]) -> Path:
         """The program's path."""
 
 
-def get(what: str, find: Finder, failure: type[Exception]) -> int:
-    """Gets a program for the tests, and says where it is.
+def get(name: str, find: Finder, failure: type[Exception]) -> int:
+    """Gets a program and says where it is: the whole of a command such as ``python -m deploy.temporal``.
 
     Args:
-        what: The program, for people.
-        find: Gets it.
-        failure: What ``find`` raises when it cannot be had.
+        name: The program's name for people.
+        find: Finds or gets the program.
+        failure: The exception that ``find`` raises when the program cannot be had.
 
     Returns:
         The exit code.
@@ -93,7 +93,7 @@ def get(what: str, find: Finder, failure: type[Exception]) -> int:
         sys.stdout.flush()
 
     try:
-        say(f"{what}: {find(CACHE, say=say)}")
+        say(f"{name}: {find(CACHE, say=say)}")
     except failure as error:
         sys.stderr.write(f"{error}\n")
         return 1

@@ -1,4 +1,4 @@
-"""A small plan set of our own, drawn line by line: what ``make run`` processes when it is given no file."""
+"""Draws the sample plan set that ``make run`` processes when it is given no file."""
 
 import itertools
 import math
@@ -10,7 +10,7 @@ from pikepdf import Array, Dictionary, Name, OutlineItem, Pdf
 
 INCH = 72.0
 FOOT = INCH / 4
-"""At the scale 1/4" = 1'-0", which the title blocks state."""
+"""One foot of the building, at the scale of the title blocks, 1/4" = 1'-0"."""
 
 HEAVY, MEDIUM, LIGHT, FINE = 4.0, 2.0, 1.0, 0.5
 """Line widths in points."""
@@ -19,7 +19,7 @@ GRAY, BLUE, RED = (0.55, 0.55, 0.55), (0.1, 0.25, 0.55), (0.7, 0.1, 0.1)
 BLACK = (0.0, 0.0, 0.0)
 
 QUARTER_ARC = 0.5522847
-"""How far a Bezier curve's control points lie along the tangents to draw a quarter of a unit circle."""
+"""The distance from an end point to its control point, when a Bezier curve draws a quarter of a unit circle."""
 
 Color = tuple[float, float, float]
 Point = tuple[float, float]
@@ -29,8 +29,8 @@ class Drawing:
     """The content stream of one page, in points from the lower left corner.
 
     Args:
-        width_in: Inches.
-        height_in: Inches.
+        width_in: Width of the page in inches.
+        height_in: Height of the page in inches.
     """
 
     def __init__(self, width_in: float, height_in: float) -> None:
@@ -40,11 +40,11 @@ class Drawing:
 
     @property
     def content(self) -> bytes:
-        """The stream, as it goes into the PDF."""
+        """The content stream's bytes."""
         return "\n".join(self._operators).encode("ascii")
 
     def path(self, points: Sequence[Point], width: float = LIGHT, *, color: Color = BLACK, dash: str = "", closed: bool = False) -> None:
-        """Draws a polyline, closed on demand."""
+        """Draws a polyline; ``closed`` also draws the line from the last point to the first."""
         (x, y), *rest = points
         steps = " ".join(f"{px:.2f} {py:.2f} l" for px, py in rest)
         self._stroke(f"{x:.2f} {y:.2f} m {steps} {'s' if closed else 'S'}", width, color, dash)
@@ -62,7 +62,7 @@ class Drawing:
         self._operators.append(f"q {_numbers(color)} rg {x:.2f} {y:.2f} {width:.2f} {height:.2f} re f Q")
 
     def arc(self, x: float, y: float, radius: float, quarters: Sequence[int], width: float = LIGHT, *, color: Color = BLACK) -> None:
-        """Draws quarters of a circle, numbered counter-clockwise from the upper right one, 0 to 3."""
+        """Draws quarters of a circle; they are numbered 0 to 3, counter-clockwise from the upper right."""
         k = QUARTER_ARC
         for quarter in quarters:
             angle = quarter * math.pi / 2
@@ -84,7 +84,7 @@ class Drawing:
             offset += spacing
 
     def text(self, x: float, y: float, size: float, text: str, *, bold: bool = False, upright: bool = False, color: Color = BLACK) -> None:
-        """Writes a line of text; ``upright`` turns it a quarter to the left."""
+        """Writes a line of text; ``upright`` text runs from bottom to top."""
         escaped = text.replace("\\", r"\\").replace("(", r"\(").replace(")", r"\)")
         turn = "0 1 -1 0" if upright else "1 0 0 1"
         font = "F2" if bold else "F1"
@@ -127,7 +127,7 @@ def _numbers(values: Sequence[float]) -> str:
 
 
 def _frame(drawing: Drawing, number: str, title: str, page: int, pages: int) -> None:
-    """The border and the title block at the right edge."""
+    """Draws the border, and the title block at the right edge."""
     margin, block = 0.5 * INCH, 3.0 * INCH
     left, right, top = margin, drawing.width - margin, drawing.height - margin
     drawing.box(left, margin, right - left, top - margin, HEAVY)
@@ -150,7 +150,7 @@ def _frame(drawing: Drawing, number: str, title: str, page: int, pages: int) -> 
 
 
 def _grid(drawing: Drawing, x: float, y: float, columns: Sequence[float], rows: Sequence[float]) -> None:
-    """Column lines with their bubbles and dimensions; distances in feet from the plan's corner."""
+    """Draws column lines with their bubbles and dimensions; columns and rows are distances in feet from the plan's corner."""
     reach, radius = 5 * FOOT, 1.0 * FOOT
     width, height = columns[-1] * FOOT, rows[-1] * FOOT
     for index, column in enumerate(columns):
@@ -177,7 +177,7 @@ def _dimension(drawing: Drawing, x1: float, x2: float, y: float, label: str) -> 
 
 
 def _walls(drawing: Drawing, x: float, y: float, width_ft: float, height_ft: float, thickness_ft: float = 0.66) -> None:
-    """Four walls with their hatch."""
+    """Draws four walls, hatched."""
     width, height, thick = width_ft * FOOT, height_ft * FOOT, thickness_ft * FOOT
     for bx, by, bw, bh in (
         (x, y, width, thick),
@@ -200,7 +200,7 @@ def _room(drawing: Drawing, x: float, y: float, width_ft: float, height_ft: floa
 
 
 def _door(drawing: Drawing, x: float, y: float, quarter: int) -> None:
-    """A door leaf and its swing into one of the four quarters."""
+    """Draws a door leaf and its swing into one of the four quarters."""
     leaf = 3 * FOOT
     angle = quarter * math.pi / 2
     drawing.line(x, y, x + leaf * math.cos(angle), y + leaf * math.sin(angle), MEDIUM, color=BLUE)

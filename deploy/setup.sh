@@ -1,5 +1,5 @@
 #!/bin/sh
-# Brings the locked Python packages into .venv, and gets uv for that when the machine has none. Quick when nothing is to do.
+# Installs the locked Python packages into .venv. Gets uv first when the machine has none.
 set -eu
 cd "$(dirname "$0")/.."
 unset VIRTUAL_ENV UV_PROJECT_ENVIRONMENT
@@ -13,7 +13,7 @@ done
 
 if [ -z "$uv" ]; then
     echo "Getting uv ..."
-    # A target directory needs no virtual environment, and Debian's pip allows it where it refuses to touch its own packages.
+    # pip installs into a target directory without a virtual environment, also where Debian forbids changes of the system's packages.
     if python3 -m pip --version >/dev/null 2>&1; then
         python3 -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --upgrade --target .cache/uv uv
         uv=.cache/uv/bin/uv
@@ -22,7 +22,7 @@ if [ -z "$uv" ]; then
         .cache/venv/bin/python -m pip install --quiet --disable-pip-version-check uv
         uv=.cache/venv/bin/uv
     else
-        echo "uv is missing, and this Python has neither pip nor venv to get it." >&2
+        echo "uv is missing, and this Python has neither pip nor venv to install it." >&2
         echo "Install uv (https://docs.astral.sh/uv/getting-started/installation), or on Debian: apt-get install python3-pip. Then start again." >&2
         exit 1
     fi

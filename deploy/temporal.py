@@ -1,6 +1,6 @@
-"""A real Temporal server on this machine: where its program comes from, and how it runs on a SQLite file."""
+"""A real Temporal server on this machine: finds or gets its program, and runs it on a SQLite file."""
 
-# ruff: noqa: S603 - the programs are found here, their arguments are ours
+# ruff: noqa: S603 - the programs are found here, with arguments from this file
 
 import json
 import os
@@ -23,7 +23,7 @@ from workflows.messages import SEARCH_ATTRIBUTES
 CLI_VERSION = "v1.5.1"
 CLI_MODULE = f"github.com/temporalio/cli/cmd/temporal@{CLI_VERSION}"
 OLDEST_SERVER = (1, 29, 0)
-"""Fairness between tenants is in no older one."""
+"""The first server with fairness between tenants."""
 
 DYNAMIC_CONFIG = {
     "matching.enableFairness": "true",
@@ -34,7 +34,7 @@ DYNAMIC_CONFIG = {
 """https://github.com/temporalio/temporal/blob/v1.29.1/common/dynamicconfig/constants.go"""
 
 PRAGMAS = ("journal_mode=WAL", "synchronous=2")
-"""Every commit is on the disk before it is answered."""
+"""The server answers only after a commit is on the disk."""
 
 DOWNLOAD_LIMIT_S = 90
 START_LIMIT_S = 60
@@ -54,7 +54,7 @@ asyncio.run(main())
 
 
 class NoTemporal(Exception):
-    """No program of a Temporal server can be had; the message says what to do."""
+    """The Temporal server's program cannot be found, downloaded or built; the message says what to do."""
 
 
 class TemporalFailed(Exception):
@@ -62,29 +62,27 @@ class TemporalFailed(Exception):
 
 
 def temporal_binary(cache: Path, *, say: Callable[[str], None]) -> Path:
-    """Finds the program ``temporal``, or gets it.
-
-    On the PATH, in the cache, where Go installs; else the SDK's own download; else built by Go.
+    """Finds the program ``temporal`` on the PATH, in the cache or in Go's directories; else downloads it; else builds it with Go.
 
     Args:
-        cache: Directory for a downloaded program.
-        say: Gets a sentence about anything that takes time or was passed over.
+        cache: The directory for a downloaded program.
+        say: Gets a sentence about each step that takes time, and about each program that is too old.
 
     Raises:
-        NoTemporal: None of these worked.
+        NoTemporal: No program was found, and neither download nor build worked.
     """
     return installed_binary(cache, say=say) or _download(cache, say) or _build(cache, say)
 
 
 def installed_binary(cache: Path, *, say: Callable[[str], None]) -> Path | None:
-    """Finds the program where ``temporal_binary`` looks first; None when it would have to be got."""
+    """Finds the program without downloading or building it; None when it is not installed."""
     for candidate in installed("temporal", cache):
         version = _server_version(candidate)
         if version is not None and version >= OLDEST_SERVER:
             return candidate
         if version is not None:
-            found, wanted = (".".join(map(str, numbers)) for numbers in (version, OLDEST_SERVER))
-            say(f"{candidate} is Temporal server {found}; at least {wanted} is wanted, looking further")
+            found, oldest = (".".join(map(str, numbers)) for numbers in (version, OLDEST_SERVER))
+            say(f"{candidate} is Temporal server {found}, which is too old: SiteLink needs {oldest} or newer. Looking for another one.")
     return None
 
 
@@ -98,8 +96,11 @@ def _server_version(binary: Path) -> tuple[int, ...] | None:
 
 
 def _download(cache: Path, say: Callable[[str], None]) -> Path | None:
-    """By the SDK, which downloads when it starts a server of its own: in a process of its own, for it cannot be interrupted."""
-    say(f"getting a Temporal server: download of version {CLI_VERSION}, at most {DOWNLOAD_LIMIT_S} s")
+    """Lets the SDK download the program, as it does when it starts a server.
+
+    This happens in another process, because the download cannot be interrupted.
+    """
+    say(f"downloading a Temporal server: version {CLI_VERSION}, at most {DOWNLOAD_LIMIT_S} s")
     cache.mkdir(parents=True, exist_ok=True)
     try:
         subprocess.run(
@@ -120,7 +121,7 @@ def _download(cache: Path, say: Callable[[str], None]) -> Path | None:
 def _build(cache: Path, say: Callable[[str], None]) -> Path:
     advice = (
         "Install the Temporal CLI (https://docs.temporal.io/cli/setup-cli) or Go (https://go.dev/dl), "
-        "so that `temporal` or `go` is on the PATH, and start again."
+        "check that `temporal` or `go` is on the PATH, and start again."
     )
     go = shutil.which("go")
     if go is None:
@@ -128,11 +129,13 @@ def _build(cache: Path, say: Callable[[str], None]) -> Path:
             f"No Temporal server here: `temporal` is not on the PATH, it could not be downloaded, and there is no Go to build it. {advice}"
         )
         raise NoTemporal(msg)
-    say(f"the download did not work; building it: go install {CLI_MODULE} (3 to 6 minutes the first time)")
+    say(f"the download did not work; building the Temporal server: go install {CLI_MODULE} (3 to 6 minutes the first time)")
     failure = go_install(go, CLI_MODULE, say=say)
     binary = installed_binary(cache, say=say)
     if failure is not None or binary is None:
-        msg = f"Building the Temporal server failed:\n{failure or 'Go has installed it where it is not found'}\n{advice}"
+        msg = (
+            f"Building the Temporal server failed:\n{failure or 'Go installed the program into a directory that is not searched'}\n{advice}"
+        )
         raise NoTemporal(msg)
     return binary
 
@@ -140,16 +143,16 @@ def _build(cache: Path, say: Callable[[str], None]) -> Path:
 class TemporalServer:
     """``temporal server start-dev`` on a SQLite file that survives kills, with its UI; reachable from this machine only.
 
-    It runs in the file's directory and is told its name alone: it puts what it is told into a URI as it is, so that a ``?``, ``#`` or ``%``
-    in the path would name another file. https://github.com/temporalio/temporal/blob/v1.29.1/common/persistence/sql/sqlplugin/sqlite/plugin.go
+    The server runs in the file's directory and is told only the file's name. It copies the name unescaped into a URI, so a ``?``, ``#`` or
+    ``%`` in a whole path would name another file. https://github.com/temporalio/temporal/blob/v1.29.1/common/persistence/sql/sqlplugin/sqlite/plugin.go
 
     Args:
         binary: The program.
         database: The SQLite file, made if absent.
-        port: Of the server; 0 picks a free one, which then stays.
-        ui_port: Of its UI, likewise.
-        dynamic_config: Settings of the server besides ours, as JSON values.
-        log: Gets its output; default: beside the database.
+        port: The server's port; 0 picks a free one, once.
+        ui_port: The UI's port, likewise.
+        dynamic_config: More dynamic settings of the server, as JSON values.
+        log: The file for the server's output; default: beside the database.
     """
 
     def __init__(
@@ -180,22 +183,22 @@ class TemporalServer:
 
     @property
     def address(self) -> str:
-        """Host and port for clients."""
+        """The server's host and port for clients."""
         return f"127.0.0.1:{self._port}"
 
     @property
     def ui_url(self) -> str:
-        """The address of its UI."""
+        """The address of the server's UI."""
         return f"http://127.0.0.1:{self._ui_port}"
 
     def start(self) -> None:
-        """Starts it, on the same ports and database as before, and returns when it answers.
+        """Starts the server, always on the same ports and database, and returns when it answers.
 
         Raises:
-            TemporalFailed: It ended, or does not answer in time.
+            TemporalFailed: The server ended, or does not answer in time.
         """
-        self._forget_half_made_database()
-        # It takes some inner ports that it found free a moment before: another program may be quicker.
+        self._remove_half_made_database()
+        # The server looks for some free inner ports before it binds them: another program may bind one first, and the start fails.
         for remaining in reversed(range(STARTS)):
             self.process.start()
             try:
@@ -209,11 +212,11 @@ class TemporalServer:
         self._add_search_attributes()
 
     def kill(self) -> None:
-        """SIGKILL."""
+        """Kills the server by SIGKILL."""
         self.process.kill()
 
     def stop(self) -> None:
-        """Asks it to stop, and kills it when it does not within seconds."""
+        """Asks the server to stop, and kills it after some seconds."""
         self.process.terminate()
         deadline = time.monotonic() + STOP_LIMIT_S
         while self.process.is_running and time.monotonic() < deadline:
@@ -224,8 +227,8 @@ class TemporalServer:
     def _ready_mark(self) -> Path:
         return self._database.with_name(self._database.name + ".ready")
 
-    def _forget_half_made_database(self) -> None:
-        """A server killed while it made its tables cannot start on them again; one that never answered holds nothing."""
+    def _remove_half_made_database(self) -> None:
+        """Removes the database of a server that never answered: it holds no workflow, and a server cannot start on half of its tables."""
         self._database.parent.mkdir(parents=True, exist_ok=True)
         if not self._ready_mark.exists():
             for suffix in ("", "-wal", "-shm"):
@@ -236,17 +239,17 @@ class TemporalServer:
         while time.monotonic() < deadline:
             if not self.process.is_running:
                 break
-            # The UI's server asks the Temporal server, so this one answer speaks for both.
+            # The UI's server asks the Temporal server, so an answer shows that both run.
             with suppress(OSError, ValueError, URLError):
                 self._get("/api/v1/namespaces/default")
                 return
             time.sleep(0.05)
-        what = f"does not answer after {START_LIMIT_S} s" if self.process.is_running else "ended"
-        msg = f"the Temporal server {what}; the end of {self.process.log}:\n{self.process.tail()}"
+        state = f"does not answer after {START_LIMIT_S} s" if self.process.is_running else "ended"
+        msg = f"the Temporal server {state}; the end of {self.process.log}:\n{self.process.tail()}"
         raise TemporalFailed(msg)
 
     def _add_search_attributes(self) -> None:
-        """The server's flag only counts for a new database; an older release's has fewer."""
+        """Adds search attributes that an existing database lacks: the server's flag counts only for a new database."""
         deadline = time.monotonic() + START_LIMIT_S
         while missing := self._missing_search_attributes():
             if time.monotonic() > deadline:
@@ -255,7 +258,7 @@ class TemporalServer:
             each = [argument for name in missing for argument in ("--name", name, "--type", "Keyword")]
             create = ["operator", "search-attribute", "create", "--address", self.address, *each]
             with suppress(subprocess.TimeoutExpired):
-                # Whether it worked is asked again: a server that has just started may list them a moment later, and refuse them as known.
+                # Only the next listing counts: a server that has just started may refuse an attribute as known before it lists it.
                 subprocess.run(
                     [self._binary, *create, "--disable-config-env", "--disable-config-file"],
                     check=False,
@@ -268,7 +271,7 @@ class TemporalServer:
         return [name for name in SEARCH_ATTRIBUTES if name not in known]
 
     def _get(self, path: str, timeout_s: float = 5) -> dict[str, Any]:
-        # No proxy is asked for a server on this machine.
+        # A server on this machine is reached without a proxy.
         with build_opener(ProxyHandler({})).open(self.ui_url + path, timeout=timeout_s) as response:
             document: dict[str, Any] = json.load(response)
             return document

@@ -12,9 +12,9 @@ from xdist.workermanage import WorkerController
 from deploy import process
 from deploy.local import Stack
 from deploy.programs import CACHE
-from deploy.s3server import installed_s3_server
 from deploy.temporal import TemporalServer, installed_binary
 from tests.servers import s3
+from tests.servers.versitygw import installed_s3_server
 
 # A machine may be slow: only a wrong answer fails an example.
 settings.register_profile("patient", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -82,12 +82,16 @@ def new_stack_of_module(temporal_binary: Path, tmp_path_factory: pytest.TempPath
 
 
 @pytest.fixture(scope="session")
-def stack(temporal_binary: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def new_stack_of_session(temporal_binary: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Stack]]:
+    """``new_stack``, for stacks that last for the whole run."""
+    with _stacks(tmp_path_factory) as start:
+        yield start
+
+
+@pytest.fixture(scope="session")
+def stack(new_stack_of_session: Callable[..., Stack]) -> Stack:
     """One whole stack for the tests that kill nothing."""
-    stack = _stack(tmp_path_factory.mktemp("stack"), {})
-    stack.start()
-    yield stack
-    stack.stop()
+    return new_stack_of_session()
 
 
 def _stack(data_dir: Path, settings: Mapping[str, str]) -> Stack:
@@ -145,7 +149,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.is_relative_to(UNIT))
 
 
-SHARED = frozenset({"stack", "site"})
+SHARED = frozenset({"stack", "site", "chaos_stack"})
 """Fixtures that are a whole stack."""
 
 

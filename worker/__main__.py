@@ -1,4 +1,4 @@
-"""``python -m worker workflow``, ``tile`` or ``events``: one worker process of a role."""
+"""``python -m worker workflow`` or ``python -m worker tile``: one worker process of a role."""
 
 import argparse
 import asyncio
@@ -7,16 +7,12 @@ import os
 import signal
 import sys
 
-from temporalio.client import Client
-from temporalio.envconfig import ClientConfig
-
 from activities.errors import SiteLinkError, TemporalUnavailable
 from activities.logs import set_up
 from activities.scratch import ScratchInUse
-from api.r2.pull import run_events_role
-from api.r2.settings import EventsSettings
 from worker.app import run_tile_role, run_workflow_role
 from worker.settings import WorkerSettings
+from workflows.connection import connect
 
 NICENESS = 10
 """Rendering gives way to everything else on the machine."""
@@ -24,45 +20,26 @@ NICENESS = 10
 logger = logging.getLogger("worker")
 
 
-async def _run(role: str, settings: WorkerSettings, events: EventsSettings | None) -> None:
+async def _run(role: str, settings: WorkerSettings) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    if events is not None:
-        logger.info("%s worker runs", role)
-        await run_events_role(lambda: _connect(lazy=True), events, settings.bucket, stop)
+    try:
+        client = await connect(lazy=False)
+    except RuntimeError as error:
+        raise TemporalUnavailable(str(error)) from error
+    logger.info("%s worker runs", role)
+    if role == "workflow":
+        await run_workflow_role(client, stop)
     else:
-        try:
-            client = await _connect(lazy=False)
-        except RuntimeError as error:
-            raise TemporalUnavailable(str(error)) from error
-        logger.info("%s worker runs", role)
-        if role == "workflow":
-            await run_workflow_role(client, stop)
-        else:
-            await run_tile_role(client, settings, stop)
+        await run_tile_role(client, settings, stop)
     logger.info("%s worker stopped", role)
-
-
-async def _connect(*, lazy: bool) -> Client:
-    connection = ClientConfig.load_client_connect_config()
-    connection.setdefault("target_host", "127.0.0.1:7233")
-    return await Client.connect(**connection, lazy=lazy)
-
-
-def _events_settings() -> EventsSettings:
-    settings = EventsSettings.from_env(os.environ)
-    if settings is None:
-        msg = "SITELINK_EVENTS_ACCOUNT, SITELINK_EVENTS_QUEUE and SITELINK_EVENTS_TOKEN are not set: there is no queue to take events from"
-        raise ValueError(msg)
-    return settings
 
 
 def main() -> int:
     """Runs until SIGTERM or SIGINT; returns the exit code: 0, 2 for wrong settings, 3 when Temporal is not reached."""
     parser = argparse.ArgumentParser(prog="python -m worker", description="Runs one worker process.")
-    meaning = "workflow decides; tile renders, uploads and talks to the bucket; events takes R2's event notifications from a queue"
-    parser.add_argument("role", choices=("workflow", "tile", "events"), help=meaning)
+    parser.add_argument("role", choices=("workflow", "tile"), help="workflow decides; tile renders, uploads and talks to the bucket")
     role = parser.parse_args().role
     try:
         set_up(os.environ)
@@ -73,7 +50,7 @@ def main() -> int:
         settings = WorkerSettings.from_env(os.environ)
         if role == "tile":
             os.nice(NICENESS)
-        asyncio.run(_run(role, settings, _events_settings() if role == "events" else None))
+        asyncio.run(_run(role, settings))
     except TemporalUnavailable as error:
         logger.error("Temporal is not reached: %s", error)
         return 3

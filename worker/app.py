@@ -13,7 +13,8 @@ from temporalio.worker import Worker
 from activities.attempt import beside
 from activities.bucket.setup import BucketSetup
 from activities.bucket.storage import Bucket
-from activities.document import DocumentActivities, Host
+from activities.document import DocumentActivities
+from activities.host import Host
 from activities.interface import HOUSEKEEPING_QUEUE, STORAGE_QUEUE, TILE_QUEUE, WORKFLOW_QUEUE, HousekeepingActivities, host_queue
 from activities.reconcile import ReconcileActivities
 from activities.render.child import ChildLimits, ChildPool
@@ -39,14 +40,14 @@ HEARTBEAT_THROTTLE = timedelta(seconds=1)
 
 STORAGE_SLOTS = 16
 HOUSEKEEPING_SLOTS = 16
-"""Most of that work waits: for a run to end, or for Temporal."""
+"""More than there are cores, for housekeeping mostly waits: for a run to end, or for Temporal."""
 
 OWN_THREADS = 4
-"""For what no slot bounds and no bucket delays: the scratch."""
+"""Threads for the work on the scratch, which no slot bounds and no bucket delays."""
 
 HOST_SLOTS = 1000
-"""Of the queue of a host: more slots than pages can wait on it. So a page that is not picked up in time means that the host is dead.
-Pages that are picked up wait for a thread, with heartbeats."""
+"""Slots of a host's own queue: more than pages can wait on it. So a page that is not picked up in time means that the host is dead.
+A page that was picked up waits for a thread, with heartbeats."""
 
 JANITOR_S = 60
 DRAIN_S = 0.2
@@ -57,7 +58,7 @@ class Activities(DocumentActivities, SheetActivities, ReconcileActivities):
 
 
 def workflow_worker(client: Client) -> Worker:
-    """The worker of role ``workflow``: it decides, and touches neither PDFs nor the bucket."""
+    """The worker of the role ``workflow``. It decides, and touches neither PDFs nor the bucket."""
     return Worker(
         client,
         task_queue=WORKFLOW_QUEUE,
@@ -68,7 +69,7 @@ def workflow_worker(client: Client) -> Worker:
 
 
 async def run_workflow_role(client: Client, stop: asyncio.Event) -> None:
-    """Runs the workflow worker until ``stop`` is set, and sees to it that the schedules exist."""
+    """Runs the workflow worker until ``stop`` is set, and keeps the schedules in existence."""
     async with workflow_worker(client), beside(keep_schedules(client)):
         await stop.wait()
 
@@ -76,22 +77,30 @@ async def run_workflow_role(client: Client, stop: asyncio.Event) -> None:
 async def run_tile_role(client: Client, settings: WorkerSettings, stop: asyncio.Event) -> None:
     """Runs the workers that render, upload and talk to the bucket until ``stop`` is set.
 
-    They stop in order: first no more pages are taken and those at hand are finished, then what lies on the scratch is uploaded.
+    They stop in order: first they take no more pages and finish the pages at hand, then they upload the tiles on the scratch.
 
     Raises:
         ScratchInUse: Another worker uses the scratch directory.
     """
-    share = settings.upload_slots + settings.render_slots  # what keeps both kinds of slots busy
+    share = settings.upload_slots + settings.render_slots  # enough sheets to keep both kinds of slots busy
     scratch = Scratch(settings.scratch_directory, settings.scratch_limit_bytes, share + settings.upload_slots, share)
     limits = ChildLimits(memory_bytes=settings.render_memory_bytes, cpu_s=settings.render_cpu_s, wall_s=settings.render_wall_s)
     children = ChildPool(settings.render_slots, limits)
-    # asyncio's own default is 6 threads on 2 cores; each of ours mostly waits for the bucket.
+    # asyncio's own default is 6 threads on 2 cores, and our threads mostly wait for the bucket.
     asyncio.get_running_loop().set_default_executor(
         ThreadPoolExecutor(settings.render_slots + STORAGE_SLOTS + HOUSEKEEPING_SLOTS + OWN_THREADS, thread_name_prefix="activity")
     )
     with FairThreads(settings.bucket_threads, "bucket") as threads, FairThreads(settings.upload_slots, "upload") as uploads:
         bucket = Bucket(settings.bucket, max_requests=settings.bucket_threads)
-        host = Host(bucket, scratch, children, threads, uploads, settings.max_pages, settings.forecaster)
+        host = Host(
+            bucket=bucket,
+            scratch=scratch,
+            children=children,
+            threads=threads,
+            uploads=uploads,
+            max_pages=settings.max_pages,
+            forecaster=settings.forecaster,
+        )
         activities = Activities(host)
         housekeeping = Housekeeping(client, bucket, BucketSetup(settings.bucket) if settings.bucket.is_s3 else None)
         logger.info("host", extra={"host": scratch.host, "render_slots": settings.render_slots})
@@ -129,7 +138,7 @@ async def run_tile_role(client: Client, settings: WorkerSettings, stop: asyncio.
 
 
 def housekeeping_worker(client: Client, activities: HousekeepingActivities, slots: int) -> Worker:
-    """The worker of what concerns whole uploads. Told to stop, it hands its work back at once: another goes on where it was."""
+    """The worker of the activities on whole uploads. Told to stop, it hands its work back at once: another worker goes on from there."""
     return activity_worker(
         client,
         HOUSEKEEPING_QUEUE,
@@ -144,7 +153,7 @@ def housekeeping_worker(client: Client, activities: HousekeepingActivities, slot
 
 
 def activity_worker(client: Client, queue: str, slots: int, *activities: object, grace: timedelta = GRACE) -> Worker:
-    """The worker of one activity queue: cancellations arrive within a second, and it has as many slots as it can really serve."""
+    """The worker of one activity queue. Cancellations arrive within a second; it has as many slots as it can really serve."""
     return Worker(
         client,
         task_queue=queue,
@@ -158,7 +167,7 @@ def activity_worker(client: Client, queue: str, slots: int, *activities: object,
 
 
 async def keep_scratch_clean(scratch: Scratch, client: Client, every_s: float = JANITOR_S) -> None:
-    """Cleans the scratch at once, for this may be the start after a crash, and from time to time, whatever went wrong the last time."""
+    """Cleans the scratch now, for this may be the start after a crash, and every ``every_s`` seconds, also after a failure."""
     while True:
         try:
             await asyncio.to_thread(scratch.clean)
@@ -169,29 +178,30 @@ async def keep_scratch_clean(scratch: Scratch, client: Client, every_s: float = 
 
 
 async def discard_unwanted(scratch: Scratch, client: Client) -> None:
-    """Removes what lies on the scratch for uploads that have no run any more, and tiled pages that their run does not want.
+    """Removes from the scratch the pages of uploads that have no run any more, and tiled pages that their run does not want.
 
-    Nobody comes for them. Their age does not count: what a run wants stays through any outage, as does all of a run that cannot be asked.
+    Nobody will upload them. Their age does not count: a page that a run wants stays through any outage, and so do all pages of a run that
+    does not answer.
 
     Raises:
         RPCError: Temporal does not answer.
     """
     for ref, paths in (await asyncio.to_thread(scratch.uploads)).items():
         if not await is_running(client, ref):
-            logger.info("discards what a run left behind that has ended", extra={"ref": str(ref), "paths": len(paths)})
+            logger.info("discards the scratch of a run that has ended", extra={"ref": str(ref), "paths": len(paths)})
             await asyncio.to_thread(scratch.remove_unused, paths)
         elif idle := await asyncio.to_thread(scratch.idle_pages, ref):
             try:
                 wanted = await tiles_wanted(client, ref)
             except (RPCError, WorkflowQueryFailedError) as error:
-                logger.info("keeps tiled pages, for their run does not say which it wants: %s", error, extra={"ref": str(ref)})
+                logger.info("keeps tiled pages, for their run does not say which pages it wants: %s", error, extra={"ref": str(ref)})
                 continue
             unwanted = [page for page in idle if page.name not in wanted]
             await asyncio.to_thread(scratch.remove_unused, unwanted)
 
 
 async def _drain(scratch: Scratch, client: Client) -> None:
-    """Waits until this host's tiles are in the bucket, or the grace is over: then other hosts tile those pages again."""
+    """Waits until this host's tiles are in the bucket, at most for the grace; pages that remain are tiled again by other hosts."""
     with suppress(TimeoutError):
         async with asyncio.timeout(GRACE.total_seconds()):
             while scratch.has_pages:

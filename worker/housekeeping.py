@@ -1,12 +1,12 @@
-"""What concerns whole uploads: deleting them, the sweep, the nightly reconciliation.
+"""The activities for whole uploads: deletion, the sweep, the nightly reconciliation.
 
 Oddities, all on purpose:
 
 1. An upload that cannot be looked at is counted, named and passed over, whatever is wrong with it: it must not keep the others waiting,
-   and the next pass comes anyway. Only what would stop the walk itself, a LIST that fails, fails the activity, which is then retried.
-2. The uploads whose run was ended from outside are asked of Temporal, not found by describing the run of every upload in the bucket.
-3. The record of an ``Idempotency-Key`` does not stand in ``upload.json``. It was made within a day of ``source.pdf``, so only the records
-   of that time are read to find it.
+   and the next pass comes anyway. Only a LIST that fails, which would stop the walk itself, fails the activity, which is then retried.
+2. Temporal is asked which runs were ended from outside: to describe the run of every upload in the bucket would take far longer.
+3. ``upload.json`` does not name the record of its ``Idempotency-Key``. That record was made within a day of ``source.pdf``, so only the
+   records of that day are read to find it.
 """
 
 import asyncio
@@ -32,10 +32,11 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from activities.attempt import BEAT_S, Attempt, beside, check
 from activities.bucket.keys import ROOT, UploadRef, walk_uploads
-from activities.bucket.records import KeyRecord, Snapshot, UploadStatus, from_wire, timestamp, to_json, to_wire
+from activities.bucket.records import Snapshot, UploadStatus, from_wire, timestamp, to_wire
+from activities.bucket.report import NameList
 from activities.bucket.setup import BucketSetup
 from activities.bucket.storage import DELETE_BATCH, Bucket
-from activities.document import accepted_upload, read_upload
+from activities.bucket.uploads import UploadStore
 from activities.errors import InvalidRequest, ObjectMissing, SiteLinkError, UnreadableRecord, UploadNotFound
 from activities.interface import (
     HousekeepingActivities,
@@ -44,37 +45,36 @@ from activities.interface import (
     Removed,
     RemoveObjects,
     RemoveRecord,
-    Some,
     StopRun,
     SweepBucket,
     Swept,
 )
-from workflows.starting import delete, is_running, last_run, reopen, start
-from workflows.terminated import BROKEN_OFF, broken_off
+from workflows.starting import is_running, last_run, reopen_upload, start_deletion, start_upload
+from workflows.terminated import ENDED_FROM_OUTSIDE, terminated_progress
 from workflows.upload import ProcessUpload
 
 logger = logging.getLogger(__name__)
 
 AT_ONCE = 16
-"""Uploads that the sweep looks at together; so far, at most, a pass that is taken up again does things twice."""
+"""Uploads that the sweep looks at together. A pass that is taken up again does at most so many of them twice."""
 RECONCILED_AT_ONCE = 4
 
 ASK_AGAIN_S = 30
 STOP_PATIENCE_S = 600
-"""A run that a cancellation does not end within that time is terminated: else a workflow with a bug could never be deleted."""
+"""A run that a cancellation does not end within this time is terminated: else a workflow with a bug could never be deleted."""
 QUERY_TIMEOUT = timedelta(seconds=10)
 
 KEY_AGE = timedelta(days=1)
-"""How long after the beginning of ``source.pdf`` the record of its ``Idempotency-Key`` was made, at the most."""
+"""The record of an ``Idempotency-Key`` is made at most so long after ``source.pdf``."""
 CLOCK_SLACK = timedelta(minutes=1)
 
 R = TypeVar("R", Swept, Reconciled)
 
 
 class _Walk(Attempt, Generic[R]):
-    """An attempt that walks over the uploads; a later one goes on where it ended.
+    """An attempt that walks over the uploads; a later attempt goes on where this one ended.
 
-    The heartbeat's details are the last upload that is done with, and the report so far.
+    The heartbeat's details are the last upload that the walk has finished, and the report so far.
 
     Args:
         report: An empty one.
@@ -94,18 +94,18 @@ class _Walk(Attempt, Generic[R]):
         activity.heartbeat(str(self._after or ""), to_wire(self.report))
 
     async def beat_forever(self) -> None:
-        """Beats, whatever else is done."""
+        """Beats until it is cancelled."""
         while True:
             self.beat()
             await asyncio.sleep(BEAT_S)
 
     def note(self, field: str, name: object) -> None:
         """Adds one to a list of the report."""
-        some: Some = getattr(self.report, field)
-        self.report = replace(self.report, **{field: some.and_one(str(name))})  # type: ignore[arg-type] # of these names all are Some
+        names: NameList = getattr(self.report, field)
+        self.report = replace(self.report, **{field: names.with_names([str(name)])})  # type: ignore[arg-type] # each of these fields is a NameList
 
     async def over(self, bucket: Bucket, wanted: Callable[[UploadRef], bool], work: Callable[[list[UploadRef]], Awaitable[None]]) -> None:
-        """Hands all wanted uploads to ``work``, some at a time."""
+        """Hands all wanted uploads to ``work``, ``AT_ONCE`` at a time."""
         uploads = walk_uploads(bucket.directories, self._after)
 
         def next_ones(stop: threading.Event) -> list[UploadRef]:
@@ -125,7 +125,7 @@ class _Walk(Attempt, Generic[R]):
 
     @asynccontextmanager
     async def passing_over(self, name: object) -> AsyncIterator[None]:
-        """Whatever is wrong with one upload is counted and logged, and the walk goes on."""
+        """Counts and logs whatever is wrong with one upload; the walk goes on."""
         try:
             yield
         except (SiteLinkError, RPCError, ValueError, TypeError) as error:
@@ -134,8 +134,8 @@ class _Walk(Attempt, Generic[R]):
 
 
 @contextmanager
-def _ended() -> Iterator[None]:
-    """It is no error that a run has just ended."""
+def _run_may_have_ended() -> Iterator[None]:
+    """Ignores Temporal's error for a run that has just ended."""
     try:
         yield
     except RPCError as error:
@@ -155,6 +155,7 @@ class Housekeeping(HousekeepingActivities):
     def __init__(self, client: Client, bucket: Bucket, setup: BucketSetup | None) -> None:
         self._client = client
         self._bucket = bucket
+        self._store = UploadStore(bucket)
         self._setup = setup
 
     # ------------------------------------------------------------------ deletion
@@ -167,7 +168,7 @@ class Housekeeping(HousekeepingActivities):
         begun, asked = time.monotonic(), -float(ASK_AGAIN_S)
         while await is_running(self._client, ref):
             waited = time.monotonic() - begun
-            with _ended():
+            with _run_may_have_ended():
                 if waited > STOP_PATIENCE_S:
                     logger.warning("terminates a run that a cancellation does not end", extra={"ref": str(ref)})
                     await handle.terminate("the upload is deleted, and a cancellation did not end this run")
@@ -186,7 +187,7 @@ class Housekeeping(HousekeepingActivities):
 
     def _remove(self, ref: UploadRef, stop: threading.Event) -> Removed:
         try:
-            record = read_upload(self._bucket, ref)
+            record = self._store.record(ref)
         except ObjectMissing:
             return Removed(self._clear(ref, stop), marked=False)
         if record.deleted_at is None:
@@ -212,7 +213,7 @@ class Housekeeping(HousekeepingActivities):
         return removed
 
     def _free_key(self, ref: UploadRef) -> None:
-        """Removes the record of the ``Idempotency-Key`` that leads to the upload: a request that brings it again begins anew."""
+        """Removes the record of the ``Idempotency-Key`` that leads to the upload: a request with the same key then makes a new upload."""
         try:
             begun = self._bucket.head(ref.source).modified
         except ObjectMissing:
@@ -223,12 +224,11 @@ class Housekeeping(HousekeepingActivities):
 
     def _leads_to(self, key: str, ref: UploadRef) -> bool:
         try:
-            return self._bucket.get_record(KeyRecord, key).upload == ref.upload
-        except ObjectMissing:
-            return False
+            record = self._store.key_record(key)
         except UnreadableRecord as error:
             logger.warning("passed over the record of an Idempotency-Key: %s", error, extra={"ref": str(ref)})
             return False
+        return record is not None and record.upload == ref.upload
 
     @activity.defn
     async def remove_record(self, args: RemoveRecord) -> None:
@@ -263,7 +263,7 @@ class Housekeeping(HousekeepingActivities):
         async def look_at_all(refs: list[UploadRef]) -> None:
             await asyncio.gather(*map(look_at, refs))
             prefixes = {ref.plan_ref.keys_prefix for ref in refs}
-            left = await asyncio.to_thread(lambda: sum(self._leftovers(prefix, abandoned) for prefix in prefixes))
+            left = await asyncio.to_thread(lambda: sum(self._remove_leftovers(prefix, abandoned) for prefix in prefixes))
             walk.report = replace(walk.report, leftovers=walk.report.leftovers + left)
 
         with walk.named_errors():
@@ -276,30 +276,30 @@ class Housekeeping(HousekeepingActivities):
         return walk.report
 
     async def _put_right(self, ref: UploadRef, abandoned: datetime, walk: _Walk[Swept]) -> None:
-        """What has been left undone of one upload."""
+        """Does for one upload whatever was left undone."""
         try:
-            record = await asyncio.to_thread(read_upload, self._bucket, ref)
+            record = await asyncio.to_thread(self._store.record, ref)
         except ObjectMissing:
             if await walk.in_thread(lambda stop: self._remove_abandoned(ref, abandoned, stop), more_follows=True):
                 walk.note("removed", ref)
             return
-        left = await asyncio.to_thread(self._leftovers, ref.prefix, abandoned)
+        left = await asyncio.to_thread(self._remove_leftovers, ref.prefix, abandoned)
         walk.report = replace(walk.report, leftovers=walk.report.leftovers + left)
         if record.deleted_at is not None:
-            if await delete(self._client, ref):
+            if await start_deletion(self._client, ref):
                 walk.note("deleted", ref)
-        elif not await self._has_manifest(ref):
+        elif await self._store.manifest_written_at_async(ref) is None:
             run = await last_run(self._client, ref)
             if run is None:
-                await start(self._client, ref)
+                await start_upload(self._client, ref)
                 walk.note("started", ref)
-            elif run.status in BROKEN_OFF:
+            elif run.status in ENDED_FROM_OUTSIDE:
                 await self._end(ref, run, walk)
             elif run.status is not WorkflowExecutionStatus.RUNNING:
                 await self._mend(ref, run, walk)
 
     def _remove_abandoned(self, ref: UploadRef, abandoned: datetime, stop: threading.Event) -> bool:
-        """Removes what never became an upload, if nobody has written there for long."""
+        """Removes the objects of an upload that was never accepted, if nobody has written there for long; says whether it did."""
         if ref.made_at is not None and ref.made_at > abandoned:
             return False
         written = self._bucket.last_written(ref.prefix)
@@ -307,16 +307,19 @@ class Housekeeping(HousekeepingActivities):
             return False
         with suppress(ObjectMissing):
             self._bucket.head(ref.record)
-            return False  # it has just become one
+            return False  # it has just been accepted
         self._clear(ref, stop)
         return True
 
-    def _leftovers(self, prefix: str, abandoned: datetime) -> int:
-        """Those of sheets go when the sheet is written again or given up."""
+    def _remove_leftovers(self, prefix: str, abandoned: datetime) -> int:
+        """Removes the files that killed writes left directly below ``prefix``; says how many.
+
+        A file below a sheet goes when the sheet is written again or discarded.
+        """
         return self._bucket.remove_unfinished(prefix, before=abandoned, deep=False)
 
     def _abort_abandoned(self, abandoned: datetime, walk: _Walk[Swept]) -> None:
-        """The server's own lifecycle rule does the same, where there is one."""
+        """Aborts old multipart uploads; a lifecycle rule of the S3 server, where there is one, does the same."""
         if self._setup is None:
             return
         for upload in self._setup.unfinished_uploads(ROOT):
@@ -325,8 +328,11 @@ class Housekeeping(HousekeepingActivities):
                 walk.note("aborted", upload.key)
 
     async def _end_terminated(self, oldest: datetime, walk: _Walk[Swept]) -> None:
-        """Writes the manifests of runs that were ended from outside; without one older than such a run, see ``_put_right``."""
-        how = ", ".join(f"'{status.name.title().replace('_', '')}'" for status in BROKEN_OFF)
+        """Writes the manifests of runs that were ended from outside since ``oldest``.
+
+        ``_put_right`` does the same for an earlier run, if its upload has no manifest.
+        """
+        how = ", ".join(f"'{status.name.title().replace('_', '')}'" for status in ENDED_FROM_OUTSIDE)
         query = f"WorkflowType = '{ProcessUpload.__name__}' AND ExecutionStatus IN ({how})"
         if oldest.year > 1:
             query += f" AND CloseTime >= '{timestamp(oldest)}'"
@@ -334,65 +340,54 @@ class Housekeeping(HousekeepingActivities):
             async with walk.passing_over(execution.id):
                 ref = UploadRef.parse(execution.id.removeprefix("upload/"))
                 run = await last_run(self._client, ref)
-                if run is not None and run.status in BROKEN_OFF:
+                if run is not None and run.status in ENDED_FROM_OUTSIDE:
                     await self._end(ref, run, walk)
 
     async def _end(self, ref: UploadRef, run: WorkflowExecutionDescription, walk: _Walk[Swept]) -> None:
+        """Writes the manifest of a run that was ended from outside, unless the run had written it or the upload is deleted."""
         try:
-            await asyncio.to_thread(accepted_upload, self._bucket, ref)
+            await asyncio.to_thread(self._store.accepted, ref)
         except UploadNotFound:
             return
-        manifest = await asyncio.to_thread(self._manifest, ref)
+        stored = await asyncio.to_thread(self._store.manifest, ref)
+        manifest = stored.snapshot if stored else None
         if manifest is not None and datetime.fromisoformat(manifest.updated_at) >= run.start_time:
             return
         last = await self._last_known(ref, run)
-        if last is None or not last.total_pages:  # it had not even read what the run before it left
+        if last is None or not last.total_pages:  # the run had not even read the manifest of the run before
             last = manifest or last or Snapshot(UploadStatus.QUEUED, 0, timestamp(run.start_time))
         if manifest is not None:
             last = replace(last, version=max(last.version, manifest.version))
         again = await last_run(self._client, ref)
         if again is None or again.run_id != run.run_id:
             return  # somebody has just asked for more
-        body = to_json(broken_off(last, run.status, datetime.now(UTC)))
-        await asyncio.to_thread(self._bucket.put_seen, ref.manifest, body)
+        await asyncio.to_thread(self._store.write_manifest, ref, terminated_progress(last, run.status, datetime.now(UTC)))
         walk.note("terminated", ref)
 
     async def _mend(self, ref: UploadRef, run: WorkflowExecutionDescription, walk: _Walk[Swept]) -> None:
-        """Writes what a run that ended by itself said last; if it was not done, or does not tell, another one looks at the bucket."""
+        """Writes the last progress of a run that ended by itself as its manifest.
+
+        If that progress is not final, or the run does not tell it, a new run looks at the bucket.
+        """
         last = await self._last_known(ref, run)
         if run.status is WorkflowExecutionStatus.CANCELED and (last is None or not last.status.is_final):
-            last = broken_off(last or Snapshot(UploadStatus.QUEUED, 0, timestamp(run.start_time)), run.status, datetime.now(UTC))
+            last = terminated_progress(last or Snapshot(UploadStatus.QUEUED, 0, timestamp(run.start_time)), run.status, datetime.now(UTC))
         if last is None or not last.status.is_final:
-            if not await self._has_manifest(ref):
-                await reopen(self._client, ref, "force_reconcile")
+            if await self._store.manifest_written_at_async(ref) is None:
+                await reopen_upload(self._client, ref, "force_reconcile")
                 walk.note("started", ref)
             return
-        body = to_json(last)
-        if await self._bucket.create_async(ref.manifest, body):  # it may have ended a moment ago, after the first look
-            await self._bucket.see_async(ref.manifest, len(body))
+        if await self._store.create_manifest_async(ref, last):  # the run may have written it after the first look
             walk.note("mended", ref)
 
     async def _last_known(self, ref: UploadRef, run: WorkflowExecutionDescription) -> Snapshot | None:
-        """What the run would say if it were asked: a run that is over still can be."""
+        """The progress of a run, which may be over: Temporal answers a query for a closed run, too."""
         handle = self._client.get_workflow_handle_for(ProcessUpload.run, ref.workflow_id, run_id=run.run_id)
         try:
             return await handle.query(ProcessUpload.progress, rpc_timeout=QUERY_TIMEOUT)
         except (RPCError, WorkflowQueryFailedError, WorkflowQueryRejectedError) as error:
             logger.info("a run that was ended does not tell its progress: %s", error, extra={"ref": str(ref)})
             return None
-
-    def _manifest(self, ref: UploadRef) -> Snapshot | None:
-        try:
-            return self._bucket.get_record(Snapshot, ref.manifest)
-        except ObjectMissing:
-            return None
-
-    async def _has_manifest(self, ref: UploadRef) -> bool:
-        try:
-            await self._bucket.head_async(ref.manifest)
-        except ObjectMissing:
-            return False
-        return True
 
     # ------------------------------------------------------------------ the nightly reconciliation
 
@@ -421,24 +416,23 @@ class Housekeeping(HousekeepingActivities):
 
     def _finished(self, ref: UploadRef, oldest: datetime) -> Snapshot | None:
         """The manifest of an upload that finished since ``oldest`` as ``complete`` or ``partial``."""
-        try:
-            if self._bucket.head(ref.manifest).modified < oldest - KEY_AGE:
-                return None  # whatever it says, it said it earlier
-        except ObjectMissing:
+        written_at = self._store.manifest_written_at(ref)
+        if written_at is None or written_at < oldest - KEY_AGE:
+            return None  # an upload whose manifest is older did not finish since
+        stored = self._store.manifest(ref)
+        if stored is None or stored.snapshot.status not in (UploadStatus.COMPLETE, UploadStatus.PARTIAL):
             return None
-        manifest = self._manifest(ref)
-        if manifest is None or manifest.status not in (UploadStatus.COMPLETE, UploadStatus.PARTIAL):
-            return None
+        manifest = stored.snapshot
         if manifest.completed_at is None or datetime.fromisoformat(manifest.completed_at) < oldest:
             return None
         try:
-            accepted_upload(self._bucket, ref)
+            self._store.accepted(ref)
         except UploadNotFound:
             return None
         return manifest
 
     async def _reconcile(self, ref: UploadRef, before: Snapshot, patience_s: float, walk: _Walk[Reconciled]) -> None:
-        await reopen(self._client, ref, "force_reconcile")
+        await reopen_upload(self._client, ref, "force_reconcile")
         walk.report = replace(walk.report, uploads=walk.report.uploads + 1)
         begun = time.monotonic()
         while await is_running(self._client, ref):
@@ -446,6 +440,6 @@ class Housekeeping(HousekeepingActivities):
                 walk.note("unfinished", ref)
                 return
             await asyncio.sleep(BEAT_S)
-        after = await asyncio.to_thread(self._manifest, ref)
-        if after is None or (after.status, after.completed_at) != (before.status, before.completed_at):
+        after = await asyncio.to_thread(self._store.manifest, ref)
+        if after is None or (after.snapshot.status, after.snapshot.completed_at) != (before.status, before.completed_at):
             walk.note("corrected", ref)

@@ -1,4 +1,4 @@
-"""Log lines of an activity show the upload, and the sheet, that it works for."""
+"""Log lines of an activity show the upload, and the sheet, that the activity works for."""
 
 import logging
 import time
@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 
 class AboutActivities(Interceptor):
-    """For the workers of activities."""
+    """Is given to the workers that run activities."""
 
     def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:  # noqa: A002 - Temporal's name for it
         """Stands before each activity."""
@@ -22,7 +22,7 @@ class AboutActivities(Interceptor):
 
 class _AboutActivity(ActivityInboundInterceptor):
     async def execute_activity(self, input: ExecuteActivityInput) -> Any:  # noqa: A002 - Temporal's name for it
-        """Runs the activity, and says that it has finished if it works for an upload: Temporal's library tells of failures only."""
+        """Runs the activity, and logs the end of one that works for an upload: Temporal's library logs failures only."""
         argument = input.args[0] if input.args else None
         ref, sheet = getattr(argument, "ref", None), getattr(getattr(argument, "page", argument), "number", None)
         about(ref, sheet)

@@ -1,4 +1,4 @@
-"""The Temporal Schedules: who else would start a sweep. What an operator has changed or paused stays so."""
+"""The Temporal Schedules that start the sweeps and the nightly reconciliation. A schedule that an operator changed or paused stays so."""
 
 import asyncio
 import logging
@@ -23,7 +23,7 @@ from workflows.sweep import NightlyReconcile, Sweep
 logger = logging.getLogger(__name__)
 
 LOOK_AGAIN_S = 600
-"""A Temporal server that lost its database has no schedule any more, and the worker goes on without a new start."""
+"""A Temporal server that lost its database has lost the schedules, too, and the worker is not restarted for that."""
 
 RECENT_DAYS = 7
 
@@ -41,7 +41,7 @@ def _schedules() -> dict[str, Schedule]:
         SWEEP_ALL: Schedule(
             ScheduleActionStartWorkflow(Sweep.run, SweepBucket(), id=SWEEP_ALL, task_queue=WORKFLOW_QUEUE),
             _nightly(2),
-            SchedulePolicy(catchup_window=timedelta(days=1)),  # a machine that was off at night does it when it is on again
+            SchedulePolicy(catchup_window=timedelta(days=1)),  # a machine that was off at night runs it when it is on again
             ScheduleState(note="nightly, all uploads"),
         ),
         RECONCILE: Schedule(
@@ -54,12 +54,12 @@ def _schedules() -> dict[str, Schedule]:
 
 
 def _nightly(hour: int) -> ScheduleSpec:
-    """At this hour, UTC."""
+    """Every day at this hour, UTC."""
     return ScheduleSpec(calendars=[ScheduleCalendarSpec(hour=[ScheduleRange(hour)])])
 
 
 async def create_schedules(client: Client) -> None:
-    """Makes the schedules that are not there; those that are stay as they are.
+    """Creates the schedules that do not exist; a schedule that exists is not changed.
 
     Raises:
         RPCError: Temporal does not answer, or refuses.
@@ -69,14 +69,14 @@ async def create_schedules(client: Client) -> None:
             await client.create_schedule(name, schedule)
         except ScheduleAlreadyRunningError:
             continue
-        logger.info("made a schedule", extra={"schedule": name})
+        logger.info("created a schedule", extra={"schedule": name})
 
 
 async def keep_schedules(client: Client, every_s: float = LOOK_AGAIN_S) -> None:
-    """Makes them now, and again whenever they have been lost, whatever went wrong the last time."""
+    """Creates the schedules now, and looks again every ``every_s`` seconds, also after a failure."""
     while True:
         try:
             await create_schedules(client)
         except Exception:
-            logger.exception("the schedules could not be made")
+            logger.exception("the schedules could not be created")
         await asyncio.sleep(every_s)

@@ -1,6 +1,5 @@
-"""What worker processes are told by their environment."""
+"""The settings of a worker process."""
 
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from typing import Self
 
 from activities.bucket.forecast import PRICE_CLASS_A, PRICE_CLASS_B, SECONDS_PER_MEGAPIXEL, Forecaster
 from activities.bucket.storage import BucketSettings
+from activities.environment import amount, whole_number
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class WorkerSettings:
     Args:
         bucket: Where objects go.
         scratch_directory: This host's scratch; one worker process uses it.
-        scratch_limit_bytes: Pages wait to be tiled while tiles on the scratch take more.
+        scratch_limit_bytes: While the tiles on the scratch take more, no further page is tiled.
         render_slots: Render children at once.
         render_memory_bytes: Memory limit of a render child.
         render_cpu_s: CPU seconds that one page may take.
@@ -26,7 +26,7 @@ class WorkerSettings:
         upload_slots: Sheets that may be uploaded at once.
         bucket_threads: Requests to the bucket at once.
         max_pages: Most pages that a document may have.
-        forecaster: What forecasts rest on: render slots, speed and prices.
+        forecaster: Forecasts by render slots, speed and prices.
     """
 
     bucket: BucketSettings
@@ -46,50 +46,26 @@ class WorkerSettings:
         """Reads the environment.
 
         Raises:
-            ValueError: A number is none or out of its range; the message names the variable.
+            ValueError: A value cannot be used; the message names its variable.
         """
         data_directory = Path(environ.get("SITELINK_DATA_DIR") or "var")
         bucket = BucketSettings.from_env(environ)
-        render_slots = _number(environ, "SITELINK_RENDER_SLOTS", os.cpu_count() or 1)
+        render_slots = whole_number(environ, "SITELINK_RENDER_SLOTS", os.cpu_count() or 1)
         return cls(
             bucket=bucket,
             scratch_directory=Path(environ.get("SITELINK_SCRATCH_DIR") or data_directory / "scratch").absolute(),
-            scratch_limit_bytes=_number(environ, "SITELINK_SCRATCH_LIMIT_BYTES", 8 << 30),
+            scratch_limit_bytes=whole_number(environ, "SITELINK_SCRATCH_LIMIT_BYTES", 8 << 30),
             render_slots=render_slots,
-            render_memory_bytes=_number(environ, "SITELINK_RENDER_MEMORY_BYTES", 3 << 30),
-            render_cpu_s=_number(environ, "SITELINK_RENDER_CPU_S", 120),
-            render_wall_s=_number(environ, "SITELINK_RENDER_WALL_S", 180),
-            upload_slots=_number(environ, "SITELINK_UPLOAD_SLOTS", 64),
-            bucket_threads=_number(environ, "SITELINK_BUCKET_THREADS", 16 if bucket.is_s3 else 2),
-            max_pages=_number(environ, "SITELINK_MAX_PAGES", 2000),
+            render_memory_bytes=whole_number(environ, "SITELINK_RENDER_MEMORY_BYTES", 3 << 30),
+            render_cpu_s=whole_number(environ, "SITELINK_RENDER_CPU_S", 120),
+            render_wall_s=whole_number(environ, "SITELINK_RENDER_WALL_S", 180),
+            upload_slots=whole_number(environ, "SITELINK_UPLOAD_SLOTS", 64),
+            bucket_threads=whole_number(environ, "SITELINK_BUCKET_THREADS", 16 if bucket.is_s3 else 2),
+            max_pages=whole_number(environ, "SITELINK_MAX_PAGES", 2000),
             forecaster=Forecaster(
                 render_slots,
-                seconds_per_megapixel=_amount(environ, "SITELINK_SECONDS_PER_MEGAPIXEL", SECONDS_PER_MEGAPIXEL),
-                price_class_a=_amount(environ, "SITELINK_PRICE_CLASS_A", PRICE_CLASS_A),
-                price_class_b=_amount(environ, "SITELINK_PRICE_CLASS_B", PRICE_CLASS_B),
+                seconds_per_megapixel=amount(environ, "SITELINK_SECONDS_PER_MEGAPIXEL", SECONDS_PER_MEGAPIXEL),
+                price_class_a=amount(environ, "SITELINK_PRICE_CLASS_A", PRICE_CLASS_A),
+                price_class_b=amount(environ, "SITELINK_PRICE_CLASS_B", PRICE_CLASS_B),
             ),
         )
-
-
-def _number(environ: Mapping[str, str], name: str, default: int) -> int:
-    text = environ.get(name) or str(default)
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        msg = f"{name} is {text!r}; a whole number above 0 is wanted"
-        raise ValueError(msg)
-    return value
-
-
-def _amount(environ: Mapping[str, str], name: str, default: float) -> float:
-    text = environ.get(name) or str(default)
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value < math.inf:
-        msg = f"{name} is {text!r}; a number of at least 0 is wanted"
-        raise ValueError(msg)
-    return value

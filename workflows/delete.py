@@ -1,4 +1,4 @@
-"""``DeleteUpload``: what was marked deleted is removed, twice, for a writer that nobody can reach any more may still be writing."""
+"""``DeleteUpload``: removes an upload twice, because a worker without a connection may still write after the first time."""
 
 from datetime import timedelta
 from typing import TypeVar
@@ -16,13 +16,16 @@ T = TypeVar("T")
 
 STOP_TIMEOUT = timedelta(hours=1)
 REMOVE_TIMEOUT = timedelta(hours=12)
-"""5 million tiles are removed in one activity; it begins where an earlier attempt ended, for what is gone is not listed."""
+"""One activity removes all objects, which may be 5 million tiles. A retry lists only the objects that are left."""
 RECORD_TIMEOUT = timedelta(minutes=10)
 
 
 @workflow.defn
 class DeleteUpload:
-    """Removes one upload that is marked deleted. It may be ended and started again at any step; ``upload.json`` stays until the last."""
+    """Removes one upload that is marked deleted.
+
+    The workflow may be terminated and started again at any step, because the mark is in ``upload.json``, which is removed last.
+    """
 
     @workflow.run
     async def run(self, args: DeleteInput) -> Removed:
@@ -34,16 +37,18 @@ class DeleteUpload:
         Raises:
             ApplicationError: The upload is not marked deleted.
         """
+        # The run must have ended before the removal: it could write objects behind it.
         await self._stop_run(args.ref)
         removed = await self._remove_objects(args.ref)
-        if not removed.marked:
-            return removed  # an earlier run of this workflow had done it all
-        workflow.set_current_details(f"{removed.objects:,} objects removed; looks again {args.look_again_s / 60:.0f} minutes after that")
+        if not removed.has_record:
+            return removed  # an earlier run of this workflow has removed everything
+        workflow.set_current_details(f"{removed.objects:,} objects removed; looks again {args.look_again_s / 60:.0f} minutes later")
+        # After this sleep every activity that could write has timed out, so the second removal is the last one that is needed.
         await workflow.sleep(args.look_again_s)
         await self._stop_run(args.ref)
         late = await self._remove_objects(args.ref)
         await _execute(HousekeepingActivities.remove_record, RemoveRecord(args.ref), RECORD_TIMEOUT, "remove upload.json")
-        workflow.set_current_details(f"{removed.objects:,} objects removed, {late.objects:,} that came late")
+        workflow.set_current_details(f"{removed.objects:,} objects removed, then {late.objects:,} that were written late")
         return Removed(removed.objects + late.objects, marked=False)
 
     async def _stop_run(self, ref: str) -> None:

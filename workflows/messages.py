@@ -1,73 +1,34 @@
 """What crosses the wire to and from ``ProcessUpload`` and ``DeleteUpload``. The snapshot itself is ``activities.bucket.records.Snapshot``.
 
-Frozen dataclasses; a new field gets a default and none is renamed, for old histories are replayed.
+These are frozen dataclasses. A new field gets a default, and no field is renamed: the worker must read the payloads of old histories.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from activities.bucket.records import Snapshot, UploadOptions
+from workflows.processing.window import Asked
 
 SEARCH_ATTRIBUTES = ("SiteLinkOrganization", "SiteLinkProject", "SiteLinkPlan", "SiteLinkStatus", "SiteLinkReason")
-"""All of type Keyword; the namespace must know them before the first upload."""
+"""All are of type Keyword; the namespace must know them before the first upload."""
 
 
 @dataclass(frozen=True)
 class Continued:
-    """What a run hands to the next when it continues as new: nothing is in flight.
+    """All that a run hands to the next run when it continues as new. No sheet is in flight then.
 
     Args:
-        snapshot: The progress so far.
-        options: As the upload was accepted.
+        snapshot: The progress so far; None when the next run must first ask the bucket.
+        options: The options of the upload.
         prioritized: Sheets to tile first, ascending.
-        hosts: Queues of the hosts whose scratch was used.
+        hosts: The queues of the hosts whose scratch was used.
+        asked: Requests that came after the cancellation of the run that hands over.
     """
 
-    snapshot: Snapshot
-    options: UploadOptions
+    snapshot: Snapshot | None = None
+    options: UploadOptions = field(default_factory=UploadOptions)
     prioritized: tuple[int, ...] = ()
     hosts: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class SheetNumbers:
-    """Argument of ``prioritize``, ``retry_sheets`` and ``sheets_stored``.
-
-    Args:
-        sheets: 1-based; none means every failed sheet for ``retry_sheets``.
-        after_cancel_of: The run that somebody had asked to cancel before this was sent, if any: a worker that hears of both at once
-            is not told which came first.
-    """
-
-    sheets: tuple[int, ...] = ()
-    after_cancel_of: str = ""
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What signals have asked for and is not done yet; false if it is nothing.
-
-    Args:
-        reconcile: To compare every sheet with the bucket.
-        deep: Reading every tile.
-        stored: Sheets whose ``.dzi`` the bucket told of, ascending.
-        retries: What to try again, in the order in which it was asked for.
-    """
-
-    reconcile: bool = False
-    deep: bool = False
-    stored: tuple[int, ...] = ()
-    retries: tuple[SheetNumbers, ...] = ()
-
-    def __bool__(self) -> bool:
-        return self != Asked()
-
-    def __add__(self, other: "Asked") -> "Asked":
-        return Asked(
-            self.reconcile or other.reconcile,
-            self.deep or other.deep,
-            tuple(sorted({*self.stored, *other.stored})),
-            self.retries + other.retries,
-        )
+    asked: Asked = field(default_factory=Asked)
 
 
 @dataclass(frozen=True)
@@ -76,28 +37,42 @@ class UploadInput:
 
     Args:
         ref: org/project/plan/upload.
-        reopened: The run was started by a signal: it begins with what the bucket holds.
-        continued: Set by continue-as-new only.
-        asked: What the run before was asked for after its cancellation; set by continue-as-new only.
+        reopened: A signal started the run, which therefore begins with the state of the bucket.
+        continued: What the run before handed over; only continue-as-new sets it.
+        asked: Only read, never written: before ``Continued`` had this field, a cancelled run handed over its requests here.
     """
 
     ref: str
     reopened: bool = False
     continued: Continued | None = None
-    asked: Asked = Asked()
+    asked: Asked = field(default_factory=Asked)
 
 
 @dataclass(frozen=True)
-class DeleteInput:
-    """Argument of ``DeleteUpload``.
+class SheetNumbers:
+    """Argument of ``prioritize``, ``retry_sheets`` and ``sheets_stored``.
 
     Args:
-        ref: org/project/plan/upload, marked deleted.
-        look_again_s: How long after the first look the second is taken: longer than any activity that writes may last.
+        sheets: 1-based; for ``retry_sheets`` no number means every failed sheet.
+        after_cancel_of: The id of the run that had been asked to cancel before this signal was sent, if there is one. A worker that gets
+            a signal and a cancellation at the same moment is not told which came first.
     """
 
-    ref: str
-    look_again_s: float
+    sheets: tuple[int, ...] = ()
+    after_cancel_of: str = ""
+
+
+@dataclass(frozen=True)
+class Reconcile:
+    """Argument of ``force_reconcile``, which may be left out.
+
+    Args:
+        deep: Read every tile and decode it. Where the bucket's ETags are not MD5s, as in a directory, only this proves the bytes.
+        after_cancel_of: See ``SheetNumbers``.
+    """
+
+    deep: bool = False
+    after_cancel_of: str = ""
 
 
 @dataclass(frozen=True)
@@ -108,13 +83,13 @@ class ProgressAfter:
 
 
 @dataclass(frozen=True)
-class Reconcile:
-    """Argument of ``force_reconcile``, which may be left out.
+class DeleteInput:
+    """Argument of ``DeleteUpload``.
 
     Args:
-        deep: Read every tile back and decode it: the only proof of bytes where the bucket's ETags are no MD5s, as in a directory.
-        after_cancel_of: See ``SheetNumbers``.
+        ref: org/project/plan/upload, marked deleted.
+        look_again_s: Seconds from the first removal to the second; longer than any activity that writes may last.
     """
 
-    deep: bool = False
-    after_cancel_of: str = ""
+    ref: str
+    look_again_s: float

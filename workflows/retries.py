@@ -1,4 +1,4 @@
-"""How often Temporal tries again what only an outage can stop, and how soon it notices that a worker is gone."""
+"""How Temporal retries an activity that only an outage can stop, and how soon it notices that a worker is gone."""
 
 from datetime import timedelta
 

@@ -1,4 +1,4 @@
-"""How an upload's workflows are started, reopened and looked up: the rules of the design in one place."""
+"""Starts, reopens and finds the workflows of an upload; how an id may be used again is decided only here."""
 
 from dataclasses import replace
 from datetime import timedelta
@@ -20,10 +20,11 @@ from activities.bucket.records import UploadStatus
 from activities.interface import WORKFLOW_QUEUE
 from workflows.delete import DeleteUpload
 from workflows.messages import SEARCH_ATTRIBUTES, DeleteInput, Reconcile, SheetNumbers, UploadInput
-from workflows.upload import SHEET_TIMEOUT, ProcessUpload
+from workflows.processing.calls import SHEET_TIMEOUT
+from workflows.upload import ProcessUpload
 
 LOOK_AGAIN_S = (SHEET_TIMEOUT + timedelta(minutes=5)).total_seconds()
-"""No activity that may write runs for longer: after that nobody does any more."""
+"""No activity that may write to the bucket runs for longer than this."""
 
 
 def _search_attributes(ref: UploadRef, *status: UploadStatus) -> TypedSearchAttributes:
@@ -40,8 +41,8 @@ def _summary(ref: UploadRef) -> str:
     return f"plan {ref.plan} of {ref.project}, {ref.organization}"
 
 
-async def start(client: Client, ref: UploadRef) -> None:
-    """Starts the workflow of an accepted upload; a run that is there already, even a finished one, is success.
+async def start_upload(client: Client, ref: UploadRef) -> None:
+    """Starts the workflow of an accepted upload, unless there has been a run already.
 
     Raises:
         RPCError: Temporal does not answer.
@@ -62,7 +63,12 @@ async def start(client: Client, ref: UploadRef) -> None:
         return
 
 
-async def reopen(client: Client, ref: UploadRef, signal: str, args: SheetNumbers | Reconcile = Reconcile()) -> None:  # noqa: B008 - frozen
+async def reopen_upload(
+    client: Client,
+    ref: UploadRef,
+    signal: str,
+    args: SheetNumbers | Reconcile = Reconcile(),  # noqa: B008 - frozen
+) -> None:
     """Signals the running workflow, or starts it again with the signal when it has ended.
 
     The caller has checked that the upload exists.
@@ -76,6 +82,7 @@ async def reopen(client: Client, ref: UploadRef, signal: str, args: SheetNumbers
     Raises:
         RPCError: Temporal does not answer.
     """
+    # The run cannot know whether this signal came before or after a cancellation, so the sender looks before it sends.
     run = await last_run(client, ref)
     if run is not None and run.raw_description.workflow_extended_info.cancel_requested:
         args = replace(args, after_cancel_of=run.run_id)
@@ -93,8 +100,8 @@ async def reopen(client: Client, ref: UploadRef, signal: str, args: SheetNumbers
     )
 
 
-async def delete(client: Client, ref: UploadRef, *, look_again_s: float = LOOK_AGAIN_S) -> bool:
-    """Starts the workflow that removes an upload, which the caller has marked deleted.
+async def start_deletion(client: Client, ref: UploadRef, *, look_again_s: float = LOOK_AGAIN_S) -> bool:
+    """Starts the workflow that removes an upload. The caller has marked the upload deleted.
 
     Args:
         client: Connected to the namespace.
@@ -102,7 +109,7 @@ async def delete(client: Client, ref: UploadRef, *, look_again_s: float = LOOK_A
         look_again_s: See ``DeleteInput``.
 
     Returns:
-        Whether none was running already.
+        False if such a workflow was running already.
 
     Raises:
         RPCError: Temporal does not answer.
@@ -124,7 +131,7 @@ async def delete(client: Client, ref: UploadRef, *, look_again_s: float = LOOK_A
 
 
 async def last_run(client: Client, ref: UploadRef) -> WorkflowExecutionDescription | None:
-    """The upload's last run, or None when Temporal knows of none.
+    """The upload's last run, or None when Temporal knows no run.
 
     Raises:
         RPCError: Temporal does not answer.
@@ -138,17 +145,17 @@ async def last_run(client: Client, ref: UploadRef) -> WorkflowExecutionDescripti
 
 
 async def tiles_wanted(client: Client, ref: UploadRef) -> set[str]:
-    """The names of the tiled pages that the upload's run still wants, on all hosts.
+    """The names of the tiled pages, on all hosts, that the upload's run still wants.
 
     Raises:
         RPCError: Temporal, or the worker that would answer for the run, does not answer.
-        WorkflowQueryFailedError: The run is in the hands of an older release.
+        WorkflowQueryFailedError: The worker that has the run is of a release without this query.
     """
     handle = client.get_workflow_handle(ref.workflow_id)
     return set(await handle.query(ProcessUpload.tiles_wanted, rpc_timeout=timedelta(seconds=5)))
 
 
 async def is_running(client: Client, ref: UploadRef) -> bool:
-    """Whether the upload has a run that has not ended; raises like ``last_run``."""
+    """Whether the upload has a run that has not ended; raises the same errors as ``last_run``."""
     run = await last_run(client, ref)
     return run is not None and run.status is WorkflowExecutionStatus.RUNNING

@@ -1,7 +1,7 @@
-"""What a Temporal Schedule runs: ``Sweep`` puts right what was left undone, ``NightlyReconcile`` looks at what was finished lately.
+"""The workflows that Temporal Schedules run: ``Sweep`` completes work that was left undone, ``NightlyReconcile`` checks finished uploads.
 
-Each is one activity, which walks over the bucket and, when its worker is lost, goes on where it was; so a history stays small however
-much there is. The result says what was done.
+Each workflow is one activity that walks over the bucket. When its worker is lost, the next attempt goes on where the last one was. So the
+history stays small however many uploads there are.
 """
 
 from datetime import timedelta
@@ -18,11 +18,11 @@ RECONCILE_TIMEOUT = timedelta(hours=23)
 
 @workflow.defn
 class Sweep:
-    """Starts, ends and removes what nobody else does any more."""
+    """Starts uploads without a run, ends uploads whose run was terminated, and removes uploads that were never accepted."""
 
     @workflow.run
     async def run(self, args: SweepBucket) -> Swept:
-        """One pass; the result says what it did."""
+        """Walks once over all uploads; the result says what was done."""
         return await workflow.execute_activity_method(
             HousekeepingActivities.sweep,
             args,
@@ -36,11 +36,11 @@ class Sweep:
 
 @workflow.defn
 class NightlyReconcile:
-    """Reconciles the uploads that finished lately."""
+    """Reconciles the uploads that finished in the last days."""
 
     @workflow.run
     async def run(self, args: ReconcileFinished) -> Reconciled:
-        """One pass; the result says what it found."""
+        """Walks once over the finished uploads; the result says what was wrong."""
         return await workflow.execute_activity_method(
             HousekeepingActivities.reconcile_finished,
             args,

@@ -1,4 +1,4 @@
-"""What is said of an upload whose run was ended before it could write its manifest."""
+"""The final progress of an upload whose run was ended before it could write its manifest."""
 
 from dataclasses import replace
 from datetime import datetime
@@ -7,19 +7,21 @@ from temporalio.client import WorkflowExecutionStatus
 
 from activities.bucket.records import SheetStatus, Snapshot
 from activities.errors import Terminated
-from workflows.progress import Progress
+from workflows.processing.progress import Progress
 
-BROKEN_OFF = (WorkflowExecutionStatus.TERMINATED, WorkflowExecutionStatus.TIMED_OUT)
-"""A run that ended so had no chance to write a manifest."""
+ENDED_FROM_OUTSIDE = (WorkflowExecutionStatus.TERMINATED, WorkflowExecutionStatus.TIMED_OUT)
+"""How a run ends without a chance to write a manifest."""
 
 
-def broken_off(last: Snapshot, status: WorkflowExecutionStatus | None, moment: datetime) -> Snapshot:
-    """The final progress of such a run: ``failed`` with the reason ``Terminated``, or ``cancelled``; sheets in flight are pending.
+def terminated_progress(last: Snapshot, status: WorkflowExecutionStatus | None, moment: datetime) -> Snapshot:
+    """The final progress of a run that left no manifest: ``failed`` with the reason ``Terminated``, or ``cancelled``.
+
+    Sheets that were in flight become pending, because no run works on them any more.
 
     Args:
-        last: What was known of it last; the version grows from there.
-        status: How it ended.
-        moment: When that is said.
+        last: The last known progress; the new version is higher.
+        status: How the run ended.
+        moment: The time of the change.
     """
     progress = Progress(moment, replace(last, warning=None))
     for number in progress.sheets_in(SheetStatus.TILING, SheetStatus.UPLOADING):

@@ -1,18 +1,17 @@
 """The arithmetic of a Deep Zoom pyramid: levels, tiles, sizes. Pure.
 
-Level ``max_level`` is the image itself, each lower one half as large, rounded up, down to level 0 of 1 x 1 px; a level is cut
-into tiles of ``tile_size`` px that overlap their neighbours by ``overlap`` px on each inner side.
+Level ``max_level`` is the image itself. Each lower level is half as large, rounded up, down to level 0 of 1 x 1 px. A level is cut
+into tiles of ``tile_size`` px, and each tile shows ``overlap`` px more of each neighbour.
 https://learn.microsoft.com/en-us/previous-versions/windows/silverlight/dotnet-windows-silverlight/cc645077(v=vs.95)
 """
 
 import math
 import re
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 MINIMUM_DPI = 30
-"""Below this a plan cannot be read: a page that fits its budget only at less is refused."""
+"""Below this resolution a plan cannot be read: a page that fits its budget only below it is refused."""
 
 BYTES_PER_PIXEL = 3
 
@@ -21,7 +20,7 @@ _TILE_NAME = re.compile(r"(0|[1-9][0-9]{0,8})/(0|[1-9][0-9]{0,8})_(0|[1-9][0-9]{
 
 @dataclass(frozen=True)
 class Pyramid:
-    """The tiles that an image of ``width`` x ``height`` px has, all following from four numbers.
+    """The tiles of an image of ``width`` x ``height`` px. Four numbers determine all of them.
 
     Args:
         width: Pixels, at least 1.
@@ -75,7 +74,7 @@ class Pyramid:
         return sum(math.prod(self.grid(level)) for level in range(self.max_level + 1))
 
     def tiles(self) -> Iterator[tuple[int, int, int]]:
-        """Every tile as level, column, row; level by level, row by row."""
+        """Level, column and row of every tile: level by level, row by row."""
         for level in range(self.max_level + 1):
             columns, rows = self.grid(level)
             for row in range(rows):
@@ -83,15 +82,11 @@ class Pyramid:
                     yield level, column, row
 
     def has_tile(self, level: int, column: int, row: int) -> bool:
-        """Whether there is such a tile."""
+        """Whether the pyramid has this tile."""
         if not 0 <= level <= self.max_level:
             return False
         columns, rows = self.grid(level)
         return 0 <= column < columns and 0 <= row < rows
-
-    def tile_sizes(self) -> Counter[tuple[int, int]]:
-        """How many tiles there are of each width and height."""
-        return Counter(self.tile_rectangle(*tile)[2:] for tile in self.tiles())
 
     def descriptor(self) -> str:
         """The ``.dzi`` document."""
@@ -110,14 +105,21 @@ def tile_name(level: int, column: int, row: int) -> str:
 
 
 def parse_tile_name(name: str) -> tuple[int, int, int] | None:
-    """Level, column and row of what ``tile_name`` made; None for any other name."""
+    """Level, column and row of a name that ``tile_name`` made; None for any other name."""
     match = _TILE_NAME.fullmatch(name)
     return (int(match[1]), int(match[2]), int(match[3])) if match else None
 
 
 @dataclass(frozen=True)
 class SheetSize:
-    """What one page becomes: pixels, the resolution they stand for, and whether that is less than was asked for."""
+    """The size of a page's sheet.
+
+    Args:
+        width: Pixels.
+        height: Pixels.
+        dpi: Resolution.
+        scaled: Whether the resolution is lower than the upload's option.
+    """
 
     width: int
     height: int
@@ -126,17 +128,17 @@ class SheetSize:
 
 
 def sheet_size(width_pt: float, height_pt: float, user_unit: float, dpi: int, budget_bytes: int) -> SheetSize | None:
-    """The size in pixels of a page: ``max(1, round(points x UserUnit x dpi / 72))``, at a lower dpi when it is over the budget.
+    """The size of a page in pixels: ``max(1, round(points x UserUnit x dpi / 72))``, at a lower dpi when it is over the budget.
 
     Args:
         width_pt: Width as PDFium reports it (CropBox and rotation applied), more than 0.
         height_pt: Height, likewise.
-        user_unit: The page's UserUnit, 1 when it has none.
-        dpi: The resolution asked for.
-        budget_bytes: Most bytes that the page's pixels may take, at 3 a pixel.
+        user_unit: The page's UserUnit, 1 when it has no such entry.
+        dpi: The upload's option.
+        budget_bytes: Most bytes that the page's pixels may take, at 3 bytes a pixel.
 
     Returns:
-        None when the page fits only below ``MINIMUM_DPI``.
+        The size, or None when the page fits its budget only below ``MINIMUM_DPI``.
     """
 
     def at(resolution: int) -> tuple[int, int]:

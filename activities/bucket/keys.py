@@ -16,21 +16,23 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from enum import Enum, auto
 from typing import Self
+
+from activities.bucket.dzi import parse_tile_name
 
 ID_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _SHEET_DIRECTORY = re.compile(r"sheet-([1-9][0-9]{0,8})")
 _OF_UPLOAD = re.compile(
     rf"organizations/({ID_PATTERN.pattern})/projects/({ID_PATTERN.pattern})/plans/({ID_PATTERN.pattern})/uploads/({ID_PATTERN.pattern})/"
 )
-_DESCRIPTOR = re.compile(rf"{_OF_UPLOAD.pattern}sheets/{_SHEET_DIRECTORY.pattern}/tiles/sheet-([1-9][0-9]*)\.dzi")
 
 UNREADABLE_EVENTS_PREFIX = "events/unreadable/"
-"""Below it is what came as an event and is none."""
+"""Below it lie messages that came as an event of the bucket and are not one."""
 _UUID7 = re.compile(r"([0-9a-f]{8})-([0-9a-f]{4})-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 
 ROOT = "organizations/"
-"""What every key begins with."""
+"""The beginning of every upload's keys."""
 
 
 def check_id(kind: str, value: str) -> str:
@@ -94,7 +96,7 @@ class PlanRef:
         return f"{self.prefix}keys/"
 
     def idempotency_key(self, header: str) -> str:
-        """The record of one ``Idempotency-Key`` header; a hash, for a header is data and never part of a key."""
+        """The record of one ``Idempotency-Key`` header, named by a hash: a header is data and never part of a key."""
         return f"{self.keys_prefix}{hashlib.sha256(header.encode()).hexdigest()}.json"
 
 
@@ -143,7 +145,7 @@ class UploadRef:
 
     @property
     def delete_workflow_id(self) -> str:
-        """The id of the workflow that deletes it."""
+        """The id of the workflow that deletes the upload."""
         return f"delete/{self}"
 
     @property
@@ -218,25 +220,69 @@ def sheet_numbers(names: Iterable[str]) -> list[int]:
     return sorted(filter(None, map(sheet_of_directory, names)))
 
 
+class SheetPart(Enum):
+    """The kinds of objects that a sheet has."""
+
+    THUMBNAIL = auto()
+    RECORD = auto()
+    DESCRIPTOR = auto()
+    TILE = auto()
+
+
+@dataclass(frozen=True)
+class SheetObject:
+    """An object that a sheet may have.
+
+    Args:
+        sheet: The sheet's number.
+        part: Which of the sheet's objects.
+        tile: The name of the tile, ``{level}/{col}_{row}.jpeg``; empty for any other part.
+    """
+
+    sheet: int
+    part: SheetPart
+    tile: str = ""
+
+
+def parse_sheet_path(path: str) -> SheetObject | None:
+    """The object of a sheet whose key is ``sheets_prefix`` and ``path``; None for a path that no sheet has.
+
+    A path is read only if it is spelled as we would write it: without leading zeros, for example.
+    """
+    directory, _, name = path.partition("/")
+    sheet = sheet_of_directory(directory)
+    if sheet is None:
+        return None
+    tile = name.removeprefix(f"tiles/{directory}_files/")
+    if tile != name:
+        return SheetObject(sheet, SheetPart.TILE, tile) if parse_tile_name(tile) else None
+    parts = {"thumbnail.jpeg": SheetPart.THUMBNAIL, "sheet.json": SheetPart.RECORD, f"tiles/{directory}.dzi": SheetPart.DESCRIPTOR}
+    return SheetObject(sheet, parts[name]) if name in parts else None
+
+
 def sheet_of_descriptor(key: str) -> tuple[UploadRef, int] | None:
     """The upload and the number of the sheet whose ``.dzi`` is at ``key``; None for any other key."""
-    match = _DESCRIPTOR.fullmatch(key)
-    if match is None or match[5] != match[6]:
+    match = _OF_UPLOAD.match(key)
+    if match is None:
         return None
-    return UploadRef(match[1], match[2], match[3], match[4]), int(match[5])
+    ref = UploadRef(*match.groups())
+    if not key.startswith(ref.sheets_prefix):
+        return None
+    found = parse_sheet_path(key.removeprefix(ref.sheets_prefix))
+    return (ref, found.sheet) if found is not None and found.part is SheetPart.DESCRIPTOR else None
 
 
 def unreadable_event(message: bytes) -> str:
-    """Where a message that is no event is kept; the same message has one place, however often it comes."""
+    """The key of a message that is not an event; the same message has the same key, however often it comes."""
     return f"{UNREADABLE_EVENTS_PREFIX}{hashlib.sha256(message).hexdigest()}.json"
 
 
 def walk_uploads(directories: Callable[[str], Iterable[str]], after: UploadRef | None = None) -> Iterator[UploadRef]:
-    """Everything that may be an upload, of every plan, in the order of names; one level and one plan at a time.
+    """Every directory that may be an upload's, of every plan, in the order of names; lists one level of one plan at a time.
 
     Args:
         directories: The names directly below a prefix.
-        after: Begin behind this one.
+        after: Begin behind this upload.
     """
     begin = (after.organization, after.project, after.plan, after.upload) if after else ()
 

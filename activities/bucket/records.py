@@ -17,6 +17,7 @@ from typing import Any, TypeVar, cast
 from activities.errors import NewerSchema
 
 SCHEMA = 1
+"""The schema of every document that this release writes, and the newest that it reads."""
 
 T = TypeVar("T")
 

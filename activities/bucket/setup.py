@@ -1,11 +1,11 @@
-"""What obstore lacks on an S3 server, by boto3: making and setting up the bucket, and presigned requests.
+"""What obstore cannot do on an S3 server, done with boto3: set up the bucket, and manage multipart uploads with presigned parts.
 
-Cloudflare R2 and other servers do not take everything that boto3 does by default: https://developers.cloudflare.com/r2/examples/aws/boto3/
-So checksums and their trailers are sent only where S3 requires one, the bucket stands in the path, and nothing waits for ``100 Continue``.
+Cloudflare R2 and other servers reject some defaults of boto3: https://developers.cloudflare.com/r2/examples/aws/boto3/
+So a checksum is sent only where S3 requires one, the bucket's name stands in the path, and no request waits for ``100 Continue``.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -32,13 +32,13 @@ RULE_ID = "sitelink-abort-stale-uploads"
 
 @dataclass(frozen=True)
 class PresignedUpload:
-    """A multipart upload that somebody without credentials may fill.
+    """A multipart upload whose parts can be sent without credentials.
 
     Args:
-        key: Of the object.
-        upload_id: Names it to ``complete`` and ``abort``.
+        key: The object's key.
+        upload_id: Identifies the upload to ``complete`` and ``abort``.
         part_bytes: Size of every part but the last.
-        urls: Where each part is PUT, in order; every answer's ``ETag`` is needed to complete.
+        urls: The URL to which each part is PUT, in order; ``complete`` needs the ``ETag`` of every answer.
     """
 
     key: str
@@ -52,9 +52,9 @@ class UnfinishedUpload:
     """A multipart upload that was neither completed nor aborted.
 
     Args:
-        key: Of the object that it would have become.
-        upload_id: Names it to ``abort``.
-        started_at: When it was begun, by the server's clock.
+        key: The key of the object that it was to become.
+        upload_id: Identifies the upload to ``abort``.
+        started_at: The time of its begin, by the server's clock.
     """
 
     key: str
@@ -63,13 +63,13 @@ class UnfinishedUpload:
 
 
 class BucketSetup:
-    """A bucket on an S3 server, as its owner sees it. Keys are without the bucket's prefix; every method blocks.
+    """A bucket on an S3 server, for its owner. Keys are given without the bucket's prefix; every method blocks.
 
     Args:
-        settings: Where it is.
+        settings: The bucket and its server.
 
     Raises:
-        ValueError: A setting cannot be used, or it is a local directory, which needs no set-up.
+        ValueError: A setting cannot be used, or the bucket is a local directory, which needs no set-up.
     """
 
     def __init__(self, settings: BucketSettings) -> None:
@@ -96,7 +96,7 @@ class BucketSetup:
         self._client.meta.events.unregister("before-call.s3", add_expect_header)
 
     def create(self) -> bool:
-        """Makes the bucket; False when it is there already.
+        """Makes the bucket; False when it exists already.
 
         Raises:
             BucketError: The server refuses or does not answer.
@@ -113,10 +113,10 @@ class BucketSetup:
             return False
 
     def allow_origins(self, origins: Sequence[str]) -> None:
-        """Lets pages of these origins read the bucket and PUT to presigned URLs; replaces what was allowed before.
+        """Lets pages of these origins read the bucket and PUT to presigned URLs; replaces all earlier CORS rules.
 
         Args:
-            origins: Such as ``https://plans.example.com``.
+            origins: Origins such as ``https://plans.example.com``.
 
         Raises:
             BucketError: The server refuses or does not answer.
@@ -138,10 +138,10 @@ class BucketSetup:
             )
 
     def abort_stale_uploads(self) -> None:
-        """Has the server itself abort every multipart upload that is a day old; replaces the bucket's other lifecycle rules.
+        """Tells the server to abort every multipart upload that is a day old; replaces the bucket's other lifecycle rules.
 
         Raises:
-            BucketError: The server refuses, as one without lifecycle does, or does not answer.
+            BucketError: The server refuses, as a server without lifecycle rules does, or does not answer.
         """
         with self._named_errors():
             self._client.put_bucket_lifecycle_configuration(
@@ -159,7 +159,7 @@ class BucketSetup:
             )
 
     def unfinished_uploads(self, prefix: str = "") -> list[UnfinishedUpload]:
-        """The multipart uploads below ``prefix`` that were neither completed nor aborted.
+        """Lists the multipart uploads below ``prefix`` that were neither completed nor aborted.
 
         Raises:
             BucketError: The server refuses or does not answer.
@@ -170,21 +170,13 @@ class BucketSetup:
             uploads = [upload for page in pages for upload in page.get("Uploads", [])]
             return [UnfinishedUpload(upload["Key"].removeprefix(start), upload["UploadId"], upload["Initiated"]) for upload in uploads]
 
-    def presigned_get(self, key: str, expires_s: int) -> str:
-        """A URL by which anybody may read one object, for some seconds."""
-        return self._sign("get_object", {"Key": self._full(key)}, expires_s)
-
-    def presigned_put(self, key: str, expires_s: int) -> str:
-        """A URL by which anybody may write one object, at most 5 GiB, for some seconds."""
-        return self._sign("put_object", {"Key": self._full(key)}, expires_s)
-
     def start_upload(self, key: str, size_bytes: int, expires_s: int) -> PresignedUpload:
-        """Begins a multipart upload whose parts anybody may PUT, for some seconds.
+        """Begins a multipart upload whose parts anybody with the URLs may PUT.
 
         Args:
-            key: Of the object.
-            size_bytes: Of the object, at least 1.
-            expires_s: How long the URLs are good.
+            key: The object's key.
+            size_bytes: The object's size, at least 1.
+            expires_s: Seconds until the URLs expire.
 
         Raises:
             BucketError: The server refuses or does not answer.
@@ -192,22 +184,23 @@ class BucketSetup:
         part_bytes = equal_parts(size_bytes)
         with self._named_errors(key):
             upload_id = self._client.create_multipart_upload(Bucket=self._location.bucket, Key=self._full(key))["UploadId"]
+        part = {"Bucket": self._location.bucket, "Key": self._full(key), "UploadId": upload_id}
         urls = [
-            self._sign("upload_part", {"Key": self._full(key), "UploadId": upload_id, "PartNumber": number}, expires_s)
+            self._client.generate_presigned_url("upload_part", {**part, "PartNumber": number}, expires_s)
             for number in range(1, math.ceil(size_bytes / part_bytes) + 1)
         ]
         return PresignedUpload(key, upload_id, part_bytes, urls)
 
     def complete(self, key: str, upload_id: str, etags: Sequence[str]) -> None:
-        """Makes the object of its parts.
+        """Makes the object from the uploaded parts.
 
         Args:
-            key: Of the object.
-            upload_id: Of the upload.
-            etags: One for each part, in order.
+            key: The object's key.
+            upload_id: The upload's id.
+            etags: The ETag of every part, in order.
 
         Raises:
-            BucketError: The server refuses, as it does when a part is missing, or does not answer.
+            BucketError: The server refuses, as when a part is missing, or does not answer.
         """
         with self._named_errors(key):
             self._client.complete_multipart_upload(
@@ -218,7 +211,7 @@ class BucketSetup:
             )
 
     def abort(self, key: str, upload_id: str) -> None:
-        """Forgets an upload and its parts; one that is gone already is no error.
+        """Aborts an upload and removes its parts; an upload that is gone already is no error.
 
         Raises:
             BucketError: The server refuses or does not answer.
@@ -232,22 +225,19 @@ class BucketSetup:
     def _full(self, key: str) -> str:
         return f"{self._location.prefix}/{key}" if self._location.prefix else key
 
-    def _sign(self, operation: str, parameters: Mapping[str, str | int], expires_s: int) -> str:
-        return self._client.generate_presigned_url(operation, {"Bucket": self._location.bucket, **parameters}, expires_s)
-
     @contextmanager
     def _named_errors(self, key: str = "") -> Iterator[None]:
-        what = key or self._location.bucket
+        name = key or self._location.bucket
         try:
             yield
         except ClientError as error:
             said = error.response.get("Error", {})
             code, message = said.get("Code", ""), said.get("Message", "")
-            raise named_s3_error(code, message, bucket=self._location.bucket, key=what) from None
+            raise named_s3_error(code, message, bucket=self._location.bucket, key=name) from None
         except BotoCoreError as error:
-            raise named_s3_error("", str(error), bucket=self._location.bucket, key=what) from None
+            raise named_s3_error("", str(error), bucket=self._location.bucket, key=name) from None
 
 
 def equal_parts(size_bytes: int) -> int:
-    """The size of the parts of an object: all equal but the last, whole MiB, at least 8 of them, and not too many parts."""
+    """The size of an object's parts, but for the last: whole MiB, at least 8 MiB, and so large that there are not too many parts."""
     return max(PART_BYTES, math.ceil(size_bytes / MOST_PARTS / (1 << 20)) << 20)

@@ -16,8 +16,8 @@ Oddities of an S3 server:
 6. obstore itself retries 429, 408, every 5xx and lost connections, with back-off. It does so for seconds only: the long wait is Temporal's.
 7. It does so only for what may be done twice. A write that must find nothing there is tried again here; and when it then finds what an
    earlier try wrote whose answer was lost, that is no other's object.
-8. A server, or something before it, may say that it has written what it has not. So what others rely on is
-   looked at: ``put_seen``, ``see_async``; of tiles a LIST tells.
+8. A server, or something before it, may say that it has written what it has not (``answers_prove_writes``). So an object on which
+   others rely is looked at after it was written: by the methods whose names have ``_seen``; a LIST does it for all tiles of a sheet.
 9. An answer may quote what was signed. Nothing of it but code and message goes on, and no such error is the cause of ours.
 
 What a library or a server says names paths, hosts and classes. It goes to the log, where a named error is made; the error itself says the
@@ -280,8 +280,8 @@ class Bucket:
         return key.removeprefix(prefix)
 
     @property
-    def is_directory(self) -> bool:
-        """Whether it is a local directory: what that says it has written, it has."""
+    def answers_prove_writes(self) -> bool:
+        """Whether an object is there once the answer to its write says so: true of a directory, not of an S3 server (oddity 8)."""
         return self._root is not None
 
     @contextmanager
@@ -358,6 +358,19 @@ class Bucket:
         with self._named_errors(key):
             await obstore.put_async(self._store, key, body, use_multipart=False)
 
+    def put_seen(self, key: str, body: bytes) -> None:
+        """``put`` of an object on which others rely. Where the answer does not prove the write, the object is read back.
+
+        A look at its size would not do: an earlier object under the same key often has the same size.
+
+        Raises:
+            BucketError: The bucket failed, or said that it has written what is not there.
+        """
+        self.put(key, body)
+        if not self.answers_prove_writes:
+            with _not_written_if_missing(key):
+                _check_written(key, self.get(key).body == body)
+
     async def check_room(self, least_bytes: int = LEAST_FREE_BYTES) -> None:
         """Looks whether the bucket takes more: a directory by the free bytes, inodes and state of its file system, an S3 server by a PUT.
 
@@ -383,25 +396,6 @@ class Bucket:
             msg = "the bucket's disk has no inode free"
             raise StorageUnavailable(msg)
 
-    def put_seen(self, key: str, body: bytes) -> None:
-        """``put`` of what others rely on: on an S3 server it is read back before it counts as written.
-
-        Read back, for what stood there before often has the same size.
-
-        Raises:
-            BucketError: The bucket failed, or said that it has written what is not there.
-        """
-        self.put(key, body)
-        if self._s3 is not None:
-            with _not_written_if_missing(key):
-                _check_written(key, self.get(key).body == body)
-
-    async def see_async(self, key: str, size_bytes: int) -> None:
-        """Looks at what was just written where nothing was before; raises like ``put_seen``."""
-        if self._s3 is not None:
-            with _not_written_if_missing(key):
-                _check_written(key, (await self.head_async(key)).size == size_bytes)
-
     async def create_async(self, key: str, body: bytes) -> bool:
         """Writes an object only if there is none; says whether it did."""
         for attempt in range(1 + RETRIES):
@@ -421,6 +415,17 @@ class Bucket:
                     return True
             await asyncio.sleep(FIRST_DELAY.total_seconds() * 2**attempt)
         return (await self.get_async(key)).body == body
+
+    async def create_seen_async(self, key: str, body: bytes) -> bool:
+        """``create_async`` of an object on which others rely. Where the answer does not prove the write, its size is looked up.
+
+        Raises:
+            BucketError: The bucket failed, or said that it has written what is not there.
+        """
+        created = await self.create_async(key, body)
+        if created:
+            await self._check_size_async(key, len(body))
+        return created
 
     async def put_stream(self, key: str, body: AsyncIterator[bytes]) -> None:
         """Writes an object from a stream in constant memory, at once or not at all; on an S3 server a large one in equal parts.
@@ -445,6 +450,28 @@ class Bucket:
         with self._named_errors(key):
             await obstore.put_async(self._store, key, whole(), use_multipart=True, chunk_size=PART_BYTES, max_concurrency=PARTS_AT_ONCE)
 
+    async def put_stream_seen(self, key: str, body: AsyncIterator[bytes]) -> None:
+        """``put_stream`` of an object on which others rely. Where the answer does not prove the write, its size is looked up.
+
+        Raises:
+            BucketError: The bucket failed, or said that it has written what is not there.
+        """
+        size_bytes = 0
+
+        async def counted() -> AsyncIterator[bytes]:
+            nonlocal size_bytes
+            async for chunk in body:
+                size_bytes += len(chunk)
+                yield chunk
+
+        await self.put_stream(key, counted())
+        await self._check_size_async(key, size_bytes)
+
+    async def _check_size_async(self, key: str, size_bytes: int) -> None:
+        if not self.answers_prove_writes:
+            with _not_written_if_missing(key):
+                _check_written(key, (await self.head_async(key)).size == size_bytes)
+
     def chunks(self, key: str) -> Iterator[bytes]:
         """Reads an object in constant memory; raises like ``get``."""
         with self._named_errors(key):
@@ -462,12 +489,16 @@ class Bucket:
         """The names directly below ``prefix`` that have something, or had, below them; and the objects directly below it."""
         with self._named_errors(prefix), self._turn:
             result = obstore.list_with_delimiter(self._store, prefix)
-            directories = [path.rstrip("/").rsplit("/", 1)[-1] for path in result["common_prefixes"]]
-            return directories, [_info(entry) for entry in result["objects"]]
+            return _directories(result["common_prefixes"]), [_info(entry) for entry in result["objects"]]
 
     def directories(self, prefix: str) -> list[str]:
         """The first half of ``children``."""
         return self.children(prefix)[0]
+
+    async def directories_async(self, prefix: str) -> list[str]:
+        """``directories``, for an event loop."""
+        with self._named_errors(prefix):
+            return _directories((await obstore.list_with_delimiter_async(self._store, prefix))["common_prefixes"])
 
     def delete(self, keys: Iterable[str]) -> None:
         """Removes objects, on an S3 server 1,000 in one request; one that is absent already is no error."""
@@ -544,6 +575,11 @@ class Bucket:
                     raise OSError(code, os.strerror(code))
             finally:
                 os.close(descriptor)
+
+    async def sync_async(self) -> None:
+        """``sync``, for an event loop; only a directory takes a thread for it."""
+        if self._root is not None:
+            await asyncio.to_thread(self.sync)
 
 
 def read_record(kind: type[T], key: str, body: bytes) -> T:
@@ -672,6 +708,10 @@ def _system_words(error: BaseException) -> str:
 
 def _info(meta: "obstore.ObjectMeta") -> ObjectInfo:
     return ObjectInfo(meta["path"], meta["size"], meta["e_tag"], meta["last_modified"])
+
+
+def _directories(prefixes: Iterable[str]) -> list[str]:
+    return [prefix.rstrip("/").rsplit("/", 1)[-1] for prefix in prefixes]
 
 
 def _first_line(error: BaseException) -> str:

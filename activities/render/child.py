@@ -1,8 +1,8 @@
 """Render children: limited processes that open the PDFs, each for the pages of one upload. No native library is loaded here.
 
 A child is warm: it keeps the document open and its buffer mapped from page to page. It is replaced when another upload needs its slot,
-after any fault, and after a number of pages. What it may take of time is measured and enforced from here, of CPU time by the kernel,
-of memory by the kernel and ``forkserver``, which is the other side.
+after any fault, and after a number of pages. Its wall time is limited from here, its CPU time by the kernel, its memory by the kernel and
+by ``forkserver``, the other side.
 """
 
 import asyncio
@@ -13,7 +13,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable
@@ -22,19 +21,17 @@ from pathlib import Path
 from typing import IO, Any
 
 from activities import errors
+from activities.attempt import BEAT_S
 from activities.bucket.records import Note, UploadOptions, from_wire, to_wire
 from activities.errors import RenderCrashed, RenderFault, RenderOutOfMemory, RenderTimeout, SiteLinkError
 from activities.interface import Document, TilePage
+from activities.render.process import start_process
 
 logger = logging.getLogger(__name__)
 
-BEAT_S = 1.0
 LONGEST_ANSWER_BYTES = 64 << 20
 LONGEST_LINE_BYTES = 2000
 CLOSE_S = 5.0
-
-_KEPT_ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TMPDIR", "TZ", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHOME")
-"""All that a render process gets to see: the bucket's keys are in the rest."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +52,7 @@ class ChildLimits:
 
 
 class ChildPool:
-    """At most ``slots`` children of one fork server. Belongs to the event loop it is first used in.
+    """At most ``slots`` children of one fork server. The pool belongs to the event loop in which it is first used.
 
     Args:
         slots: Children at work at once; callers beyond wait their turn.
@@ -145,7 +142,7 @@ class ChildPool:
             try:
                 result = await child.ask(request, self._limits, beat)
             except BaseException as error:
-                # A refusal by name leaves a child as good as it was. All else ends it, before anyone hears of it.
+                # A named refusal leaves the child as good as it was. Any other error ends the child before the caller sees the error.
                 if isinstance(error, SiteLinkError) and not isinstance(error, RenderFault):
                     await self._give_back(child)
                 else:
@@ -178,7 +175,7 @@ class ChildPool:
         while self._idle and self._busy + len(self._idle) > self._slots:
             await self._idle.pop(0).end()
         if self._server is not None and self._server.lost:
-            # Forgotten first: who comes meanwhile starts the next one.
+            # Forgotten first, so that a caller that comes meanwhile starts the next server.
             lost, self._server = self._server, None
             await lost.close()
         if self._server is None:
@@ -290,16 +287,14 @@ class _ForkServer:
         self._loop = asyncio.get_running_loop()
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._control.setblocking(False)
-        environment = {name: value for name, value in os.environ.items() if name in _KEPT_ENVIRONMENT}
         with theirs:
-            self._process = subprocess.Popen(  # noqa: S603 (our own interpreter and module)
-                [sys.executable, "-m", "activities.render.forkserver", str(theirs.fileno()), str(os.getpid())],
-                pass_fds=[theirs.fileno()],
+            self._process = start_process(
+                "activities.render.forkserver",
+                str(theirs.fileno()),
+                str(os.getpid()),
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                cwd=Path(__file__).parents[2],
-                env=environment | {"VIPS_CONCURRENCY": "1"},
+                pass_fds=[theirs.fileno()],
             )
         threading.Thread(target=log_lines, args=(self._process.stdout,), name="render-output", daemon=True).start()
         self._loop.add_reader(self._control, self._receive)
@@ -325,7 +320,7 @@ class _ForkServer:
         return _Child(self, pid, upload, reader, writer)
 
     async def _undo(self, starting: asyncio.Future[int]) -> None:
-        """Ends a child that nobody wants any more, as soon as it has started."""
+        """Ends a child as soon as it has started: its caller was cancelled."""
         with contextlib.suppress(ConnectionError):
             pid = await starting
             if (ended := self.ended.get(pid)) is not None:
@@ -371,7 +366,7 @@ class _ForkServer:
             self.ended.pop(message["ended"]).set_result(_End(message["status"], message["overLimit"]))
 
     def _lose(self) -> None:
-        """The server is gone, and by the kernel every child with it."""
+        """Takes note that the server is gone: the kernel has killed every child with it."""
         if self.lost:
             return
         self.lost = True
@@ -402,7 +397,7 @@ def _too_little_memory(limits: ChildLimits) -> str:
 
 
 def exception_of(answer: dict[str, Any], limits: ChildLimits, upload: str, *, fresh_child: bool) -> Exception:
-    """The exception that a child's refusal stands for; what a library said in it goes to the log."""
+    """The exception that a child's answer stands for; the words of a library go to the log only."""
     name, message = str(answer["error"]), str(answer["message"])
     kind = getattr(errors, name, None)
     if isinstance(kind, type) and issubclass(kind, SiteLinkError) and not issubclass(kind, RenderFault):

@@ -1,21 +1,20 @@
 """Decodes JPEGs for ``verify``, in a process of its own: run as ``python -m activities.render.decode``. Loads libvips.
 
-A request on stdin is ``REQUEST`` and the JPEG's bytes. The answer on stdout is one line: empty if it is whole, else what is wrong.
-The first line, empty too, says that the process is ready. It ends when stdin does.
+A request on stdin is ``REQUEST`` and the JPEG's bytes. The answer on stdout is one line: empty if the JPEG is whole, else what is wrong.
+The first line, empty too, says that the process is ready. The process ends when its stdin is closed.
 """
 
 import os
 import resource
 import signal
-import struct
 import sys
 
 import pyvips
 
-REQUEST = struct.Struct(">III")
-"""Width and height in pixels that the image must have, or 0 for any up to ``LARGEST_PX``; size in bytes of the JPEG."""
+from activities.render.decoder import REQUEST
 
 LARGEST_PX = 512
+"""Longest side of a thumbnail."""
 MEMORY_BYTES = 1 << 30
 CPU_S = 20
 """What one image may take: the largest tile needs a tenth of a second."""
@@ -41,7 +40,7 @@ def main() -> None:
 
 
 def decode(body: bytes, width: int, height: int) -> str:
-    """What is wrong with a JPEG; empty if every pixel of it can be read and it has the size.
+    """What is wrong with a JPEG; empty if every pixel of it can be read and it has the size that it must have.
 
     Args:
         body: Its bytes.

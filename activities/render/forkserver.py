@@ -1,16 +1,16 @@
-"""The process that render children are forked from, and what a child does. Run as ``python -m activities.render.forkserver``.
+"""The process that render children are forked from. Run as ``python -m activities.render.forkserver``.
 
-1. The rendering libraries are loaded once, here; a fork then takes milliseconds. Nothing in this process ever opens a document.
-2. A child reads requests and writes answers as JSON lines on its own socket. JSON, because whoever takes over a child by a hostile
-   PDF must not be able to make the worker run code, as a pickle would.
-3. This process dies with the worker and the children with this process, by the kernel (``PR_SET_PDEATHSIG``), even when all of
-   them are killed by SIGKILL, and even while a child is deep in a library.
-4. SIGINT and SIGTERM are ignored: a terminal or a service manager sends them to every process, and the worker finishes its pages first.
-5. A child that asks for more memory than its limit is killed from here, before it could go on without that memory: see ``memorylimit``.
+1. This process loads the rendering libraries once; a fork then takes milliseconds. This process itself never opens a document.
+2. A child reads requests and writes answers as JSON lines on its own socket. A hostile PDF may take over a child: with JSON the child
+   cannot make the worker run code, with pickles it could.
+3. The kernel kills this process when the worker ends, and the children when this process ends (``PR_SET_PDEATHSIG``). This holds even
+   when the worker is killed by SIGKILL, and while a child is deep in a library.
+   https://man7.org/linux/man-pages/man2/prctl.2.html
+4. SIGINT and SIGTERM are ignored: a terminal or a service manager sends them to every process, but the worker finishes its pages first.
+5. A child that asks for more memory than its limit is killed from here, before it can go on without this memory: see ``memorylimit``.
 """
 
 import ctypes
-import errno
 import fcntl
 import gc
 import json
@@ -24,12 +24,8 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
-from types import ModuleType
 from typing import Any, NoReturn
 
-from activities.bucket.records import UploadOptions, from_wire, to_wire
-from activities.errors import SiteLinkError
 from activities.render import memorylimit
 
 _PR_SET_PDEATHSIG = 1
@@ -41,16 +37,22 @@ def main() -> None:
     _die_with(int(sys.argv[2]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raster = import_module("activities.render.raster")
-    pyramid = import_module("activities.render.pyramid")
-    pyramid.configure()
+    # Not at the top: the libraries take a while to load, and a signal must not end this process meanwhile.
+    renderer = import_module("activities.render.renderer")
     gc.freeze()
-    _Server(control, raster, pyramid).serve()
+    _Server(control, renderer.Renderer).serve()
 
 
 @dataclass
-class _Forked:
-    """A child as the server sees it."""
+class _Child:
+    """A child, as this process knows it.
+
+    Args:
+        pid: Its process.
+        memory_bytes: Its limit.
+        judge: Judges its requests for memory; None until it has sent its listener.
+        over_limit: Whether it was killed for its memory.
+    """
 
     pid: int
     memory_bytes: int
@@ -59,20 +61,26 @@ class _Forked:
 
 
 class _Server:
-    """One message of the worker is one packet: ``{"fork": memory limit}`` with the child's socket, or ``{"kill": pid}``.
+    """Forks and kills children for the worker. One message is one packet.
 
-    Answers ``{"started": pid}`` and ``{"ended": pid, "status": exit code or minus the signal, "overLimit": killed for its memory}``.
-    A process that has ended stays a zombie until it is answered for, so that a pid never names another process meanwhile.
+    The worker sends ``{"fork": memory limit}`` with the child's socket, or ``{"kill": pid}``. The answers are ``{"started": pid}`` and
+    ``{"ended": pid, "status": exit code or minus the signal, "overLimit": killed for its memory}``.
+    A child that has ended stays a zombie until it is removed from ``_children``, so that no pid there ever names another process.
+
+    Args:
+        control: The worker's socket.
+        make_renderer: Makes the ``Renderer`` of a child, in the child.
     """
 
-    def __init__(self, control: socket.socket, raster: ModuleType, pyramid: ModuleType) -> None:
+    def __init__(self, control: socket.socket, make_renderer: Callable[[], Any]) -> None:
         self._control = control
-        self._modules = raster, pyramid
+        self._make_renderer = make_renderer
         self._pid = os.getpid()
-        self._children: dict[int, _Forked] = {}
+        self._children: dict[int, _Child] = {}
         self._poll = select.poll()
-        self._watched: dict[int, tuple[Callable[[int, _Forked], None], _Forked]] = {}
-        self._unused: list[int] = []
+        self._watched: dict[int, tuple[Callable[[int, _Child], None], _Child]] = {}
+        """Descriptor to the function that reacts when it is readable, and the child it belongs to."""
+        self._to_close: list[int] = []
 
     def serve(self) -> None:
         """Returns when the worker is gone."""
@@ -89,57 +97,57 @@ class _Server:
                     react(descriptor, child)
                 else:
                     self._forget(descriptor)
-            # Only now, so that among the ready ones no number means something new.
-            while self._unused:
-                os.close(self._unused.pop())
+            # Only now: a number that is free again could be given to a new descriptor while the poll's list still holds the old one.
+            while self._to_close:
+                os.close(self._to_close.pop())
 
     def _do(self, message: dict[str, int], descriptors: list[int]) -> None:
         if "kill" in message:
             if message["kill"] in self._children:
                 os.kill(message["kill"], signal.SIGKILL)
             return
-        hello, theirs = socket.socketpair()
+        greeting, theirs = socket.socketpair()
         pid = os.fork()
         if pid == 0:
-            _child(self._pid, descriptors[0], theirs.fileno(), message["fork"], *self._modules)
+            _run_child(self._pid, descriptors[0], theirs.fileno(), message["fork"], self._make_renderer)
         os.close(descriptors[0])
         theirs.close()
-        child = self._children[pid] = _Forked(pid, message["fork"])
+        child = self._children[pid] = _Child(pid, message["fork"])
         self._watch(os.pidfd_open(pid), self._ended, child)
-        self._watch(hello.detach(), self._greeted, child)
+        self._watch(greeting.detach(), self._greeted, child)
         self._tell({"started": pid})
 
-    def _watch(self, descriptor: int, react: Callable[[int, _Forked], None], child: _Forked) -> None:
+    def _watch(self, descriptor: int, react: Callable[[int, _Child], None], child: _Child) -> None:
         self._watched[descriptor] = react, child
         self._poll.register(descriptor, select.POLLIN)
 
     def _forget(self, descriptor: int) -> None:
         self._poll.unregister(descriptor)
         del self._watched[descriptor]
-        self._unused.append(descriptor)
+        self._to_close.append(descriptor)
 
-    def _greeted(self, hello: int, child: _Forked) -> None:
-        """The child has sent its listener, or has none."""
-        channel = socket.socket(fileno=hello)
-        _, listeners, _, _ = socket.recv_fds(channel, 1, 1)
-        channel.detach()
-        self._forget(hello)
+    def _greeted(self, descriptor: int, child: _Child) -> None:
+        """Takes the listener that a child has sent; a child that cannot be watched closes its end without sending one."""
+        greeting = socket.socket(fileno=descriptor)
+        _, listeners, _, _ = socket.recv_fds(greeting, 1, 1)
+        greeting.detach()
+        self._forget(descriptor)
         for listener in listeners:
             child.judge = memorylimit.Judge(listener, child.pid, child.memory_bytes)
             self._watch(listener, self._asked_for_memory, child)
 
-    def _asked_for_memory(self, _listener: int, child: _Forked) -> None:
+    def _asked_for_memory(self, _listener: int, child: _Child) -> None:
         if child.pid not in self._children or child.judge is None:
             return
         try:
             if child.judge.judge():
                 return
             child.over_limit = True
-        except OSError:  # a fault of this child, not of all others
+        except OSError:  # It ends this child only.
             traceback.print_exc()
         os.kill(child.pid, signal.SIGKILL)
 
-    def _ended(self, pidfd: int, child: _Forked) -> None:
+    def _ended(self, pidfd: int, child: _Child) -> None:
         self._forget(pidfd)
         del self._children[child.pid]
         _, status = os.waitpid(child.pid, 0)
@@ -149,20 +157,28 @@ class _Server:
         self._control.send(json.dumps(message).encode())
 
 
-def _child(server: int, descriptor: int, hello: int, memory_bytes: int, raster: ModuleType, pyramid: ModuleType) -> NoReturn:
-    """Answers requests until the socket closes; never returns, for nothing of the server's loop may run in a child."""
+def _run_child(server: int, descriptor: int, greeting_descriptor: int, memory_bytes: int, make_renderer: Callable[[], Any]) -> NoReturn:
+    """Answers requests until the socket closes, then exits: a return would go on with the server's loop in the child.
+
+    Args:
+        server: The pid of the fork server.
+        descriptor: The child's socket.
+        greeting_descriptor: The socket that takes the child's listener to the server.
+        memory_bytes: The child's limit.
+        make_renderer: Makes the ``Renderer``.
+    """
     status = 1
     try:
         _die_with(server)
-        # Moved above 4 first: a copy to 3 or 4 could otherwise close the other one.
-        hello, descriptor = (fcntl.fcntl(each, fcntl.F_DUPFD, 5) for each in (hello, descriptor))
+        # First both move above 4: else a copy to 3 or 4 could close the other one.
+        descriptor, greeting_descriptor = (fcntl.fcntl(each, fcntl.F_DUPFD, 5) for each in (descriptor, greeting_descriptor))
         channel = socket.socket(fileno=os.dup2(descriptor, 3))
-        greeting = socket.socket(fileno=os.dup2(hello, 4))
-        # The sockets of other children, among others.
+        greeting = socket.socket(fileno=os.dup2(greeting_descriptor, 4))
+        # Among the others are the sockets of other children.
         os.closerange(5, os.sysconf("SC_OPEN_MAX"))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         peak = _limit_memory(greeting, memory_bytes)
-        renderer = Renderer(raster, pyramid)
+        renderer = make_renderer()
         for line in channel.makefile("rb"):
             answer = renderer.answer(json.loads(line))
             if peak is not None and peak.exceeded():
@@ -170,17 +186,22 @@ def _child(server: int, descriptor: int, hello: int, memory_bytes: int, raster: 
             channel.sendall(json.dumps(answer).encode() + b"\n")
         status = 0
     except ConnectionError:
-        pass  # The worker went on without this child.
-    except BaseException:  # noqa: BLE001 (told on stderr, and by the exit code)
+        pass  # The worker has closed the socket: it needs this child no more.
+    except BaseException:  # noqa: BLE001 (stderr and the exit code tell the worker)
         traceback.print_exc()
     finally:
         os._exit(status)
 
 
 def _limit_memory(greeting: socket.socket, memory_bytes: int) -> memorylimit.PeakLimit | None:
-    """Gives the limit to the kernel and the watching to the server; returns what is left to look at here if it cannot watch."""
+    """Sets the child's memory limit, and sends the server the listener by which it watches the child.
+
+    Returns:
+        The limit to compare with after each page, where the kernel does not let the server watch; else None.
+    """
     peak = None
-    # Python takes memory for small objects by the megabyte: some stays free, so that it needs none until the server can judge it.
+    # Python takes memory for small objects by the megabyte. The freed objects are its reserve until the server can judge a request;
+    # the last one is kept, so that the reserve is not given back.
     spare = [bytes(400) for _ in range(4000)]
     last = spare.pop()
     del spare
@@ -194,74 +215,9 @@ def _limit_memory(greeting: socket.socket, memory_bytes: int) -> memorylimit.Pea
             socket.send_fds(greeting, [b"!"], [listener])
             os.close(listener)
     del last
-    # After that: a heap that may not grow would ask for memory in a way that is judged.
+    # Only now: a heap that may not grow asks for memory by mmap, and such a request waits for ever until the listener is sent.
     resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
     return peak
-
-
-class Renderer:
-    """What a child knows: one open document and one buffer.
-
-    Args:
-        raster: The module ``activities.render.raster``.
-        pyramid: The module ``activities.render.pyramid``.
-    """
-
-    def __init__(self, raster: ModuleType, pyramid: ModuleType) -> None:
-        self._raster = raster
-        self._pyramid = pyramid
-        self._buffer = raster.PixelBuffer()
-        self._source: str | None = None
-        self._document: Any = None
-
-    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        """``{"result": ...}``, or ``{"error": name of the class, "message": ...}``; ``"errno"`` comes with an OSError that has one."""
-        operations: dict[str, Callable[[dict[str, Any]], Any]] = {"count": self._count, "tile": self._tile}
-        _limit_cpu(request["cpuS"])
-        try:
-            return {"result": operations[request["operation"]](request)}
-        except SiteLinkError as error:
-            return {"error": error.type, "message": str(error)}
-        except OSError as error:
-            if error.errno == errno.ENOMEM:
-                return {"error": MemoryError.__name__, "message": str(error)}
-            return {"error": "OSError", "message": str(error), "errno": error.errno}
-        except Exception as error:  # noqa: BLE001 (named to the parent, which replaces this child)
-            return {"error": type(error).__name__, "message": str(error)}
-
-    def _open(self, request: dict[str, Any]) -> Any:
-        if self._source != request["source"]:
-            if self._document is not None:
-                self._document.close()
-                self._source = self._document = None
-            self._document = self._raster.PdfFile(Path(request["source"]))
-            self._source = request["source"]
-        return self._document
-
-    def _count(self, request: dict[str, Any]) -> Any:
-        options = from_wire(UploadOptions, request["options"])
-        return to_wire(self._open(request).measure(options, request["maxPages"]))
-
-    def _tile(self, request: dict[str, Any]) -> Any:
-        options = from_wire(UploadOptions, request["options"])
-        width, height = request["width"], request["height"]
-        drawn = self._open(request).draw(request["number"], width, height, self._buffer)
-        self._pyramid.write_sheet(drawn.pixels, width, height, options, Path(request["target"]))
-        engines = {
-            "pdfium": self._raster.PDFIUM_VERSION,
-            "libvips": self._pyramid.LIBVIPS_VERSION,
-            "sitelink-raster": self._raster.REVISION,
-            **self._raster.FONT_VERSIONS,
-        }
-        return {"engines": engines, "notes": to_wire(drawn.notes)}
-
-
-def _limit_cpu(seconds: int) -> None:
-    """Ends this process by SIGXCPU after so many more seconds of CPU time."""
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
-    # Rounded up, because the kernel counts whole seconds.
-    resource.setrlimit(resource.RLIMIT_CPU, (int(usage.ru_utime + usage.ru_stime) + 1 + seconds, hard))
 
 
 def _die_with(parent: int) -> None:

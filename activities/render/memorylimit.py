@@ -1,17 +1,20 @@
-"""The memory limit of a render child: RLIMIT_DATA, and the fork server, which notices when it is reached.
+"""The memory limit of a render child: RLIMIT_DATA, and the fork server, which notices when the child reaches it.
 
-1. The limit alone is not enough: the kernel refuses an allocation, says nothing to anybody, and PDFium draws the page without the image.
+1. RLIMIT_DATA alone is not enough: the kernel refuses an allocation without telling anybody, and PDFium draws the page without the image.
    So every request for private memory waits in the kernel until the fork server has judged it by the kernel's own rule (seccomp user
-   notification); the first one beyond the limit ends the child. https://www.kernel.org/doc/html/latest/userspace-api/seccomp_filter.html
-2. The heap's own growth (``brk``) and that of a thread's heap (small ``mprotect``) are not judged, for there are hundreds of them a page.
-   When the kernel refuses them at the limit, malloc asks for 1 MiB or more by ``mmap``, and that is judged: glibc's malloc/malloc.c,
-   ``sysmalloc`` and ``MMAP_AS_MORECORE_SIZE``. A page takes at most some 20 judgements, 0.1 ms each.
-3. A new mapping that passes and is refused all the same, for a lack of address space or by a host without overcommit, is noticed when
-   malloc tries again, because the peak of the address space has not grown by it. That is certain only while the process has one thread:
-   libvips leaves some after a child's first page.
-4. Memory that RLIMIT_DATA does not count, shared or growing downwards, is refused (EPERM).
-5. Where the kernel offers no such notification (gVisor, an emulator, Linux before 5.5), the limit is set higher by the largest allocation
-   that PDFium tries, so that none is refused before the limit is passed, and the child compares its peak with the limit after each page.
+   notification). The first request beyond the limit ends the child.
+   https://www.kernel.org/doc/html/latest/userspace-api/seccomp_filter.html
+2. The growth of the heap (``brk``) and of a thread's heap (small ``mprotect``) is not judged, because a page needs hundreds of such
+   requests. When the kernel refuses one at the limit, malloc asks for 1 MiB or more by ``mmap``, and this request is judged. A page takes
+   about 20 judgements at most, 0.1 ms each. ``sysmalloc`` and ``MMAP_AS_MORECORE_SIZE`` in
+   https://sourceware.org/git/?p=glibc.git;a=blob;f=malloc/malloc.c;hb=glibc-2.36
+3. The kernel may refuse a new mapping that the fork server let pass: address space is short, or the host does not overcommit. The fork
+   server notices when malloc tries again, because the peak of the address space has not grown. This is certain only while the process
+   has one thread; after a child's first page some threads of libvips remain.
+4. Memory that RLIMIT_DATA does not count, which is shared memory and memory that grows downwards, is refused (EPERM).
+5. Some kernels offer no such notification (gVisor, an emulator, Linux before 5.5). There RLIMIT_DATA is higher by the largest allocation
+   that PDFium tries, so that no allocation is refused before the limit is passed, and the child compares its peak with the limit after
+   each page.
 """
 
 import ctypes
@@ -26,10 +29,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 LARGEST_ALLOCATION = 2 << 30
-"""PDFium refuses larger ones itself: core/fxcrt/fx_memory.h, ``kMallocSizeLimit``."""
+"""Bytes. PDFium refuses a larger allocation itself: ``kMallocSizeLimit`` in
+https://pdfium.googlesource.com/pdfium/+/refs/heads/chromium/8149/core/fxcrt/fx_memory.h
+"""
 
 JUDGED_MPROTECT = 1 << 20
-"""Bytes; a thread's stack is larger, most steps of a thread's heap are smaller."""
+"""Bytes from which ``mprotect`` is judged: a thread's stack is larger, most steps of a thread's heap are smaller."""
 
 # https://github.com/torvalds/linux/blob/master/include/uapi/linux/seccomp.h and filter.h, audit.h, mman.h; asm/unistd.h
 _SYSCALLS = {
@@ -51,22 +56,22 @@ _M_ARENA_MAX = -8
 _PROT_WRITE = 2
 _MAP_SHARED, _MAP_FIXED, _MAP_ANONYMOUS, _MAP_GROWSDOWN = 0x01, 0x10, 0x20, 0x100
 _FIRST_KERNEL = (5, 5)
-"""With ``SECCOMP_USER_NOTIF_FLAG_CONTINUE``: without it no request could pass."""
+"""The first Linux with ``SECCOMP_USER_NOTIF_FLAG_CONTINUE``, by which a request passes."""
 
 
 def watch() -> int:
     """Makes every later request of this process for private memory wait until the holder of the result answers it.
 
     Returns:
-        A descriptor for a ``Judge`` in another process: a request that nobody judges waits for ever.
+        A descriptor, the listener, for a ``Judge`` in another process. A request that no process judges waits for ever.
 
     Raises:
-        OSError: The kernel does not offer it.
+        OSError: The kernel does not offer the notification.
     """
     if platform.machine() not in _SYSCALLS:
         raise OSError(errno.ENOSYS, "no system call numbers for this machine")
     if tuple(int(part) for part in re.findall(r"\d+", platform.release())[:2]) < _FIRST_KERNEL:
-        raise OSError(errno.ENOSYS, "the kernel lets no request pass")
+        raise OSError(errno.ENOSYS, "this kernel cannot let a request pass")
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl")
@@ -84,10 +89,14 @@ def watch() -> int:
 
 @dataclass(frozen=True)
 class _Passed:
-    """The last request that passed and that must have raised the peak of the address space, if the kernel granted it.
+    """The last request that passed, if it must raise the peak of the address space unless the kernel refuses it.
 
-    Only a new mapping of a process with one thread is remembered: an ``mprotect``, or a mapping in the place of another, takes no address
-    space, and another thread may give some back meanwhile.
+    Such a request is a new mapping of a process with one thread. An ``mprotect``, or a mapping in the place of another, takes no address
+    space, and another thread may give address space back meanwhile.
+
+    Args:
+        length: Bytes that were asked for.
+        peak: Bytes that the peak must reach.
     """
 
     length: int
@@ -95,12 +104,12 @@ class _Passed:
 
 
 class Judge:
-    """Who decides about the requests of a watched process.
+    """Decides about a watched process's requests for memory.
 
     Args:
-        listener: What ``watch`` returned there.
+        listener: The descriptor that ``watch`` returned in the process.
         pid: The process.
-        limit_bytes: Of private memory, its RLIMIT_DATA.
+        limit_bytes: Its limit of private memory, which is its RLIMIT_DATA.
     """
 
     def __init__(self, listener: int, pid: int, limit_bytes: int) -> None:
@@ -113,52 +122,54 @@ class Judge:
         """Answers the request that waits.
 
         Returns:
-            False if it is over the limit: it stays unanswered, and the caller must kill the process.
+            False if the request is over the limit: it stays unanswered, and the caller must kill the process.
 
         Raises:
-            OSError: The kernel does not let it pass.
+            OSError: The kernel refuses the answer.
         """
         request = bytearray(_NOTIFICATION.size)
         try:
             fcntl.ioctl(self._listener, _RECEIVE, request)
             identity, _, _, call, _, _, _, length, _, flags, *_ = _NOTIFICATION.unpack(request)
-            status = _status(self._pid)
+            status = memory_status(self._pid)
             page = resource.getpagesize()
-            # As the kernel reckons: mm/mmap.c, may_expand_vm().
+            # The kernel's rule: may_expand_vm() in https://github.com/torvalds/linux/blob/v6.6/mm/mmap.c
             if status["VmData"] // page + -(-length // page) > self._limit_bytes // page:
                 return False
             last, self._last = self._last, None
             if len(list(Path(f"/proc/{self._pid}/task").iterdir())) == 1:
                 if last is not None and length >= last.length and status["VmPeak"] < last.peak:
-                    return False  # The last one was refused for another reason, and malloc tries again in another way.
+                    return False  # The kernel refused the last request for another reason, and malloc tries again in another way.
                 if call == _SYSCALLS[platform.machine()][2] and not flags & _MAP_FIXED:
                     self._last = _Passed(length, status["VmSize"] + length)
             fcntl.ioctl(self._listener, _SEND, _ANSWER.pack(identity, 0, 0, _CONTINUE))
         except (FileNotFoundError, ProcessLookupError, KeyError):
-            pass
+            pass  # The process has ended.
         return True
 
 
 class PeakLimit:
-    """The limit of a process that nobody watches: made before it takes memory, asked after.
+    """The limit of a process that no other process can watch.
+
+    Made before the process takes memory; afterwards it tells whether the process has ever taken too much.
 
     Args:
-        limit_bytes: Of private memory.
+        limit_bytes: The limit of private memory.
     """
 
     def __init__(self, limit_bytes: int) -> None:
-        # Else every thread's heap would reserve address space, which the peak counts.
+        # One heap for all threads: a heap for each would reserve address space, which the peak counts.
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
-        status = _status(os.getpid())
-        self._most = limit_bytes + status["VmSize"] - status["VmData"]
+        status = memory_status(os.getpid())
+        self._highest_peak = limit_bytes + status["VmSize"] - status["VmData"]
 
     def exceeded(self) -> bool:
-        """Whether the process has ever had more."""
-        return _status(os.getpid())["VmPeak"] > self._most
+        """Whether the process has ever had more private memory than the limit."""
+        return memory_status(os.getpid())["VmPeak"] > self._highest_peak
 
 
-def _status(pid: int) -> dict[str, int]:
-    """The sizes in /proc/PID/status, in bytes."""
+def memory_status(pid: int) -> dict[str, int]:
+    """The sizes in ``/proc/PID/status``, in bytes: https://man7.org/linux/man-pages/man5/proc_pid_status.5.html."""
     lines = Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines()
     return {name: int(value.split()[0]) << 10 for name, _, value in (line.partition(":") for line in lines) if value.endswith(" kB")}
 
@@ -169,7 +180,7 @@ def _program() -> bytes:
     load, equal, at_least, any_bit, answer = 0x20, 0x15, 0x35, 0x45, 0x06
     # Offsets in struct seccomp_data: of the system call, the machine, and the arguments' lower halves.
     call, machine, length, protection, flags = 0, 4, 24, 32, 40
-    # Label, operation, its operand, and the labels of where it goes on: if true, if false; the next line where there is none.
+    # Label, operation, operand, label to go on at if true, and if false. Without a label it goes on at the next line.
     lines = [
         ("", load, machine, "", ""),
         ("", equal, architecture, "", "refuse"),

@@ -1,8 +1,10 @@
-"""Pixels to a Deep Zoom tile set in one ZIP. Loaded in render children only.
+"""Cuts pixels into a Deep Zoom tile set, one ZIP file, by libvips. Loaded in render children only.
 
-1. No ``suffix`` for dzsave: with one, libvips leaves its fast JPEG path and takes three times as long.
-2. ``skip_blanks=0`` leaves pure white tiles out; each size of them that is missing is written once, as ``blanks/{width}x{height}.jpeg``.
-3. ``keep="none"`` both times, else the JPEG of a blank tile differs from what dzsave writes.
+1. dzsave gets no ``suffix``: with a suffix, libvips leaves its fast JPEG path and takes three times as long.
+2. ``skip_blanks=0`` leaves pure white tiles out. Each size of tile that was left out is written once, as ``blanks/{width}x{height}.jpeg``.
+3. Both dzsave and the writing of blank tiles have ``keep="none"``: else the JPEG of a blank tile differs from dzsave's.
+
+https://www.libvips.org/API/current/method.Image.dzsave.html
 """
 
 import errno
@@ -20,22 +22,22 @@ LIBVIPS_VERSION = ".".join(str(pyvips.version(part)) for part in range(3))
 
 THUMBNAIL_PX = 512
 LAST_ENTRY = "tiles.dzi"
-"""dzsave writes it after the tiles; the commit marker in the bucket is our own."""
+"""dzsave writes this entry after the tiles. The commit marker in the bucket is our own."""
 
 
-def configure() -> None:
-    """Turns libvips' cache of operations off: no two pages share one, and it would keep the last page's buffer alive."""
+def turn_off_cache() -> None:
+    """Turns off libvips' cache of operations: no two pages share an operation, and the cache would keep the last page's buffer alive."""
     pyvips.cache_set_max(0)
 
 
 def write_sheet(pixels: memoryview, width: int, height: int, options: UploadOptions, target: Path) -> None:
-    """Writes ``tiles.zip`` and ``thumbnail.jpeg``.
+    """Writes ``tiles.zip`` and ``thumbnail.jpeg``, as ``tilezip`` reads them.
 
     Args:
         pixels: Rows of RGB without padding; not copied.
         width: Pixels.
         height: Pixels.
-        options: Tile size, overlap and quality count.
+        options: Tile size, overlap and quality are used.
         target: An existing directory.
 
     Raises:
@@ -60,7 +62,7 @@ def write_sheet(pixels: memoryview, width: int, height: int, options: UploadOpti
         )
         with zipfile.ZipFile(target / TILES, "a") as archive:
             names = set(archive.namelist())
-            # libvips does not tell when its last write fails, and zipfile would begin a new archive behind the broken one.
+            # libvips does not report that its last write has failed, and zipfile would begin a new archive behind the broken one.
             if LAST_ENTRY not in names:
                 msg = f"{TILES} was not written to its end"
                 raise OSError(msg)
@@ -80,14 +82,15 @@ def blank_tile(width: int, height: int, quality: int) -> bytes:
 
 
 def _add_blanks(archive: zipfile.ZipFile, names: set[str], pyramid: Pyramid, quality: int) -> None:
+    """Adds a white tile of each size of which the archive lacks a tile."""
     missing = {pyramid.tile_rectangle(*tile)[2:] for tile in pyramid.tiles() if TILES_PREFIX + tile_name(*tile) not in names}
     for width, height in sorted(missing):
         archive.writestr(blank_name(width, height), blank_tile(width, height, quality))
 
 
 def _thumbnail(archive: zipfile.ZipFile, names: set[str], pyramid: Pyramid) -> pyvips.Image:
-    """The page at 512 px, from a level of at least twice that: to read all pixels once more would cost 5 % of a sheet."""
-    level = next((each for each in range(pyramid.max_level) if max(pyramid.level_size(each)) >= 2 * THUMBNAIL_PX), pyramid.max_level)
+    """The page at 512 px, made from a level of at least twice this size: reading all pixels again would add 5 % to a sheet's time."""
+    level = next((level for level in range(pyramid.max_level) if max(pyramid.level_size(level)) >= 2 * THUMBNAIL_PX), pyramid.max_level)
     columns, rows = pyramid.grid(level)
     tiles = []
     for row in range(rows):

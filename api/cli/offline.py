@@ -1,4 +1,4 @@
-"""The command line's half of the bucket, for when there is no server. Imported only then, for the bucket's library takes its time."""
+"""Verifies an upload without a server. It is imported only for that, because the bucket's library takes long to load."""
 
 import logging
 from collections.abc import Iterator, Mapping
@@ -9,22 +9,22 @@ from activities.bucket.records import to_wire
 from activities.bucket.storage import Bucket, BucketSettings
 from activities.bucket.verify import verify_upload
 from activities.errors import BucketError, SiteLinkError
-from api.cli.client import NotReached, Refused, WrongUse, named
+from api.cli.errors import NotReached, Refused, WrongUse, named
 
 
 def verify_bucket(ref: UploadRef, environ: Mapping[str, str], *, deep: bool) -> Iterator[dict[str, Any]]:
-    """Verifies an upload from the bucket alone; the reports as the API's wire has them: each sheet's, then the upload's.
+    """Verifies an upload from the bucket alone; gives the same reports as the API: each sheet's, then the upload's.
 
     Raises:
         WrongUse: The bucket's settings cannot be used.
         NotReached: The bucket failed.
         Refused: There is no such upload.
     """
-    logging.getLogger("activities").addHandler(logging.NullHandler())  # what libraries say is not for who runs a command
+    logging.getLogger("activities").addHandler(logging.NullHandler())  # log lines are not for a person who runs a command
     try:
         settings = BucketSettings.from_env(environ)
         if not settings.is_s3 and not settings.directory.is_dir():
-            # Said here, for Bucket makes the directory.
+            # Checked here, for Bucket would make the directory.
             msg = f"there is no bucket {settings.url}: SITELINK_DATA_DIR or SITELINK_BUCKET says where it is"
             raise NotReached(msg, connected=False)
         bucket = Bucket(settings)

@@ -1,15 +1,15 @@
-"""The standard streams of a command, whatever it was given: closed, full, or a pipe that nobody reads any more."""
+"""The standard streams of a command, which may be closed, full, or a pipe that nobody reads any more."""
 
 import io
 import os
 import sys
 
 
-class _Told(io.FileIO):
-    """stderr: a write that fails is dropped, and does not change how the command ends."""
+class _LossyFile(io.FileIO):
+    """stderr: a failed write is dropped, so that it does not change the exit code."""
 
     def write(self, data: "bytes | bytearray | memoryview") -> int:  # type: ignore[override] # as it is called
-        """Writes it, or not."""
+        """Writes the data, or drops it."""
         try:
             return super().write(data)
         except OSError:
@@ -17,17 +17,17 @@ class _Told(io.FileIO):
 
 
 def prepare_streams() -> bool:
-    """Makes both streams fit to write to, a line at a time also into a pipe; False when stdout was closed.
+    """Makes both streams safe to write to, a line at a time also into a pipe; returns False when stdout was closed.
 
-    A character that the locale lacks is no reason to stop.
+    A character that the locale cannot write is escaped.
     """
     was_open = sys.stdout is not None
-    # The number of a closed one would be given to the next file or connection.
+    # Else the number of a closed stream would be given to the next file or connection.
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(descriptor)
     encoding = sys.stderr.encoding if sys.stderr is not None else None
-    raw = _Told(2, "w", closefd=False)
+    raw = _LossyFile(2, "w", closefd=False)
     sys.stderr = io.TextIOWrapper(raw, encoding, "backslashreplace", write_through=True)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
@@ -35,7 +35,7 @@ def prepare_streams() -> bool:
 
 
 def abandon_stdout() -> None:
-    """Lets go what could not be written: the interpreter must find nothing left to flush there."""
+    """Drops the output that could not be written, for the interpreter would fail to flush it at exit."""
     devnull = os.open(os.devnull, os.O_WRONLY)
     os.dup2(devnull, 1)
     os.close(devnull)

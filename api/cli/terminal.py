@@ -1,4 +1,4 @@
-"""What the command line shows on a terminal. Only there is it imported, for rich takes its time."""
+"""The view with a progress bar. It is imported only for a terminal, because rich takes long to load."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -9,7 +9,8 @@ from rich.live import Live
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.text import Text
 
-from api.cli.views import View, notable, printable, sheet_name, sheet_notes
+from api.cli.views import View
+from api.cli.words import notable, printable, sheet_name, sheet_notes
 
 MOST_SHEETS = 8
 
@@ -56,7 +57,7 @@ class TerminalView(View):
         completed, total = document["completedPages"], document["totalPages"] or None
         self._trouble = ""
         if not self._live.is_started:
-            # Only from here on does what completes say anything about the speed.
+            # The sheets that are complete by now say nothing about the speed.
             self._bar.reset(self._task, total=total, completed=completed)
             self._live.start()
         if line := self.new_forecast(last):
@@ -64,13 +65,13 @@ class TerminalView(View):
         for before, sheet in changes:
             if line := notable(before, sheet):
                 self._console.print(printable(line), style="red" if sheet["status"] == "failed" else "yellow")
-            elif sheet["status"] == "ready" and last:  # those of the first snapshot are in the summary
+            elif sheet["status"] == "ready" and last:  # the sheets of the first snapshot are in the summary
                 for line in sheet_notes(sheet):
                     self._console.print(printable(line), style="yellow")
         self._bar.update(self._task, total=total, completed=completed, words=self._words())
 
     def trouble(self, sentence: str) -> None:
-        """Below the bar, while it lasts."""
+        """Shows the sentence below the bar, until the connection is back."""
         self._trouble = sentence
         if sentence and not self._live.is_started:
             self._console.print(printable(sentence))

@@ -1,166 +1,34 @@
-"""What the command line shows of an upload: the words, the view for programs, the one of plain lines. ``terminal`` has the third."""
+"""Shows an upload while it runs: as JSON for programs, as plain lines for people. ``terminal`` has the view with a progress bar."""
 # ruff: noqa: T201 - talks to a terminal
 
-import json
 import re
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
-from typing import Any, Self, TextIO
+from typing import Any, Self
 
-from api.cli.client import Refused, named
+from activities.bucket.records import SCHEMA
+from api.cli.errors import Refused, named
+from api.cli.words import duration, file_size, notable, operations, print_json, say, sheet_count, sheet_name, sheet_notes, size_range
 
-SCHEMA = 1
 RUNNING = ("queued", "processing")
 
 
-def printable(text: str) -> str:
-    """``text`` without what could steer a terminal: a file name or a title may hold escape sequences."""
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
-
-
-def say(line: str, file: TextIO | None = None) -> None:
-    """Prints a line for a person, by default on stdout."""
-    print(printable(line), file=file)
-
-
-def print_json(event: str, data: object) -> None:
-    """Prints one line of ``--json``; ASCII, so that no locale can spoil it."""
-    print(json.dumps({"event": event, "data": data}))
-
-
-def file_size(size_bytes: int | None) -> str:
-    """Bytes for a person: ``12.3 MB``."""
-    if size_bytes is None:
-        return "? bytes"
-    if size_bytes < 1000:
-        return f"{size_bytes} bytes"
-    size, unit = size_bytes / 1000, "kB"
-    for larger in ("MB", "GB"):
-        if size >= 999.95:
-            size, unit = size / 1000, larger
-    return f"{size:,.1f} {unit}"
-
-
-def about(seconds: float) -> str:
-    """An estimate of time for a person: ``50 s``, ``12 min``, ``2.5 h``."""
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:,.1f} h"
-
-
-def size_range(low_bytes: int, high_bytes: int) -> str:
-    """An estimate of bytes for a person: ``310 to 640 MB``."""
-    low, high = (file_size(_two_digits(size)).replace(".0 ", " ") for size in (low_bytes, high_bytes))
-    number, unit = low.rsplit(" ", 1)
-    return high if low == high else f"{number if high.endswith(unit) else low} to {high}"
-
-
-def _two_digits(number: int) -> int:
-    return round(number, 2 - len(str(number)))
-
-
-def money(dollars: float) -> str:
-    """Dollars and cents."""
-    return "less than $0.01" if 0 < dollars < 0.01 else f"${dollars:,.2f}"
-
-
-def operations(dollars: float) -> str:
-    """What a bucket's operations cost."""
-    return f"{money(dollars)} of bucket operations"
-
-
-def sheet_name(sheet: Mapping[str, Any]) -> str:
-    """A sheet's number and, if it has one, its title."""
-    return f"sheet-{sheet['number']} {sheet['title'] or ''}".rstrip()
-
-
-def sheet_failure(sheet: Mapping[str, Any]) -> str:
-    """Why a sheet failed."""
-    return f"{sheet_name(sheet)}: failed, {named(sheet['reason'], sheet['detail'])}"
-
-
-def sheet_notes(sheet: Mapping[str, Any]) -> Iterator[str]:
-    """Why a sheet may differ from what its author drew, a line for each reason."""
-    for note in sheet.get("notes") or ():
-        yield f"{sheet_name(sheet)}: may differ from the PDF, {named(note['type'], note['message'])}"
-
-
-def notable(before: str | None, sheet: Mapping[str, Any]) -> str | None:
-    """What to say about a sheet that failed, or is not ready or failed any more; None about any other."""
-    if sheet["status"] == "failed":
-        return sheet_failure(sheet)
-    if before in ("ready", "failed") and sheet["status"] != "ready":
-        return f"{sheet_name(sheet)}: is done again"
-    return None
-
-
-def sheet_report(report: Mapping[str, Any]) -> Iterator[str]:
-    """What was found of a sheet: a line, and one more for each thing that is wrong."""
-    name, status = f"sheet-{report['number']}", report["status"]
-    wrong = list(_findings(report))
-    if status == "ready":
-        yield f"{name}  {report['found']}/{report['expected']} tiles  {'ok' if report['verified'] else 'wrong'}"
-    else:
-        left = f"; {report['found']} tiles are there" if report["found"] else ""
-        yield f"{name}  {named(status, report['reason'])}{left}"
-    yield from wrong
-
-
-REPAIRS = {"tile": "to be tiled again", "count": "whole, to be counted", "prune": "to be cleared of what no sheet owns"}
-
-
-def repair_report(report: Mapping[str, Any]) -> Iterator[str]:
-    """What a reconcile would do about a sheet, and why; nothing if it is as it should be."""
-    if repair := REPAIRS.get(report["repair"] or ""):
-        yield f"sheet-{report['number']}  {repair}"
-        yield from _findings(report)
-
-
-def upload_report(report: Mapping[str, Any]) -> Iterator[str]:
-    """What was found of an upload."""
-    yield from _findings({**report, "foreignCount": len(report["foreign"])})
-    verified, wrong, sheets = report["verifiedSheets"], report["wrongSheets"], _sheets(report["totalSheets"])
-    tiles = f"{report['found']}/{report['expected']} tiles"
-    if not report["verified"]:
-        whole = "the upload as a whole" if report["problems"] or report["foreign"] else ""
-        blamed = " and ".join(part for part in (f"{wrong:,} of {sheets}" if wrong else "", whole) if part)
-        yield f"wrong: {blamed}. Verified: {verified:,} of {sheets}, {tiles} found"
-    elif verified:
-        proof = "every tile read back" if report["deep"] else "every digest" if report["proof"] == "digest" else "names and sizes"
-        others = "" if verified == report["totalSheets"] else "; the others are not ready"
-        yield f"verified: {verified:,} of {sheets}, {tiles}, {proof}{others}"
-    else:
-        yield f"nothing to verify: none of {sheets} is ready" if report["totalSheets"] else "nothing to verify: there is no sheet yet"
-    if report["proof"] == "names":
-        yield "The bucket's ETags are no MD5s: the tiles' bytes are not proved, --deep reads them back."
-
-
-def _findings(report: Mapping[str, Any]) -> Iterator[str]:
-    for kind in ("missing", "foreign", "empty"):
-        names, count = report.get(kind, ()), report[f"{kind}Count"]
-        if names:
-            more = f" and {count - len(names):,} more" if count > len(names) else ""
-            yield f"  {kind}: {', '.join(names)}{more}"
-    for problem in report["problems"]:
-        yield f"  {problem}"
-
-
 class Tally:
-    """The progress as the events so far tell it."""
+    """The progress of an upload, put together from its events."""
 
     def __init__(self) -> None:
         self.head: Mapping[str, Any] = {}
-        """The last event; its sheets are only those that changed."""
+        """The last event; it holds only the sheets that changed."""
         self._sheets: dict[int, Mapping[str, Any]] = {}
 
     def apply(self, document: Mapping[str, Any]) -> list[tuple[str | None, Mapping[str, Any]]]:
         """Takes in a snapshot or a change.
 
         Returns:
-            The sheets whose status it changed, each after the status that it had, or None if nothing was known of it.
+            The sheets whose status changed, each with its status before, which is None for a sheet that is new here.
 
         Raises:
             Refused: The server is of a newer release.
@@ -185,7 +53,7 @@ class Tally:
     @property
     def counted(self) -> str:
         """``17 of 37 sheets``."""
-        return f"{self.head['completedPages']:,} of {_sheets(self.head['totalPages'])}"
+        return f"{self.head['completedPages']:,} of {sheet_count(self.head['totalPages'])}"
 
     @property
     def forecast(self) -> str | None:
@@ -194,7 +62,7 @@ class Tally:
         if expected is None:
             return None
         size = size_range(expected["bytesLow"], expected["bytesHigh"])
-        parts = (f"{expected['tiles']:,} tiles", size, f"about {about(expected['seconds'])}", operations(expected["dollars"]))
+        parts = (f"{expected['tiles']:,} tiles", size, f"about {duration(expected['seconds'])}", operations(expected["dollars"]))
         return f"forecast: {', '.join(parts)}"
 
     def summary(self) -> str:
@@ -205,7 +73,7 @@ class Tally:
             return named(head["status"], reason)
         ready = self.sheets_in("ready")
         parts = [
-            _sheets(head["totalPages"]) if head["completedPages"] == head["totalPages"] else self.counted,
+            sheet_count(head["totalPages"]) if head["completedPages"] == head["totalPages"] else self.counted,
             f"{sum(sheet['tiles'] for sheet in ready):,} tiles",
             file_size(sum(sheet["bytes"] for sheet in ready)),
         ]
@@ -216,12 +84,8 @@ class Tally:
                 took = datetime.fromisoformat(head["completedAt"]) - datetime.fromisoformat(head["startedAt"])
                 parts.append(f"{took.total_seconds():,.1f} s")
         if noted := sum(bool(sheet.get("notes")) for sheet in ready):
-            parts.append(f"{_sheets(noted)} with notes")
+            parts.append(f"{sheet_count(noted)} with notes")
         return f"{head['status']}: {', '.join(parts)}{f'; {reason}' if reason else ''}"
-
-
-def _sheets(count: int) -> str:
-    return f"{count:,} sheet{'' if count == 1 else 's'}"
 
 
 class View(ABC):
@@ -231,24 +95,24 @@ class View(ABC):
         self.progress = Tally()
 
     def sending(self, size_bytes: int) -> AbstractContextManager[Callable[[int], None]]:
-        """Around one try to send a file; the function is told how many bytes more have gone."""
+        """Surrounds one try to send a file; the function it gives is called with the number of bytes sent since the last call."""
         return nullcontext(lambda _: None)
 
     def accepted(self, answer: Mapping[str, Any], page: str) -> None:
-        """The server took a file: REF, then the page's address, alone on their lines."""
+        """The server took a file: shows its REF, then the page's address, each on a line of its own."""
         print(answer["ref"])
         print(page)
 
     def new_forecast(self, before: Mapping[str, Any]) -> str | None:
-        """The forecast, when the last event has brought it to an upload that runs; ``before`` is the event before that."""
+        """The forecast, when the last event has brought it and the upload still runs; ``before`` is the event before the last."""
         return self.progress.forecast if self.progress.head["status"] in RUNNING and not before.get("forecast") else None
 
     @abstractmethod
     def event(self, name: str, document: Mapping[str, Any]) -> None:
-        """The stream brought ``snapshot``, ``change`` or ``end``."""
+        """Shows an event of the stream: ``snapshot``, ``change`` or ``end``."""
 
     def trouble(self, sentence: str) -> None:
-        """The connection is lost; an empty sentence says that it is back."""
+        """Says that the connection is lost; an empty sentence says that it is back."""
         say(sentence or "connected again", sys.stderr)
 
     def __enter__(self) -> Self:
@@ -259,7 +123,7 @@ class View(ABC):
 
 
 class JsonView(View):
-    """One JSON object a line, as the server said it."""
+    """One JSON object a line, with the server's own data."""
 
     def accepted(self, answer: Mapping[str, Any], page: str) -> None:
         """The 202 answer."""
@@ -275,7 +139,7 @@ class LinesView(View):
     """One plain line for each change that means something."""
 
     def event(self, name: str, document: Mapping[str, Any]) -> None:
-        """What it changed: the status, sheets that are ready or failed, a warning."""
+        """Prints the changes: of the status, sheets that are ready or failed, a warning."""
         before, ready = self.progress.head, len(self.progress.sheets_in("ready"))
         changes = self.progress.apply(document)
         status, total, warning = document["status"], document["totalPages"], document["warning"]
@@ -287,7 +151,7 @@ class LinesView(View):
             ready += (sheet["status"] == "ready") - (status_before == "ready")
             if line := notable(status_before, sheet):
                 say(line)
-            elif sheet["status"] == "ready" and before:  # those of the first snapshot are in the count above
+            elif sheet["status"] == "ready" and before:  # the sheets of the first snapshot are in the count above
                 say(f"{sheet_name(sheet)}: ready, {ready:,} of {total:,}")
                 for line in sheet_notes(sheet):
                     say(line)
@@ -296,5 +160,5 @@ class LinesView(View):
 
 
 def _but_attempt(warning: str | None) -> str:
-    """A warning without its ``(attempt 7)``: one more attempt is no news."""
+    """A warning without its ``(attempt 7)``, for a further attempt is no news."""
     return re.sub(r" \(attempt \d+\)", "", warning or "")

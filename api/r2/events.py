@@ -1,15 +1,15 @@
-"""R2's event notifications: both ways in, the pull consumer and the push endpoint, end in ``Notices.decide``.
+"""What an event of R2 does. The pull consumer and the push endpoint both hand each message to ``R2Events.decide``.
 
-An event says that a ``.dzi`` was written, so that a sheet is complete. Mostly the workflow knows before the event is here. The event is
-for the times when it does not: the ``.dzi`` was written behind its back, or its own word was lost.
+An event says that a ``.dzi`` was written, so the sheet is complete. Mostly the workflow knows that before the event arrives. The event is
+for the other cases: somebody else wrote the ``.dzi``, or the result of the workflow's own activity was lost.
 
-1. Only creations count. A ``.dzi`` is removed by a repair or a deletion of ours, whose progress follows by itself; what somebody else
-   removed is found by the next reconcile, and an event of it may be older than the repair that has put it back.
-2. Nothing is trusted but the key: the workflow verifies the sheet by a LIST. So a duplicate, late, reordered or forged event
+1. Only creations count. Where SiteLink removes a ``.dzi``, in a repair or a deletion, the progress follows by itself. The next reconcile
+   finds that somebody else removed one; an event of that may be older than the repair that wrote the ``.dzi`` again.
+2. An event is trusted for its key only: the workflow verifies the sheet by a LIST. So a duplicate, late, reordered or forged event
    changes nothing.
-3. A message that is no event is tried again a few times, for a newer release may be on its way, and then kept aside in the bucket. Only
-   such a message ever is; one whose upload cannot be told yet, because Temporal or the bucket does not answer, comes again for as long
-   as the queue lets it.
+3. A message that is not an R2 event is delivered a few times, for a newer release that can read it may be about to start. Then it is kept
+   aside in the bucket. A message of an upload that cannot be told, because Temporal or the bucket does not answer, is never kept aside: it
+   comes again for as long as the queue allows.
 
 https://developers.cloudflare.com/r2/buckets/event-notifications/#message-format
 """
@@ -27,9 +27,9 @@ from activities.bucket.keys import UNREADABLE_EVENTS_PREFIX, UploadRef, sheet_of
 from activities.bucket.records import SCHEMA, SheetStatus, timestamp, to_json, to_wire
 from activities.bucket.storage import Bucket
 from activities.errors import BucketError, ObjectMissing, SiteLinkError, StorageUnavailable, Terminated, UnreadableRecord, UploadNotFound
-from api.runs import Runs
-from api.settings import DEFAULT_EVENTS_ATTEMPTS, EVENTS_GATHER_S
-from api.status import Status
+from api.progress.runs import Runs
+from api.progress.status import Status
+from api.r2.settings import DEFAULT_ATTEMPTS, GATHER_S
 from workflows.messages import SheetNumbers
 
 logger = logging.getLogger(__name__)
@@ -37,12 +37,14 @@ logger = logging.getLogger(__name__)
 CREATIONS = ("PutObject", "CopyObject", "CompleteMultipartUpload")
 
 DECIDE_LIMIT_S = 20.0
-"""A bucket may be slow; a queue waits for its answer."""
+"""How long a decision may take: the bucket may be slow, and the queue waits for the answer."""
 
 FIRST_DELAY_S, LONGEST_DELAY_S = 5, 3600
-"""Doubled from attempt to attempt. 100 attempts, the most that Cloudflare makes, then take as long as a message is kept: 4 days."""
+"""The delay before the next attempt, doubled from attempt to attempt. 100 attempts, the most that a queue may be set to, take the 4 days
+for which Cloudflare keeps a message."""
 
-SHOWN = 100
+MAX_LISTED = 100
+"""Messages that ``unreadable_events`` returns."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,8 @@ class Message:
     """One message of the queue.
 
     Args:
-        id: The queue's.
-        body: As it was sent.
+        id: The queue's id of it.
+        body: Its bytes, as they were sent.
         attempts: How often it was delivered, this time included.
     """
 
@@ -62,11 +64,11 @@ class Message:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the queue is told about a message.
+    """The answer to the queue about a message.
 
     Args:
-        retry_in_s: Whole seconds until it should come again; None acknowledges it.
-        failure: What did not answer, if that is why it should come again.
+        retry_in_s: Whole seconds until the message should come again; None acknowledges it.
+        failure: The error of Temporal or the bucket because of which the message should come again, if there was one.
     """
 
     retry_in_s: int | None = None
@@ -78,14 +80,14 @@ ACKNOWLEDGED = Verdict()
 
 @dataclass(frozen=True)
 class UnreadableEvent:
-    """``events/unreadable/{sha256 of the message}.json``: a message that is no event.
+    """``events/unreadable/{sha256 of the message}.json``: a message that is not an R2 event.
 
     Args:
-        message: The queue's id of it.
-        attempts: How often it was delivered.
-        error: Why it cannot be read.
-        kept_at: When it was given up.
-        body: As it came, in base64.
+        message: The queue's id of the message.
+        attempts: How often the message was delivered.
+        error: Why the message cannot be read.
+        kept_at: When the message was kept aside.
+        body: The message's bytes, in base64.
     """
 
     message: str
@@ -97,15 +99,15 @@ class UnreadableEvent:
 
 
 def delay_s(attempts: int) -> int:
-    """Seconds until a message should come again after so many attempts."""
+    """Seconds until a message that was delivered so often should come again."""
     return min(LONGEST_DELAY_S, FIRST_DELAY_S << min(max(attempts, 1) - 1, 20))
 
 
 def created_object(body: bytes) -> tuple[str, str] | None:
-    """The bucket and the whole key of the object that an event says was written; None when it says something else.
+    """The bucket and the whole key of the object that an event says was written; None for an event that is not a creation.
 
     Raises:
-        ValueError: It is no event.
+        ValueError: The message is not an R2 event.
     """
     try:
         event = json.loads(body)
@@ -119,23 +121,21 @@ def created_object(body: bytes) -> tuple[str, str] | None:
     raise ValueError(msg)
 
 
-class Notices:
-    """Tells workflows of sheets that are in the bucket and that they do not know.
+class R2Events:
+    """Tells workflows of sheets that are stored in the bucket and that the workflow does not count as ready.
 
-    The events of one upload are gathered for some seconds; then its progress is asked for once, and its workflow is signalled only
-    if a sheet is not ``ready``. In a healthy upload all are by then, and nothing is signalled.
+    The events of one upload are gathered for some seconds. Then the upload's progress is read once, and its workflow is signalled only
+    if one of the sheets is not ``ready``. In a healthy upload every sheet is ready by then, and no signal is sent.
 
     Args:
-        bucket: Whose events these are.
-        status: Knows the uploads.
+        bucket: The bucket whose events these are.
+        status: Reads the progress of uploads.
         runs: Takes the signals.
-        attempts: How often a message that is no event is delivered before it is kept aside.
-        gather_s: Seconds.
+        attempts: How often a message that is not an R2 event is delivered before it is kept aside.
+        gather_s: How long the events of an upload are gathered, in seconds.
     """
 
-    def __init__(
-        self, bucket: Bucket, status: Status, runs: Runs, *, attempts: int = DEFAULT_EVENTS_ATTEMPTS, gather_s: float = EVENTS_GATHER_S
-    ) -> None:
+    def __init__(self, bucket: Bucket, status: Status, runs: Runs, *, attempts: int = DEFAULT_ATTEMPTS, gather_s: float = GATHER_S) -> None:
         self._bucket = bucket
         self._status = status
         self._runs = runs
@@ -146,10 +146,10 @@ class Notices:
         self._hurry = asyncio.Event()
 
     async def decide(self, message: Message) -> Verdict:
-        """Does what a message asks for; what comes at the same time is done together.
+        """Handles a message, together with the other messages of its upload that arrive at the same time.
 
         Returns:
-            An acknowledgement once there is nothing left to do: Temporal has the signal, or none is needed.
+            An acknowledgement once nothing is left to do: Temporal has the signal, or no signal is needed.
         """
         try:
             created = created_object(message.body)
@@ -158,18 +158,18 @@ class Notices:
         key = self._bucket.own_key(*created) if created else None
         sheet = sheet_of_descriptor(key) if key else None
         if sheet is None:
-            logger.debug("an event of something else", extra={"message_id": message.id})
+            logger.debug("an event of another object, or not a creation", extra={"message_id": message.id})
             return ACKNOWLEDGED
-        # Who waits for it may go; the upload is told all the same.
+        # A sender that closes its connection cancels only its own wait: the workflow is told all the same.
         failure = await asyncio.shield(self._gathered(*sheet))
         return ACKNOWLEDGED if failure is None else Verdict(delay_s(message.attempts), failure)
 
     def hurry(self) -> None:
-        """Gathers no longer: what waits is done now."""
+        """Stops gathering: the events gathered so far are handled now."""
         self._hurry.set()
 
     async def close(self) -> None:
-        """Ends what is under way; its messages come again."""
+        """Cancels the tasks under way; their messages come again."""
         for task in self._tasks:
             task.cancel()
         for task in list(self._tasks):
@@ -188,27 +188,27 @@ class Notices:
         return task
 
     async def _settle(self, ref: UploadRef, sheets: set[int]) -> SiteLinkError | None:
-        """Waits for more events of the upload, then tells it; returns what did not answer."""
+        """Waits for more events of the upload, then tells its workflow; returns the error for which the messages should come again."""
         try:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._gather_s):
                     await self._hurry.wait()
         finally:
-            del self._gathering[ref]  # what comes from now on is gathered anew
+            del self._gathering[ref]  # an event that arrives from now on begins a new gathering
         try:
             async with asyncio.timeout(DECIDE_LIMIT_S):
                 await self._tell(ref, sheets)
         except UploadNotFound as error:
-            logger.warning("events of no upload: %s", error, extra={"ref": str(ref), "sheets": len(sheets)})
+            logger.warning("R2 events of an upload that does not exist: %s", error, extra={"ref": str(ref), "sheets": len(sheets)})
         except SiteLinkError as error:
-            logger.warning("events wait: %s", error, extra={"ref": str(ref), "sheets": len(sheets)})
+            logger.warning("R2 events wait: %s", error, extra={"ref": str(ref), "sheets": len(sheets)})
             return error
         except TimeoutError:
-            logger.warning("events wait: no answer", extra={"ref": str(ref), "sheets": len(sheets)})
+            logger.warning("R2 events wait: no answer", extra={"ref": str(ref), "sheets": len(sheets)})
             return StorageUnavailable(f"the progress of {ref} could not be read within {DECIDE_LIMIT_S:g} s")
         except Exception:
-            # Whatever it is, the message must not be lost: it comes again.
-            logger.exception("events could not be handled", extra={"ref": str(ref), "sheets": len(sheets)})
+            # A bug must not lose the messages: they come again.
+            logger.exception("R2 events could not be handled", extra={"ref": str(ref), "sheets": len(sheets)})
             return SiteLinkError("something is wrong here; the server's log says what")
         return None
 
@@ -218,11 +218,11 @@ class Notices:
             raise known.unreadable
         progress = known.snapshot
         if progress.reason == Terminated.__name__:
-            # A run that somebody ended goes on when somebody asks for it, not because a late writer was heard of.
-            logger.info("events of an upload whose run was ended", extra={"ref": str(ref)})
+            # A run that an operator ended is resumed only by a person, not by the event of a late writer.
+            logger.info("R2 events of an upload whose run was ended", extra={"ref": str(ref)})
             return
         ready = {sheet.number for sheet in progress.sheets if sheet.status is SheetStatus.READY}
-        last = progress.total_pages or max(sheets)  # until the pages are counted, the workflow itself judges
+        last = progress.total_pages or max(sheets)  # until the pages are counted, the workflow decides which numbers exist
         wanted = tuple(sorted(number for number in set(sheets) - ready if number <= last))
         if wanted:
             logger.info("sheets are stored that are not ready", extra={"ref": str(ref), "sheets": wanted})
@@ -230,7 +230,7 @@ class Notices:
 
     async def _unreadable(self, message: Message, error: ValueError) -> Verdict:
         if message.attempts < self._attempts:
-            logger.warning("a message is no event: %s", error, extra={"message_id": message.id, "attempts": message.attempts})
+            logger.warning("a message is not an R2 event: %s", error, extra={"message_id": message.id, "attempts": message.attempts})
             return Verdict(delay_s(message.attempts))
         key = unreadable_event(message.body)
         record = UnreadableEvent(
@@ -247,7 +247,7 @@ class Notices:
             return Verdict(delay_s(message.attempts), failure)
         except TimeoutError:
             return Verdict(delay_s(message.attempts), StorageUnavailable(f"{key} could not be written within {DECIDE_LIMIT_S:g} s"))
-        logger.error("a message is no event and is kept aside: %s", error, extra={"message_id": message.id, "key": key})
+        logger.error("a message is not an R2 event and is kept aside: %s", error, extra={"message_id": message.id, "key": key})
         return ACKNOWLEDGED
 
 
@@ -257,10 +257,10 @@ def unreadable_events(bucket: Bucket) -> list[dict[str, object]]:
     Raises:
         BucketError: The bucket failed.
     """
-    newest = sorted(bucket.objects(UNREADABLE_EVENTS_PREFIX), key=lambda info: info.modified, reverse=True)[:SHOWN]
+    newest = sorted(bucket.objects(UNREADABLE_EVENTS_PREFIX), key=lambda info: info.modified, reverse=True)[:MAX_LISTED]
     kept: list[dict[str, object]] = []
     for info in newest:
-        # What somebody has just removed, or put there himself, is none of them.
+        # An object that somebody has just removed, or that is not a record of ours, is left out.
         with suppress(ObjectMissing, UnreadableRecord):
             kept.append({"key": info.key, **to_wire(bucket.get_record(UnreadableEvent, info.key))})
     return kept

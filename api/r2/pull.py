@@ -1,7 +1,7 @@
-"""The role ``events``: takes R2's event notifications from a Cloudflare Queue by HTTP pull.
+"""``python -m api events``: takes R2's events from a Cloudflare Queue by HTTP pull.
 
-A message stays leased for some time after a pull, and comes again when it is neither acknowledged nor handed back by then. Whatever goes
-wrong here, therefore, loses nothing: at worst a message comes twice, and ``api.r2.events`` does not mind.
+A pull leases its messages for some time. A message that is neither acknowledged nor handed back by then comes again. So no failure here
+loses a message: at worst it comes twice, which changes nothing (``api.r2.events``).
 
 https://developers.cloudflare.com/queues/configuration/pull-consumers/
 """
@@ -15,14 +15,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-import httpx
+import httpx2
 from temporalio.client import Client
 
 from activities.bucket.storage import Bucket, BucketSettings
-from api.r2.events import Message, Notices, Verdict
-from api.r2.settings import EventsSettings
-from api.runs import Runs
-from api.status import Status
+from api.progress.runs import Runs
+from api.progress.status import Status
+from api.r2.events import Message, R2Events, Verdict
+from api.r2.settings import PullSettings
 
 logger = logging.getLogger(__name__)
 
@@ -30,21 +30,21 @@ BATCH_SIZE = 100
 """The most that one pull may bring."""
 BATCHES_AT_ONCE = 8
 VISIBILITY_S = 60
-"""How long a message is leased: twice what ``Notices`` may take for it."""
+"""How long a message is leased: more than twice the time that ``R2Events`` may take for it."""
 IDLE_S = 5.0
-"""Between pulls of a queue that had no full batch: pulls do not wait for messages."""
+"""The pause after a pull that brought less than a full batch, for a pull does not wait for messages."""
 REQUEST_TIMEOUT_S = 30.0
 FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 1.0, 60.0
 STOP_S = 5.0
-"""How long what is at hand may take once the role is told to stop; the rest comes again when its lease ends."""
+"""How long the messages at hand may take once the consumer is told to stop; the others come again when their lease ends."""
 
 
 class QueueUnavailable(Exception):
     """The queue's API refused or did not answer.
 
     Args:
-        message: What it said.
-        retry_after_s: When it wants to be asked again, if it said so.
+        message: What it answered.
+        retry_after_s: Seconds after which it wants to be asked again, if it said so.
     """
 
     def __init__(self, message: str, retry_after_s: float | None = None) -> None:
@@ -54,7 +54,7 @@ class QueueUnavailable(Exception):
 
 @dataclass(frozen=True)
 class Leased:
-    """A message and what it is acknowledged by."""
+    """A message and the lease by which it is acknowledged."""
 
     lease_id: str
     message: Message
@@ -68,7 +68,7 @@ class PullQueue:
         http: Makes the requests.
     """
 
-    def __init__(self, settings: EventsSettings, http: httpx.AsyncClient) -> None:
+    def __init__(self, settings: PullSettings, http: httpx2.AsyncClient) -> None:
         self._address = f"{settings.url}/accounts/{settings.account}/queues/{settings.queue}/messages"
         self._headers = {"Authorization": f"Bearer {settings.token}"}
         self._http = http
@@ -87,7 +87,7 @@ class PullQueue:
         return leased
 
     async def acknowledge(self, decided: Sequence[tuple[Leased, Verdict]]) -> None:
-        """Says of each message whether it is done or when it should come again.
+        """Tells the queue of each message that it is done, or when it should come again.
 
         Raises:
             QueueUnavailable: It could not.
@@ -102,14 +102,14 @@ class PullQueue:
         }
         result = await self._post("ack", body)
         if result.get("warnings"):
-            # A lease that has ended, mostly: the message comes again, and is done again.
+            # Mostly because a lease has ended: the message comes again, and is handled again.
             logger.warning("the queue's API warns: %.500s", result["warnings"])
 
     async def _post(self, action: str, body: dict[str, Any]) -> dict[str, Any]:
         try:
             response = await self._http.post(f"{self._address}/{action}", json=body, headers=self._headers, timeout=REQUEST_TIMEOUT_S)
             answer = response.json()
-        except httpx.HTTPError as error:
+        except httpx2.HTTPError as error:
             msg = f"{action}: {type(error).__name__}: {error}"
             raise QueueUnavailable(msg) from None
         except ValueError:
@@ -141,9 +141,9 @@ def _leased(entry: object) -> Leased | None:
 
 
 def sent_body(body: str, content_type: object) -> bytes:
-    """A message as it was sent: the API gives ``json`` and ``bytes`` in base64, ``text`` as it is.
+    """The bytes of a message as they were sent: Cloudflare's API gives ``json`` and ``bytes`` in base64, ``text`` as it is.
 
-    A body that is no base64 is taken as it is, too, for Cloudflare's own examples show such.
+    A body that is not base64 is taken as it is, too, for Cloudflare's own examples show such bodies.
     """
     if content_type != "text":
         with suppress(ValueError):
@@ -152,12 +152,12 @@ def sent_body(body: str, content_type: object) -> bytes:
 
 
 class Consumer:
-    """Takes messages from the queue and does what they ask for.
+    """Takes messages from the queue and has them handled.
 
     Args:
         queue: The queue.
-        notices: What the messages are for.
-        idle_s: Seconds between pulls of a queue that had no full batch.
+        events: Handles each message.
+        idle_s: Seconds to pause after a pull that brought less than a full batch.
         visibility_s: Seconds of a lease.
         first_backoff_s: Seconds until a request that failed is made again; doubled while it fails.
     """
@@ -165,14 +165,14 @@ class Consumer:
     def __init__(
         self,
         queue: PullQueue,
-        notices: Notices,
+        events: R2Events,
         *,
         idle_s: float = IDLE_S,
         visibility_s: float = VISIBILITY_S,
         first_backoff_s: float = FIRST_BACKOFF_S,
     ) -> None:
         self._queue = queue
-        self._notices = notices
+        self._events = events
         self._idle_s = idle_s
         self._visibility_s = visibility_s
         self._first_backoff_s = first_backoff_s
@@ -180,23 +180,23 @@ class Consumer:
         self._batches: set[asyncio.Task[None]] = set()
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Runs until ``stop`` is set, and some seconds longer for what is at hand then."""
+        """Runs until ``stop`` is set, and some seconds longer for the messages at hand."""
         pulling = asyncio.create_task(self._pull_forever())
         stopping = asyncio.create_task(stop.wait())
         try:
             await asyncio.wait({pulling, stopping}, return_when=asyncio.FIRST_COMPLETED)
             if pulling.done():
-                pulling.result()  # it never ends but by an error of ours
+                pulling.result()  # it ends only by a bug, which this raises
         finally:
             stopping.cancel()
             pulling.cancel()
-            self._notices.hurry()
+            self._events.hurry()
             if self._batches:
                 await asyncio.wait(self._batches, timeout=STOP_S)
             for batch in self._batches:
                 batch.cancel()
             await asyncio.gather(pulling, stopping, *self._batches, return_exceptions=True)
-            await self._notices.close()
+            await self._events.close()
 
     async def _pull_forever(self) -> None:
         backoff_s = self._first_backoff_s
@@ -227,7 +227,7 @@ class Consumer:
             logger.error("a batch could not be handled; it comes again", exc_info=error)
 
     async def _handle(self, leased: Sequence[Leased], leased_until: float) -> None:
-        verdicts = await asyncio.gather(*(self._notices.decide(entry.message) for entry in leased))
+        verdicts = await asyncio.gather(*(self._events.decide(entry.message) for entry in leased))
         decided = list(zip(leased, verdicts, strict=True))
         backoff_s = self._first_backoff_s
         while True:
@@ -245,18 +245,18 @@ class Consumer:
                 return
 
 
-async def run_events_role(
-    connect: Callable[[], Awaitable[Client]], settings: EventsSettings, bucket_settings: BucketSettings, stop: asyncio.Event
+async def take_events(
+    connect: Callable[[], Awaitable[Client]], settings: PullSettings, bucket_settings: BucketSettings, stop: asyncio.Event
 ) -> None:
-    """Takes events until ``stop`` is set.
+    """Takes R2's events from the queue until ``stop`` is set.
 
     Args:
-        connect: Gives the Temporal client when it is first needed; a lazy one, so that a Temporal that is away only delays.
+        connect: Gives the Temporal client when it is first needed; a lazy one, so that this process starts without Temporal.
         settings: Where the queue is.
-        bucket_settings: Where the bucket is whose events these are.
+        bucket_settings: The bucket whose events these are.
         stop: Ends it.
     """
     bucket, runs = Bucket(bucket_settings), Runs(connect)
-    notices = Notices(bucket, Status(bucket, runs), runs, attempts=settings.attempts)
-    async with httpx.AsyncClient() as http:
-        await Consumer(PullQueue(settings, http), notices).run(stop)
+    events = R2Events(bucket, Status(bucket, runs), runs, attempts=settings.attempts)
+    async with httpx2.AsyncClient() as http:
+        await Consumer(PullQueue(settings, http), events).run(stop)

@@ -1,9 +1,11 @@
 """``POST /v1/events/r2``: batches of R2's event messages, sent by the Worker of ``deploy/r2-events``.
 
 The request is signed: ``SiteLink-Signature`` is the HMAC-SHA256, hexadecimal, of ``SiteLink-Timestamp`` (seconds since 1970), a dot and
-the body. The body is ``{"messages": [{"id", "attempts", "body"}]}``, each ``body`` a string: the message as it was sent. The answer says of
-each message what the queue should do, ``{"acks": [id], "retries": [{"id", "delaySeconds"}]}``; it is a 503 with the same members when
-something did not answer, so that whoever looks at the status alone retries as well.
+the body. The body is ``{"messages": [{"id", "attempts", "body"}]}``, each ``body`` a string: the message as it was sent.
+
+The answer tells the Worker which messages are done and which should come again: ``{"acks": [id], "retries": [{"id", "delaySeconds"}]}``.
+When Temporal or the bucket did not answer, it is a 503 with the same members, so that a sender that looks at the status alone tries
+again, too.
 """
 
 import asyncio
@@ -19,20 +21,19 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from activities.errors import BadSignature, InvalidRequest
-from api.problems import named_problem
-from api.r2.events import Message, Notices
-
-PATH = "/v1/events/r2"
+from api.http.problems import named_problem
+from api.paths import R2_EVENTS
+from api.r2.events import Message, R2Events
 
 MAX_BODY_BYTES = 16 << 20
-"""100 messages, of which the Worker sends at most 16,384 characters each, even when each of these needs 6 bytes."""
+"""Enough for 100 messages of 16,384 characters, the most that the Worker sends, even when each character takes 6 bytes."""
 READ_LIMIT_S = 30.0
 TOLERANCE_S = 300
 MAX_MESSAGES = 1000
 
 
 def signature(secret: str, timestamp: str, body: bytes) -> str:
-    """The signature of a body sent at a time."""
+    """The signature of a body that is sent at a time."""
     return hmac.new(secret.encode(), timestamp.encode() + b"." + body, hashlib.sha256).hexdigest()
 
 
@@ -40,13 +41,13 @@ class Push:
     """The endpoint.
 
     Args:
-        notices: What the messages are for.
-        secrets: Any of them may have signed, so that they can be replaced one after the other.
+        events: Decides about each message.
+        secrets: A request may be signed with any of them, so that a secret can be replaced without a gap.
         now: Seconds since 1970.
     """
 
-    def __init__(self, notices: Notices, secrets: Sequence[str], *, now: Callable[[], float] = time.time) -> None:
-        self._notices = notices
+    def __init__(self, events: R2Events, secrets: Sequence[str], *, now: Callable[[], float] = time.time) -> None:
+        self._events = events
         self._secrets = secrets
         self._now = now
 
@@ -55,7 +56,7 @@ class Push:
 
         Raises:
             BadSignature: The signature is missing, wrong, or more than 5 minutes old or early.
-            InvalidRequest: The body is no batch.
+            InvalidRequest: The body is not a batch of messages.
             HTTPException: The body is too large (413), or did not come in time (408).
         """
         timestamp = request.headers.get("sitelink-timestamp", "")
@@ -68,7 +69,7 @@ class Push:
             msg = "SiteLink-Signature does not fit the body, the time and any secret that is known here"
             raise BadSignature(msg)
         messages = _messages(body)
-        verdicts = await asyncio.gather(*map(self._notices.decide, messages))
+        verdicts = await asyncio.gather(*map(self._events.decide, messages))
         decided = list(zip(messages, verdicts, strict=True))
         answer = {
             "acks": [message.id for message, verdict in decided if verdict.retry_in_s is None],
@@ -77,7 +78,7 @@ class Push:
             ],
         }
         if failure := next((verdict.failure for verdict in verdicts if verdict.failure), None):
-            return named_problem(failure, PATH, status=HTTPStatus.SERVICE_UNAVAILABLE, members=answer)
+            return named_problem(failure, R2_EVENTS, status=HTTPStatus.SERVICE_UNAVAILABLE, members=answer)
         return JSONResponse(answer, headers={"Cache-Control": "no-store"})
 
 

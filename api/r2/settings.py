@@ -1,26 +1,34 @@
-"""Where R2's event notifications come from: a queue of Cloudflare."""
+"""How R2's events reach SiteLink: from a queue of Cloudflare that is asked for them (pull), or sent to the API (push)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Self
 from urllib.parse import urlsplit
 
+from activities.environment import whole_number
 from api.addresses import is_loopback
-from api.settings import events_attempts
 
 CLOUDFLARE = "https://api.cloudflare.com/client/v4"
 
+DEFAULT_ATTEMPTS = 5
+MAX_ATTEMPTS = 100
+"""A queue of Cloudflare delivers a message at most 101 times: https://developers.cloudflare.com/queues/platform/limits/."""
+
+GATHER_S = 5.0
+
+SHORTEST_SECRET = 16
+
 
 @dataclass(frozen=True)
-class EventsSettings:
+class PullSettings:
     """Where the queue is.
 
     Args:
         account: Cloudflare's id of the account.
         queue: Cloudflare's id of the queue, not its name.
-        token: Of the API, with the permission Queues Edit.
-        attempts: How often a message that is no event is delivered before it is kept aside.
-        url: The API's address.
+        token: Of Cloudflare's API, with the permission Queues Edit.
+        attempts: How often a message that is not an R2 event is delivered before it is kept aside.
+        url: The address of Cloudflare's API.
 
     Raises:
         ValueError: A value cannot be used; the message names its variable and shows no secret.
@@ -51,7 +59,7 @@ class EventsSettings:
         """Reads the environment.
 
         Returns:
-            None when nothing of it is set: there is no such role then.
+            None when neither account, queue nor token is set: there is no queue to ask.
 
         Raises:
             ValueError: Only a part is set, or a value cannot be used.
@@ -64,4 +72,37 @@ class EventsSettings:
             msg = f"{' and '.join(missing)} must be set, too, to take events from a queue"
             raise ValueError(msg)
         url = (environ.get("SITELINK_EVENTS_API") or CLOUDFLARE).rstrip("/")
-        return cls(account, queue, token, events_attempts(environ), url)
+        return cls(account, queue, token, _attempts(environ), url)
+
+
+@dataclass(frozen=True)
+class PushSettings:
+    """Who may send R2's events to the API.
+
+    Args:
+        secrets: Each of them may sign; without a secret, the API has no address for R2's events.
+        attempts: How often a message that is not an R2 event is delivered before it is kept aside.
+        gather_s: How long the events of an upload are gathered, in seconds.
+
+    Raises:
+        ValueError: A value cannot be used; the message names its variable and shows no secret.
+    """
+
+    secrets: tuple[str, ...] = field(default=(), repr=False)
+    attempts: int = DEFAULT_ATTEMPTS
+    gather_s: float = GATHER_S
+
+    def __post_init__(self) -> None:
+        if any(len(secret) < SHORTEST_SECRET for secret in self.secrets):
+            msg = f"a secret in SITELINK_EVENTS_SECRET has less than {SHORTEST_SECRET} characters"
+            raise ValueError(msg)
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str]) -> Self:
+        """Reads the environment."""
+        secrets = map(str.strip, (environ.get("SITELINK_EVENTS_SECRET") or "").split(","))
+        return cls(tuple(filter(None, secrets)), _attempts(environ))
+
+
+def _attempts(environ: Mapping[str, str]) -> int:
+    return whole_number(environ, "SITELINK_EVENTS_ATTEMPTS", DEFAULT_ATTEMPTS, high=MAX_ATTEMPTS)

@@ -1,10 +1,10 @@
-// The API as the page uses it: addresses, JSON, problems (RFC 9457), and the upload of a file with its progress.
+// Calls the API: URLs, JSON, problems (RFC 9457), and the upload of a file with its progress.
 
 export const DEFAULT_PLAN = "local/demo/plan";
 
 const ID = /^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$/;
 
-/** A refusal by name: `type` and a sentence. Status 0 means that no answer came. */
+/** A refused or failed request: the problem's `type`, and a sentence. Status 0 means that no answer came. */
 export class Problem extends Error {
   constructor(type, detail, status) {
     super(detail);
@@ -12,7 +12,7 @@ export class Problem extends Error {
     this.status = status;
   }
 
-  /** Whether asking again later may help. */
+  /** Whether the same request may succeed later. */
   get transient() {
     return this.status === 0 || this.status >= 500 || this.status === 408 || this.status === 429;
   }
@@ -31,7 +31,7 @@ export class Problem extends Error {
   }
 }
 
-/** `org/project/plan` or `org/project/plan/upload` as its ids; null if it is neither well-formed nor of that length. */
+/** The ids in `org/project/plan` or `org/project/plan/upload`; null when their number or the form of one is wrong. */
 export function parsePath(text, length) {
   const ids = text.split("/");
   return ids.length === length && ids.every((id) => ID.test(id)) ? ids : null;
@@ -68,8 +68,8 @@ async function request(url, options) {
 }
 
 /**
- * Sends a file as the body of a POST. XMLHttpRequest, because fetch does not tell how many bytes have left.
- * Returns `done`, a promise of the API's answer (null after `abort()`).
+ * Sends a file as the body of a POST, by XMLHttpRequest, because fetch does not report the bytes that are sent.
+ * Returns `done`, a promise of the API's answer (null after `abort()`), and `abort`.
  */
 export function sendFile(plan, file, onProgress) {
   const xhr = new XMLHttpRequest();

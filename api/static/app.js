@@ -1,4 +1,4 @@
-// The page at `/`: `?ref=org/project/plan/upload` shows an upload, `?plan=org/project/plan` the plan's uploads and the form.
+// Chooses the view for the address: `?ref=org/project/plan/upload` shows an upload, `?plan=org/project/plan` the plan's uploads and the form.
 
 import { DEFAULT_PLAN, parsePath } from "./api.js";
 import { $ } from "./dom.js";
@@ -7,16 +7,16 @@ import { UploadView } from "./upload.js";
 
 const home = new Home(openUpload);
 const upload = new UploadView();
-let shown = null;
+let shownTarget = null;
 
-/** Shows what the address says. */
+/** Shows the view that the address names. */
 function route() {
   const query = new URLSearchParams(location.search);
   const ref = query.get("ref");
   const plan = ref ? ref.split("/").slice(0, 3).join("/") : (query.get("plan") ?? DEFAULT_PLAN);
   const target = ref ? `ref ${ref}` : `plan ${plan}`;
-  if (target !== shown) {
-    shown = target;
+  if (target !== shownTarget) {
+    shownTarget = target;
     show(ref, plan);
   }
   if (ref) upload.syncViewer();
@@ -35,7 +35,7 @@ function show(ref, plan) {
   else home.show(usable, plan);
 }
 
-/** The API has accepted a file. */
+/** Goes to an upload that the API has just accepted. */
 function openUpload(ref) {
   history.pushState(null, "", `/?ref=${ref}`);
   scrollTo(0, 0);

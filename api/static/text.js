@@ -1,4 +1,4 @@
-// Words: how states, sizes, times and refusals are said to a person. Pure.
+// Words for people: states, sizes, times and refusals as text. Nothing here touches the page.
 
 export const UPLOAD_WORDS = {
   queued: "Queued",
@@ -9,21 +9,23 @@ export const UPLOAD_WORDS = {
   cancelled: "Cancelled",
 };
 
+export const UNKNOWN_NAME = "Unknown file name"; // the upload's record cannot be read
+
 export const SHEET_WORDS = { pending: "Pending", tiling: "Tiling", uploading: "Uploading", ready: "Ready", failed: "Failed" };
 
-// What a person can do about a refusal. The server's own sentence, with value and limit, is shown above it.
+// The title of each refusal, and advice. The page shows the server's own sentence, with value and limit, between the two.
 const REFUSALS = {
-  NotAPdf: ["This file is not a PDF", "A download that went wrong often leaves an error page under the PDF's name. Open the file on your device; if it does not open there, get it again from whoever sent it."],
-  UnreadablePdf: ["This PDF is damaged", "Open it in a PDF program and save or print it as a new PDF, or ask for it again, then upload that file."],
+  NotAPdf: ["This file is not a PDF", "A failed download often leaves an error page under the PDF's name. Open the file on your device. If it does not open, ask its sender for a new copy."],
+  UnreadablePdf: ["This PDF is damaged", "Open it in a PDF program, save or print it as a new PDF, and upload the new file. Or ask its sender for a new copy."],
   PasswordRequired: ["This PDF needs a password", "Open it with its password, save a copy without one, and upload the copy."],
   PdfPortfolio: ["This PDF is a portfolio", "Open it in a PDF viewer, save the drawings inside it one by one, and upload each of them."],
   NoPages: ["This PDF has no pages", "Check that it is the right file, or export the sheets again."],
   TooManyPages: ["This PDF has too many pages", "Split it into smaller sets and upload each of them."],
-  FileTooLarge: ["This file is too large", "Split it into smaller sets, or save it with smaller images, and upload those."],
+  FileTooLarge: ["This file is too large", "Split it into smaller sets, or save it with smaller images, and upload the result."],
   SourceMissing: ["The PDF is gone from the storage", "Upload the file again."],
   SourceAltered: ["The PDF in the storage is not the one that was uploaded", "Upload the file again."],
-  Terminated: ["An operator stopped this upload", "Sheets that are ready stay usable. Upload the file again for the rest."],
-  StorageUnavailable: ["The storage does not answer", "Your file is still chosen. Try again in a few minutes."],
+  Terminated: ["An operator stopped this upload", "The sheets that are ready stay usable. To get the others, upload the file again."],
+  StorageUnavailable: ["The storage does not answer", "Your file is still chosen. Press Upload again in a few minutes."],
   NoConnection: ["The server cannot be reached", "Check your connection. Your file is still chosen: press Upload to try again."],
 };
 
@@ -32,7 +34,7 @@ export function refusal(type, fallbackTitle) {
   return { title, help };
 }
 
-/** The server's messages are written to follow a name and a colon; here they stand alone. */
+/** Makes a sentence of a server's message, which is written to follow a name and a colon. */
 export function sentence(text) {
   const whole = text.charAt(0).toUpperCase() + text.slice(1);
   return /[.!?]$/.test(whole) ? whole : `${whole}.`;
@@ -48,7 +50,7 @@ export const sheets = (value) => `${count(value)} ${value === 1 ? "sheet" : "she
 export const sheetsOf = (done, total) => `${count(done)} of ${sheets(total)}`;
 
 export function size(bytes) {
-  if (bytes === null) return "? bytes"; // what tells it cannot be read
+  if (bytes === null) return "unknown size"; // the upload's record cannot be read
   let value = bytes;
   let unit = "bytes";
   for (const next of ["kB", "MB", "GB"]) {
@@ -71,14 +73,14 @@ export function duration(milliseconds) {
   return minutes < 60 ? `${minutes} min ${seconds % 60} s` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
 }
 
-/** An estimate of seconds. */
+/** An estimated time as text. */
 export function about(seconds) {
   if (seconds < 90) return `about ${Math.max(1, Math.round(seconds))} s`;
   const minutes = seconds / 60;
   return minutes < 90 ? `about ${Math.round(minutes)} min` : `about ${(minutes / 60).toLocaleString("en", { maximumFractionDigits: 1 })} h`;
 }
 
-/** An estimate of bytes: two digits are honest, and one unit is enough where both have it. */
+/** An estimated range of bytes as text: two digits are as much as is known, and a unit that both ends share is said once. */
 export function sizeRange(low, high) {
   const [from, to] = [low, high].map((bytes) => size(Number(bytes.toPrecision(2))));
   const [value, unit] = from.split(" ");

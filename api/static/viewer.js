@@ -1,18 +1,18 @@
-// The open drawing: OpenSeadragon in a dialog that fills the window, with buttons and keys of our own.
+// Shows one sheet: OpenSeadragon in a dialog that fills the window, with this page's own buttons and keys.
 
 import { $ } from "./dom.js";
 import { count } from "./text.js";
 
-const PAN_SHARE = 0.15; // of the visible part, per key
+const PAN_SHARE = 0.15; // of the visible part, for each press of an arrow key
 const ZOOM_STEP = 1.5;
 
 export class Viewer {
   /**
-   * `of` answers for the upload: sheet(number), sheetCount(), readySheets(), descriptor(number);
-   * moved(number) is called after a step to another sheet, closed(number) when the person closes the dialog.
+   * `upload` gives the sheets: sheet(number), sheetCount(), readySheets(), descriptor(number).
+   * Its moved(number) is called after a step to another sheet, its closed(number) when the person closes the dialog.
    */
-  constructor(of) {
-    this.of = of;
+  constructor(upload) {
+    this.upload = upload;
     this.dialog = $("viewer");
     this.number = 0;
     this.engine = null;
@@ -22,9 +22,9 @@ export class Viewer {
     $("viewer-in").addEventListener("click", () => this.#zoom(ZOOM_STEP));
     $("viewer-out").addEventListener("click", () => this.#zoom(1 / ZOOM_STEP));
     $("viewer-fit").addEventListener("click", () => this.engine?.viewport.goHome());
-    $("viewer-again").addEventListener("click", () => this.#load());
-    this.dialog.addEventListener("keydown", (event) => this.#key(event));
-    this.dialog.addEventListener("close", () => this.#closed());
+    $("viewer-again").addEventListener("click", () => this.#openDrawing());
+    this.dialog.addEventListener("keydown", (event) => this.#keyPressed(event));
+    this.dialog.addEventListener("close", () => this.#dialogClosed());
   }
 
   get isOpen() {
@@ -37,57 +37,57 @@ export class Viewer {
     if (!this.isOpen) this.dialog.showModal();
     document.documentElement.classList.add("viewing");
     this.update();
-    this.#load();
+    this.#openDrawing();
   }
 
-  /** Closes without telling `closed`: the address has changed already. */
+  /** Closes the dialog without a call of `closed`: the address has changed already. */
   close() {
     if (!this.isOpen) return;
     this.number = 0;
     this.dialog.close();
   }
 
-  /** The sheets have changed: name, place and neighbours. */
+  /** Shows the sheet's name, place and neighbours, which may have changed. */
   update() {
-    const sheet = this.of.sheet(this.number);
+    const sheet = this.upload.sheet(this.number);
     if (!sheet) return;
-    const ready = this.of.readySheets();
+    const ready = this.upload.readySheets();
     const place = ready.indexOf(this.number);
     $("viewer-title").textContent = sheet.title ?? `Sheet ${sheet.number}`;
     $("viewer-place").textContent = [
-      `Sheet ${count(sheet.number)} of ${count(this.of.sheetCount())}`,
+      `Sheet ${count(sheet.number)} of ${count(this.upload.sheetCount())}`,
       ...(sheet.scaled ? [`drawn at ${sheet.dpi} dpi`] : []),
     ].join(" · ");
     const notes = $("viewer-notes");
     notes.hidden = !sheet.notes?.length;
     notes.textContent = notes.title = notes.hidden ? "" : `May differ from the PDF. ${sheet.notes.map((note) => note.message).join(" ")}`;
-    // Not disabled: a button that loses its focus in the middle of paging takes the keyboard's place with it.
+    // Not `disabled`: a disabled button loses the focus, and with it the person's place on the page.
     $("viewer-previous").setAttribute("aria-disabled", place <= 0);
     $("viewer-next").setAttribute("aria-disabled", place === ready.length - 1);
   }
 
-  async #load() {
+  async #openDrawing() {
     const number = this.number;
     $("viewer-message").hidden = true;
     try {
       await engineScript();
     } catch {
-      this.#complain("The viewer itself could not be loaded. Check your connection.");
+      this.#showMessage("The drawing viewer could not be loaded. Check your connection.");
       return;
     }
     if (!this.isOpen || number !== this.number) return;
     this.engine ??= this.#createEngine();
-    this.engine.canvas.setAttribute("aria-label", `Drawing of sheet ${number}. Arrow keys move, plus and minus zoom, 0 fits it to the screen.`);
-    this.engine.open(this.of.descriptor(number));
+    this.engine.canvas.setAttribute("aria-label", `Drawing of sheet ${number}. Arrow keys move it, plus and minus zoom, 0 fits it to the screen.`);
+    this.engine.open(this.upload.descriptor(number));
   }
 
   #createEngine() {
-    // OpenSeadragon 6 adds an inline style, which the page's CSP refuses, unless it finds one so marked (the rule is in style.css).
-    // An element of no namespace has the name and is no style sheet to the browser.
+    // OpenSeadragon 6 adds an inline style unless the page has an element with this mark. The page's CSP refuses inline styles, so style.css
+    // holds the rule, and the mark is on an element without a namespace, which the browser does not take for a style sheet.
     const marker = document.createElementNS(null, "style");
     marker.setAttribute("data-openseadragon-mobile-css", "true");
     document.head.append(marker);
-    const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
+    const reducedMotion = matchMedia("(prefers-reduced-motion: reduce)").matches;
     const engine = OpenSeadragon({
       element: $("stage"),
       drawer: "canvas", // line drawings gain nothing from WebGL, and a phone may take the context away
@@ -99,10 +99,10 @@ export class Viewer {
       navigatorBackground: "#8d99a6",
       navigatorBorderColor: "#556270",
       navigatorDisplayRegionColor: "#b3261e",
-      keyboardNavEnabled: false, // its keys would also flip and rotate the plan; ours work from every button
+      keyboardNavEnabled: false, // its keys also flip and rotate the drawing; this page's keys work from every button
       gestureSettingsMouse: { clickToZoom: false, dblClickToZoom: true },
       gestureSettingsPen: { clickToZoom: false, dblClickToZoom: true },
-      animationTime: calm ? 0 : 0.5,
+      animationTime: reducedMotion ? 0 : 0.5,
       maxZoomPixelRatio: 4,
       minZoomImageRatio: 0.8,
       visibilityRatio: 0.3,
@@ -110,28 +110,28 @@ export class Viewer {
       tileRetryMax: 2,
       placeholderFillStyle: "#ffffff",
     });
-    const showNavigator = () => $("stage").classList.toggle("whole", engine.viewport.getZoom() < engine.viewport.getHomeZoom() * 1.02);
+    const showNavigator = () => $("stage").classList.toggle("whole-sheet", engine.viewport.getZoom() < engine.viewport.getHomeZoom() * 1.02);
     engine.addHandler("zoom", showNavigator);
     engine.addHandler("open", showNavigator);
     engine.addHandler("open", () => {
       $("viewer-message").hidden = true;
     });
-    engine.addHandler("open-failed", () => this.#complain("This drawing could not be loaded."));
-    engine.addHandler("tile-load-failed", () => this.#complain("Parts of this drawing could not be loaded."));
+    engine.addHandler("open-failed", () => this.#showMessage("This drawing could not be loaded."));
+    engine.addHandler("tile-load-failed", () => this.#showMessage("Parts of this drawing could not be loaded."));
     return engine;
   }
 
-  #complain(text) {
+  #showMessage(text) {
     $("viewer-message").hidden = false;
     $("viewer-message").firstElementChild.textContent = text;
   }
 
   #step(by) {
-    const ready = this.of.readySheets();
+    const ready = this.upload.readySheets();
     const number = ready[ready.indexOf(this.number) + by];
     if (number === undefined) return;
     this.open(number);
-    this.of.moved(number);
+    this.upload.moved(number);
   }
 
   #zoom(by) {
@@ -147,7 +147,7 @@ export class Viewer {
     viewport.applyConstraints();
   }
 
-  #key(event) {
+  #keyPressed(event) {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     const action = {
       "[": () => this.#step(-1),
@@ -168,19 +168,19 @@ export class Viewer {
     action();
   }
 
-  #closed() {
-    if (this.isOpen) return; // opened again before this event came
+  #dialogClosed() {
+    if (this.isOpen) return; // the dialog was opened again before this event came
     const number = this.number;
     this.number = 0;
     this.engine?.close();
     document.documentElement.classList.remove("viewing");
-    if (number) this.of.closed(number);
+    if (number) this.upload.closed(number);
   }
 }
 
 let script = null;
 
-/** Loads OpenSeadragon when the first drawing is opened: a phone that only watches the progress does not fetch it. */
+/** Loads OpenSeadragon, when the first drawing is opened: a phone that only watches the progress does not need it. */
 function engineScript() {
   script ??= new Promise((resolve, reject) => {
     const element = document.createElement("script");

@@ -1,11 +1,11 @@
-// Forwards R2's event notifications from a queue to SiteLink: POST /v1/events/r2, signed. SiteLink says of each message what to do.
+// Forwards R2's event notifications from a queue to SiteLink by a signed POST /v1/events/r2. SiteLink answers which messages are done.
 
-const LONGEST = 16384; // an event is far shorter; of anything else the beginning is enough to see what it is
-const PATIENCE_MS = 60_000;
+const MAX_BODY_CHARS = 16384; // an event is far shorter; the beginning of any other message is enough to recognize it
+const ANSWER_TIMEOUT_MS = 60_000;
 
 export default {
   async queue(batch, env) {
-    const messages = batch.messages.map(({ id, attempts, body }) => ({ id, attempts, body: text(body).slice(0, LONGEST) }));
+    const messages = batch.messages.map(({ id, attempts, body }) => ({ id, attempts, body: text(body).slice(0, MAX_BODY_CHARS) }));
     const answer = await forward(JSON.stringify({ messages }), env);
     const acks = new Set(answer.acks);
     const delays = new Map((answer.retries ?? []).map(({ id, delaySeconds }) => [id, delaySeconds]));
@@ -28,7 +28,7 @@ async function forward(body, env) {
         "SiteLink-Signature": await signature(env.SITELINK_EVENTS_SECRET, `${timestamp}.${body}`),
       },
       redirect: "manual",
-      signal: AbortSignal.timeout(PATIENCE_MS),
+      signal: AbortSignal.timeout(ANSWER_TIMEOUT_MS),
     });
     const answer = await response.json();
     if (response.status === 200 || (response.status === 503 && Array.isArray(answer.acks))) return answer;
@@ -36,7 +36,7 @@ async function forward(body, env) {
   } catch (error) {
     console.error(`SiteLink does not answer: ${error}`);
   }
-  return {}; // every message comes again
+  return {}; // no message is done: the queue sends each again
 }
 
 async function signature(secret, data) {
@@ -46,7 +46,7 @@ async function signature(secret, data) {
   return Array.from(digest, (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
-// A message as it was sent; what has no such form is no event either.
+// The message's body as text. A body that cannot be JSON is not an event, so any text does.
 function text(body) {
   if (typeof body === "string") return body;
   if (body instanceof ArrayBuffer || ArrayBuffer.isView(body)) return new TextDecoder().decode(body);

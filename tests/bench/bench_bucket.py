@@ -1,7 +1,7 @@
-"""What a sheet costs at an S3 server, and what a small PUT costs here: ``python -m tests.bench.bench_bucket [FILE.pdf]``.
+"""The cost of a sheet at an S3 server, and of a small PUT in this process: ``python -m tests.bench.bench_bucket [FILE.pdf]``.
 
 The first table counts the operations of a whole upload in the server's own access log (default: one sheet of 42 x 30 inches).
-The second is what the proof of its first sheet cost: one LIST before its ``.dzi``, as ``upload_page`` does it.
+The second is the cost of proving its first sheet: one LIST, whose names, sizes and ETags give the digest in ``sheet.json``.
 The third is the CPU of this process for one small PUT by obstore, as ``Bucket`` does it, and by boto3, in turns, to the same server.
 Everything is written below a temporary directory.
 """
@@ -18,19 +18,18 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import boto3
-import httpx
+import httpx2 as httpx
 from botocore.config import Config
 
 from activities.bucket.keys import UploadRef
+from activities.bucket.listing import Listing
 from activities.bucket.records import SheetRecord, from_json, tiles_digest
 from activities.bucket.setup import BucketSetup
 from activities.bucket.storage import Bucket, BucketSettings
-from activities.bucket.verify import Listing
-from activities.sheets import _prove
 from deploy.local import Stack
 from deploy.programs import CACHE
-from deploy.s3server import S3Server, s3_server_binary
 from tests.resources.make_pdfs import plan_set
+from tests.servers.versitygw import S3Server, s3_server_binary
 
 UPLOADS = "/v1/organizations/local/projects/demo/plans/bench/uploads"
 THREADS = 16
@@ -63,7 +62,7 @@ def logging_server(directory: Path) -> Iterator[tuple[BucketSettings, Path]]:
 
 
 def environment(settings: BucketSettings) -> dict[str, str]:
-    """What the processes of a stack over this bucket are told, and nothing that was meant for whoever runs the benchmark."""
+    """The environment of a stack over this bucket, without the settings of the person who runs the benchmark."""
     return {name: value for name, value in os.environ.items() if not name.startswith(("SITELINK_", "AWS_"))} | {
         "SITELINK_BUCKET": settings.url,
         "SITELINK_S3_ENDPOINT": settings.endpoint,
@@ -73,7 +72,7 @@ def environment(settings: BucketSettings) -> dict[str, str]:
 
 
 def whole_upload(directory: Path, log: Path, settings: BucketSettings, pdf: bytes) -> None:
-    """Runs one upload through a stack of its own and prints what it asked of the server."""
+    """Runs one upload through a new stack and prints its requests to the server."""
     stack = Stack(directory / "data", environ=environment(settings), port=0, temporal_ports=(0, 0))
     stack.start()
     try:
@@ -100,20 +99,17 @@ def whole_upload(directory: Path, log: Path, settings: BucketSettings, pdf: byte
 
 
 def proof(bucket: Bucket, ref: UploadRef, log: Path) -> None:
-    """Prints what it costs to prove one sheet, the best of some rounds."""
+    """Prints the cost of proving one sheet, the best of some rounds."""
     record = from_json(SheetRecord, bucket.get(ref.sheet_record(1)).body)
-    thumbnail_bytes, record_bytes = bucket.head(ref.thumbnail(1)).size, bucket.head(ref.sheet_record(1)).size
-    listing = Listing.of(bucket, ref, 1)
-    lines = [(name, info.size, (info.etag or "").strip('"')) for name, info in listing.tiles.items()]
-    assert tiles_digest(lines) == record.digest
     before = len(re.findall(" s3_List", log.read_text()))
     best = (1e9, 1e9)
     for _ in range(ROUNDS):
         cpu, wall = time.process_time(), time.perf_counter()
-        _prove(Listing.of(bucket, ref, 1), lines, thumbnail_bytes, record_bytes)
+        tiles = Listing.of(bucket, ref, 1).tiles
+        assert tiles_digest([(name, info.size, (info.etag or "").strip('"')) for name, info in tiles.items()]) == record.digest
         best = min(best, (time.process_time() - cpu, time.perf_counter() - wall))
     requests = (len(re.findall(" s3_List", log.read_text())) - before) // ROUNDS
-    print(f"\nThe proof of a sheet of {len(lines):,} tiles: {requests} LISTs, {best[0] * 1000:.0f} ms of CPU, {best[1] * 1000:.0f} ms.")
+    print(f"\nThe proof of a sheet of {len(tiles):,} tiles: {requests} LISTs, {best[0] * 1000:.0f} ms of CPU, {best[1] * 1000:.0f} ms.")
 
 
 def small_puts(settings: BucketSettings, requests: int, size_bytes: int) -> None:
@@ -154,7 +150,7 @@ def _measure(threads: ThreadPoolExecutor, put: Callable[[int], None], requests: 
 
 
 def main() -> None:
-    """Runs both."""
+    """Prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("pdf", type=Path, nargs="?", help="default: one sheet of 42 x 30 inches")
     parser.add_argument("--puts", type=int, default=2000)

@@ -1,4 +1,4 @@
-"""What a reconcile costs: ``python -m tests.bench.bench_reconcile [FILE.pdf] [--removed 100]``.
+"""The cost of a reconcile: ``python -m tests.bench.bench_reconcile [FILE.pdf] [--removed 100]``.
 
 A whole upload on an S3 server of this run; then it is reconciled as it is, and once more after some objects below ``sheets/``, chosen by
 chance with a fixed seed, were deleted. Seconds are from the request to the end of the event stream; operations are counted in the server's
@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import httpx
+import httpx2 as httpx
 
 from activities.bucket.keys import UploadRef
 from activities.bucket.storage import Bucket

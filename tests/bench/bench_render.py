@@ -15,9 +15,11 @@ from pathlib import Path
 
 from activities.bucket.records import UploadOptions
 from activities.interface import TilePage
+from activities.render import raster
 from activities.render.child import ChildPool
-from activities.render.pyramid import configure, write_sheet
-from activities.render.raster import PdfFile, PixelBuffer
+from activities.render.measure import measure
+from activities.render.pdf_file import PdfFile
+from activities.render.pyramid import turn_off_cache, write_sheet
 
 OPTIONS = UploadOptions()
 
@@ -61,12 +63,12 @@ def main() -> None:
     parser.add_argument("pdf", type=Path)
     parser.add_argument("pages", type=int, nargs="*", help="numbers from 1; without, all")
     arguments = parser.parse_args()
-    configure()
-    document = PdfFile(arguments.pdf)
-    measured = {page.number: page for page in document.measure(OPTIONS, 2000).pages if page.reason is None}
+    turn_off_cache()
+    pdf = PdfFile(arguments.pdf)
+    measured = {page.number: page for page in measure(pdf, OPTIONS, 2000).pages if page.reason is None}
     pages = [TilePage("", number, measured[number].width, measured[number].height, OPTIONS) for number in arguments.pages or measured]
-    buffer = PixelBuffer()
-    document.draw(pages[0].number, pages[0].width, pages[0].height, buffer)  # warm, as a child is
+    buffer = raster.PixelBuffer()
+    raster.draw(pdf, pages[0].number, pages[0].width, pages[0].height, buffer)  # warm, as a child is
     has_original = shutil.which("vips") is not None
     print("CPU seconds a sheet in a bare warm process; wall seconds in a warm child; the original pipeline's wall and CPU seconds")
     print(f"{'page':>5} {'px':>14} | {'draw':>6} {'tile':>6} {'CPU':>6} | {'child':>6} | {'original':>8} {'CPU':>6} {'ratio':>6}")
@@ -77,7 +79,7 @@ def main() -> None:
         for page, child_s in zip(pages, children, strict=True):
             target = Path(tempfile.mkdtemp(dir=directory))
             started = cpu_s(resource.RUSAGE_SELF)
-            pixels = document.draw(page.number, page.width, page.height, buffer).pixels
+            pixels = raster.draw(pdf, page.number, page.width, page.height, buffer).pixels
             drawn = cpu_s(resource.RUSAGE_SELF)
             write_sheet(pixels, page.width, page.height, OPTIONS, target)
             draw, tile = drawn - started, cpu_s(resource.RUSAGE_SELF) - drawn
@@ -94,7 +96,7 @@ def main() -> None:
         f"{'mean':>5} {'':>14} | {mean[0]:6.2f} {mean[1]:6.2f} {mean[0] + mean[1]:6.2f} | {mean[2]:6.2f} |"
         f" {mean[3]:8.2f} {mean[4]:6.2f} {mean[3] / mean[2]:5.1f}x"
     )
-    document.close()
+    pdf.close()
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from playwright.async_api import Page, Response, Route, async_playwright, expect
 
 from deploy.local import Stack
 from tests.resources import make_pdfs
+from tests.workflow.runs import until
 
 CHROMIUM_ARGUMENTS = [
     "--no-sandbox",
@@ -30,11 +31,11 @@ POINTS = 72
 
 
 class WatchedPage:
-    """A page, what it said on its console and what it asked the network for.
+    """A page, the errors on its console, and the responses to its requests.
 
     Args:
         page: The Playwright page.
-        api_url: Where it comes from.
+        api_url: The address of the page's server.
     """
 
     def __init__(self, page: Page, api_url: str) -> None:
@@ -53,7 +54,7 @@ class WatchedPage:
         await self.page.click("#submit")
 
     async def cards(self) -> list[list[str]]:
-        """Number, title and state of every sheet, as a person reads them."""
+        """Number, title and state of every sheet, as the page shows them."""
         cards: list[list[str]] = await self.page.eval_on_selector_all(
             ".sheet", "all => all.map(card => ['number', 'title', 'state'].map(name => card.querySelector('.' + name).textContent.trim()))"
         )
@@ -63,8 +64,18 @@ class WatchedPage:
         """Returns when the page says that the upload is complete."""
         await expect(self.page.locator("#status")).to_have_text("Complete", timeout=PROCESSING_MS)
 
+    async def wait_until_the_api_says(self, status: str) -> None:
+        """Returns when the API gives this status to the upload that the page shows, whatever the page says."""
+        organization, project, plan, upload = self.page.url.partition("?ref=")[2].split("/")
+        url = f"{self.api_url}/v1/organizations/{organization}/projects/{project}/plans/{plan}/uploads/{upload}"
+
+        async def says_so() -> bool:
+            return bool((await (await self.page.request.get(url)).json())["status"] == status)
+
+        await until(says_so, PROCESSING_MS / 1000)
+
     def check_quiet(self) -> None:
-        """Nothing complained, and nothing was asked of another server."""
+        """The console has no error, and every request went to the page's own server."""
         assert self.complaints == []
         assert {
             url for url in (response.url for response in self.responses) if not url.startswith((self.api_url, "blob:", "data:"))
@@ -72,7 +83,7 @@ class WatchedPage:
 
 
 def chromium_path() -> str:
-    """The browser; a CI machine must have one."""
+    """The browser's program. Without one a test run on CI fails; elsewhere its tests are skipped, with the reason."""
     path = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
     if path is None:
         if os.environ.get("CI"):
@@ -186,8 +197,8 @@ async def test_page_reload_shows_the_same_state(stack: Stack) -> None:
         watched.check_quiet()
 
 
-async def test_page_shows_what_it_will_take_and_what_it_took(stack: Stack) -> None:
-    """While sheets are made the page says tiles, size, time and cost as forecast; at the end as they were, beside the forecast."""
+async def test_page_shows_forecast_and_receipt(stack: Stack) -> None:
+    """While sheets are made the page shows a forecast of tiles, size, time and cost; at the end the true values, beside the forecast."""
     async with chromium_page(stack.api_url) as watched:
         page = watched.page
         await watched.upload("forecast.pdf", plan_pdf(6, 30, 22))
@@ -209,13 +220,13 @@ async def test_page_shows_what_it_will_take_and_what_it_took(stack: Stack) -> No
 
 
 async def test_page_file_that_is_no_pdf_is_refused_by_name(stack: Stack) -> None:
-    """A refusal of the POST stands beside the form with its name and a sentence, has the focus, and the file stays chosen."""
+    """A refusal of the POST is shown beside the form by name and with a sentence, gets the focus, and the file stays chosen."""
     async with chromium_page(stack.api_url) as watched:
         page = watched.page
         await watched.upload("page.pdf", b"<html><body>502 Bad Gateway</body></html>")
         await expect(page.locator("#form-error-type")).to_have_text("NotAPdf")
         await expect(page.locator("#form-error-title")).to_have_text("This file is not a PDF")
-        assert await page.inner_text("#form-error-detail")
+        await expect(page.locator("#form-error-detail")).to_have_text(re.compile(r"%PDF-.+\.$"))
         await expect(page.locator("#form-error")).to_be_focused()
         assert await page.evaluate("document.getElementById('file').files[0].name") == "page.pdf"
         await expect(page.locator("#submit")).to_be_visible()
@@ -241,7 +252,7 @@ async def test_page_works_with_the_keyboard_alone(stack: Stack, tmp_path: Path) 
     file.write_bytes(plan_pdf(2))
     async with chromium_page(stack.api_url) as watched:
         page = watched.page
-        # Asked for at the key press only, the chooser is caught too late now and then: Playwright does not wait until the browser knows.
+        # Playwright tells the browser only now to report file choosers, and does not wait for it: at the key press it can be too late.
         page.on("filechooser", lambda _: None)
         await page.goto(f"{stack.api_url}/")
         await tab_to(page, "#file")
@@ -276,7 +287,7 @@ async def tab_to(page: Page, selector: str) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 async def test_page_fits_a_phone_in_light_and_dark(stack: Stack, scheme: str) -> None:
-    """At 360 px nothing scrolls sideways, what is touched is at least 44 px high, and the colours follow the system."""
+    """At 360 px nothing scrolls sideways, every touch target is at least 44 px high, and the colours follow the system."""
     async with chromium_page(
         stack.api_url, viewport={"width": 360, "height": 740}, color_scheme=scheme, has_touch=True, is_mobile=True
     ) as watched:
@@ -306,23 +317,22 @@ async def check_phone(page: Page) -> None:
 
 
 async def test_page_asks_the_status_when_the_stream_is_silent(stack: Stack) -> None:
-    """When 60 s bring no event, the page says that it is checking, asks, and shows what came back."""
+    """After 60 s without an event the page says that it asks the server, and shows the answer."""
     async with chromium_page(stack.api_url) as watched:
         page = watched.page
-        asked: list[Route] = []
-        await page.route("**/events*", lambda route: asked.append(route))  # never answered: a stream that is dead without an error
+        streams: list[Route] = []
+        await page.route("**/events*", lambda route: streams.append(route))  # never answered: a stream that is dead without an error
         await page.clock.install()
-        await watched.upload("silent.pdf", plan_pdf(2))
-        await expect(page.locator("#status")).to_be_visible()
-        for _ in range(60):
-            if await page.inner_text("#status") == "Complete":
-                break
-            checked = page.expect_response(re.compile(r"/uploads/[^/]+$"))
-            async with checked:
-                await page.clock.fast_forward(61_000)
-            await page.wait_for_timeout(500)
+        async with page.expect_request("**/events*"):
+            await watched.upload("silent.pdf", plan_pdf(2))
+        await watched.wait_until_the_api_says("complete")
+        assert await page.inner_text("#status") != "Complete"
+        asked: list[Route] = []
+        await page.route(re.compile(r"/uploads/[^/]+$"), lambda route: asked.append(route))
+        await page.clock.fast_forward(61_000)
+        await expect(page.locator("#news")).to_have_text("The server has sent nothing for a minute. Asking it…")
+        await asked[0].continue_()
         await watched.wait_until_complete()
-        assert asked
         assert await watched.cards() == [["1", "A-101 - Floor <b>1</b>", "Ready"], ["2", "A-102 - Floor <b>2</b>", "Ready"]]
 
 
@@ -340,7 +350,7 @@ async def test_page_failed_sheet_shows_its_reason_and_can_be_retried(stack: Stac
         failed = page.locator(".sheet:nth-child(2)")
         await expect(failed.locator(".state")).to_have_text("Failed")
         await expect(failed.locator("code")).to_have_text("PageUnreadable")
-        assert await failed.locator(".detail").inner_text()
+        await expect(failed.locator(".detail")).to_have_text(re.compile(r"^[A-Z].+\.$"))
         async with page.expect_response(re.compile(r"/sheets/2/retry$")) as answer:
             await failed.get_by_role("button", name="Retry sheet 2").click()
         assert (await answer.value).status == 202
@@ -350,7 +360,7 @@ async def test_page_failed_sheet_shows_its_reason_and_can_be_retried(stack: Stac
 
 
 async def test_page_takes_a_dropped_file(stack: Stack) -> None:
-    """A PDF dropped anywhere on the page is chosen, and the page stays."""
+    """A PDF that is dropped anywhere on the page becomes the chosen file, and the browser stays on the page."""
     async with chromium_page(stack.api_url) as watched:
         page = watched.page
         await page.goto(f"{stack.api_url}/")
@@ -386,7 +396,7 @@ async def test_page_warns_before_it_leaves_a_running_upload(stack: Stack) -> Non
 
 
 async def test_page_cancel_ends_the_upload(stack: Stack) -> None:
-    """Cancel asks first, then the upload ends as cancelled and the page says what stays."""
+    """Cancel asks first; then the upload ends as cancelled, and the page says that ready sheets stay usable."""
     async with chromium_page(stack.api_url) as watched:
         page = watched.page
         page.on("dialog", lambda dialog: dialog.accept())

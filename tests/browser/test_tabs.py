@@ -1,4 +1,4 @@
-"""Many tabs of one browser, which has six connections to a server for all of them together: one stream, none for hidden tabs."""
+"""Many tabs of one browser share one stream, for the browser has only six connections to a server; hidden tabs have none."""
 
 import asyncio
 import time
@@ -28,12 +28,12 @@ COUNT_STREAMS = """
 
 
 async def streams(tabs: Sequence[Page]) -> list[int]:
-    """How many streams each tab has."""
+    """The number of open streams of each tab."""
     return [await tab.evaluate("window.streams") for tab in tabs]
 
 
 async def wait_until_one_streams(tabs: Sequence[Page]) -> int:
-    """Returns which of the tabs has the stream, once one has it."""
+    """Waits until one tab has the stream; returns its index."""
     deadline = time.monotonic() + DEADLINE_S
     while 1 not in (counts := await streams(tabs)):
         assert time.monotonic() < deadline, f"no tab has a stream: {counts}"
@@ -51,7 +51,7 @@ async def browser_on(stack: Stack) -> AsyncIterator[WatchedPage]:
 
 
 async def slow_upload(watched: WatchedPage, pages: int = 60) -> str:
-    """Sends a plan whose large sheets are made one after the other; returns its REF."""
+    """Sends a plan whose large sheets are made one by one; returns its REF."""
     answer = await watched.page.request.post(
         f"{watched.api_url}{PLAN}?filename=slow.pdf&window=1",
         data=plan_pdf(pages, 30, 22),
@@ -62,13 +62,13 @@ async def slow_upload(watched: WatchedPage, pages: int = 60) -> str:
 
 
 async def cancel(watched: WatchedPage, *refs: str) -> None:
-    """Ends uploads that the test needs no more."""
+    """Cancels the uploads."""
     for ref in refs:
         await watched.page.request.post(f"{watched.api_url}{PLAN}/{ref.split('/')[-1]}/cancel")
 
 
 async def open_tabs(watched: WatchedPage, refs: Sequence[str]) -> list[Page]:
-    """One tab for each REF, each shown to its end; a browser without a free connection would not answer the seventh."""
+    """Opens one tab for each REF and waits until it shows its upload. Without a free connection the seventh would never do so."""
     tabs = []
     for ref in refs:
         tab = await watched.page.context.new_page()
@@ -79,13 +79,13 @@ async def open_tabs(watched: WatchedPage, refs: Sequence[str]) -> list[Page]:
 
 
 async def test_eight_tabs_on_a_running_upload_share_one_stream(stack: Stack) -> None:
-    """All of them open, all of them follow what happens, the server sees one stream; when its tab closes or is hidden, another has it."""
+    """Every tab follows the upload, and only one has a stream; when that tab is closed or hidden, another tab gets the stream."""
     async with browser_on(stack) as watched:
         ref = await slow_upload(watched)
         tabs = await open_tabs(watched, [ref] * TABS)
         leader = await wait_until_one_streams(tabs)
 
-        for tab in tabs:  # whoever has the stream, each hears of a sheet that becomes ready only now
+        for tab in tabs:  # each shows a sheet that becomes ready only now
             ready = await tab.locator(".sheet[data-status=ready]").count()
             await tab.wait_for_function(
                 "(before) => document.querySelectorAll('.sheet[data-status=ready]').length > before", arg=ready, timeout=PROCESSING_MS
@@ -103,14 +103,14 @@ async def test_eight_tabs_on_a_running_upload_share_one_stream(stack: Stack) -> 
         for tab in (*tabs, hidden):
             await expect(tab.locator("#status")).to_have_text("Cancelled", timeout=PROCESSING_MS)
         deadline = time.monotonic() + DEADLINE_S
-        while sum(await streams([*tabs, hidden])) > 0:  # the stream says the end a moment later
+        while sum(await streams([*tabs, hidden])) > 0:  # the event `end` comes a moment later
             assert time.monotonic() < deadline, "a stream stays open after the end"
             await asyncio.sleep(0.1)
         await expect(hidden).to_have_title("Cancelled · slow.pdf")
 
 
 async def test_tabs_on_different_uploads_all_follow_with_one_stream(stack: Stack) -> None:
-    """A tab that does not have the stream, and nobody who passes its upload's events on, asks by itself."""
+    """A tab follows its upload even when another tab, on another upload, has the stream: it polls the status."""
     async with browser_on(stack) as watched:
         refs = [await slow_upload(watched, 8) for _ in range(TABS)]
         tabs = await open_tabs(watched, refs)
@@ -121,7 +121,7 @@ async def test_tabs_on_different_uploads_all_follow_with_one_stream(stack: Stack
 
 
 async def test_hidden_tab_has_no_stream_and_catches_up_when_it_is_shown(stack: Stack) -> None:
-    """Shown again, it tells at once what happened meanwhile."""
+    """Shown again, the tab shows the upload's new state."""
     async with browser_on(stack) as watched:
         ref = await slow_upload(watched)
         (tab,) = await open_tabs(watched, [ref])

@@ -1,4 +1,4 @@
-"""What must hold after any fault, and the client that sees it hold meanwhile."""
+"""What must hold after any fault, and the clients that check it while the fault lasts."""
 
 import hashlib
 import json
@@ -7,14 +7,17 @@ import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, Self
 
-import httpx
+import httpx2 as httpx
+import pytest
 
 from activities.bucket.keys import UploadRef
+from activities.bucket.report import Proof, SheetReport, UploadReport
 from activities.bucket.setup import BucketSetup
 from activities.bucket.storage import Bucket, BucketSettings
-from activities.bucket.verify import Proof, SheetReport, UploadReport, verify_upload
+from activities.bucket.verify import verify_upload
 from deploy.local import Stack
 
 PLAN = "/v1/organizations/acme/projects/tower/plans/{plan}/uploads"
@@ -22,11 +25,12 @@ DEADLINE_S = 240
 
 
 def accepted(stack: Stack, body: bytes, plan: str = "a1") -> UploadRef:
-    """Sends the PDF until it is accepted, as a client does: always with the same Idempotency-Key."""
+    """Sends the PDF until it is accepted, as a patient client does: each time with the same Idempotency-Key."""
     key, deadline = str(uuid.uuid4()), time.monotonic() + DEADLINE_S
     while True:
         answer = httpx.post(
             stack.api_url + PLAN.format(plan=plan),
+            params={"filename": "plan.pdf"},
             content=body,
             headers={"Content-Type": "application/pdf", "Idempotency-Key": key},
             timeout=DEADLINE_S,
@@ -37,28 +41,83 @@ def accepted(stack: Stack, body: bytes, plan: str = "a1") -> UploadRef:
         assert time.monotonic() < deadline, answer.text
 
 
+def path_of(ref: UploadRef) -> str:
+    """The upload's path in the API."""
+    return f"{PLAN.format(plan=ref.plan)}/{ref.upload}"
+
+
 def address(stack: Stack, ref: UploadRef) -> str:
-    """Where the upload's progress is."""
-    return f"{stack.api_url}{PLAN.format(plan=ref.plan)}/{ref.upload}"
+    """The upload's URL in the stack's API."""
+    return stack.api_url + path_of(ref)
+
+
+def send(stack: Stack, body: bytes) -> str:
+    """Sends the PDF until it is accepted; returns the upload's path in the API."""
+    return path_of(accepted(stack, body))
+
+
+def wait_for(stack: Stack, upload: str, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    """Asks for the status until the condition holds.
+
+    Meanwhile the version never falls, and ``completedPages`` falls only in an answer that says ``reconciled``.
+
+    Args:
+        stack: Its API may be killed meanwhile.
+        upload: The upload's path in the API.
+        condition: Gets each status.
+    """
+    deadline = time.monotonic() + DEADLINE_S
+    version = completed = 0
+    status: dict[str, Any] = {}
+    while time.monotonic() < deadline:
+        try:
+            status = httpx.get(stack.api_url + upload, timeout=60).json()
+        except httpx.TransportError:
+            time.sleep(0.2)
+            continue
+        assert status["version"] >= version, status
+        assert status["completedPages"] >= completed or status["reconciled"], status
+        version, completed = status["version"], status["completedPages"]
+        if condition(status):
+            return status
+        time.sleep(0.05)
+    pytest.fail(f"not within {DEADLINE_S} s, last seen {status}")
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Waits until the condition holds."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {DEADLINE_S} s"
+        time.sleep(0.02)
+
+
+def wait_until_scratch_is_empty(stack: Stack) -> None:
+    """Waits until the scratch holds no page and no PDF: it is freed just after the final state is known."""
+    deadline = time.monotonic() + DEADLINE_S
+    scratch = stack.data_dir / "scratch"
+    while left := [*scratch.glob("pages/*"), *scratch.glob("sources/*")]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.05)
 
 
 class Watch:
-    """A client that watches an upload by SSE and comes back when its stream breaks; a context manager.
+    """A client that watches an upload by SSE and connects again when its stream breaks; a context manager.
 
-    It holds that versions never fall, that no counter falls in a change that does not say ``reconciled``, and that the stream ends once.
+    It checks that versions never fall, and that ``completedPages`` falls only in an event that says ``reconciled``.
 
     Args:
-        stack: Its API; read anew for every connection.
+        stack: Its API may be killed meanwhile.
         ref: The upload.
-        last_event_id: Of an earlier stream.
-        completed: What the client knows to be completed already.
+        last_event_id: The last id of an earlier stream.
+        completed: The number of completed sheets that the client knows of already.
     """
 
     def __init__(self, stack: Stack, ref: UploadRef, last_event_id: int | None = None, completed: int = 0) -> None:
         self.states: list[dict[str, Any]] = []
         """The data of every event."""
         self.statuses: dict[int, str] = {}
-        """The last known status of each sheet."""
+        """The last known status of each sheet, by number."""
         self.warnings: set[str] = set()
         self.wrong: list[str] = []
         self._stack, self._ref = stack, ref
@@ -76,11 +135,11 @@ class Watch:
 
     @property
     def last_event_id(self) -> int:
-        """The version that the client has."""
+        """The version of the client's last event."""
         return self._last or 0
 
     def until(self, condition: "Callable[[Watch], object]", seconds: float = DEADLINE_S) -> dict[str, Any]:
-        """Waits until the condition holds for the watch; the newest state."""
+        """Waits until the condition holds for this watch; returns the newest event's data."""
         with self._changed:
             met = self._changed.wait_for(lambda: self.wrong or condition(self), seconds)
         assert not self.wrong, self.wrong
@@ -88,7 +147,7 @@ class Watch:
         return self.states[-1]
 
     def end(self) -> dict[str, Any]:
-        """Waits for the end; the final state."""
+        """Waits for the event ``end``; returns its data."""
         return self.until(lambda watch: watch._ended)
 
     @property
@@ -139,15 +198,27 @@ class Watch:
 
 
 def sheets_of(bucket: Bucket, ref: UploadRef) -> dict[str, str]:
-    """Every object below ``sheets/`` with the digest of its bytes."""
+    """Every object of the upload's sheets, by its key below ``sheets/``, with the digest of its bytes."""
     keys = [info.key for info in bucket.objects(ref.sheets_prefix)]
     with ThreadPoolExecutor(8) as threads:
         digests = threads.map(lambda key: hashlib.sha256(bucket.get(key).body).hexdigest(), keys)
         return {key.removeprefix(ref.sheets_prefix): digest for key, digest in zip(keys, digests, strict=True)}
 
 
+def sheets_in(bucket: Path, upload: str) -> dict[str, str]:
+    """The same for a bucket that is a directory: every file counts, also one that a LIST does not show.
+
+    Args:
+        bucket: The directory.
+        upload: The upload's path in the API.
+    """
+    organization, project, plan, name = upload.split("/")[3::2]
+    root = bucket / UploadRef(organization, project, plan, name).sheets_prefix
+    return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in root.rglob("*") if path.is_file()}
+
+
 def assert_whole(settings: BucketSettings, ref: UploadRef, expected: dict[str, str]) -> None:
-    """The bucket holds what an undisturbed run has left, ``verify`` says so, and no multipart upload is unfinished."""
+    """The bucket holds the objects of an undisturbed run, ``verify`` finds every sheet whole, and no multipart upload is unfinished."""
     bucket = Bucket(settings)
     assert sheets_of(bucket, ref) == expected
     *sheets, whole = verify_upload(bucket, ref)

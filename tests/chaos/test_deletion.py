@@ -1,96 +1,110 @@
-"""Deletion, schedules and scratch of the whole stack, with its processes killed and its runs ended from outside."""
+"""Deletion, schedules and scratch of whole stacks whose processes are killed and whose runs are ended from outside."""
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 
-import httpx
-from temporalio.client import Client
+import httpx2 as httpx
+from temporalio.client import Client, ScheduleActionExecutionStartWorkflow, ScheduleHandle
 
 from activities.bucket.keys import UploadRef
 from activities.bucket.storage import Bucket, BucketSettings
 from deploy.local import Stack
-from tests.chaos.test_worker_killed import DEADLINE_S, send, wait_for, wait_until_scratch_is_empty
+from tests.chaos.guarantees import DEADLINE_S, accepted, address, path_of, wait_for, wait_until_scratch_is_empty
 from tests.resources.make_pdfs import plan_set
 from tests.servers.s3 import TestServer
-from tests.workflow.test_upload import until
+from tests.workflow.runs import until
 from worker.schedules import SWEEP
-from workflows.starting import delete, is_running
+from workflows.starting import is_running, start_deletion
 
 
-def ref_of(upload: str) -> UploadRef:
-    """The upload whose path this is."""
-    return UploadRef("acme", "tower", "a1", upload.rsplit("/", 1)[-1])
+def directory_of(stack: Stack) -> Path:
+    """The stack's bucket."""
+    return stack.data_dir / "bucket"
 
 
 def objects(bucket: Bucket, ref: UploadRef) -> list[str]:
-    """The keys of everything below the upload's prefix."""
+    """The keys of every object of the upload."""
     return sorted(info.key for info in bucket.objects(ref.prefix))
 
 
+async def begun(stack: Stack, pages: int, plan: str) -> UploadRef:
+    """An upload with at least one sheet that is ready."""
+    ref = await asyncio.to_thread(accepted, stack, plan_set(pages), plan)
+    await asyncio.to_thread(wait_for, stack, path_of(ref), lambda status: status["completedPages"] >= 1)
+    return ref
+
+
+async def ask(method: str, stack: Stack, ref: UploadRef) -> int:
+    """Sends a request for the upload; returns the answer's status."""
+    return (await asyncio.to_thread(httpx.request, method, address(stack, ref), timeout=DEADLINE_S)).status_code
+
+
 async def look_again_soon(client: Client, ref: UploadRef) -> None:
-    """An operator ends the removal in its long wait; it is started again with a short one."""
+    """Ends the deletion's workflow in its long wait, and starts another one with a short wait."""
     await client.get_workflow_handle(ref.delete_workflow_id).terminate()
-    await delete(client, ref, look_again_s=0.5)
+    await start_deletion(client, ref, look_again_s=0.5)
     await client.get_workflow_handle(ref.delete_workflow_id).result()
 
 
-async def test_deletion_survives_the_death_of_its_workers(new_stack: Callable[..., Stack]) -> None:
-    """SIGKILL of both workers while an upload is processed and deleted: it goes on, late writers lose, and nothing is left anywhere."""
-    stack = new_stack()
+async def test_deletion_survives_the_death_of_its_workers(stack_to_kill: Stack) -> None:
+    """SIGKILL of both workers while an upload is processed and deleted: it goes on, a late writer loses, and nothing stays."""
+    stack = stack_to_kill
     client = await Client.connect(stack.temporal_address)
-    bucket = Bucket(BucketSettings((stack.data_dir / "bucket").as_uri()))
-    upload = send(stack, plan_set(8))
-    ref = ref_of(upload)
-    await asyncio.to_thread(wait_for, stack, upload, lambda status: status["completedPages"] >= 1)
-    assert (await asyncio.to_thread(httpx.delete, stack.api_url + upload, timeout=DEADLINE_S)).status_code == 202
+    bucket = Bucket(BucketSettings(directory_of(stack).as_uri()))
+    ref = await begun(stack, 8, "deleted")
+    assert await ask("DELETE", stack, ref) == 202
     for name in ("worker-tile", "worker-workflow"):
         stack.kill(name)
-    assert (await asyncio.to_thread(httpx.get, stack.api_url + upload, timeout=DEADLINE_S)).status_code == 404
-    assert (await asyncio.to_thread(httpx.delete, stack.api_url + upload, timeout=DEADLINE_S)).status_code == 202
+    assert await ask("GET", stack, ref) == 404
+    assert await ask("DELETE", stack, ref) == 202
     for name in ("worker-tile", "worker-workflow"):
         stack.start_process(name)
     await until(lambda: objects(bucket, ref) == [ref.record], DEADLINE_S)
     assert not await is_running(client, ref)
-    bucket.put(ref.descriptor(8), b"a worker that nobody reached")
+    bucket.put(ref.descriptor(8), b"from a worker that could not be reached")
     await look_again_soon(client, ref)
-    left = await asyncio.to_thread(lambda: [*(stack.data_dir / "bucket" / ref.plan_ref.uploads_prefix).rglob("*")])
-    assert left == []
-    assert (await asyncio.to_thread(httpx.delete, stack.api_url + upload, timeout=DEADLINE_S)).status_code == 404
+    uploads = directory_of(stack) / ref.plan_ref.uploads_prefix
+    assert await asyncio.to_thread(lambda: [*uploads.rglob("*")]) == []
+    assert await ask("DELETE", stack, ref) == 404
     await asyncio.to_thread(wait_until_scratch_is_empty, stack)
 
 
 async def test_deletion_on_a_server_leaves_nothing(new_stack: Callable[..., Stack], s3_server: TestServer) -> None:
-    """The same job over S3: every object goes while its sheets are being written."""
+    """Over S3 an upload is deleted while its sheets are written: every object goes."""
     settings = s3_server.new_bucket()
     stack, bucket = new_stack(**s3_server.environment(settings)), Bucket(settings)
     client = await Client.connect(stack.temporal_address)
-    upload = send(stack, plan_set(4))
-    ref = ref_of(upload)
-    await asyncio.to_thread(wait_for, stack, upload, lambda status: status["completedPages"] >= 1)
-    assert (await asyncio.to_thread(httpx.delete, stack.api_url + upload, timeout=DEADLINE_S)).status_code == 202
+    ref = await begun(stack, 4, "deleted")
+    assert await ask("DELETE", stack, ref) == 202
     await until(lambda: objects(bucket, ref) == [ref.record], DEADLINE_S)
     await look_again_soon(client, ref)
     assert objects(bucket, ref) == []
 
 
-async def test_paused_schedule_stays_paused_over_a_new_start(new_stack: Callable[..., Stack]) -> None:
-    """The stack makes the schedules; a worker that starts again resumes none. Triggered by hand, a pass says what it did."""
-    stack = new_stack()
-    client = await Client.connect(stack.temporal_address)
-    handle = client.get_schedule_handle(SWEEP)
+async def test_paused_schedule_stays_paused_over_a_new_start(stack_to_kill: Stack) -> None:
+    """A worker that starts again does not resume a schedule. Triggered by hand, the schedule still runs, and its run says what it did."""
+    client = await Client.connect(stack_to_kill.temporal_address)
+    schedule = client.get_schedule_handle(SWEEP)
     await until(lambda: is_there(client, SWEEP))
-    await handle.pause(note="not now")
-    stack.kill("worker-workflow")
-    log = stack.processes["worker-workflow"].log
+    await schedule.pause(note="not now")
+    stack_to_kill.kill("worker-workflow")
+    log = stack_to_kill.processes["worker-workflow"].log
     said = len(log.read_text())
-    stack.start_process("worker-workflow")
-    await until(lambda: "workflow worker runs" in log.read_text()[said:] or len(log.read_text()) < said)
-    bucket = Bucket(BucketSettings((stack.data_dir / "bucket").as_uri()))
-    bucket.put("organizations/acme/projects/tower/plans/a1/uploads/u1/source.pdf", b"%PDF-1.7")
-    await handle.trigger()
-    await until(lambda: has_run(client, SWEEP))
-    state = (await handle.describe()).schedule.state
+    stack_to_kill.start_process("worker-workflow")
+    await until(lambda: "workflow worker runs" in log.read_text()[said:])
+    await begun(stack_to_kill, 1, "swept")
+    runs = await run_ids(schedule)
+    await schedule.trigger()
+    await until(lambda: has_new_run(schedule, runs))
+    run = (await schedule.describe()).info.recent_actions[-1].action
+    assert isinstance(run, ScheduleActionExecutionStartWorkflow)
+    report = await client.get_workflow_handle(run.workflow_id, run_id=run.first_execution_run_id).result()
+    uploads = [*directory_of(stack_to_kill).glob("organizations/*/projects/*/plans/*/uploads/*")]
+    assert (report["uploads"], report["passed_over"]["count"]) == (len(uploads), 0)
+    state = (await schedule.describe()).schedule.state
     assert (state.paused, state.note) == (True, "not now")
+    await schedule.unpause()
 
 
 async def is_there(client: Client, name: str) -> bool:
@@ -98,24 +112,28 @@ async def is_there(client: Client, name: str) -> bool:
     return any([entry.id == name async for entry in await client.list_schedules()])
 
 
-async def has_run(client: Client, name: str) -> bool:
-    """Whether a run of the schedule has ended well."""
-    return bool([run async for run in client.list_workflows("WorkflowType = 'Sweep' AND ExecutionStatus = 'Completed'")])
+async def run_ids(schedule: ScheduleHandle) -> list[str]:
+    """The schedule's latest runs, oldest first."""
+    actions = [result.action for result in (await schedule.describe()).info.recent_actions]
+    return [action.first_execution_run_id for action in actions if isinstance(action, ScheduleActionExecutionStartWorkflow)]
 
 
-async def test_pages_of_an_ended_run_hold_nobody_up(new_stack: Callable[..., Stack]) -> None:
-    """Terminated in the middle: a worker that is told to stop waits for no tiles that nobody uploads; the scratch is empty."""
-    stack = new_stack()
+async def has_new_run(schedule: ScheduleHandle, runs: list[str]) -> bool:
+    """Whether the schedule has started another run since ``runs`` were its latest."""
+    return await run_ids(schedule) != runs
+
+
+async def test_pages_of_an_ended_run_hold_nobody_up(stack_to_kill: Stack) -> None:
+    """A run is terminated in the middle: a worker that is told to stop does not wait for tiles that nobody will upload."""
+    stack = stack_to_kill
     client = await Client.connect(stack.temporal_address)
-    upload = send(stack, plan_set(8))
-    await asyncio.to_thread(wait_for, stack, upload, lambda status: status["completedPages"] >= 1)
+    ref = await begun(stack, 8, "ended")
     stack.kill("worker-workflow")  # so that tiled pages wait for their upload
     pages = stack.data_dir / "scratch" / "pages"
     await until(lambda: any(path.suffix == "" for path in pages.iterdir()), DEADLINE_S)
-    await client.get_workflow_handle(ref_of(upload).workflow_id).terminate()
+    await client.get_workflow_handle(ref.workflow_id).terminate()
     worker = stack.processes["worker-tile"]
     first = worker.pid
     worker.terminate()
     await until(lambda: worker.pid != first or not worker.is_running, DEADLINE_S)
     assert [*pages.iterdir()] == []
-    stack.start_process("worker-workflow")

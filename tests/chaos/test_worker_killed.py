@@ -1,135 +1,96 @@
-"""A tile worker that is killed in the middle leaves the same bucket as one that is not."""
+"""A job whose processes are killed or stopped in the middle leaves the same bucket as an undisturbed one."""
 
-import hashlib
-import time
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
-import httpx
+import httpx2 as httpx
 import pytest
 
 from deploy.local import Stack
+from tests.chaos.guarantees import DEADLINE_S, Watch, accepted, path_of, send, sheets_in, wait_for, wait_until, wait_until_scratch_is_empty
 from tests.resources.make_pdfs import plan_set
 
-PLAN = "/v1/organizations/acme/projects/tower/plans/a1/uploads"
-DEADLINE_S = 240
+PAGES = 8
+FILES_BESIDE_TILES = ("thumbnail.jpeg", "sheet.json", ".dzi")
 
 
-def send(stack: Stack, body: bytes) -> str:
-    """Uploads the PDF; returns the path of the upload."""
-    response = httpx.post(
-        stack.api_url + PLAN, params={"filename": "plan.pdf"}, content=body, headers={"Content-Type": "application/pdf"}, timeout=DEADLINE_S
-    )
-    assert response.status_code == 202, response.text
-    return response.headers["Location"]
+@pytest.fixture(scope="module")
+def body() -> bytes:
+    """A PDF of ``PAGES`` pages."""
+    return plan_set(PAGES)
 
 
-def wait_for(stack: Stack, upload: str, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-    """Asks for the status until the condition holds; on the way the version and the counters never fall."""
-    deadline = time.monotonic() + DEADLINE_S
-    seen = (0, 0)
-    status: dict[str, Any] = {}
-    while time.monotonic() < deadline:
-        try:
-            status = httpx.get(stack.api_url + upload, timeout=60).json()
-        except httpx.TransportError:  # the API itself was killed
-            time.sleep(0.2)
-            continue
-        assert (status["version"], status["completedPages"]) >= seen
-        seen = (status["version"], status["completedPages"])
-        if condition(status):
-            return status
-        time.sleep(0.05)
-    pytest.fail(f"not within {DEADLINE_S} s, last seen {status}")
+@pytest.fixture(scope="module")
+def undisturbed(chaos_stack: Stack, body: bytes) -> dict[str, str]:
+    """The files of the sheets of ``body``, with their digests, after a run in which nothing was killed."""
+    upload = send(chaos_stack, body)
+    status = wait_for(chaos_stack, upload, lambda status: status["completedAt"] is not None)
+    assert (status["status"], status["completedPages"]) == ("complete", PAGES)
+    files = sheets_in(chaos_stack.data_dir / "bucket", upload)
+    assert len(files) == sum(sheet["tiles"] + len(FILES_BESIDE_TILES) for sheet in status["sheets"])
+    return files
 
 
-def sheets_in(bucket: Path, upload: str) -> dict[str, str]:
-    """Every object below ``sheets/`` with the digest of its bytes."""
-    root = bucket / "organizations/acme/projects/tower/plans/a1/uploads" / upload.rsplit("/", 1)[-1] / "sheets"
-    return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in root.rglob("*") if path.is_file()}
+def assert_complete_and_equal(stack: Stack, upload: str, undisturbed: dict[str, str]) -> None:
+    """The upload ends complete, with the files of an undisturbed run."""
+    status = wait_for(stack, upload, lambda status: status["completedAt"] is not None)
+    assert (status["status"], status["completedPages"]) == ("complete", PAGES)
+    assert sheets_in(stack.data_dir / "bucket", upload) == undisturbed
 
 
-def test_killed_tile_worker_leaves_the_same_bucket(new_stack: Callable[..., Stack]) -> None:
-    """SIGKILL of the tile worker's process group in render and upload: the job finishes, and ``sheets/**`` is byte-equal."""
-    body = plan_set(8)
-    stack = new_stack()
-    undisturbed = send(stack, body)
-    assert wait_for(stack, undisturbed, lambda status: status["completedAt"] is not None)["status"] == "complete"
-
-    disturbed = send(stack, body)
+def test_killed_tile_worker_leaves_the_same_bucket(stack_to_kill: Stack, body: bytes, undisturbed: dict[str, str]) -> None:
+    """SIGKILL of the tile worker's process group, twice, among sheets that are rendered and uploaded."""
+    upload = send(stack_to_kill, body)
     for ready in (1, 4):
-        wait_for(stack, disturbed, lambda status, ready=ready: status["completedPages"] >= ready)  # type: ignore[misc]
-        stack.kill("worker-tile")
-        stack.start_process("worker-tile")
-    status = wait_for(stack, disturbed, lambda status: status["completedAt"] is not None)
-    assert (status["status"], status["completedPages"]) == ("complete", 8)
-    bucket = stack.data_dir / "bucket"
-    assert sheets_in(bucket, disturbed) == sheets_in(bucket, undisturbed)
-    assert len(sheets_in(bucket, disturbed)) > 100
-    wait_until_scratch_is_empty(stack)
+        wait_for(stack_to_kill, upload, lambda status, ready=ready: status["completedPages"] >= ready)  # type: ignore[misc]
+        stack_to_kill.kill("worker-tile")
+        stack_to_kill.start_process("worker-tile")
+    assert_complete_and_equal(stack_to_kill, upload, undisturbed)
 
 
-def test_killed_temporal_server_goes_on_from_its_file(new_stack: Callable[..., Stack]) -> None:
-    """SIGKILL of the Temporal server in the middle, started again on the same file: the job goes on and ends complete."""
-    stack = new_stack()
-    upload = send(stack, plan_set(8))
-    wait_for(stack, upload, lambda status: status["completedPages"] >= 2)
-    stack.kill("temporal")
-    stack.start_process("temporal")
-    status = wait_for(stack, upload, lambda status: status["completedAt"] is not None)
-    assert (status["status"], status["completedPages"]) == ("complete", 8)
+def test_killed_temporal_server_goes_on_from_its_file(stack_to_kill: Stack, body: bytes, undisturbed: dict[str, str]) -> None:
+    """SIGKILL of the Temporal server, which starts again on the same file."""
+    upload = send(stack_to_kill, body)
+    wait_for(stack_to_kill, upload, lambda status: status["completedPages"] >= 2)
+    stack_to_kill.kill("temporal")
+    stack_to_kill.start_process("temporal")
+    assert_complete_and_equal(stack_to_kill, upload, undisturbed)
 
 
-def test_killed_workflow_worker_and_api_change_nothing(new_stack: Callable[..., Stack]) -> None:
-    """SIGKILL of the workflow worker and of the API while a client watches: both come back and the job ends complete."""
-    stack = new_stack()
-    upload = send(stack, plan_set(8))
-    wait_for(stack, upload, lambda status: status["completedPages"] >= 1)
-    for name in ("worker-workflow", "api"):
-        stack.kill(name)
-        stack.start_process(name)
-    status = wait_for(stack, upload, lambda status: status["completedAt"] is not None)
-    assert (status["status"], status["completedPages"]) == ("complete", 8)
+def test_killed_workflow_worker_and_api_change_nothing(stack_to_kill: Stack, body: bytes, undisturbed: dict[str, str]) -> None:
+    """SIGKILL of the workflow worker and of the API while a client has a stream open: the client comes back and sees the end."""
+    ref = accepted(stack_to_kill, body)
+    with Watch(stack_to_kill, ref) as watch:
+        watch.until(lambda watch: watch.completed >= 1)
+        for name in ("worker-workflow", "api"):
+            stack_to_kill.kill(name)
+            stack_to_kill.start_process(name)
+        assert watch.end()["status"] == "complete"
+    assert_complete_and_equal(stack_to_kill, path_of(ref), undisturbed)
 
 
-def test_stopped_tile_worker_hands_back_its_work(new_stack: Callable[..., Stack]) -> None:
-    """SIGTERM in the middle ends the worker; the next one does the rest, and the scratch is empty at the end."""
-    stack = new_stack()
-    upload = send(stack, plan_set(8))
-    wait_for(stack, upload, lambda status: status["completedPages"] >= 1)
-    worker = stack.processes["worker-tile"]
-    begun = time.monotonic()
-    worker.terminate()
+def test_stopped_tile_worker_hands_back_its_work(stack_to_kill: Stack, body: bytes, undisturbed: dict[str, str]) -> None:
+    """SIGTERM ends the worker; the next one tiles the remaining sheets."""
+    upload = send(stack_to_kill, body)
+    wait_for(stack_to_kill, upload, lambda status: status["completedPages"] >= 1)
+    worker = stack_to_kill.processes["worker-tile"]
     first = worker.pid
-    while worker.pid == first and worker.is_running:
-        assert time.monotonic() - begun < DEADLINE_S
-        time.sleep(0.05)
-    status = wait_for(stack, upload, lambda status: status["completedAt"] is not None)
-    assert (status["status"], status["completedPages"]) == ("complete", 8)
-    wait_until_scratch_is_empty(stack)
+    worker.terminate()
+    wait_until(lambda: worker.pid != first or not worker.is_running)
+    assert_complete_and_equal(stack_to_kill, upload, undisturbed)
 
 
-def test_cancelled_upload_leaves_nothing_behind(new_stack: Callable[..., Stack]) -> None:
-    """After a cancel every ``.dzi`` has its sheet counted, nothing is written any more, and the scratch is empty."""
-    stack = new_stack()
-    upload = send(stack, plan_set(8))
-    wait_for(stack, upload, lambda status: status["completedPages"] >= 1)
-    assert httpx.post(f"{stack.api_url}{upload}/cancel", timeout=DEADLINE_S).status_code == 202
-    status = wait_for(stack, upload, lambda status: status["completedAt"] is not None)
+def test_cancelled_upload_leaves_nothing_behind(stack_to_kill: Stack, body: bytes, undisturbed: dict[str, str]) -> None:
+    """After a cancel nothing is written any more; exactly the sheets that are counted have a ``.dzi``, and these are whole."""
+    upload = send(stack_to_kill, body)
+    wait_for(stack_to_kill, upload, lambda status: status["completedPages"] >= 1)
+    assert httpx.post(f"{stack_to_kill.api_url}{upload}/cancel", timeout=DEADLINE_S).status_code == 202
+    status = wait_for(stack_to_kill, upload, lambda status: status["completedAt"] is not None)
     assert status["status"] == "cancelled"
     assert {sheet["status"] for sheet in status["sheets"]} == {"ready", "pending"}
-    before = sheets_in(stack.data_dir / "bucket", upload)
-    wait_until_scratch_is_empty(stack)
-    assert sheets_in(stack.data_dir / "bucket", upload) == before
-    committed = {name for name in before if name.endswith(".dzi")}
-    assert committed == {f"sheet-{n}/tiles/sheet-{n}.dzi" for n in (s["number"] for s in status["sheets"] if s["status"] == "ready")}
-
-
-def wait_until_scratch_is_empty(stack: Stack) -> None:
-    """The scratch is freed just after the final state is told."""
-    deadline = time.monotonic() + DEADLINE_S
-    scratch = stack.data_dir / "scratch"
-    while left := [*scratch.glob("pages/*"), *scratch.glob("sources/*")]:
-        assert time.monotonic() < deadline, left
-        time.sleep(0.05)
+    bucket = stack_to_kill.data_dir / "bucket"
+    files = sheets_in(bucket, upload)
+    wait_until_scratch_is_empty(stack_to_kill)
+    assert sheets_in(bucket, upload) == files
+    ready = {f"sheet-{sheet['number']}" for sheet in status["sheets"] if sheet["status"] == "ready"}
+    assert {name.partition("/")[0] for name in files if name.endswith(".dzi")} == ready
+    assert {name: digest for name, digest in files.items() if name.partition("/")[0] in ready} == {
+        name: digest for name, digest in undisturbed.items() if name.partition("/")[0] in ready
+    }

@@ -27,10 +27,11 @@ from starlette.routing import Route
 
 from activities.bucket.keys import UploadRef
 from activities.bucket.records import to_wire
-from activities.bucket.verify import UploadReport
+from activities.bucket.report import UploadReport
 from api.addresses import StackAddresses
-from api.cli.client import NotReached, Patience, Server
-from api.cli.commands import follow
+from api.cli.client import Server
+from api.cli.errors import NotReached
+from api.cli.transfer import Patience, follow
 from api.cli.views import JsonView
 
 REF = "local/demo/plan/0198c0de-0000-7000-8000-000000000001"
@@ -92,7 +93,7 @@ def environment(url: str, **more: str) -> dict[str, str]:
 
 def sitelink(url: str, *arguments: str | Path, cwd: Path | None = None, **more: str) -> subprocess.CompletedProcess[str]:
     """Runs the command line with its output in pipes."""
-    command = [sys.executable, "-m", "api.cli.commands", *map(str, arguments)]
+    command = [sys.executable, "-m", "api.cli", *map(str, arguments)]
     root = Path(__file__).parents[2]
     return subprocess.run(
         command,
@@ -408,7 +409,7 @@ def test_upload_takes_constant_memory(script: Script, tmp_path: Path) -> None:
         sparse.truncate(400 << 20)
     script.posts.append(accept)
     process = subprocess.Popen(
-        [sys.executable, "-m", "api.cli.commands", "upload", "--no-watch", file],
+        [sys.executable, "-m", "api.cli", "upload", "--no-watch", file],
         env=environment(script.url),
         stdout=subprocess.PIPE,
         text=True,
@@ -449,7 +450,7 @@ def test_upload_with_an_option_out_of_range_is_wrong_use(script: Script, tmp_pat
 
 def start(script: Script, *arguments: str | Path) -> "subprocess.Popen[str]":
     """Starts the command line; its first line is there when this returns."""
-    command = [sys.executable, "-u", "-m", "api.cli.commands", *map(str, arguments)]
+    command = [sys.executable, "-u", "-m", "api.cli", *map(str, arguments)]
     process = subprocess.Popen(
         command,
         env=environment(script.url),
@@ -492,7 +493,7 @@ def test_a_reader_that_leaves_is_no_error(script: Script) -> None:
 
 def redirected(url: str, how: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """Runs the command line by a shell that redirects its streams."""
-    command = ["/bin/sh", "-c", f'exec "$@" {how}', "sh", sys.executable, "-m", "api.cli.commands", *map(str, arguments)]
+    command = ["/bin/sh", "-c", f'exec "$@" {how}', "sh", sys.executable, "-m", "api.cli", *map(str, arguments)]
     return subprocess.run(
         command, capture_output=True, check=False, text=True, timeout=240, env=environment(url), cwd=Path(__file__).parents[2]
     )
@@ -679,7 +680,7 @@ def plain(shown: str) -> str:
 def on_a_terminal(script: Script, *arguments: str | Path, cues: dict[str, threading.Event]) -> tuple[int, str]:
     """Runs the command line on a terminal of its own: exit code and all that was shown. Sets each event once its words are shown."""
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "api.cli.commands", *map(str, arguments)]
+    command = [sys.executable, "-m", "api.cli", *map(str, arguments)]
     process = subprocess.Popen(command, env=environment(script.url), stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
     os.close(theirs)
     shown = b""

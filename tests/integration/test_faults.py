@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
-import httpx
+import httpx2 as httpx
 import pytest
 from temporalio.api.enums.v1 import EventType
 from temporalio.client import Client
@@ -156,11 +156,13 @@ async def test_a_write_that_was_lied_about_is_noticed_where_it_counts(faults: Fa
     faults.lay(Rule(lies_about_put, method="PUT"))
     with pytest.raises(StorageUnavailable, match="said that it has written a"):
         await asyncio.to_thread(bucket.put_seen, "a", BODY)
-    await bucket.put_stream("b", stream(1 << 20))
     with pytest.raises(StorageUnavailable, match="said that it has written b"):
-        await bucket.see_async("b", 1 << 20)
-    with pytest.raises(ObjectMissing):
-        bucket.get("b")
+        await bucket.put_stream_seen("b", stream(1 << 20))
+    with pytest.raises(StorageUnavailable, match="said that it has written c"):
+        await bucket.create_seen_async("c", BODY)
+    for key in ("a", "b", "c"):
+        with pytest.raises(ObjectMissing):
+            bucket.get(key)
 
 
 async def test_a_lie_about_a_second_write_is_noticed_though_the_first_has_its_size(faults: Faults, settings: BucketSettings) -> None:

@@ -4,12 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2 as httpx
 import pytest
 
 from deploy.local import Stack
 from deploy.sample import write_sample
-from tests.chaos.test_worker_killed import send, wait_for
+from tests.chaos.guarantees import send, wait_for
 from tests.resources.make_pdfs import plan_set
 
 pytestmark = pytest.mark.usefixtures("temporal_binary")

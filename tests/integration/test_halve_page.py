@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 
-import httpx
+import httpx2 as httpx
 import pytest
 
 from activities.bucket.dzi import sheet_size
 from deploy.local import Stack
-from tests.chaos.test_worker_killed import send, sheets_in, wait_for
+from tests.chaos.guarantees import send, sheets_in, wait_for
 from tests.resources.make_pdfs import nested_groups
 
 pytestmark = pytest.mark.usefixtures("temporal_binary")

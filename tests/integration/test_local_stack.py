@@ -12,13 +12,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2 as httpx
 import pytest
 from temporalio.client import Client
 
 from activities.bucket.keys import UploadRef
 from api.addresses import StackAddresses, is_locked
-from deploy.local import PLAN, Stack
+from api.cli.__main__ import DEFAULT_PLAN
+from deploy.local import Stack
 from deploy.temporal import TemporalServer
 from tests.resources.make_pdfs import nested_forms, plan_set
 from tests.waiting import DEADLINE_S, until
@@ -279,7 +280,7 @@ def test_killed_stack_starts_again_in_any_directory(tmp_path: Path) -> None:
         assert {manifest["status"] for manifest in manifests(data_dir)} == {"complete"}
         address = json.loads((data_dir / "stack.json").read_bytes())["temporal"]
         for path in (data_dir / "bucket").rglob("manifest.json"):
-            asyncio.run(result(address, UploadRef.parse(f"{PLAN}/{path.parent.name}")))
+            asyncio.run(result(address, UploadRef.parse(f"{DEFAULT_PLAN}/{path.parent.name}")))
         os.killpg(session.pid, signal.SIGTERM)
         said, _ = session.communicate(timeout=DEADLINE_S)
         assert session.returncode in (0, 130), said

@@ -5,11 +5,11 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import httpx
+import httpx2 as httpx
 import pytest
 
 from deploy.local import Stack
-from tests.chaos.test_worker_killed import send, wait_for
+from tests.chaos.guarantees import send, wait_for
 from tests.resources.make_pdfs import Writer
 from tests.servers.s3 import TestServer
 

@@ -7,15 +7,16 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
-import httpx
+import httpx2 as httpx
 import pytest
 from temporalio.api.enums.v1 import EventType, PendingActivityState
 from temporalio.api.workflow.v1 import PendingActivityInfo
 from temporalio.client import Client
 
 from activities.bucket.keys import UploadRef
+from activities.bucket.report import SheetReport
 from activities.bucket.storage import Bucket, BucketSettings
-from activities.bucket.verify import SheetReport, verify_upload
+from activities.bucket.verify import verify_upload
 from deploy.local import Stack
 from tests.chaos.guarantees import Watch, accepted, address
 from tests.resources.make_pdfs import plan_set
@@ -23,8 +24,8 @@ from tests.servers.faults import Faults, Rule, faulty, held_until
 from tests.servers.s3 import TestServer
 from tests.waiting import until_async
 from worker.app import GRACE
+from workflows.processing.patches import WAIT_FOR_LATE_WRITES
 from workflows.retries import HEARTBEAT
-from workflows.upload import LATE
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -80,7 +81,7 @@ async def test_cancel_while_a_commit_hangs(new_stack: Callable[..., Stack], s3_s
         async def waits_for_late_writes() -> bool:
             events = (await on.client.get_workflow_handle(ref.workflow_id).fetch_history()).events
             markers = [event for event in events if event.event_type == EventType.EVENT_TYPE_MARKER_RECORDED]
-            return any(LATE in str(marker.marker_recorded_event_attributes.details) for marker in markers)
+            return any(WAIT_FOR_LATE_WRITES in str(marker.marker_recorded_event_attributes.details) for marker in markers)
 
         await until_async(commits)
         answer = await asyncio.to_thread(httpx.post, f"{address(on.stack, ref)}/cancel")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import httpx
+import httpx2 as httpx
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -15,12 +15,12 @@ from temporalio.client import Client
 from activities.bucket.keys import PlanRef, UploadRef
 from activities.bucket.records import Snapshot, from_json
 from activities.bucket.storage import Bucket, BucketSettings
-from api.cli.client import EventParser
+from api.cli.event_stream import EventParser
 from deploy.local import Stack
 from tests.resources.make_pdfs import plan_set
 from tests.servers.s3 import TestServer
 from workflows.messages import SheetNumbers
-from workflows.starting import reopen
+from workflows.starting import reopen_upload
 
 pytestmark = pytest.mark.usefixtures("temporal_binary")
 
@@ -74,7 +74,7 @@ class Uploaded:
         async def signal() -> None:
             client = await Client.connect(self.stack.temporal_address)
             for sheets in events:
-                await reopen(client, self.ref, "sheets_stored", SheetNumbers(sheets))
+                await reopen_upload(client, self.ref, "sheets_stored", SheetNumbers(sheets))
 
         asyncio.run(signal())
 

@@ -11,9 +11,10 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2 as httpx
 import pytest
 
+from activities.attempt import to_application_error
 from activities.bucket.keys import UploadRef
 from activities.bucket.records import UploadOptions, UploadRecord, from_json, to_json
 from activities.bucket.setup import RULE_ID, BucketSetup, equal_parts
@@ -27,10 +28,9 @@ from activities.errors import (
     SiteLinkError,
     StorageDenied,
     StorageUnavailable,
-    to_application_error,
 )
-from api.runs import Runs
-from api.status import Status
+from api.progress.runs import Runs
+from api.progress.status import Status
 from deploy.bucket import DONE, FAILED, set_up
 from deploy.process import free_port
 from tests.servers.recorder import Answer, Recorder, Request, recording, s3_error
@@ -92,6 +92,7 @@ CALLS: dict[str, Callable[[Bucket], Any]] = {
     "put_async": lambda bucket: asyncio.run(bucket.put_async("a/b", b"x")),
     "get_async": lambda bucket: asyncio.run(bucket.get_async("a/b")),
     "head_async": lambda bucket: asyncio.run(bucket.head_async("a/b")),
+    "directories_async": lambda bucket: asyncio.run(bucket.directories_async("a/")),
     "create_async": lambda bucket: asyncio.run(bucket.create_async("a/b", b"x")),
     "put_stream": lambda bucket: asyncio.run(bucket.put_stream("a/b", stream(1))),
 }
@@ -429,15 +430,15 @@ def test_set_up_says_what_it_did(s3_server: TestServer) -> None:
     said: list[str] = []
     assert set_up(setup, settings.url, ["https://plans.example.com"], create=False, say=said.append) == FAILED
     assert said == ["NoSuchBucket: there is no bucket set-up-says"]
-    for first in ("s3://set-up-says: created", "s3://set-up-says: there already"):
+    for first in ("s3://set-up-says: created", "s3://set-up-says: exists already"):
         said.clear()
         assert set_up(setup, settings.url, ["https://plans.example.com"], create=True, say=said.append) == DONE
         assert said[:3] == [
             first,
-            "multipart uploads that are not finished: 0",
+            "unfinished multipart uploads: 0",
             "CORS: pages of https://plans.example.com may read, and write to presigned URLs",
         ]
-        assert said[3].startswith("lifecycle: not set, this server does not offer it")
+        assert said[3].startswith("lifecycle: not set. The server does not offer it")
     asked = httpx.options(
         f"{settings.endpoint}/set-up-says/a",
         headers={"Origin": "https://plans.example.com", "Access-Control-Request-Method": "PUT"},
@@ -492,25 +493,16 @@ def test_a_directory_is_not_set_up() -> None:
         BucketSetup(BucketSettings("file:///b"))
 
 
-def test_a_presigned_url_reads_and_writes_one_object(s3_server: TestServer) -> None:
-    """Without credentials, within a prefix, by plain HTTP."""
-    settings = s3_server.new_bucket("site")
-    setup, bucket = BucketSetup(settings), Bucket(settings)
-    assert httpx.put(setup.presigned_put("a/b", 60), content=b"body").status_code == 200
-    assert bucket.get("a/b").body == b"body"
-    assert httpx.get(setup.presigned_get("a/b", 60)).content == b"body"
-    assert httpx.get(setup.presigned_get("a/b", 60).replace("a/b", "a/c")).status_code == 403
-    assert httpx.put(setup.presigned_get("a/b", 60), content=b"other").status_code == 403
-
-
-def test_a_presigned_upload_is_of_equal_parts(s3_server: TestServer) -> None:
-    """Who has only URLs can send a large file; one that is not completed can be found and aborted."""
+def test_presigned_upload_takes_equal_parts(s3_server: TestServer) -> None:
+    """A client with nothing but the URLs sends a large file, within a prefix; an unfinished upload is listed and can be aborted."""
     settings = s3_server.new_bucket("site")
     setup, bucket = BucketSetup(settings), Bucket(settings)
     body = os.urandom(20 * MIB)
     upload = setup.start_upload("source.pdf", len(body), 60)
     assert [(unfinished.key, unfinished.upload_id) for unfinished in setup.unfinished_uploads()] == [("source.pdf", upload.upload_id)]
     pieces = [body[start : start + upload.part_bytes] for start in range(0, len(body), upload.part_bytes)]
+    assert httpx.put(upload.urls[0].replace("source.pdf", "other.pdf"), content=pieces[0]).status_code == 403
+    assert httpx.get(upload.urls[0]).status_code == 403
     etags = [httpx.put(url, content=piece).headers["etag"] for url, piece in zip(upload.urls, pieces, strict=True)]
     with pytest.raises(BucketError):
         setup.complete("source.pdf", upload.upload_id, [*etags[:-1], '"0"'])

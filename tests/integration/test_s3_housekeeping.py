@@ -9,15 +9,16 @@ from temporalio.client import Client
 
 from activities.bucket.keys import UploadRef
 from activities.bucket.records import KeyRecord, to_json
+from activities.bucket.report import NameList
 from activities.bucket.setup import BucketSetup
 from activities.bucket.storage import Bucket
-from activities.interface import WORKFLOW_QUEUE, Some, SweepBucket, Swept
+from activities.interface import WORKFLOW_QUEUE, SweepBucket, Swept
 from api.uploads import new_upload_id
 from deploy.temporal import TemporalServer
 from tests.servers.s3 import TestServer
+from tests.workflow.runs import handle_of, until
 from tests.workflow.test_housekeeping import OLD, Activities, accept, at_work, mark, new_ref
-from tests.workflow.test_upload import handle_of, until
-from workflows.starting import delete, start
+from workflows.starting import start_deletion, start_upload
 from workflows.sweep import Sweep
 
 PART = 8 << 20
@@ -59,12 +60,12 @@ async def test_deleted_while_processing_leaves_nothing_on_a_server(client: Clien
             bucket.put(name, to_json(KeyRecord(upload.upload, "0" * 64)))
         setup.start_upload(ref.source, PART, 60)
         fake.gate.clear()
-        await start(client, ref)
+        await start_upload(client, ref)
         await until(lambda: len(fake.tiled) == 2)
         for n in range(1005):
             await bucket.put_async(f"{ref.tiles_prefix(1)}11/{n}_0.jpeg", b"tile")
         mark(bucket, ref)
-        await delete(client, ref, look_again_s=10)
+        await start_deletion(client, ref, look_again_s=10)
         await until(lambda: keys(bucket, ref.prefix) == [ref.record])
         bucket.put(ref.descriptor(1), b"late")
         result = await client.get_workflow_handle(ref.delete_workflow_id).result()
@@ -82,7 +83,7 @@ async def test_sweep_over_a_server(client: Client, s3_server: TestServer) -> Non
         begun = setup.start_upload(new_ref().source, PART, 60)
         elsewhere = setup.start_upload("not/ours.pdf", PART, 60)
         swept = await sweep(client, 24 * 60 * 60)
-        assert (swept.uploads, swept.started, swept.removed) == (3, Some(1, (str(accepted),)), Some())  # both were written just now
+        assert (swept.uploads, swept.started, swept.removed) == (3, NameList(1, (str(accepted),)), NameList())  # both were written just now
         assert {upload.upload_id for upload in setup.unfinished_uploads()} == {begun.upload_id, elsewhere.upload_id}
         assert keys(bucket, fresh.prefix) == [fresh.source]
 
@@ -90,7 +91,7 @@ async def test_sweep_over_a_server(client: Client, s3_server: TestServer) -> Non
         swept = await sweep(client, 1)
         assert str(old) in swept.removed.first
         assert keys(bucket, old.prefix) == []
-        assert swept.aborted == Some(1, (begun.key,))
+        assert swept.aborted == NameList(1, (begun.key,))
         assert [upload.upload_id for upload in setup.unfinished_uploads()] == [elsewhere.upload_id]
         await handle_of(client, accepted).result()
 

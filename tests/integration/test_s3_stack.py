@@ -3,13 +3,13 @@
 import hashlib
 from collections.abc import Callable
 
-import httpx
+import httpx2 as httpx
 import pytest
 
 from activities.bucket.setup import BucketSetup
 from activities.bucket.storage import ROOM_KEY, Bucket
 from deploy.local import Stack
-from tests.chaos.test_worker_killed import send, sheets_in, wait_for, wait_until_scratch_is_empty
+from tests.chaos.guarantees import send, sheets_in, wait_for, wait_until_scratch_is_empty
 from tests.resources.make_pdfs import plan_set
 from tests.servers.s3 import TestServer
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2 as httpx
 import pytest
 
 from activities.bucket.dzi import Pyramid
@@ -34,7 +34,7 @@ def ref(stack: Stack) -> UploadRef:
 def verify(ref: UploadRef | str, *arguments: str, **environ: str) -> tuple[int, list[str], str]:
     """Runs ``sitelink verify``: exit code, lines of stdout, stderr."""
     result = subprocess.run(
-        [sys.executable, "-m", "api.cli.commands", "verify", str(ref), *arguments],
+        [sys.executable, "-m", "api.cli", "verify", str(ref), *arguments],
         capture_output=True,
         check=False,
         text=True,

@@ -1,9 +1,10 @@
-"""Histories of real runs still replay: a deploy of changed workflow code does not break what runs.
+"""Histories of real runs still replay: a deploy of changed workflow code breaks no run that is under way.
 
 The histories are exported by ``tests/workflow`` when ``SITELINK_KEEP_HISTORIES`` is set. A change to the issued commands ships with
-``workflow.patched`` and one history more; an old one is never replaced.
+``workflow.patched`` and one more history; an old history is never replaced.
 """
 
+import json
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ HISTORIES = Path(__file__).parent / "histories"
 
 @pytest.mark.parametrize("path", sorted(HISTORIES.glob("*.json")), ids=lambda path: path.stem)
 async def test_history_replays(path: Path) -> None:
-    """The workflow issues the commands that it issued then."""
+    """The workflow issues the same commands as when the history was recorded."""
     await Replayer(workflows=[ProcessUpload, DeleteUpload, Sweep, NightlyReconcile]).replay_workflow(_history(path.stem))
 
 
@@ -36,6 +37,7 @@ async def test_history_replays(path: Path) -> None:
         ("cancelled-and-cleaned", "EVENT_TYPE_WORKFLOW_EXECUTION_CANCELED"),
         ("fell-silent", "EVENT_TYPE_TIMER_FIRED"),
         ("cancelled-then-retried", "EVENT_TYPE_WORKFLOW_EXECUTION_CONTINUED_AS_NEW"),
+        ("requests-handed-over", "EVENT_TYPE_WORKFLOW_EXECUTION_COMPLETED"),
         ("cancelled-before-loaded", "EVENT_TYPE_WORKFLOW_EXECUTION_CANCELED"),
         ("check-failed", "EVENT_TYPE_ACTIVITY_TASK_FAILED"),
         ("deleted", "EVENT_TYPE_TIMER_FIRED"),
@@ -46,13 +48,27 @@ async def test_history_replays(path: Path) -> None:
     ],
 )
 def test_history_proves_what_its_name_says(name: str, event: str) -> None:
-    """The set covers the ways in which a run goes."""
+    """The histories cover the ways in which a run goes."""
     assert EventType.Value(event) in {each.event_type for each in _history(name).events}
 
 
 def test_retried_sheet_was_attempted_twice() -> None:
     """The history with a retried sheet holds a second attempt."""
     assert 2 in [each.activity_task_started_event_attributes.attempt for each in _history("retried-sheet").events]
+
+
+@pytest.mark.parametrize(("name", "place"), [("cancelled-then-retried", "asked"), ("requests-handed-over", "continued")])
+def test_requests_of_both_handovers_are_replayed(name: str, place: str) -> None:
+    """Runs that are under way may have their requests beside ``continued``, newer runs have them in it."""
+    history = _history(name)
+    handed_over = [
+        each.workflow_execution_continued_as_new_event_attributes.input
+        for each in history.events
+        if each.HasField("workflow_execution_continued_as_new_event_attributes")
+    ]
+    (payload,) = (handed_over or [history.events[0].workflow_execution_started_event_attributes.input])[0].payloads
+    argument = json.loads(payload.data)
+    assert (argument["asked"] if place == "asked" else argument["continued"]["asked"])["retries"]
 
 
 def _history(name: str) -> WorkflowHistory:

@@ -1,4 +1,4 @@
-"""The small PDFs that tests need, written by hand so that each shows one thing; named for what it proves.
+"""The small PDFs that tests need, written by hand so that each shows one thing, and named for it.
 
 ``python -m tests.resources.make_pdfs DIRECTORY`` writes all of them.
 """
@@ -16,36 +16,36 @@ MARKS = b"1 0 0 rg 10 10 40 30 re f 0 0 1 RG 3 w 5 5 m 190 90 l S 0 0.6 0 rg 120
 
 
 class Writer:
-    """Objects in the order they are added, numbered from 1; the catalog is always object 1 and the page tree 2."""
+    """Writes objects in the order in which they are added. The catalog is object 1, the page tree object 2, and the others follow."""
 
     def __init__(self) -> None:
         self._objects: dict[int, bytes] = {}
         self._next = 3
 
     def reserve(self) -> int:
-        """A number to refer to before its object is there."""
+        """The number of an object that is added later."""
         self._next += 1
         return self._next - 1
 
     def set(self, number: int, body: str | bytes) -> int:
-        """Gives a number its object."""
+        """Adds the object of a reserved number."""
         self._objects[number] = body.encode() if isinstance(body, str) else body
         return number
 
     def add(self, body: str | bytes) -> int:
-        """One more object; returns its number."""
+        """Adds an object; returns its number."""
         return self.set(self.reserve(), body)
 
     def stream(self, data: bytes, entries: str = "") -> int:
-        """One more stream; ``entries`` go into its dictionary."""
+        """Adds a stream; ``entries`` go into its dictionary."""
         return self.add(b"<< /Length %d %s >>\nstream\n%s\nendstream" % (len(data), entries.encode(), data))
 
     def page(self, content: bytes = MARKS, entries: str = "/MediaBox [0 0 200 100]") -> int:
-        """One more page; ``entries`` go into its dictionary."""
+        """Adds a page; ``entries`` go into its dictionary."""
         return self.add(f"<< /Type /Page /Parent 2 0 R {entries} /Contents {self.stream(content)} 0 R >>")
 
     def finish(self, pages: Sequence[int], catalog: str = "", count: int | None = None) -> bytes:
-        """The file."""
+        """The file with these pages; ``catalog`` goes into the catalog, and ``count`` is what the page tree says instead of the truth."""
         self.set(1, f"<< /Type /Catalog /Pages 2 0 R {catalog} >>")
         kids = " ".join(f"{page} 0 R" for page in pages)
         self.set(2, f"<< /Type /Pages /Kids [{kids}] /Count {len(pages) if count is None else count} >>")
@@ -64,13 +64,13 @@ class Writer:
 
 
 def one_page(content: bytes = MARKS, entries: str = "/MediaBox [0 0 200 100]") -> bytes:
-    """A page of one's own."""
+    """One page."""
     writer = Writer()
     return writer.finish([writer.page(content, entries)])
 
 
 def rotated_90() -> bytes:
-    """200 x 100 pt turned to stand upright."""
+    """A page of 200 x 100 pt that is turned upright."""
     return one_page(entries="/MediaBox [0 0 200 100] /Rotate 90")
 
 
@@ -80,17 +80,17 @@ def crop_box_smaller() -> bytes:
 
 
 def user_unit_10() -> bytes:
-    """20 x 10 units of 10 pt each: as large as 200 x 100 pt, which PDFium does not tell."""
+    """A page of 20 x 10 units of 10 pt each: as large as 200 x 100 pt, but PDFium reports 20 x 10."""
     return one_page(b"1 0 0 rg 1 1 4 3 re f", "/MediaBox [0 0 20 10] /UserUnit 10")
 
 
 def junk_behind_the_end(data: bytes) -> bytes:
-    """The same with so much behind its end that a reader finds no ``startxref`` where it looks for it."""
+    """The same file with so much text behind its end that a reader finds no ``startxref`` where it looks for it."""
     return data + b" no part of the drawing" * 120
 
 
 def attachments_encrypted(data: bytes) -> bytes:
-    """The same with an encryption that only attached files need a password for: PDF 1.7 reference, table 20, ``EFF``."""
+    """The same file with an encryption for which only attached files need a password: ISO 32000-1, table 20, ``EFF``."""
     key, digest = "00" * 32, "ab" * 16
     encrypt = (
         "/Filter /Standard /V 4 /R 4 /Length 128 /CF << /StdCF << /AuthEvent /EFOpen /CFM /AESV2 /Length 16 >> >> "
@@ -100,7 +100,7 @@ def attachments_encrypted(data: bytes) -> bytes:
 
 
 def portfolio(*names: str, pages: int = 1) -> bytes:
-    """A collection with some pages of its own and empty files of these names inside."""
+    """A portfolio with some pages of its own, and with empty files of these names inside."""
     writer = Writer()
     specs = [
         writer.add(f"<< /Type /Filespec /F ({name}) /UF ({name}) /EF << /F {writer.stream(b'', '/Type /EmbeddedFile')} 0 R >> >>")
@@ -114,7 +114,7 @@ def portfolio(*names: str, pages: int = 1) -> bytes:
 
 
 def user_unit_nonsense() -> bytes:
-    """UserUnits that are no positive number count as 1."""
+    """Six pages whose UserUnits are not positive, finite numbers."""
     writer = Writer()
     units = ("(ten)", "-3", "0", "null", "1e999", "[2]")
     return writer.finish([writer.page(entries=f"/MediaBox [0 0 200 100] /UserUnit {unit}") for unit in units])
@@ -123,18 +123,22 @@ def user_unit_nonsense() -> bytes:
 def annotation_on_white() -> bytes:
     """Nothing but an annotation: a red square in the lower left."""
     writer = Writer()
-    look = writer.stream(b"1 0 0 rg 0 0 50 50 re f", "/Type /XObject /Subtype /Form /BBox [0 0 50 50]")
-    annotation = writer.add(f"<< /Type /Annot /Subtype /Stamp /Rect [10 10 60 60] /F 4 /AP << /N {look} 0 R >> >>")
+    appearance = writer.stream(b"1 0 0 rg 0 0 50 50 re f", "/Type /XObject /Subtype /Form /BBox [0 0 50 50]")
+    annotation = writer.add(f"<< /Type /Annot /Subtype /Stamp /Rect [10 10 60 60] /F 4 /AP << /N {appearance} 0 R >> >>")
     return writer.finish([writer.page(b"", f"/MediaBox [0 0 200 100] /Annots [{annotation} 0 R]")])
 
 
 def blank() -> bytes:
-    """A page with nothing on it."""
+    """An empty page."""
     return one_page(b"")
 
 
 def titles() -> bytes:
-    """Six pages: bookmark by destination, by GoTo action, page label only, control characters, a remote go-to (with a label), nested."""
+    """Six pages with titles.
+
+    Bookmark with a destination, bookmark with a GoTo action, page label only, bookmark with control characters, page label beside a
+    bookmark whose remote go-to means another file, nested bookmark.
+    """
     writer = Writer()
     pages = [writer.page() for _ in range(6)]
     outlines, *items = (writer.reserve() for _ in range(7))
@@ -147,11 +151,8 @@ def titles() -> bytes:
         f"/Title (Second bookmark of the first page) /Dest [{pages[0]} 0 R /Fit]",
         f"/Title (Chapter) /First {nested} 0 R /Last {nested} 0 R /Count 1",
     )
-    for index, entry in enumerate(entries):
-        following = f"/Next {items[index + 1]} 0 R" if index + 1 < len(items) else ""
-        writer.set(items[index], f"<< {entry} /Parent {outlines} 0 R {following} >>")
+    _set_outline(writer, outlines, items, entries)
     writer.set(nested, f"<< /Title <FEFF00C4002D003600200393> /Dest [{pages[5]} 0 R /Fit] /Parent {items[5]} 0 R >>")
-    writer.set(outlines, f"<< /Type /Outlines /First {items[0]} 0 R /Last {items[-1]} 0 R /Count 6 >>")
     labels = "/PageLabels << /Nums [0 << >> 2 << /P (M-) /S /D /St 7 >> 3 << >> 4 << /P (E-5) >> 5 << >>] >>"
     return writer.finish(pages, f"/Outlines {outlines} 0 R {labels}")
 
@@ -182,35 +183,35 @@ FIELDS = {
     "hidden": "",
     "not for screens": "",
 }
-"""The fields of ``form``, from the top down, and the colour that must show in each; no colour where nothing must show."""
+"""The fields of ``form``, from the top down, and the colour that must show in each; empty where nothing must show."""
 
 FIELD_PT = 20
-"""Height of a row with a field, which lies between 60 and 190 pt from the left."""
+"""Height of the row of a field. The field lies between 60 and 190 pt from the left."""
 
 
 def form(acro_form: bool = True, entries: str = "") -> bytes:
-    """Fields with and without appearance; ``orphan`` is on the page but not in the form's list, two have no type."""
+    """Fields with and without appearance. ``orphan`` is on the page but not in the form's list; two fields have no type."""
     writer = Writer()
     font = writer.add("<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>")
-    made = "/DA (/F 12 Tf 0 0 1 rg)"
+    default_appearance = "/DA (/F 12 Tf 0 0 1 rg)"
 
-    def look(operators: str) -> str:
+    def appearance(operators: str) -> str:
         resources = "/Resources << /ExtGState << /Half << /ca 0.5 >> >> >>"
         return f"{writer.stream(operators.encode(), f'/Type /XObject /Subtype /Form /BBox [0 0 130 18] {resources}')} 0 R"
 
-    red, green = look("1 0 0 rg 0 0 130 18 re f"), look("0 0.6 0 rg 0 0 130 18 re f")
+    red, green = appearance("1 0 0 rg 0 0 130 18 re f"), appearance("0 0.6 0 rg 0 0 130 18 re f")
     states = f"/AP << /N << /Yes {green} >> >>"
     bodies = {
         "text": f"/FT /Tx /F 4 /V (x) /AP << /N {red} >>",
-        "half": f"/FT /Tx /V (x) /AP << /N {look('/Half gs 1 0 0 rg 0 0 130 18 re f')} >>",
+        "half": f"/FT /Tx /V (x) /AP << /N {appearance('/Half gs 1 0 0 rg 0 0 130 18 re f')} >>",
         "orphan": f"/FT /Tx /F 4 /V (x) /AP << /N {green} >>",
         "kind unknown": f"/F 4 /AP << /N {green} >>",
         "checked": f"/FT /Btn /F 4 /V /Yes /AS /Yes {states}",
         "value only": f"/FT /Btn /F 4 /V /Yes {states}",
         "unchecked": f"/FT /Btn /F 4 /V /Off /AS /Off {states}",
         "signature": f"/FT /Sig /F 132 /AP << /N {red} >>",
-        "text made": f"/FT /Tx /F 4 {made} /V (QTY 12)",
-        "check made": f"/FT /Btn /F 4 {made} /V /Yes /AS /Yes /MK << /CA (4) >>",
+        "text made": f"/FT /Tx /F 4 {default_appearance} /V (QTY 12)",
+        "check made": f"/FT /Btn /F 4 {default_appearance} /V /Yes /AS /Yes /MK << /CA (4) >>",
         "nothing known": "/F 4",
         "hidden": f"/FT /Tx /F 2 /V (x) /AP << /N {red} >>",
         "not for screens": f"/FT /Tx /F 32 /V (x) /AP << /N {red} >>",
@@ -228,7 +229,7 @@ def form(acro_form: bool = True, entries: str = "") -> bytes:
 
 
 def form_filled_in_later() -> bytes:
-    """Two fields, 40 pt high, whose text is blue; the form asks for new appearances: one field has none, one an old red one."""
+    """Two fields, 40 pt high, with blue text. The form asks for new appearances: one field has none, the other has an old red one."""
     writer = Writer()
     font = writer.add("<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>")
     old = writer.stream(b"1 0 0 rg 0 0 180 40 re f", "/Type /XObject /Subtype /Form /BBox [0 0 180 40]")
@@ -240,7 +241,7 @@ def form_filled_in_later() -> bytes:
 
 
 def form_on_three_pages() -> bytes:
-    """Each page shows one field that they share and one of its own; none has an appearance, and the form lists no font."""
+    """Each page has a field that all pages share, and a field of its own. No field has an appearance, and the form lists no font."""
     writer = Writer()
     shared, kids, own, pages = writer.reserve(), [], [], []
     for number in (1, 2, 3):
@@ -254,7 +255,7 @@ def form_on_three_pages() -> bytes:
 
 
 def form_without_appearances(*values: str) -> bytes:
-    """One text field a page, its value in its parent, in a font that has Latin letters only; the text is at the bottom left."""
+    """One text field a page, in a font that has Latin letters only. Its value is in its parent; its text is at the bottom left."""
     writer = Writer()
     helvetica = writer.add("<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica /Encoding /WinAnsiEncoding >>")
     parents, pages = [], []
@@ -270,36 +271,36 @@ def form_without_appearances(*values: str) -> bytes:
 
 
 def xfa_form() -> bytes:
-    """A page that asks to wait, for the form itself is XFA, which only few programs draw."""
+    """A page that takes the place of an XFA form, which few programs draw."""
     writer = Writer()
     xfa = writer.stream(b"<xdp:xdp xmlns:xdp='http://ns.adobe.com/xdp/'/>")
     return writer.finish([writer.page()], f"/AcroForm << /Fields [] /XFA {xfa} 0 R >> /NeedsRendering true")
 
 
 def markups(*bodies: str, entries: str = "/MediaBox [0 0 200 100]") -> bytes:
-    """A page with these annotations, each the entries of its dictionary besides /Type, on white."""
+    """A white page with annotations; each body has the entries of its dictionary without ``/Type``."""
     writer = Writer()
     annotations = " ".join(f"{writer.add(f'<< /Type /Annot {body} >>')} 0 R" for body in bodies)
     return writer.finish([writer.page(b"", f"{entries} /Annots [{annotations}]")])
 
 
 def no_pages() -> bytes:
-    """A proper PDF without a page."""
+    """A sound PDF without a page."""
     return Writer().finish([])
 
 
 def password_needed() -> bytes:
-    """Opens with the user password ``secret`` only."""
+    """A PDF that opens only with the user password ``secret``."""
     return _encrypted("secret")
 
 
 def empty_password() -> bytes:
-    """Encrypted, but opens without a password."""
+    """An encrypted PDF that opens without a password."""
     return _encrypted("")
 
 
 def cut_off() -> bytes:
-    """The first half of a file whose objects lie in streams: nothing can be rebuilt."""
+    """The first half of a file whose objects lie in streams: a reader cannot rebuild it."""
     out = io.BytesIO()
     with pikepdf.open(io.BytesIO(one_page())) as pdf:
         pdf.save(out, object_stream_mode=pikepdf.ObjectStreamMode.generate)
@@ -307,17 +308,17 @@ def cut_off() -> bytes:
 
 
 def html_error_page() -> bytes:
-    """What a failed download leaves under the name plan.pdf."""
+    """An error page that a failed download has stored as plan.pdf."""
     return b"<html><body>502 Bad Gateway</body></html>"
 
 
 def header_after_junk() -> bytes:
-    """Some bytes before ``%PDF-``, as mail gateways leave them: readers accept up to 1,024."""
+    """Some bytes before ``%PDF-``, as mail gateways leave them: readers look for it in the first 1,024 bytes."""
     return b"\r\n" * 10 + one_page()
 
 
 def bad_pages_among_good() -> bytes:
-    """Page 1 good, 2 without area, 3 not loadable, 4 over every budget, 5 good."""
+    """Page 1 is good, 2 has no area, 3 cannot be loaded, 4 is over every budget, 5 is good."""
     writer = Writer()
     pages = [
         writer.page(),
@@ -330,19 +331,19 @@ def bad_pages_among_good() -> bytes:
 
 
 def many_pages(count: int) -> bytes:
-    """One page object named ``count`` times."""
+    """One page object that the page tree names ``count`` times."""
     writer = Writer()
     return writer.finish([writer.page()] * count)
 
 
 def count_lies() -> bytes:
-    """One page, though the tree says a thousand million."""
+    """One page, though the page tree counts a thousand million."""
     writer = Writer()
     return writer.finish([writer.page()], count=10**9)
 
 
 def nested_forms() -> bytes:
-    """Nine forms, each drawing the next ten times: draws for hours, in 2 KB."""
+    """Nine forms, each of which draws the next ten times: a file of 2 KB that takes hours to draw."""
     writer = Writer()
     form = writer.stream(b"0 0 1 1 re f", "/Type /XObject /Subtype /Form /BBox [0 0 200 100]")
     for _ in range(9):
@@ -352,7 +353,7 @@ def nested_forms() -> bytes:
 
 
 def nested_groups(width_pt: float, height_pt: float, depth: int = 4, user_unit: float = 1) -> bytes:
-    """Transparency groups in each other, as large as the page: drawing takes 4 bytes a pixel of memory for each."""
+    """Transparency groups within one another, as large as the page: each takes 4 bytes of memory a pixel while it is drawn."""
     writer = Writer()
     group = "/Group << /S /Transparency /CS /DeviceRGB /I true >>"
     state = "/ExtGState << /G << /BM /Multiply /ca 0.9 >> >>"
@@ -366,7 +367,7 @@ def nested_groups(width_pt: float, height_pt: float, depth: int = 4, user_unit: 
 
 
 def inflates_to(size_bytes: int) -> bytes:
-    """A content stream that takes a small part of this in the file, and all of it in memory."""
+    """A content stream that is small in the file and takes this size in memory."""
     writer = Writer()
     deflate = zlib.compressobj(1)
     block = b"q Q\n" * (1 << 18)
@@ -376,7 +377,7 @@ def inflates_to(size_bytes: int) -> bytes:
 
 
 def wide_image(width: int, height: int) -> bytes:
-    """An RGB image of one colour that fills the page and takes 3 bytes a pixel once it is inflated."""
+    """An RGB image of one colour that fills the page. Inflated, it takes 3 bytes a pixel."""
     writer = Writer()
     deflate = zlib.compressobj(1)
     row = b"\x20\x40\x80" * width
@@ -390,7 +391,7 @@ def wide_image(width: int, height: int) -> bytes:
 
 
 def plan_set(count: int, width_pt: int = 1224, height_pt: int = 792) -> bytes:
-    """A small plan set: every sheet with a border, a grid of walls, a title block and a bookmark like ``A-101 - Floor 1``."""
+    """A small plan set: every sheet has a border, a grid of walls, a title block and a bookmark like ``A-101 - Floor 1``."""
     writer = Writer()
     font = writer.add("<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>")
     pages, entries = [], []
@@ -405,20 +406,23 @@ def plan_set(count: int, width_pt: int = 1224, height_pt: int = 792) -> bytes:
         pages.append(page)
         entries.append(f"/Title ({title}) /Dest [{page} 0 R /Fit]")
     outlines = writer.reserve()
-    items = [writer.reserve() for _ in entries]
-    for index, entry in enumerate(entries):
-        following = f"/Next {items[index + 1]} 0 R" if index + 1 < count else ""
-        writer.set(items[index], f"<< {entry} /Parent {outlines} 0 R {following} >>")
-    writer.set(outlines, f"<< /Type /Outlines /First {items[0]} 0 R /Last {items[-1]} 0 R /Count {count} >>")
+    _set_outline(writer, outlines, [writer.reserve() for _ in entries], entries)
     return writer.finish(pages, f"/Outlines {outlines} 0 R")
 
 
 FONT_SIZE = 20
-"""Points of the text of the fonts below, and the width of each of their characters."""
+"""Font size of the text in the pages below, and the width of each character, in points."""
 
 
 def text_by_cmap(name: str, ordering: str, cmap: str, text: str) -> bytes:
-    """A line in a font of an East Asian character set that is not in the file. ``cmap`` is one of UTF-16, or Identity-H."""
+    """A line in a font of an East Asian character set that the file does not embed.
+
+    Args:
+        name: The font.
+        ordering: The character collection, such as ``Japan1``.
+        cmap: A predefined CMap of UTF-16 codes, or ``Identity-H``.
+        text: The line.
+    """
     writer = Writer()
     descriptor = writer.add(f"<< /Type /FontDescriptor /FontName /{name} /Flags 4 /FontBBox [0 -200 1000 900] >>")
     descendant = writer.add(
@@ -429,63 +433,55 @@ def text_by_cmap(name: str, ordering: str, cmap: str, text: str) -> bytes:
     return writer.finish([writer.page(*_line(font, text.encode("utf-16-be")))])
 
 
-def text_by_names(name: str, *texts: str, entries: str = "", hidden: bool = False) -> bytes:
-    """A page with a line of each text, all in one simple font that is not in the file and names every character.
+def text_by_names(name: str, *texts: str, hidden: bool = False) -> bytes:
+    """A page with a line for each text, all in one simple font that the file does not embed and whose encoding names every character.
 
     Args:
         name: The font.
         texts: Together at most 223 different characters.
-        entries: Written by hand for the font's descriptor.
-        hidden: Whether the text is not painted, as behind a scan.
+        hidden: Whether the text is not painted, like the text behind a scan.
     """
     writer = Writer()
-    codes = {character: code for code, character in enumerate(sorted(set("".join(texts))), 32)}
-    encoding = f"<< /Type /Encoding /Differences [32 {' '.join(f'/uni{ord(character):04X}' for character in codes)}] >>"
-    descriptor = writer.add(f"<< /Type /FontDescriptor /FontName /{name} /Flags 32 /FontBBox [0 -200 1000 900] {entries} >>")
-    font = writer.add(
-        f"<< /Type /Font /Subtype /TrueType /BaseFont /{name} /FirstChar 32 /LastChar 255 /Widths [{'1000 ' * 224}]"
-        f" /FontDescriptor {descriptor} 0 R /Encoding {encoding} >>"
-    )
+    descriptor = writer.add(f"<< /Type /FontDescriptor /FontName /{name} /Flags 32 /FontBBox [0 -200 1000 900] >>")
+    font, codes = _add_simple_font(writer, name, "".join(texts), f"/FontDescriptor {descriptor} 0 R")
     pages = [writer.page(*_line(font, bytes(codes[character] for character in text), hidden=hidden)) for text in texts]
     return writer.finish(pages)
 
 
 def text_with_its_font(file: Path, text: str) -> bytes:
-    """A line in a TrueType font that is in the file."""
+    """A line in a TrueType font that the file embeds."""
     writer = Writer()
     data = writer.stream(file.read_bytes())
-    descriptor = writer.add(f"<< /Type /FontDescriptor /FontName /Mine /Flags 32 /FontBBox [0 -200 1000 900] /FontFile2 {data} 0 R >>")
-    font = writer.add(f"<< /Type /Font /Subtype /TrueType /BaseFont /Mine /FontDescriptor {descriptor} 0 R /Encoding /WinAnsiEncoding >>")
+    descriptor = writer.add(f"<< /Type /FontDescriptor /FontName /Embedded /Flags 32 /FontBBox [0 -200 1000 900] /FontFile2 {data} 0 R >>")
+    font = writer.add(
+        f"<< /Type /Font /Subtype /TrueType /BaseFont /Embedded /FontDescriptor {descriptor} 0 R /Encoding /WinAnsiEncoding >>"
+    )
     return writer.finish([writer.page(*_line(font, text.encode()))])
 
 
 def markup_by_names(name: str, text: str, *, told: bool = True, signature: bool = False) -> bytes:
-    """A free-text markup whose appearance has a line in a simple font that is not in the file, like ``text_by_names``.
+    """A free-text markup whose appearance has a line in a simple font, like that of ``text_by_names``.
 
     Args:
         name: The font.
         text: At most 223 different characters.
-        told: Whether the text is also what the markup says it is about.
-        signature: It is a signature field instead, whose text lies in forms within its appearance.
+        told: Whether the text is also in the markup's ``/Contents``.
+        signature: Whether it is a signature field instead, whose text lies in forms within its appearance.
     """
     writer = Writer()
-    codes = {character: code for code, character in enumerate(sorted(set(text)), 32)}
-    encoding = f"<< /Type /Encoding /Differences [32 {' '.join(f'/uni{ord(character):04X}' for character in codes)}] >>"
-    font = writer.add(
-        f"<< /Type /Font /Subtype /TrueType /BaseFont /{name} /FirstChar 32 /LastChar 255 /Widths [{'1000 ' * 224}] /Encoding {encoding} >>"
-    )
+    font, codes = _add_simple_font(writer, name, text)
     content, box = _line(font, bytes(codes[character] for character in text))
-    look = writer.stream(content, "/Type /XObject /Subtype /Form " + box.replace("/MediaBox", "/BBox"))
+    form = writer.stream(content, "/Type /XObject /Subtype /Form " + box.replace("/MediaBox", "/BBox"))
     for _ in range(2 if signature else 0):
-        look = writer.stream(b"/In Do", f"/Type /XObject /Subtype /Form /BBox [0 0 400 100] /Resources << /XObject << /In {look} 0 R >> >>")
+        form = writer.stream(b"/In Do", f"/Type /XObject /Subtype /Form /BBox [0 0 400 100] /Resources << /XObject << /In {form} 0 R >> >>")
     kind = "/Widget /FT /Sig /T (seal) /V << /Type /Sig >>" if signature else "/FreeText"
-    words = f"/Contents <FEFF{text.encode('utf-16-be').hex()}>" if told else ""
-    markup = writer.add(f"<< /Type /Annot /Subtype {kind} /Rect [0 0 400 100] /F 4 /DA (0 g) {words} /AP << /N {look} 0 R >> >>")
+    contents = f"/Contents <FEFF{text.encode('utf-16-be').hex()}>" if told else ""
+    markup = writer.add(f"<< /Type /Annot /Subtype {kind} /Rect [0 0 400 100] /F 4 /DA (0 g) {contents} /AP << /N {form} 0 R >> >>")
     return writer.finish([writer.page(b"", f"/MediaBox [0 0 400 100] /Annots [{markup} 0 R]")])
 
 
 def text_drawn_by_procedures() -> bytes:
-    """A line in a Type 3 font, whose characters are drawings in the file."""
+    """A line in a Type 3 font, whose glyphs are drawings in the file."""
     writer = Writer()
     square = writer.stream(b"1000 0 0 0 800 800 d1 0 0 800 800 re f")
     font = writer.add(
@@ -495,7 +491,27 @@ def text_drawn_by_procedures() -> bytes:
     return writer.finish([writer.page(*_line(font, b"AAA"))])
 
 
+def _set_outline(writer: Writer, outlines: int, items: Sequence[int], entries: Sequence[str]) -> None:
+    """Sets the objects of an outline: its items, linked in order, each with its entries."""
+    for index, entry in enumerate(entries):
+        following = f"/Next {items[index + 1]} 0 R" if index + 1 < len(items) else ""
+        writer.set(items[index], f"<< {entry} /Parent {outlines} 0 R {following} >>")
+    writer.set(outlines, f"<< /Type /Outlines /First {items[0]} 0 R /Last {items[-1]} 0 R /Count {len(items)} >>")
+
+
+def _add_simple_font(writer: Writer, name: str, characters: str, entries: str = "") -> tuple[int, dict[str, int]]:
+    """A simple font that the file does not embed and whose encoding names these characters; and the code of each character."""
+    codes = {character: code for code, character in enumerate(sorted(set(characters)), 32)}
+    encoding = f"<< /Type /Encoding /Differences [32 {' '.join(f'/uni{ord(character):04X}' for character in codes)}] >>"
+    font = writer.add(
+        f"<< /Type /Font /Subtype /TrueType /BaseFont /{name} /FirstChar 32 /LastChar 255 /Widths [{'1000 ' * 224}]"
+        f" {entries} /Encoding {encoding} >>"
+    )
+    return font, codes
+
+
 def _line(font: int, codes: bytes, *, hidden: bool = False) -> tuple[bytes, str]:
+    """The content of a page with a line of text, and its entries."""
     content = f"BT {3 if hidden else 0} Tr /F {FONT_SIZE} Tf 10 40 Td <{codes.hex()}> Tj ET"
     return content.encode(), f"/MediaBox [0 0 400 100] /Resources << /Font << /F {font} 0 R >> >>"
 

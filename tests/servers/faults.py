@@ -1,4 +1,4 @@
-"""A proxy between a client and its S3 server that fails, dawdles and lies by rules."""
+"""A proxy before an S3 server that refuses, delays, cuts and falsifies requests by rules."""
 
 import hashlib
 import os
@@ -16,14 +16,14 @@ from urllib.parse import unquote
 from tests.servers.recorder import Answer, Exchange, Request, passed_on, s3_error, serving
 
 PassOn = Callable[[Request], Answer]
-"""Asks the server."""
+"""Sends a request to the server and returns its answer."""
 
 Fault = Callable[[Exchange, PassOn], None]
-"""Deals with a request of which only the head was read."""
+"""Handles a request of which only the head has been read."""
 
 
 def answers(status: int, code: str) -> Fault:
-    """The server refuses, and has done nothing."""
+    """The proxy refuses with an S3 error; the server does not get the request."""
 
     def fault(exchange: Exchange, _: PassOn) -> None:
         exchange.read()
@@ -34,24 +34,24 @@ def answers(status: int, code: str) -> Fault:
 
 
 def reset_before(exchange: Exchange, _: PassOn) -> None:
-    """The connection breaks before the request was read."""
+    """The connection breaks before the request's body is read."""
     _reset(exchange)
 
 
 def reset_in_body(exchange: Exchange, _: PassOn) -> None:
-    """The connection breaks when half of the request's body was read."""
+    """The connection breaks after half of the request's body was read."""
     exchange.rfile.read(int(exchange.headers.get("Content-Length", 0)) // 2)
     _reset(exchange)
 
 
 def reset_after(exchange: Exchange, pass_on: PassOn) -> None:
-    """The server has done what was asked, and the connection breaks before it can say so."""
+    """The server does the work, and the connection breaks before the answer."""
     pass_on(exchange.read())
     _reset(exchange)
 
 
 def delays(seconds: float) -> Fault:
-    """The answer takes its time."""
+    """The request reaches the server late."""
 
     def fault(exchange: Exchange, pass_on: PassOn) -> None:
         request = exchange.read()
@@ -62,7 +62,7 @@ def delays(seconds: float) -> Fault:
 
 
 def held_until(event: threading.Event) -> Fault:
-    """The server gets the request only once the event is set, whatever has become of the client."""
+    """The request reaches the server when the event is set, even when the client has gone."""
 
     def fault(exchange: Exchange, pass_on: PassOn) -> None:
         request = exchange.read()
@@ -73,7 +73,7 @@ def held_until(event: threading.Event) -> Fault:
 
 
 def byte_by_byte(exchange: Exchange, pass_on: PassOn) -> None:
-    """The answer comes in packets of one byte, as far as its first 2,000 go."""
+    """The first 2,000 bytes of the answer come one by one."""
     head, body = _said(exchange, pass_on(exchange.read()))
     said = head + body
     for position in range(min(len(said), 2000)):
@@ -83,7 +83,7 @@ def byte_by_byte(exchange: Exchange, pass_on: PassOn) -> None:
 
 
 def cut_short(exchange: Exchange, pass_on: PassOn) -> None:
-    """The connection ends in the middle of the answer's body, or of its head when it has none."""
+    """The connection ends in the middle of the answer's body, or of its head when there is no body."""
     head, body = _said(exchange, pass_on(exchange.read()))
     exchange.wfile.write(head + body[: len(body) // 2] if body else head[: len(head) // 2])
     exchange.wfile.flush()
@@ -91,7 +91,7 @@ def cut_short(exchange: Exchange, pass_on: PassOn) -> None:
 
 
 def lies_about_put(exchange: Exchange, _: PassOn) -> None:
-    """The proxy says that an object was written, with its right ETag, and has thrown it away."""
+    """The proxy throws an object away, and answers with its right ETag as if it was written."""
     body = exchange.read().body
     exchange.say(Answer(200, headers=(("ETag", f'"{hashlib.md5(body, usedforsecurity=False).hexdigest()}"'),)))
 
@@ -115,7 +115,7 @@ def _reset(exchange: Exchange) -> None:
 
 
 def _said(exchange: Exchange, answer: Answer) -> tuple[bytes, bytes]:
-    """Head and body as they would go over the wire."""
+    """Head and body of an answer as bytes on the wire."""
     length = len(answer.body) if answer.length is None else answer.length
     headers = (*answer.headers, ("Content-Length", str(length))) if answer.status != 204 else answer.headers
     head = f"HTTP/1.1 {answer.status} {exchange.responses.get(answer.status, ('',))[0]}\r\n"
@@ -125,17 +125,17 @@ def _said(exchange: Exchange, answer: Answer) -> tuple[bytes, bytes]:
 
 @dataclass
 class Rule:
-    """Which requests a fault strikes.
+    """Selects the requests that a fault strikes.
 
     Args:
-        fault: What happens to them.
-        method: Of these only; empty for all.
-        target: A regular expression that is found in path and query, both decoded.
-        every: Of those that match, only each nth.
-        times: At most so many.
-        chance: Of those, by a seeded random number, only so many of 1.
-        seconds: Only for so long after the first that matches.
-        seed: For ``chance``.
+        fault: The fault.
+        method: Strike this method only; empty for all.
+        target: A regular expression that is searched in path and query, both decoded.
+        every: Strike only each nth of the matching requests.
+        times: Strike at most so many requests.
+        chance: The probability from 0 to 1 with which a request is struck.
+        seconds: Strike only for so long after the first matching request.
+        seed: The seed of ``chance``.
     """
 
     fault: Fault
@@ -147,9 +147,9 @@ class Rule:
     seconds: float | None = None
     seed: int = 0
     matched: int = 0
-    """How many matched so far."""
+    """The number of matching requests so far."""
     struck: int = 0
-    """How many were struck so far."""
+    """The number of struck requests so far."""
     _random: random.Random = field(init=False)
     _until: float = float("inf")
 
@@ -157,7 +157,7 @@ class Rule:
         self._random = random.Random(self.seed)  # noqa: S311 - no secret
 
     def strikes(self, method: str, target: str) -> bool:
-        """Whether it strikes this request."""
+        """Whether the rule strikes this request."""
         if (self.method and method != self.method) or not re.search(self.target, target):
             return False
         if self.seconds is not None and not self.matched:
@@ -172,31 +172,37 @@ class Rule:
 
 
 class Faults:
-    """The proxy's rules and memory; the first rule that strikes a request decides."""
+    """The proxy's rules, and the requests that it got; the first rule that strikes a request decides."""
 
     def __init__(self) -> None:
         self.url = ""
-        """Its own address."""
+        """The proxy's address."""
         self.passed: list[tuple[str, str]] = []
-        """Method and decoded target of every request that came, in order."""
+        """Method and decoded target of every request, in order."""
         self._rules: tuple[Rule, ...] = ()
         self._lock = threading.Lock()
 
     def lay(self, *rules: Rule) -> None:
-        """From now on these rules hold, and no other."""
+        """Replaces all rules."""
         with self._lock:
             self._rules = rules
 
     def judge(self, method: str, target: str) -> Fault | None:
-        """What happens to a request; None when nothing does."""
+        """The fault of a request; None when no rule strikes it."""
         with self._lock:
             self.passed.append((method, target))
             return next((rule.fault for rule in self._rules if rule.strikes(method, target)), None)
 
-    def sent(self, method: str, target: str) -> list[str]:
-        """The targets of all requests of one method in which the regular expression is found."""
+    def sent(self, method: str, target: str, since: int = 0) -> list[str]:
+        """The targets of the requests of one method in which the regular expression is found.
+
+        Args:
+            method: The method.
+            target: The regular expression.
+            since: Leave out so many of the first requests, of all methods.
+        """
         with self._lock:
-            return [asked for name, asked in self.passed if name == method and re.search(target, asked)]
+            return [asked for name, asked in self.passed[since:] if name == method and re.search(target, asked)]
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""A Cloudflare Queue with its HTTP pull API on this machine, written to the documented contract, and worse where a test wants it.
+"""A Cloudflare Queue with its HTTP pull API on this machine, written to the documented contract, with faults where a test asks for them.
 
 Pull, ack and retry by lease, ``attempts``, visibility timeout, ``delay_seconds``, batches of at most 100, bodies in base64, the envelope of
 answers and errors: https://developers.cloudflare.com/queues/configuration/pull-consumers/ and
@@ -29,7 +29,7 @@ class Queued:
 
     id: str
     body: str
-    """As it goes over the wire."""
+    """The body in the form in which it is sent."""
     content_type: str
     attempts: int = 0
     visible_at: float = 0.0
@@ -38,14 +38,14 @@ class Queued:
 
 @dataclass
 class Trouble:
-    """What the server does wrong.
+    """The server's faults.
 
     Args:
         shuffle: Messages come in no order.
         duplicate: The chance that a pulled message stays in the queue, and comes twice.
         lose_answer: The chance that a pull's answer is lost after its messages were leased.
         end_lease: The chance that a lease ends at once.
-        errors: Statuses that the next requests are answered with; with 429 goes a ``Retry-After``.
+        errors: The statuses of the next answers; a 429 has a ``Retry-After``.
     """
 
     shuffle: bool = False
@@ -59,9 +59,9 @@ class FakeQueue:
     """The queue.
 
     Args:
-        max_retries: A message that was delivered once more often goes to ``dead``.
-        speed: How much faster its clock goes.
-        seed: Of what happens by chance.
+        max_retries: A message that was delivered more often than this, plus once, goes to ``dead``.
+        speed: The factor by which the queue's clock is faster.
+        seed: The seed of all random faults.
     """
 
     def __init__(self, *, max_retries: int = 100, speed: float = 1.0, seed: int = 0) -> None:
@@ -81,7 +81,7 @@ class FakeQueue:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a process must be told to take its messages."""
+        """The settings of a process that pulls from this queue."""
         return {
             "SITELINK_EVENTS_API": self.url,
             "SITELINK_EVENTS_ACCOUNT": ACCOUNT,
@@ -90,7 +90,7 @@ class FakeQueue:
         }
 
     def send(self, body: object, content_type: str = "json") -> str:
-        """Puts a message into the queue: ``json`` anything, ``bytes`` and ``text`` as they are; its id."""
+        """Puts a message into the queue; returns its id. The content types are ``json``, ``bytes`` and ``text``."""
         if content_type == "json":
             wire = base64.b64encode(json.dumps(body).encode()).decode()
         elif isinstance(body, bytes):
@@ -103,13 +103,13 @@ class FakeQueue:
         return name
 
     def advance(self, seconds: float) -> None:
-        """Lets time pass: delays and leases end."""
+        """Moves the queue's clock forward: delays and leases end."""
         with self._lock:
             self._offset_s += seconds
 
     @property
     def is_empty(self) -> bool:
-        """Whether every message was acknowledged, or is dead."""
+        """Whether every message was acknowledged or is dead."""
         return not self.messages
 
     def _now(self) -> float:
@@ -170,7 +170,7 @@ class FakeQueue:
         return {"messages": pulled, "message_backlog_count": len(self.messages)}
 
     def _acknowledge(self, acks: list[dict[str, Any]], retries: list[dict[str, Any]]) -> dict[str, Any] | str:
-        """A lease that has ended is still taken, as Cloudflare documents; one of a message that is gone is only warned of."""
+        """Accepts leases that have ended, too, as Cloudflare documents; a lease of a removed message only causes a warning."""
         if any(not 0 <= entry.get("delay_seconds", 0) <= MAX_DELAY_S for entry in retries):
             return "delay_seconds is out of range"
         by_lease = {lease: message for message in self.messages.values() for lease in message.leases}
@@ -241,7 +241,7 @@ def serving(queue: FakeQueue) -> Iterator[FakeQueue]:
 
 
 def event(bucket: str, key: str, action: str = "PutObject") -> dict[str, Any]:
-    """An event as R2 words it: https://developers.cloudflare.com/r2/buckets/event-notifications/#message-format."""
+    """An event in R2's format: https://developers.cloudflare.com/r2/buckets/event-notifications/#message-format."""
     words: dict[str, Any] = {
         "account": ACCOUNT,
         "action": action,

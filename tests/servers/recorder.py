@@ -1,4 +1,4 @@
-"""An HTTP server in front of a bucket that remembers every request as it came, and passes it on or answers itself."""
+"""An HTTP server before a bucket that records every request, and passes it on or answers itself."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length"}
 
 @dataclass(frozen=True)
 class Request:
-    """One request as it came over the wire."""
+    """One request, as it was sent."""
 
     method: str
     target: str
@@ -32,13 +32,13 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the recorder says in the bucket's place."""
+    """An answer in the bucket's place."""
 
     status: int
     body: bytes = b""
     headers: tuple[tuple[str, str], ...] = ()
     length: int | None = None
-    """What it says of the body's length, when that is not the truth or the body is not sent."""
+    """The ``Content-Length``, when it is to be wrong or the body is not sent; default: the body's length."""
 
 
 def s3_error(status: int, code: str, message: str = "Said by the test.") -> Answer:
@@ -51,17 +51,17 @@ Judge = Callable[[Request], Answer | None]
 
 
 class Recorder:
-    """The server's memory, and its rule.
+    """The recorded requests, and the rule that answers them.
 
     Args:
-        url: Its own address.
+        url: The server's address.
     """
 
     def __init__(self, url: str) -> None:
         self.url = url
         self.requests: list[Request] = []
         self.answered: list[Request] = []
-        """Those whose answer is on its way back."""
+        """The requests that have an answer."""
         self.answer: Judge = lambda _: None
         """Answers in the bucket's place; None passes the request on. Called in the thread of each request."""
 
@@ -71,7 +71,7 @@ class Recorder:
 
 
 class Exchange(BaseHTTPRequestHandler):
-    """One request as it comes in, and what becomes of it; ``serving`` hands each to its rule."""
+    """One request and its answer; ``serving`` hands each to its rule."""
 
     protocol_version = "HTTP/1.1"
     wbufsize = -1
@@ -115,11 +115,11 @@ class Exchange(BaseHTTPRequestHandler):
             self.wfile.write(answer.body)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class calls it so
-        """Says nothing."""
+        """Logs nothing."""
 
 
 def passed_on(request: Request, upstream: str) -> Answer:
-    """What the bucket's server says."""
+    """The answer of the bucket's server."""
     connection = HTTPConnection(urlsplit(upstream).netloc, timeout=60)
     try:
         connection.putrequest(request.method, request.target, skip_host=True, skip_accept_encoding=True)
@@ -153,7 +153,7 @@ def serving(rule: Callable[[Exchange], None]) -> Iterator[str]:
         request_queue_size = 128
 
         def handle_error(self, request: object, client_address: object) -> None:
-            """A client that hangs up is no news."""
+            """Ignores a client that hangs up."""
 
     handler = type("Handler", (Exchange,), {"rule": staticmethod(rule)})
     with Server(("127.0.0.1", 0), handler) as server:

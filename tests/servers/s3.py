@@ -19,7 +19,7 @@ from testcontainers.core.image import DockerImage
 
 from activities.bucket.setup import BucketSetup
 from activities.bucket.storage import BucketSettings
-from deploy.s3server import NoS3Server, S3Server, options, wait_until_healthy
+from tests.servers.versitygw import NoS3Server, S3Server, options, wait_until_healthy
 
 DOCKERFILE = """\
 FROM scratch
@@ -38,10 +38,10 @@ class TestServer:
     """A running server.
 
     Args:
-        endpoint: Its address.
-        access_key_id: Of its one user.
-        secret_access_key: Of its one user.
-        how: ``container`` or ``process``, and why.
+        endpoint: The server's address.
+        access_key_id: The access key of its one user.
+        secret_access_key: The secret key of that user.
+        how: ``container``, or ``process`` and the reason.
     """
 
     __test__ = False
@@ -52,24 +52,24 @@ class TestServer:
     how: str
 
     def settings(self, bucket: str, prefix: str = "", *, endpoint: str | None = None) -> BucketSettings:
-        """Settings of a bucket that need not exist.
+        """The settings of a bucket, which need not exist.
 
         Args:
-            bucket: Its name.
-            prefix: What stands before every key.
-            endpoint: Of something in front of the server.
+            bucket: The bucket's name.
+            prefix: The prefix of every key.
+            endpoint: The address of a proxy before the server.
         """
         url = f"s3://{bucket}/{prefix}" if prefix else f"s3://{bucket}"
         return BucketSettings(url, endpoint or self.endpoint, self.access_key_id, self.secret_access_key, "us-east-1")
 
     def new_bucket(self, prefix: str = "") -> BucketSettings:
-        """Makes an empty bucket of a new name."""
+        """Makes an empty bucket with a new name; returns its settings."""
         settings = self.settings(f"bucket-{next(_numbers)}", prefix)
         BucketSetup(settings).create()
         return settings
 
     def environment(self, settings: BucketSettings) -> dict[str, str]:
-        """What a process must be told to use the bucket."""
+        """The environment of a process that uses the bucket."""
         return {
             "SITELINK_BUCKET": settings.url,
             "SITELINK_S3_ENDPOINT": settings.endpoint,
@@ -84,8 +84,8 @@ def running(binary: Path, directory: Path) -> Iterator[TestServer]:
     """Runs the server.
 
     Args:
-        binary: Its program.
-        directory: For its buckets, or for what an image is built of.
+        binary: The server's program.
+        directory: For the server's buckets, or for the files of a container image.
     """
     key, secret, how = "tests", secrets.token_urlsafe(24), "process"
     with ExitStack() as stack:
@@ -107,10 +107,10 @@ def running(binary: Path, directory: Path) -> Iterator[TestServer]:
 
 
 def docker_answers(environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether there is a Docker engine that this process may use.
+    """Whether a Docker engine answers this process.
 
     Args:
-        environ: Where ``DOCKER_HOST`` says where it is, if not where Docker puts it.
+        environ: Its ``DOCKER_HOST`` may name the engine's address.
     """
     try:
         address = parse_host(environ.get("DOCKER_HOST"))
@@ -133,7 +133,7 @@ def docker_answers(environ: Mapping[str, str] = os.environ) -> bool:
 
 @contextmanager
 def _container(binary: Path, directory: Path, key: str, secret: str) -> Iterator[str]:
-    # The reaper is an image from a registry; the tests take none. Everything is reached on this machine's loopback.
+    # Testcontainers' reaper would be an image from a registry, and the tests use none. All addresses are on this machine's loopback.
     testcontainers_config.ryuk_disabled = True
     os.environ.setdefault("TC_HOST", "127.0.0.1")
     os.environ.setdefault("TESTCONTAINERS_CONNECTION_MODE", "docker_host")

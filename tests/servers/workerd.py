@@ -1,4 +1,4 @@
-"""Cloudflare's own runtime with real queues, for the Worker that forwards R2's events: miniflare, which carries workerd, from npm."""
+"""Runs the Worker that forwards R2's events in Cloudflare's own runtime, with real queues: miniflare from npm, which brings workerd."""
 
 import hashlib
 import json
@@ -29,7 +29,7 @@ class NoWorkerd(Exception):
 
 
 def installed_workerd() -> Path:
-    """The directory of the locked packages; npm gets them, once, into the cache.
+    """The directory of the locked packages, which npm installs once into the cache.
 
     Raises:
         NoWorkerd: There is no Node.js or npm, or npm failed.
@@ -47,7 +47,7 @@ def installed_workerd() -> Path:
         draft.mkdir()
         for name in ("package.json", "package-lock.json"):
             shutil.copy(HERE / name, draft)
-        # The packages carry their programs; no script of theirs has to run.
+        # The packages contain their programs, so no install script has to run.
         command = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
         npm = subprocess.run(command, cwd=draft, capture_output=True, text=True, timeout=INSTALL_LIMIT_S, check=False)
         if npm.returncode != 0:
@@ -81,10 +81,10 @@ class RunningWorker:
         message = {"base64": b64encode(body).decode()} if isinstance(body, bytes) else {"body": body}
         self.tell({**message, "contentType": content_type}, "sent")
 
-    def tell(self, what: Any, answer: str) -> None:
-        """Sends a line and waits for its answer."""
+    def tell(self, message: Any, answer: str) -> None:
+        """Sends a message as a line of JSON and waits for the answer."""
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(what) + "\n")
+        self._process.stdin.write(json.dumps(message) + "\n")
         self._process.stdin.flush()
         line: str | None = ""
         with suppress(Empty):
@@ -94,7 +94,7 @@ class RunningWorker:
 
     @property
     def log(self) -> str:
-        """What the runtime and the Worker have said."""
+        """The output of the runtime and the Worker."""
         return self._log.read_text()
 
 
@@ -103,10 +103,10 @@ def running_worker(packages: Path, log: Path, url: str, secret: str) -> Iterator
     """Runs ``deploy/r2-events`` with the settings of its ``wrangler.toml``.
 
     Args:
-        packages: What ``installed_workerd`` gave.
-        log: Gets its output.
-        url: Of the push endpoint.
-        secret: That it signs with.
+        packages: The directory from ``installed_workerd``.
+        log: The file for the output.
+        url: The push endpoint.
+        secret: The secret for the signatures.
     """
     wrangler = tomllib.loads((WORKER / "wrangler.toml").read_text())
     (consumer,) = wrangler["queues"]["consumers"]
@@ -124,7 +124,7 @@ def running_worker(packages: Path, log: Path, url: str, secret: str) -> Iterator
     }
     draft = packages / f"run.mjs.{os.getpid()}"
     shutil.copy(HERE / "run.mjs", draft)
-    draft.replace(packages / "run.mjs")  # it imports from where it lies; another test may be reading it
+    draft.replace(packages / "run.mjs")  # it must lie beside the packages to import them; another test may be reading it
     process = subprocess.Popen(
         ["node", str(packages / "run.mjs")],
         stdin=subprocess.PIPE,
@@ -150,7 +150,7 @@ def running_worker(packages: Path, log: Path, url: str, secret: str) -> Iterator
 
 
 def main() -> int:
-    """Gets the runtime, for the tests; returns the exit code."""
+    """Gets the runtime and says where it is; returns the exit code."""
     try:
         sys.stdout.write(f"Cloudflare's runtime: {installed_workerd()}\n")
     except (NoWorkerd, subprocess.TimeoutExpired) as error:

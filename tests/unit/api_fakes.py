@@ -9,7 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
-import httpx
+import httpx2 as httpx
 from starlette.applications import Starlette
 from starlette.types import Message
 from temporalio.api.workflow.v1 import PendingActivityInfo

@@ -1,4 +1,4 @@
-"""Form fields, and markups without an appearance: beside what poppler draws, and what is said where they are not drawn."""
+"""Form fields, and markups without an appearance: they are drawn as poppler draws them, and noted where they are not drawn."""
 
 import os
 import re
@@ -14,10 +14,12 @@ import pytest
 
 from activities.bucket.records import Note, UploadOptions
 from activities.interface import TilePage
-from activities.render.annotations import MOST_MARKUPS
+from activities.render import raster
+from activities.render.annotations.handles import MOST_ANNOTATIONS
+from activities.render.annotations.markups import MOST_MARKUPS
 from activities.render.child import ChildPool
-from activities.render.fonts import ANNOTATIONS_LOOKED_AT, MOST_ANNOTATIONS
-from activities.render.raster import PdfFile, PixelBuffer
+from activities.render.fonts.page import MOST_APPEARANCES
+from activities.render.pdf_file import PdfFile
 from tests.resources import make_pdfs
 
 Rect = tuple[float, float, float, float]
@@ -49,13 +51,13 @@ class Picture:
 
 
 def drawn(path: Path, width: int = 400, height: int = 200, times: int = 1) -> tuple[Picture, tuple[Note, ...]]:
-    """The first page and its notes, the same however often it is drawn."""
-    document = PdfFile(path)
+    """The first page and its notes, which must be the same each time it is drawn."""
+    pdf = PdfFile(path)
     try:
-        buffer = PixelBuffer()
-        results = [(bytes(page.pixels), page.notes) for page in (document.draw(1, width, height, buffer) for _ in range(times))]
+        buffer = raster.PixelBuffer()
+        results = [(bytes(page.pixels), page.notes) for page in (raster.draw(pdf, 1, width, height, buffer) for _ in range(times))]
     finally:
-        document.close()
+        pdf.close()
     assert all(result == results[0] for result in results)
     return Picture(results[0][0], width, height), results[0][1]
 
@@ -95,7 +97,7 @@ FORM_HEIGHT = PX_PER_PT * make_pdfs.FIELD_PT * len(ROWS)
 
 @pytest.mark.parametrize("acro_form", [True, False])
 def test_form_fields_show_as_in_poppler(tmp_path: Path, by_poppler: Callable[[Path], Picture], acro_form: bool) -> None:
-    """Text, check marks, seals, with and without appearance, listed in the form or not: the same colours, and nothing of hidden ones."""
+    """Text, check marks and seals, with and without appearance, listed in the form or not: the same colours, and no hidden field."""
     path = written(tmp_path, make_pdfs.form(acro_form))
     ours, notes = drawn(path, 400, FORM_HEIGHT, times=3)
     theirs = by_poppler(path)
@@ -127,7 +129,7 @@ def test_form_field_is_drawn_once(tmp_path: Path) -> None:
 
 
 def test_form_that_was_filled_in_later_shows_its_values(tmp_path: Path, by_poppler: Callable[[Path], Picture]) -> None:
-    """Where the form asks for it, an appearance is made: of a field that has none, and instead of an old one."""
+    """Where the form asks for appearances, PDFium makes one for a field that has none, and replaces an old one."""
     path = written(tmp_path, make_pdfs.form_filled_in_later())
     ours, notes = drawn(path, times=3)
     for picture in (ours, by_poppler(path)):
@@ -139,26 +141,26 @@ def test_form_that_was_filled_in_later_shows_its_values(tmp_path: Path, by_poppl
 
 
 def test_pages_with_fields_are_equal_in_any_order(tmp_path: Path) -> None:
-    """What PDFium makes for a field stays with the document; it changes no other page, and not the same one later."""
+    """An appearance that PDFium makes for a field stays in the document, but changes no other page, and not the same page later."""
     path = written(tmp_path, make_pdfs.form_on_three_pages())
     orders = ([1, 2, 3], [3, 2, 1], [2, 2, 3, 1])
     pictures: list[dict[int, bytes]] = []
     for order in orders:
-        document = PdfFile(path)
-        buffer = PixelBuffer()
-        pictures.append({number: bytes(document.draw(number, 200, 100, buffer).pixels) for number in order})
-        document.close()
+        pdf = PdfFile(path)
+        buffer = raster.PixelBuffer()
+        pictures.append({number: bytes(raster.draw(pdf, number, 200, 100, buffer).pixels) for number in order})
+        pdf.close()
     assert pictures[0] == pictures[1] == pictures[2]
     assert len(set(pictures[0].values())) == 3
 
 
 def test_pdfium_has_no_javascript() -> None:
-    """Nor XFA: the product draws forms with a PDFium that has neither in it."""
+    """Nor XFA: the PDFium that draws forms is built without either."""
     assert not {"V8", "XFA"} & set(pypdfium2.PDFIUM_INFO.flags)
 
 
 def test_xfa_form_is_noted(tmp_path: Path) -> None:
-    """The page that asks to wait is drawn, and the sheet says why."""
+    """The page that takes the form's place is drawn, and a note says so."""
     picture, notes = drawn(written(tmp_path, make_pdfs.xfa_form()))
     assert picture.colours((0, 0, 200, 100))["red"]
     assert [note.type for note in notes] == ["FormNotDrawn"]
@@ -198,7 +200,7 @@ def test_markup_without_appearance_shows_as_in_poppler(
         assert 0.5 < ours.colours(whole)[colour] / theirs.colours(whole)[colour] < 2
     for column in range(4):
         part = (50 * column, 0, 50 * column + 50, 100)
-        # Text wraps elsewhere, for the widths of the fonts differ.
+        # Text wraps elsewhere, because the widths of the fonts differ.
         assert (ours.colours(part).total() > 20) == (theirs.colours(part).total() > 20) or "Contents" in body
     assert notes == ()
 
@@ -213,7 +215,7 @@ def test_markup_without_appearance_shows_as_in_poppler(
     ],
 )
 def test_revision_cloud_bulges_outwards(tmp_path: Path, body: str) -> None:
-    """Whichever way its corners go around: the bumps lie outside of the shape."""
+    """The bumps lie outside the shape, whether its corners go clockwise or counter-clockwise."""
     picture, notes = drawn(written(tmp_path, make_pdfs.markups(body)), times=2)
     outside = picture.colours((0, 0, 200, 28))["red"], picture.colours((0, 72, 200, 100))["red"]
     assert min(outside) > 100
@@ -232,14 +234,14 @@ def test_free_text_wraps_in_its_box(tmp_path: Path) -> None:
 
 
 def test_callout_has_its_line(tmp_path: Path) -> None:
-    """The line of a callout begins outside of the text's box."""
+    """The line of a callout begins outside the box of its text."""
     body = "/Subtype /FreeText /Rect [10 10 190 90] /RD [100 5 5 40] /CL [15 15 60 50 110 60] /LE /OpenArrow /DA (/Helv 9 Tf 1 0 0 rg)"
     picture, _ = drawn(written(tmp_path, make_pdfs.markups(f"{body} /Contents (see A-501)")))
     assert picture.colours((10, 50, 70, 90))["red"] > 100
 
 
 def test_markup_that_is_not_drawn_is_noted(tmp_path: Path) -> None:
-    """How many of which kind; without hidden ones, those beside the page, links, popups, and those that have an appearance."""
+    """The note counts each kind, without markups that are hidden or beside the page, links, popups, and markups with an appearance."""
     stamp = "/Subtype /Stamp /Rect [10 10 60 60]"
     path = written(
         tmp_path,
@@ -268,7 +270,7 @@ def test_markup_that_is_not_drawn_is_noted(tmp_path: Path) -> None:
     ["/Line /L [1020 1020 1180 1080]", "/PolyLine /Vertices [1020 1020 1180 1080]", "/Polygon /Vertices [1020 1020 1180 1080 1180 1020]"],
 )
 def test_markup_without_a_rectangle_is_drawn_where_its_points_are(tmp_path: Path, points: str) -> None:
-    """On a page that begins elsewhere than at 0: an empty rectangle lies beside it, the points do not. One that has none is noted."""
+    """The page begins at 1000, so an empty rectangle lies beside it, and the points lie on it. A markup without ``/Rect`` is noted."""
     body, entries = f"/Subtype {points} /C [1 0 0] /BS << /W 3 >>", "/MediaBox [1000 1000 1200 1100]"
     picture, notes = drawn(written(tmp_path, make_pdfs.markups(f"{body} /Rect [0 0 0 0]", entries=entries)), times=2)
     assert picture.colours((20, 20, 180, 80))["red"] > 100
@@ -278,7 +280,7 @@ def test_markup_without_a_rectangle_is_drawn_where_its_points_are(tmp_path: Path
 
 
 def test_text_of_another_font_is_noted(tmp_path: Path) -> None:
-    """It is drawn in Helvetica, and the sheet says so."""
+    """The text is drawn in Helvetica, and a note says so."""
     body = "/Subtype /FreeText /Rect [10 10 190 90] /DA (/TiRo 9 Tf 0 0 1 rg) /Contents (Times) /Border [0 0 0]"
     picture, notes = drawn(written(tmp_path, make_pdfs.markups(body)), times=2)
     assert picture.colours((0, 0, 200, 100))["blue"]
@@ -303,7 +305,7 @@ def test_text_of_another_font_is_noted(tmp_path: Path) -> None:
     ],
 )
 def test_markup_that_is_nonsense_is_noted(tmp_path: Path, body: str) -> None:
-    """Its page is drawn, with the other markups on it."""
+    """The page is drawn with its other markups."""
     picture, notes = drawn(written(tmp_path, make_pdfs.markups(body, LINE)), times=2)
     assert picture.colours((0, 0, 200, 100))["red"]
     assert [note.type for note in notes] == (["AnnotationNotDrawn"] if "/BE 7" not in body else [])
@@ -320,7 +322,7 @@ def test_markups_of_a_file_that_pikepdf_refuses_are_noted(tmp_path: Path) -> Non
 
 
 def test_appearance_that_draws_nothing_is_no_note(tmp_path: Path) -> None:
-    """Somebody wanted it so."""
+    """Its author wanted nothing to show."""
     writer = make_pdfs.Writer()
     blank = writer.stream(b"", "/Type /XObject /Subtype /Form /BBox [0 0 50 50]")
     annotation = writer.add(f"<< /Type /Annot {LINE} /AP << /N {blank} 0 R >> >>")
@@ -330,7 +332,7 @@ def test_appearance_that_draws_nothing_is_no_note(tmp_path: Path) -> None:
 
 
 def test_work_on_a_page_of_many_annotations_is_bounded(tmp_path: Path) -> None:
-    """One object named very often: the page is drawn, and says what was not looked at."""
+    """One annotation that the page names very often: the page is drawn, and notes say how many were not looked at."""
     writer = make_pdfs.Writer()
     line = writer.add(f"<< /Type /Annot {LINE} >>")
     page = writer.page(b"", f"/MediaBox [0 0 200 100] /Annots [{f'{line} 0 R ' * (MOST_ANNOTATIONS + 1)}]")
@@ -338,14 +340,14 @@ def test_work_on_a_page_of_many_annotations_is_bounded(tmp_path: Path) -> None:
     assert picture.colours((0, 0, 200, 100))["red"]
     left = MOST_ANNOTATIONS - MOST_MARKUPS
     assert [note.message for note in notes] == [
-        f"Whether glyphs are missing was not looked at in {MOST_ANNOTATIONS - ANNOTATIONS_LOOKED_AT:,} annotations.",
+        f"Not checked for missing glyphs: {MOST_ANNOTATIONS - MOST_APPEARANCES:,} annotations.",
         f"{left:,} markups have no appearance in the PDF. Missing or incomplete: {left:,} Line.",
         f"Only {MOST_ANNOTATIONS:,} of {MOST_ANNOTATIONS + 1:,} annotations were looked at.",
     ]
 
 
 def test_operators_of_a_page_are_bounded(tmp_path: Path) -> None:
-    """A cloud whose edge takes very many bumps, named often: some are drawn, the others are noted."""
+    """A page names a cloud of very many bumps very often: some are drawn, the others are noted."""
     writer = make_pdfs.Writer()
     corners = "5 5 15000 5 15000 95 5 95"
     cloud = writer.add(f"<< /Type /Annot /Subtype /Polygon /Rect [5 5 195 95] /Vertices [{corners}] /C [1 0 0] /BE << /S /C >> >>")
@@ -359,7 +361,7 @@ def test_operators_of_a_page_are_bounded(tmp_path: Path) -> None:
 
 
 async def test_notes_come_from_a_child(tmp_path: Path) -> None:
-    """What a limited child finds while it draws is in its answer."""
+    """The answer of a render child has the notes."""
     path = written(tmp_path, make_pdfs.markups("/Subtype /Stamp /Rect [10 10 60 60]"))
     target = tmp_path / "tiles"
     target.mkdir()

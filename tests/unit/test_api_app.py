@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import httpx
+import httpx2 as httpx
 import pytest
 from starlette.applications import Starlette
 from temporalio.api.workflow.v1 import PendingActivityInfo
@@ -20,7 +20,7 @@ from activities.bucket.keys import UploadRef
 from activities.bucket.records import SheetStatus, UploadOptions, UploadStatus, timestamp, to_json, to_wire
 from activities.bucket.storage import Bucket, BucketSettings
 from activities.interface import Page
-from api.problems import STATUS
+from api.http.problems import STATUS
 from api.settings import ApiSettings
 from tests.unit.api_fakes import (
     BASE,

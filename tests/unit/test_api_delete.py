@@ -5,15 +5,15 @@ import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
-import httpx
+import httpx2 as httpx
 import pytest
 from temporalio.exceptions import WorkflowAlreadyStartedError
 
 from activities.bucket.records import SheetStatus, UploadRecord, from_json
 from activities.bucket.storage import Bucket
-from api.runs import Runs
-from api.sse import Hub
-from api.status import Status
+from api.progress.runs import Runs
+from api.progress.sse import Hub
+from api.progress.status import Status
 from tests.unit.api_fakes import (
     BASE,
     PATH,

@@ -17,9 +17,10 @@ from activities.attempt import Attempt
 from activities.bucket.keys import UploadRef
 from activities.bucket.records import Snapshot, UploadOptions, UploadStatus
 from activities.bucket.storage import Bucket, BucketSettings, StoredObject
-from activities.document import Host
 from activities.errors import RenderTimeout, SourceAltered, StorageUnavailable
+from activities.host import Host
 from activities.interface import CountPages, TilePage, WriteManifest
+from activities.render.attempt import RenderAttempt
 from activities.render.child import ChildPool
 from activities.scratch import Scratch
 from activities.threads import FairThreads
@@ -58,7 +59,7 @@ def bucket(tmp_path: Path) -> Iterator[SilentBucket]:
 async def activities(bucket: Bucket, directory: Path) -> AsyncIterator[Activities]:
     """The real activities around it."""
     with FairThreads(1, "test") as threads, closing(Scratch(directory, 1 << 30)) as scratch:
-        yield Activities(Host(bucket, scratch, ChildPool(1), threads, threads))
+        yield Activities(Host(bucket=bucket, scratch=scratch, children=ChildPool(1), threads=threads, uploads=threads))
 
 
 @pytest.mark.parametrize(
@@ -115,7 +116,7 @@ async def test_faults_of_different_kinds_are_counted_apart() -> None:
         environment.info = replace(environment.info, heartbeat_details=details)
 
         async def attempt() -> None:
-            with Attempt().named_errors():
+            with RenderAttempt().named_errors():
                 raise error
 
         with pytest.raises(ApplicationError) as failure:

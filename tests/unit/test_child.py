@@ -31,8 +31,8 @@ from activities.errors import (
     UnreadablePdf,
 )
 from activities.interface import TilePage
-from activities.render import fonts
 from activities.render.child import ChildLimits, ChildPool
+from activities.render.fonts import faces
 from activities.render.tilezip import THUMBNAIL, TILES, TileZip
 from tests.resources import make_pdfs
 from tests.waiting import DEADLINE_S, until, until_async
@@ -146,7 +146,7 @@ class Sheets:
         """Tiles a page; returns the directory."""
         target = self.target()
         engines, _ = await pool.tile_page(upload, source, TilePage("o/p/q/u", number, *size, OPTIONS), target, beat)
-        assert engines.keys() == {"pdfium", "libvips", "sitelink-raster", *fonts.VERSIONS}
+        assert engines.keys() == {"pdfium", "libvips", "sitelink-raster", *faces.VERSIONS}
         return target
 
 

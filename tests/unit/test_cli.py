@@ -15,12 +15,18 @@ from hypothesis import strategies as st
 
 from activities.bucket.keys import PlanRef, UploadRef
 from activities.bucket.records import SheetStatus, UploadStatus, to_wire
-from activities.bucket.verify import Proof, SheetReport, UploadReport
+from activities.bucket.report import Proof, SheetReport, UploadReport
 from api.addresses import StackAddresses
-from api.cli.client import EventParser, LocalFile, Patience, Refused, Server, ServerEvent, WrongUse, named
-from api.cli.commands import build_parser, outcome
-from api.cli.commands import run as run_command
-from api.cli.views import LinesView, Tally, about, file_size, money, printable, sheet_report, size_range, upload_report
+from api.cli.__main__ import build_parser
+from api.cli.__main__ import run as run_command
+from api.cli.client import LocalFile, Server
+from api.cli.commands import outcome
+from api.cli.errors import Refused, WrongUse, named
+from api.cli.event_stream import EventParser, ServerEvent
+from api.cli.reports import sheet_report, upload_report
+from api.cli.transfer import Patience
+from api.cli.views import LinesView, Tally
+from api.cli.words import duration, file_size, money, printable, size_range
 
 PORTS_OFF = "http://127.0.0.1:9"
 
@@ -115,7 +121,7 @@ def test_estimates_read_as_estimates() -> None:
     """Two digits, one unit where one is enough; no time is nothing; cents."""
     ranges = [(12_345_678, 20_999_999), (312_345_678, 1_649_876_543), (940_000, 999_960), (0, 0), (5_010, 5_020)]
     assert [size_range(*each) for each in ranges] == ["12 to 21 MB", "310 MB to 1.6 GB", "940 kB to 1 MB", "0 bytes", "5 kB"]
-    assert [about(seconds) for seconds in (0.2, 89, 120, 5000, 9000)] == ["1 s", "89 s", "2 min", "83 min", "2.5 h"]
+    assert [duration(seconds) for seconds in (0.2, 89, 120, 5000, 9000)] == ["1 s", "89 s", "2 min", "83 min", "2.5 h"]
     assert [money(dollars) for dollars in (0, 0.004, 0.0109, 1234.5)] == ["$0.00", "less than $0.01", "$0.01", "$1,234.50"]
 
 
@@ -309,9 +315,8 @@ def test_arguments_have_their_defaults() -> None:
 
 
 def test_help_loads_no_library() -> None:
-    """`sitelink --help` starts fast: neither httpx nor rich is imported, and Temporal and the bucket's library never are."""
-    code = (
-        "import sys, api.cli.commands; print(sorted({'httpx', 'rich', 'temporalio', 'obstore', 'starlette', 'asyncio'} & set(sys.modules)))"
-    )
+    """`sitelink --help` starts fast: neither httpx2 nor rich is imported, and Temporal and the bucket's library never are."""
+    libraries = {"httpx2", "rich", "temporalio", "obstore", "starlette", "asyncio"}
+    code = f"import sys, api.cli.__main__; print(sorted({libraries!r} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True, cwd=Path(__file__).parents[2])
     assert result.stdout == "[]\n"

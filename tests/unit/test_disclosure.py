@@ -17,7 +17,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import cast
 
-import httpx
+import httpx2 as httpx
 import obstore.exceptions
 import pytest
 from botocore.exceptions import ConnectTimeoutError, EndpointConnectionError, HTTPClientError
@@ -36,11 +36,13 @@ from activities.bucket.setup import BucketSetup
 from activities.bucket.storage import DENIED, Bucket, BucketSettings, named_s3_error
 from activities.errors import ObjectMissing, SiteLinkError
 from activities.render.child import ChildLimits, exception_of
-from api.cli.client import NotReached, Server, plan_path
+from api.cli.client import Server
+from api.cli.errors import NotReached
+from api.paths import plan_path
 from tests.servers.recorder import Answer, recording
 from tests.unit.api_fakes import BASE, PATH, PDF, PLAN, REF, FakeTemporal, accept, client_of, closed, make_app, snapshot
 from tests.unit.sheets import put_sheet
-from workflows.upload import _reason
+from workflows.processing.failures import reason_and_detail
 
 SOURCE = "/srv/sitelink/var/scratch/sources/0123456789abcdef.pdf"
 """A path as libraries put it into their texts."""
@@ -336,7 +338,7 @@ def test_reason_of_a_failed_sheet_has_no_insides(kind: str | None) -> None:
         retry_state=RetryState.NON_RETRYABLE_FAILURE,
     )
     error.__cause__ = ApplicationError(SAID, type=kind, non_retryable=True)
-    reason, detail = _reason(error)
+    reason, detail = reason_and_detail(error)
     assert reason == "InternalError"
     assert_no_insides(detail)
 
@@ -345,7 +347,7 @@ def test_command_line_says_no_insides_of_a_bucket(bucket: Bucket, root: Path) ->
     """Without a server, too."""
     loop(root / REF.record)
     environ = {"PATH": os.environ["PATH"], "SITELINK_BUCKET": root.as_uri()}
-    command = [sys.executable, "-m", "api.cli.commands", "verify", str(REF), "--bucket"]
+    command = [sys.executable, "-m", "api.cli", "verify", str(REF), "--bucket"]
     result = subprocess.run(command, env=environ, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout) == (3, "")
     assert result.stderr.startswith("StorageUnavailable: the bucket failed at organizations/")
@@ -362,6 +364,6 @@ def test_command_line_says_no_insides_of_its_connection() -> None:
     with recording() as recorder, Server(recorder.url) as server:
         recorder.answer = lambda _: Answer(204)
         for kind in (httpx.ReadTimeout, httpx.RemoteProtocolError, httpx.ReadError, httpx.ConnectTimeout, httpx.UnsupportedProtocol):
-            with pytest.raises(NotReached) as failure, server.events(REF, "1"):
+            with pytest.raises(NotReached) as failure, server.event_stream(REF, "1"):
                 raise kind(SAID)  # as the library would while the stream is read
             assert_no_insides(str(failure.value))

@@ -5,6 +5,7 @@ import re
 import pytest
 
 from activities import errors
+from activities.attempt import to_application_error
 from activities.errors import (
     BucketError,
     RenderCrashed,
@@ -13,7 +14,6 @@ from activities.errors import (
     RenderTimeout,
     SiteLinkError,
     StorageUnavailable,
-    to_application_error,
 )
 
 DESIGN = {

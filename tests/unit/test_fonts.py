@@ -1,4 +1,4 @@
-"""Text whose font is not in the PDF: what it is drawn with, that the host has no say in it, and what is noted."""
+"""Text whose font is not in the PDF: the font that draws it, which never comes from the host, and the notes."""
 
 import ctypes
 import hashlib
@@ -14,8 +14,11 @@ from pathlib import Path
 import pypdfium2.raw as pdfium
 import pytest
 
-from activities.render import fonts
-from activities.render.raster import Drawn, PdfFile, PixelBuffer
+from activities.render import raster
+from activities.render.fonts import page as font_page
+from activities.render.fonts.faces import FACES, FACES_BY_COVERAGE, Face, characters_of
+from activities.render.fonts.mapper import prefer
+from activities.render.pdf_file import PdfFile
 from tests.resources import make_pdfs
 
 WIDTH, HEIGHT = 1600, 400
@@ -39,7 +42,7 @@ def opened(directory: Path, data: bytes) -> Iterator[PdfFile]:
 
 def draw(document: PdfFile, number: int = 1) -> tuple[bytes, list[tuple[str, str]]]:
     """A page's pixels and notes."""
-    drawn: Drawn = document.draw(number, WIDTH, HEIGHT, PixelBuffer())
+    drawn = raster.draw(document, number, WIDTH, HEIGHT, raster.PixelBuffer())
     return bytes(drawn.pixels), [(note.type, note.message) for note in drawn.notes]
 
 
@@ -86,7 +89,7 @@ BY_NAMES = {
     ],
 )
 def test_text_is_drawn_without_its_font(tmp_path: Path, name: str, data: bytes, count: int, given: str) -> None:
-    """Every character leaves a picture of its own, no box; and the note says with which font."""
+    """Every character has a picture of its own, not a box; and the note names the font that draws them."""
     with opened(tmp_path, data) as document:
         pixels, notes = draw(document)
     pictures = cells(pixels, count)
@@ -96,7 +99,7 @@ def test_text_is_drawn_without_its_font(tmp_path: Path, name: str, data: bytes, 
 
 
 def test_text_of_a_markup_is_drawn_without_its_font(tmp_path: Path) -> None:
-    """A comment in Cyrillic or Arabic is part of what a reader must see; what cannot be drawn is noted."""
+    """A markup's text in Arabic is drawn; characters that cannot be drawn are noted."""
     with opened(tmp_path, make_pdfs.markup_by_names("SimplifiedArabic", "مخطلوقع")) as document:
         pixels, notes = draw(document)
     pictures = cells(pixels, 7)
@@ -108,8 +111,8 @@ def test_text_of_a_markup_is_drawn_without_its_font(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("signature", [False, True])
-def test_text_that_no_annotation_tells_is_drawn_without_its_font(tmp_path: Path, signature: bool) -> None:
-    """A stamp or a seal says nowhere what its appearance writes, and a signature's text lies in forms within it."""
+def test_text_that_only_an_appearance_has_is_drawn_without_its_font(tmp_path: Path, signature: bool) -> None:
+    """The text is in no other entry of the annotation; and a signature's text lies in forms within its appearance."""
     with opened(tmp_path, make_pdfs.markup_by_names("SimplifiedArabic", "مخطلوقع", told=False, signature=signature)) as document:
         pixels, notes = draw(document)
         assert draw(document) == (pixels, notes)
@@ -125,7 +128,7 @@ def test_text_that_no_annotation_tells_is_drawn_without_its_font(tmp_path: Path,
 
 @pytest.mark.parametrize("name", ["Helvetica", "Arial,Bold", "ArialMT", "TimesNewRomanPS-BoldMT", "CourierNew"])
 def test_standard_fonts_are_not_noted(tmp_path: Path, name: str) -> None:
-    """They look like what was asked for: half of all plans have one."""
+    """Their substitutes look like the fonts that the PDF names, and half of all plans name one."""
     with opened(tmp_path, make_pdfs.text_by_names(name, "Plan 1:100")) as document:
         pixels, notes = draw(document)
     assert all(min(picture) < 128 for picture in cells(pixels, 4))
@@ -141,10 +144,10 @@ def test_arial_in_cyrillic_is_not_noted(tmp_path: Path) -> None:
 
 
 def test_latin_letters_are_as_wide_as_arials() -> None:
-    """PDFium's built-in Helvetica has the widths of a font that is made to have Arial's."""
+    """PDFium's built-in Helvetica has the widths of Arimo, which has Arial's widths."""
     document = pdfium.FPDF_CreateNewDocument()
     built_in = pdfium.FPDFText_LoadStandardFont(document, b"Helvetica")
-    data = Path(fonts.BY_TEXT[0].path).read_bytes()
+    data = Path(FACES_BY_COVERAGE[0].path).read_bytes()
     arimo = pdfium.FPDFText_LoadFont(document, (ctypes.c_ubyte * len(data)).from_buffer_copy(data), len(data), pdfium.FPDF_FONT_TRUETYPE, 1)
     for character in string.ascii_letters + string.digits + ".,:;/()+-=\"'%&#":
         widths = []
@@ -167,7 +170,7 @@ def test_latin_letters_are_as_wide_as_arials() -> None:
         (make_pdfs.text_by_names("ArialMT", "Plan ፕላን"), ["FontMissing"]),
         (make_pdfs.text_by_cmap("ArialMT", "Identity", "Identity-H", "\x24\x25\x26"), ["FontMissing"]),
         (make_pdfs.text_by_names("Nyala", "ፕላን", hidden=True), []),
-        (make_pdfs.text_with_its_font(Path(fonts.BY_TEXT[0].path), "Plan"), []),
+        (make_pdfs.text_with_its_font(Path(FACES_BY_COVERAGE[0].path), "Plan"), []),
         (make_pdfs.text_drawn_by_procedures(), []),
         (make_pdfs.text_by_names("CourierNew", "a\N{RIGHTWARDS ARROW}b"), []),
         (make_pdfs.text_by_names("Webdings#83S", "Plan"), ["FontMissing"]),
@@ -176,43 +179,43 @@ def test_latin_letters_are_as_wide_as_arials() -> None:
     ],
 )
 def test_notes_say_what_was_substituted_and_what_is_missing(tmp_path: Path, data: bytes, types: list[str]) -> None:
-    """A look-alike is a substitute; signs that became letters, characters that no font has or that nobody knows are missing."""
+    """A similar font is a substitute. Signs drawn as letters, characters that no font has, and codes without a character are missing."""
     with opened(tmp_path, data) as document:
         _, notes = draw(document)
     assert [kind for kind, _ in notes] == types
 
 
-def test_limits_of_the_look_at_fonts_are_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Text behind a limit may be missing; where the PDF brings its fonts, there is nothing to note, whatever the child drew before."""
-    look = "Whether glyphs are missing was not looked at in"
-    monkeypatch.setattr(fonts, "CHARACTERS_LOOKED_AT", 3)
+def test_text_that_is_not_checked_for_glyphs_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Text behind a limit may be missing. Where the PDF embeds its fonts there is no note, whatever the process drew before."""
+    unchecked = "Not checked for missing glyphs:"
+    monkeypatch.setattr(font_page, "MOST_CHARACTERS", 3)
     with opened(tmp_path, make_pdfs.text_by_names("ArialMT", "Plan ፕላን")) as document:
-        assert draw(document)[1] == [("FontMissing", f"{look} 5 of 8 characters.")]
-    with opened(tmp_path, make_pdfs.text_with_its_font(Path(fonts.BY_TEXT[0].path), "Plan 1:100")) as document:
+        assert draw(document)[1] == [("FontMissing", f"{unchecked} 5 of 8 characters.")]
+    with opened(tmp_path, make_pdfs.text_with_its_font(Path(FACES_BY_COVERAGE[0].path), "Plan 1:100")) as document:
         assert draw(document)[1] == []
     writer = make_pdfs.Writer()
-    many = writer.stream(b"0 0 1 1 re f " * (fonts.OBJECTS_LOOKED_AT + 1), "/Type /XObject /Subtype /Form /BBox [0 0 9 9]")
+    many = writer.stream(b"0 0 1 1 re f " * (font_page.MOST_OBJECTS + 1), "/Type /XObject /Subtype /Form /BBox [0 0 9 9]")
     stamp = writer.add(f"<< /Type /Annot /Subtype /Stamp /Rect [0 0 9 9] /F 4 /AP << /N {many} 0 R >> >>")
     few = writer.stream(b"0 0 1 1 re f", "/Type /XObject /Subtype /Form /BBox [0 0 9 9]")
     other = writer.add(f"<< /Type /Annot /Subtype /Stamp /Rect [0 0 9 9] /F 4 /AP << /N {few} 0 R >> >>")
-    others = f"{other} 0 R " * (fonts.ANNOTATIONS_LOOKED_AT + 1)
+    others = f"{other} 0 R " * (font_page.MOST_APPEARANCES + 1)
     page = writer.page(b"", f"/MediaBox [0 0 400 100] /Annots [{stamp} 0 R {others}]")
     with opened(tmp_path, writer.finish([page])) as document:
         assert [message for _, message in draw(document)[1]] == [
-            f"{look} 2 annotations.",
-            f"{look} 1 annotations of more than 1,000 objects, to their end.",
+            f"{unchecked} 2 annotations.",
+            f"{unchecked} the objects behind the first 1,000 of 1 annotations.",
         ]
 
 
 def test_missing_characters_are_named(tmp_path: Path) -> None:
-    """So that a user finds them on the sheet."""
+    """The user can then find them on the sheet."""
     with opened(tmp_path, make_pdfs.text_by_names("ArialMT", "Plan ፕላን")) as document:
         _, notes = draw(document)
     assert notes == [("FontMissing", "The font “ArialMT” is not in the PDF: 3 of its characters are not drawn: ላ ን ፕ")]
 
 
 def test_names_of_fonts_are_fit_to_show(tmp_path: Path) -> None:
-    """A PDF chooses them: neither control characters nor books come through, and a subset's tag is not shown."""
+    """A PDF may name a font anything: control characters, long names and the tag of a subset are not shown."""
     name = "ABCDEF+Evil#0A#1B#E2#80#AE" + 500 * "x"
     with opened(tmp_path, make_pdfs.text_by_names(name, "Plan")) as document:
         _, [(_, message)] = draw(document)
@@ -222,11 +225,10 @@ def test_names_of_fonts_are_fit_to_show(tmp_path: Path) -> None:
 
 
 FOUR_TEXTS = make_pdfs.text_by_names("ArialMT", "Plan", "Планэтж", "مخطلوقع", "ፕላን")
-"""One font on four pages, each of which wants another face of it."""
-
+"""One font on four pages, each of which needs another face."""
 
 SIX_FIELDS = make_pdfs.form_without_appearances("Планэтж", "Κάτοψη", "แปลนพ", "תכניקומה", "مخطلوقع", "≤≥±Ø")
-"""Fields that PDFium makes the text of, and keeps it in the open document."""
+"""Fields whose text PDFium makes and keeps in the open document."""
 
 
 @pytest.mark.parametrize(
@@ -237,7 +239,7 @@ SIX_FIELDS = make_pdfs.form_without_appearances("Планэтж", "Κάτοψη"
     ],
 )
 def test_pixels_and_notes_follow_from_the_page_alone(tmp_path: Path, data: bytes, order: tuple[int, ...]) -> None:
-    """A child that has drawn other pages of the document draws and notes what a new one does."""
+    """A process that has drawn other pages of the document draws and notes the same as a new process."""
     cold = {}
     for number in order:
         with opened(tmp_path, data) as document:
@@ -254,7 +256,7 @@ def test_pixels_and_notes_follow_from_the_page_alone(tmp_path: Path, data: bytes
     ("number", "given"), [(1, "Arimo"), (2, "Arimo"), (3, "Noto Sans Thai"), (4, "Arimo"), (5, "Noto Sans Arabic"), (6, None)]
 )
 def test_text_that_is_made_for_a_field_is_drawn(tmp_path: Path, number: int, given: str | None) -> None:
-    """A field without appearance shows its value in any script, and the note names no font of PDFium's own."""
+    """A field without appearance shows its value in any script, and the note names none of PDFium's own fonts."""
     with opened(tmp_path, SIX_FIELDS) as document:
         pixels, notes = draw(document, number)
     assert min(pixels) < 128
@@ -267,7 +269,7 @@ IN_FIELDS = "ąĀΩἀЁӘא،ک٠ก≤№→Ơ漢あ가Ａﬁ€˘\N{PRIME}\N{
 
 
 def test_each_character_of_a_field_is_drawn_or_noted(tmp_path: Path) -> None:
-    """Also where PDFium leaves it out of the appearance that it makes, for it has no code for it."""
+    """A character for which PDFium has no code, so that its appearance lacks it, is noted."""
     with opened(tmp_path, make_pdfs.form_without_appearances(*IN_FIELDS)) as document:
         for number, character in enumerate(IN_FIELDS, 1):
             pixels, notes = draw(document, number)
@@ -281,7 +283,7 @@ from pathlib import Path
 import pypdfium2_raw as pdfium
 
 source, number, folder = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-# What PDFium takes for the folders of the host; pypdfium2 initialises it a second time, which changes nothing.
+# The folders that PDFium takes for the host's. pypdfium2 initialises PDFium a second time, which changes nothing.
 folders = (ctypes.POINTER(ctypes.c_char) * 2)(ctypes.cast(ctypes.c_char_p(folder.encode()), ctypes.POINTER(ctypes.c_char)))
 pdfium.FPDF_InitLibraryWithConfig(pdfium.FPDF_LIBRARY_CONFIG(version=2, m_pUserFontPaths=folders))
 
@@ -291,9 +293,10 @@ pdfium.FPDFBitmap_FillRect(bitmap, 0, 0, 1600, 400, 0xFFFFFFFF)
 pdfium.FPDF_RenderPageBitmap(bitmap, page, 0, 0, 1600, 400, 0, 0)
 bare = ctypes.string_at(pdfium.FPDFBitmap_GetBuffer(bitmap), 4 * 1600 * 400)
 
-from activities.render.raster import PdfFile, PixelBuffer
+from activities.render.pdf_file import PdfFile
+from activities.render.raster import PixelBuffer, draw
 
-drawn = PdfFile(Path(source)).draw(number, 1600, 400, PixelBuffer())
+drawn = draw(PdfFile(Path(source)), number, 1600, 400, PixelBuffer())
 notes = [[note.type, note.message] for note in drawn.notes]
 print(json.dumps([hashlib.sha256(bare).hexdigest(), hashlib.sha256(drawn.pixels).hexdigest(), notes]), flush=True)
 os._exit(0)
@@ -301,9 +304,10 @@ os._exit(0)
 
 
 def on_a_host(source: Path, number: int, folder: Path) -> tuple[str, tuple[str, list[list[str]]]]:
-    """A page in a new process on a host with the fonts of a folder: the digest of its pixels as PDFium draws it by itself, and as we do.
+    """Draws a page in a new process, on a host whose fonts are those of a folder.
 
-    Ours comes with its notes.
+    Returns:
+        The digest of the pixels as PDFium draws them by itself; and the digest of our pixels with our notes.
     """
     command = [sys.executable, "-c", ON_A_HOST, str(source), str(number), str(folder)]
     result = subprocess.run(command, capture_output=True, check=True, text=True, cwd=ROOT)
@@ -312,11 +316,11 @@ def on_a_host(source: Path, number: int, folder: Path) -> tuple[str, tuple[str, 
 
 
 def test_fonts_of_the_host_decide_nothing(tmp_path: Path) -> None:
-    """Two hosts, one without a font and one that has the very font asked for, draw and note the same; PDFium by itself does not."""
+    """A host without fonts and a host that has the very font draw and note the same; PDFium by itself draws two different pages."""
     source, empty, full = tmp_path / "source.pdf", tmp_path / "empty", tmp_path / "full"
     empty.mkdir()
     full.mkdir()
-    (full / "host.ttf").symlink_to(Path(fonts.BY_TEXT[2].path).with_name("NotoSerifThai-Variable.ttf"))
+    (full / "host.ttf").symlink_to(Path(FACES_BY_COVERAGE[2].path).with_name("NotoSerifThai-Variable.ttf"))
     source.write_bytes(make_pdfs.text_by_names("NotoSerifThai", "Plan 1:100"))
     bare_without, without = on_a_host(source, 1, empty)
     bare_with, with_fonts = on_a_host(source, 1, full)
@@ -325,26 +329,26 @@ def test_fonts_of_the_host_decide_nothing(tmp_path: Path) -> None:
 
 
 def test_a_new_process_draws_and_notes_the_same(tmp_path: Path) -> None:
-    """As one that has drawn other documents before."""
+    """The same as a process that has drawn other documents before."""
     with opened(tmp_path, FOUR_TEXTS) as document:
         pixels, notes = draw(document, 3)
     _, ours = on_a_host(tmp_path / "source.pdf", 3, tmp_path)
     assert ours == (hashlib.sha256(pixels).hexdigest(), [list(note) for note in notes])
 
 
-def test_a_font_file_that_cannot_be_read_is_no_missing_text(tmp_path: Path) -> None:
-    """The page fails, and is tried again elsewhere; no sheet is made without its text."""
-    gone = fonts.Face("fontpkg-arimo", "files/gone.ttf", "Gone")
+def test_a_font_file_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
+    """The page fails and can be tried again elsewhere; no sheet is made without its text."""
+    gone = Face("fontpkg-arimo", "files/gone.ttf", "Gone")
     data = make_pdfs.text_by_names("ArialMT", "Plan")
-    with fonts.prefer({"helvetica": gone}), opened(tmp_path, data) as document, pytest.raises(FileNotFoundError):
+    with prefer({"helvetica": gone}), opened(tmp_path, data) as document, pytest.raises(FileNotFoundError):
         draw(document)
     with opened(tmp_path, data) as document:
         assert min(draw(document)[0]) < 128
 
 
-@pytest.mark.parametrize("face", fonts.FACES, ids=lambda face: face.family)
-def test_faces_are_what_they_are_said_to_be(face: fonts.Face) -> None:
-    """The family that PDFium reads in the file is the one that notes and coverage are looked up by; all of them have Latin letters."""
+@pytest.mark.parametrize("face", FACES, ids=lambda face: face.family)
+def test_faces_are_what_they_are_said_to_be(face: Face) -> None:
+    """PDFium reads the family in the file that the face says, by which notes and characters are looked up; all faces have Latin letters."""
     data = Path(face.path).read_bytes()
     document = pdfium.FPDF_CreateNewDocument()
     font = pdfium.FPDFText_LoadFont(document, (ctypes.c_ubyte * len(data)).from_buffer_copy(data), len(data), pdfium.FPDF_FONT_TRUETYPE, 1)
@@ -353,5 +357,5 @@ def test_faces_are_what_they_are_said_to_be(face: fonts.Face) -> None:
     pdfium.FPDFFont_Close(font)
     pdfium.FPDF_CloseDocument(document)
     assert name.value.decode() == face.family
-    assert set(string.ascii_letters + string.digits) <= fonts.characters_of(face.family)
-    assert "\N{ETHIOPIC SYLLABLE PE}" not in fonts.characters_of(face.family)
+    assert set(string.ascii_letters + string.digits) <= characters_of(face.family)
+    assert "\N{ETHIOPIC SYLLABLE PE}" not in characters_of(face.family)

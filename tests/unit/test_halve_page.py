@@ -12,7 +12,7 @@ from activities.bucket.dzi import sheet_size
 from activities.bucket.keys import UploadRef
 from activities.bucket.records import UploadOptions, UploadRecord, to_json
 from activities.bucket.storage import Bucket, BucketSettings
-from activities.document import Host
+from activities.host import Host
 from activities.interface import CountPages, HalvePage, Page
 from activities.render.child import ChildPool
 from activities.scratch import Scratch
@@ -36,7 +36,7 @@ async def activities(directory: Path, options: UploadOptions) -> AsyncIterator[A
     bucket.put(REF.record, to_json(record))
     with FairThreads(2, "test") as threads, closing(Scratch(directory / "scratch", 1 << 30)) as scratch:
         children = ChildPool(1)
-        yield Activities(Host(bucket, scratch, children, threads, threads))
+        yield Activities(Host(bucket=bucket, scratch=scratch, children=children, threads=threads, uploads=threads))
         await children.close()
 
 

@@ -4,7 +4,7 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import httpx
+import httpx2 as httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,7 +13,7 @@ from activities.bucket.keys import UploadRef
 from activities.bucket.records import UploadRecord
 from activities.bucket.storage import Bucket
 from activities.errors import InvalidRequest
-from api.headers import LONGEST_BYTES, file_name, parameters, split_parameters
+from api.http.headers import LONGEST_BYTES, file_name, parameters, split_parameters
 from tests.unit.api_fakes import BASE, PDF, FakeTemporal, client_of, files_in, make_app
 
 MAIL = "=?utf-8?B?R3LDvG4ucGRm?="

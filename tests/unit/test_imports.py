@@ -19,47 +19,90 @@ MODULES = sorted(
     if path.name != "__init__.py"
 )
 
-LIGHT = {
-    "temporalio",
-    *(f"activities.{name}" for name in ("interface", "errors")),
-    *(f"activities.bucket.{name}" for name in ("keys", "dzi", "records", "forecast")),
-}
+PURE = {"activities.errors", *(f"activities.bucket.{name}" for name in ("keys", "dzi", "records", "report"))}
+"""No Temporal is loaded here: the command line and the decoder start in a moment."""
+LIGHT = PURE | {"temporalio", "activities.interface", "activities.bucket.forecast"}
 BUCKET = LIGHT | {"activities.bucket"}
-HOST = BUCKET | {f"activities.{name}" for name in ("attempt", "scratch", "threads", "render.child", "render.tilezip")}
-SERVER = {"starlette", "sse_starlette", "uvicorn", "python_multipart"}
+HOST = BUCKET | {f"activities.{name}" for name in ("host", "attempt", "threads", "render.attempt", "render.tilezip")}
+CLI = PURE | {"api.cli", "api.addresses", "api.paths"}
+SERVER_ROOM = BUCKET | {"activities.environment", "activities.logs", "workflows", "api"}
+SERVER_ROOM |= {"starlette", "sse_starlette", "uvicorn", "python_multipart"}
 
 MAY_IMPORT: dict[str, set[str]] = {
-    **dict.fromkeys(sorted(LIGHT - {"temporalio"}), LIGHT),
+    "activities.errors": set(),
+    "activities.bucket.dzi": set(),
+    "activities.bucket.keys": {"activities.bucket.dzi"},
+    "activities.bucket.records": {"activities.errors"},
+    "activities.bucket.report": {"activities.bucket.records"},
+    "activities.bucket.forecast": PURE | {"activities.interface"},
+    "activities.interface": PURE | {"temporalio"},
     "activities.bucket.storage": LIGHT | {"obstore"},
     "activities.bucket.setup": LIGHT | {"activities.bucket.storage", "boto3", "botocore", "mypy_boto3_s3"},
+    "activities.bucket.uploads": LIGHT | {"activities.bucket.storage"},
+    "activities.bucket.listing": PURE | {"activities.bucket.storage"},
+    "activities.bucket.verify": PURE | {"activities.bucket.storage", "activities.bucket.listing", "activities.render.decoder"},
     "activities.bucket.*": BUCKET,
-    "activities.render.decode": LIGHT | {"pyvips"},
+    "activities.render.process": set(),
+    "activities.render.decoder": {"activities.errors", "activities.render.process"},
+    "activities.render.decode": {"activities.render.decoder", "pyvips"},
     "activities.render.tilezip": LIGHT,
-    "activities.render.structure": LIGHT | {"pikepdf"},
-    "activities.render.fonts": LIGHT | {"pypdfium2"},
-    "activities.render.markups": LIGHT | {"pikepdf"},
-    "activities.render.annotations": LIGHT
-    | {"activities.render.fonts", "activities.render.markups", "pypdfium2", "pypdfium2_raw", "pikepdf"},
-    "activities.render.raster": LIGHT
-    | {*(f"activities.render.{name}" for name in ("structure", "annotations", "fonts")), "pypdfium2", "pypdfium2_raw"},
+    "activities.render.structure": {"pikepdf"},
+    "activities.render.strings": {"pypdfium2"},
+    "activities.render.titles": {"activities.render.strings", "pypdfium2"},
+    "activities.render.annotations.handles": {"pypdfium2"},
+    "activities.render.annotations.pen": set(),
+    "activities.render.annotations.entries": {"activities.render.annotations.pen", "pikepdf"},
+    "activities.render.annotations.appearance": {*(f"activities.render.annotations.{name}" for name in ("entries", "pen")), "pikepdf"},
+    "activities.render.annotations.*": LIGHT | {"activities.render.annotations", "activities.render.strings", "pypdfium2", "pikepdf"},
+    "activities.render.fonts.faces": {"pypdfium2"},
+    "activities.render.fonts.mapper": {"activities.render.fonts.faces", "pypdfium2"},
+    "activities.render.fonts.*": LIGHT
+    | {*(f"activities.render.{name}" for name in ("fonts", "strings", "annotations.handles")), "pypdfium2"},
+    "activities.render.pdf_file": LIGHT
+    | {*(f"activities.render.{name}" for name in ("structure", "annotations.page", "fonts.mapper")), "pypdfium2"},
+    "activities.render.measure": LIGHT
+    | {*(f"activities.render.{name}" for name in ("pdf_file", "structure", "titles", "strings")), "pypdfium2"},
+    "activities.render.raster": LIGHT | {*(f"activities.render.{name}" for name in ("pdf_file", "annotations.page", "fonts")), "pypdfium2"},
     "activities.render.pyramid": LIGHT | {"activities.render.tilezip", "pyvips"},
-    "activities.render.child": LIGHT,
-    "activities.render.forkserver": LIGHT | {"activities.render.memorylimit"},
+    "activities.render.renderer": LIGHT
+    | {*(f"activities.render.{name}" for name in ("measure", "raster", "pdf_file", "pyramid", "fonts.faces"))},
+    "activities.render.attempt": {"activities.attempt", "activities.errors", "temporalio"},
+    "activities.render.child": LIGHT | {"activities.attempt", "activities.render.process"},
+    "activities.render.forkserver": {"activities.render.memorylimit"},
     "activities.render.memorylimit": set(),
-    "activities.logs": {"temporalio", "starlette"},
-    "activities.attempt": LIGHT,
+    "activities.environment": set(),
+    "activities.logs": {"temporalio", "activities.environment"},
+    "activities.attempt": {"activities.errors", "temporalio"},
     "activities.scratch": BUCKET | {"activities.attempt"},
-    "activities.threads": LIGHT,
+    "activities.threads": {"activities.bucket.keys"},
+    "activities.host": BUCKET | {"activities.render.child", "activities.scratch", "activities.threads"},
     "activities.*": HOST | {"activities.document"},
+    "workflows.processing.window": set(),
+    "workflows.processing.patches": set(),
+    "workflows.messages": {"activities.bucket.records", "workflows.processing.window"},
+    "workflows.processing.progress": {"activities.interface", "activities.bucket.records", "activities.bucket.forecast"},
     "workflows.*": LIGHT | {"workflows"},
     "api.addresses": set(),
-    "api.cli.client": {"activities.bucket.keys", "api.addresses", "httpx"},
-    "api.cli.*": BUCKET | {"api.cli", "rich"},
-    "api.*": BUCKET | SERVER | {"activities.logs", "workflows", "api", "httpx"},
+    "api.progress.recent": set(),
+    "api.progress.documents": LIGHT | {"api.paths", "api.progress.status"},
+    "api.paths": {"activities.bucket.keys"},
+    "api.cli.client": CLI | {"httpx2"},
+    "api.cli.offline": CLI | BUCKET,
+    "api.cli.terminal": CLI | {"rich"},
+    "api.cli.*": CLI,
+    "api.r2.pull": SERVER_ROOM | {"httpx2"},
+    "api.r2.settings": {"activities.environment", "api.addresses"},
+    "api.settings": {"activities.bucket.storage", "activities.environment", "api.addresses", "api.r2.settings"},
+    "api.*": SERVER_ROOM,
+    "worker.*": {"activities", "workflows", "worker", "temporalio"},
 }
-"""What each module may import besides the standard library: modules, or all below a package. ``worker`` and ``deploy`` are free."""
+"""What each module may import besides the standard library: modules, or all below a package. ``deploy`` is free."""
 
-CHILDREN = {f"activities.render.{name}" for name in ("raster", "structure", "annotations", "markups", "fonts", "pyramid", "decode")}
+CHILDREN = {
+    *(f"activities.render.{name}" for name in ("renderer", "raster", "measure", "pdf_file", "titles", "strings", "structure")),
+    *(f"activities.render.{name}" for name in ("pyramid", "decode")),
+    *(module for module in MODULES if module.startswith(("activities.render.fonts.", "activities.render.annotations."))),
+}
 NATIVE = {"pypdfium2", "pypdfium2_raw", "pikepdf", "pyvips", *CHILDREN}
 """Loaded in render children and in verify's decoder only."""
 
@@ -85,7 +128,7 @@ def imports(module: str) -> set[str]:
 
 def allowed(module: str) -> set[str] | None:
     """The row of the table for a module: its own, or that of the innermost package that has one; None where everything goes."""
-    if module.split(".")[0] in ("worker", "deploy"):
+    if module.split(".")[0] == "deploy":
         return None
     packages = [module.rsplit(".", depth)[0] for depth in range(1, module.count(".") + 1)]
     row = next((MAY_IMPORT[name] for name in (module, *(f"{package}.*" for package in packages)) if name in MAY_IMPORT), None)
@@ -101,12 +144,13 @@ def is_within(name: str, row: set[str]) -> bool:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_point_one_way(module: str) -> None:
-    """Only what the table allows; and nobody imports worker, deploy or tests from another package."""
+    """Only as the table allows; and nobody imports worker, deploy, tests or the command line from outside."""
     row = allowed(module)
     for name in imports(module):
         package = name.split(".")[0]
         assert package != "tests"
         assert package not in ("worker", "deploy") or module.split(".")[0] in ("worker", "deploy"), name
+        assert not is_within(name, {"api.cli"}) or is_within(module, {"api.cli"}), name
         assert row is None or is_within(name, row), f"{module} may not import {name}"
 
 
@@ -166,10 +210,18 @@ def test_importing_does_nothing() -> None:
 @pytest.mark.parametrize("module", [module for module in MODULES if module.startswith("workflows.")])
 def test_workflows_load_no_server_and_no_bucket(module: str) -> None:
     """What the sandbox loads is light."""
-    heavy = {"obstore", "boto3", "starlette", "httpx", "rich", "activities.bucket.storage", *NATIVE}
+    heavy = {"obstore", "boto3", "starlette", "httpx2", "rich", "activities.bucket.storage", *NATIVE}
     code = f"import sys, {module}; print(sorted({heavy!r} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True, cwd=ROOT)
     assert result.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("module", ["api.cli.commands", "activities.render.decode"])
+def test_what_starts_often_loads_no_temporal(module: str) -> None:
+    """Temporal's library takes longer to load than a command or a decoder takes to answer."""
+    code = f"import sys, {module}; print('temporalio' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True, cwd=ROOT)
+    assert result.stdout == "False\n"
 
 
 ABSTRACT = sorted(UploadActivities.__abstractmethods__)

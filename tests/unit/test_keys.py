@@ -7,7 +7,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from activities.bucket.keys import PlanRef, UploadRef, check_id, sheet_of_directory, walk_uploads
+from activities.bucket.dzi import tile_name
+from activities.bucket.keys import (
+    PlanRef,
+    SheetObject,
+    SheetPart,
+    UploadRef,
+    check_id,
+    parse_sheet_path,
+    sheet_of_descriptor,
+    sheet_of_directory,
+    walk_uploads,
+)
 from api.uploads import new_upload_id
 
 IDS = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", fullmatch=True)
@@ -83,6 +94,75 @@ def test_a_sheets_directory_gives_its_number(number: int) -> None:
 def test_a_foreign_directory_is_no_sheet(name: str) -> None:
     """A name that we would not write is not read as one."""
     assert sheet_of_directory(name) is None
+
+
+NUMBERS = st.integers(0, 999_999_999)
+
+
+@given(st.integers(1, 999_999_999), NUMBERS, NUMBERS, NUMBERS)
+def test_a_sheets_paths_are_read_as_they_are_written(number: int, level: int, column: int, row: int) -> None:
+    """Each of a sheet's keys tells the sheet and the object; of a key, only a descriptor's is a descriptor."""
+    tile = tile_name(level, column, row)
+    objects = {
+        UPLOAD.thumbnail(number): SheetObject(number, SheetPart.THUMBNAIL),
+        UPLOAD.sheet_record(number): SheetObject(number, SheetPart.RECORD),
+        UPLOAD.descriptor(number): SheetObject(number, SheetPart.DESCRIPTOR),
+        UPLOAD.tiles_prefix(number) + tile: SheetObject(number, SheetPart.TILE, tile),
+    }
+    for key, found in objects.items():
+        assert parse_sheet_path(key.removeprefix(UPLOAD.sheets_prefix)) == found
+        assert sheet_of_descriptor(key) == ((UPLOAD, number) if found.part is SheetPart.DESCRIPTOR else None)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "",
+        "sheet-1",
+        "sheet-1/",
+        "sheet-01/thumbnail.jpeg",
+        "sheet-0/thumbnail.jpeg",
+        "sheet-1234567890/thumbnail.jpeg",
+        "sheet-1/thumbnail.jpeg\n",
+        "sheet-1//thumbnail.jpeg",
+        "/sheet-1/thumbnail.jpeg",
+        "sheet-1/thumbnail.jpeg/",
+        "sheet-1/tiles/thumbnail.jpeg",
+        "sheet-1/sheet-1.dzi",
+        "sheet-1/tiles/sheet-2.dzi",
+        "sheet-1/tiles/sheet-01.dzi",
+        "sheet-1/tiles/sheet-1_files/",
+        "sheet-1/tiles/sheet-1_files/0_0.jpeg",
+        "sheet-1/tiles/sheet-2_files/0/0_0.jpeg",
+        "sheet-1/tiles/sheet-1_files/00/0_0.jpeg",
+        "sheet-1/tiles/sheet-1_files/0/0_00.jpeg",
+        "sheet-1/tiles/sheet-1_files/0/-1_0.jpeg",
+        "sheet-1/tiles/sheet-1_files/0/0_0.png",
+        "sheet-1/tiles/sheet-1_files/0/0_0.jpeg\n",
+        "sheet-1/tiles/sheet-1_files/1234567890/0_0.jpeg",
+        "sheet-1/tiles/sheet-1_files/0/../../sheet.json",
+        "sheets/sheet-1/thumbnail.jpeg",
+    ],
+)
+def test_a_path_that_no_sheet_has_is_none(path: str) -> None:
+    """A path that we would not write is not read."""
+    assert parse_sheet_path(path) is None
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        f"{UPLOAD.prefix}sheet-1/tiles/sheet-1.dzi",
+        f"/{UPLOAD.descriptor(1)}",
+        f"{UPLOAD.descriptor(1)}/",
+        UPLOAD.descriptor(1).replace("/uploads/", "/uploads/a/"),
+        UPLOAD.descriptor(1).replace("acme", "a.b"),
+        UPLOAD.source,
+    ],
+)
+def test_another_key_is_no_descriptor(key: str) -> None:
+    """An object elsewhere in the bucket is not taken for a sheet's ``.dzi``."""
+    assert sheet_of_descriptor(key) is None
 
 
 def test_id_tells_when_it_was_made() -> None:

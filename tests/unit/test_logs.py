@@ -14,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from activities.bucket.keys import UploadRef
-from activities.logs import AboutRequests, JsonFormatter, TextFormatter, about, log_format
+from activities.logs import JsonFormatter, TextFormatter, about, log_format
 from activities.render.child import log_lines
 
 ROOT = Path(__file__).parents[2]
@@ -121,44 +121,6 @@ def test_lines_of_the_library_are_about_its_workflow(workflow_id: str) -> None:
     assert "ref" not in as_json(record(temporal_workflow={"workflow_id": "sitelink-sweep-2026"}))
 
 
-@pytest.mark.parametrize(
-    ("path", "ref", "sheet"),
-    [
-        (f"/v1/organizations/acme/projects/tower/plans/a1/uploads/{REF.rpartition('/')[2]}/events", REF, None),
-        (f"/v1/organizations/acme/projects/tower/plans/a1/uploads/{REF.rpartition('/')[2]}/sheets/7/retry", REF, 7),
-        (f"/v1/organizations/acme/projects/tower/plans/a1/uploads/{REF.rpartition('/')[2]}/sheets/sheet-7/thumbnail.jpeg", REF, 7),
-        (f"/v1/organizations/acme/projects/tower/plans/a1/uploads/{REF.rpartition('/')[2]}/sheets/{'7' * 5000}/retry", REF, None),
-        (f"/v1/organizations/acme/projects/tower/plans/a1/uploads/{'a' * 5000}", None, None),
-        ("/v1/organizations/acme/projects/tower/plans/a1/uploads", None, None),
-        ("/readyz", None, None),
-    ],
-)
-async def test_lines_of_a_request_are_about_the_upload_of_its_path(path: str, ref: str | None, sheet: int | None) -> None:
-    """Whoever logs them."""
-    lines = []
-
-    async def app(*_: object) -> None:
-        lines.append(as_json(record()))
-
-    await asyncio.create_task(AboutRequests(app)({"type": "http", "path": path}, None, None))  # type: ignore[arg-type] # never called
-    assert [(line.get("ref"), line.get("sheet")) for line in lines] == [(ref, sheet)]
-
-
-async def test_lines_of_a_request_are_not_about_the_one_before() -> None:
-    """Uvicorn serves the next request of a connection in the context of the request before."""
-    lines = []
-
-    async def app(*_: object) -> None:
-        lines.append(as_json(record()))
-
-    async def connection() -> None:
-        for path in (f"/v1/organizations/acme/projects/tower/plans/a1/uploads/{REF.rpartition('/')[2]}", "/readyz"):
-            await AboutRequests(app)({"type": "http", "path": path}, None, None)  # type: ignore[arg-type] # never called
-
-    await asyncio.create_task(connection())
-    assert [line.get("ref") for line in lines] == [REF, None]
-
-
 def test_the_format_is_text_unless_told() -> None:
     """An empty value counts as absent."""
     assert [log_format({}), log_format({"SITELINK_LOG_FORMAT": ""}), log_format({"SITELINK_LOG_FORMAT": "json"})] == [
@@ -168,7 +130,7 @@ def test_the_format_is_text_unless_told() -> None:
     ]
 
 
-@pytest.mark.parametrize("arguments", [["api"], ["worker", "workflow"], ["worker", "tile"], ["deploy.local", "--once"]])
+@pytest.mark.parametrize("arguments", [["api"], ["api", "events"], ["worker", "workflow"], ["worker", "tile"], ["deploy.local", "--once"]])
 def test_a_wrong_format_is_refused(arguments: list[str], tmp_path: Path) -> None:
     """By every program, with exit code 2 and what would do, before anything starts."""
     environ = {**os.environ, "SITELINK_LOG_FORMAT": "xml", "SITELINK_DATA_DIR": str(tmp_path / "data")}

@@ -1,4 +1,4 @@
-"""The memory limit: hit exactly, whoever asks for the memory, and never refused without a word."""
+"""The memory limit is exact whatever function asks for memory, and no request is refused silently."""
 
 import json
 import subprocess
@@ -21,10 +21,10 @@ for allocate in (libc.malloc, libc.calloc, libc.realloc, libc.aligned_alloc, lib
     allocate.restype = ctypes.c_void_p
 
 def used():
-    return memorylimit._status(os.getpid())["VmData"]
+    return memorylimit.memory_status(os.getpid())["VmData"]
 
 def took(size, address):
-    # Told to the parent even if the next step is the last.
+    # The parent gets it even if the next step ends this process.
     os.write(told, size.to_bytes(8, "little"))
     if address in (None, -1, ctypes.c_void_p(-1).value):
         os._exit(7)
@@ -69,7 +69,7 @@ def run(code: str, allowance: int = ALLOWANCE) -> tuple[bool, int, int]:
     """Runs ``code`` in a watched process that may take ``allowance`` bytes more than it has.
 
     Returns:
-        Whether it was killed for its memory, its exit code or minus the signal, and how many bytes it says it took.
+        Whether it was killed for its memory; its exit code or minus the signal; and how many bytes it reported to have taken.
     """
     answer = json.loads(subprocess.check_output([sys.executable, "-c", HARNESS, str(allowance), code], cwd=ROOT))
     return answer["over"], answer["status"], answer["total"]
@@ -92,15 +92,15 @@ KINDS = {
 
 @pytest.mark.parametrize(("size", "code"), KINDS.values(), ids=KINDS)
 def test_limit_is_hit_exactly(size: int, code: str) -> None:
-    """Whatever asks for memory gets it up to the limit, is killed at the first request beyond, and is never refused."""
+    """Every function gets memory up to the limit; the first request beyond it ends the process; none is refused."""
     over, status, total = run(code.format(size=size))
     assert (over, status) == (True, -9)
-    # The rest is a thread's stack, and what malloc and Python take in advance and between the blocks.
+    # The rest is a thread's stack, and the memory that malloc and Python take in advance and between the blocks.
     assert ALLOWANCE * 5 / 6 - size < total <= ALLOWANCE
 
 
 def test_one_large_request_beyond_the_limit_ends_the_process() -> None:
-    """Also far below the limit: the second of two blocks that do not fit together is not refused, nor is a block that has to grow."""
+    """While the process is far below its limit: two blocks do not fit together, or a block has to grow. The request is not refused."""
     size = ALLOWANCE // 2 + 1
     for second in (f"libc.malloc({size})", f"libc.realloc(ctypes.c_void_p(libc.malloc({size // 4})), ctypes.c_size_t({size}))"):
         over, status, total = run(f"took({size}, libc.malloc({size}))\ntook({size}, {second})")
@@ -109,7 +109,7 @@ def test_one_large_request_beyond_the_limit_ends_the_process() -> None:
 
 @pytest.mark.parametrize("call", ["libc.malloc({size})", "libc.calloc(1, {size})"])
 def test_request_that_is_refused_for_another_reason_ends_the_process(call: str) -> None:
-    """Below the limit, but without address space for it: it is not refused without a word either."""
+    """The request is below the limit, but there is no address space for it: it is not refused silently either."""
     size = ALLOWANCE // 2
     code = f"""
 pages = int(open("/proc/self/statm").read().split()[0])
@@ -138,13 +138,13 @@ took({size}, libc.malloc({size}))
 
 @pytest.mark.parametrize("code", GRANTED.values(), ids=GRANTED)
 def test_request_that_takes_no_address_space_is_not_taken_for_a_refused_one(code: str) -> None:
-    """A thread's stack, its heap, and the data of a library that is loaded raise no peak, and the next request passes, too."""
+    """A thread's stack, its heap, and the data of a loaded library do not raise the peak, and the next request passes, too."""
     over, status, _ = run(code.format(size=4 * MEBIBYTE))
     assert (over, status) == (False, 0)
 
 
 def test_process_just_under_the_limit_goes_on() -> None:
-    """All that was allowed may be had, to the last page, again and again."""
+    """A process may take all its memory and give it back, again and again."""
     size = ALLOWANCE - MEBIBYTE
     over, status, total = run(
         f"for _ in range(50):\n block = libc.malloc({size})\n took({size}, block)\n libc.free(ctypes.c_void_p(block))"
@@ -154,7 +154,7 @@ def test_process_just_under_the_limit_goes_on() -> None:
 
 @pytest.mark.parametrize("beyond", [0, 1])
 def test_limit_counts_pages_as_the_kernel_does(beyond: int) -> None:
-    """A block that ends at the limit is given; one page more is not."""
+    """A block that ends at the limit is granted; a block that is one page longer is not."""
     code = f"""
 page = mmap.PAGESIZE
 left = limit // page * page - used() + {beyond} * page
@@ -174,14 +174,14 @@ SHARED = {
 
 @pytest.mark.parametrize("code", SHARED.values(), ids=SHARED)
 def test_memory_that_the_limit_does_not_count_is_not_to_be_had(code: str) -> None:
-    """Shared memory and what grows downwards are refused, so that they are no way around the limit."""
+    """Shared memory and memory that grows downwards are refused, so they are no way around the limit."""
     assert run(f"try:\n {code}\nexcept PermissionError:\n os._exit(3)") == (False, 3, 0)
     assert run("os._exit(3 if libc.shmget(0, 1 << 20, 0o1600) == -1 and ctypes.get_errno() == 1 else 4)") == (False, 3, 0)
 
 
 @pytest.mark.parametrize(("share", "exceeded"), [(0.9, False), (1.1, True)])
 def test_peak_is_remembered(share: float, exceeded: bool) -> None:
-    """Where nobody can watch, a process that was over its limit knows it after the memory is given back; one below is not accused."""
+    """A process without a judge knows that it was over its limit after it has given the memory back; below the limit it is not blamed."""
     code = f"""
 peak = memorylimit.PeakLimit(start + {ALLOWANCE})
 block = libc.malloc({int(share * ALLOWANCE)})

@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from activities.bucket.forecast import Forecaster
 from activities.bucket.records import Forecast, Note, SheetRecord, SheetState, SheetStatus, Snapshot, UploadOptions, UploadStatus, timestamp
 from activities.interface import Page
-from workflows.progress import NOT_RECONCILED, Progress, percentage
+from workflows.processing.progress import NOT_RECONCILED, Progress, percentage
 
 START = datetime(2026, 1, 31, 9, 30, tzinfo=UTC)
 OPEN = (SheetStatus.PENDING, SheetStatus.TILING, SheetStatus.UPLOADING)
@@ -24,7 +24,7 @@ def page(number: int, *, reason: str | None = None) -> Page:
 
 
 def record(number: int) -> SheetRecord:
-    """What the bucket says of a committed sheet."""
+    """The ``sheet.json`` of a committed sheet."""
     return SheetRecord(number, 100, 50, 300, False, f"A-10{number}", 256, 1, 85, 8, 4321, "0" * 64, {"pdfium": "1"})
 
 
@@ -67,7 +67,7 @@ def test_begin_shows_committed_sheets_at_once() -> None:
 
 
 def test_sheets_of_an_upload_whose_pages_nobody_counted_are_told_and_counted_once() -> None:
-    """It was cancelled before: how many pages there are stays unknown, and looking again resumes nothing."""
+    """It was cancelled before the count, so the number of pages stays unknown; a later count without a retry resumes nothing."""
     progress = Progress(START)
     progress.found([record(2), record(3)], START)
     progress.cancel(START)
@@ -84,7 +84,7 @@ def test_sheets_of_an_upload_whose_pages_nobody_counted_are_told_and_counted_onc
 
 
 def test_warning_is_a_change_only_when_it_is_another() -> None:
-    """Who watches is told once, and told when it is over."""
+    """A watcher gets one change when a warning appears, and one when it goes."""
     progress = begun(1)
     versions = []
     for warning in ("sheets 1 to 1 could not be checked", "sheets 1 to 1 could not be checked", None, None):
@@ -96,7 +96,7 @@ def test_warning_is_a_change_only_when_it_is_another() -> None:
 
 @pytest.mark.parametrize("what", ["", NOT_RECONCILED])
 def test_warning_is_over_when_every_sheet_is_ready(what: str) -> None:
-    """Unless it says that a reconcile could not be done: that stays, whatever is said of single sheets, until one is."""
+    """A warning that a reconcile failed stays, in spite of ready sheets and of warnings about single sheets, until a reconcile succeeds."""
     progress = begun(2)
     progress.failed(2, "PageUnreadable", "sentence", START)
     progress.warn(f"{what}sheets 1 to 1 could not be checked", START)
@@ -142,7 +142,7 @@ def test_ready_again_changes_nothing_and_late_failure_is_ignored() -> None:
     ],
 )
 def test_finish_follows_from_the_sheets(ready: list[int], failed: list[int], status: UploadStatus, reason: str | None) -> None:
-    """All ready is complete, some partial, none failed with the first sheet's reason."""
+    """All sheets ready is complete, some is partial, no sheet ready is failed with the reason of the first sheet."""
     progress = begun(2)
     progress.ready([record(number) for number in ready], START)
     for number in failed:
@@ -154,7 +154,7 @@ def test_finish_follows_from_the_sheets(ready: list[int], failed: list[int], sta
 
 
 def test_geometry_is_decided_anew_only_for_a_sheet_that_is_not_ready() -> None:
-    """Its size, resolution and notes change and its status does not; said again, or of a ready sheet, it changes nothing."""
+    """Size, resolution and notes change, the status does not. A repeated call changes nothing, nor does one for a ready sheet."""
     progress = begun(2)
     half = Page(1, "A-101", 50, 25, 150, scaled=True, notes=(Note("Scaled", "too little memory"),))
     progress.tiling(1, START)
@@ -189,7 +189,7 @@ def test_reconcile_corrects_both_ways_and_says_so() -> None:
 
 
 def test_reconcile_that_finds_nothing_wrong_confirms_and_ends_nothing_again() -> None:
-    """What was finished stays finished, at the time when it was; a broken sheet opens it again."""
+    """A finished upload stays finished, with the time of its end; a broken sheet opens it again."""
     progress = begun(2)
     progress.ready([record(1), record(2)], START)
     progress.finish(START)
@@ -204,7 +204,7 @@ def test_reconcile_that_finds_nothing_wrong_confirms_and_ends_nothing_again() ->
 
 
 def test_reconcile_leaves_a_cancelled_upload_cancelled() -> None:
-    """Looking again must not start work that someone stopped."""
+    """A reconcile must not start work that someone stopped."""
     progress = begun(2)
     progress.cancel(START)
     progress.reconcile([record(1)], [2], START)
@@ -226,9 +226,9 @@ def test_retry_leaves_unusable_pages_failed() -> None:
 
 
 def test_receipt_comes_with_the_end_and_counts_a_sheet_as_often_as_it_was_made() -> None:
-    """None before the end; a sheet that was done again costs its PUTs again, one that an earlier run made counts once.
+    """No receipt before the end; a sheet that was done again costs its PUTs again, a sheet of an earlier run counts once.
 
-    The days between two runs are no time that it took.
+    The days between two runs do not count as processing time.
     """
     progress = Progress(START)
     progress.begin([page(1), page(2)], [record(1)], START, forecast_of(2))
@@ -249,7 +249,7 @@ def test_receipt_comes_with_the_end_and_counts_a_sheet_as_often_as_it_was_made()
 
 
 def test_receipt_of_a_cancelled_upload_is_of_what_was_done() -> None:
-    """Sheets that were not made are not in it; a reconcile that finds one is followed; another run goes on counting."""
+    """Pending sheets are not in it; a sheet that a reconcile finds is added; the next run goes on counting."""
     progress = Progress(START)
     progress.begin([page(1), page(2)], [], START, forecast_of(2))
     progress.ready([record(1)], START)
@@ -265,7 +265,7 @@ def test_receipt_of_a_cancelled_upload_is_of_what_was_done() -> None:
 
 
 def test_a_refused_document_has_neither_forecast_nor_receipt() -> None:
-    """Nothing was counted, so nothing can be said."""
+    """Without a count there are no numbers to tell."""
     progress = Progress(START)
     progress.fail("NotAPdf", "no PDF", START)
     assert (progress.snapshot().forecast, progress.snapshot().receipt) == (None, None)
@@ -276,6 +276,31 @@ def test_changes_since_a_newer_version_are_everything() -> None:
     progress = begun(3)
     assert progress.changes_since(progress.version + 1) == progress.snapshot()
     assert progress.changes_since(progress.version).sheets == ()
+
+
+def test_only_an_upload_in_process_has_sheets_to_do() -> None:
+    """The pending sheets, ascending; a cancelled upload keeps them pending and begins none until a retry."""
+    progress = Progress(START)
+    assert progress.sheets_to_do == []
+    progress.begin([page(1), page(2), page(3)], [], START)
+    progress.tiling(2, START)
+    assert progress.sheets_to_do == [1, 3]
+    progress.pending(2, START)
+    progress.cancel(START)
+    assert progress.sheets_to_do == []
+    progress.retry([], START)
+    assert progress.sheets_to_do == [1, 2, 3]
+
+
+def test_restored_progress_is_the_one_of_the_earlier_run() -> None:
+    """Whatever was known before; the version goes on from there."""
+    earlier = begun(2)
+    earlier.ready([record(1)], START)
+    progress = Progress(START)
+    progress.restore(earlier.snapshot())
+    assert progress.snapshot() == earlier.snapshot()
+    progress.ready([record(2)], START)
+    assert progress.version > earlier.version
 
 
 class ProgressMachine(RuleBasedStateMachine):

@@ -1,4 +1,4 @@
-"""Pixels to tiles, and the tiles as the uploader reads them."""
+"""Pixels to tiles, and how the uploader reads the tiles."""
 
 import io
 import random
@@ -20,7 +20,7 @@ from activities.render.tilezip import THUMBNAIL, TILES, TILES_PREFIX, TileZip
 
 
 def drawing(width: int, height: int) -> Image.Image:
-    """Coarse shapes on white, with a large white corner: tiles full, partly full and blank."""
+    """Coarse shapes on white, with a large white corner: some tiles are full, some partly full, some blank."""
     image = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(image)
     chance = random.Random(width * height)  # noqa: S311 (shapes, no secrets)
@@ -37,14 +37,14 @@ def write(directory: Path, image: Image.Image, options: UploadOptions) -> Path:
 
 
 def tile(tiles: TileZip, pyramid: Pyramid, level: int, column: int, row: int) -> bytes:
-    """A tile, blank or not, as the uploader gets it."""
+    """A tile, blank or not, as the uploader reads it."""
     name = tile_name(level, column, row)
     return tiles.read(name) if name in tiles.names else tiles.blank(*pyramid.tile_rectangle(level, column, row)[2:])
 
 
 @pytest.mark.parametrize(("tile_size", "overlap", "quality"), [(256, 1, 85), (254, 0, 95), (128, 2, 60)])
 def test_filled_in_blanks_are_what_libvips_would_have_written(tmp_path: Path, tile_size: int, overlap: int, quality: int) -> None:
-    """Tile for tile the same bytes as dzsave writes when it leaves nothing out."""
+    """Every tile has the bytes that dzsave writes when it leaves no tile out."""
     image = drawing(1500, 1100)
     options = UploadOptions(tile_size=tile_size, overlap=overlap, quality=quality)
     pyramid = Pyramid(*image.size, tile_size, overlap)
@@ -70,7 +70,7 @@ def test_blank_sheet_keeps_every_size_of_tile(tmp_path: Path) -> None:
 
 
 def test_one_pale_pixel_keeps_its_tile(tmp_path: Path) -> None:
-    """Only pure white is left out: a dot of almost white is not."""
+    """Only pure white tiles are left out: a tile with one pixel of almost white is kept."""
     image = Image.new("RGB", (600, 600), "white")
     image.putpixel((300, 300), (255, 254, 255))
     with TileZip(write(tmp_path, image, UploadOptions())) as tiles:
@@ -80,7 +80,7 @@ def test_one_pale_pixel_keeps_its_tile(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("width", "height", "tile_size", "overlap"), [(1500, 1100, 256, 1), (513, 1025, 128, 0), (999, 7, 256, 2)])
 def test_tiles_show_the_page_level_by_level(tmp_path: Path, width: int, height: int, tile_size: int, overlap: int) -> None:
-    """Each tile is its rectangle of the page, and of the page at half the size on every level below, but for JPEG's loss."""
+    """Each tile is its rectangle of the page, which is half as large on each lower level, except for JPEG's loss."""
     level_image = drawing(width, height)
     pyramid = Pyramid(width, height, tile_size, overlap)
     options = UploadOptions(tile_size=tile_size, overlap=overlap, quality=95)
@@ -95,13 +95,13 @@ def test_tiles_show_the_page_level_by_level(tmp_path: Path, width: int, height: 
                     decoded = Image.open(io.BytesIO(tile(tiles, pyramid, level, column, row)))
                     difference = ImageStat.Stat(ImageChops.difference(decoded.convert("RGB"), expected))
                     assert decoded.size == expected.size
-                    # Levels of a few pixels are all edge, where colour is lost.
+                    # On levels of a few pixels every pixel is at an edge, where JPEG loses colour.
                     assert max(difference.mean) < (4 if level > 6 else 24), (level, column, row)
             level_image = _half(level_image)
 
 
 def _half(image: Image.Image) -> Image.Image:
-    """Half the size, rounded up: the mean of 2 x 2 pixels, an odd last row or column standing twice."""
+    """Half the size, rounded up: the mean of 2 x 2 pixels, where an odd last row or column counts twice."""
     width, height = image.size
     even = Image.new("RGB", (width + width % 2, height + height % 2))
     even.paste(image, (width % 2, height % 2))
@@ -115,7 +115,7 @@ def _half(image: Image.Image) -> Image.Image:
 
 @pytest.mark.parametrize(("width", "height", "expected"), [(1500, 1000, (512, 341)), (1000, 1500, (341, 512)), (300, 200, (300, 200))])
 def test_thumbnail_is_512_px_at_most(tmp_path: Path, width: int, height: int, expected: tuple[int, int]) -> None:
-    """Its longest side; a smaller page is not blown up. It looks like the page."""
+    """Its longest side has 512 px, a smaller page is not enlarged, and it looks like the page."""
     image = drawing(width, height)
     write(tmp_path, image, UploadOptions())
     thumbnail = Image.open(tmp_path / THUMBNAIL)
@@ -137,13 +137,13 @@ def test_sheet_is_the_same_bytes_every_time(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("width", [100, 3000])
 def test_write_to_a_place_that_cannot_be_written_is_an_os_error(tmp_path: Path, width: int) -> None:
-    """So that it is tried again, and not taken for a fault of the page."""
+    """The page is then tried again, and its PDF is not blamed."""
     with pytest.raises(OSError, match=r"tiles\.zip"):
         write(tmp_path / "absent", drawing(width, 100), UploadOptions())
 
 
 def test_disk_that_fills_up_is_an_os_error(tmp_path: Path) -> None:
-    """Wherever the file ends: an archive that was not written to its end is never taken for a sheet of blank tiles."""
+    """Wherever the disk fills up: an archive that was not written to its end is never taken for a sheet of blank tiles."""
     image = drawing(900, 600)
     whole = write(tmp_path, image, UploadOptions()).stat().st_size
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -161,7 +161,7 @@ def test_disk_that_fills_up_is_an_os_error(tmp_path: Path) -> None:
 
 
 def test_tile_zip_is_stored_uncompressed(tmp_path: Path) -> None:
-    """So that a tile is read by its offset; what libvips adds besides tiles is not among the names."""
+    """A tile can be read by its offset; the other files that libvips adds are not among the names."""
     path = write(tmp_path, drawing(600, 400), UploadOptions())
     with zipfile.ZipFile(path) as archive:
         assert {entry.compress_type for entry in archive.infolist()} == {zipfile.ZIP_STORED}
@@ -170,7 +170,7 @@ def test_tile_zip_is_stored_uncompressed(tmp_path: Path) -> None:
 
 
 def test_tile_zip_reads_from_many_threads(tmp_path: Path) -> None:
-    """Every thread gets whole tiles: what one reader gets, in any order."""
+    """Threads that read in any order get the same tiles as a single reader."""
     with TileZip(write(tmp_path, drawing(1500, 1100), UploadOptions())) as tiles, ThreadPoolExecutor(8) as threads:
         names = sorted(tiles.names) * 5
         alone = {name: tiles.read(name) for name in tiles.names}
@@ -179,7 +179,7 @@ def test_tile_zip_reads_from_many_threads(tmp_path: Path) -> None:
 
 
 def test_tile_zip_reads_more_than_65535_tiles(tmp_path: Path) -> None:
-    """An archive of that many entries has another format of directory."""
+    """An archive of so many entries has another format of directory (ZIP64)."""
     path = tmp_path / TILES
     pyvips.Image.black(257, 257, bands=3).dzsave(str(path), tile_size=1, overlap=0, keep="none")
     pyramid = Pyramid(257, 257, 1, 0)
@@ -189,7 +189,7 @@ def test_tile_zip_reads_more_than_65535_tiles(tmp_path: Path) -> None:
 
 
 def test_absent_or_cut_tile_zip_is_tiles_missing(tmp_path: Path) -> None:
-    """Wherever it is cut, and when it is not there."""
+    """Wherever the file is cut off, and when there is no file."""
     path = write(tmp_path, drawing(600, 400), UploadOptions())
     whole = path.read_bytes()
     cut = tmp_path / "cut.zip"
@@ -212,7 +212,7 @@ def test_tile_zip_that_shrinks_while_open_is_tiles_missing(tmp_path: Path) -> No
 
 
 def test_lost_tile_is_not_taken_for_a_blank_one(tmp_path: Path) -> None:
-    """A tile absent from an archive that says nothing of a blank of its size was lost."""
+    """A tile is lost when the archive has neither the tile nor a blank tile of its size."""
     path = tmp_path / TILES
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr(f"{TILES_PREFIX}0/0_0.jpeg", b"x")

@@ -17,17 +17,17 @@ from activities.bucket.keys import UNREADABLE_EVENTS_PREFIX, UploadRef, sheet_of
 from activities.bucket.records import SheetStatus, UploadStatus, to_json
 from activities.bucket.storage import Bucket, BucketSettings
 from activities.errors import TemporalUnavailable
+from api.progress.runs import Runs
+from api.progress.status import Status
 from api.r2.events import (
     ACKNOWLEDGED,
     LONGEST_DELAY_S,
     Message,
-    Notices,
+    R2Events,
     created_object,
     delay_s,
     unreadable_events,
 )
-from api.runs import Runs
-from api.status import Status
 from tests.servers.queue import event
 from tests.unit.api_fakes import NO_WORKER, REF, UNAVAILABLE, FakeTemporal, accept, closed, make_bucket, snapshot
 
@@ -35,12 +35,12 @@ READY, PENDING, UPLOADING = SheetStatus.READY, SheetStatus.PENDING, SheetStatus.
 
 
 @pytest.fixture
-async def notices(bucket: Bucket, temporal: FakeTemporal) -> AsyncIterator[Notices]:
+async def events(bucket: Bucket, temporal: FakeTemporal) -> AsyncIterator[R2Events]:
     """What is tested, gathering for 50 ms."""
     runs = Runs(temporal.connect)
-    notices = Notices(bucket, Status(bucket, runs), runs, gather_s=0.05)
-    yield notices
-    await notices.close()
+    events = R2Events(bucket, Status(bucket, runs), runs, gather_s=0.05)
+    yield events
+    await events.close()
 
 
 def stored(sheet: int, ref: UploadRef = REF, *, attempts: int = 1, action: str = "PutObject") -> Message:
@@ -53,47 +53,47 @@ def signals(temporal: FakeTemporal) -> list[tuple[str, tuple[int, ...]]]:
     return [(start["start_signal"], start["start_signal_args"][0].sheets) for start in temporal.starts]
 
 
-async def test_a_healthy_upload_costs_no_signal(notices: Notices, bucket: Bucket, temporal: FakeTemporal) -> None:
+async def test_a_healthy_upload_costs_no_signal(events: R2Events, bucket: Bucket, temporal: FakeTemporal) -> None:
     """Its sheets are ready when the events have been gathered; the progress is asked for once."""
     await accept(bucket)
     temporal.state = snapshot(READY, READY, PENDING)
-    assert await asyncio.gather(*map(notices.decide, (stored(1), stored(2), stored(2)))) == [ACKNOWLEDGED] * 3
+    assert await asyncio.gather(*map(events.decide, (stored(1), stored(2), stored(2)))) == [ACKNOWLEDGED] * 3
     assert (temporal.queries, temporal.starts) == (1, [])
 
 
-async def test_a_sheet_that_is_not_ready_is_signalled(notices: Notices, bucket: Bucket, temporal: FakeTemporal) -> None:
+async def test_a_sheet_that_is_not_ready_is_signalled(events: R2Events, bucket: Bucket, temporal: FakeTemporal) -> None:
     """One signal for all of them, sent in a way that reopens an upload that has ended."""
     await accept(bucket)
     temporal.state = snapshot(READY, PENDING, UPLOADING)
-    verdicts = await asyncio.gather(*(notices.decide(stored(sheet)) for sheet in (3, 1, 2)))
+    verdicts = await asyncio.gather(*(events.decide(stored(sheet)) for sheet in (3, 1, 2)))
     assert verdicts == [ACKNOWLEDGED] * 3
     assert signals(temporal) == [("sheets_stored", (2, 3))]
     assert temporal.starts[0]["id"] == REF.workflow_id
 
 
-async def test_a_cancelled_upload_is_signalled(notices: Notices, bucket: Bucket, temporal: FakeTemporal) -> None:
+async def test_a_cancelled_upload_is_signalled(events: R2Events, bucket: Bucket, temporal: FakeTemporal) -> None:
     """Its run is gone; the manifest tells which sheets are not ready."""
     await accept(bucket)
     await bucket.put_async(REF.manifest, to_json(snapshot(READY, PENDING, status=UploadStatus.CANCELLED)))
-    assert await notices.decide(stored(2)) == ACKNOWLEDGED
+    assert await events.decide(stored(2)) == ACKNOWLEDGED
     assert signals(temporal) == [("sheets_stored", (2,))]
-    assert await notices.decide(stored(1)) == ACKNOWLEDGED
+    assert await events.decide(stored(1)) == ACKNOWLEDGED
     assert len(temporal.starts) == 1
 
 
-async def test_an_upload_whose_run_was_ended_is_not_resumed_by_an_event(notices: Notices, bucket: Bucket, temporal: FakeTemporal) -> None:
+async def test_an_upload_whose_run_was_ended_is_not_resumed_by_an_event(events: R2Events, bucket: Bucket, temporal: FakeTemporal) -> None:
     """An operator has ended it: a late writer's event is no request to go on."""
     await accept(bucket)
     temporal.state = closed(WorkflowExecutionStatus.TERMINATED)
-    assert await notices.decide(stored(1)) == ACKNOWLEDGED
+    assert await events.decide(stored(1)) == ACKNOWLEDGED
     assert temporal.starts == []
 
 
-async def test_a_sheet_beyond_the_last_page_is_nothing(notices: Notices, bucket: Bucket, temporal: FakeTemporal) -> None:
+async def test_a_sheet_beyond_the_last_page_is_nothing(events: R2Events, bucket: Bucket, temporal: FakeTemporal) -> None:
     """A foreign object is no reason to wake the workflow; before the pages are counted only that can tell."""
     await accept(bucket)
     temporal.state = snapshot(READY, READY)
-    assert await notices.decide(stored(3)) == ACKNOWLEDGED
+    assert await events.decide(stored(3)) == ACKNOWLEDGED
     assert temporal.starts == []
 
 
@@ -110,12 +110,12 @@ async def test_a_sheet_beyond_the_last_page_is_nothing(notices: Notices, bucket:
     ],
 )
 async def test_other_events_are_acknowledged(
-    notices: Notices, bucket: Bucket, temporal: FakeTemporal, bucket_name: str, key: str, action: str
+    events: R2Events, bucket: Bucket, temporal: FakeTemporal, bucket_name: str, key: str, action: str
 ) -> None:
     """Only a ``.dzi`` of our shape that was written counts."""
     await accept(bucket)
     temporal.state = snapshot(PENDING)
-    assert await notices.decide(Message("m", json.dumps(event(bucket_name, key, action)).encode(), 1)) == ACKNOWLEDGED
+    assert await events.decide(Message("m", json.dumps(event(bucket_name, key, action)).encode(), 1)) == ACKNOWLEDGED
     assert (temporal.queries, temporal.starts) == (0, [])
 
 
@@ -144,37 +144,37 @@ def test_a_descriptor_is_read_as_it_is_written(sheet: int) -> None:
 
 @pytest.mark.parametrize("deleted_at", [None, "2026-01-31T09:30:00.250Z"])
 async def test_events_of_no_upload_are_acknowledged(
-    notices: Notices, bucket: Bucket, temporal: FakeTemporal, caplog: pytest.LogCaptureFixture, deleted_at: str | None
+    events: R2Events, bucket: Bucket, temporal: FakeTemporal, caplog: pytest.LogCaptureFixture, deleted_at: str | None
 ) -> None:
     """One that was never accepted, or is being deleted: nothing is started, and the log tells."""
     if deleted_at:
         await accept(bucket, deleted_at=deleted_at)
-    assert await notices.decide(stored(1)) == ACKNOWLEDGED
+    assert await events.decide(stored(1)) == ACKNOWLEDGED
     assert temporal.starts == []
-    assert "events of no upload" in caplog.text
+    assert "R2 events of an upload that does not exist" in caplog.text
 
 
 @pytest.mark.parametrize("attempts", [1, 5, 99])
 async def test_nothing_is_acknowledged_while_temporal_is_down(
-    notices: Notices, bucket: Bucket, temporal: FakeTemporal, attempts: int
+    events: R2Events, bucket: Bucket, temporal: FakeTemporal, attempts: int
 ) -> None:
     """However often it came: it comes again, later each time, and is done once Temporal answers; it is never set aside."""
     await accept(bucket)
     temporal.state, temporal.start_error = UNAVAILABLE, UNAVAILABLE
-    verdict = await notices.decide(stored(1, attempts=attempts))
+    verdict = await events.decide(stored(1, attempts=attempts))
     assert verdict.retry_in_s == delay_s(attempts)
     assert isinstance(verdict.failure, TemporalUnavailable)
     temporal.state, temporal.start_error = snapshot(PENDING), None
-    assert await notices.decide(stored(1, attempts=attempts + 1)) == ACKNOWLEDGED
+    assert await events.decide(stored(1, attempts=attempts + 1)) == ACKNOWLEDGED
     assert signals(temporal) == [("sheets_stored", (1,))]
     assert unreadable_events(bucket) == []
 
 
-async def test_a_temporal_without_workers_takes_the_signal(notices: Notices, bucket: Bucket, temporal: FakeTemporal) -> None:
+async def test_a_temporal_without_workers_takes_the_signal(events: R2Events, bucket: Bucket, temporal: FakeTemporal) -> None:
     """Nobody answers the query; the signal is safe all the same."""
     await accept(bucket)
     temporal.state = NO_WORKER
-    assert await notices.decide(stored(4)) == ACKNOWLEDGED
+    assert await events.decide(stored(4)) == ACKNOWLEDGED
     assert signals(temporal) == [("sheets_stored", (4,))]
 
 
@@ -182,19 +182,19 @@ async def test_nothing_is_acknowledged_while_the_bucket_is_away(temporal: FakeTe
     """Neither an event nor a message that should be set aside; both come again."""
     bucket = make_bucket(tmp_path / "bucket")
     runs = Runs(temporal.connect)
-    notices = Notices(bucket, Status(bucket, runs), runs, gather_s=0)
+    events = R2Events(bucket, Status(bucket, runs), runs, gather_s=0)
     await accept(bucket)
     temporal.state = snapshot(PENDING)
     (tmp_path / "bucket").rename(tmp_path / "away")
     (tmp_path / "bucket").write_text("no directory")
     for message in (stored(1), Message("m", b"no event", 5)):
-        verdict = await notices.decide(message)
+        verdict = await events.decide(message)
         assert verdict.retry_in_s is not None
         assert verdict.failure is not None
     (tmp_path / "bucket").unlink()
     (tmp_path / "away").rename(tmp_path / "bucket")
-    assert await notices.decide(stored(1, attempts=2)) == ACKNOWLEDGED
-    assert await notices.decide(Message("m", b"no event", 6)) == ACKNOWLEDGED
+    assert await events.decide(stored(1, attempts=2)) == ACKNOWLEDGED
+    assert await events.decide(Message("m", b"no event", 6)) == ACKNOWLEDGED
     assert signals(temporal) == [("sheets_stored", (1,))]
     assert len(unreadable_events(bucket)) == 1
 
@@ -215,14 +215,14 @@ async def test_nothing_is_acknowledged_while_the_bucket_is_away(temporal: FakeTe
     ids=range(9),
 )
 async def test_a_message_that_is_no_event_is_set_aside(
-    notices: Notices, bucket: Bucket, caplog: pytest.LogCaptureFixture, body: bytes
+    events: R2Events, bucket: Bucket, caplog: pytest.LogCaptureFixture, body: bytes
 ) -> None:
     """After 5 attempts, with its bytes and the reason, once however often it comes; the log has an error, and it is acknowledged."""
     for attempts in range(1, 5):
-        assert (await notices.decide(Message("m", body, attempts))).retry_in_s == delay_s(attempts)
+        assert (await events.decide(Message("m", body, attempts))).retry_in_s == delay_s(attempts)
         assert unreadable_events(bucket) == []
     for attempts in (5, 6):
-        assert await notices.decide(Message("m", body, attempts)) == ACKNOWLEDGED
+        assert await events.decide(Message("m", body, attempts)) == ACKNOWLEDGED
     (kept,) = unreadable_events(bucket)
     assert kept["key"] == unreadable_event(body)
     assert base64.b64decode(str(kept["body"])) == body
@@ -231,46 +231,46 @@ async def test_a_message_that_is_no_event_is_set_aside(
     assert [record.levelname for record in caplog.records if "kept aside" in record.message] == ["ERROR"] * 2
 
 
-async def test_unreadable_events_are_listed_newest_first(notices: Notices, bucket: Bucket, tmp_path: Path) -> None:
+async def test_unreadable_events_are_listed_newest_first(events: R2Events, bucket: Bucket, tmp_path: Path) -> None:
     """Each with its key; what else lies there is left out."""
     bucket.put(f"{UNREADABLE_EVENTS_PREFIX}junk.json", b"junk")
     for number in range(3):
         body = b"%d" % number
-        assert await notices.decide(Message(f"m{number}", body, 5)) == ACKNOWLEDGED
+        assert await events.decide(Message(f"m{number}", body, 5)) == ACKNOWLEDGED
         os.utime(tmp_path / "bucket" / unreadable_event(body), (1_000_000 + number, 1_000_000 + number))
     assert [kept["message"] for kept in unreadable_events(bucket)] == ["m2", "m1", "m0"]
 
 
-async def test_uploads_are_gathered_apart(notices: Notices, bucket: Bucket, temporal: FakeTemporal) -> None:
+async def test_uploads_are_gathered_apart(events: R2Events, bucket: Bucket, temporal: FakeTemporal) -> None:
     """What one has to wait for does not hold up the other: an upload that does not exist fails none that does."""
     other = UploadRef("acme", "tower", "b2", REF.upload)
     await accept(bucket)
     temporal.state = snapshot(PENDING)
-    assert await asyncio.gather(*map(notices.decide, (stored(1), stored(1, other)))) == [ACKNOWLEDGED] * 2
+    assert await asyncio.gather(*map(events.decide, (stored(1), stored(1, other)))) == [ACKNOWLEDGED] * 2
     assert signals(temporal) == [("sheets_stored", (1,))]
 
 
-async def test_duplicates_and_order_change_nothing(notices: Notices, bucket: Bucket, temporal: FakeTemporal) -> None:
+async def test_duplicates_and_order_change_nothing(events: R2Events, bucket: Bucket, temporal: FakeTemporal) -> None:
     """Whatever comes twice or late: what is signalled is what is not ready, and never anything else."""
     await accept(bucket)
     temporal.state = snapshot(READY, PENDING, READY, PENDING)
     chance = random.Random(7)  # noqa: S311 - no secret
     for _ in range(5):
-        events = [stored(chance.randint(1, 4)) for _ in range(8)] + [stored(2)]
-        assert set(await asyncio.gather(*map(notices.decide, events))) == {ACKNOWLEDGED}
+        messages = [stored(chance.randint(1, 4)) for _ in range(8)] + [stored(2)]
+        assert set(await asyncio.gather(*map(events.decide, messages))) == {ACKNOWLEDGED}
     assert {name for name, _ in signals(temporal)} == {"sheets_stored"}
     assert {sheet for _, sheets in signals(temporal) for sheet in sheets} == {2, 4}
     temporal.starts.clear()
     temporal.state = snapshot(READY, READY, READY, READY)
-    assert await asyncio.gather(*(notices.decide(stored(sheet)) for sheet in (4, 4, 2, 1, 3))) == [ACKNOWLEDGED] * 5
+    assert await asyncio.gather(*(events.decide(stored(sheet)) for sheet in (4, 4, 2, 1, 3))) == [ACKNOWLEDGED] * 5
     assert temporal.starts == []
 
 
-async def test_whoever_goes_away_takes_no_event_with_him(notices: Notices, bucket: Bucket, temporal: FakeTemporal) -> None:
+async def test_whoever_goes_away_takes_no_event_with_him(events: R2Events, bucket: Bucket, temporal: FakeTemporal) -> None:
     """A sender that hangs up in the middle cancels only its own waiting."""
     await accept(bucket)
     temporal.state = snapshot(PENDING)
-    gone, stays = asyncio.create_task(notices.decide(stored(1))), asyncio.create_task(notices.decide(stored(1)))
+    gone, stays = asyncio.create_task(events.decide(stored(1))), asyncio.create_task(events.decide(stored(1)))
     await asyncio.sleep(0)
     gone.cancel()
     assert await stays == ACKNOWLEDGED
@@ -280,21 +280,21 @@ async def test_whoever_goes_away_takes_no_event_with_him(notices: Notices, bucke
 async def test_hurry_ends_gathering(bucket: Bucket, temporal: FakeTemporal) -> None:
     """A process that stops does not wait for more events."""
     runs = Runs(temporal.connect)
-    notices = Notices(bucket, Status(bucket, runs), runs, gather_s=60)
+    events = R2Events(bucket, Status(bucket, runs), runs, gather_s=60)
     await accept(bucket)
     temporal.state = snapshot(PENDING)
-    waiting = asyncio.create_task(notices.decide(stored(1)))
+    waiting = asyncio.create_task(events.decide(stored(1)))
     await asyncio.sleep(0)
-    notices.hurry()
+    events.hurry()
     async with asyncio.timeout(120):
         assert await waiting == ACKNOWLEDGED
 
 
-async def test_a_bug_loses_no_event(notices: Notices, bucket: Bucket, temporal: FakeTemporal, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_bug_loses_no_event(events: R2Events, bucket: Bucket, temporal: FakeTemporal, caplog: pytest.LogCaptureFixture) -> None:
     """What nobody has thought of is logged whole, and the message comes again."""
     await accept(bucket)
     temporal.state = ZeroDivisionError("nobody has thought of it")
-    verdict = await notices.decide(stored(1))
+    verdict = await events.decide(stored(1))
     assert verdict.retry_in_s is not None
     assert "Traceback" in caplog.text
 

@@ -1,45 +1,37 @@
-"""Pages to pixels: against a bare call of PDFium, and what is read from a document."""
+"""Pages to pixels: against a bare call of PDFium."""
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pypdfium2.raw as pdfium
 import pytest
 
-from activities.bucket.records import Note, UploadOptions
-from activities.errors import NoPages, NotAPdf, PageUnreadable, PasswordRequired, PdfPortfolio, SiteLinkError, TooManyPages, UnreadablePdf
-from activities.interface import Page
-from activities.render.raster import PdfFile, PixelBuffer, clean_title
-from activities.render.structure import read_structure
+from activities.bucket.records import UploadOptions
+from activities.errors import PageUnreadable
+from activities.render.measure import measure
+from activities.render.pdf_file import PdfFile
+from activities.render.raster import PixelBuffer, draw
 from tests.resources import make_pdfs
 
-DPI_72 = UploadOptions(dpi=72)
 
-
-def opened(directory: Path, data: bytes) -> PdfFile:
-    """An open document."""
+@contextmanager
+def opened(directory: Path, data: bytes) -> Iterator[PdfFile]:
+    """An open PDF."""
     path = directory / "source.pdf"
     path.write_bytes(data)
-    return PdfFile(path)
-
-
-def pages_of(directory: Path, data: bytes, options: UploadOptions = DPI_72) -> tuple[Page, ...]:
-    """What is measured of a document."""
-    document = opened(directory, data)
+    pdf = PdfFile(path)
     try:
-        return document.measure(options, 2000).pages
+        yield pdf
     finally:
-        document.close()
+        pdf.close()
 
 
 def drawn(directory: Path, data: bytes, width: int, height: int) -> bytes:
     """The first page, as we draw it."""
-    document = opened(directory, data)
-    try:
-        return bytes(document.draw(1, width, height, PixelBuffer()).pixels)
-    finally:
-        document.close()
+    with opened(directory, data) as pdf:
+        return bytes(draw(pdf, 1, width, height, PixelBuffer()).pixels)
 
 
 def reference(path: Path, index: int, width: int, height: int) -> bytes:
@@ -78,7 +70,7 @@ def pixel(pixels: bytes, width: int, x: int, y: int) -> tuple[int, ...]:
 )
 @pytest.mark.parametrize("width", [1, 211, 1200])
 def test_draw_equals_a_bare_pdfium_call(tmp_path: Path, name: str, width: int) -> None:
-    """Pixel for pixel, at exactly the size asked for, odd row lengths included."""
+    """Pixel for pixel, at exactly the given size, odd row lengths included."""
     data = make_pdfs.ALL[name]()
     height = max(1, width * 2 // 3)
     pixels = drawn(tmp_path, data, width, height)
@@ -88,12 +80,10 @@ def test_draw_equals_a_bare_pdfium_call(tmp_path: Path, name: str, width: int) -
 def test_draw_leaves_nothing_of_the_page_before(tmp_path: Path) -> None:
     """The buffer is reused: a smaller, emptier page after a full one shows only itself."""
     buffer = PixelBuffer()
-    full = opened(tmp_path, make_pdfs.one_page(b"0 0 1 rg 0 0 200 100 re f"))
-    assert pixel(bytes(full.draw(1, 400, 200, buffer).pixels), 400, 5, 5) == (0, 0, 255)
-    full.close()
-    empty = opened(tmp_path, make_pdfs.blank())
-    assert bytes(empty.draw(1, 100, 50, buffer).pixels) == b"\xff" * (3 * 100 * 50)
-    empty.close()
+    with opened(tmp_path, make_pdfs.one_page(b"0 0 1 rg 0 0 200 100 re f")) as full:
+        assert pixel(bytes(draw(full, 1, 400, 200, buffer).pixels), 400, 5, 5) == (0, 0, 255)
+    with opened(tmp_path, make_pdfs.blank()) as empty:
+        assert bytes(draw(empty, 1, 100, 50, buffer).pixels) == b"\xff" * (3 * 100 * 50)
 
 
 def test_draw_shows_annotations(tmp_path: Path) -> None:
@@ -105,199 +95,15 @@ def test_draw_shows_annotations(tmp_path: Path) -> None:
 
 def test_draw_scales_a_page_with_user_unit(tmp_path: Path) -> None:
     """A page of 20 x 10 units of 10 pt fills 200 x 100 px at 72 dpi."""
-    (page,) = pages_of(tmp_path, make_pdfs.user_unit_10())
+    with opened(tmp_path, make_pdfs.user_unit_10()) as pdf:
+        (page,) = measure(pdf, UploadOptions(dpi=72), 2000).pages
     assert (page.width, page.height) == (200, 100)
     pixels = drawn(tmp_path, make_pdfs.user_unit_10(), page.width, page.height)
     assert pixel(pixels, 200, 30, 70) == (255, 0, 0)
     assert pixel(pixels, 200, 60, 70) == (255, 255, 255)
 
 
-def test_measure_applies_rotation_and_crop_box(tmp_path: Path) -> None:
-    """The size is that of what shows."""
-    assert [(page.width, page.height) for page in pages_of(tmp_path, make_pdfs.rotated_90())] == [(100, 200)]
-    assert [(page.width, page.height) for page in pages_of(tmp_path, make_pdfs.crop_box_smaller())] == [(100, 50)]
-
-
-def test_measure_takes_no_nonsense_for_user_unit(tmp_path: Path) -> None:
-    """What is no positive, finite number counts as 1; where it is no number at all, the sheet says so."""
-    pages = pages_of(tmp_path, make_pdfs.user_unit_nonsense())
-    assert {(page.width, page.height) for page in pages} == {(200, 100)}
-    assert [bool(page.notes) for page in pages] == [True, False, False, False, True, True]
-
-
-def test_measure_finds_a_user_unit_whose_place_in_the_table_is_wrong(tmp_path: Path) -> None:
-    """The entry is a reference, and the table leads to another place: the object is looked for."""
-    writer = make_pdfs.Writer()
-    unit = writer.add("10")
-    data = writer.finish([writer.page(entries=f"/MediaBox [0 0 20 10] /UserUnit {unit} 0 R")])
-    entry = data.index(b"xref\n") + len(b"xref\n0 0\n") + 20 * unit
-    damaged = data[:entry] + b"%010d" % (int(data[entry : entry + 10]) + 3) + data[entry + 10 :]
-    assert damaged != data
-    (page,) = pages_of(tmp_path, damaged)
-    assert (page.width, page.height, page.notes) == (200, 100, ())
-
-
-DAMAGED_ENDS = {
-    "table in a wrong place": lambda data: data.replace(b"startxref\n", b"startxref\n9"),
-    "junk behind the end": make_pdfs.junk_behind_the_end,
-    "no table": lambda data: data.replace(b"xref\n0", b"0000\n0"),
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGED_ENDS.values(), ids=DAMAGED_ENDS)
-def test_measure_keeps_the_size_in_inches_when_the_end_is_damaged(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
-    """A file that PDFium rebuilds has the size that it has when it is whole, with its UserUnit; or it says that this is not known."""
-    (page,) = pages_of(tmp_path, damage(make_pdfs.user_unit_10()))
-    assert page.reason is None
-    assert (page.width, page.height) == (200, 100)
-    assert page.notes == ()
-
-
-def test_measure_says_when_a_user_unit_cannot_be_known(tmp_path: Path) -> None:
-    """Here pikepdf asks for the password of the attachments, and the file has a UserUnit somewhere."""
-    (page,) = pages_of(tmp_path, make_pdfs.attachments_encrypted(make_pdfs.user_unit_10()))
-    assert (page.width, page.height, page.reason) == (20, 10, None)
-    assert [note.type for note in page.notes] == ["UserUnitUncertain"]
-
-
-def test_measure_asks_for_no_password_that_only_attachments_need(tmp_path: Path) -> None:
-    """The file has no UserUnit anywhere: nothing is uncertain."""
-    (page,) = pages_of(tmp_path, make_pdfs.attachments_encrypted(make_pdfs.one_page()))
-    assert (page.width, page.height, page.reason, page.notes) == (200, 100, None, ())
-
-
-def test_structure_of_another_document_is_not_believed(tmp_path: Path) -> None:
-    """Other sizes or another number of pages than PDFium found mean that pikepdf read something else: no UserUnit is taken from it."""
-    path = tmp_path / "source.pdf"
-    path.write_bytes(make_pdfs.user_unit_10())
-    assert read_structure(path, [(20, 10)]).user_units == [10]
-    assert read_structure(path, [(10, 20)]).user_units == [10]  # turned
-    assert read_structure(path, [(30, 10)]).user_units == [None]
-    assert read_structure(path, [(20, 10), (20, 10)]).user_units == [None, None]
-
-
-def test_measure_refuses_a_portfolio_and_names_its_drawings(tmp_path: Path) -> None:
-    """Its cover page is no drawing; the message names the PDFs inside, ten of them at most, and says what to do."""
-    data = make_pdfs.portfolio("A-101.pdf", "notes.txt", "A-201.PDF")
-    with pytest.raises(PdfPortfolio, match=r"a portfolio with 2 PDFs inside: A-101\.pdf, A-201\.PDF; upload each of them by itself$"):
-        pages_of(tmp_path, data)
-    with pytest.raises(PdfPortfolio, match=r"with 1 PDF inside: A-1\.pdf;"):
-        pages_of(tmp_path, make_pdfs.junk_behind_the_end(make_pdfs.portfolio("A-1.pdf")))
-    with pytest.raises(PdfPortfolio, match=r"with 12 PDFs inside: A-0\.pdf, .*, A-9\.pdf and 2 more;"):
-        pages_of(tmp_path, make_pdfs.attachments_encrypted(make_pdfs.portfolio(*(f"A-{number}.pdf" for number in range(12)))))
-
-
-def test_measure_looks_at_some_of_very_many_attachments(tmp_path: Path) -> None:
-    """PDFium takes the longer for each, the more there are; the messages do not pretend to have counted them."""
-    names = [f"A-{number}.pdf" for number in range(1_200)]
-    with pytest.raises(PdfPortfolio, match=r"with at least 1,000 PDFs inside: A-0\.pdf, .* and at least 990 more;"):
-        pages_of(tmp_path, make_pdfs.portfolio(*names))
-    (page,) = pages_of(tmp_path, make_pdfs.portfolio(*(name.replace("pdf", "dwg") for name in names)))
-    assert page.notes[0].message.endswith(", A-9.dwg and at least 990 more.")
-
-
-def test_measure_takes_a_portfolio_without_drawings_inside(tmp_path: Path) -> None:
-    """Its own pages are all that can be drawn; the first sheet says which files are not."""
-    (page,) = pages_of(tmp_path, make_pdfs.portfolio("model.dwg"))
-    assert [note.type for note in page.notes] == ["AttachmentsNotDrawn"]
-    assert "model.dwg" in page.notes[0].message
-    (page,) = pages_of(tmp_path, make_pdfs.portfolio())
-    assert page.notes == ()
-
-
-def test_measure_names_pages_by_bookmark_then_label(tmp_path: Path) -> None:
-    """Destination, GoTo action, label, control characters, a remote go-to that means another file, a nested bookmark; the first wins."""
-    titles = [page.title for page in pages_of(tmp_path, make_pdfs.titles())]
-    assert titles[:3] == ["A-101 - First Floor Plan", "A-102 - Roof Plan", "M-7"]
-    assert titles[3] is not None
-    assert titles[3].startswith("A-104 ")
-    assert len(titles[3]) == 120
-    assert titles[3].isprintable()
-    assert titles[4:] == ["E-5", "\u00c4-6 \u0393"]
-
-
-def test_measure_survives_an_outline_that_loops(tmp_path: Path) -> None:
-    """Every item is visited once."""
-    assert [page.title for page in pages_of(tmp_path, make_pdfs.outline_loop())] == ["one", "two"]
-
-
-def test_measure_knows_no_title_where_there_is_none(tmp_path: Path) -> None:
-    """No bookmark, no label: None, not an empty string."""
-    assert [page.title for page in pages_of(tmp_path, make_pdfs.one_page())] == [None]
-
-
-def test_measure_marks_bad_pages_and_goes_on(tmp_path: Path) -> None:
-    """A page without area, one that cannot be loaded, one that is too large: each says why, the others are measured."""
-    pages = pages_of(tmp_path, make_pdfs.bad_pages_among_good())
-    assert [page.reason for page in pages] == [None, "PageUnreadable", "PageUnreadable", "PageTooLarge", None]
-    assert [page.number for page in pages] == [1, 2, 3, 4, 5]
-    assert [page.detail for page in pages][1:4] == [
-        "page 2 has no area: 0 x 0 pt",
-        "page 3 cannot be loaded",
-        "page 4 is 13,888.9 x 13,888.9 in: over 1,073,741,824 bytes of pixels even at 30 dpi",
-    ]
-    assert {(page.width, page.height, page.dpi) for page in pages[1:4]} == {(0, 0, 0)}
-
-
-def test_measure_does_not_believe_the_count(tmp_path: Path) -> None:
-    """A /Count of a thousand million over one page is one page."""
-    assert len(pages_of(tmp_path, make_pdfs.count_lies())) == 1
-
-
-def test_measure_refuses_too_many_pages(tmp_path: Path) -> None:
-    """With the number and the limit."""
-    document = opened(tmp_path, make_pdfs.many_pages(2431))
-    with pytest.raises(TooManyPages, match=r"^2,431 pages, limit 2,000$"):
-        document.measure(DPI_72, 2000)
-    document.close()
-
-
-@pytest.mark.parametrize(
-    ("name", "error"),
-    [("html_error_page", NotAPdf), ("cut_off", UnreadablePdf), ("password_needed", PasswordRequired), ("no_pages", NoPages)],
-)
-def test_open_refuses_by_name(tmp_path: Path, name: str, error: type[SiteLinkError]) -> None:
-    """What cannot be opened is named for its reason."""
-    with pytest.raises(error):
-        opened(tmp_path, make_pdfs.ALL[name]())
-
-
-def test_open_takes_a_header_after_junk(tmp_path: Path) -> None:
-    """``%PDF-`` may stand anywhere in the first 1,024 bytes, and not later."""
-    assert len(pages_of(tmp_path, make_pdfs.header_after_junk())) == 1
-    with pytest.raises(NotAPdf):
-        opened(tmp_path, b" " * 1024 + make_pdfs.one_page())
-
-
 def test_draw_refuses_a_page_that_cannot_be_loaded(tmp_path: Path) -> None:
-    """By name, with its number."""
-    document = opened(tmp_path, make_pdfs.bad_pages_among_good())
-    with pytest.raises(PageUnreadable, match="page 3 cannot be loaded"):
-        document.draw(3, 100, 100, PixelBuffer())
-    document.close()
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("", None),
-        ("\x00\x07 \t", None),
-        (" A\r\n B ", "A B"),
-        ("A\u202eB\u200b\ud800", "AB"),
-        ("x" * 119 + " y", "x" * 119),
-        ("Grundri\u00df 2", "Grundri\u00df 2"),
-    ],
-)
-def test_clean_title_is_fit_to_show(text: str, expected: str | None) -> None:
-    """One line without control characters, or None."""
-    assert clean_title(text) == expected
-
-
-def test_page_over_its_budget_says_that_it_is_scaled(tmp_path: Path) -> None:
-    """With both resolutions and the budget; a page within it says nothing."""
-    (page,) = pages_of(tmp_path, make_pdfs.one_page(entries="/MediaBox [0 0 720 720]"), UploadOptions(dpi=300, budget_bytes=1 << 20))
-    assert (page.dpi, page.scaled) == (59, True)
-    message = "The sheet is drawn at 59 dpi instead of 300: at 300 its pixels would take more than 1,048,576 bytes."
-    assert page.notes == (Note("Scaled", message),)
-    (page,) = pages_of(tmp_path, make_pdfs.one_page())
-    assert (page.scaled, page.notes) == (False, ())
+    """The error has a name and the number of the page."""
+    with opened(tmp_path, make_pdfs.bad_pages_among_good()) as pdf, pytest.raises(PageUnreadable, match="page 3 cannot be loaded"):
+        draw(pdf, 3, 100, 100, PixelBuffer())

@@ -18,8 +18,8 @@ from activities.bucket.keys import UploadRef
 from activities.bucket.records import SheetRecord, SheetState, SheetStatus, UploadStatus, from_json
 from activities.bucket.storage import Bucket, BucketSettings
 from activities.bucket.verify import verify_upload
-from activities.document import Host
 from activities.errors import ObjectMissing
+from activities.host import Host
 from activities.interface import BucketState, CheckedSheets, CheckSheets, ListSheets, PruneSheets
 from activities.reconcile import ReconcileActivities
 from activities.threads import FairThreads

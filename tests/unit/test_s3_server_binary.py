@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from deploy.s3server import MODULE, NoS3Server, s3_server_binary
 from tests.servers.s3 import docker_answers
+from tests.servers.versitygw import MODULE, NoS3Server, s3_server_binary
 
 
 def program(path: Path, *lines: str) -> Path:

@@ -1,4 +1,4 @@
-"""``deploy/env.example`` knows every setting."""
+"""``deploy/env.example`` and the table in ``deploy/README.md`` know every setting."""
 
 import ast
 import re
@@ -9,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "deploy" / "env.example"
+README = ROOT / "deploy" / "README.md"
 PACKAGES = ("api", "worker", "activities", "workflows", "deploy")
 SETTING = re.compile(r"(SITELINK|TEMPORAL|AWS)_[A-Z0-9_]+")
 OF_THE_SYSTEM = {"TERM"}
@@ -52,6 +53,18 @@ def test_every_setting_read_is_documented() -> None:
 def test_every_documented_setting_is_read() -> None:
     """The example promises no setting that nobody reads."""
     assert documented() - used() == set()
+
+
+def test_example_has_every_setting_once() -> None:
+    """A person who copies the example changes each setting in one place."""
+    names = re.findall(r"^#?([A-Z][A-Z0-9_]*)=", EXAMPLE.read_text(), flags=re.MULTILINE)
+    assert sorted(names) == sorted(documented())
+
+
+def test_readme_has_every_setting_once() -> None:
+    """The first column of the README's table and the example name the same settings."""
+    rows = re.findall(r"^\| (`[A-Z][^|]*)\|", README.read_text(), flags=re.MULTILINE)
+    assert sorted(name for row in rows for name in re.findall(r"`([A-Z0-9_]+)`", row)) == sorted(documented())
 
 
 @pytest.mark.parametrize(

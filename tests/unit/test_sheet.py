@@ -19,16 +19,16 @@ from activities.bucket.keys import UploadRef
 from activities.bucket.records import Note, UploadOptions, UploadRecord, scaled_note, to_json
 from activities.bucket.storage import Bucket, BucketSettings, StoredObject
 from activities.bucket.verify import verify_upload
-from activities.document import Host
+from activities.host import Host
 from activities.interface import Page, TiledPage, TilePage, UploadPage, host_queue
 from activities.render.child import ChildPool
-from activities.render.raster import UNCERTAIN
+from activities.render.measure import USER_UNIT_UNCERTAIN
 from activities.render.tilezip import THUMBNAIL, TILES, TILES_PREFIX
 from activities.scratch import Scratch
 from activities.threads import FairThreads
 from tests.unit.sheets import Md5Bucket, accept, etag
 from worker.app import Activities
-from workflows.progress import Progress
+from workflows.processing.progress import Progress
 
 REF = UploadRef("acme", "tower", "a1", "u1")
 PYRAMID = Pyramid(600, 300)
@@ -77,7 +77,7 @@ async def host(bucket: OrderedBucket, tmp_path: Path) -> AsyncIterator[Host]:
         FairThreads(1, "upload") as uploads,
         closing(Scratch(tmp_path / "scratch", 1 << 30, 3)) as scratch,
     ):
-        yield Host(bucket, scratch, ChildPool(1), threads, uploads)
+        yield Host(bucket=bucket, scratch=scratch, children=ChildPool(1), threads=threads, uploads=uploads)
 
 
 def tiled(host: Host, *, without: str = "", pyramid: Pyramid = PYRAMID) -> UploadPage:
@@ -132,8 +132,8 @@ class LossyBucket(Md5Bucket):
         self.written: list[str] = []
 
     @property
-    def is_directory(self) -> bool:
-        """It is looked at like an S3 server."""
+    def answers_prove_writes(self) -> bool:
+        """Its answers prove no more than those of an S3 server."""
         return False
 
     def put(self, key: str, body: bytes) -> None:
@@ -240,7 +240,7 @@ async def test_sheet_of_another_size_has_no_tiles_of_the_earlier_one(
 
 async def test_notes_are_the_same_after_a_repair(host: Host, bucket: OrderedBucket) -> None:
     """``sheet.json``, letter for letter: what was counted comes from the progress, what was drawn is found again and not added to it."""
-    counted = (scaled_note(150, 300, "the page is large"), Note("UserUnitUncertain", UNCERTAIN))
+    counted = (scaled_note(150, 300, "the page is large"), Note("UserUnitUncertain", USER_UNIT_UNCERTAIN))
     drawn = tuple(Note("FontMissing", f"The font number {number} of this page is not in the PDF.") for number in range(6))
     progress = Progress(NOW)
     progress.begin([replace(tiled(host).page, notes=counted)], [], NOW)

@@ -15,9 +15,9 @@ from temporalio.exceptions import ApplicationError
 from activities.bucket.keys import UploadRef
 from activities.bucket.records import SheetStatus, Snapshot, UploadStatus, to_json, to_wire
 from activities.bucket.storage import Bucket
-from api.runs import Runs
-from api.sse import POLL_S, Hub, Watcher, events
-from api.status import Status
+from api.progress.runs import Runs
+from api.progress.sse import POLL_S, Hub, Watcher, events
+from api.progress.status import Status
 from tests.unit.api_fakes import (
     NO_WORKER,
     NOT_FOUND,

@@ -81,6 +81,8 @@ async def test_the_asynchronous_calls_do_the_same(bucket: Bucket) -> None:
     await bucket.put_async("x", b"body")
     assert (await bucket.get_async("x")).body == b"body"
     assert await bucket.head_async("x") == bucket.head("x")
+    await bucket.put_async("a/b/c", b"body")
+    assert await bucket.directories_async("a/") == bucket.directories("a/") == ["b"]
     with pytest.raises(ObjectMissing):
         await bucket.get_async("y")
     with pytest.raises(ObjectMissing):

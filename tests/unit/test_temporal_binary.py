@@ -42,7 +42,7 @@ def test_old_program_is_passed_over(bare: Path) -> None:
     cached = program(bare / "cache" / "temporal", f"echo '{NEW}'")
     said: list[str] = []
     assert temporal_binary(bare / "cache", say=said.append) == cached
-    assert said == [f"{old} is Temporal server 1.24.2; at least 1.29.0 is wanted, looking further"]
+    assert said == [f"{old} is Temporal server 1.24.2, which is too old: SiteLink needs 1.29.0 or newer. Looking for another one."]
 
 
 def test_program_that_go_installed_is_found(bare: Path) -> None:
@@ -64,7 +64,10 @@ def test_go_builds_it_when_the_download_fails(bare: Path) -> None:
     )
     said: list[str] = []
     assert temporal_binary(bare / "cache", say=said.append) == built
-    assert [sentence.split(":")[0] for sentence in said] == ["getting a Temporal server", "the download did not work; building it"]
+    assert [sentence.split(":")[0] for sentence in said] == [
+        "downloading a Temporal server",
+        "the download did not work; building the Temporal server",
+    ]
 
 
 def test_failed_build_says_why_and_what_to_do(bare: Path) -> None:

@@ -1,8 +1,6 @@
 """Verification on a real directory: exactly what is wrong is reported, and nothing is changed."""
 
 import json
-import os
-import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,13 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from activities.bucket import verify
 from activities.bucket.dzi import parse_tile_name
 from activities.bucket.records import SheetRecord, SheetStatus, Snapshot, UploadStatus, from_json, from_wire, to_json, to_wire
+from activities.bucket.report import NAMED, Proof, Repair, SheetReport, UploadReport
 from activities.bucket.storage import Bucket, BucketSettings, ObjectInfo
-from activities.bucket.verify import NAMED, Decoder, Proof, Repair, SheetReport, UploadReport, verify_upload
+from activities.bucket.verify import THREADS, in_window, verify_upload
 from activities.errors import UploadNotFound
-from activities.render import decode
 from tests.unit.sheets import NAMES, PYRAMID, REF, Md5Bucket, accept, jpeg, progress, put_sheet, put_upload
 
 
@@ -222,58 +219,6 @@ def test_deep_sees_what_lies_right_below_sheets(bucket: Bucket) -> None:
     assert (total.verified, total.foreign, total.foreign_count) == (False, ("stray.txt",), 1)
 
 
-class Struck(Decoder):
-    """A decoder each of whose processes gets a signal once it is ready, until it is spared."""
-
-    signal = signal.SIGKILL
-    spared = False
-
-    def _start(self) -> None:
-        super()._start()
-        if not self.spared:
-            os.kill(self.pid, self.signal)
-
-
-class Stopped(Struck):
-    """One that hangs."""
-
-    signal = signal.SIGSTOP
-
-
-def test_a_tile_that_breaks_the_decoder_breaks_nothing_else() -> None:
-    """The process is replaced, and the next tile is judged by itself."""
-    with Struck() as decoder:
-        pid = decoder.pid
-        assert decoder.problem(jpeg(10, 20), 10, 20) == "broke the decoder, which ended with exit code -9"
-        decoder.spared = True
-        assert decoder.problem(jpeg(10, 20), 10, 20) == ""
-        assert decoder.pid != pid
-    assert not (Path("/proc") / str(decoder.pid)).exists()
-
-
-def test_a_tile_is_not_blamed_for_a_decoder_that_died_before() -> None:
-    """Killed by the machine, or by the deadline of the image before: a fresh process is asked, and what it says holds."""
-    with Decoder() as decoder:
-        for body, told in ((jpeg(10, 20), ""), (b"no JPEG", "cannot be decoded: it is damaged or cut off")):
-            decoder._kill(0)
-            assert decoder.problem(body, 10, 20) == told
-
-
-def test_a_decoder_that_hangs_is_killed_and_named() -> None:
-    """Nobody waits for it for ever, and the next tile is judged by itself."""
-    with Stopped(answer_s=0.5) as decoder:
-        pid = decoder.pid
-        assert decoder.problem(jpeg(10, 20), 10, 20) == "broke the decoder, which gave no answer within 0.5 s and was killed"
-        assert decoder.pid != pid  # what hangs at the end is not waited for either
-    assert not (Path("/proc") / str(pid)).exists()
-    assert not (Path("/proc") / str(decoder.pid)).exists()
-
-
-def test_the_decoders_request_has_one_form() -> None:
-    """``verify`` does not import the process that it starts."""
-    assert verify._REQUEST.format == decode.REQUEST.format
-
-
 @pytest.mark.parametrize(
     ("field", "value", "words"),
     [
@@ -431,11 +376,11 @@ def test_an_upload_that_does_not_exist_is_not_found(bucket: Bucket) -> None:
 def test_many_sheets_are_never_far_ahead_of_the_reader(bucket: Bucket) -> None:
     """Sheet by sheet: when the first report is taken, only a window of them was looked at; leaving early ends it."""
     looked: list[int] = []
-    reports = verify.in_window(lambda number: looked.append(number) or number, range(1, 2001))  # type: ignore[func-returns-value]
+    reports = in_window(lambda number: looked.append(number) or number, range(1, 2001))  # type: ignore[func-returns-value]
     assert next(reports) == 1
-    assert len(looked) <= verify.THREADS + 1
+    assert len(looked) <= THREADS + 1
     reports.close()
-    assert len(looked) <= verify.THREADS + 1
+    assert len(looked) <= THREADS + 1
 
 
 def test_reports_cross_the_wire(bucket: Bucket) -> None:

@@ -8,9 +8,10 @@ from dataclasses import replace
 from temporalio import activity
 from temporalio.client import Client
 
+from activities.attempt import to_application_error
 from activities.bucket.forecast import Forecaster
 from activities.bucket.records import SheetRecord, SheetStatus, Snapshot, UploadOptions, scaled_note
-from activities.errors import RenderOutOfMemory, SiteLinkError, to_application_error
+from activities.errors import RenderOutOfMemory, SiteLinkError
 from activities.interface import (
     STORAGE_QUEUE,
     TILE_QUEUE,
@@ -37,7 +38,7 @@ HOST_QUEUE = "host-pretended"
 
 
 class FakeActivities(UploadActivities):
-    """A bucket in memory; errors are raised in the order in which a test lines them up.
+    """A bucket in memory. Each list of errors is raised one by one, in its order.
 
     Args:
         pages: What ``count_pages`` finds, or the error that it raises.
@@ -70,9 +71,9 @@ class FakeActivities(UploadActivities):
         self.gate = asyncio.Event()
         self.gate.set()
         self.closes_after = 0
-        """The gate closes by itself with so many sheets committed: a test that looks at that first may come too late."""
+        """The gate closes when so many sheets are committed; a test that closed it after looking might come too late."""
         self.stubborn = ""
-        """The step that waits to be released without beating: it hears of no cancellation."""
+        """The step that waits for ``released`` and sends no heartbeats meanwhile, so that no cancellation reaches it."""
         self.released = asyncio.Event()
         self.reached = ""
 
@@ -203,11 +204,6 @@ def _raise_next(errors: list[SiteLinkError] | None) -> None:
 def pages(count: int) -> list[Page]:
     """So many good pages of 100 x 50 px."""
     return [Page(number, f"A-{100 + number}", 100, 50, 300) for number in range(1, count + 1)]
-
-
-def without_version(snapshot: Snapshot) -> Snapshot:
-    """The same state whenever it was reached."""
-    return replace(snapshot, version=0, updated_at="", sheets=tuple(replace(sheet, version=0) for sheet in snapshot.sheets))
 
 
 @asynccontextmanager

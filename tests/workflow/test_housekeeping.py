@@ -14,6 +14,7 @@ import pytest
 from temporalio import activity
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError
 
+from activities.attempt import to_application_error
 from activities.bucket.keys import UploadRef
 from activities.bucket.records import (
     KeyRecord,
@@ -26,31 +27,32 @@ from activities.bucket.records import (
     timestamp,
     to_json,
 )
+from activities.bucket.report import NameList
 from activities.bucket.setup import BucketSetup
 from activities.bucket.storage import Bucket, BucketSettings
-from activities.document import accepted_upload
-from activities.errors import NotAPdf, ObjectMissing, UploadNotFound, to_application_error
+from activities.bucket.uploads import UploadStore
+from activities.errors import NotAPdf, ObjectMissing, UploadNotFound
 from activities.interface import (
     WORKFLOW_QUEUE,
     BucketState,
     ListSheets,
     ReconcileFinished,
-    Some,
+    Removed,
+    RemoveObjects,
     SweepBucket,
     Swept,
     WriteManifest,
 )
-from api.runs import Runs
-from api.status import Status
+from api.progress.runs import Runs
+from api.progress.status import Status
 from api.uploads import new_upload_id
-from deploy.temporal import TemporalServer
 from tests.workflow.fakes import FakeActivities, pages, working
-from tests.workflow.test_upload import handle_of, keep_history, until
+from tests.workflow.runs import handle_of, keep_history, until
 from worker.app import housekeeping_worker
 from worker.housekeeping import Housekeeping
 from worker.schedules import RECONCILE, SWEEP, SWEEP_ALL, create_schedules
 from workflows.messages import SheetNumbers
-from workflows.starting import delete, last_run, reopen, start
+from workflows.starting import last_run, reopen_upload, start_deletion, start_upload
 from workflows.sweep import NightlyReconcile, Sweep
 from workflows.upload import ProcessUpload
 
@@ -67,7 +69,7 @@ class Activities(FakeActivities):
 
     def _accepted(self, ref: str) -> None:
         try:
-            accepted_upload(self.bucket, UploadRef.parse(ref))
+            UploadStore(self.bucket).accepted(UploadRef.parse(ref))
         except UploadNotFound as error:
             raise to_application_error(error) from error
 
@@ -91,12 +93,6 @@ class Activities(FakeActivities):
 
 
 @pytest.fixture
-async def client(temporal_server: TemporalServer) -> Client:
-    """A client of the real server."""
-    return await Client.connect(temporal_server.address, identity="test")
-
-
-@pytest.fixture
 def directory(tmp_path: Path) -> Path:
     """The bucket's."""
     return tmp_path / "bucket"
@@ -117,9 +113,11 @@ async def house(client: Client, bucket: Bucket) -> AsyncIterator[Activities]:
 
 
 @asynccontextmanager
-async def at_work(client: Client, fake: Activities, setup: BucketSetup | None = None) -> AsyncIterator[None]:
+async def at_work(
+    client: Client, fake: Activities, setup: BucketSetup | None = None, housekeeping: Housekeeping | None = None
+) -> AsyncIterator[None]:
     """Runs the workers; ``setup`` is the bucket's on an S3 server."""
-    async with working(client, fake), housekeeping_worker(client, Housekeeping(client, fake.bucket, setup), 8):
+    async with working(client, fake), housekeeping_worker(client, housekeeping or Housekeeping(client, fake.bucket, setup), 8):
         yield
 
 
@@ -174,8 +172,8 @@ async def manifest_of(bucket: Bucket, ref: UploadRef) -> Snapshot:
     return from_json(Snapshot, (await bucket.get_async(ref.manifest)).body)
 
 
-async def test_deleted_while_processing_leaves_nothing(client: Client, bucket: Bucket, directory: Path, house: Activities) -> None:
-    """The run ends without a manifest, everything goes, its Idempotency-Key too; what comes late goes with the second look."""
+async def test_deleted_while_processing_leaves_nothing(client: Client, bucket: Bucket, directory: Path) -> None:
+    """The run ends without a manifest, all objects go, the Idempotency-Key too; an object written late goes with the second removal."""
     ref, other = accept(bucket, new_ref()), accept(bucket, new_ref())
     ours, others = (ref.plan_ref.idempotency_key(name) for name in ("ours", "others"))
     for key, upload in ((ours, ref), (others, other)):
@@ -183,20 +181,34 @@ async def test_deleted_while_processing_leaves_nothing(client: Client, bucket: B
     unreadable = {ref.plan_ref.idempotency_key(name): body for name, body in (("cut", b"{"), ("newer", b'{"schema":2}'))}
     for key, body in unreadable.items():
         bucket.put(key, body)
+    left: list[list[str]] = []
+
+    class BesideALateWriter(Housekeeping):
+        @activity.defn
+        async def remove_objects(self, args: RemoveObjects) -> Removed:
+            """Somebody writes an object as soon as the first removal is done."""
+            removed = await super().remove_objects(args)
+            left.append(files(directory, ref.prefix))
+            if len(left) == 1:
+                bucket.put(ref.descriptor(1), b"late")
+            return removed
+
+    house = Activities(2, bucket)
     house.gate.clear()
-    await start(client, ref)
-    await until(lambda: len(house.tiled) == 2)
-    bucket.put(ref.tiles_prefix(1) + "0/0_0.jpeg", b"tile")
-    (directory / ref.prefix / "manifest.json#1").write_bytes(b"half")
-    mark(bucket, ref)
-    assert await delete(client, ref, look_again_s=10)
-    assert not await delete(client, ref)
-    await until(lambda: files(directory, ref.prefix) == [ref.prefix.rstrip("/"), ref.record])
-    assert (await handle_of(client, ref).describe()).status is not WorkflowExecutionStatus.RUNNING
-    late = ref.descriptor(1)
-    bucket.put(late, b"late")
-    result = await client.get_workflow_handle(ref.delete_workflow_id).result()
-    await keep_history(client.get_workflow_handle(ref.delete_workflow_id), "deleted")
+    async with at_work(client, house, housekeeping=BesideALateWriter(client, bucket, None)):
+        await start_upload(client, ref)
+        await until(lambda: len(house.tiled) == 2)
+        bucket.put(ref.tiles_prefix(1) + "0/0_0.jpeg", b"tile")
+        (directory / ref.prefix / "manifest.json#1").write_bytes(b"half")
+        mark(bucket, ref)
+        assert await start_deletion(client, ref, look_again_s=2)
+        assert not await start_deletion(client, ref)
+        deletion = client.get_workflow_handle(ref.delete_workflow_id)
+        result = await deletion.result()
+        await keep_history(deletion, "deleted")
+    assert left == [[ref.prefix.rstrip("/"), ref.record]] * 2
+    assert await has_ended(client, ref)
+    assert house.manifest is None
     assert (result["objects"], result["marked"]) == (3, False)  # source.pdf, a tile, the late descriptor
     assert files(directory, ref.prefix) == []
     assert files(directory, ref.plan_ref.keys_prefix)[1:] == sorted([others, *unreadable])  # whose they are, nobody can tell
@@ -206,26 +218,26 @@ async def test_deleted_while_processing_leaves_nothing(client: Client, bucket: B
 async def test_deletion_that_was_ended_is_begun_again(client: Client, bucket: Bucket, directory: Path, house: Activities) -> None:
     """Terminated between its two looks, or never begun: the sweep finds the mark, and starts one that goes to the end."""
     waiting, lost = accept(bucket, new_ref(), deleted=True), accept(bucket, new_ref(age=timedelta(days=30)), deleted=True)
-    await delete(client, waiting)
+    await start_deletion(client, waiting)
     await until(lambda: files(directory, waiting.prefix) == [waiting.prefix.rstrip("/"), waiting.record])
-    assert (await sweep(client)).deleted == Some(1, (str(lost),))  # the other is at it
+    assert (await sweep(client)).deleted == NameList(1, (str(lost),))  # the other is at it
     for ref in (waiting, lost):
         await client.get_workflow_handle(ref.delete_workflow_id).terminate()
     assert (await sweep(client)).deleted.count == 2
     for ref in (waiting, lost):
         await client.get_workflow_handle(ref.delete_workflow_id).terminate()
-        await delete(client, ref, look_again_s=0.1)
+        await start_deletion(client, ref, look_again_s=0.1)
         await client.get_workflow_handle(ref.delete_workflow_id).result()
         assert files(directory, ref.prefix) == []
     # Once more, of what is gone: it has nothing to wait for.
-    await delete(client, lost)
+    await start_deletion(client, lost)
     assert (await client.get_workflow_handle(lost.delete_workflow_id).result())["objects"] == 0
 
 
 async def test_upload_without_a_mark_is_not_deleted(client: Client, bucket: Bucket, directory: Path, house: Activities) -> None:
     """Whoever starts the workflow: without the mark in ``upload.json`` it removes nothing."""
     ref = accept(bucket, new_ref())
-    await delete(client, ref)
+    await start_deletion(client, ref)
     with pytest.raises(WorkflowFailureError):
         await client.get_workflow_handle(ref.delete_workflow_id).result()
     assert len(files(directory, ref.prefix)) == 3
@@ -234,9 +246,9 @@ async def test_upload_without_a_mark_is_not_deleted(client: Client, bucket: Buck
 async def test_run_of_a_deleted_upload_starts_nothing(client: Client, bucket: Bucket, house: Activities) -> None:
     """Who still starts or reopens it gets a run that ends at once."""
     ref = accept(bucket, new_ref(), deleted=True)
-    await start(client, ref)
+    await start_upload(client, ref)
     await until(lambda: has_ended(client, ref))
-    await reopen(client, ref, "force_reconcile")
+    await reopen_upload(client, ref, "force_reconcile")
     await until(lambda: has_ended(client, ref))
     assert house.tiled == []
     assert house.manifest is None
@@ -265,7 +277,7 @@ async def test_sweep_starts_what_never_ran_and_removes_what_was_never_accepted(
     make_old(directory, key)
     swept = await sweep(client, keep="swept")
     assert swept.uploads == 6
-    assert swept.started == Some(1, (str(accepted),))
+    assert swept.started == NameList(1, (str(accepted),))
     assert swept.removed.count == 2
     assert set(swept.removed.first) == {str(old), str(empty)}
     assert (await handle_of(client, accepted).result()).status is UploadStatus.COMPLETE
@@ -274,7 +286,7 @@ async def test_sweep_starts_what_never_ran_and_removes_what_was_never_accepted(
     for ref in (fresh, busy, slow):
         assert len(files(directory, ref.prefix)) == 2
     make_old(directory, slow.prefix)
-    assert (await sweep(client)).removed == Some(1, (str(slow),))
+    assert (await sweep(client)).removed == NameList(1, (str(slow),))
 
 
 async def test_hourly_sweep_looks_at_recent_uploads_only(client: Client, bucket: Bucket, house: Activities) -> None:
@@ -282,7 +294,7 @@ async def test_hourly_sweep_looks_at_recent_uploads_only(client: Client, bucket:
     recent, aged = accept(bucket, new_ref()), accept(bucket, new_ref(age=timedelta(days=8)))
     foreign = accept(bucket, UploadRef(*PLAN, f"made-by-hand-{recent.upload}"))
     first = await sweep(client, days=7)
-    assert (first.uploads, first.started) == (1, Some(1, (str(recent),)))
+    assert (first.uploads, first.started) == (1, NameList(1, (str(recent),)))
     second = await sweep(client)
     assert (second.uploads, second.started.count) == (3, 2)
     assert set(second.started.first) == {str(aged), str(foreign)}
@@ -295,20 +307,20 @@ async def test_run_ended_from_outside_gets_its_manifest(client: Client, bucket: 
     ref = accept(bucket, new_ref())
     house.committed = {1: house.commit(house.pages[0])}  # type: ignore[index]
     house.gate.clear()
-    await start(client, ref)
+    await start_upload(client, ref)
     await until(lambda: house.tiled == [2])
     before = await handle_of(client, ref).query(ProcessUpload.progress)
     await handle_of(client, ref).terminate()
-    assert (await sweep(client)).terminated == Some(1, (str(ref),))
+    assert (await sweep(client)).terminated == NameList(1, (str(ref),))
     manifest = await manifest_of(bucket, ref)
     assert (manifest.status, manifest.reason, manifest.completed_pages) == (UploadStatus.FAILED, "Terminated", 1)
     assert [sheet.status for sheet in manifest.sheets] == [SheetStatus.READY, SheetStatus.PENDING]
     assert manifest.version > before.version
     assert manifest.completed_at is not None
-    assert (await sweep(client)).terminated == Some()
+    assert (await sweep(client)).terminated == NameList()
 
     # Somebody asks for the rest, and that run is ended from outside, too: now there is a manifest, an older one.
-    await reopen(client, ref, "retry_sheets", SheetNumbers())
+    await reopen_upload(client, ref, "retry_sheets", SheetNumbers())
     await until(lambda: house.tiled == [2, 2])
     await handle_of(client, ref).terminate()
     again = Swept()
@@ -319,13 +331,13 @@ async def test_run_ended_from_outside_gets_its_manifest(client: Client, bucket: 
         return bool(again.terminated.count)
 
     await until(is_told)
-    assert again.terminated == Some(1, (str(ref),))
+    assert again.terminated == NameList(1, (str(ref),))
     second = await manifest_of(bucket, ref)
     assert (second.status, second.reason, second.completed_pages) == (UploadStatus.FAILED, "Terminated", 1)
     assert second.version > manifest.version
 
     house.gate.set()
-    await reopen(client, ref, "retry_sheets", SheetNumbers())
+    await reopen_upload(client, ref, "retry_sheets", SheetNumbers())
     assert (await handle_of(client, ref).result()).status is UploadStatus.COMPLETE
 
 
@@ -333,15 +345,15 @@ async def test_run_ended_from_outside_before_the_count_is_resumed_only_by_retry(
     """A reconcile counts the pages and the sheets that are there, and tiles nothing."""
     ref = accept(bucket, new_ref())
     house.stubborn = "count_pages"
-    await start(client, ref)
+    await start_upload(client, ref)
     await until(lambda: house.reached == "count_pages")
     await handle_of(client, ref).terminate()
     house.released.set()
-    assert (await sweep(client)).terminated == Some(1, (str(ref),))
+    assert (await sweep(client)).terminated == NameList(1, (str(ref),))
     assert (await manifest_of(bucket, ref)).total_pages == 0
     house.commit(house.pages[0])  # type: ignore[index]
 
-    await reopen(client, ref, "force_reconcile")
+    await reopen_upload(client, ref, "force_reconcile")
     with pytest.raises(WorkflowFailureError):
         await handle_of(client, ref).result()
     await keep_history(handle_of(client, ref), "terminated-then-reconciled")
@@ -350,7 +362,7 @@ async def test_run_ended_from_outside_before_the_count_is_resumed_only_by_retry(
     assert [sheet.status for sheet in manifest.sheets] == [SheetStatus.READY, SheetStatus.PENDING]
     assert house.tiled == []
 
-    await reopen(client, ref, "retry_sheets", SheetNumbers())
+    await reopen_upload(client, ref, "retry_sheets", SheetNumbers())
     assert (await handle_of(client, ref).result()).status is UploadStatus.COMPLETE
     assert house.tiled == [2]
 
@@ -365,7 +377,7 @@ async def test_ended_run_without_manifest_gets_what_it_said_last(
         house.pages = NotAPdf("the file starts with '<html>'")
     elif end is UploadStatus.CANCELLED:
         house.gate.clear()
-    await start(client, ref)
+    await start_upload(client, ref)
     if end is UploadStatus.CANCELLED:
         await until(lambda: len(house.tiled) == 2)
         await handle_of(client, ref).cancel()
@@ -376,20 +388,20 @@ async def test_ended_run_without_manifest_gets_what_it_said_last(
     known = await status.read(ref)
     assert (known.snapshot.status, known.certain, known.final) == (end, True, body)
     swept = await sweep(client)
-    assert (swept.mended, swept.passed_over.count, swept.terminated.count) == (Some(1, (str(ref),)), 0, 0)
+    assert (swept.mended, swept.passed_over.count, swept.terminated.count) == (NameList(1, (str(ref),)), 0, 0)
     assert bucket.get(ref.manifest).body == body
-    assert (await sweep(client)).mended == Some()
+    assert (await sweep(client)).mended == NameList()
 
 
 async def test_ended_run_that_does_not_know_how_is_followed_by_another(client: Client, bucket: Bucket, house: Activities) -> None:
     """A run of an older release ended in the middle of its work, and left nothing: the sweep begins again with what the bucket holds."""
     ref = accept(bucket, new_ref(), deleted=True)
-    await start(client, ref)
+    await start_upload(client, ref)
     await until(lambda: has_ended(client, ref))
     accept(bucket, ref)
     known = await Status(bucket, Runs(lambda: asyncio.sleep(0, client))).read(ref)
     assert (known.snapshot.status, known.certain, known.final) == (UploadStatus.QUEUED, False, None)
-    assert (await sweep(client)).started == Some(1, (str(ref),))
+    assert (await sweep(client)).started == NameList(1, (str(ref),))
     assert (await handle_of(client, ref).result()).status is UploadStatus.COMPLETE
     assert (await manifest_of(bucket, ref)).status is UploadStatus.COMPLETE
 
@@ -401,7 +413,7 @@ async def test_broken_object_stops_no_sweep(client: Client, bucket: Bucket, hous
     bucket.put(newer.record, b'{"schema":2}')
     bucket.put(odd.record, b'{"options":[]}')
     swept = await sweep(client)
-    assert swept.started == Some(1, (str(good),))
+    assert swept.started == NameList(1, (str(good),))
     assert swept.passed_over.count == 3
     assert any("schema 2" in name for name in swept.passed_over.first)
     await handle_of(client, good).result()
@@ -410,7 +422,7 @@ async def test_broken_object_stops_no_sweep(client: Client, bucket: Bucket, hous
 async def test_leftovers_of_killed_writes_go_when_they_are_old(client: Client, bucket: Bucket, directory: Path, house: Activities) -> None:
     """Beside the objects of an upload and of the plan's keys; a fresh one may still become an object."""
     ref = accept(bucket, new_ref())
-    await start(client, ref)
+    await start_upload(client, ref)
     await handle_of(client, ref).result()
     old = [directory / f"{ref.source}#1", directory / f"{ref.manifest}#12", directory / f"{ref.plan_ref.keys_prefix}abc.json#1"]
     (directory / ref.plan_ref.keys_prefix).mkdir()
@@ -428,7 +440,7 @@ async def test_nightly_pass_reconciles_what_finished_lately(client: Client, buck
     """Complete and partial ones of the last days; what is not as the manifest says is corrected and named."""
     good, broken, earlier, cancelled, gone, cut, newer = (accept(bucket, new_ref()) for _ in range(7))
     for ref in (good, broken, earlier, cancelled, gone, cut, newer):
-        await start(client, ref)
+        await start_upload(client, ref)
         await handle_of(client, ref).result()
     long_ago = timestamp(datetime.now(UTC) - timedelta(days=8))
     bucket.put(earlier.manifest, to_json(replace(await manifest_of(bucket, earlier), completed_at=long_ago)))
@@ -443,7 +455,7 @@ async def test_nightly_pass_reconciles_what_finished_lately(client: Client, buck
     )
     result = await handle.result()
     await keep_history(handle, "nightly")
-    assert (result.uploads, result.corrected, result.unfinished) == (2, Some(1, (str(broken),)), Some())
+    assert (result.uploads, result.corrected, result.unfinished) == (2, NameList(1, (str(broken),)), NameList())
     assert sorted(result.passed_over.first) == sorted(f"{ref}: {ref.manifest} cannot be read: {why}" for ref, why in unreadable.items())
     assert [bucket.get(ref.manifest).body for ref in unreadable] == [b"{", b'{"schema":2}']
     assert (await manifest_of(bucket, broken)).completed_pages == 2

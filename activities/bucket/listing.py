@@ -1,0 +1,61 @@
+"""What one LIST tells of one sheet: which of its objects are in the bucket, and which objects there are not its own."""
+
+from dataclasses import dataclass, field
+from typing import Self
+
+from activities.bucket.dzi import Pyramid, parse_tile_name
+from activities.bucket.keys import SheetObject, SheetPart, UploadRef, parse_sheet_path
+from activities.bucket.storage import Bucket, ObjectInfo
+
+
+@dataclass
+class Listing:
+    """The objects below the prefix of sheet ``number``, by one LIST."""
+
+    number: int
+    tiles: dict[str, ObjectInfo] = field(default_factory=dict)
+    """By name. A tile may be outside the sheet's pyramid: ``is_tile_of`` tells."""
+    thumbnail: ObjectInfo | None = None
+    record: ObjectInfo | None = None
+    descriptor: ObjectInfo | None = None
+    foreign: list[str] = field(default_factory=list)
+    """Objects that no sheet has, as paths below ``sheets/``."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no object; a sheet that was deleted may still be listed as a directory."""
+        return not (self.tiles or self.thumbnail or self.record or self.descriptor or self.foreign)
+
+    def surplus(self, ref: UploadRef, pyramid: Pyramid | None) -> list[str]:
+        """The keys of objects that a sheet of this pyramid does not have; without a pyramid, that no sheet has."""
+        tiles = [info.key for name, info in self.tiles.items() if pyramid is not None and not is_tile_of(pyramid, name)]
+        return [*(ref.sheets_prefix + path for path in self.foreign), *tiles]
+
+    @classmethod
+    def of(cls, bucket: Bucket, ref: UploadRef, number: int) -> Self:
+        """Lists the objects of a sheet; blocks.
+
+        Raises:
+            BucketError: The bucket failed.
+        """
+        listing = cls(number)
+        for info in bucket.objects(ref.sheet_prefix(number)):
+            path = info.key.removeprefix(ref.sheets_prefix)
+            match parse_sheet_path(path):
+                case SheetObject(part=SheetPart.TILE, tile=name):
+                    listing.tiles[name] = info
+                case SheetObject(part=SheetPart.THUMBNAIL):
+                    listing.thumbnail = info
+                case SheetObject(part=SheetPart.RECORD):
+                    listing.record = info
+                case SheetObject(part=SheetPart.DESCRIPTOR):
+                    listing.descriptor = info
+                case None:
+                    listing.foreign.append(path)
+        return listing
+
+
+def is_tile_of(pyramid: Pyramid, name: str) -> bool:
+    """Whether the pyramid has the tile called ``{level}/{col}_{row}.jpeg``."""
+    tile = parse_tile_name(name)
+    return tile is not None and pyramid.has_tile(*tile)

@@ -1,0 +1,282 @@
+"""The records of an upload: the one home of reading and writing them.
+
+    upload.json              the upload was accepted; later perhaps with a mark: it was deleted
+    source.pdf               the PDF as it was sent
+    sheet-N.dzi, sheet.json  the sheet is committed
+    manifest.json            the final progress of a run
+    keys/….json              the upload to which an Idempotency-Key led
+
+What holds for all of them:
+
+1. A record that is damaged, or that a newer release wrote, raises ``UnreadableRecord``, and the caller decides what it means there.
+2. Each write that decides a state of the upload is looked at afterwards: an S3 server may say that it has written what it has not.
+3. A method without ``_async`` blocks and is for threads. The one of the same name with ``_async`` does the same in an event loop, by
+   obstore's own asynchronous calls: no pool of threads fills up while the bucket hangs.
+"""
+
+import logging
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+from activities.bucket.keys import UploadRef, sheet_numbers
+from activities.bucket.records import KeyRecord, SheetRecord, Snapshot, UploadRecord, timestamp, to_json
+from activities.bucket.storage import Bucket, not_written, read_record
+from activities.errors import ObjectMissing, StorageUnavailable, UploadNotFound
+
+logger = logging.getLogger(__name__)
+
+CLAIM_TRIES = 5
+"""How often a deletion may remove a key's record between the attempt to create it and the look at it."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """``manifest.json``.
+
+    Args:
+        snapshot: The final progress of a run.
+        body: The same, byte for byte as it lies in the bucket: it ends an event stream.
+    """
+
+    snapshot: Snapshot
+    body: bytes
+
+
+class UploadStore:
+    """Reads and writes the records of uploads.
+
+    Every method may raise ``BucketError``: the bucket failed, or said that it has written what is not there.
+
+    Args:
+        bucket: Where the records are.
+    """
+
+    def __init__(self, bucket: Bucket) -> None:
+        self._bucket = bucket
+
+    # ------------------------------------------------------------------ upload.json
+
+    def record(self, ref: UploadRef) -> UploadRecord:
+        """``upload.json``, whether or not the upload is marked deleted.
+
+        Raises:
+            ObjectMissing: The upload was never accepted, or nothing is left of it.
+            UnreadableRecord: ``upload.json`` cannot be read.
+        """
+        return self._bucket.get_record(UploadRecord, ref.record)
+
+    async def record_async(self, ref: UploadRef) -> UploadRecord:
+        """``record``, for an event loop."""
+        return await self._bucket.get_record_async(UploadRecord, ref.record)
+
+    def accepted(self, ref: UploadRef) -> UploadRecord:
+        """``upload.json`` of an upload that exists.
+
+        Raises:
+            UploadNotFound: The upload was never accepted, or is marked deleted.
+            UnreadableRecord: ``upload.json`` cannot be read.
+        """
+        with _not_found_if_missing(ref):
+            return _unless_deleted(ref, self.record(ref))
+
+    async def accepted_async(self, ref: UploadRef) -> UploadRecord:
+        """``accepted``, for an event loop."""
+        with _not_found_if_missing(ref):
+            return _unless_deleted(ref, await self.record_async(ref))
+
+    async def accept_async(self, ref: UploadRef, record: UploadRecord) -> bool:
+        """Makes ``upload.json``: from now on the upload exists, and a power cut does not undo that.
+
+        Returns:
+            False when there was one already; it stays as it is.
+        """
+        created = await self._bucket.create_seen_async(ref.record, to_json(record))
+        if created:
+            await self._bucket.sync_async()
+        return created
+
+    async def mark_deleted_async(self, ref: UploadRef) -> str:
+        """Marks the upload deleted, unless it is already.
+
+        Returns:
+            The time of the mark.
+
+        Raises:
+            UploadNotFound: The upload was never accepted, or nothing is left of it.
+            UnreadableRecord: ``upload.json`` cannot be read.
+        """
+        with _not_found_if_missing(ref):
+            record = await self.record_async(ref)
+            if record.deleted_at is not None:
+                return record.deleted_at
+            await self._bucket.put_async(ref.record, to_json(replace(record, deleted_at=timestamp(datetime.now(UTC)))))
+            # The mark of another request, made at the same moment, is as good as ours.
+            deleted_at = (await self.record_async(ref)).deleted_at
+        if deleted_at is None:
+            raise not_written(ref.record)
+        await self._bucket.sync_async()
+        logger.info("marked an upload deleted", extra={"ref": str(ref)})
+        return deleted_at
+
+    # ------------------------------------------------------------------ source.pdf
+
+    async def put_source_async(self, ref: UploadRef, body: AsyncIterator[bytes]) -> None:
+        """Writes ``source.pdf`` from a stream, at once or not at all; to give up, raise inside ``body``."""
+        await self._bucket.put_stream_seen(ref.source, body)
+
+    async def was_deleted_async(self, ref: UploadRef) -> bool:
+        """Whether an upload that was begun has been deleted since: it is marked, or not even its ``source.pdf`` is left.
+
+        Raises:
+            UnreadableRecord: ``upload.json`` cannot be read.
+        """
+        with suppress(ObjectMissing):
+            return (await self.record_async(ref)).deleted_at is not None
+        with suppress(ObjectMissing):
+            await self._bucket.head_async(ref.source)
+            return False
+        return True
+
+    # ------------------------------------------------------------------ manifest.json
+
+    def manifest(self, ref: UploadRef) -> Manifest | None:
+        """``manifest.json``; None when no run has ended.
+
+        Raises:
+            UnreadableRecord: It cannot be read.
+        """
+        with suppress(ObjectMissing):
+            return _manifest(ref, self._bucket.get(ref.manifest).body)
+        return None
+
+    async def manifest_async(self, ref: UploadRef) -> Manifest | None:
+        """``manifest``, for an event loop."""
+        with suppress(ObjectMissing):
+            return _manifest(ref, (await self._bucket.get_async(ref.manifest)).body)
+        return None
+
+    def manifest_written_at(self, ref: UploadRef) -> datetime | None:
+        """When ``manifest.json`` was written, whether or not it can be read; None when there is none."""
+        with suppress(ObjectMissing):
+            return self._bucket.head(ref.manifest).modified
+        return None
+
+    async def manifest_written_at_async(self, ref: UploadRef) -> datetime | None:
+        """``manifest_written_at``, for an event loop."""
+        with suppress(ObjectMissing):
+            return (await self._bucket.head_async(ref.manifest)).modified
+        return None
+
+    def write_manifest(self, ref: UploadRef, snapshot: Snapshot) -> None:
+        """Writes ``manifest.json``, over any earlier one."""
+        self._bucket.put_seen(ref.manifest, to_json(snapshot))
+
+    async def create_manifest_async(self, ref: UploadRef, snapshot: Snapshot) -> bool:
+        """Writes ``manifest.json`` only if there is none; says whether it did."""
+        return await self._bucket.create_seen_async(ref.manifest, to_json(snapshot))
+
+    # ------------------------------------------------------------------ sheets
+
+    def begun(self, ref: UploadRef) -> list[int]:
+        """The numbers of the sheets that have, or had, an object, ascending."""
+        return sheet_numbers(self._bucket.directories(ref.sheets_prefix))
+
+    async def begun_async(self, ref: UploadRef) -> list[int]:
+        """``begun``, for an event loop."""
+        return sheet_numbers(await self._bucket.directories_async(ref.sheets_prefix))
+
+    def committed(self, ref: UploadRef, number: int) -> SheetRecord | None:
+        """``sheet.json`` of a sheet whose ``.dzi`` exists; None for a sheet that lacks one of the two.
+
+        Raises:
+            UnreadableRecord: ``sheet.json`` cannot be read.
+        """
+        with suppress(ObjectMissing):
+            self._bucket.head(ref.descriptor(number))
+            return self._bucket.get_record(SheetRecord, ref.sheet_record(number))
+        return None
+
+    async def committed_async(self, ref: UploadRef, number: int) -> SheetRecord | None:
+        """``committed``, for an event loop."""
+        with suppress(ObjectMissing):
+            await self._bucket.head_async(ref.descriptor(number))
+            return await self._bucket.get_record_async(SheetRecord, ref.sheet_record(number))
+        return None
+
+    def commit(self, ref: UploadRef, number: int, descriptor: bytes) -> None:
+        """Writes the ``.dzi`` of a sheet that is in the bucket whole, unless the upload has been deleted meanwhile.
+
+        Raises:
+            UploadNotFound: The upload was never accepted, or is marked deleted.
+            UnreadableRecord: ``upload.json`` cannot be read.
+        """
+        self.accepted(ref)
+        self._bucket.put_seen(ref.descriptor(number), descriptor)
+
+    def uncommit(self, ref: UploadRef, number: int) -> None:
+        """Removes the ``.dzi`` of a sheet, before anything else of the sheet changes."""
+        self._bucket.delete([ref.descriptor(number)])
+
+    # ------------------------------------------------------------------ Idempotency-Key
+
+    def key_record(self, key: str) -> KeyRecord | None:
+        """The record of an ``Idempotency-Key``; None when the key is free.
+
+        Args:
+            key: Of the record, as ``PlanRef.idempotency_key`` makes it.
+
+        Raises:
+            UnreadableRecord: It cannot be read.
+        """
+        with suppress(ObjectMissing):
+            return self._bucket.get_record(KeyRecord, key)
+        return None
+
+    async def key_record_async(self, key: str) -> KeyRecord | None:
+        """``key_record``, for an event loop."""
+        with suppress(ObjectMissing):
+            return await self._bucket.get_record_async(KeyRecord, key)
+        return None
+
+    async def claim_key_async(self, key: str, record: KeyRecord) -> KeyRecord | None:
+        """Makes the record of an ``Idempotency-Key``.
+
+        Returns:
+            The record of another request that was faster; None if none was.
+
+        Raises:
+            UnreadableRecord: The other request's record cannot be read.
+        """
+        for _ in range(CLAIM_TRIES):
+            if await self._bucket.create_async(key, to_json(record)):
+                return None
+            if (earlier := await self.key_record_async(key)) is not None:
+                return earlier
+        msg = f"the bucket says that there is a {key}, and that there is none"
+        raise StorageUnavailable(msg)
+
+
+def upload_deleted(ref: UploadRef, deleted_at: str) -> UploadNotFound:
+    """The error of whoever asks for an upload that is marked deleted."""
+    return UploadNotFound(f"the upload {ref} was deleted at {deleted_at}")
+
+
+def _unless_deleted(ref: UploadRef, record: UploadRecord) -> UploadRecord:
+    if record.deleted_at is not None:
+        raise upload_deleted(ref, record.deleted_at)
+    return record
+
+
+@contextmanager
+def _not_found_if_missing(ref: UploadRef) -> Iterator[None]:
+    try:
+        yield
+    except ObjectMissing as error:
+        msg = f"there is no upload {ref}"
+        raise UploadNotFound(msg) from error
+
+
+def _manifest(ref: UploadRef, body: bytes) -> Manifest:
+    return Manifest(read_record(Snapshot, ref.manifest, body), body)

@@ -1,0 +1,70 @@
+"""Opens a PDF. Loaded in render children only."""
+
+from pathlib import Path
+
+import pypdfium2.raw as pdfium
+
+from activities.errors import NoPages, NotAPdf, PasswordRequired, UnreadablePdf
+from activities.render.annotations.page import DocumentAnnotations
+from activities.render.fonts import mapper
+from activities.render.structure import has_no_pages
+
+HEADER_BYTES = 1024
+"""Readers accept the ``%PDF-`` header anywhere in the first 1,024 bytes: PDF 1.7 reference, appendix H, note 13.
+https://opensource.adobe.com/dc-acrobat-sdk-docs/pdfstandards/pdfreference1.7old.pdf
+"""
+
+
+class PdfFile:
+    """An open PDF.
+
+    Args:
+        source: The file.
+
+    Attributes:
+        source: The file.
+        document: PDFium's handle.
+        annotations: The annotations of all pages.
+        page_count: At least 1.
+
+    Raises:
+        NotAPdf: No ``%PDF-`` in its first 1,024 bytes.
+        PasswordRequired: It opens only with a password.
+        NoPages: It has no page.
+        UnreadablePdf: PDFium cannot open it for another reason.
+    """
+
+    def __init__(self, source: Path) -> None:
+        with source.open("rb") as file:
+            if b"%PDF-" not in file.read(HEADER_BYTES):
+                msg = f"no %PDF- header in the first {HEADER_BYTES:,} bytes"
+                raise NotAPdf(msg)
+        mapper.install()
+        self.source = source
+        self.document = pdfium.FPDF_LoadDocument(str(source).encode(), None)
+        if not self.document:
+            code = pdfium.FPDF_GetLastError()
+            if code == pdfium.FPDF_ERR_PASSWORD:
+                msg = "the PDF opens only with a password; upload a copy without one"
+                raise PasswordRequired(msg)
+            reason = {
+                pdfium.FPDF_ERR_FILE: "the file cannot be read",
+                pdfium.FPDF_ERR_FORMAT: "its structure is damaged or cut off",
+                pdfium.FPDF_ERR_SECURITY: "it is protected in a way that cannot be opened",
+            }.get(code, f"PDFium error {code}")
+            msg = f"the PDF cannot be opened: {reason}"
+            raise UnreadablePdf(msg)
+        self.annotations = DocumentAnnotations(self.document, source)
+        self.page_count = int(pdfium.FPDF_GetPageCount(self.document))
+        if self.page_count < 1:
+            self.close()
+            if has_no_pages(source):
+                msg = "the PDF has no page"
+                raise NoPages(msg)
+            msg = "the PDF cannot be opened: its pages cannot be found"
+            raise UnreadablePdf(msg)
+
+    def close(self) -> None:
+        """Closes the document and frees its memory."""
+        self.annotations.close()
+        pdfium.FPDF_CloseDocument(self.document)

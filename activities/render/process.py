@@ -1,0 +1,32 @@
+"""How the processes that load native libraries are started: by the name of their module. Light, for both sides import it."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+KEPT_ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TMPDIR", "TZ", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHOME")
+"""The only variables that such a process gets to see: the bucket's keys are among the others."""
+
+
+def start_process(module: str, *arguments: str, stdin: int, stderr: int, pass_fds: Sequence[int] = ()) -> subprocess.Popen[bytes]:
+    """Starts ``python -m module`` with a small environment; its stdout is a pipe.
+
+    Args:
+        module: A module of this package, by its full name.
+        arguments: Of its command line.
+        stdin: As ``subprocess.Popen`` takes it, like the two that follow.
+        stderr: Likewise.
+        pass_fds: File descriptors that the process inherits.
+    """
+    kept = {name: value for name, value in os.environ.items() if name in KEPT_ENVIRONMENT}
+    return subprocess.Popen(  # noqa: S603 (our own interpreter and module)
+        [sys.executable, "-m", module, *arguments],
+        stdin=stdin,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        pass_fds=pass_fds,
+        cwd=Path(__file__).parents[2],
+        env=kept | {"VIPS_CONCURRENCY": "1"},
+    )

@@ -1,0 +1,73 @@
+"""Answers the requests of a render child. Loaded by the fork server, before it forks."""
+
+import errno
+import resource
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from activities.bucket.records import UploadOptions, from_wire, to_wire
+from activities.errors import SiteLinkError
+from activities.render.fonts import faces
+from activities.render.measure import measure
+from activities.render.pdf_file import PdfFile
+from activities.render.pyramid import LIBVIPS_VERSION, turn_off_cache, write_sheet
+from activities.render.raster import PDFIUM_VERSION, REVISION, PixelBuffer, draw
+
+
+class Renderer:
+    """Keeps one document open and one buffer mapped, from request to request."""
+
+    def __init__(self) -> None:
+        turn_off_cache()
+        self._buffer = PixelBuffer()
+        self._pdf: PdfFile | None = None
+
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        """``{"result": ...}``, or ``{"error": name of the class, "message": ...}``; ``"errno"`` comes with an OSError that has one."""
+        operations: dict[str, Callable[[dict[str, Any]], Any]] = {"count": self._count, "tile": self._tile}
+        _limit_cpu(request["cpuS"])
+        try:
+            return {"result": operations[request["operation"]](request)}
+        except SiteLinkError as error:
+            return {"error": error.type, "message": str(error)}
+        except OSError as error:
+            if error.errno == errno.ENOMEM:
+                return {"error": MemoryError.__name__, "message": str(error)}
+            return {"error": "OSError", "message": str(error), "errno": error.errno}
+        except Exception as error:  # noqa: BLE001 (named to the parent, which replaces this child)
+            return {"error": type(error).__name__, "message": str(error)}
+
+    def _open(self, source: Path) -> PdfFile:
+        """The document, opened unless it is open already."""
+        if self._pdf is not None and self._pdf.source != source:
+            self._pdf.close()
+            self._pdf = None
+        if self._pdf is None:
+            self._pdf = PdfFile(source)
+        return self._pdf
+
+    def _count(self, request: dict[str, Any]) -> Any:
+        options = from_wire(UploadOptions, request["options"])
+        return to_wire(measure(self._open(Path(request["source"])), options, request["maxPages"]))
+
+    def _tile(self, request: dict[str, Any]) -> Any:
+        options = from_wire(UploadOptions, request["options"])
+        width, height = request["width"], request["height"]
+        drawn = draw(self._open(Path(request["source"])), request["number"], width, height, self._buffer)
+        write_sheet(drawn.pixels, width, height, options, Path(request["target"]))
+        engines = {
+            "pdfium": PDFIUM_VERSION,
+            "libvips": LIBVIPS_VERSION,
+            "sitelink-raster": REVISION,
+            **faces.VERSIONS,
+        }
+        return {"engines": engines, "notes": to_wire(drawn.notes)}
+
+
+def _limit_cpu(seconds: int) -> None:
+    """Makes the kernel end this process by SIGXCPU after so many more seconds of CPU time."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    # Rounded up, because the kernel counts whole seconds.
+    resource.setrlimit(resource.RLIMIT_CPU, (int(usage.ru_utime + usage.ru_stime) + 1 + seconds, hard))

@@ -1,0 +1,115 @@
+"""Sends a file and follows an upload, through any lost connection."""
+
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from activities.bucket.keys import PlanRef, UploadRef
+from api.cli.client import LocalFile, Server
+from api.cli.errors import NotReached, Unavailable
+from api.cli.event_stream import EventParser
+from api.cli.views import RUNNING, View
+from api.paths import upload_path
+
+UPLOAD_TRIES = 5
+
+
+class Patience:
+    """How long to wait before the next try, and when to stop trying.
+
+    Args:
+        limit_s: Seconds without a sign of life after which there is no next try.
+        clock: A monotonic clock, in seconds.
+    """
+
+    def __init__(self, limit_s: float = 60, clock: Callable[[], float] = time.monotonic) -> None:
+        self._limit_s, self._clock = limit_s, clock
+        self.alive()
+
+    def alive(self) -> None:
+        """The server gave a sign of life."""
+        self._failures = 0
+        self._alive_at = self._clock()
+
+    def delay_s(self, first_s: float = 1) -> float | None:
+        """Seconds to wait after one more failure, 1 to 10 and doubled each time; None when it is time to give up."""
+        if self._clock() - self._alive_at >= self._limit_s:
+            return None
+        delay_s = min(10.0, max(1.0, first_s) * 2.0**self._failures)
+        self._failures += 1
+        return delay_s
+
+
+def send(server: Server, plan: PlanRef, file: LocalFile, options: Mapping[str, int], view: View) -> dict[str, Any]:
+    """Sends a file, and sends it again if the connection breaks; the ``Idempotency-Key`` keeps it one upload.
+
+    Raises:
+        CommandError: The server was not reached or refused.
+    """
+    key = str(uuid.uuid4())
+    patience = Patience()
+    broken = 0
+    while True:
+        try:
+            with view.sending(file.size_bytes) as sent:
+                return server.upload(plan, file, options, key, sent)
+        except NotReached as error:
+            if error.connected:
+                broken += 1
+                patience.alive()
+            delay_s = patience.delay_s()
+            if broken in (0, UPLOAD_TRIES) or delay_s is None:
+                raise
+            view.trouble(f"sending again in {delay_s:.0f} s: {error}")
+            time.sleep(delay_s)
+
+
+def follow(server: Server, ref: UploadRef, view: View, patience: Patience, *, reached: bool = False) -> None:
+    """Shows an upload's events until its end, through any lost connection.
+
+    Args:
+        server: The API.
+        ref: The upload.
+        view: Shows the events.
+        patience: Decides when to give up.
+        reached: Whether the server has answered already; if not, the first connection must succeed.
+
+    Raises:
+        NotReached: The first connection failed, or the server gave no sign of life for a minute.
+        CommandError: The server refused.
+    """
+    parser = EventParser()
+    trouble = ""
+    while True:
+        try:
+            with server.event_stream(ref, parser.last_event_id) as chunks:
+                reached = True
+                if chunks is None:
+                    document = server.request("GET", upload_path(ref))
+                    if document["status"] not in RUNNING:
+                        view.event("end", document)
+                        return
+                if trouble:
+                    view.trouble("")
+                parser.restart()
+                for chunk in chunks or ():
+                    patience.alive()
+                    for name, data in parser.feed(chunk):
+                        if name in ("snapshot", "change", "end"):
+                            view.event(name, server.progress(data))
+                        if name == "end":
+                            return
+            trouble = "the server ended the stream"
+        except NotReached as error:
+            if not reached and not error.connected:
+                raise
+            trouble = str(error)
+        except Unavailable as error:
+            trouble = f"the server answers {error}"
+        delay_s = patience.delay_s(parser.retry_s or 1)
+        if delay_s is None:
+            msg = f"server not reached any more: {trouble}"
+            raise NotReached(msg, connected=reached)
+        view.trouble(f"trying again in {delay_s:.0f} s: {trouble}")
+        time.sleep(delay_s)

@@ -1,0 +1,31 @@
+"""Answers that a client may keep: a body with its ETag, or a 304 without one."""
+
+from http import HTTPStatus
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+
+def cacheable(request: Request, body: bytes, *, etag: str | None, media_type: str, cache_control: str) -> Response:
+    """The body with its ETag; 304 without the body when the client has this version already.
+
+    Args:
+        request: Names the versions that the client has, in ``If-None-Match``.
+        body: Is sent unless the client has it.
+        etag: Of the body, with its quotes; None when the bucket gave none.
+        media_type: Of the body.
+        cache_control: How long the client may use its copy without asking again.
+    """
+    headers = {"Cache-Control": cache_control, **({"ETag": etag} if etag else {})}
+    if etag and _has_version(request.headers.get("if-none-match"), etag):
+        return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
+    return Response(body, headers=headers, media_type=media_type)
+
+
+def _has_version(if_none_match: str | None, etag: str) -> bool:
+    """Whether the header lists the ETag; the comparison is the weak one: https://www.rfc-editor.org/rfc/rfc9110#section-13.1.2."""
+    if if_none_match is None:
+        return False
+    if if_none_match.strip() == "*":
+        return True
+    return etag.removeprefix("W/") in (tag.strip().removeprefix("W/") for tag in if_none_match.split(","))

@@ -1,0 +1,96 @@
+"""ASGI middleware: every request passes through these layers before it comes to a route."""
+
+import re
+from collections.abc import Collection
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from activities.errors import ForeignHost, ForeignOrigin, SiteLinkError
+from activities.logs import about
+from api.addresses import is_loopback
+from api.http.problems import named_problem
+from api.paths import UPLOAD
+
+_ID = r"([\w-]{1,64})"
+_SHEET = r"(?:/sheets/(?:sheet-)?(\d{1,9})\b)?"
+_UPLOAD = re.compile(UPLOAD.format(organization=_ID, project=_ID, plan=_ID, upload=_ID) + rf"(?=/|$){_SHEET}", re.ASCII)
+
+CONTENT_SECURITY_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+)
+
+
+class AboutRequests:
+    """Log lines that are written for a request show the upload, and the sheet, that its path names."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves a request."""
+        if scope["type"] == "http":
+            # A path without an upload is noted, too: the server may serve a request in the context of the request before.
+            *ids, sheet = found.groups() if (found := _UPLOAD.match(scope["path"])) else (None,)
+            about("/".join(ids) if ids else None, int(sheet) if sheet else None)
+        await self._app(scope, receive, send)
+
+
+class Guard:
+    """Refuses requests that a browser sends for a page of another site, and tells browsers what our own page may do.
+
+    Without authentication, everybody who reaches the server may use it. A page of another site, open in a browser on this machine,
+    must not: neither by a name of its own that leads to this address (DNS rebinding), nor by posting to it. Programs other than browsers
+    send neither ``Origin`` nor ``Sec-Fetch-Site``, and pass.
+
+    Args:
+        app: The guarded application.
+        host: The name that the server is reached as.
+        unguarded: Paths that answer anybody, under any host name or without one: the health checks, and R2's events, which are signed.
+    """
+
+    def __init__(self, app: ASGIApp, host: str, unguarded: Collection[str] = ()) -> None:
+        self._app = app
+        self._host = host
+        self._unguarded = unguarded
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes the request on, or answers with a problem."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers.setdefault("Content-Security-Policy", CONTENT_SECURITY_POLICY)
+                headers.setdefault("X-Content-Type-Options", "nosniff")
+                headers.setdefault("Referrer-Policy", "same-origin")
+                headers.setdefault("Cross-Origin-Resource-Policy", "same-origin")
+                headers.setdefault("Cache-Control", "no-cache")
+            await send(message)
+
+        error = None if scope["path"] in self._unguarded else self._refusal(scope["method"], Headers(scope=scope))
+        app: ASGIApp = self._app if error is None else named_problem(error, scope["path"])
+        await app(scope, receive, send_guarded)
+
+    def _refusal(self, method: str, headers: Headers) -> SiteLinkError | None:
+        host = headers.get("host", "")
+        name = _host_name(host)
+        if name != self._host and not is_loopback(name):
+            return ForeignHost(f"this server is not {host[:200]!r}, it is reached as {self._host}")
+        if method in ("GET", "HEAD"):
+            return None
+        site, origin = headers.get("sec-fetch-site"), headers.get("origin")
+        if site not in (None, "same-origin", "none") or (origin is not None and urlsplit(origin).netloc != host):
+            return ForeignOrigin(f"a page of {(origin or 'another site')[:200]} may not change anything here")
+        return None
+
+
+def _host_name(host: str) -> str:
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""

@@ -1,0 +1,91 @@
+"""What a request's path and query say, checked."""
+
+from starlette.requests import Request
+
+from activities.bucket.keys import ID_PATTERN, PlanRef, UploadRef
+from activities.errors import InvalidRequest, MalformedId, SheetNotFound
+
+DEFAULT_LIMIT, MAX_LIMIT = 50, 200
+"""Uploads of one page of a plan's list."""
+
+
+def plan_ref(request: Request) -> PlanRef:
+    """The plan that the path names.
+
+    Raises:
+        MalformedId: A part of the path cannot be an id.
+    """
+    parts = request.path_params
+    try:
+        return PlanRef(parts["organization"], parts["project"], parts["plan"])
+    except ValueError as error:
+        raise MalformedId(str(error)) from error
+
+
+def upload_ref(request: Request) -> UploadRef:
+    """The upload that the path names.
+
+    Raises:
+        MalformedId: A part of the path cannot be an id.
+    """
+    parts = request.path_params
+    try:
+        return UploadRef(parts["organization"], parts["project"], parts["plan"], parts["upload"])
+    except ValueError as error:
+        raise MalformedId(str(error)) from error
+
+
+def sheet_number(request: Request) -> int:
+    """The sheet that the path names.
+
+    Raises:
+        SheetNotFound: No sheet can have this number.
+    """
+    text = request.path_params["sheet"]
+    if not _is_positive(text):
+        msg = f"{text[:80]!r} is not the number of a sheet, they count from 1"
+        raise SheetNotFound(msg)
+    return int(text)
+
+
+def page_limit(request: Request) -> int:
+    """How many uploads a page of a list may have: ``?limit=``, lowered to the most that the server gives.
+
+    Raises:
+        InvalidRequest: It is not a whole number of at least 1.
+    """
+    text = request.query_params.get("limit", str(DEFAULT_LIMIT))
+    if not _is_positive(text):
+        msg = f"limit is {text[:80]!r}, it must be a whole number from 1 to {MAX_LIMIT}"
+        raise InvalidRequest(msg)
+    return min(int(text), MAX_LIMIT)
+
+
+def page_cursor(request: Request) -> str | None:
+    """The upload after which a page of a list begins: ``?cursor=``.
+
+    Raises:
+        InvalidRequest: It cannot be an upload's id.
+    """
+    text = request.query_params.get("cursor")
+    if text is not None and not ID_PATTERN.fullmatch(text):
+        msg = f"cursor is {text[:80]!r}, it must be the nextCursor of an answer"
+        raise InvalidRequest(msg)
+    return text
+
+
+def flag(request: Request, name: str) -> bool:
+    """Whether the query sets ``name``: a name without a value counts as true.
+
+    Raises:
+        InvalidRequest: The value is neither true nor false.
+    """
+    text = request.query_params.get(name, "false")
+    if text not in ("", "1", "true", "0", "false"):
+        msg = f"{name} is {text[:80]!r}, it must be true or false"
+        raise InvalidRequest(msg)
+    return text not in ("0", "false")
+
+
+def _is_positive(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= 9 and int(text) >= 1

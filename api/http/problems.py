@@ -1,0 +1,119 @@
+"""Error answers, all of one shape: ``application/problem+json``.
+
+https://www.rfc-editor.org/rfc/rfc9457
+"""
+
+import json
+import logging
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import cast
+
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import ExceptionHandler
+
+from activities import errors
+
+logger = logging.getLogger(__name__)
+
+STATUS: dict[type[errors.SiteLinkError], int] = {
+    errors.DocumentError: 422,
+    errors.FileTooLarge: 413,
+    errors.InvalidRequest: 400,
+    errors.MalformedId: 422,
+    errors.UploadNotFound: 404,
+    errors.SheetNotFound: 404,
+    errors.ObjectMissing: 404,
+    errors.IdempotencyConflict: 422,
+    errors.AlreadyFinished: 409,
+    errors.ForeignHost: 421,
+    errors.ForeignOrigin: 403,
+    errors.BadSignature: 401,
+    errors.UnreadableRecord: 409,
+    errors.BucketError: 503,
+    errors.TemporalUnavailable: 503,
+    errors.SiteLinkError: 500,
+}
+"""The HTTP status of an error: that of its nearest base class in this table."""
+
+RETRY_AFTER_S = 5
+
+
+def problem(
+    error_type: str,
+    title: str,
+    status: int,
+    detail: str,
+    instance: str,
+    headers: Mapping[str, str] | None = None,
+    members: Mapping[str, object] | None = None,
+) -> Response:
+    """One problem document; ``members`` are added to it."""
+    body = {"type": error_type, "title": title, "status": status, "detail": detail, "instance": instance, **(members or {})}
+    return Response(
+        json.dumps(body, ensure_ascii=False).encode("utf-8", "replace"),
+        status,
+        {"Cache-Control": "no-cache", **(headers or {})},
+        media_type="application/problem+json",
+    )
+
+
+def named_problem(
+    error: errors.SiteLinkError, instance: str, *, status: int | None = None, members: Mapping[str, object] | None = None
+) -> Response:
+    """The answer for a named error.
+
+    Args:
+        error: The error.
+        instance: The path that was asked for.
+        status: Default: the error's own, from ``STATUS``.
+        members: Further members of the document.
+    """
+    status = status or next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
+    title = (type(error).__doc__ or error.type).split("\n", 1)[0].rstrip(".")
+    headers = {
+        HTTPStatus.SERVICE_UNAVAILABLE: {"Retry-After": str(RETRY_AFTER_S)},
+        HTTPStatus.UNAUTHORIZED: {"WWW-Authenticate": "SiteLink-Signature"},
+    }.get(HTTPStatus(status))
+    return problem(error.type, title, status, str(error), instance, headers, members)
+
+
+async def _named(request: Request, error: errors.SiteLinkError) -> Response:
+    response = named_problem(error, request.url.path)
+    if response.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        logger.warning("request failed", extra={"path": request.url.path, "problem": str(error)})
+    return response
+
+
+async def _http(request: Request, error: HTTPException) -> Response:
+    phrase = HTTPStatus(error.status_code).phrase
+    detail = error.detail
+    if detail == phrase:
+        detail = {
+            HTTPStatus.NOT_FOUND: f"nothing is at {request.url.path}",
+            HTTPStatus.METHOD_NOT_ALLOWED: f"{request.method} is not possible here",
+        }.get(HTTPStatus(error.status_code), detail)
+    return problem(phrase.title().replace(" ", "").replace("-", ""), phrase, error.status_code, detail, request.url.path, error.headers)
+
+
+async def _unexpected(request: Request, _: Exception) -> Response:
+    # The server writes the traceback to its log.
+    return problem("InternalError", "Something is wrong on the server", 500, "the server's log says what", request.url.path)
+
+
+async def _disconnected(request: Request, _: ClientDisconnect) -> Response:
+    logger.info("the client went away", extra={"path": request.url.path})
+    return Response(status_code=400)  # nobody reads it
+
+
+HANDLERS = cast(
+    "dict[type[Exception], ExceptionHandler]",
+    {
+        errors.SiteLinkError: _named,
+        HTTPException: _http,
+        ClientDisconnect: _disconnected,
+        Exception: _unexpected,
+    },
+)

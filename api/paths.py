@@ -1,0 +1,30 @@
+"""The addresses of the API that its server, the command line and the tests share."""
+
+from activities.bucket.keys import PlanRef, UploadRef
+
+PLAN = "/v1/organizations/{organization}/projects/{project}/plans/{plan}"
+UPLOADS = f"{PLAN}/uploads"
+UPLOAD = f"{UPLOADS}/{{upload}}"
+
+R2_EVENTS = "/v1/events/r2"
+UNREADABLE_EVENTS = "/v1/events/unreadable"
+
+
+def plan_path(plan: PlanRef) -> str:
+    """The address of a plan."""
+    return PLAN.format(organization=plan.organization, project=plan.project, plan=plan.plan)
+
+
+def uploads_path(plan: PlanRef) -> str:
+    """The address of a plan's uploads."""
+    return f"{plan_path(plan)}/uploads"
+
+
+def upload_path(ref: UploadRef) -> str:
+    """The address of one upload."""
+    return f"{uploads_path(ref.plan_ref)}/{ref.upload}"
+
+
+def page_path(ref: UploadRef) -> str:
+    """The address of the web page that shows an upload."""
+    return f"/?ref={ref}"

@@ -1,0 +1,99 @@
+"""What concerns all uploads of a plan: their list, and the request to reconcile each of them."""
+
+import asyncio
+from http import HTTPStatus
+
+from starlette.responses import JSONResponse, Response
+
+from activities.bucket.keys import ID_PATTERN, PlanRef, UploadRef
+from activities.bucket.storage import Bucket
+from activities.errors import UnreadableRecord, UploadNotFound
+from api.paths import uploads_path
+from api.progress.documents import list_entry
+from api.progress.runs import Runs
+from api.progress.status import Status
+from workflows.messages import Reconcile
+
+READS_AT_ONCE = 16
+
+
+class Plans:
+    """Answers the requests about a plan.
+
+    Args:
+        bucket: Holds the uploads.
+        status: Reads their state.
+        runs: Their workflows.
+    """
+
+    def __init__(self, bucket: Bucket, status: Status, runs: Runs) -> None:
+        self._bucket = bucket
+        self._status = status
+        self._runs = runs
+
+    async def list_uploads(self, plan: PlanRef, *, limit: int, cursor: str | None) -> Response:
+        """One page of a plan's uploads, newest first.
+
+        Args:
+            plan: The plan.
+            limit: How many uploads the page may have.
+            cursor: The last upload of the page before.
+        """
+        # Later uploads have greater names and begin the list, so the uploads that follow a cursor stay the same.
+        newest = [ref for ref in await self._newest(plan) if cursor is None or ref.upload < cursor]
+        entries: list[dict[str, object]] = []
+        reader = _ListReader(self._status)
+        while newest and len(entries) < limit:
+            batch, newest = newest[: limit - len(entries)], newest[limit - len(entries) :]
+            entries += [entry for entry in await asyncio.gather(*map(reader.entry, batch)) if entry is not None]
+            cursor = batch[-1].upload
+        headers = {"Cache-Control": "no-cache"}
+        if newest:
+            headers["Link"] = f'<{uploads_path(plan)}?cursor={cursor}&limit={limit}>; rel="next"'
+        return JSONResponse({"uploads": entries, "nextCursor": cursor if newest else None}, headers=headers)
+
+    async def reconcile(self, plan: PlanRef, options: Reconcile) -> Response:
+        """Asks each upload of a plan to reconcile; passes over an upload of which a record cannot be read, and names it."""
+        slots = asyncio.Semaphore(READS_AT_ONCE)
+        passed_over: list[dict[str, str]] = []
+
+        async def reopen(ref: UploadRef) -> str | None:
+            async with slots:
+                try:
+                    await self._status.check_readable(ref)
+                except UploadNotFound:
+                    return None
+                except UnreadableRecord as error:
+                    passed_over.append({"ref": str(ref), "type": error.type, "detail": str(error)})
+                    return None
+                await self._runs.reopen(ref, "force_reconcile", options)
+            return str(ref)
+
+        refs = [ref for ref in await asyncio.gather(*map(reopen, await self._newest(plan))) if ref]
+        body = {"plan": str(plan), "refs": refs, "passedOver": passed_over}
+        return JSONResponse(body, HTTPStatus.ACCEPTED, {"Cache-Control": "no-store"})
+
+    async def _newest(self, plan: PlanRef) -> list[UploadRef]:
+        """The directories that may be uploads of the plan, newest first."""
+        names = await asyncio.to_thread(self._bucket.directories, plan.uploads_prefix)
+        newest = sorted(filter(ID_PATTERN.fullmatch, names), reverse=True)
+        return [UploadRef(plan.organization, plan.project, plan.plan, name) for name in newest]
+
+
+class _ListReader:
+    """Reads the entries of one list, some at once; asks Temporal no more once Temporal did not answer."""
+
+    def __init__(self, status: Status) -> None:
+        self._status = status
+        self._slots = asyncio.Semaphore(READS_AT_ONCE)
+        self._ask = True
+
+    async def entry(self, ref: UploadRef) -> dict[str, object] | None:
+        """One line; None when the directory is not an upload, or no longer one."""
+        async with self._slots:
+            try:
+                known = await self._status.read(ref, ask=self._ask, patience_s=0)
+            except UploadNotFound:
+                return None
+        self._ask = self._ask and (known.certain or known.unreadable is not None)
+        return list_entry(ref, known)

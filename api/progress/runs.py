@@ -1,0 +1,276 @@
+"""The API's requests to Temporal about the runs of uploads. Every failure leaves as a named error.
+
+Oddities, all on purpose:
+
+1. A lazy client reports a server that is not there as a bare ``RuntimeError`` (temporalio ``service.py``, ``_connected_client``).
+2. ``execute_update`` turns the cancellation of its task into an error of its own, so it runs in a task of its own here.
+3. ``progress`` does not query a closed run: the final progress is in the bucket, and Temporal would replay the run's history for seconds.
+   ``last_progress`` does, for the case that the bucket does not have it.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+
+from temporalio.api.workflow.v1 import PendingActivityInfo
+from temporalio.client import (
+    Client,
+    RPCTimeoutOrCancelledError,
+    WorkflowExecutionStatus,
+    WorkflowHandle,
+    WorkflowQueryFailedError,
+    WorkflowQueryRejectedError,
+    WorkflowUpdateFailedError,
+)
+from temporalio.common import QueryRejectCondition
+from temporalio.service import RPCError, RPCStatusCode
+
+from activities.bucket.keys import UploadRef
+from activities.bucket.records import Snapshot
+from activities.errors import TemporalUnavailable, is_named
+from workflows.messages import ProgressAfter, Reconcile, SheetNumbers
+from workflows.starting import reopen_upload, start_deletion, start_upload
+from workflows.upload import ProcessUpload
+
+logger = logging.getLogger(__name__)
+
+QUERY_TIMEOUT_S = 2.0
+UPDATE_TIMEOUT_S = 25.0
+_CONNECT_FAILURE = "Failed client connect"
+
+
+class NoRun(Exception):
+    """Temporal has no run of this upload that could answer."""
+
+
+class RunClosed(Exception):
+    """The run has ended.
+
+    Args:
+        status: How it ended.
+    """
+
+    def __init__(self, status: WorkflowExecutionStatus | None) -> None:
+        super().__init__(status)
+        self.status = status
+
+
+class Runs:
+    """Asks, signals and starts the workflows of uploads.
+
+    Args:
+        connect: Gives the client. It is called once, when the client is first needed, and must not wait for a server that answers.
+    """
+
+    def __init__(self, connect: Callable[[], Awaitable[Client]]) -> None:
+        self._connect = connect
+        self._client: Client | None = None
+        self._lock = asyncio.Lock()
+
+    async def _connected(self) -> Client:
+        async with self._lock:
+            if self._client is None:
+                self._client = await self._connect()
+            return self._client
+
+    async def _handle(self, ref: UploadRef) -> WorkflowHandle[ProcessUpload, Snapshot]:
+        return (await self._connected()).get_workflow_handle_for(ProcessUpload.run, ref.workflow_id)
+
+    async def progress(self, ref: UploadRef) -> Snapshot:
+        """The whole progress, from the run.
+
+        Raises:
+            NoRun: There is no run.
+            RunClosed: The run has ended.
+            TemporalUnavailable: Temporal or the workers do not answer within 2 seconds.
+        """
+        try:
+            async with _naming_failures(QUERY_TIMEOUT_S):
+                handle = await self._handle(ref)
+                return await handle.query(
+                    ProcessUpload.progress,
+                    reject_condition=QueryRejectCondition.NOT_OPEN,
+                    rpc_timeout=timedelta(seconds=QUERY_TIMEOUT_S),
+                )
+        except WorkflowQueryRejectedError as error:
+            raise RunClosed(error.status) from error
+        except WorkflowQueryFailedError as error:
+            raise _workflow_silent(ref, error) from error
+
+    async def last_progress(self, ref: UploadRef) -> Snapshot:
+        """The whole progress, also from a run that has ended; raises ``NoRun`` and ``TemporalUnavailable`` like ``progress``."""
+        try:
+            async with _naming_failures(QUERY_TIMEOUT_S):
+                handle = await self._handle(ref)
+                return await handle.query(ProcessUpload.progress, rpc_timeout=timedelta(seconds=QUERY_TIMEOUT_S))
+        except WorkflowQueryFailedError as error:
+            raise _workflow_silent(ref, error) from error
+
+    async def progress_after(self, ref: UploadRef, version: int, update_id: str) -> Snapshot | None:
+        """Waits at most 25 seconds for progress newer than ``version``.
+
+        Args:
+            ref: The upload.
+            version: The version that the caller has.
+            update_id: Names the wait: a second call with the same id joins the wait of the first.
+
+        Returns:
+            The counters and the sheets that changed since; unchanged counters when the workflow has too many waiters or closes;
+            None when time is up.
+
+        Raises:
+            NoRun: There is no open run.
+            TemporalUnavailable: Temporal does not answer.
+        """
+        handle = await self._handle(ref)
+        update = asyncio.create_task(handle.execute_update(ProcessUpload.progress_after, ProgressAfter(version), id=update_id))
+        try:
+            await asyncio.wait({update}, timeout=UPDATE_TIMEOUT_S)
+            if not update.done():
+                return None
+            async with _naming_failures(None):
+                return update.result()
+        except WorkflowUpdateFailedError as error:
+            raise NoRun from error  # the run ended while the update waited
+        except RPCTimeoutOrCancelledError:
+            return None
+        finally:
+            if not update.done():
+                update.cancel()
+                update.add_done_callback(lambda task: task.cancelled() or task.exception())
+
+    async def start(self, ref: UploadRef) -> None:
+        """Starts the workflow of an accepted upload, unless it was started before.
+
+        Raises:
+            TemporalUnavailable: Temporal does not answer.
+        """
+        async with _naming_start_failures():
+            await start_upload(await self._connected(), ref)
+
+    async def reopen(self, ref: UploadRef, signal: str, args: SheetNumbers | Reconcile) -> None:
+        """Sends a signal to the run, or starts the run again with the signal.
+
+        Raises:
+            TemporalUnavailable: Temporal does not answer.
+        """
+        async with _naming_start_failures():
+            await reopen_upload(await self._connected(), ref, signal, args)
+
+    async def delete(self, ref: UploadRef) -> None:
+        """Starts the workflow that removes an upload, unless it runs already. The upload must be marked deleted before.
+
+        Raises:
+            TemporalUnavailable: Temporal does not answer.
+        """
+        async with _naming_start_failures():
+            await start_deletion(await self._connected(), ref)
+
+    async def prioritize(self, ref: UploadRef, sheet: int) -> None:
+        """Asks the run to take a sheet next; raises like ``cancel``."""
+        async with _naming_failures(QUERY_TIMEOUT_S):
+            handle = await self._handle(ref)
+            await handle.signal(ProcessUpload.prioritize, SheetNumbers((sheet,)), rpc_timeout=timedelta(seconds=QUERY_TIMEOUT_S))
+
+    async def cancel(self, ref: UploadRef) -> None:
+        """Asks the run to end.
+
+        Raises:
+            NoRun: There is no open run.
+            TemporalUnavailable: Temporal does not answer.
+        """
+        async with _naming_failures(QUERY_TIMEOUT_S):
+            await (await self._handle(ref)).cancel(rpc_timeout=timedelta(seconds=QUERY_TIMEOUT_S))
+
+    async def run_times(self, ref: UploadRef) -> tuple[datetime, datetime]:
+        """When the last run began and ended; raises like ``cancel``."""
+        async with _naming_failures(QUERY_TIMEOUT_S):
+            description = await (await self._handle(ref)).describe(rpc_timeout=timedelta(seconds=QUERY_TIMEOUT_S))
+            return description.start_time, description.close_time or datetime.now(UTC)
+
+    async def last_failure(self, ref: UploadRef) -> tuple[str, int] | None:
+        """The last failure of the activity that was tried most often: its sentence, and the number of the attempt that is due next.
+
+        Returns:
+            None when no activity waits for a retry.
+
+        Raises:
+            NoRun: There is no run.
+            TemporalUnavailable: Temporal does not answer.
+        """
+        async with _naming_failures(QUERY_TIMEOUT_S):
+            description = await (await self._handle(ref)).describe(rpc_timeout=timedelta(seconds=QUERY_TIMEOUT_S))
+        failing = [activity for activity in description.raw_description.pending_activities if activity.HasField("last_failure")]
+        if not failing:
+            return None
+        worst = max(failing, key=lambda activity: activity.attempt)
+        return _failure_sentence(worst), worst.attempt
+
+    async def check_health(self) -> None:
+        """Returns when Temporal's frontend answers.
+
+        Raises:
+            TemporalUnavailable: It does not answer within 2 seconds.
+        """
+        async with _naming_failures(QUERY_TIMEOUT_S):
+            client = await self._connected()
+            if not await client.service_client.check_health(timeout=timedelta(seconds=QUERY_TIMEOUT_S)):
+                msg = "Temporal says that it is not serving"
+                raise TemporalUnavailable(msg)
+
+
+def _failure_sentence(activity: PendingActivityInfo) -> str:
+    failure, attempt = activity.last_failure, f"(attempt {activity.attempt})"
+    name = failure.application_failure_info.type
+    if is_named(name):
+        return f"{name}: {failure.message[:300]} {attempt}"
+    # Any other failure speaks of the inside of a machine: an error of a library, or of Temporal, such as a missed heartbeat.
+    return f"{activity.activity_type.name} failed; Temporal's UI and the worker's log say why {attempt}"
+
+
+@asynccontextmanager
+async def _naming_failures(timeout_s: float | None) -> AsyncIterator[None]:
+    """Raises ``NoRun`` or ``TemporalUnavailable`` for a failure of the block, also when the block takes too long."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            yield
+    except RPCError as error:
+        if error.status is RPCStatusCode.NOT_FOUND:
+            raise NoRun from error
+        if error.status in (RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCode.CANCELLED):
+            raise _temporal_silent() from error
+        raise _unavailable(error) from error
+    except TimeoutError as error:
+        raise _temporal_silent() from error
+    except RuntimeError as error:
+        if not str(error).startswith(_CONNECT_FAILURE):
+            raise
+        msg = "Temporal does not answer: its server is not reached"
+        raise TemporalUnavailable(msg) from error
+
+
+@asynccontextmanager
+async def _naming_start_failures() -> AsyncIterator[None]:
+    """The same for a block that starts a run: if Temporal does not find something there, it is not the run, so Temporal has failed."""
+    try:
+        async with _naming_failures(QUERY_TIMEOUT_S):
+            yield
+    except NoRun as error:
+        raise _unavailable(error.__cause__) from error
+
+
+def _workflow_silent(ref: UploadRef, error: WorkflowQueryFailedError) -> TemporalUnavailable:
+    logger.warning("a workflow does not answer: %s", error.message, extra={"ref": str(ref)})
+    return TemporalUnavailable("the upload's workflow does not answer; the log says why")
+
+
+def _temporal_silent() -> TemporalUnavailable:
+    return TemporalUnavailable(f"no worker and no Temporal server answered within {QUERY_TIMEOUT_S:g} s")
+
+
+def _unavailable(error: BaseException | None) -> TemporalUnavailable:
+    logger.warning("Temporal does not answer: %s", error)
+    code = f": {error.status.name}" if isinstance(error, RPCError) else ""
+    return TemporalUnavailable(f"Temporal does not answer{code}")

@@ -1,0 +1,335 @@
+"""The live progress of uploads, as Server-Sent Events: one watcher per upload asks Temporal, any number of event streams send its state.
+
+A watcher keeps one current state and no log. A stream remembers the version that it sent last, and filters the state for the sheets that
+changed since. So a slow client gets fewer and larger changes, and never delays another client.
+"""
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from typing import Any
+
+from sse_starlette import EventSourceResponse, ServerSentEvent
+from sse_starlette.sse import SendTimeoutError
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from activities.bucket.keys import UploadRef
+from activities.bucket.records import Snapshot, to_json
+from activities.errors import BucketError, SiteLinkError, TemporalUnavailable, UploadNotFound
+from api.progress.runs import NoRun, Runs
+from api.progress.status import Status, UploadState, is_unloaded
+
+logger = logging.getLogger(__name__)
+
+PING_S = 15
+RETRY_MS = 1000
+FIRST_STATE_TIMEOUT_S = 5.0
+SEND_TIMEOUT_S = 30.0
+"""A client that takes nothing for longer is cut off; it reconnects by itself when it can."""
+POLL_S = 1.0
+MAX_POLL_S = 5.0
+LONGEST_PAUSE_S = 30.0
+"""The longest pause after a failure of a watcher that nobody foresaw, such as a change that this release cannot read, during a deploy."""
+POLLING_S = 60.0
+"""How long the watcher only queries, after it found that its update does not deliver."""
+REASK_S = 0.05
+
+_PROCESS = secrets.token_hex(6)
+"""This process, in the ids of its updates."""
+
+
+class Watcher:
+    """Keeps the current progress of one upload, as long as somebody watches it.
+
+    Args:
+        ref: The upload.
+        status: Reads the upload's state.
+        runs: Waits for its changes.
+    """
+
+    def __init__(self, ref: UploadRef, status: Status, runs: Runs) -> None:
+        self.ref = ref
+        self.subscribers = 0
+        self.snapshot: Snapshot | None = None
+        self.certain = True
+        """False when nobody answers and ``snapshot`` is only the last known state."""
+        self.final: bytes | None = None
+        """The data of the event ``end``, once the run has ended."""
+        self.gone = False
+        """Whether the upload was deleted."""
+        self.changed = asyncio.Event()
+        """Set at the next change, and replaced by a new one."""
+        self._status = status
+        self._runs = runs
+        self._frames: dict[int | None, bytes] = {}
+        self._asked = 0
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more will come from this watcher."""
+        return self.gone or self.final is not None
+
+    def frame(self, snapshot: Snapshot, since: int | None) -> bytes:
+        """The event that brings a client from version ``since``, or from nothing, to the current ``snapshot``; encoded once for all."""
+        if since not in self._frames:
+            if since is None:
+                event = _event("snapshot", snapshot.version, to_json(snapshot))
+            else:
+                changed = tuple(sheet for sheet in snapshot.sheets if sheet.version > since)
+                event = _event("change", snapshot.version, to_json(replace(snapshot, sheets=changed)))
+            self._frames[since] = event
+        return self._frames[since]
+
+    def _publish(self, snapshot: Snapshot | None, *, certain: bool = True, final: bytes | None = None, gone: bool = False) -> None:
+        if self.gone or (snapshot, certain, final, gone) == (self.snapshot, self.certain, self.final, self.gone):
+            return
+        self.snapshot, self.certain, self.final, self.gone = snapshot, certain, final, gone
+        self._frames.clear()
+        changed, self.changed = self.changed, asyncio.Event()
+        changed.set()
+
+    def end(self) -> None:
+        """Ends every stream, because the upload was deleted; a client that reconnects is told that there is no such upload."""
+        self._publish(self.snapshot, gone=True)
+
+    async def run(self) -> None:
+        """Watches until the run has ended or this task is cancelled; no failure ends the watching, not even one that nobody foresaw."""
+        pause_s = POLL_S
+        while not self.is_over:
+            version = self.snapshot.version if self.snapshot else None
+            try:
+                await self._watch()
+            except Exception:
+                if self.snapshot is not None and self.snapshot.version != version:
+                    pause_s = POLL_S
+                logger.exception("a watcher failed, it begins again", extra={"ref": str(self.ref), "pause_s": pause_s})
+                self._doubt("the server's log says why")
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+    def _doubt(self, why: object) -> None:
+        """Publishes the last known state again, with a warning."""
+        if self.snapshot is not None:
+            self._publish(replace(self.snapshot, warning=f"this may not be the latest state: {why}"), certain=False)
+
+    async def _watch(self) -> None:
+        pause_s = POLL_S
+        polling_until = 0.0
+        overdue = False
+        while not self.is_over:
+            known = await self._read()
+            if known is None or not known.certain:
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, MAX_POLL_S)
+                continue
+            pause_s = POLL_S
+            if overdue and self.snapshot is not None and known.snapshot.version > self.snapshot.version:
+                # The update should have brought this: too many updates wait already, and Temporal retries ours without a word.
+                logger.info("the update does not deliver, queries instead", extra={"ref": str(self.ref)})
+                polling_until = time.monotonic() + POLLING_S
+            self._publish(known.snapshot, final=known.final)
+            overdue = False
+            if time.monotonic() < polling_until:
+                await asyncio.sleep(POLL_S)
+            elif not self.is_over:
+                overdue = await self._follow(known.snapshot)
+
+    async def _read(self) -> UploadState | None:
+        try:
+            known = await self._status.explained(self.ref, await self._status.read(self.ref))
+        except UploadNotFound:
+            self.end()
+            return None
+        except SiteLinkError as error:  # the bucket failed
+            self._doubt(error)
+            return None
+        if not known.certain and (self.snapshot is None or known.snapshot.version >= self.snapshot.version):
+            self._publish(known.snapshot, certain=False)
+        return known
+
+    async def _follow(self, snapshot: Snapshot) -> bool:
+        """Takes in changes until the whole state must be read again; returns whether that is because no change came in time."""
+        while True:
+            version = snapshot.version
+            try:
+                change = await self._runs.progress_after(self.ref, version, f"watch-{_PROCESS}-{version}-{self._asked}")
+            except (NoRun, TemporalUnavailable):
+                await asyncio.sleep(REASK_S)
+                return False
+            if change is None:
+                return True
+            if change.version == version:
+                # Too many clients wait, or the run is closing. The id of this wait is used up; the next wait needs a new one.
+                self._asked += 1
+                await asyncio.sleep(REASK_S if change.status.is_final else POLL_S)
+                return False
+            snapshot = _merge(snapshot, change)
+            self._status.remember(self.ref, snapshot)
+            self._publish(snapshot)
+
+
+class Hub:
+    """The watchers of this process: one for each upload that somebody watches.
+
+    Args:
+        status: Reads states.
+        runs: Waits for changes.
+    """
+
+    def __init__(self, status: Status, runs: Runs) -> None:
+        self._status = status
+        self._runs = runs
+        self._watchers: dict[UploadRef, tuple[Watcher, asyncio.Task[None]]] = {}
+
+    def subscribe(self, ref: UploadRef) -> Watcher:
+        """The watcher of an upload; the caller gives it back by ``release``."""
+        entry = self._watchers.get(ref)
+        if entry is None or entry[0].is_over or entry[1].done():
+            watcher = Watcher(ref, self._status, self._runs)
+            task = asyncio.create_task(watcher.run())
+            task.add_done_callback(_log_failure)
+            entry = self._watchers[ref] = (watcher, task)
+        entry[0].subscribers += 1
+        return entry[0]
+
+    def release(self, watcher: Watcher) -> None:
+        """Gives a watcher back; the last subscriber's release ends the watching."""
+        watcher.subscribers -= 1
+        entry = self._watchers.get(watcher.ref)
+        if watcher.subscribers == 0 and entry is not None and entry[0] is watcher:
+            del self._watchers[watcher.ref]
+            entry[1].cancel()
+
+    def end(self, ref: UploadRef) -> None:
+        """Ends the streams of an upload that was deleted."""
+        if entry := self._watchers.get(ref):
+            entry[0].end()
+
+    async def close(self) -> None:
+        """Ends all watching."""
+        tasks = [task for _, task in self._watchers.values()]
+        self._watchers.clear()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def respond(self, ref: UploadRef, request: Request) -> Response:
+        """``GET …/events``.
+
+        Raises:
+            UploadNotFound: There is no such upload. It is the only refusal, because any other would end an EventSource for good.
+        """
+        after = _last_event_id(request)
+        try:
+            await self._status.check(ref)
+        except BucketError as error:
+            logger.warning("opens an event stream before the bucket answers", extra={"ref": str(ref), "problem": str(error)})
+        watcher = self.subscribe(ref)
+        try:
+            await _first_state(watcher)
+            if watcher.final is not None and watcher.snapshot is not None and watcher.snapshot.version == after:
+                self.release(watcher)
+                return Response(status_code=204, headers={"Cache-Control": "no-store"})
+        except BaseException:
+            self.release(watcher)
+            raise
+        return _Stream(events(watcher, after), lambda: self.release(watcher))
+
+
+class _Stream(EventSourceResponse):
+    """An event stream that gives its watcher back however it ends, even when it never began."""
+
+    def __init__(self, events: AsyncIterator[bytes], release: Callable[[], None]) -> None:
+        super().__init__(
+            events,
+            headers={"Cache-Control": "no-store, no-transform"},
+            ping=PING_S,
+            ping_message_factory=lambda: ServerSentEvent(comment="ping", sep="\n"),
+            sep="\n",
+            send_timeout=SEND_TIMEOUT_S,
+        )
+        self._release = release
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        except SendTimeoutError:
+            logger.info("cut off a client that takes nothing", extra={"path": scope["path"]})
+        finally:
+            self._release()
+
+
+async def events(watcher: Watcher, after: int | None) -> AsyncIterator[bytes]:
+    """The events of one client.
+
+    Args:
+        watcher: The upload's watcher.
+        after: The version that the client has, if any. It is sent no state that would take it back: neither an earlier state that is the
+            last known one, nor the state of a run that lost its history and has not counted the pages again.
+    """
+    sent = after
+    knows_pages = after is not None  # a client that has a version has seen them, as far as we know
+    warning: str | None = None
+    prefix = f"retry: {RETRY_MS}\n".encode()
+    if watcher.snapshot is None:
+        yield prefix + b"\n"  # there is no state yet, but the client sees that it is connected
+        prefix = b""
+    while not watcher.gone:
+        changed, snapshot = watcher.changed, watcher.snapshot
+        is_told = snapshot is None or (snapshot.version, snapshot.warning) == (sent, warning)
+        if snapshot is not None and not is_told and not (_is_behind(watcher, snapshot, sent) or (knows_pages and is_unloaded(snapshot))):
+            since = sent if sent is not None and sent <= snapshot.version else None
+            sent, warning = snapshot.version, snapshot.warning
+            knows_pages = knows_pages or not is_unloaded(snapshot)
+            yield prefix + watcher.frame(snapshot, since)
+            prefix = b""
+            continue  # more may have changed while that was sent
+        if snapshot is not None and watcher.final is not None:
+            yield prefix + _event("end", snapshot.version, watcher.final)
+            return
+        await changed.wait()
+
+
+def _is_behind(watcher: Watcher, snapshot: Snapshot, sent: int | None) -> bool:
+    """Whether nobody answers and the last known state is older than the client's."""
+    return not watcher.certain and sent is not None and snapshot.version < sent
+
+
+async def _first_state(watcher: Watcher) -> None:
+    try:
+        async with asyncio.timeout(FIRST_STATE_TIMEOUT_S):
+            while watcher.snapshot is None and not watcher.gone:
+                await watcher.changed.wait()
+    except TimeoutError:
+        return
+
+
+def _last_event_id(request: Request) -> int | None:
+    """The version that a reconnecting client has; None also for a malformed one, for a refusal would end an EventSource for good."""
+    for text in (request.headers.get("last-event-id"), request.query_params.get("after")):
+        if text and text.isascii() and text.isdigit() and len(text) <= 18:
+            return int(text)
+    return None
+
+
+def _merge(snapshot: Snapshot, change: Snapshot) -> Snapshot:
+    """The state after a change; a change to an earlier version holds the whole state."""
+    if change.version < snapshot.version:
+        return change
+    sheets = {sheet.number: sheet for sheet in snapshot.sheets if sheet.number <= change.total_pages}
+    sheets.update((sheet.number, sheet) for sheet in change.sheets)
+    return replace(change, sheets=tuple(sheets[number] for number in sorted(sheets)))
+
+
+def _event(name: str, version: int, data: bytes) -> bytes:
+    return ServerSentEvent(data.decode(), event=name, id=str(version), sep="\n").encode()
+
+
+def _log_failure(task: asyncio.Task[Any]) -> None:
+    if not task.cancelled() and task.exception() is not None:
+        logger.error("a watcher failed", exc_info=task.exception())

@@ -1,0 +1,338 @@
+"""The state of an upload: from its run, from the bucket, or, when neither answers, from memory."""
+
+import asyncio
+import logging
+import time
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+
+from temporalio.client import WorkflowExecutionStatus
+
+from activities.bucket.keys import UploadRef
+from activities.bucket.records import (
+    SheetState,
+    SheetStatus,
+    Snapshot,
+    UploadRecord,
+    UploadStatus,
+    milliseconds,
+    timestamp,
+    to_json,
+)
+from activities.bucket.storage import Bucket
+from activities.bucket.uploads import Manifest, UploadStore, upload_deleted
+from activities.errors import BucketError, TemporalUnavailable, Terminated, UnreadableRecord
+from api.progress.recent import Recent
+from api.progress.runs import NoRun, RunClosed, Runs
+from workflows.processing.progress import ready_sheet
+from workflows.terminated import ENDED_FROM_OUTSIDE, terminated_progress
+
+logger = logging.getLogger(__name__)
+
+RECORD_TTL_S = 2.0
+REMEMBERED_RECORDS = 4096
+REMEMBERED_SNAPSHOTS = 256
+
+QUIET = timedelta(seconds=10)
+"""After this long without a change, Temporal is asked whether an activity keeps failing."""
+STUCK = timedelta(minutes=5)
+"""After this long without a change, the standstill by itself is worth a warning."""
+LOAD_S = 4.0
+"""How long an answer waits for a run that has to learn first which sheets an earlier run, now forgotten, has committed."""
+LOAD_POLL_S = 0.1
+SHEETS_AT_ONCE = 16
+
+WORTH_A_WARNING = 3
+"""Tries after which a failing activity is worth a warning."""
+
+_LONG_AGO = datetime.fromtimestamp(0, UTC)
+
+
+@dataclass(frozen=True)
+class UploadState:
+    """What is known of an upload now.
+
+    Args:
+        snapshot: Its progress.
+        final: The document that ends its event stream, once the run is over: ``manifest.json``, byte for byte.
+        certain: Whether its run, or Temporal and the bucket, said so just now.
+        record: ``upload.json``; None when it cannot be read.
+        unreadable: Why a record of the upload cannot be read: the snapshot is what the other records tell, with a warning.
+    """
+
+    snapshot: Snapshot
+    final: bytes | None = None
+    certain: bool = True
+    record: UploadRecord | None = None
+    unreadable: UnreadableRecord | None = None
+
+
+class Status:
+    """Reads the state of uploads.
+
+    Args:
+        bucket: Where their records are.
+        runs: Their workflows.
+    """
+
+    def __init__(self, bucket: Bucket, runs: Runs) -> None:
+        self._store = UploadStore(bucket)
+        self._runs = runs
+        self._records: Recent[UploadRef, tuple[float, UploadRecord]] = Recent(REMEMBERED_RECORDS)
+        self._snapshots: Recent[UploadRef, Snapshot] = Recent(REMEMBERED_SNAPSHOTS)
+        self._deleted: Recent[UploadRef, str] = Recent(REMEMBERED_RECORDS)
+
+    async def record(self, ref: UploadRef) -> UploadRecord:
+        """``upload.json``, at most 2 seconds old; older only while the bucket fails.
+
+        Raises:
+            UploadNotFound: The upload was never accepted or is marked deleted.
+            UnreadableRecord: It was accepted, and that is all that can be told.
+            BucketError: The bucket failed and nothing is remembered.
+        """
+        deleted_at = self._deleted.get(ref)
+        if deleted_at is not None:  # a read that began before the mark was set may end after it
+            raise upload_deleted(ref, deleted_at)
+        remembered = self._records.get(ref)
+        if remembered is not None and time.monotonic() - remembered[0] < RECORD_TTL_S:
+            return remembered[1]
+        try:
+            record = await self._store.accepted_async(ref)
+        except BucketError:
+            if remembered is None:
+                raise
+            return remembered[1]
+        self._records.put(ref, (time.monotonic(), record))
+        return record
+
+    async def check(self, ref: UploadRef) -> None:
+        """Returns if there is such an upload; raises like ``record``, but not if ``upload.json`` cannot be read."""
+        with suppress(UnreadableRecord):
+            await self.record(ref)
+
+    async def check_readable(self, ref: UploadRef) -> None:
+        """Returns if the upload's run may be started again; raises like ``record``, also for a manifest that cannot be read."""
+        await self.record(ref)
+        await self._store.manifest_async(ref)
+
+    async def mark_deleted(self, ref: UploadRef) -> None:
+        """From now on the upload is not found, here at once and by other processes within 2 seconds; once more is no error.
+
+        Raises:
+            UploadNotFound: It was never accepted, or nothing is left of it.
+            UnreadableRecord: ``upload.json`` cannot be read.
+            BucketError: The bucket failed.
+        """
+        self._deleted.put(ref, await self._store.mark_deleted_async(ref))
+        self._records.drop(ref)
+        self._snapshots.drop(ref)
+
+    def remember(self, ref: UploadRef, snapshot: Snapshot) -> None:
+        """Keeps a progress for the time when nobody answers."""
+        self._snapshots.put(ref, snapshot)
+
+    async def read(self, ref: UploadRef, *, ask: bool = True, patience_s: float = LOAD_S) -> UploadState:
+        """The progress of an upload; starts its workflow if it was accepted and has no run.
+
+        A record that cannot be read becomes a warning. Then no workflow is started: the record might say that none should be.
+
+        Args:
+            ref: The upload.
+            ask: Whether to ask Temporal.
+            patience_s: How long to wait for a run that does not know yet which sheets are committed; after that the bucket is asked.
+
+        Raises:
+            UploadNotFound: The upload was never accepted or is marked deleted.
+            BucketError: The bucket failed and is needed for the answer.
+        """
+        record: UploadRecord | None = None
+        try:
+            record = await self.record(ref)
+            try:
+                if not ask:
+                    msg = "Temporal did not answer a moment ago"
+                    raise TemporalUnavailable(msg)
+                state = await self._ask(ref, record, patience_s)
+            except TemporalUnavailable as error:
+                return replace(await self._unanswered(ref, record, error, ask=ask), record=record)
+        except UnreadableRecord as error:
+            return await self._unreadable(ref, record, error, ask=ask)
+        self.remember(ref, state.snapshot)
+        return replace(state, record=record)
+
+    async def _ask(self, ref: UploadRef, record: UploadRecord, patience_s: float) -> UploadState:
+        try:
+            snapshot = await self._run(ref, record)
+            if isinstance(snapshot, UploadState):
+                return snapshot
+            if is_unloaded(snapshot):
+                # Until the run has loaded, the truth is the manifest of the run before, or, after a lost history, what was known last, or
+                # what the bucket holds. The version must not fall.
+                if manifest := await self._store.manifest_async(ref):
+                    return UploadState(manifest.snapshot)
+                if (last := self._snapshots.get(ref)) and not is_unloaded(last):
+                    return UploadState(last)
+                snapshot = await self._loaded(ref, snapshot, patience_s)
+            return UploadState(snapshot)
+        except RunClosed as closed:
+            manifest = await self._store.manifest_async(ref)
+            if closed.status in ENDED_FROM_OUTSIDE:
+                return await self._terminated(ref, closed.status, manifest)
+            return _ended(manifest) if manifest else await self._unwritten(ref)
+
+    async def _run(self, ref: UploadRef, record: UploadRecord) -> Snapshot | UploadState:
+        """What the run says. Without a run: the final progress, or how a run begins that is started now."""
+        try:
+            return await self._runs.progress(ref)
+        except NoRun:
+            manifest = await self._store.manifest_async(ref)
+        if manifest:
+            return _ended(manifest)
+        logger.info("starts the workflow of an accepted upload", extra={"ref": str(ref)})
+        await self._runs.start(ref)
+        began, _ = await self._times(ref)
+        return _begins(record, began)
+
+    async def _loaded(self, ref: UploadRef, snapshot: Snapshot, patience_s: float) -> Snapshot:
+        """The progress of a run that knew nothing yet: waits until the run knows which sheets an earlier run has committed."""
+        begun = await self._store.begun_async(ref)
+        if not begun:
+            return snapshot
+        deadline = time.monotonic() + patience_s
+        while is_unloaded(snapshot) and time.monotonic() < deadline:
+            await asyncio.sleep(LOAD_POLL_S)
+            with suppress(NoRun, TemporalUnavailable):
+                snapshot = await self._runs.progress(ref)
+        return await self._with_committed(ref, snapshot, begun) if is_unloaded(snapshot) else snapshot
+
+    async def _with_committed(self, ref: UploadRef, snapshot: Snapshot, begun: list[int]) -> Snapshot:
+        """The snapshot, with the sheets that are committed in the bucket. The number of pages stays unknown until the run has counted them.
+
+        A sheet whose record cannot be read is left out, and the warning says so.
+        """
+        turns = asyncio.Semaphore(SHEETS_AT_ONCE)
+        unreadable: list[str] = []
+
+        async def read(number: int) -> SheetState | None:
+            async with turns:
+                try:
+                    sheet = await self._store.committed_async(ref, number)
+                except UnreadableRecord as error:
+                    unreadable.append(str(error))
+                    return None
+            return ready_sheet(SheetState(number, SheetStatus.PENDING, snapshot.version), sheet) if sheet else None
+
+        sheets = tuple(filter(None, await asyncio.gather(*map(read, begun))))
+        warning = f"{len(unreadable):,} sheets are not counted: {min(unreadable)}" if unreadable else snapshot.warning
+        return replace(snapshot, completed_pages=len(sheets), sheets=sheets, warning=warning)
+
+    async def _terminated(self, ref: UploadRef, status: WorkflowExecutionStatus | None, manifest: Manifest | None) -> UploadState:
+        """The state after a run that an operator ended. A manifest that is older than the run was written by an earlier run."""
+        began, moment = await self._times(ref)
+        if manifest and datetime.fromisoformat(manifest.snapshot.updated_at) >= began:
+            return _ended(manifest)
+        candidates = [Snapshot(UploadStatus.QUEUED, 0, timestamp(moment))]
+        if remembered := self._snapshots.get(ref):
+            candidates.append(remembered)
+        if manifest:
+            candidates.append(manifest.snapshot)
+        last = max(candidates, key=lambda snapshot: snapshot.version)
+        if last.reason != Terminated.__name__:
+            last = terminated_progress(last, status, moment)
+        return UploadState(last, to_json(last))
+
+    async def _unreadable(self, ref: UploadRef, record: UploadRecord | None, error: UnreadableRecord, *, ask: bool) -> UploadState:
+        """The newest state that the run, the memory and the readable records in the bucket tell."""
+        candidates = [self._snapshots.get(ref)]
+        with suppress(UnreadableRecord):
+            manifest = await self._store.manifest_async(ref)
+            candidates.append(manifest.snapshot if manifest else None)
+        if ask:
+            with suppress(NoRun, RunClosed, TemporalUnavailable):
+                candidates.append(await self._runs.progress(ref))
+        told = [snapshot for snapshot in candidates if snapshot and not is_unloaded(snapshot)]
+        newest = max(told, key=lambda snapshot: snapshot.version, default=None)
+        if newest is None:
+            queued = _queued(created_at(ref, record))
+            newest = await self._with_committed(ref, queued, await self._store.begun_async(ref))
+        warning = f"this may not be the latest state: {error}"
+        return UploadState(replace(newest, warning=warning), certain=False, record=record, unreadable=error)
+
+    async def _unwritten(self, ref: UploadRef) -> UploadState:
+        """The state after a run that ended by itself and left no manifest: its own last answer, of which the sweep makes the manifest.
+
+        Raises:
+            TemporalUnavailable: The run does not answer.
+        """
+        with suppress(NoRun):
+            last = await self._runs.last_progress(ref)
+            if last.status.is_final:
+                return UploadState(last, to_json(last))
+        msg = "its run has ended, and the final progress is not written yet"
+        raise TemporalUnavailable(msg)
+
+    async def _times(self, ref: UploadRef) -> tuple[datetime, datetime]:
+        try:
+            return await self._runs.run_times(ref)
+        except NoRun as error:
+            msg = "the run ended and is gone"
+            raise TemporalUnavailable(msg) from error
+
+    async def _unanswered(self, ref: UploadRef, record: UploadRecord, error: TemporalUnavailable, *, ask: bool) -> UploadState:
+        """The newest state that the memory and the bucket tell, while Temporal does not answer."""
+        manifest = await self._store.manifest_async(ref)
+        candidates = [self._snapshots.get(ref), manifest.snapshot if manifest else None]
+        newest = max(filter(None, candidates), key=lambda snapshot: snapshot.version, default=None)
+        if newest is None:
+            newest = _queued(record.created_at)
+            if ask:
+                with suppress(NoRun, TemporalUnavailable):  # Temporal itself may answer, only no worker
+                    newest = _begins(record, (await self._runs.run_times(ref))[0])
+            newest = await self._with_committed(ref, newest, await self._store.begun_async(ref))
+            self.remember(ref, newest)
+        return UploadState(replace(newest, warning=f"this may not be the latest state: {error}"), certain=False)
+
+    async def explained(self, ref: UploadRef, state: UploadState) -> UploadState:
+        """The state, with a warning when nothing moves."""
+        now = datetime.now(UTC)
+        idle = now - datetime.fromisoformat(state.snapshot.updated_at)
+        if state.final is not None or not state.certain or idle < QUIET:
+            return state
+        try:
+            failure = await self._runs.last_failure(ref)
+        except (NoRun, TemporalUnavailable):
+            return state
+        # A final state whose run is open is only being written down, or has just been reopened: it need not move.
+        if idle >= STUCK and (failure or not state.snapshot.status.is_final):
+            minutes = int(idle.total_seconds() // 60)
+            warning = f"nothing moved for {minutes:,} minutes" + (f"; {failure[0]}" if failure else "")
+        elif failure and failure[1] >= WORTH_A_WARNING:
+            warning = failure[0]
+        else:
+            return state
+        return replace(state, snapshot=replace(state.snapshot, warning=warning))
+
+
+def created_at(ref: UploadRef, record: UploadRecord | None) -> str:
+    """When the upload was accepted; as its id tells, when ``upload.json`` cannot be read."""
+    return record.created_at if record else timestamp(ref.made_at or _LONG_AGO)
+
+
+def is_unloaded(snapshot: Snapshot) -> bool:
+    """Whether the snapshot is of a run that has not counted the pages yet: such a run does not know what earlier runs did."""
+    return snapshot.status is UploadStatus.QUEUED and not snapshot.total_pages
+
+
+def _begins(record: UploadRecord, began: datetime) -> Snapshot:
+    """The first progress of a run: newer than everything that a forgotten earlier run said, and not newer than what this run will say."""
+    return replace(_queued(record.created_at), version=milliseconds(began))
+
+
+def _queued(updated_at: str) -> Snapshot:
+    # Version 0: whatever a run says is newer.
+    return Snapshot(UploadStatus.QUEUED, 0, updated_at)
+
+
+def _ended(manifest: Manifest) -> UploadState:
+    return UploadState(manifest.snapshot, manifest.body)

@@ -1,0 +1,76 @@
+"""``GET /readyz``: whether this process can work."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable
+
+from activities.bucket.storage import ROOM_KEY, Bucket
+from activities.errors import BucketError, ObjectMissing, SiteLinkError, StorageUnavailable, TemporalUnavailable
+from api.progress.runs import NoRun, Runs
+
+logger = logging.getLogger(__name__)
+
+BUCKET_TIMEOUT_S = 2.0
+ROOM_S, NO_ROOM_S = 60.0, 5.0
+"""How long an earlier answer counts: that the bucket has room, that it has none. On S3, asking costs a PUT: 0.2 dollars a month."""
+
+
+class Readiness:
+    """Asks Temporal and the bucket.
+
+    Args:
+        bucket: Must answer, and have room.
+        runs: Temporal must answer.
+    """
+
+    def __init__(self, bucket: Bucket, runs: Runs) -> None:
+        self._bucket = bucket
+        self._runs = runs
+        self._room_asked_at: float | None = None
+        self._room_failure: SiteLinkError | None = None
+
+    async def check(self) -> None:
+        """Returns when Temporal and the bucket answer, and the bucket has room.
+
+        Raises:
+            TemporalUnavailable: Temporal does not answer; when the bucket fails, too, the message says both.
+            BucketError: The bucket does not answer, or is full.
+        """
+        failures = [error for error in await asyncio.gather(self._temporal_failure(), self._bucket_failure()) if error]
+        if failures:
+            raise type(failures[0])("; ".join(str(error) for error in failures))
+
+    async def _temporal_failure(self) -> SiteLinkError | None:
+        try:
+            await self._runs.check_health()
+        except TemporalUnavailable as error:
+            return error
+        except NoRun as error:
+            logger.warning("Temporal's frontend does not answer: %s", error.__cause__)
+            return TemporalUnavailable("Temporal's frontend does not answer")
+        return None
+
+    async def _bucket_failure(self) -> SiteLinkError | None:
+        if failure := await _failure_of(self._bucket.head_async(ROOM_KEY)):
+            return failure
+        now = time.monotonic()
+        if self._room_asked_at is None or now - self._room_asked_at >= (NO_ROOM_S if self._room_failure else ROOM_S):
+            # One request asks at a time; requests that come meanwhile take the answer before.
+            self._room_asked_at = now
+            self._room_failure = await _failure_of(self._bucket.check_room())
+        return self._room_failure
+
+
+async def _failure_of(asking: Awaitable[object]) -> SiteLinkError | None:
+    """Why the bucket did not answer; an answer that there is no such object is one, too."""
+    try:
+        async with asyncio.timeout(BUCKET_TIMEOUT_S):
+            await asking
+    except BucketError as error:
+        return error
+    except TimeoutError:
+        return StorageUnavailable(f"the bucket did not answer within {BUCKET_TIMEOUT_S:g} s")
+    except ObjectMissing:
+        pass
+    return None

@@ -1,0 +1,55 @@
+"""A JPEG that breaks the decoder breaks nothing else, and only a JPEG that does is blamed."""
+
+import os
+import signal
+from pathlib import Path
+
+from activities.render.decoder import Decoder
+from tests.unit.sheets import jpeg
+
+
+class Struck(Decoder):
+    """A decoder each of whose processes gets a signal once it is ready, until it is spared."""
+
+    signal = signal.SIGKILL
+    spared = False
+
+    def _start(self) -> None:
+        super()._start()
+        if not self.spared:
+            os.kill(self.pid, self.signal)
+
+
+class Stopped(Struck):
+    """One that hangs."""
+
+    signal = signal.SIGSTOP
+
+
+def test_a_tile_that_breaks_the_decoder_breaks_nothing_else() -> None:
+    """The process is replaced, and the next tile is judged by itself."""
+    with Struck() as decoder:
+        pid = decoder.pid
+        assert decoder.problem(jpeg(10, 20), 10, 20) == "broke the decoder, which ended with exit code -9"
+        decoder.spared = True
+        assert decoder.problem(jpeg(10, 20), 10, 20) == ""
+        assert decoder.pid != pid
+    assert not (Path("/proc") / str(decoder.pid)).exists()
+
+
+def test_a_tile_is_not_blamed_for_a_decoder_that_died_before() -> None:
+    """Killed by the machine, or by the deadline of the image before: a fresh process is asked, and what it says holds."""
+    with Decoder() as decoder:
+        for body, told in ((jpeg(10, 20), ""), (b"no JPEG", "cannot be decoded: it is damaged or cut off")):
+            decoder._kill(0)
+            assert decoder.problem(body, 10, 20) == told
+
+
+def test_a_decoder_that_hangs_is_killed_and_named() -> None:
+    """Nobody waits for it for ever, and the next tile is judged by itself."""
+    with Stopped(answer_s=0.5) as decoder:
+        pid = decoder.pid
+        assert decoder.problem(jpeg(10, 20), 10, 20) == "broke the decoder, which gave no answer within 0.5 s and was killed"
+        assert decoder.pid != pid  # what hangs at the end is not waited for either
+    assert not (Path("/proc") / str(pid)).exists()
+    assert not (Path("/proc") / str(decoder.pid)).exists()

@@ -1,0 +1,279 @@
+"""The bookkeeping of a run keeps its promises under any order of events."""
+
+from typing import Any
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from temporalio.api.common.v1 import Payload
+from temporalio.converter import DataConverter
+
+from activities.bucket.records import Snapshot, UploadOptions, UploadStatus
+from workflows.messages import Continued, UploadInput
+from workflows.processing.window import Asked, Retry, Window
+
+SHEETS = st.integers(1, 8)
+REQUESTS = st.builds(
+    Asked,
+    reconcile=st.booleans(),
+    deep=st.booleans(),
+    stored=st.sets(SHEETS).map(lambda numbers: tuple(sorted(numbers))),
+    retries=st.lists(st.builds(Retry, st.lists(SHEETS, max_size=3).map(tuple)), max_size=3).map(tuple),
+)
+
+
+def begun(window: Window) -> list[int]:
+    """Begins as many sheets as the window allows; their numbers in this order."""
+    numbers = []
+    while (number := window.next()) is not None:
+        numbers.append(number)
+    return numbers
+
+
+def test_sheets_begin_in_order_until_the_window_is_full() -> None:
+    """A landed sheet makes room for the next one."""
+    window = Window(2)
+    window.plan([1, 2, 3])
+    assert begun(window) == [1, 2]
+    assert not window.has_next()
+    window.land(1)
+    assert begun(window) == [3]
+    assert (set(window.in_flight), list(window.to_do), window.landed) == ({2, 3}, [], 1)
+
+
+def test_prioritized_sheets_come_next_in_the_order_of_the_request() -> None:
+    """A later request goes before an earlier one; a number given twice, of a sheet in flight or of no sheet changes nothing else."""
+    window = Window(1)
+    window.plan(range(1, 8))
+    assert begun(window) == [1]
+    window.prioritize((6, 4, 6, 1, 99))
+    assert list(window.to_do) == [6, 4, 2, 3, 5, 7]
+    window.prioritize((7,))
+    assert list(window.to_do) == [7, 6, 4, 2, 3, 5]
+    assert window.prioritized_to_do == (4, 6, 7)
+
+
+def test_priority_outlives_plans_and_runs() -> None:
+    """A sheet that is prioritized before the pages are counted, or before continue-as-new, still comes first."""
+    window = Window(1)
+    window.prioritize((3,))
+    window.plan([1, 2, 3])
+    assert (list(window.to_do), window.is_prioritized(3), window.is_prioritized(1)) == ([3, 1, 2], True, False)
+    next_run = Window(1, window.prioritized_to_do)
+    next_run.plan([1, 2, 3])
+    assert list(next_run.to_do) == [3, 1, 2]
+
+
+def test_sheet_that_is_judged_waits_and_keeps_its_place() -> None:
+    """Others go on meanwhile."""
+    window = Window(1)
+    window.plan([1, 2, 3])
+    assert window.judge([1], 32) == [1]
+    assert begun(window) == [2]
+    window.judged([1])
+    window.land(2)
+    assert begun(window) == [1]
+
+
+def test_judgement_takes_the_lowest_sheets_that_are_not_in_flight() -> None:
+    """At most as many as one activity judges; the sheets in flight are left for later."""
+    window = Window(2)
+    window.plan([1, 2, 3])
+    begun(window)
+    assert window.judge([6, 1, 2, 3, 5, 4], 3) == [3, 4, 5]
+    assert window.judge([1, 2], 3) == []
+
+
+def test_landing_a_sheet_that_is_not_in_flight_is_a_bug() -> None:
+    """It would otherwise let the window run over."""
+    with pytest.raises(KeyError):
+        Window(1).land(1)
+
+
+class WindowMachine(RuleBasedStateMachine):
+    """Any order of plans, priorities, landings and judgements."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.window = Window(1)
+        self.judged: list[list[int]] = []
+        self.begun: list[int] = []
+        self.wanted: set[int] = set()
+        """Sheets that were planned and have not begun since."""
+
+    @initialize(size=st.integers(1, 3), prioritized=st.sets(SHEETS))
+    def start(self, size: int, prioritized: set[int]) -> None:
+        """A first run, or one that another run has handed over to."""
+        self.window = Window(size, prioritized)
+
+    @rule(numbers=st.sets(SHEETS))
+    def plan(self, numbers: set[int]) -> None:
+        """The pending sheets are planned anew."""
+        self.window.plan(sorted(numbers))
+        self.wanted = numbers - self.window.in_flight
+        order = [(not self.window.is_prioritized(number), number) for number in self.window.to_do]
+        assert order == sorted(order)
+
+    @rule(numbers=st.lists(SHEETS, max_size=3))
+    def prioritize(self, numbers: list[int]) -> None:
+        """Someone waits for sheets: they are the first of those to do, in the given order, and the others keep theirs."""
+        before = list(self.window.to_do)
+        self.window.prioritize(tuple(numbers))
+        first = [number for number in dict.fromkeys(numbers) if number in before]
+        assert list(self.window.to_do) == first + [number for number in before if number not in first]
+
+    @rule()
+    def begin(self) -> None:
+        """The next sheet begins; it is the first to do that is not being judged."""
+        free = [number for number in self.window.to_do if not any(number in judged for judged in self.judged)]
+        has_next, in_flight = self.window.has_next(), set(self.window.in_flight)
+        number = self.window.next()
+        assert has_next == (number is not None)
+        if number is None:
+            assert not free or len(in_flight) == self.window.size
+        else:
+            assert number == free[0]
+            assert number not in in_flight
+            self.wanted.discard(number)
+
+    @precondition(lambda self: self.window.in_flight)
+    @rule(data=st.data())
+    def land(self, data: st.DataObject) -> None:
+        """A sheet's work ends."""
+        number = data.draw(st.sampled_from(sorted(self.window.in_flight)))
+        landed = self.window.landed
+        self.window.land(number)
+        assert self.window.landed == landed + 1
+
+    @rule(numbers=st.sets(SHEETS), at_most=st.integers(1, 4))
+    def judge(self, numbers: set[int], at_most: int) -> None:
+        """Sheets are taken to be judged; no sheet is judged twice at once, as the run does it."""
+        free = numbers - {number for judged in self.judged for number in judged}
+        taken = self.window.judge(free, at_most)
+        assert taken == sorted(free - self.window.in_flight)[:at_most]
+        self.judged.append(taken)
+
+    @precondition(lambda self: self.judged)
+    @rule()
+    def end_judgement(self) -> None:
+        """The oldest judgement ends."""
+        self.window.judged(self.judged.pop(0))
+
+    @invariant()
+    def bound_holds(self) -> None:
+        """Never more sheets in flight than the window allows."""
+        assert len(self.window.in_flight) <= self.window.size
+
+    @invariant()
+    def sheet_is_in_one_place(self) -> None:
+        """A sheet in flight is neither to do, nor being judged, and no sheet is to do twice."""
+        to_do = list(self.window.to_do)
+        assert len(to_do) == len(set(to_do))
+        assert not self.window.in_flight & set(to_do)
+        assert not self.window.in_flight & {number for judged in self.judged for number in judged}
+
+    @invariant()
+    def no_planned_sheet_is_lost(self) -> None:
+        """A planned sheet is to do until it begins."""
+        assert set(self.window.to_do) == self.wanted
+
+    def teardown(self) -> None:
+        """When every judgement has ended and every sheet lands, all that was planned begins, each sheet once."""
+        for judged in self.judged:
+            self.window.judged(judged)
+        wanted = set(self.window.to_do)
+        done = []
+        while self.window.in_flight or self.window.to_do:
+            done += begun(self.window)
+            self.window.land(min(self.window.in_flight))
+        assert sorted(done) == sorted(wanted)
+
+
+TestWindowMachine = WindowMachine.TestCase
+
+
+def test_nothing_asked_is_false() -> None:
+    """Any single request makes it true."""
+    assert not Asked()
+    assert all((Asked(reconcile=True), Asked(stored=(1,)), Asked(retries=(Retry(),))))
+
+
+@given(st.lists(REQUESTS))
+def test_many_requests_make_one_and_nothing_is_lost(requests: list[Asked]) -> None:
+    """One comparison serves every reconcile and every report of the bucket; each retry is kept, in order."""
+    total = sum(requests, Asked())
+    assert total.reconcile == any(asked.reconcile for asked in requests)
+    assert total.deep == any(asked.deep for asked in requests)
+    assert total.stored == tuple(sorted({number for asked in requests for number in asked.stored}))
+    assert total.retries == tuple(retry for asked in requests for retry in asked.retries)
+    assert total + total == Asked(total.reconcile, total.deep, total.stored, total.retries * 2)
+
+
+@given(REQUESTS)
+def test_taking_requests_splits_them_without_loss(asked: Asked) -> None:
+    """What is taken and what is left make the whole; a taken request is not left."""
+    check, left = asked.take_check()
+    assert check + left == asked
+    assert (left.needs_check, check.retries, left.retries) == (False, (), asked.retries)
+    assert check.needs_check == asked.needs_check
+    retries, left = asked.take_retries()
+    assert left + Asked(retries=retries) == asked
+    assert (retries, left.retries) == (asked.retries, ())
+    assert asked.without_reconcile() + Asked(reconcile=asked.reconcile) == asked
+
+
+async def decoded(value: object) -> UploadInput:
+    """The argument of a run, from its JSON as it lies in a history."""
+    payload: Payload = (await DataConverter.default.encode([value]))[0]
+    (result,) = await DataConverter.default.decode([payload], [UploadInput])
+    assert isinstance(result, UploadInput)
+    return result
+
+
+@given(REQUESTS, st.booleans())
+async def test_handover_crosses_the_wire_as_it_is(asked: Asked, with_snapshot: bool) -> None:
+    """All of it: progress, options, priorities, hosts and requests."""
+    snapshot = Snapshot(UploadStatus.PROCESSING, 7, "2026-01-31T09:30:00.000Z") if with_snapshot else None
+    given_over = UploadInput("a/b/c/d", reopened=True, continued=Continued(snapshot, UploadOptions(dpi=150), (3,), ("host-1",), asked))
+    assert await decoded(given_over) == given_over
+
+
+@pytest.mark.parametrize(
+    ("stored", "expected"),
+    [
+        ({"ref": "a/b/c/d"}, UploadInput("a/b/c/d")),
+        (
+            {
+                "ref": "a/b/c/d",
+                "reopened": True,
+                "continued": None,
+                "asked": {"reconcile": True, "deep": False, "stored": [3], "retries": [{"sheets": [2], "after_cancel_of": "run"}]},
+            },
+            UploadInput("a/b/c/d", reopened=True, asked=Asked(reconcile=True, stored=(3,), retries=(Retry((2,)),))),
+        ),
+        (
+            {
+                "ref": "a/b/c/d",
+                "reopened": False,
+                "continued": {
+                    "snapshot": {"status": "processing", "version": 7, "updated_at": "2026-01-31T09:30:00.000Z"},
+                    "options": {"dpi": 150, "window": 4},
+                    "prioritized": [3],
+                    "hosts": ["host-1"],
+                },
+                "asked": {"reconcile": False, "deep": False, "stored": [], "retries": []},
+            },
+            UploadInput(
+                "a/b/c/d",
+                continued=Continued(
+                    Snapshot(UploadStatus.PROCESSING, 7, "2026-01-31T09:30:00.000Z"), UploadOptions(dpi=150, window=4), (3,), ("host-1",)
+                ),
+            ),
+        ),
+    ],
+    ids=["first run", "requests beside the handover", "handover without requests"],
+)
+async def test_payloads_of_running_workflows_stay_readable(stored: dict[str, Any], expected: UploadInput) -> None:
+    """Payloads that lack the fields which were added since, or have those which are no longer written."""
+    assert await decoded(stored) == expected

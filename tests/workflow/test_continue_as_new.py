@@ -1,0 +1,106 @@
+"""A long upload goes through several runs."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from temporalio.client import Client, WorkflowHistory
+
+from activities.bucket.keys import UploadRef
+from activities.bucket.records import UploadStatus
+from activities.errors import NoPages
+from activities.interface import WORKFLOW_QUEUE
+from deploy.temporal import TemporalServer
+from tests.workflow.fakes import FakeActivities, pages, working
+from tests.workflow.runs import HISTORIES, cancelled_after_one, handle_of, keep_history, until
+from workflows.starting import start_upload
+from workflows.upload import ProcessUpload
+
+
+@pytest.fixture(scope="module")
+def forgetful_server(temporal_binary: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TemporalServer]:
+    """A server that suggests continue-as-new after 60 events."""
+    server = TemporalServer(
+        temporal_binary,
+        tmp_path_factory.mktemp("forgetful") / "temporal.db",
+        dynamic_config={"limit.historyCount.suggestContinueAsNew": "60"},
+    )
+    server.start()
+    yield server
+    server.stop()
+
+
+async def test_continue_as_new_loses_and_repeats_nothing(forgetful_server: TemporalServer, ref: UploadRef) -> None:
+    """A long upload goes through several runs; each sheet is done once and the version only grows."""
+    client = await Client.connect(forgetful_server.address, identity="test")
+    fake = FakeActivities(pages(40), window=4)
+    versions = []
+    async with working(client, fake):
+        await start_upload(client, ref)
+        first_run = (await handle_of(client, ref).describe()).run_id
+        handle = handle_of(client, ref)
+
+        async def ended() -> bool:
+            snapshot = await handle.query(ProcessUpload.progress)
+            versions.append((snapshot.version, snapshot.completed_pages))
+            return snapshot.status.is_final
+
+        await until(ended)
+        result = await handle.result()
+        description = await handle.describe()
+        await keep_history(client.get_workflow_handle(ref.workflow_id, run_id=first_run), "continue-as-new-first")
+        await keep_history(client.get_workflow_handle(ref.workflow_id, run_id=description.run_id), "continue-as-new-last")
+    assert description.run_id != first_run
+    assert (result.status, result.completed_pages) == (UploadStatus.COMPLETE, 40)
+    assert sorted(fake.tiled) == list(range(1, 41))
+    assert versions == sorted(versions)
+
+
+def handed_over(history: str) -> dict[str, Any]:
+    """The argument with which the run of a stored history was continued, as it was on the wire."""
+    stored = WorkflowHistory.from_json(history, (HISTORIES / f"{history}.json").read_text())
+    last = stored.events[-1].workflow_execution_continued_as_new_event_attributes
+    (payload,) = last.input.payloads
+    argument: dict[str, Any] = json.loads(payload.data)
+    return argument
+
+
+async def continue_from(client: Client, ref: UploadRef, argument: dict[str, Any]) -> None:
+    """Starts the next run of an upload as continue-as-new does."""
+    await client.start_workflow("ProcessUpload", {**argument, "ref": str(ref)}, id=ref.workflow_id, task_queue=WORKFLOW_QUEUE)
+
+
+async def test_run_handed_over_by_the_released_code_goes_on(client: Client, ref: UploadRef) -> None:
+    """Its payload has no field of today's requests: the ready sheets stay ready, the others are tiled, and no page is counted again."""
+    argument = handed_over("continue-as-new-first")
+    assert "asked" not in argument["continued"]
+    sheets = argument["continued"]["snapshot"]["sheets"]
+    ready = [sheet["number"] for sheet in sheets if sheet["status"] == "ready"]
+    assert 0 < len(ready) < len(sheets)
+    fake = FakeActivities(NoPages("the pages must not be counted again"), window=4)
+    for page in pages(len(sheets)):
+        if page.number in ready:
+            fake.commit(page)
+    async with working(client, fake):
+        await continue_from(client, ref, argument)
+        result = await handle_of(client, ref).result()
+    assert (result.status, result.completed_pages) == (UploadStatus.COMPLETE, len(sheets))
+    assert result.version > argument["continued"]["snapshot"]["version"]
+    assert sorted([*ready, *fake.tiled]) == [sheet["number"] for sheet in sheets]
+    assert fake.discarded == [str(ref)]
+
+
+async def test_requests_handed_over_by_the_released_code_are_done(client: Client, ref: UploadRef) -> None:
+    """A cancelled run of the released code handed over its retry beside ``continued``: the upload is resumed."""
+    argument = handed_over("cancelled-then-retried")
+    assert argument["continued"] is None
+    assert argument["asked"]["retries"]
+    fake = FakeActivities(pages(3), window=1)
+    fake.closes_after = 1
+    async with working(client, fake):
+        await cancelled_after_one(client, ref, fake)
+        await continue_from(client, ref, argument)
+        result = await handle_of(client, ref).result()
+    assert (result.status, result.completed_pages) == (UploadStatus.COMPLETE, 3)

@@ -1,0 +1,196 @@
+"""The activities of ``ProcessUpload``: the queue of each, how long it may take, how it is retried, and its summary in Temporal's UI."""
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+from temporalio import workflow
+from temporalio.common import Priority, RetryPolicy
+from temporalio.exceptions import ActivityError
+from temporalio.types import MethodAsyncSingleParam
+
+from activities.bucket.keys import UploadRef
+from activities.bucket.records import SheetRecord, SheetState, Snapshot, UploadOptions
+from activities.errors import TilesMissing
+from activities.interface import (
+    STORAGE_QUEUE,
+    TILE_QUEUE,
+    BucketState,
+    CheckedSheets,
+    CheckSheets,
+    CountPages,
+    DiscardScratch,
+    Document,
+    HalvePage,
+    ListSheets,
+    Page,
+    PruneSheets,
+    TiledPage,
+    TilePage,
+    UploadActivities,
+    UploadPage,
+    WriteManifest,
+)
+from workflows.retries import HEARTBEAT, RETRIES
+
+A = TypeVar("A")
+T = TypeVar("T")
+
+STORAGE_TIMEOUT = timedelta(minutes=10)
+COUNT_TIMEOUT = timedelta(minutes=5)
+SHEET_TIMEOUT = timedelta(hours=1)
+FREE_TIMEOUT = timedelta(minutes=1)
+
+UPLOAD_RETRIES = RetryPolicy(
+    initial_interval=timedelta(seconds=1),
+    maximum_interval=timedelta(seconds=60),
+    non_retryable_error_types=[TilesMissing.__name__, "TemporalTimeout:Heartbeat"],
+)
+
+CANCELLATION = workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED
+"""A cancelled run waits until its activities have stopped: otherwise one might write a ``.dzi`` after the upload is ``cancelled``."""
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long a run waits for a host that may be dead. Only tests change these times.
+
+    Args:
+        host: Until a host takes the upload of a page from its queue.
+        heartbeat: Between two heartbeats of a host that uploads a page.
+        late_write: A host that fell silent may have sent a ``.dzi`` that the bucket stores a little later. The end of a run waits for so
+            long after the silence was noticed, before it removes half sheets: a sheet whose ``.dzi`` comes late is whole, and counted.
+        free_scratch: Until a host begins to free its scratch. An upload ends only after that; a slower host cleans up by itself.
+    """
+
+    host: timedelta = timedelta(seconds=45)
+    heartbeat: timedelta = HEARTBEAT
+    late_write: timedelta = timedelta(seconds=30)
+    free_scratch: timedelta = timedelta(seconds=10)
+
+
+class Calls:
+    """Calls the activities of one upload.
+
+    Args:
+        ref: The upload.
+        patience: How long to wait for a host.
+    """
+
+    def __init__(self, ref: UploadRef, patience: Patience) -> None:
+        self._ref = str(ref)
+        self._organization = ref.organization
+        self._patience = patience
+
+    # ------------------------------------------------------------------ on the storage queue
+
+    async def list_sheets(self) -> BucketState:
+        """What the bucket holds of the upload."""
+        return await self._on_storage(UploadActivities.list_sheets, ListSheets(self._ref), "list committed sheets")
+
+    async def check_sheets(self, sheets: tuple[SheetState, ...], *, repair: bool, discard: bool, deep: bool) -> CheckedSheets:
+        """Compares these sheets with the bucket; the arguments are those of ``CheckSheets``."""
+        return await self._on_storage(
+            UploadActivities.check_sheets,
+            CheckSheets(self._ref, sheets, repair=repair, discard=discard, deep=deep),
+            f"check sheets {sheets[0].number} to {sheets[-1].number}",
+            SHEET_TIMEOUT,
+        )
+
+    async def prune_sheets(self, total_pages: int) -> int:
+        """Removes what belongs to no sheet of the document; returns how many objects."""
+        return await self._on_storage(UploadActivities.prune_sheets, PruneSheets(self._ref, total_pages), "remove what no sheet owns")
+
+    async def write_manifest(self, snapshot: Snapshot) -> None:
+        """Writes the final progress to the bucket."""
+        await self._on_storage(UploadActivities.write_manifest, WriteManifest(self._ref, snapshot), "write the manifest")
+
+    async def _on_storage(
+        self, method: MethodAsyncSingleParam[UploadActivities, A, T], args: A, summary: str, timeout: timedelta = STORAGE_TIMEOUT
+    ) -> T:
+        return await workflow.execute_activity_method(
+            method,
+            args,
+            task_queue=STORAGE_QUEUE,
+            start_to_close_timeout=timeout,
+            heartbeat_timeout=HEARTBEAT,
+            retry_policy=RETRIES,
+            cancellation_type=CANCELLATION,
+            priority=self._priority(),
+            summary=summary,
+        )
+
+    # ------------------------------------------------------------------ on the queue of the cores
+
+    async def count_pages(self) -> Document:
+        """Measures every page of the document."""
+        return await self._on_cores(UploadActivities.count_pages, CountPages(self._ref), "count pages", COUNT_TIMEOUT, first=True)
+
+    async def halve_page(self, sheet: SheetState, *, first: bool) -> Page | None:
+        """Measures a page at half its resolution; None when it is halved already or would become too coarse."""
+        args = HalvePage(self._ref, sheet.number, sheet.dpi or 0)
+        summary = f"halve the resolution of {_summary(sheet)}"
+        timeout = 2 * COUNT_TIMEOUT  # the activity counts twice
+        return await self._on_cores(UploadActivities.halve_page, args, summary, timeout, first=first)
+
+    async def tile_page(self, sheet: SheetState, options: UploadOptions, *, first: bool) -> TiledPage:
+        """Renders a page and cuts it into tiles, on whichever host is free."""
+        args = TilePage(self._ref, sheet.number, sheet.width or 0, sheet.height or 0, options)
+        return await self._on_cores(UploadActivities.tile_page, args, _summary(sheet), SHEET_TIMEOUT, first=first)
+
+    async def _on_cores(
+        self, method: MethodAsyncSingleParam[UploadActivities, A, T], args: A, summary: str, timeout: timedelta, *, first: bool
+    ) -> T:
+        return await workflow.execute_activity_method(
+            method,
+            args,
+            task_queue=TILE_QUEUE,
+            start_to_close_timeout=timeout,
+            heartbeat_timeout=HEARTBEAT,
+            retry_policy=RETRIES,
+            cancellation_type=CANCELLATION,
+            priority=self._priority(first=first),
+            summary=summary,
+        )
+
+    def _priority(self, *, first: bool = False) -> Priority:
+        # Organizations take turns in a queue, so that the 2,000 pages of one do not delay the 3 pages of another.
+        return Priority(priority_key=1 if first else None, fairness_key=self._organization)
+
+    # ------------------------------------------------------------------ on the queue of one host
+
+    async def upload_page(self, sheet: SheetState, options: UploadOptions, tiled: TiledPage) -> SheetRecord:
+        """Writes a sheet to the bucket, on the host that holds its tiles."""
+        page = Page(sheet.number, sheet.title, sheet.width or 0, sheet.height or 0, sheet.dpi or 0, scaled=sheet.scaled, notes=sheet.notes)
+        return await workflow.execute_activity_method(
+            UploadActivities.upload_page,
+            UploadPage(self._ref, page, options, tiled),
+            task_queue=tiled.queue,
+            schedule_to_start_timeout=self._patience.host,
+            start_to_close_timeout=SHEET_TIMEOUT,
+            heartbeat_timeout=self._patience.heartbeat,
+            retry_policy=UPLOAD_RETRIES,
+            cancellation_type=CANCELLATION,
+            summary=_summary(sheet),
+        )
+
+    async def discard_scratch(self, queue: str) -> None:
+        """Frees the scratch of a host, if the host answers."""
+        try:
+            await workflow.execute_activity_method(
+                UploadActivities.discard_scratch,
+                DiscardScratch(self._ref),
+                task_queue=queue,
+                schedule_to_start_timeout=self._patience.free_scratch,
+                start_to_close_timeout=FREE_TIMEOUT,
+                retry_policy=RetryPolicy(maximum_attempts=1),
+                cancellation_type=CANCELLATION,
+                summary="free the scratch",
+            )
+        except ActivityError as error:
+            # A host that is gone has no scratch to free; a host that comes back cleans up when it starts.
+            workflow.logger.info("scratch of %s was not freed: %s", queue, error.cause)
+
+
+def _summary(sheet: SheetState) -> str:
+    return f"sheet {sheet.number}: {sheet.title}" if sheet.title else f"sheet {sheet.number}"

@@ -1,0 +1,66 @@
+"""How a run reads a cancellation, and the failure of an activity."""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from temporalio import workflow
+from temporalio.exceptions import ActivityError, ApplicationError, TimeoutType, is_cancelled_exception
+from temporalio.exceptions import TimeoutError as TemporalTimeout
+
+from activities.errors import TilesMissing, UploadNotFound, is_named
+
+
+def is_cancelled() -> bool:
+    """Whether somebody has cancelled the workflow."""
+    return workflow.cancellation_reason() is not None
+
+
+def stop_if_cancelled() -> None:
+    """Ends the run's work after an await that may have hidden a cancellation: an activity that ends well in spite of it returns a result.
+
+    Raises:
+        CancelledError: The workflow was cancelled.
+    """
+    if is_cancelled():
+        raise asyncio.CancelledError
+
+
+def is_due_to_cancel(error: BaseException) -> bool:
+    """Whether an error says nothing about the work: after a cancellation Temporal retries no activity, whatever it failed with."""
+    return is_cancelled() or is_cancelled_exception(error)
+
+
+def fell_silent(error: ActivityError) -> bool:
+    """Whether the host stopped sending heartbeats: it may still be writing."""
+    return _timed_out(error, TimeoutType.HEARTBEAT)
+
+
+def is_host_lost(error: ActivityError) -> bool:
+    """Whether the host that held a sheet's tiles, or the tiles on it, are gone, so that the page must be tiled again."""
+    if _timed_out(error, TimeoutType.HEARTBEAT, TimeoutType.SCHEDULE_TO_START):
+        return True
+    return isinstance(error.cause, ApplicationError) and error.cause.type == TilesMissing.__name__
+
+
+def _timed_out(error: ActivityError, *types: TimeoutType) -> bool:
+    return isinstance(error.cause, TemporalTimeout) and error.cause.type in types
+
+
+def reason_and_detail(error: BaseException) -> tuple[str, str]:
+    """The name and the sentence that people may read about an error; an error that is not ours is an ``InternalError``."""
+    cause = error.cause if isinstance(error, ActivityError) else error
+    if isinstance(cause, ApplicationError) and cause.type and is_named(cause.type):
+        return cause.type, cause.message
+    return "InternalError", "something is wrong on the server; the worker's log says what"
+
+
+@contextmanager
+def quiet_if_deleted() -> Iterator[None]:
+    """Passes over a step that finds the upload deleted: the run then ends without an error."""
+    try:
+        yield
+    except ActivityError as error:
+        if not (isinstance(error.cause, ApplicationError) and error.cause.type == UploadNotFound.__name__):
+            raise
+        workflow.logger.info("the upload was deleted")

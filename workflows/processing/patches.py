@@ -1,0 +1,21 @@
+"""Changes to the commands of ``ProcessUpload``, by their names in histories.
+
+Each name is the argument of ``workflow.patched``: a run whose history was recorded before the change goes on without it. The strings are
+in histories and never change.
+"""
+
+CHECK_SHEETS = "check-sheets"
+"""A reconcile checks the tiles of every sheet, and the end of a run removes half sheets. Without it, a run trusts every ``.dzi``."""
+
+OBEY_REQUESTS_AFTER_CANCEL = "heard-after-cancel"
+"""Requests that come after a cancellation are done by a next run; a run that is cancelled before it has read the bucket leaves a manifest;
+a check that fails does not end the run."""
+
+WAIT_FOR_LATE_WRITES = "late-writes"
+"""The end of a run waits for a ``.dzi`` that a silent host may still have sent."""
+
+HALVE_RESOLUTION = "half-resolution"
+"""A sheet that needs too much memory is tiled at half its resolution. Without it, the sheet fails."""
+
+STAY_TERMINATED = "stays-terminated"
+"""An upload that an operator terminated before its pages were counted is resumed only by a retry. Without it, by any request."""

@@ -1,0 +1,337 @@
+"""The state machine of an upload's progress: plain Python, no Temporal, no clock of its own.
+
+Every change passes through ``Progress._change``, which gives it a version; so "what changed since v" is a filter over the state.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from datetime import datetime
+
+from activities.bucket.forecast import SHEET_OBJECTS, receipt
+from activities.bucket.records import (
+    COUNTED_NOTES,
+    Forecast,
+    SheetRecord,
+    SheetState,
+    SheetStatus,
+    Snapshot,
+    UploadStatus,
+    milliseconds,
+    timestamp,
+)
+from activities.interface import Page
+
+NOT_RECONCILED = "a reconcile could not be done: "
+"""The beginning of every warning that a requested reconcile failed. Ready sheets do not make such a warning go away."""
+
+
+def percentage(completed: int, total: int) -> int:
+    """``100 x completed / total`` rounded half up, held at 99 until all are completed; 0 of 0 is 0."""
+    if total == 0:
+        return 0
+    rounded = (200 * completed + total) // (2 * total)
+    return rounded if completed == total else min(rounded, 99)
+
+
+class Progress:
+    """The progress of one upload.
+
+    Only ``retry`` and ``reconcile`` make a ready or failed sheet pending again.
+
+    Args:
+        now: The time of the change, UTC, here and in every method.
+        snapshot: The last state of an earlier run; without it the upload is ``queued`` and has no sheets.
+    """
+
+    def __init__(self, now: datetime, snapshot: Snapshot | None = None) -> None:
+        if snapshot is None:
+            snapshot = Snapshot(UploadStatus.QUEUED, version=milliseconds(now), updated_at=timestamp(now))
+        self.restore(snapshot)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Takes the last state of an earlier run."""
+        self._head = replace(snapshot, sheets=())
+        self._sheets = {sheet.number: sheet for sheet in snapshot.sheets}
+
+    @property
+    def status(self) -> UploadStatus:
+        """The upload's status."""
+        return self._head.status
+
+    @property
+    def version(self) -> int:
+        """The version of the last change."""
+        return self._head.version
+
+    @property
+    def total_pages(self) -> int:
+        """Pages of the document; 0 until they are counted."""
+        return self._head.total_pages
+
+    def snapshot(self) -> Snapshot:
+        """The whole state."""
+        return replace(self._head, sheets=tuple(self._sheets.values()))
+
+    def changes_since(self, version: int) -> Snapshot:
+        """The counters and the sheets that changed after ``version``; the whole state when ``version`` is newer than the state."""
+        if version > self._head.version:
+            return self.snapshot()
+        return replace(self._head, sheets=tuple(sheet for sheet in self._sheets.values() if sheet.version > version))
+
+    def sheets_in(self, *statuses: SheetStatus) -> list[int]:
+        """The numbers of the sheets in any of these states, ascending."""
+        return [sheet.number for sheet in self._sheets.values() if sheet.status in statuses]
+
+    @property
+    def sheets_to_do(self) -> list[int]:
+        """The numbers of the sheets that the run should begin, ascending; none while the upload has ended, or was stopped."""
+        return self.sheets_in(SheetStatus.PENDING) if self.status is UploadStatus.PROCESSING else []
+
+    @property
+    def first_failure(self) -> SheetState | None:
+        """The failed sheet with the lowest number."""
+        return next((sheet for sheet in self._sheets.values() if sheet.status is SheetStatus.FAILED), None)
+
+    def sheet(self, number: int) -> SheetState:
+        """One sheet, by its number.
+
+        Raises:
+            KeyError: There is no such sheet.
+        """
+        return self._sheets[number]
+
+    def begin(
+        self,
+        pages: Sequence[Page],
+        committed: Iterable[SheetRecord],
+        now: datetime,
+        forecast: Forecast | None = None,
+        *,
+        resume: bool = True,
+    ) -> None:
+        """The pages are counted: a sheet is ready when it was committed before, failed when its page is unusable, else pending.
+
+        Args:
+            pages: All pages of the document.
+            committed: The sheets that the bucket holds.
+            now: The time of the change.
+            forecast: What the pages will take.
+            resume: Whether the pending sheets will be done; if not, an upload that has ended keeps its final status.
+        """
+        sheets = {
+            page.number: SheetState(
+                number=page.number,
+                status=SheetStatus.FAILED if page.reason else SheetStatus.PENDING,
+                version=0,
+                title=page.title,
+                width=page.width or None,
+                height=page.height or None,
+                dpi=page.dpi or None,
+                scaled=page.scaled,
+                reason=page.reason,
+                detail=page.detail,
+                notes=page.notes,
+            )
+            for page in pages
+        }
+        for record in committed:
+            if record.number in sheets:
+                sheets[record.number] = ready_sheet(sheets[record.number], record)
+        reopened = self._head.status.is_final
+        self._sheets = {}
+        self._head = replace(self._head, total_pages=len(sheets), forecast=forecast, sheet_puts=0)
+        self._change(
+            now,
+            sheets.values(),
+            started_at=timestamp(now),
+            **(self._processing() if resume else {}),
+            **(_reconciled(now) if reopened else {}),
+        )
+
+    def found(self, committed: Iterable[SheetRecord], now: datetime) -> None:
+        """Shows the committed sheets of an upload whose pages will not be counted now; the number of pages stays unknown."""
+        self._change(now, [ready_sheet(SheetState(record.number, SheetStatus.PENDING, 0), record) for record in committed])
+
+    def warn(self, warning: str | None, now: datetime) -> None:
+        """Replaces the warning; None removes it.
+
+        A warning that begins with ``NOT_RECONCILED`` stays until a reconcile succeeds. Any other warning goes when every sheet is ready.
+        """
+        is_lesser = warning is not None and not warning.startswith(NOT_RECONCILED)
+        if warning != self._head.warning and not (is_lesser and self._is_not_reconciled):
+            self._change(now, warning=warning)
+
+    @property
+    def _is_not_reconciled(self) -> bool:
+        return (self._head.warning or "").startswith(NOT_RECONCILED)
+
+    def _processing(self) -> dict[str, object]:
+        return {"status": UploadStatus.PROCESSING, "completed_at": None, "reason": None, "detail": None}
+
+    def tiling(self, number: int, now: datetime) -> None:
+        """The sheet waits for a render slot or is rendered."""
+        self._advance(number, SheetStatus.TILING, now)
+
+    def uploading(self, number: int, now: datetime) -> None:
+        """The sheet's tiles are being written to the bucket."""
+        self._advance(number, SheetStatus.UPLOADING, now)
+
+    def pending(self, number: int, now: datetime) -> None:
+        """The work on the sheet was stopped before it ended."""
+        self._advance(number, SheetStatus.PENDING, now)
+
+    def _advance(self, number: int, status: SheetStatus, now: datetime) -> None:
+        sheet = self._sheets[number]
+        if sheet.status not in (SheetStatus.READY, SheetStatus.FAILED, status):
+            self._change(now, [replace(sheet, status=status)])
+
+    def resized(self, number: int, size: Page | SheetState, now: datetime) -> None:
+        """A sheet that is not ready gets another size, another resolution and other notes."""
+        sheet = self._sheets[number]
+        new = replace(sheet, width=size.width, height=size.height, dpi=size.dpi, scaled=size.scaled, notes=size.notes)
+        if sheet.status is not SheetStatus.READY and new != sheet:
+            self._change(now, [new])
+
+    def ready(self, records: Iterable[SheetRecord], now: datetime) -> None:
+        """These sheets are committed; a repeated call changes nothing."""
+        changed = []
+        for record in records:
+            sheet = self._sheets.get(record.number)
+            if sheet is not None and sheet.status is not SheetStatus.READY:
+                changed.append(ready_sheet(sheet, record))
+        if changed:
+            self._change(now, changed)
+
+    def failed(self, number: int, reason: str, detail: str, now: datetime) -> None:
+        """The sheet failed for good; a late failure of a ready sheet is ignored."""
+        sheet = self._sheets[number]
+        if sheet.status not in (SheetStatus.READY, SheetStatus.FAILED):
+            self._change(now, [replace(sheet, status=SheetStatus.FAILED, reason=reason, detail=detail)])
+
+    def retry(self, numbers: Iterable[int], now: datetime) -> None:
+        """Makes failed sheets pending again, on request, and reopens an upload that had ended.
+
+        Args:
+            numbers: Which sheets; no number means all failed sheets. A sheet whose page is unusable stays failed.
+            now: The time of the change.
+        """
+        wanted = set(numbers)
+        failed = [self._sheets[number] for number in self.sheets_in(SheetStatus.FAILED) if not wanted or number in wanted]
+        again = [_uncommitted(sheet) for sheet in failed if sheet.width is not None]
+        if again or self.sheets_in(SheetStatus.PENDING):
+            self._change(now, again, **self._processing())
+
+    def reconcile(self, committed: Iterable[SheetRecord], broken: Iterable[int], now: datetime) -> int:
+        """Makes the sheets agree with the bucket; an upload that had ended goes on if a sheet changes.
+
+        An upload that was cancelled or terminated with pending sheets stays so: only ``retry`` resumes it.
+
+        Args:
+            committed: Sheets that are whole in the bucket.
+            broken: Sheets that are not whole in the bucket; those that are not ready stay as they are.
+            now: The time of the change.
+
+        Returns:
+            How many sheets the progress had wrong.
+        """
+        in_bucket = {record.number: record for record in committed}
+        not_in_bucket = set(broken)
+        was_stopped = self._head.status.is_final and bool(self.sheets_in(SheetStatus.PENDING))
+        changed = []
+        for sheet in self._sheets.values():
+            record = in_bucket.get(sheet.number)
+            if record is not None and sheet.status in (SheetStatus.PENDING, SheetStatus.FAILED):
+                changed.append(ready_sheet(sheet, record))
+            elif record is None and sheet.number in not_in_bucket and sheet.status is SheetStatus.READY:
+                changed.append(_uncommitted(sheet))
+        goes_on = bool(changed) and self._head.status.is_final and not was_stopped
+        self._change(now, changed, **_reconciled(now), **(self._processing() if goes_on else {}))
+        return len(changed)
+
+    def finish(self, now: datetime) -> None:
+        """Sets the final status, which follows from the sheets; a repeated call changes nothing.
+
+        When every sheet is ready, a warning about single sheets goes.
+
+        Raises:
+            ValueError: A sheet is neither ready nor failed.
+        """
+        open_sheets = self.sheets_in(SheetStatus.PENDING, SheetStatus.TILING, SheetStatus.UPLOADING)
+        if open_sheets:
+            msg = f"{len(open_sheets)} sheets are not done, the first is {open_sheets[0]}"
+            raise ValueError(msg)
+        failure = self.first_failure
+        if failure is None:
+            if not self._is_not_reconciled:
+                self.warn(None, now)
+            ending: tuple[UploadStatus, str | None, str | None] = (UploadStatus.COMPLETE, None, None)
+        elif self._head.completed_pages:
+            ending = (UploadStatus.PARTIAL, None, None)
+        else:
+            ending = (UploadStatus.FAILED, failure.reason, failure.detail)
+        if ending != (self._head.status, self._head.reason, self._head.detail):
+            self._end(ending[0], now, *ending[1:])
+
+    def fail(self, reason: str, detail: str, now: datetime) -> None:
+        """The document as a whole cannot be used."""
+        self._end(UploadStatus.FAILED, now, reason, detail)
+
+    def cancel(self, now: datetime) -> None:
+        """The run was cancelled and no sheet is in flight; the sheets that were not done are pending."""
+        self._end(UploadStatus.CANCELLED, now)
+
+    def _end(self, status: UploadStatus, now: datetime, reason: str | None = None, detail: str | None = None) -> None:
+        self._change(now, status=status, completed_at=timestamp(now), reason=reason, detail=detail)
+
+    def _change(self, now: datetime, sheets: Iterable[SheetState] = (), **head: object) -> None:
+        version = max(self._head.version + 1, milliseconds(now))
+        sheets = tuple(sheets)
+        became_ready = [sheet for sheet in sheets if sheet.status is SheetStatus.READY and not self._is_ready(sheet.number)]
+        self._sheets.update((sheet.number, replace(sheet, version=version)) for sheet in sheets)
+        completed = len(self.sheets_in(SheetStatus.READY))
+        worked = self._head.processing_seconds
+        if self._head.status is UploadStatus.PROCESSING:
+            worked = round(worked + (now - datetime.fromisoformat(self._head.updated_at)).total_seconds(), 3)
+        self._head = replace(
+            self._head,
+            version=version,
+            updated_at=timestamp(now),
+            completed_pages=completed,
+            progress=percentage(completed, self._head.total_pages),
+            sheet_puts=self._head.sheet_puts + sum((sheet.tiles or 0) + SHEET_OBJECTS for sheet in became_ready),
+            processing_seconds=worked,
+            **head,  # type: ignore[arg-type] # each caller passes the fields by name
+        )
+        if self._head.status.is_final:
+            self._head = replace(self._head, receipt=receipt(self._head, self._sheets.values()))
+
+    def _is_ready(self, number: int) -> bool:
+        return number in self._sheets and self._sheets[number].status is SheetStatus.READY
+
+
+def ready_sheet(sheet: SheetState, record: SheetRecord) -> SheetState:
+    """The sheet when it is ready, with the size and the counts of its ``sheet.json``."""
+    return replace(
+        sheet,
+        status=SheetStatus.READY,
+        title=record.title,
+        width=record.width,
+        height=record.height,
+        dpi=record.dpi,
+        scaled=record.scaled,
+        tiles=record.tiles,
+        bytes=record.bytes,
+        reason=None,
+        detail=None,
+        notes=record.notes,
+    )
+
+
+def _uncommitted(sheet: SheetState) -> SheetState:
+    """The sheet before it was drawn, without the notes of the drawing: the next drawing finds them again if they still hold."""
+    notes = tuple(note for note in sheet.notes if note.type in COUNTED_NOTES)
+    return replace(sheet, status=SheetStatus.PENDING, tiles=None, bytes=None, reason=None, detail=None, notes=notes)
+
+
+def _reconciled(now: datetime) -> dict[str, object]:
+    return {"reconciled": True, "reconciled_at": timestamp(now)}

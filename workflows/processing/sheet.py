@@ -1,0 +1,104 @@
+"""The work on one sheet: its page is tiled on one host, and that host uploads the tiles."""
+
+import asyncio
+from datetime import datetime
+
+from temporalio import workflow
+from temporalio.exceptions import ActivityError
+
+from activities.bucket.records import UploadOptions
+from activities.errors import RenderOutOfMemory, WorkerLost
+from activities.interface import TiledPage
+from workflows.processing.calls import Calls
+from workflows.processing.failures import fell_silent, is_cancelled, is_due_to_cancel, is_host_lost, reason_and_detail, stop_if_cancelled
+from workflows.processing.patches import HALVE_RESOLUTION
+from workflows.processing.progress import Progress
+from workflows.processing.window import Window
+
+MAX_LOSSES = 3
+"""How often a sheet whose host disappeared is tiled again."""
+
+
+class SheetWork:
+    """Does the sheets of one run, and knows which hosts were used.
+
+    Args:
+        calls: The activities.
+        progress: Every step is noted here.
+        window: Says which sheets are prioritized.
+        hosts: The queues of the hosts that earlier runs used.
+    """
+
+    def __init__(self, calls: Calls, progress: Progress, window: Window, hosts: tuple[str, ...]) -> None:
+        self._calls = calls
+        self._progress = progress
+        self._window = window
+        self.hosts = set(hosts)
+        """The queues of the hosts whose scratch was used."""
+        self.tiled_pages: dict[int, str] = {}
+        """By sheet, the names of the tiled pages that are on a host's scratch and not uploaded."""
+        self.silence_noticed: datetime | None = None
+        """When a host last fell silent during an upload."""
+
+    async def process(self, number: int, options: UploadOptions) -> None:
+        """Takes a sheet until it is ready or failed; until it is pending, if the run is cancelled."""
+        counted = self._progress.sheet(number)
+        try:
+            for _ in range(1 + MAX_LOSSES):
+                if await self._tile_and_upload(number, options):
+                    return
+            detail = f"the host that held the sheet's tiles disappeared {1 + MAX_LOSSES} times"
+            self._progress.failed(number, WorkerLost.__name__, detail, workflow.now())
+        except (asyncio.CancelledError, ActivityError) as error:
+            if is_due_to_cancel(error):
+                self._progress.pending(number, workflow.now())
+                return
+            reason, detail = reason_and_detail(error)
+            if reason == RenderOutOfMemory.__name__:
+                # A retry begins with the resolution that was counted, because there may be more memory then.
+                self._progress.resized(number, counted, workflow.now())
+            self._progress.failed(number, reason, detail, workflow.now())
+
+    async def _tile_and_upload(self, number: int, options: UploadOptions) -> bool:
+        """Whether the sheet is ready; if not, its host is lost.
+
+        Raises:
+            ActivityError: The sheet cannot be done.
+            CancelledError: The workflow was cancelled.
+        """
+        self._progress.tiling(number, workflow.now())
+        tiled = await self._tile(number, options)
+        self.hosts.add(tiled.queue)
+        stop_if_cancelled()
+        self._progress.uploading(number, workflow.now())
+        # There is no await between the tiling and this line: a host removes a tiled page that the run does not name.
+        self.tiled_pages[number] = tiled.scratch
+        try:
+            record = await self._calls.upload_page(self._progress.sheet(number), options, tiled)
+        except ActivityError as error:
+            if fell_silent(error):
+                self.silence_noticed = workflow.now()
+            if is_cancelled() or not is_host_lost(error):
+                raise
+            return False
+        finally:
+            del self.tiled_pages[number]
+        # A sheet is ready only after this await, which ends when its ``.dzi`` is in the bucket. A result counts in spite of a cancellation.
+        self._progress.ready([record], workflow.now())
+        return True
+
+    async def _tile(self, number: int, options: UploadOptions) -> TiledPage:
+        """Tiles a page, at half its resolution if it needs more memory than a render child has."""
+        try:
+            return await self._calls.tile_page(self._progress.sheet(number), options, first=self._window.is_prioritized(number))
+        except ActivityError as error:
+            lacks_memory = reason_and_detail(error)[0] == RenderOutOfMemory.__name__
+            if is_cancelled() or not lacks_memory or not workflow.patched(HALVE_RESOLUTION):
+                raise
+            half = await self._calls.halve_page(self._progress.sheet(number), first=self._window.is_prioritized(number))
+            if half is None:
+                raise
+        stop_if_cancelled()
+        # The new size is noted before the second tiling, so that every later try, also on another host, makes the same pixels.
+        self._progress.resized(number, half, workflow.now())
+        return await self._calls.tile_page(self._progress.sheet(number), options, first=self._window.is_prioritized(number))

@@ -1,0 +1,146 @@
+"""The bookkeeping of a run: which sheets are to do, in flight or being judged, and what signals have asked for.
+
+Plain Python, no Temporal, no clock of its own.
+"""
+
+from collections import deque
+from collections.abc import Collection, Iterable, Set
+from dataclasses import dataclass, replace
+
+
+class Window:
+    """The sheets that are to do, in flight, or being judged.
+
+    A sheet in flight is neither to do nor being judged. A sheet that is being judged may also be to do: it begins after the judgement.
+
+    Args:
+        size: How many sheets may be in flight at once.
+        prioritized: Sheets that someone asked to have tiled first.
+    """
+
+    def __init__(self, size: int, prioritized: Iterable[int] = ()) -> None:
+        self.size = size
+        self.landed = 0
+        """How many sheets have left the window."""
+        self._to_do: deque[int] = deque()
+        self._in_flight: set[int] = set()
+        self._judged: set[int] = set()
+        self._prioritized = set(prioritized)
+
+    @property
+    def to_do(self) -> Collection[int]:
+        """The sheets that have not begun, the next one first."""
+        return self._to_do
+
+    @property
+    def in_flight(self) -> Set[int]:
+        """The sheets that have begun and not landed."""
+        return self._in_flight
+
+    @property
+    def prioritized_to_do(self) -> tuple[int, ...]:
+        """The prioritized sheets that have not begun, ascending."""
+        return tuple(sorted(self._prioritized.intersection(self._to_do)))
+
+    def is_prioritized(self, number: int) -> bool:
+        """Whether someone asked to have this sheet tiled first."""
+        return number in self._prioritized
+
+    def plan(self, numbers: Iterable[int]) -> None:
+        """Makes these sheets, without those in flight, the only ones to do: first the prioritized sheets, else in the given order."""
+        waiting = [number for number in numbers if number not in self._in_flight]
+        self._to_do = deque(sorted(waiting, key=lambda number: not self.is_prioritized(number)))
+
+    def prioritize(self, numbers: Collection[int]) -> None:
+        """Puts those of these sheets that are to do before all others, in the given order, and remembers all of them for later plans."""
+        self._prioritized.update(numbers)
+        waiting = list(dict.fromkeys(number for number in numbers if number in self._to_do))
+        self._to_do = deque([*waiting, *(number for number in self._to_do if number not in waiting)])
+
+    def has_next(self) -> bool:
+        """Whether ``next`` would begin a sheet."""
+        return self._next() is not None
+
+    def next(self) -> int | None:
+        """Puts the next sheet in flight; None when the window is full, or no sheet is to do that is not being judged."""
+        number = self._next()
+        if number is not None:
+            self._to_do.remove(number)
+            self._in_flight.add(number)
+        return number
+
+    def _next(self) -> int | None:
+        if len(self._in_flight) >= self.size:
+            return None
+        return next((number for number in self._to_do if number not in self._judged), None)
+
+    def land(self, number: int) -> None:
+        """Takes a sheet out of the window: its work has ended, well or not."""
+        self._in_flight.remove(number)
+        self.landed += 1
+
+    def judge(self, numbers: Iterable[int], at_most: int) -> list[int]:
+        """Takes sheets to be judged: the lowest of these numbers that are not in flight. They do not begin until ``judged`` is called."""
+        taken = sorted(set(numbers) - self._in_flight)[:at_most]
+        self._judged.update(taken)
+        return taken
+
+    def judged(self, numbers: Iterable[int]) -> None:
+        """The judgement of these sheets has ended."""
+        self._judged.difference_update(numbers)
+
+
+@dataclass(frozen=True)
+class Retry:
+    """One request to try failed sheets again.
+
+    Args:
+        sheets: 1-based; no number means every failed sheet.
+    """
+
+    sheets: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What signals have asked for and the run has not begun to do; false when that is nothing.
+
+    Args:
+        reconcile: To compare every sheet with the bucket.
+        deep: To read every tile while doing so.
+        stored: Sheets whose ``.dzi`` the bucket has reported, ascending.
+        retries: The requests to try sheets again, the oldest first.
+    """
+
+    reconcile: bool = False
+    deep: bool = False
+    stored: tuple[int, ...] = ()
+    retries: tuple[Retry, ...] = ()
+
+    def __bool__(self) -> bool:
+        return self != Asked()
+
+    def __add__(self, later: "Asked") -> "Asked":
+        return Asked(
+            self.reconcile or later.reconcile,
+            self.deep or later.deep,
+            tuple(sorted({*self.stored, *later.stored})),
+            self.retries + later.retries,
+        )
+
+    @property
+    def needs_check(self) -> bool:
+        """Whether sheets must be compared with the bucket."""
+        return self.reconcile or bool(self.stored)
+
+    def without_reconcile(self) -> "Asked":
+        """Everything else that is asked for."""
+        return replace(self, reconcile=False)
+
+    def take_check(self) -> tuple["Asked", "Asked"]:
+        """Splits the requests into those that one comparison with the bucket does, and the rest."""
+        return replace(self, retries=()), Asked(retries=self.retries)
+
+    def take_retries(self) -> tuple[tuple[Retry, ...], "Asked"]:
+        """Splits the requests into the retries, and the rest."""
+        return self.retries, replace(self, retries=())

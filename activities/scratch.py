@@ -53,6 +53,7 @@ class Scratch:
         limit_pages: Most pages that are being made, wait or are being uploaded.
         share_pages: Most of them that may be of one upload.
         clock: Seconds since 1970.
+        beat_s: How often a page that waits for room beats.
 
     Raises:
         ScratchInUse: Another worker process uses the directory.
@@ -67,6 +68,7 @@ class Scratch:
         share_pages: int = 64,
         *,
         clock: Callable[[], float] = time.time,
+        beat_s: float = BEAT_S,
     ) -> None:
         self._sources = directory / "sources"
         self._pages = directory / "pages"
@@ -77,6 +79,7 @@ class Scratch:
         self._limit_pages = limit_pages
         self._share_pages = share_pages
         self._clock = clock
+        self._beat_s = beat_s
         self._lock = (directory / "lock").open("w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -158,7 +161,7 @@ class Scratch:
                 msg = f"{self._share_pages:,} sheets of this upload are on their way to the bucket on this host; others wait for them"
                 raise ShareFull(msg)
             beat()
-            await asyncio.sleep(BEAT_S)
+            await asyncio.sleep(self._beat_s)
         self._making[digest] += 1
         try:
             yield

@@ -128,7 +128,7 @@ async def run_tile_role(client: Client, settings: WorkerSettings, stop: asyncio.
                         client, TILE_QUEUE, settings.render_slots, activities.count_pages, activities.halve_page, activities.tile_page
                     ),
                     housekeeping_worker(client, housekeeping, HOUSEKEEPING_SLOTS),
-                    beside(_janitor(scratch, client)),
+                    beside(keep_scratch_clean(scratch, client)),
                 ):
                     await stop.wait()
                 await _drain(scratch, client)
@@ -166,7 +166,7 @@ def activity_worker(client: Client, queue: str, slots: int, *activities: object,
     )
 
 
-async def _janitor(scratch: Scratch, client: Client, every_s: float = JANITOR_S) -> None:
+async def keep_scratch_clean(scratch: Scratch, client: Client, every_s: float = JANITOR_S) -> None:
     """Cleans the scratch now, for this may be the start after a crash, and every ``every_s`` seconds, also after a failure."""
     while True:
         try:

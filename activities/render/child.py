@@ -229,7 +229,7 @@ class _Child:
         fresh = self.pages == 0
         self.pages += request["operation"] == "tile"
         if "error" in answer:
-            raise _named(answer, limits, self.upload, fresh_child=fresh)
+            raise exception_of(answer, limits, self.upload, fresh_child=fresh)
         return answer["result"]
 
     async def end(self) -> None:
@@ -396,7 +396,7 @@ def _too_little_memory(limits: ChildLimits) -> str:
     return f"the page needs more than {limits.memory_bytes:,} bytes of memory"
 
 
-def _named(answer: dict[str, Any], limits: ChildLimits, upload: str, *, fresh_child: bool) -> Exception:
+def exception_of(answer: dict[str, Any], limits: ChildLimits, upload: str, *, fresh_child: bool) -> Exception:
     """The exception that a child's answer stands for; the words of a library go to the log only."""
     name, message = str(answer["error"]), str(answer["message"])
     kind = getattr(errors, name, None)

@@ -238,7 +238,7 @@ class Hub:
         except BaseException:
             self.release(watcher)
             raise
-        return _Stream(_events(watcher, after), lambda: self.release(watcher))
+        return _Stream(events(watcher, after), lambda: self.release(watcher))
 
 
 class _Stream(EventSourceResponse):
@@ -264,7 +264,7 @@ class _Stream(EventSourceResponse):
             self._release()
 
 
-async def _events(watcher: Watcher, after: int | None) -> AsyncIterator[bytes]:
+async def events(watcher: Watcher, after: int | None) -> AsyncIterator[bytes]:
     """The events of one client.
 
     Args:

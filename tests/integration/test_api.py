@@ -9,8 +9,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,11 +31,11 @@ from api.__main__ import GRACE_S
 from api.progress.runs import QUERY_TIMEOUT_S
 from api.progress.sse import PING_S
 from deploy.temporal import TemporalServer
-from tests.unit.api_fakes import BASE, PATH, PDF, REF, Upstream, accept, change, files_below, make_app, snapshot
+from tests.unit.api_fakes import BASE, PATH, PDF, REF, Upstream, accept, change, files_below, make_app, make_bucket, snapshot
+from tests.waiting import DEADLINE_S, until, until_async
 from tests.workflow.fakes import FakeActivities, pages, working
 
 MEGABYTE = 1 << 20
-DEADLINE_S = 240
 
 
 class ApiProcess:
@@ -64,13 +64,15 @@ class ApiProcess:
         """Starts it, again on the same port, and waits until it listens."""
         with self.log.open("wb") as log:
             self._process = subprocess.Popen([sys.executable, "-m", "api"], env=self._environ, stderr=log, stdout=log)
-        deadline = time.monotonic() + DEADLINE_S
-        while not (match := re.search(r"listening on http://127\.0\.0\.1:(\d+)", self.log.read_text())):
-            assert self._process.poll() is None, self.log.read_text()
-            assert time.monotonic() < deadline, "it does not listen"
-            time.sleep(0.02)
-        self.port = int(match[1])
-        self._environ["SITELINK_PORT"] = match[1]
+        until(self._listens)
+        self._environ["SITELINK_PORT"] = str(self.port)
+
+    def _listens(self) -> bool:
+        log = self.log.read_text()
+        assert self._process.poll() is None, log
+        if match := re.search(r"listening on http://127\.0\.0\.1:(\d+)", log):
+            self.port = int(match[1])
+        return match is not None
 
     @property
     def url(self) -> str:
@@ -89,38 +91,69 @@ class ApiProcess:
         return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024  # type: ignore[index]
 
 
-@pytest.fixture
-async def new_api(tmp_path: Path, temporal_server: TemporalServer, temporal: Client) -> AsyncIterator[Callable[..., ApiProcess]]:
-    """Starts API processes over one bucket; kills them at the end, and ends what they started: the next test has workers, too."""
-    started: list[ApiProcess] = []
+@pytest.fixture(scope="module")
+def bucket_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the bucket of all API processes is."""
+    return tmp_path_factory.mktemp("api") / "bucket"
 
-    def start(temporal: str = temporal_server.address, **environ: str) -> ApiProcess:
-        directory = tmp_path / f"api-{len(started)}"
-        directory.mkdir()
-        started.append(ApiProcess(directory, temporal, **{"SITELINK_BUCKET": (tmp_path / "bucket").as_uri(), **environ}))
-        return started[-1]
 
-    yield start
-    for api in started:
+@pytest.fixture(scope="module")
+def bucket(bucket_directory: Path) -> Bucket:
+    """The bucket of all API processes."""
+    return Bucket(BucketSettings(bucket_directory.as_uri()))
+
+
+@contextmanager
+def running(directory: Path, temporal: str, **environ: str) -> Iterator[ApiProcess]:
+    """Runs an API process; kills it at the end."""
+    directory.mkdir()
+    api = ApiProcess(directory, temporal, **environ)
+    try:
+        yield api
+    finally:
         api.end(signal.SIGKILL)
-        log = api.log.read_text()
-        # uvicorn writes one for each request that it cancels when it stops
-        assert log.count("Traceback") == log.count("asyncio.exceptions.CancelledError: Task cancelled"), log
-        for ref in api.accepted:
-            with suppress(RPCError):  # it has ended by itself
-                await temporal.get_workflow_handle(ref.workflow_id).terminate()
+    log = api.log.read_text()
+    # uvicorn writes one for each request that it cancels when it stops
+    assert log.count("Traceback") == log.count("asyncio.exceptions.CancelledError: Task cancelled"), log
+
+
+async def end_runs(temporal: Client, api: ApiProcess) -> None:
+    """Ends what the API has started: the next test has workers, too."""
+    while api.accepted:
+        with suppress(RPCError):  # it has ended by itself
+            await temporal.get_workflow_handle(api.accepted.pop().workflow_id).terminate()
 
 
 @pytest.fixture
-def api(new_api: Callable[..., ApiProcess]) -> ApiProcess:
-    """One API process."""
-    return new_api()
+async def new_api(
+    tmp_path: Path, bucket_directory: Path, temporal_server: TemporalServer, temporal: Client
+) -> AsyncIterator[Callable[..., ApiProcess]]:
+    """Starts API processes of this test alone."""
+    started: list[ApiProcess] = []
+    with ExitStack() as processes:
+
+        def start(temporal: str = temporal_server.address) -> ApiProcess:
+            directory = tmp_path / f"api-{len(started)}"
+            started.append(processes.enter_context(running(directory, temporal, SITELINK_BUCKET=bucket_directory.as_uri())))
+            return started[-1]
+
+        yield start
+    for api in started:
+        await end_runs(temporal, api)
+
+
+@pytest.fixture(scope="module")
+def api_of_module(bucket_directory: Path, temporal_server: TemporalServer) -> Iterator[ApiProcess]:
+    """See ``api``."""
+    with running(bucket_directory.with_name("process"), temporal_server.address, SITELINK_BUCKET=bucket_directory.as_uri()) as api:
+        yield api
 
 
 @pytest.fixture
-def bucket(tmp_path: Path) -> Bucket:
-    """The bucket of the API processes."""
-    return Bucket(BucketSettings((tmp_path / "bucket").as_uri()))
+async def api(api_of_module: ApiProcess, temporal: Client) -> AsyncIterator[ApiProcess]:
+    """One API process for the tests after which it still runs."""
+    yield api_of_module
+    await end_runs(temporal, api_of_module)
 
 
 class Activities(FakeActivities):
@@ -156,13 +189,13 @@ class Stream:
         self.last_id: int | None = None
 
     async def next(self) -> tuple[str, str]:
-        """Name and data of the next event, within 20 seconds.
+        """Name and data of the next event.
 
         Raises:
             StopAsyncIteration: The stream ended.
         """
         name = data = ""
-        async with asyncio.timeout(120):
+        async with asyncio.timeout(DEADLINE_S):
             while (line := await anext(self._lines)) or not data:
                 field, _, value = line.partition(": ")
                 if field == "event":
@@ -204,19 +237,15 @@ def url_of(api: ApiProcess, ref: UploadRef) -> str:
     return f"{api.url}{BASE}/{ref.upload}"
 
 
-async def until(condition: Callable[[], Awaitable[bool]], seconds: float = DEADLINE_S) -> None:
-    """Waits until the condition holds."""
-    async with asyncio.timeout(seconds):
-        while True:
-            if await condition():
-                return
-            await asyncio.sleep(0.05)
-
-
 async def state_of(http: httpx.AsyncClient, api: ApiProcess, ref: UploadRef) -> dict[str, Any]:
     """The progress as GET says it."""
     answer: dict[str, Any] = (await http.get(url_of(api, ref))).json()
     return answer
+
+
+async def listed(http: httpx.AsyncClient, api: ApiProcess) -> list[str]:
+    """The refs of the plan's uploads."""
+    return [entry["ref"] for entry in (await http.get(api.url + BASE)).json()["uploads"]]
 
 
 def merged(events: list[tuple[str, str]]) -> dict[str, Any]:
@@ -267,7 +296,7 @@ async def test_killed_api_loses_no_change(http: httpx.AsyncClient, api: ApiProce
     fake.gate.clear()
     async with working(temporal, fake):
         ref = await send(http, api)
-        await until(lambda: _has(http, api, ref, "totalPages", 6))
+        await until_async(lambda: _has(http, api, ref, "totalPages", 6))
         async with streaming(http, url_of(api, ref)) as stream:
             before = await stream.next()
             while all(sheet["status"] == "pending" for sheet in merged([before])["sheets"]):
@@ -296,10 +325,10 @@ async def _has(http: httpx.AsyncClient, api: ApiProcess, ref: UploadRef, name: s
 
 
 async def test_two_processes_tell_the_same(
-    http: httpx.AsyncClient, new_api: Callable[..., ApiProcess], bucket: Bucket, temporal: Client
+    http: httpx.AsyncClient, api: ApiProcess, new_api: Callable[..., ApiProcess], bucket: Bucket, temporal: Client
 ) -> None:
     """A client may watch, and come back, through any API process."""
-    apis = [new_api(), new_api()]
+    apis = [api, new_api()]
     fake = Activities(pages(5), bucket)
     fake.gate.clear()
     async with working(temporal, fake):
@@ -311,14 +340,14 @@ async def test_two_processes_tell_the_same(
     assert merged([first[0], *rests[0]]) == merged([first[1], *rests[1]]) == json.loads(bucket.get(ref.manifest).body)
 
 
-async def test_client_that_never_reads_delays_nobody(http: httpx.AsyncClient, bucket: Bucket) -> None:
+async def test_client_that_never_reads_delays_nobody(http: httpx.AsyncClient, tmp_path: Path) -> None:
     """While two connections take nothing, a third sees every change; the first then gets them together, the second holds up no stop.
 
     A real Temporal cannot carry a state that is larger than the kernel's buffers, so this one is pretended.
     """
     state = snapshot(*[SheetStatus.PENDING] * 300)
     state = replace(state, sheets=tuple(replace(sheet, title="A" * 20_000) for sheet in state.sheets))
-    upstream = Upstream(state)
+    upstream, bucket = Upstream(state), make_bucket(tmp_path / "bucket")
     await accept(bucket, REF)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
@@ -338,7 +367,8 @@ async def test_client_that_never_reads_delays_nobody(http: httpx.AsyncClient, bu
                 while b'"completedPages":20,' not in body:
                     body += await asyncio.wait_for(asyncio.get_running_loop().sock_recv(late, 1 << 20), DEADLINE_S)
                 # The snapshot, at most one change that was on its way when the buffers were full, and all others in one.
-                assert body.count(b"event: ") <= 3
+                assert body.count(b"event: snapshot") == 1
+                assert body.count(b"event: change") in (1, 2)
             server.should_exit = True
             async with asyncio.timeout(DEADLINE_S):
                 await serving
@@ -353,9 +383,10 @@ def deaf_connection(port: int) -> socket.socket:
 
 
 async def test_sigterm_ends_within_seconds_with_streams_open(
-    http: httpx.AsyncClient, api: ApiProcess, bucket: Bucket, temporal: Client
+    http: httpx.AsyncClient, new_api: Callable[..., ApiProcess], bucket: Bucket, temporal: Client
 ) -> None:
-    """The streams end, the process exits with 0."""
+    """The streams break off, without an ``end`` that would be none; the process exits with 0."""
+    api = new_api()
     fake = Activities(pages(1), bucket)
     fake.gate.clear()
     async with working(temporal, fake):
@@ -364,6 +395,9 @@ async def test_sigterm_ends_within_seconds_with_streams_open(
             await one.next()
             await two.next()
             assert await asyncio.to_thread(api.end, signal.SIGTERM) == 0
+            for stream in (one, two):
+                with pytest.raises(httpx.TransportError):
+                    await stream.rest()
         assert "graceful shutdown exceeded" not in api.log.read_text()
         fake.gate.set()
         await temporal.get_workflow_handle(ref.workflow_id).result()
@@ -371,9 +405,10 @@ async def test_sigterm_ends_within_seconds_with_streams_open(
 
 @pytest.mark.parametrize("form", [False, True])
 async def test_connection_cut_in_the_middle_of_an_upload_leaves_nothing(
-    http: httpx.AsyncClient, api: ApiProcess, tmp_path: Path, form: bool
+    http: httpx.AsyncClient, api: ApiProcess, bucket_directory: Path, form: bool
 ) -> None:
     """Half an upload is none, and no half object stays, not even with its key."""
+    before, uploads = files_below(bucket_directory), await listed(http, api)
     head = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.pdf"\r\n\r\n' if form else b""
     kind = "multipart/form-data; boundary=b" if form else "application/pdf"
     with socket.create_connection(("127.0.0.1", api.port)) as connection:
@@ -385,30 +420,27 @@ async def test_connection_cut_in_the_middle_of_an_upload_leaves_nothing(
         )
         for _ in range(20):
             connection.sendall(bytes(MEGABYTE))
-        await until(lambda: _async(bool(files_below(tmp_path / "bucket"))))
-    await until(lambda: _async(not files_below(tmp_path / "bucket")))
-    assert (await http.get(api.url + BASE)).json()["uploads"] == []
+        await until_async(lambda: len(files_below(bucket_directory)) > len(before))
+    await until_async(lambda: sorted(files_below(bucket_directory)) == sorted(before))
+    assert await listed(http, api) == uploads
 
 
-async def _async(value: bool) -> bool:
-    return value
-
-
-async def test_server_stopped_in_the_middle_of_an_upload_leaves_nothing(api: ApiProcess, tmp_path: Path) -> None:
+async def test_server_stopped_in_the_middle_of_an_upload_leaves_nothing(new_api: Callable[..., ApiProcess], bucket_directory: Path) -> None:
     """SIGTERM gives the upload up after some seconds, and its half object with it."""
+    api, before = new_api(), files_below(bucket_directory)
     with socket.create_connection(("127.0.0.1", api.port)) as connection:
         connection.sendall(f"POST {BASE} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {50 * MEGABYTE}\r\n\r\n".encode() + PDF)
         for _ in range(20):
             connection.sendall(bytes(MEGABYTE))
-        await until(lambda: _async(bool(files_below(tmp_path / "bucket"))))
+        await until_async(lambda: len(files_below(bucket_directory)) > len(before))
         await asyncio.to_thread(api.end, signal.SIGTERM)
-    assert files_below(tmp_path / "bucket") == []
+    assert sorted(files_below(bucket_directory)) == sorted(before)
 
 
 @pytest.mark.parametrize("form", [False, True])
-async def test_memory_stays_constant(http: httpx.AsyncClient, api: ApiProcess, bucket: Bucket, form: bool) -> None:
+async def test_memory_stays_constant(http: httpx.AsyncClient, new_api: Callable[..., ApiProcess], bucket: Bucket, form: bool) -> None:
     """A file of 300 MB needs no more memory than the bucket's own buffers."""
-    count = 300
+    api, count = new_api(), 300
 
     async def body() -> AsyncIterator[bytes]:
         if form:
@@ -422,10 +454,8 @@ async def test_memory_stays_constant(http: httpx.AsyncClient, api: ApiProcess, b
     await send(http, api)  # so that the libraries are warm
     before = api.peak_memory_bytes
     headers = {"Content-Type": "multipart/form-data; boundary=b"} if form else {}
-    started = time.monotonic()
     ref = await send(http, api, body(), headers=headers)
     grown = api.peak_memory_bytes - before
-    print(f"form={form}: {time.monotonic() - started:.1f} s, {grown / MEGABYTE:.0f} MB more")  # noqa: T201 - shown with -s
     info = bucket.head(ref.source)
     bucket.delete([ref.source])
     assert info.size == len(PDF) + count * MEGABYTE
@@ -433,7 +463,7 @@ async def test_memory_stays_constant(http: httpx.AsyncClient, api: ApiProcess, b
 
 
 async def test_api_lives_without_temporal(
-    http: httpx.AsyncClient, new_api: Callable[..., ApiProcess], free_port: int, temporal: Client, bucket: Bucket
+    http: httpx.AsyncClient, api: ApiProcess, new_api: Callable[..., ApiProcess], free_port: int, temporal: Client, bucket: Bucket
 ) -> None:
     """It starts, is not ready, and accepts; an API that has Temporal runs what was accepted at the first look."""
     lonely = new_api(f"127.0.0.1:{free_port}")
@@ -445,10 +475,9 @@ async def test_api_lives_without_temporal(
     assert (answer["status"], "Temporal does not answer" in answer["warning"]) == ("queued", True)
     async with streaming(http, url_of(lonely, ref)) as stream:
         assert (await stream.next())[0] == "snapshot"
-    other = new_api()
-    assert (await http.get(f"{other.url}/readyz")).status_code == 200
+    assert (await http.get(f"{api.url}/readyz")).status_code == 200
     async with working(temporal, Activities(pages(2), bucket)):
-        await until(lambda: _has(http, other, ref, "status", "complete"))
+        await until_async(lambda: _has(http, api, ref, "status", "complete"))
 
 
 async def test_no_worker_is_no_wait(http: httpx.AsyncClient, api: ApiProcess) -> None:
@@ -466,7 +495,7 @@ async def test_cancel_ends_the_upload(http: httpx.AsyncClient, api: ApiProcess, 
     fake.gate.clear()
     async with working(temporal, fake):
         ref = await send(http, api)
-        await until(lambda: _async(fake.in_flight == 3))
+        await until_async(lambda: fake.in_flight == 3)
         async with streaming(http, url_of(api, ref)) as stream:
             await stream.next()
             assert (await http.post(f"{url_of(api, ref)}/cancel")).status_code == 202
@@ -504,7 +533,7 @@ async def test_terminated_run_is_failed(http: httpx.AsyncClient, api: ApiProcess
     fake.gate.clear()
     async with working(temporal, fake):
         ref = await send(http, api)
-        await until(lambda: _has(http, api, ref, "totalPages", 2))
+        await until_async(lambda: _has(http, api, ref, "totalPages", 2))
         async with streaming(http, url_of(api, ref)) as stream:
             await stream.next()
             await temporal.get_workflow_handle(ref.workflow_id).terminate()
@@ -512,7 +541,7 @@ async def test_terminated_run_is_failed(http: httpx.AsyncClient, api: ApiProcess
         assert (name, json.loads(data)["status"], json.loads(data)["reason"]) == ("end", "failed", "Terminated")
         fake.gate.set()
         assert (await http.post(f"{url_of(api, ref)}/reconcile")).status_code == 202
-        await until(lambda: _has(http, api, ref, "status", "complete"))
+        await until_async(lambda: _has(http, api, ref, "status", "complete"))
 
 
 async def test_failing_bucket_is_a_warning(http: httpx.AsyncClient, api: ApiProcess, bucket: Bucket, temporal: Client) -> None:
@@ -526,8 +555,8 @@ async def test_failing_bucket_is_a_warning(http: httpx.AsyncClient, api: ApiProc
             warning = (await state_of(http, api, ref))["warning"]
             return bool(warning and re.fullmatch(r"StorageUnavailable: the bucket answers 503 \(attempt \d+\)", warning))
 
-        await until(warned)
-        await until(lambda: _has(http, api, ref, "status", "complete"))
+        await until_async(warned)
+        await until_async(lambda: _has(http, api, ref, "status", "complete"))
 
 
 async def test_list_shows_running_and_ended_uploads(http: httpx.AsyncClient, api: ApiProcess, bucket: Bucket, temporal: Client) -> None:
@@ -540,8 +569,8 @@ async def test_list_shows_running_and_ended_uploads(http: httpx.AsyncClient, api
         fake.committed.clear()
         fake.gate.clear()
         second = await send(http, api, params={"filename": "two.pdf"})
-        await until(lambda: _has(http, api, second, "status", "processing"))
-        uploads = (await http.get(api.url + BASE)).json()["uploads"]
+        await until_async(lambda: _has(http, api, second, "status", "processing"))
+        uploads = (await http.get(api.url + BASE, params={"limit": 2})).json()["uploads"]
         fake.gate.set()
         await temporal.get_workflow_handle(second.workflow_id).result()
     assert [(entry["fileName"], entry["status"], entry["progress"]) for entry in uploads] == [

@@ -146,17 +146,15 @@ def event(name: str, version: int, document: dict[str, Any]) -> bytes:
     return f"id: {version}\r\nevent: {name}\r\ndata: {json.dumps(document, ensure_ascii=False)}\r\n\r\n".encode()
 
 
-def stream(*pieces: bytes | float | threading.Event, cut: bool = False) -> Answer:
-    """An event stream of these bytes, with pauses in seconds or until an event; at its end the connection is cut or ends well."""
+def stream(*pieces: bytes | threading.Event, cut: bool = False) -> Answer:
+    """An event stream of these bytes, with pauses until an event is set; at its end the connection is cut or ends well."""
 
     async def body() -> AsyncIterator[bytes]:
         for piece in pieces:
             if isinstance(piece, bytes):
                 yield piece
-            elif isinstance(piece, threading.Event):
-                assert await asyncio.to_thread(piece.wait, 240)
             else:
-                await asyncio.sleep(piece)
+                assert await asyncio.to_thread(piece.wait, 240)
         if cut:
             msg = "cut"
             raise ConnectionError(msg)
@@ -469,10 +467,12 @@ def start(script: Script, *arguments: str | Path) -> "subprocess.Popen[str]":
 
 def test_ctrl_c_leaves_the_upload_and_says_how_to_go_on(script: Script) -> None:
     """130, and the command that watches it again."""
-    script.events.append(stream(WHOLE[1], 30.0))
+    left = threading.Event()
+    script.events.append(stream(WHOLE[1], left))
     process = start(script, "watch", REF)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=240)
+    left.set()
     assert process.returncode == 130
     assert errors.strip() == f"The upload goes on. Watch it again: sitelink watch {REF}"
 
@@ -672,8 +672,13 @@ def test_an_event_that_is_none_of_ours_is_named(script: Script, data: str) -> No
     assert (result.returncode, result.stderr) == (1, f"what answers at {script.url} is no SiteLink server\n")
 
 
-def on_a_terminal(script: Script, *arguments: str | Path) -> tuple[int, str]:
-    """Runs the command line on a terminal of its own: exit code and all that was shown."""
+def plain(shown: str) -> str:
+    """What a terminal shows, without the sequences that steer it."""
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
+
+
+def on_a_terminal(script: Script, *arguments: str | Path, cues: dict[str, threading.Event]) -> tuple[int, str]:
+    """Runs the command line on a terminal of its own: exit code and all that was shown. Sets each event once its words are shown."""
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "api.cli", *map(str, arguments)]
     process = subprocess.Popen(command, env=environment(script.url), stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
@@ -688,6 +693,9 @@ def on_a_terminal(script: Script, *arguments: str | Path) -> tuple[int, str]:
             if not piece:
                 break
             shown += piece
+            for words, cue in cues.items():
+                if words in plain(shown.decode(errors="ignore")):
+                    cue.set()
     return process.wait(240), shown.decode()
 
 
@@ -697,17 +705,18 @@ def test_a_terminal_shows_a_bar_and_is_left_as_it_was(script: Script, tmp_path: 
     file.write_bytes(bytes(1 << 20))
     script.posts.append(accept)
     failed = sheet(2, "failed", title="[bold]A-102", reason="PageUnreadable", detail="the page has no area")
-    script.events.append(stream(WHOLE[1], 0.6, cut=True))
+    tiling, uploading = threading.Event(), threading.Event()
+    script.events.append(stream(WHOLE[1], tiling, cut=True))
     script.events.append(
         stream(
             event("change", 2, snapshot("processing", sheet(1, "uploading", title="A-101"), failed, forecast=FORECAST)),
-            0.6,
+            uploading,
             event("end", 3, snapshot("partial", sheet(1, "ready"), failed, completed=1)),
         )
     )
-    code, shown = on_a_terminal(script, "upload", file)
+    cues = {"tiling     sheet-1 A-101 - First Floor Plan": tiling, "uploading  sheet-1 A-101": uploading}
+    code, shown = on_a_terminal(script, "upload", file, cues=cues)
     assert code == 1
-    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
     for words in (
         "sending",
         REF,
@@ -719,5 +728,5 @@ def test_a_terminal_shows_a_bar_and_is_left_as_it_was(script: Script, tmp_path: 
         "forecast: 20 tiles, 1.2 to 4.9 kB, about 3 s, less than $0.01 of bucket operations",
         "partial: 1 of 2 sheets, 10 tiles, 1.0 kB, 4.5 s",
     ):
-        assert words in plain, plain
+        assert words in plain(shown), plain(shown)
     assert shown.rindex("\x1b[?25h") > shown.rindex("\x1b[?25l")

@@ -1,7 +1,6 @@
 """A bucket that fails, dawdles and lies: what a client of it sees, and what becomes of a whole job."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -36,6 +35,7 @@ from tests.servers.faults import (
     reset_in_body,
 )
 from tests.servers.s3 import TestServer
+from tests.waiting import until
 
 PAGES = 3
 PLAN = plan_set(PAGES, 500, 400)
@@ -273,11 +273,14 @@ def test_a_deletion_is_not_said_before_its_mark_is_there(site: Site) -> None:
 
 def await_status(stack: Stack, ref: UploadRef, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
     """Asks for the status until the condition holds."""
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition(status := httpx.get(address(stack, ref), timeout=DEADLINE_S).json()):
-        assert time.monotonic() < deadline, status
-        time.sleep(0.2)
-    return dict(status)
+    seen: list[dict[str, Any]] = []
+
+    def holds() -> bool:
+        seen.append(httpx.get(address(stack, ref), timeout=DEADLINE_S).json())
+        return condition(seen[-1])
+
+    until(holds)
+    return seen[-1]
 
 
 REFUSALS = {

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx2 as httpx
 import pytest
 
 from deploy.local import Stack
@@ -18,9 +19,9 @@ PLANS = Path(__file__).parents[3] / "shared" / "corpus" / "plans"
 SHORT = ("04_", "08_", "19_")
 
 
-def ended(stack: Stack, body: bytes) -> dict[str, Any]:
-    """The last state of an upload of this PDF; its manifest says the same."""
-    status = wait_for(stack, send(stack, body), lambda status: status["completedAt"] is not None)
+def ended(stack: Stack, upload: str) -> dict[str, Any]:
+    """The last state of a complete upload."""
+    status = wait_for(stack, upload, lambda status: status["completedAt"] is not None)
     assert status["status"] == "complete"
     return status
 
@@ -40,19 +41,26 @@ def check(status: dict[str, Any]) -> None:
 def test_forecast_of_the_sample_plan_holds(stack: Stack, tmp_path: Path) -> None:
     """Tiles, PUTs and dollars are what they were said to be, and the bytes lie in the range."""
     write_sample(tmp_path / "sample.pdf")
-    check(ended(stack, (tmp_path / "sample.pdf").read_bytes()))
+    check(ended(stack, send(stack, (tmp_path / "sample.pdf").read_bytes())))
 
 
 @pytest.mark.parametrize("path", [path for path in sorted(PLANS.glob("*.pdf")) if path.name.startswith(SHORT)], ids=lambda path: path.stem)
 def test_forecast_of_a_real_plan_holds(stack: Stack, path: Path) -> None:
-    """The same for plans that somebody builds from."""
-    check(ended(stack, path.read_bytes()))
+    """The same for plans that somebody builds from, at half the resolution."""
+    answer = httpx.post(
+        f"{stack.api_url}/v1/organizations/acme/projects/tower/plans/a1/uploads?dpi=150",
+        content=path.read_bytes(),
+        headers={"Content-Type": "application/pdf"},
+        timeout=240,
+    )
+    assert answer.status_code == 202, answer.text
+    check(ended(stack, answer.headers["Location"]))
 
 
 def test_prices_are_those_of_the_tile_worker(new_stack: Callable[..., Stack]) -> None:
     """Its settings are what the forecast and the receipt are made with."""
     stack = new_stack(SITELINK_PRICE_CLASS_A="1000", SITELINK_PRICE_CLASS_B="0")
-    status = ended(stack, plan_set(1))
+    status = ended(stack, send(stack, plan_set(1, 300, 200)))
     forecast = status["forecast"]
     assert (forecast["priceClassA"], forecast["priceClassB"]) == (1000, 0)
     assert status["receipt"]["dollars"] == forecast["dollars"] == pytest.approx(forecast["classA"] / 1000)

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,12 +20,12 @@ from activities.bucket.keys import UploadRef
 from api.addresses import StackAddresses, is_locked
 from api.cli.__main__ import DEFAULT_PLAN
 from deploy.local import Stack
-from deploy.sample import write_sample
 from deploy.temporal import TemporalServer
+from tests.resources.make_pdfs import nested_forms, plan_set
+from tests.waiting import DEADLINE_S, until
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "deploy.local"]
-DEADLINE_S = 240
 
 pytestmark = pytest.mark.usefixtures("temporal_binary")
 
@@ -47,19 +46,13 @@ def processes_of(data_dir: Path) -> list[str]:
     return found
 
 
-def until(condition: Callable[[], Any], seconds: float = DEADLINE_S) -> None:
-    """Waits until the condition holds."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "the condition does not hold in time"
-        time.sleep(0.05)
-
-
 @contextmanager
-def running(data_dir: Path, *, cwd: Path | None = None, until_ready: bool = True) -> Iterator[subprocess.Popen[str]]:
-    """A stack in a process group of its own, as a shell would start it, once it answers."""
+def running(
+    data_dir: Path, plan: Path | None = None, *, cwd: Path | None = None, until_ready: bool = True
+) -> Iterator[subprocess.Popen[str]]:
+    """A stack in a process group of its own, as a shell would start it, once it answers; it processes the plan, by default the sample."""
     with subprocess.Popen(
-        COMMAND,
+        [*COMMAND, *(["--pdf", str(plan)] if plan else [])],
         env=environment(data_dir),
         cwd=cwd,
         stdin=subprocess.DEVNULL,
@@ -91,6 +84,20 @@ def make_run(data_dir: Path, *arguments: str, once: str = "1") -> subprocess.Com
     )
 
 
+def small_plan(directory: Path) -> Path:
+    """A plan of two sheets that take no time."""
+    path = directory / "my plan.pdf"
+    path.write_bytes(plan_set(2, 300, 200))
+    return path
+
+
+def no_plan(directory: Path) -> Path:
+    """A file that is no PDF."""
+    path = directory / "no plan.pdf"
+    path.write_text("Dear Sir or Madam")
+    return path
+
+
 def manifests(data_dir: Path) -> list[dict[str, Any]]:
     """The final states of all uploads in the bucket."""
     return [json.loads(path.read_bytes()) for path in (data_dir / "bucket").rglob("manifest.json")]
@@ -116,15 +123,6 @@ def test_make_run_once_processes_the_sample(tmp_path: Path, temporal_server: Tem
     assert [path for path in tmp_path.rglob("*") if path.stat().st_mode & 0o077] == []  # nobody else may read a plan
 
 
-def test_make_run_once_fails_when_the_upload_does_not_complete(tmp_path: Path) -> None:
-    """A file that is no PDF ends in failure, with the refusal's name, and leaves nothing running."""
-    (tmp_path / "no plan.pdf").write_text("Dear Sir or Madam")
-    run = make_run(tmp_path / "data", f"PDF={tmp_path / 'no plan.pdf'}")
-    assert run.returncode != 0
-    assert "NotAPdf" in run.stdout + run.stderr
-    assert processes_of(tmp_path) == []
-
-
 def test_missing_file_is_refused_before_anything_starts(tmp_path: Path) -> None:
     """A plan that cannot be read is wrong use, and costs no start."""
     run = subprocess.run(
@@ -146,8 +144,8 @@ def test_wrong_setting_is_refused_before_anything_starts(tmp_path: Path) -> None
 
 def test_second_run_uses_the_stack_that_runs(tmp_path: Path) -> None:
     """Without a plan it says where that is, with one it hands it over and shows how it ends; the first one and its addresses stay."""
-    data_dir = tmp_path / "data"
-    with running(data_dir) as session:
+    data_dir, plan = tmp_path / "data", small_plan(tmp_path)
+    with running(data_dir, plan) as session:
         until(lambda: manifests(data_dir))
         said = (data_dir / "stack.json").read_bytes()
         addresses = json.loads(said)
@@ -155,13 +153,12 @@ def test_second_run_uses_the_stack_that_runs(tmp_path: Path) -> None:
         assert second.returncode == 0, second.stderr
         for line in (f"Page         {addresses['api']}/", f"Temporal UI  {addresses['temporalUi']}/", f"Logs         {data_dir}/logs"):
             assert line in second.stdout
-        write_sample(tmp_path / "my plan.pdf")
-        second = make_run(data_dir, f"PDF={tmp_path / 'my plan.pdf'}", once="")
+        assert len(manifests(data_dir)) == 1
+        second = make_run(data_dir, f"PDF={plan}", once="")
         assert second.returncode == 0, second.stderr
-        assert "A-101 - First Floor Plan: ready" in second.stdout
-        assert "complete: 3 sheets" in second.stdout
-        (tmp_path / "no plan.pdf").write_text("Dear Sir or Madam")
-        second = make_run(data_dir, f"PDF={tmp_path / 'no plan.pdf'}", once="")
+        assert "A-101 - Floor 1: ready" in second.stdout
+        assert "complete: 2 sheets" in second.stdout
+        second = make_run(data_dir, f"PDF={no_plan(tmp_path)}", once="")
         assert second.returncode != 0
         assert "NotAPdf" in second.stdout + second.stderr
         assert len(manifests(data_dir)) == 2
@@ -173,65 +170,59 @@ def test_second_run_uses_the_stack_that_runs(tmp_path: Path) -> None:
 
 
 def test_second_run_waits_for_a_start_or_a_stop(tmp_path: Path) -> None:
-    """It hands its plan to a stack that was about to start, and is a stack of its own after one that was about to stop."""
-    with running(tmp_path, until_ready=False) as session:
-        until(lambda: is_locked(tmp_path))
-        second = make_run(tmp_path)
+    """It hands its plan to a stack that was about to start, and is a stack of its own after one that was about to stop.
+
+    Ctrl-C ends the first stack and all that it started. The other one fails with the refusal's name, for its file is no PDF, and leaves
+    nothing running either.
+    """
+    data_dir, plan = tmp_path / "data", small_plan(tmp_path)
+    with running(data_dir, plan, until_ready=False) as session:
+        until(lambda: is_locked(data_dir))
+        second = make_run(data_dir, f"PDF={plan}")
         assert second.returncode == 0, second.stderr
         assert session.poll() is None, session.communicate()[0]
         assert "SiteLink already runs" in second.stdout
+        before = processes_of(data_dir)
         os.killpg(session.pid, signal.SIGINT)
-        until(lambda: not (tmp_path / "stack.json").exists())
-        third = make_run(tmp_path)
-        assert third.returncode == 0, third.stderr
+        until(lambda: not (data_dir / "stack.json").exists())
+        third = make_run(data_dir, f"PDF={no_plan(tmp_path)}")
+        assert third.returncode == 2, third.stdout  # of `make`
         assert "Ready after" in third.stdout
-        session.communicate(timeout=DEADLINE_S)
-    assert processes_of(tmp_path) == []
-
-
-def test_interrupt_stops_everything(tmp_path: Path) -> None:
-    """Ctrl-C ends the stack and all that it started."""
-    with running(tmp_path) as session:
-        until(lambda: manifests(tmp_path))
-        os.killpg(session.pid, signal.SIGINT)
+        assert "NotAPdf" in third.stdout + third.stderr
         said, _ = session.communicate(timeout=DEADLINE_S)
         assert session.returncode in (0, 130), said
-        assert "Stopping" in said
-        assert processes_of(tmp_path) == []
-        assert not (tmp_path / "stack.json").exists()
+        assert "Stopped." in said
+    assert len(before) > 0
+    assert processes_of(data_dir) == []
+    assert not (data_dir / "stack.json").exists()
 
 
 def test_second_interrupt_leaves_no_process(tmp_path: Path) -> None:
     """Whoever cannot wait for the pages at hand leaves no orphan either."""
-    with running(tmp_path) as session:
-        os.killpg(session.pid, signal.SIGINT)
-        time.sleep(1.2)  # a second thought, not the same signal twice
+    (tmp_path / "endless.pdf").write_bytes(nested_forms())
+    data_dir = tmp_path / "data"
+
+    def ended_by_another_interrupt() -> bool:
+        # Those that come together with the first one count as one with it.
         with suppress(ProcessLookupError):
             os.killpg(session.pid, signal.SIGINT)
-        session.communicate(timeout=DEADLINE_S)
-        until(lambda: processes_of(tmp_path) == [])
+        return session.poll() is not None
+
+    with running(data_dir, tmp_path / "endless.pdf") as session:
+        until(lambda: list((data_dir / "scratch" / "pages").glob("*")))
+        until(ended_by_another_interrupt)
+        said, _ = session.communicate(timeout=DEADLINE_S)
+        assert session.returncode == 130, said
+        assert "Stopping" in said
+        assert "Stopped." not in said
+        until(lambda: processes_of(data_dir) == [])
 
 
-def test_killed_stack_leaves_no_process_and_starts_again(tmp_path: Path) -> None:
-    """SIGKILL takes all children along; nobody trusts the addresses that were left, and the next start finishes what was accepted."""
-    with running(tmp_path) as session:
-        until(lambda: list((tmp_path / "bucket").rglob("thumbnail.jpeg")))
-        session.kill()
-        session.wait()
-        until(lambda: processes_of(tmp_path) == [])
-    assert manifests(tmp_path) == []
-    assert (tmp_path / "stack.json").exists()
-    assert StackAddresses.read(tmp_path) is None
-    with running(tmp_path) as session:
-        until(lambda: len(manifests(tmp_path)) == 2)
-        assert {manifest["status"] for manifest in manifests(tmp_path)} == {"complete"}
-        os.killpg(session.pid, signal.SIGTERM)
-        session.communicate(timeout=DEADLINE_S)
-        assert processes_of(tmp_path) == []
+def test_processes_that_died_start_again_and_a_stop_finishes_the_pages_at_hand(new_stack: Callable[..., Stack]) -> None:
+    """Each process that is killed from outside comes back by itself, on the same addresses, and works.
 
-
-def test_process_that_died_is_started_again(new_stack: Callable[..., Stack]) -> None:
-    """Each process that is killed from outside comes back by itself, on the same addresses."""
+    A stack that is stopped in the middle of an upload ends by itself, with no finished page left on its scratch.
+    """
     stack = new_stack()
     before = {name: process.pid for name, process in stack.processes.items()}
     for pid in before.values():
@@ -245,25 +236,18 @@ def test_process_that_died_is_started_again(new_stack: Callable[..., Stack]) -> 
         return False
 
     until(ready)
-
-
-def test_stop_finishes_the_pages_at_hand(new_stack: Callable[..., Stack], tmp_path: Path) -> None:
-    """A stack that is stopped in the middle of an upload ends by itself, with no finished page left on its scratch."""
-    stack = new_stack()
-    write_sample(tmp_path / "plan.pdf")
-    for _ in range(3):
-        response = httpx.post(
-            f"{stack.api_url}/v1/organizations/acme/projects/tower/plans/a1/uploads",
-            content=(tmp_path / "plan.pdf").read_bytes(),
-            headers={"Content-Type": "application/pdf"},
-            timeout=DEADLINE_S,
-        )
-        assert response.status_code == 202
+    response = httpx.post(
+        f"{stack.api_url}/v1/organizations/acme/projects/tower/plans/a1/uploads",
+        content=plan_set(16),
+        headers={"Content-Type": "application/pdf"},
+        timeout=DEADLINE_S,
+    )
+    assert response.status_code == 202
     until(lambda: list((stack.data_dir / "bucket").rglob("*.dzi")))
     stack.stop()
     assert "tile worker stopped" in stack.processes["worker-tile"].tail()
     assert "workflow worker stopped" in stack.processes["worker-workflow"].tail()
-    assert len(manifests(stack.data_dir)) < 3
+    assert manifests(stack.data_dir) == []
     assert list((stack.data_dir / "scratch" / "pages").iterdir()) == []
     assert processes_of(stack.data_dir) == []
 
@@ -274,21 +258,32 @@ async def result(address: str, ref: UploadRef) -> None:
     await client.get_workflow_handle(ref.workflow_id).result()
 
 
-def test_any_directory_will_do(tmp_path: Path) -> None:
-    """An upload completes and the next start finds its run, whatever stands in the path of checkout and data; all is written there."""
+def test_killed_stack_starts_again_in_any_directory(tmp_path: Path) -> None:
+    """SIGKILL takes all children along; nobody trusts the addresses that were left, and the next start finds and finishes the run.
+
+    So it is whatever stands in the path of checkout and data. All is written there. SIGTERM stops the stack as Ctrl-C does.
+    """
     checkout = tmp_path / "no. 7 #1?mode=memory&a;100%41 \"Größe\" '図' [x] $HOME"
     for package in ("activities", "api", "deploy", "worker", "workflows"):
         shutil.copytree(ROOT / package, checkout / package, ignore=shutil.ignore_patterns("__pycache__"))
     data_dir = checkout / "var"
-    for uploads in (1, 2):
-        with running(data_dir, cwd=checkout) as session:
-            until(lambda: len(manifests(data_dir)) == uploads)  # noqa: B023 - called here
-            address = json.loads((data_dir / "stack.json").read_bytes())["temporal"]
-            for path in (data_dir / "bucket").rglob("manifest.json"):
-                assert json.loads(path.read_bytes())["status"] == "complete"
-                asyncio.run(result(address, UploadRef.parse(f"{DEFAULT_PLAN}/{path.parent.name}")))
-            os.killpg(session.pid, signal.SIGINT)
-            said, _ = session.communicate(timeout=DEADLINE_S)
-            assert session.returncode in (0, 130), said
+    with running(data_dir, cwd=checkout) as session:
+        until(lambda: list((data_dir / "bucket").rglob("thumbnail.jpeg")))
+        session.kill()
+        session.wait()
+        until(lambda: processes_of(data_dir) == [])
+    assert manifests(data_dir) == []
+    assert (data_dir / "stack.json").exists()
+    assert StackAddresses.read(data_dir) is None
+    with running(data_dir, small_plan(checkout), cwd=checkout) as session:
+        until(lambda: len(manifests(data_dir)) == 2)
+        assert {manifest["status"] for manifest in manifests(data_dir)} == {"complete"}
+        address = json.loads((data_dir / "stack.json").read_bytes())["temporal"]
+        for path in (data_dir / "bucket").rglob("manifest.json"):
+            asyncio.run(result(address, UploadRef.parse(f"{DEFAULT_PLAN}/{path.parent.name}")))
+        os.killpg(session.pid, signal.SIGTERM)
+        said, _ = session.communicate(timeout=DEADLINE_S)
+        assert session.returncode in (0, 130), said
+        assert processes_of(data_dir) == []
     assert list(tmp_path.iterdir()) == [checkout]
     assert (data_dir / "temporal.db").is_file()

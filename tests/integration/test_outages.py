@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -22,6 +22,7 @@ from tests.chaos.guarantees import Watch, accepted, address
 from tests.resources.make_pdfs import plan_set
 from tests.servers.faults import Faults, Rule, faulty, held_until
 from tests.servers.s3 import TestServer
+from tests.waiting import until_async
 from worker.app import GRACE
 from workflows.processing.patches import WAIT_FOR_LATE_WRITES
 from workflows.retries import HEARTBEAT
@@ -57,13 +58,6 @@ async def site(new_stack: Callable[..., Stack], s3_server: TestServer, **setting
             released.set()
 
 
-async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 120) -> None:
-    """Waits until the condition holds."""
-    async with asyncio.timeout(seconds):
-        while not await condition():  # noqa: ASYNC110 - a server's state
-            await asyncio.sleep(0.2)
-
-
 @pytest.mark.parametrize("worker", ["stops", "dies"])
 async def test_cancel_while_a_commit_hangs(new_stack: Callable[..., Stack], s3_server: TestServer, worker: str) -> None:
     """The ``.dzi`` that lands long after the heartbeat's timeout has all its tiles, and is counted.
@@ -89,24 +83,24 @@ async def test_cancel_while_a_commit_hangs(new_stack: Callable[..., Stack], s3_s
             markers = [event for event in events if event.event_type == EventType.EVENT_TYPE_MARKER_RECORDED]
             return any(WAIT_FOR_LATE_WRITES in str(marker.marker_recorded_event_attributes.details) for marker in markers)
 
-        await until(commits)
+        await until_async(commits)
         answer = await asyncio.to_thread(httpx.post, f"{address(on.stack, ref)}/cancel")
         assert answer.status_code == 202
         cancelled_at = datetime.now(UTC)
         if worker == "stops":
             on.stack.processes["worker-tile"].terminate()
-            await until(still_beats)
+            await until_async(still_beats)
         else:
             await asyncio.to_thread(on.stack.kill, "worker-tile")
             await asyncio.to_thread(on.stack.start_process, "worker-tile")
-            await until(waits_for_late_writes)
+            await until_async(waits_for_late_writes)
         on.released.set()
         with Watch(on.stack, ref) as watch:
             final = await asyncio.to_thread(watch.end)
         ready = {sheet["number"] for sheet in final["sheets"] if sheet["status"] == "ready"}
         assert 1 in ready
         *sheets, _ = await asyncio.to_thread(lambda: list(verify_upload(on.bucket, ref)))
-        assert {sheet.number for sheet in sheets if isinstance(sheet, SheetReport) and sheet.verified} >= ready
+        assert {sheet.number for sheet in sheets if isinstance(sheet, SheetReport) and sheet.verified} == ready
         dzis = {info.key for info in on.bucket.objects(ref.sheets_prefix) if info.key.endswith(".dzi")}
         assert dzis == {ref.descriptor(number) for number in ready}
 
@@ -123,7 +117,7 @@ async def test_sheets_that_wait_for_the_bucket_are_not_taken_for_lost(new_stack:
             assert len(uploads) <= 4
             return uploads == [PendingActivityState.PENDING_ACTIVITY_STATE_STARTED] * 4
 
-        await until(all_wait)
+        await until_async(all_wait)
         on.released.set()
         with Watch(on.stack, ref) as watch:
             assert (await asyncio.to_thread(watch.end))["status"] == "complete"

@@ -8,7 +8,6 @@ import secrets
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -28,12 +27,13 @@ from deploy.local import Stack
 from deploy.temporal import TemporalServer
 from tests.chaos.guarantees import send as send_plan
 from tests.chaos.guarantees import wait_for
-from tests.integration.test_api import Activities, ApiProcess, send, state_of, until, url_of
+from tests.integration.test_api import Activities, ApiProcess, send, state_of, url_of
 from tests.resources.make_pdfs import plan_set
 from tests.servers.queue import TOKEN, FakeQueue, event, serving
 from tests.servers.recorder import Answer, Request, recording
 from tests.servers.versitygw import S3Server
 from tests.servers.workerd import NoWorkerd, RunningWorker, installed_workerd, running_worker
+from tests.waiting import DEADLINE_S, until, until_async
 from tests.workflow.fakes import pages, working
 
 SECRET = secrets.token_urlsafe(24)
@@ -86,9 +86,9 @@ async def cancelled(http: httpx.AsyncClient, api: ApiProcess, fake: Activities) 
     async def ended() -> bool:
         return (await state_of(http, api, ref))["completedAt"] is not None
 
-    await until(tiling)
+    await until_async(tiling)
     assert (await http.post(f"{url_of(api, ref)}/cancel")).status_code == 202
-    await until(ended)
+    await until_async(ended)
     assert (await state_of(http, api, ref))["status"] == "cancelled"
     fake.gate.set()
     fake.commit(page(2))
@@ -102,7 +102,7 @@ async def wait_until_ready(http: httpx.AsyncClient, api: ApiProcess, ref: Upload
         state = await state_of(http, api, ref)
         return state["sheets"][sheet - 1]["status"] == "ready" and state["completedAt"] is not None
 
-    await until(is_ready, 240)
+    await until_async(is_ready)
     return await state_of(http, api, ref)
 
 
@@ -128,7 +128,7 @@ async def test_the_worker_forwards_events_from_its_queue(
             async def kept_aside() -> bool:
                 return len(await _unreadable(http, api)) == 2
 
-            await until(kept_aside, 240)
+            await until_async(kept_aside)
             requests = [request for request in recorder.requests if request.method == "POST"]
         assert (state["status"], state["completedPages"]) == ("cancelled", 1)
         assert [sheet["status"] for sheet in state["sheets"]] == ["pending", "ready", "pending"]
@@ -178,7 +178,7 @@ async def test_the_worker_brings_back_what_was_not_taken(
             async def comes_again() -> bool:
                 return len(recorder.sent("POST")) >= 4
 
-            await until(comes_again, 240)
+            await until_async(comes_again)
             assert "401" in stranger.log
 
 
@@ -244,11 +244,11 @@ async def test_the_role_sets_a_progress_right(
             async def all_taken() -> bool:
                 return queue.is_empty
 
-            await until(all_taken, 240)
+            await until_async(all_taken)
             # A healthy sheet costs no signal: the run is over, and stays so.
             version = (await state_of(http, api, ref))["version"]
             queue.send(event("plans", ref.descriptor(2)))
-            await until(all_taken, 240)
+            await until_async(all_taken)
             assert (await state_of(http, api, ref))["version"] == version
             assert await asyncio.to_thread(role.end) == 0
         assert TOKEN not in role.log.read_text()
@@ -278,7 +278,7 @@ async def test_the_role_outlives_temporal(
         async def came_again() -> bool:
             return queue.messages[name].attempts >= 3
 
-        await until(came_again, 240)
+        await until_async(came_again)
         assert queue.acknowledged == []
         server.start()
         try:
@@ -286,7 +286,7 @@ async def test_the_role_outlives_temporal(
             async def all_taken() -> bool:
                 return queue.is_empty
 
-            await until(all_taken, 240)
+            await until_async(all_taken)
             assert role.process.poll() is None
             handle = (await Client.connect(server.address)).get_workflow_handle(ref.workflow_id)
             assert (await handle.describe()).id == ref.workflow_id  # it waits for its workers
@@ -299,7 +299,7 @@ def test_the_role_is_off_by_default(tmp_path: Path, stack: Stack) -> None:
     """Without its settings it ends, and says which are missing; the embedded stack does not start it."""
     assert "r2-events" not in stack.processes
     with running_role(tmp_path / "role.log", {"SITELINK_DATA_DIR": str(tmp_path)}) as role:
-        assert role.process.wait(240) == 2
+        assert role.process.wait(DEADLINE_S) == 2
     assert "SITELINK_EVENTS_TOKEN" in role.log.read_text()
 
 
@@ -365,18 +365,11 @@ def _copy_late(stack: Stack, bucket: Bucket, queue: FakeQueue, hook: Hook) -> No
     before = wait_for(stack, late, lambda status: status["completedAt"] is not None)
     assert before["status"] == "cancelled"
     assert {sheet["status"] for sheet in before["sheets"]} <= {SheetStatus.PENDING.value}
-    _wait(lambda: queue.is_empty and len(hook.sent) == 2)
+    until(lambda: queue.is_empty and len(hook.sent) == 2)
     source, target = (UploadRef("acme", "tower", "a1", path.rsplit("/", 1)[-1]) for path in (whole, late))
     copies = sorted(info.key for info in bucket.objects(source.sheet_prefix(2)))
     for key in sorted(copies, key=lambda key: key.endswith(".dzi")):
         bucket.put(key.replace(source.prefix, target.prefix), bucket.get(key).body)
     after = wait_for(stack, late, lambda status: status["completedPages"] == 1 and status["version"] > before["version"])
     assert [sheet["number"] for sheet in after["sheets"] if sheet["status"] == "ready"] == [2]
-    _wait(lambda: queue.is_empty and len(hook.sent) == 3)
-
-
-def _wait(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 240
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    until(lambda: queue.is_empty and len(hook.sent) == 3)

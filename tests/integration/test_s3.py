@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -35,6 +36,7 @@ from deploy.process import free_port
 from tests.servers.recorder import Answer, Recorder, Request, recording, s3_error
 from tests.servers.s3 import TestServer
 from tests.unit.api_fakes import FakeTemporal, client_of, make_app
+from tests.waiting import DEADLINE_S, until, until_async
 
 ROOT = Path(__file__).parents[2]
 MIB = 1 << 20
@@ -304,7 +306,7 @@ async def test_full_server_is_not_ready(recorder: Recorder, bucket: Bucket, capl
 
 @pytest.mark.parametrize(("status", "code"), [(429, "TooManyRequests"), (503, "SlowDown"), (500, "InternalError")])
 async def test_a_busy_server_is_asked_again_with_back_off(recorder: Recorder, bucket: Bucket, status: int, code: str) -> None:
-    """R2 answers 429 and S3 503 when it is too much: the same request comes again, later and later, and then is done."""
+    """R2 answers 429 and S3 503 when it is too much: the same request comes again, each time after a pause, and then is done."""
     asked: list[float] = []
 
     def answer(_: Request) -> Answer | None:
@@ -335,16 +337,22 @@ def test_a_server_that_stays_busy_is_unavailable(server_of_errors: Recorder) -> 
     assert len(server_of_errors.requests) == 5
 
 
-def test_a_slow_server_is_no_error(recorder: Recorder, bucket: Bucket) -> None:
+@pytest.mark.parametrize(("method", "call"), [("PUT", CALLS["put_async"]), ("GET", CALLS["get"])])
+async def test_a_slow_server_is_no_error(recorder: Recorder, bucket: Bucket, method: str, call: Callable[[Bucket], Any]) -> None:
     """An answer that takes its time is waited for, and nothing is asked twice."""
+    bucket.put("a/b", b"x")
+    released = threading.Event()
 
     def slow(_: Request) -> None:
-        time.sleep(3)
+        assert released.wait(DEADLINE_S)
 
     recorder.answer = slow
-    bucket.put("a", b"x")
-    assert bucket.get("a").body == b"x"
-    assert len(recorder.requests) == 2
+    waiting = asyncio.create_task(asyncio.to_thread(call, bucket))
+    await until_async(lambda: recorder.sent(method, "a/b")[-1:] == recorder.requests[1:])
+    assert not waiting.done()
+    released.set()
+    await waiting
+    assert [request.method for request in recorder.requests] == ["PUT", method]
 
 
 async def test_two_deletions_at_once_are_both_done(recorder: Recorder, bucket: Bucket) -> None:
@@ -356,15 +364,10 @@ async def test_two_deletions_at_once_are_both_done(recorder: Recorder, bucket: B
         return len([each for each in requests if each.method == "PUT" and each.path.endswith("/upload.json")]) - 1
 
     def answer(request: Request) -> Answer | None:
-        deadline = time.monotonic() + 60
         if request.method == "PUT":  # both have read that there is no mark
-            while len(recorder.sent("GET", "/upload.json")) < 2:
-                assert time.monotonic() < deadline, "the other deletion does not begin"
-                time.sleep(0.01)
+            until(lambda: len(recorder.sent("GET", "/upload.json")) == 2)
         elif marks(recorder.requests) > 0:  # both marks are written before one is looked at
-            while marks(recorder.answered) < 2:
-                assert time.monotonic() < deadline, "the other mark does not come"
-                time.sleep(0.01)
+            until(lambda: marks(recorder.answered) == 2)
         return None
 
     recorder.answer = answer
@@ -401,10 +404,7 @@ async def test_a_stream_that_the_server_refuses_leaves_no_parts(recorder: Record
     def refuse_last(request: Request) -> Answer | None:
         if f"partNumber={parts}" not in request.target:
             return None
-        deadline = time.monotonic() + 60
-        while sum("partNumber=" in each.target for each in recorder.answered) < parts - 1:
-            assert time.monotonic() < deadline, "the other parts do not come"
-            time.sleep(0.01)
+        until(lambda: sum("partNumber=" in each.target for each in recorder.answered) == parts - 1)
         return s3_error(403, "AccessDenied")
 
     recorder.answer = refuse_last

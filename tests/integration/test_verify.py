@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,11 @@ from activities.bucket.dzi import Pyramid
 from activities.bucket.keys import PlanRef, UploadRef
 from deploy.local import Stack
 from tests.resources.make_pdfs import plan_set
+from tests.waiting import DEADLINE_S, until
 
 ROOT = Path(__file__).parents[2]
 PLAN = PlanRef("acme", "tower", "verify")
 UPLOADS = "/v1/organizations/acme/projects/tower/plans/verify/uploads"
-DEADLINE_S = 240
 
 
 @pytest.fixture
@@ -28,10 +27,7 @@ def ref(stack: Stack) -> UploadRef:
     response = httpx.post(f"{stack.api_url}{UPLOADS}", content=plan_set(2), headers={"Content-Type": "application/pdf"}, timeout=DEADLINE_S)
     assert response.status_code == 202
     ref = UploadRef.parse(response.json()["ref"])
-    deadline = time.monotonic() + DEADLINE_S
-    while not (stack.data_dir / "bucket" / ref.manifest).exists():
-        assert time.monotonic() < deadline, "it does not end"
-        time.sleep(0.05)
+    until((stack.data_dir / "bucket" / ref.manifest).exists)
     return ref
 
 

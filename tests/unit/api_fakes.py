@@ -255,12 +255,3 @@ class RawRequest:
 
     async def _send(self, message: Message) -> None:
         self.sent.append(message)
-
-
-async def until(condition: Callable[[], bool], seconds: float = 120) -> None:
-    """Waits until the condition holds."""
-    async with asyncio.timeout(seconds):
-        while True:
-            if condition():
-                return
-            await asyncio.sleep(0.005)

@@ -26,8 +26,8 @@ from tests.unit.api_fakes import (
     client_of,
     make_app,
     snapshot,
-    until,
 )
+from tests.waiting import until_async
 
 TILE = f"{PATH}/sheets/sheet-1/thumbnail.jpeg"
 
@@ -120,7 +120,7 @@ async def test_deletion_ends_the_streams_here_at_once(bucket: Bucket) -> None:
         hub.end(REF)
         assert watcher.gone
         await upstream.set(replace(snapshot(SheetStatus.READY), version=200))
-        await until(lambda: bool(upstream.updates))
+        await until_async(lambda: bool(upstream.updates))
         assert watcher.gone
         assert watcher.final is None
     hub.release(watcher)

@@ -33,8 +33,8 @@ from tests.unit.api_fakes import (
     files_in,
     make_app,
     make_bucket,
-    until,
 )
+from tests.waiting import until_async
 
 KEY = {"Idempotency-Key": "one"}
 
@@ -229,7 +229,7 @@ async def test_sender_that_goes_away_leaves_nothing(directory: Path, temporal: F
     request.feed(PDF)
     for _ in range(8):
         request.feed(bytes(1 << 20))
-    await until(lambda: files_in(directory) != [])
+    await until_async(lambda: files_in(directory) != [])
     request.disconnect()
     await request.task
     assert files_in(directory) == []
@@ -244,7 +244,7 @@ async def test_cancelled_request_leaves_nothing(directory: Path, temporal: FakeT
         request.feed(PDF)
         for _ in range(8):
             request.feed(bytes(1 << 20))
-        await until(lambda: files_in(directory) != [])
+        await until_async(lambda: files_in(directory) != [])
         request.task.cancel()
     assert files_in(directory) == []
     with pytest.raises(asyncio.CancelledError):
@@ -355,7 +355,7 @@ async def test_racing_requests_with_one_key_make_one_upload(bucket: Bucket, dire
     requests = [RawRequest(app, "POST", BASE, KEY) for app in apps]
     for request, body in zip(requests, bodies, strict=True):
         request.feed(body[:3000])
-    await until(lambda: all(request.received == 2 for request in requests))
+    await until_async(lambda: all(request.received == 2 for request in requests))
     for request, body in zip(requests, bodies, strict=True):
         request.feed(body[3000:], more=False)
     await asyncio.gather(*(request.task for request in requests))
@@ -397,7 +397,9 @@ def test_upload_ids_are_ordered_by_time() -> None:
     ids = []
     for _ in range(200):
         ids.append(new_upload_id())
-        time.sleep(1e-5)
+        made_ns = time.time_ns()
+        while time.time_ns() < made_ns + 250:  # ids of the same quarter of a microsecond have no order
+            pass
     assert all(re.fullmatch(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", one) for one in ids)
     assert len(set(ids)) == 200
     assert ids == sorted(ids)

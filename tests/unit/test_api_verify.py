@@ -12,8 +12,9 @@ from activities.bucket.records import to_wire
 from activities.bucket.storage import Bucket, BucketSettings, ObjectInfo
 from activities.bucket.verify import verify_upload
 from activities.errors import StorageUnavailable
-from tests.unit.api_fakes import BASE, FakeTemporal, RawRequest, client_of, make_app, until
+from tests.unit.api_fakes import BASE, FakeTemporal, RawRequest, client_of, make_app
 from tests.unit.sheets import NAMES, REF, progress, put_upload
+from tests.waiting import until_async
 
 PATH = f"{BASE}/{REF.upload}/verify"
 
@@ -97,7 +98,7 @@ async def test_many_at_once_wait_and_a_client_that_leaves_frees_its_place(bucket
     bucket.open.clear()
     app = make_app(bucket, FakeTemporal())
     requests = [RawRequest(app, "GET", PATH, {}) for _ in range(4)]
-    await until(lambda: len(bucket.listed) >= 8)
+    await until_async(lambda: len(bucket.listed) >= 8)
     for request in requests:
         request.feed(b"", more=False)
         request.disconnect()

@@ -25,6 +25,7 @@ from activities.render.child import ChildPool
 from activities.scratch import Scratch
 from activities.threads import FairThreads
 from tests.unit.sheets import accept
+from tests.waiting import until_async
 from worker.app import Activities
 
 REF = "acme/tower/a1/u1"
@@ -182,9 +183,7 @@ async def test_cancelled_attempt_beats_for_as_long_as_its_thread_lives(fails: bo
     for _ in range(2):
         attempt.cancel()
         beats = 0
-        async with asyncio.timeout(120):
-            while beats < 3:  # noqa: ASYNC110 - a callback's number
-                await asyncio.sleep(0.01)
+        await until_async(lambda: beats >= 3)  # noqa: B023 - called here
         assert not attempt.done()
     released.set()
     if fails:

@@ -4,13 +4,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from deploy.process import Guard, Process, free_port, is_free, take_port
+from tests.waiting import until
 
 FAMILY = ["/bin/sh", "-c", "sleep 300 & echo $!; wait"]
 """A leader with a child, whose number it says."""
@@ -25,19 +25,13 @@ def alive(pid: int) -> bool:
 
 def wait_for_word(process: Process) -> str:
     """The first line that the process says."""
-    deadline = time.monotonic() + 120
-    while not process.tail():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until(process.tail)
     return process.tail()
 
 
 def wait_for_end(pid: int) -> None:
     """Returns when the process is gone."""
-    deadline = time.monotonic() + 120
-    while alive(pid):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until(lambda: not alive(pid))
 
 
 @pytest.fixture
@@ -64,10 +58,7 @@ def test_kill_ends_what_a_dead_leader_left(family: Process) -> None:
     child = int(wait_for_word(family))
     assert family.pid is not None
     os.kill(family.pid, signal.SIGTERM)
-    deadline = time.monotonic() + 120
-    while family.is_running:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until(lambda: not family.is_running)
     assert alive(child)
     assert family.kill() == -signal.SIGTERM
     wait_for_end(child)

@@ -19,7 +19,8 @@ from api.r2.events import Message, R2Events, Verdict, unreadable_events
 from api.r2.pull import BATCH_SIZE, Consumer, PullQueue, sent_body
 from api.r2.settings import CLOUDFLARE, PullSettings
 from tests.servers.queue import TOKEN, FakeQueue, Trouble, event, serving
-from tests.unit.api_fakes import REF, UNAVAILABLE, FakeTemporal, accept, snapshot, until
+from tests.unit.api_fakes import REF, UNAVAILABLE, FakeTemporal, accept, snapshot
+from tests.waiting import until_async
 
 READY, PENDING = SheetStatus.READY, SheetStatus.PENDING
 IDLE_S = 0.01
@@ -63,7 +64,7 @@ async def test_every_message_ends_acknowledged(queue: FakeQueue, bucket: Bucket,
     sent = [queue.send(event("plans", REF.descriptor(sheet))) for sheet in range(1, 251)]
     sent += [queue.send(event("plans", "x.txt")), queue.send(event("plans", REF.descriptor(1), "DeleteObject"))]
     async with consuming(queue, bucket, temporal):
-        await until(lambda: queue.is_empty)
+        await until_async(lambda: queue.is_empty)
     assert sorted(queue.acknowledged) == sorted(sent)
     assert signalled(temporal) == set(range(2, 251, 2))
     assert queue.retried == []
@@ -80,7 +81,7 @@ async def test_content_types_are_decoded(queue: FakeQueue, bucket: Bucket, tempo
     queue.send(str(texts[1]).replace("'", '"'), "text")
     queue.send(str(texts[2]).replace("'", '"').encode(), "bytes")
     async with consuming(queue, bucket, temporal):
-        await until(lambda: queue.is_empty)
+        await until_async(lambda: queue.is_empty)
     assert signalled(temporal) == {1, 2, 3}
     assert queue.retried == []
 
@@ -108,10 +109,10 @@ async def test_a_poison_message_is_set_aside_and_delays_nobody(queue: FakeQueue,
     poison = queue.send(b"\x00no event", "bytes")
     good = [queue.send(event("plans", REF.descriptor(sheet))) for sheet in range(1, 6)]
     async with consuming(queue, bucket, temporal):
-        await until(lambda: len(queue.acknowledged) == 5)
+        await until_async(lambda: len(queue.acknowledged) == 5)
         assert sorted(queue.acknowledged) == sorted(good)
         assert queue.messages[poison].attempts < 5
-        await until(lambda: queue.is_empty)
+        await until_async(lambda: queue.is_empty)
     assert queue.acknowledged[-1] == poison
     assert queue.retried == [(poison, delay) for delay in (5, 10, 20, 40)]
     (kept,) = unreadable_events(bucket)
@@ -124,11 +125,11 @@ async def test_temporal_down_and_up_again_loses_nothing(queue: FakeQueue, bucket
     temporal.state = temporal.start_error = UNAVAILABLE
     sent = [queue.send(event("plans", REF.descriptor(sheet))) for sheet in range(1, 8)]
     async with consuming(queue, bucket, temporal):
-        await until(lambda: all(queue.messages[name].attempts > 6 for name in sent))
+        await until_async(lambda: all(queue.messages[name].attempts > 6 for name in sent))
         assert (queue.acknowledged, queue.dead, unreadable_events(bucket)) == ([], [], [])
         temporal.state, temporal.start_error = snapshot(*[PENDING] * 7), None
         queue.advance(3600)
-        await until(lambda: queue.is_empty)
+        await until_async(lambda: queue.is_empty)
     assert sorted(queue.acknowledged) == sorted(sent)
     assert signalled(temporal) == set(range(1, 8))
 
@@ -146,9 +147,9 @@ async def test_a_bad_queue_changes_nothing(bucket: Bucket, temporal: FakeTempora
         sent = [queue.send(event("plans", chance.choice((REF, other)).descriptor(chance.randint(1, 60)))) for _ in range(150)]
         sent.append(queue.send("no event", "text"))
         async with consuming(queue, bucket, temporal, visibility_s=20):
-            await until(lambda: len(queue.acknowledged) > 50)
+            await until_async(lambda: len(queue.acknowledged) > 50)
             queue.trouble.errors += [500, 429, 200, 503]
-            await until(lambda: queue.is_empty)
+            await until_async(lambda: queue.is_empty)
         assert sorted(queue.acknowledged) == sorted(sent)
     assert signalled(temporal) <= set(range(2, 61, 2))
     assert {start["start_signal"] for start in temporal.starts} == {"sheets_stored"}
@@ -162,7 +163,7 @@ async def test_a_lease_that_ends_before_the_ack_is_harmless(queue: FakeQueue, bu
     name = queue.send(event("plans", REF.descriptor(1)))
     queue.trouble.end_lease = 1
     async with consuming(queue, bucket, temporal):
-        await until(lambda: queue.is_empty)
+        await until_async(lambda: queue.is_empty)
     assert queue.acknowledged == [name]
     assert unreadable_events(bucket) == []
 
@@ -176,9 +177,9 @@ async def test_the_api_away_for_a_while_is_asked_again(
     queue.trouble.errors = [500, 429]
     name = queue.send(event("plans", REF.descriptor(1)))
     async with consuming(queue, bucket, temporal):
-        await until(lambda: [action for action, _ in queue.requests].count("pull") >= 3)
+        await until_async(lambda: [action for action, _ in queue.requests].count("pull") >= 3)
         queue.trouble.errors = [429, 429]
-        await until(lambda: queue.is_empty)
+        await until_async(lambda: queue.is_empty)
     assert queue.acknowledged == [name]
     assert "HTTP 500" in caplog.text
     assert TOKEN not in caplog.text
@@ -195,7 +196,7 @@ async def test_a_wrong_token_is_said_and_not_shown(
     async with httpx.AsyncClient(timeout=120, trust_env=False) as http:
         consumer = Consumer(PullQueue(settings, http), R2Events(bucket, Status(bucket, runs), runs), idle_s=IDLE_S)
         running = asyncio.create_task(consumer.run(stop))
-        await until(lambda: "HTTP 401" in caplog.text)
+        await until_async(lambda: "HTTP 401" in caplog.text)
         stop.set()
         await running
     assert "Authentication error" in caplog.text

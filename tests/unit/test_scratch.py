@@ -20,6 +20,7 @@ from activities.bucket.records import UploadOptions, UploadRecord, timestamp
 from activities.bucket.storage import Bucket, BucketSettings
 from activities.errors import ShareFull, SourceAltered, SourceMissing
 from activities.scratch import IDLE_S, SHARE_BEATS, UNKNOWN_AGE_S, Scratch, ScratchInUse
+from tests.waiting import until_async
 
 REF = UploadRef("acme", "tower", "a1", "u1")
 BODY = b"%PDF-1.7 " + b"x" * 100_000
@@ -49,8 +50,8 @@ def bucket(tmp_path: Path) -> CountingBucket:
 def open_scratch(tmp_path: Path) -> Iterator[Callable[..., Scratch]]:
     """Opens the scratch below the test's own directory, as each new worker process would."""
     with ExitStack() as stack:
-        yield lambda *limits, later_s=0: stack.enter_context(
-            closing(Scratch(tmp_path / "scratch", *(limits or [1 << 30]), clock=lambda: time.time() + later_s))
+        yield lambda *limits, later_s=0, **settings: stack.enter_context(
+            closing(Scratch(tmp_path / "scratch", *(limits or [1 << 30]), clock=lambda: time.time() + later_s, **settings))
         )
 
 
@@ -177,9 +178,7 @@ async def test_pages_wait_for_room_with_heartbeats(open_scratch: Callable[..., S
             pass
 
     waiting = asyncio.create_task(wait())
-    async with asyncio.timeout(120):
-        while not beats:  # noqa: ASYNC110 - a callback's list
-            await asyncio.sleep(0.01)
+    await until_async(lambda: beats)
     assert not waiting.done()
     scratch.remove(page)
     await asyncio.wait_for(waiting, 120)
@@ -279,10 +278,9 @@ async def test_pages_being_made_count_too(open_scratch: Callable[..., Scratch]) 
     assert most == 1
 
 
-async def test_one_upload_does_not_take_the_whole_room(open_scratch: Callable[..., Scratch], monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_one_upload_does_not_take_the_whole_room(open_scratch: Callable[..., Scratch]) -> None:
     """What waits for its upload, or is being made, is its share: more of it gives its slot back after a while, and another's has room."""
-    monkeypatch.setattr("activities.scratch.BEAT_S", 0.0)
-    scratch = open_scratch(1 << 30, 4, 2)
+    scratch = open_scratch(1 << 30, 4, 2, beat_s=0)
     page = scratch.page(scratch.publish(scratch.new_page(REF, 1)))
     other, beats = UploadRef("acme", "tower", "a1", "u2"), []
     async with scratch.room(REF, lambda: None):

@@ -55,7 +55,7 @@ def test_results_and_errors_come_back() -> None:
         dropped.set()
         assert threads.submit(("a",), str, 1).result(30) == "1"
         assert after[0].result(30)
-    assert set(did) <= {0, 1, 2, 3}
+    assert did in ([0, 1, 2], [0, 1, 2, 3])  # one more may have begun before the error was seen
 
 
 def test_work_is_done_in_the_context_of_its_caller() -> None:

@@ -16,7 +16,7 @@ from activities.bucket.keys import UploadRef
 from activities.bucket.records import SheetStatus, Snapshot, UploadStatus, to_json, to_wire
 from activities.bucket.storage import Bucket
 from api.progress.runs import Runs
-from api.progress.sse import POLL_S, Hub, Watcher, _events
+from api.progress.sse import POLL_S, Hub, Watcher, events
 from api.progress.status import Status
 from tests.unit.api_fakes import (
     NO_WORKER,
@@ -32,8 +32,8 @@ from tests.unit.api_fakes import (
     closed,
     make_app,
     snapshot,
-    until,
 )
+from tests.waiting import until_async
 
 READY, PENDING, TILING = SheetStatus.READY, SheetStatus.PENDING, SheetStatus.TILING
 
@@ -58,12 +58,12 @@ class Reader:
     """Takes the events of one stream."""
 
     def __init__(self, watcher: Watcher, after: int | None = None) -> None:
-        self._frames = _events(watcher, after)
+        self.frames = events(watcher, after)
 
     async def next(self) -> tuple[str, int, dict[str, Any]]:
         """The next event: name, id and data."""
         async with asyncio.timeout(120):
-            frame = (await anext(self._frames)).decode()
+            frame = (await anext(self.frames)).decode()
         lines = dict(line.split(": ", 1) for line in frame.strip().split("\n"))
         if "event" not in lines:
             return await self.next()
@@ -94,7 +94,7 @@ async def test_stream_is_snapshot_changes_end(bucket: Bucket) -> None:
         manifest = to_json(snapshot(READY, READY, version=state.version)) + b"\n"
         await bucket.put_async(REF.manifest, manifest)
         await upstream.set(closed())
-        frame = await anext(reader._frames)
+        frame = await anext(reader.frames)
         data = b"\n".join(line.removeprefix(b"data: ") for line in frame.split(b"\n") if line.startswith(b"data: "))
         assert data == manifest
         assert await reader.rest() == []
@@ -109,7 +109,7 @@ async def test_one_upstream_for_many(bucket: Bucket) -> None:
         assert first is second
         await Reader(first).next()
         await Reader(second).next()
-        await until(lambda: upstream.updates != [])
+        await until_async(lambda: upstream.updates != [])
         assert (upstream.queries, len(upstream.updates)) == (1, 1)
     asked = upstream.queries
     await upstream.set(snapshot(READY))
@@ -144,7 +144,7 @@ async def test_resume_brings_exactly_what_changed(bucket: Bucket, after: int | N
     """A client that has a version gets the sheets that changed since; one from the future gets everything."""
     await accept(bucket)
     async with watching(make_hub(bucket, Upstream(snapshot(READY, READY, PENDING)))) as watcher:
-        await until(lambda: watcher.snapshot is not None)
+        await until_async(lambda: watcher.snapshot is not None)
         event = await Reader(watcher, after).next()
     assert (event[0], event[1], [sheet["number"] for sheet in event[2]["sheets"]]) == (name, 100, numbers)
 
@@ -200,7 +200,7 @@ async def test_wait_that_was_let_go_is_not_asked_again_under_its_name(bucket: Bu
 
     temporal.update = let_go
     async with watching(make_hub(bucket, temporal)):
-        await until(lambda: len(temporal.updates) >= 3)
+        await until_async(lambda: len(temporal.updates) >= 3)
     assert len({name for _, name in temporal.updates}) == len(temporal.updates)
 
 
@@ -212,7 +212,7 @@ async def test_same_wait_has_the_same_name(bucket: Bucket) -> None:
     for count in (1, 2):
         async with watching(hub) as watcher:
             await Reader(watcher).next()
-            await until(lambda count=count: len(upstream.updates) == count)  # type: ignore[misc]
+            await until_async(lambda count=count: len(upstream.updates) == count)  # type: ignore[misc]
     assert len(set(upstream.updates)) == 1
 
 
@@ -241,7 +241,7 @@ async def test_lost_history_starts_again_and_clients_follow(bucket: Bucket) -> N
         await reader.next()
         upstream.started = snapshot(version=400)
         await upstream.set(NOT_FOUND)
-        await until(lambda: upstream.starts != [])
+        await until_async(lambda: upstream.starts != [])
         await upstream.set(snapshot(READY, TILING, version=500))
         name, version, state = await reader.next()
         assert (name, version, state["completedPages"]) == ("change", 500, 1)
@@ -255,7 +255,7 @@ async def test_first_state_after_a_lost_history_is_whole(bucket: Bucket) -> None
     upstream.started = snapshot(version=400)
     async with watching(make_hub(bucket, upstream)) as watcher:
         new, back = Reader(watcher), Reader(watcher, 350)
-        await until(lambda: upstream.queries > 2)
+        await until_async(lambda: upstream.queries > 2)
         assert watcher.snapshot is None
         await upstream.set(snapshot(READY, TILING, version=500))
         name, version, state = await new.next()
@@ -270,10 +270,10 @@ async def test_who_comes_back_hears_nothing_older(bucket: Bucket) -> None:
     upstream = Upstream(NO_WORKER)  # type: ignore[arg-type]
     async with watching(make_hub(bucket, upstream)) as watcher:
         back = Reader(watcher, 450)
-        await until(lambda: watcher.snapshot is not None)
+        await until_async(lambda: watcher.snapshot is not None)
         heard = asyncio.create_task(back.next())
         await upstream.set(snapshot(version=400))
-        await until(lambda: watcher.snapshot is not None and watcher.snapshot.version == 400)
+        await until_async(lambda: watcher.snapshot is not None and watcher.snapshot.version == 400)
         assert not heard.done()
         await upstream.set(snapshot(READY, TILING, version=500))
         assert (await heard)[:2] == ("change", 500)
@@ -333,7 +333,7 @@ async def test_watcher_that_fails_begins_again(bucket: Bucket, caplog: pytest.Lo
     async with watching(hub) as watcher:
         reader = Reader(watcher)
         await reader.next()
-        await until(lambda: upstream.updates != [])
+        await until_async(lambda: upstream.updates != [])
         upstream.failures = failures
         heard = []
         for status in (TILING, READY):  # the wait that is under way still tells the first
@@ -356,7 +356,7 @@ async def test_watcher_that_fails_for_ever_tries_less_often(bucket: Bucket, capl
     upstream = Failing(snapshot(READY, PENDING))
     upstream.failures = 1 << 30
     async with watching(make_hub(bucket, upstream)) as watcher:
-        await until(lambda: len(failed(caplog)) == 3)
+        await until_async(lambda: len(failed(caplog)) == 3)
         pauses = [record.__dict__["pause_s"] for record in failed(caplog)]
         assert pauses == [POLL_S, 2 * POLL_S, 4 * POLL_S]
         readers = [Reader(watcher), Reader(watcher)]
@@ -387,7 +387,6 @@ async def test_deleted_upload_ends_its_streams(bucket: Bucket) -> None:
         reader = Reader(watcher)
         await reader.next()
         await accept(bucket, deleted_at="2026-01-31T00:00:00.000Z")
-        await asyncio.sleep(2.1)  # for so long the record is remembered
         await upstream.set(NOT_FOUND)
         assert await reader.rest() == []
 
@@ -436,7 +435,7 @@ async def test_stream_that_ends_gives_its_watcher_back(bucket: Bucket) -> None:
         if early:
             request.disconnect()
         else:
-            await until(lambda request=request: len(request.sent) > 1)  # type: ignore[misc]
+            await until_async(lambda request=request: len(request.sent) > 1)  # type: ignore[misc]
             request.disconnect()
         await asyncio.wait_for(request.task, 120)
     assert not [task for task in asyncio.all_tasks() if "Watcher" in repr(task.get_coro())]

@@ -1,4 +1,4 @@
-"""What a machine's insides look like never reaches a client: no path, no class, no stack, whatever fails; the log has it all."""
+"""No answer and no error message discloses the insides of a machine: no path, no class, no stack, whatever fails. The log has them all."""
 
 import asyncio
 import builtins
@@ -10,11 +10,12 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import cast
 
 import httpx2 as httpx
 import obstore.exceptions
@@ -34,10 +35,11 @@ from activities.bucket.records import SheetStatus, UploadStatus, timestamp, to_j
 from activities.bucket.setup import BucketSetup
 from activities.bucket.storage import DENIED, Bucket, BucketSettings, named_s3_error
 from activities.errors import ObjectMissing, SiteLinkError
-from activities.render.child import ChildLimits, _named
+from activities.render.child import ChildLimits, exception_of
 from api.cli.client import Server
 from api.cli.errors import NotReached
 from api.paths import plan_path
+from tests.servers.recorder import Answer, recording
 from tests.unit.api_fakes import BASE, PATH, PDF, PLAN, REF, FakeTemporal, accept, client_of, closed, make_app, snapshot
 from tests.unit.sheets import put_sheet
 from workflows.processing.failures import reason_and_detail
@@ -218,10 +220,13 @@ def library_errors() -> Iterator[Exception]:
 
 def test_errors_of_a_directory_have_no_insides(bucket: Bucket, caplog: pytest.LogCaptureFixture) -> None:
     """The system's words for its number are all that goes on; the log has the whole text, with the upload."""
+    bucket.put(REF.manifest, b"{}")
     for error in library_errors():
         caplog.clear()
-        with pytest.raises(SiteLinkError) as failure, bucket._named_errors(REF.manifest):
-            raise error
+        chunks = cast("Generator[bytes]", bucket.chunks(REF.manifest))
+        next(chunks)
+        with pytest.raises(SiteLinkError) as failure:
+            chunks.throw(error)  # where the library would raise it
         assert_no_insides(str(failure.value))
         if not isinstance(failure.value, ObjectMissing):
             (record,) = caplog.records
@@ -249,9 +254,15 @@ def test_errors_of_an_s3_server_have_no_insides(code: str, caplog: pytest.LogCap
 )
 def test_errors_of_boto_have_no_insides(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
     """An answer that never came has no code."""
-    setup = BucketSetup(BucketSettings("s3://plans", "http://127.0.0.1:1", "id", "hush", "auto"))
-    with pytest.raises(SiteLinkError) as failure, setup._named_errors(REF.manifest):
+
+    def origins() -> Iterator[str]:
+        """Fails while the request is made, as boto would."""
         raise error
+        yield ""
+
+    setup = BucketSetup(BucketSettings("s3://plans", "http://127.0.0.1:1", "id", "hush", "auto"))
+    with pytest.raises(SiteLinkError) as failure:
+        setup.allow_origins(cast("Sequence[str]", origins()))
     assert_no_insides(str(failure.value))
     assert SOURCE in caplog.text
 
@@ -259,7 +270,7 @@ def test_errors_of_boto_have_no_insides(error: Exception, caplog: pytest.LogCapt
 @pytest.mark.parametrize("name", ["PasswordError", "Error", "PdfError", "PdfiumError", "RecursionError", "KeyError", "RenderCrashed", "_x"])
 def test_errors_of_a_render_process_have_no_insides(name: str, caplog: pytest.LogCaptureFixture) -> None:
     """The class and the words of a library in a child, and of a child that was taken over, go to the log."""
-    fault = _named({"error": name, "message": f"{SOURCE}: invalid password"}, ChildLimits(), str(REF), fresh_child=True)
+    fault = exception_of({"error": name, "message": f"{SOURCE}: invalid password"}, ChildLimits(), str(REF), fresh_child=True)
     assert_no_insides(str(fault))
     (record,) = caplog.records
     assert f"{name}: {SOURCE}: invalid password" in record.getMessage()
@@ -350,7 +361,9 @@ def test_command_line_says_no_insides_of_its_connection() -> None:
     with Server(f"http://127.0.0.1:{port}") as server, pytest.raises(NotReached, match="Connection refused") as failure:
         server.request("GET", plan_path(PLAN))
     assert_no_insides(str(failure.value))
-    for kind in (httpx.ReadTimeout, httpx.RemoteProtocolError, httpx.ReadError, httpx.ConnectTimeout, httpx.UnsupportedProtocol):
-        with Server("http://127.0.0.1:1") as server, pytest.raises(NotReached) as failure, server._named_errors():
-            raise kind(SAID)
-        assert_no_insides(str(failure.value))
+    with recording() as recorder, Server(recorder.url) as server:
+        recorder.answer = lambda _: Answer(204)
+        for kind in (httpx.ReadTimeout, httpx.RemoteProtocolError, httpx.ReadError, httpx.ConnectTimeout, httpx.UnsupportedProtocol):
+            with pytest.raises(NotReached) as failure, server.event_stream(REF, "1"):
+                raise kind(SAID)  # as the library would while the stream is read
+            assert_no_insides(str(failure.value))

@@ -1,4 +1,4 @@
-"""What a worker does from time to time goes on, whatever went wrong once."""
+"""The periodic work of a worker, its scratch and its schedules, goes on after any error."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -11,7 +11,7 @@ from temporalio.client import Client
 
 from activities.attempt import beside
 from activities.scratch import Scratch
-from worker.app import _janitor
+from worker.app import keep_scratch_clean
 from worker.schedules import keep_schedules
 
 
@@ -49,7 +49,7 @@ async def test_work_beside_other_work_outlives_any_error(tmp_path: Path, caplog:
     with closing(Scratch(tmp_path, 1 << 30)) as scratch:
         (tmp_path / "uploads" / "0123456789abcdef").write_text("acme/tower/a1/u1")
         work: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
-            "janitor": lambda: _janitor(scratch, client, every_s=0),
+            "janitor": lambda: keep_scratch_clean(scratch, client, every_s=0),
             "schedules": lambda: keep_schedules(client, every_s=0),
         }
         async with beside(work[which]()):

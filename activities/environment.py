@@ -7,11 +7,17 @@ import math
 from collections.abc import Mapping, Sequence
 
 
-def whole_number(environ: Mapping[str, str], name: str, default: int, *, low: int = 1, high: int | None = None) -> int:
-    """A whole number of at least ``low`` and, where there is an upper limit, at most ``high``."""
+def whole_number(
+    environ: Mapping[str, str], name: str, default: int, *, low: int = 1, high: int | None = None, digits_only: bool = False
+) -> int:
+    """A whole number of at least ``low`` and, where there is an upper limit, at most ``high``.
+
+    With ``digits_only`` it consists of ASCII digits. Without, it is read by ``int``, which also takes a sign, spaces around the number,
+    underscores between its digits, and the digits of other scripts.
+    """
     text = environ.get(name) or str(default)
     try:
-        value = int(text)
+        value = int(text) if not digits_only or (text.isascii() and text.isdigit()) else low - 1
     except ValueError:
         value = low - 1
     if value < low or (high is not None and value > high):

@@ -47,7 +47,7 @@ class ApiSettings:
         return cls(
             bucket=BucketSettings.from_env(environ),
             host=environ.get("SITELINK_HOST") or cls.host,
-            port=whole_number(environ, "SITELINK_PORT", cls.port, low=0, high=65_535),
-            max_file_bytes=whole_number(environ, "SITELINK_MAX_FILE_BYTES", cls.max_file_bytes, high=1 << 42),
+            port=whole_number(environ, "SITELINK_PORT", cls.port, low=0, high=65_535, digits_only=True),
+            max_file_bytes=whole_number(environ, "SITELINK_MAX_FILE_BYTES", cls.max_file_bytes, high=1 << 42, digits_only=True),
             push=PushSettings.from_env(environ),
         )

@@ -105,4 +105,4 @@ class PushSettings:
 
 
 def _attempts(environ: Mapping[str, str]) -> int:
-    return whole_number(environ, "SITELINK_EVENTS_ATTEMPTS", DEFAULT_ATTEMPTS, high=MAX_ATTEMPTS)
+    return whole_number(environ, "SITELINK_EVENTS_ATTEMPTS", DEFAULT_ATTEMPTS, high=MAX_ATTEMPTS, digits_only=True)

@@ -742,7 +742,10 @@ def test_settings_are_read_from_the_environment() -> None:
         ("SITELINK_HOST", "example.org"),
         ("SITELINK_PORT", "x"),
         ("SITELINK_PORT", "65536"),
+        ("SITELINK_PORT", "+8000"),
         ("SITELINK_MAX_FILE_BYTES", "0"),
+        ("SITELINK_MAX_FILE_BYTES", "1_000"),
+        ("SITELINK_EVENTS_ATTEMPTS", "5 "),
     ],
 )
 def test_unusable_setting_is_refused_by_name(name: str, value: str) -> None:

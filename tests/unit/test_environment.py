@@ -28,6 +28,14 @@ def test_a_number_that_cannot_be_used_is_refused(text: str) -> None:
         whole_number({"N": text}, "N", 1, low=0, high=9)
 
 
+@pytest.mark.parametrize("text", [" 8", "8\n", "+8", "-0", "0_8", "\N{ARABIC-INDIC DIGIT EIGHT}"])
+def test_a_number_of_digits_only_has_no_other_spelling(text: str) -> None:
+    """The settings of the API are written in digits; those of the workers in any way that ``int`` reads."""
+    assert whole_number({"N": text}, "N", 1, low=0, high=9) == int(text)
+    with pytest.raises(ValueError, match=r"; a whole number from 0 to 9 is wanted$"):
+        whole_number({"N": text}, "N", 1, low=0, high=9, digits_only=True)
+
+
 def test_a_number_without_an_upper_limit_has_a_lower_one() -> None:
     """It is 1 unless told."""
     with pytest.raises(ValueError, match=r"^N is '0'; a whole number of at least 1 is wanted$"):

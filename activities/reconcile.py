@@ -27,6 +27,7 @@ from activities.interface import (
     UploadActivities,
     WriteManifest,
 )
+from activities.render.attempt import RenderAttempt
 from activities.threads import turn_of
 
 logger = logging.getLogger(__name__)
@@ -61,7 +62,9 @@ class ReconcileActivities(UploadActivities):
     @activity.defn
     async def check_sheets(self, args: CheckSheets) -> CheckedSheets:
         """See ``UploadActivities.check_sheets``."""
-        attempt = Attempt()
+        # A deep check decodes in a process of its own, and one that cannot start is a ``RenderFault``: it must become final, because the
+        # sheets wait for the end of their judgement, and a cancelled run does, too.
+        attempt = RenderAttempt()
         with attempt.named_errors():
             return await attempt.in_thread(lambda stop: self._check(args, stop))
 

@@ -17,11 +17,13 @@ class Continued:
     """All that a run hands to the next run when it continues as new. No sheet is in flight then.
 
     Args:
-        snapshot: The progress so far; None when the next run must first ask the bucket.
+        snapshot: The progress so far; None when the run must first ask the bucket. Never None on the wire, because the release before
+            cannot read that.
         options: The options of the upload.
         prioritized: Sheets to tile first, ascending.
         hosts: The queues of the hosts whose scratch was used.
-        asked: Requests that came after the cancellation of the run that hands over.
+        asked: Requests that came after the cancellation of the run that hands over. Only read, not yet written: the release before
+            would pass over it.
     """
 
     snapshot: Snapshot | None = None
@@ -39,7 +41,7 @@ class UploadInput:
         ref: org/project/plan/upload.
         reopened: A signal started the run, which therefore begins with the state of the bucket.
         continued: What the run before handed over; only continue-as-new sets it.
-        asked: Only read, never written: before ``Continued`` had this field, a cancelled run handed over its requests here.
+        asked: Requests that came after the cancellation of the run that hands over.
     """
 
     ref: str

@@ -103,7 +103,8 @@ class ProcessUpload:
                 await closing
             # From here to the end there is no await: a signal that came between this look at the requests and the end would be lost.
             if cancelled and self._asked_after_cancel and workflow.patched(OBEY_REQUESTS_AFTER_CANCEL):
-                workflow.continue_as_new(UploadInput(str(self._ref), reopened=True, continued=Continued(asked=self._asked_after_cancel)))
+                # Not in ``continued``: workers of the release before, which are there while workers are replaced, look for it here.
+                workflow.continue_as_new(UploadInput(str(self._ref), reopened=True, asked=self._asked_after_cancel))
             if cancelled or not self._asked:
                 return self._result(cancelled=cancelled)
             reopened = True

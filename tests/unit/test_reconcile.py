@@ -18,7 +18,7 @@ from activities.bucket.keys import UploadRef
 from activities.bucket.records import SheetRecord, SheetState, SheetStatus, UploadStatus, from_json
 from activities.bucket.storage import Bucket, BucketSettings
 from activities.bucket.verify import verify_upload
-from activities.errors import ObjectMissing
+from activities.errors import ObjectMissing, RenderCrashed
 from activities.host import Host
 from activities.interface import BucketState, CheckedSheets, CheckSheets, ListSheets, PruneSheets
 from activities.reconcile import ReconcileActivities
@@ -97,6 +97,28 @@ async def test_wrong_bytes_are_found_by_etag_and_in_a_directory_by_reading(bucke
     assert not (await check(bucket, *manifest.sheets, repair=False)).broken
     assert [sheet.number for sheet in (await check(bucket, *manifest.sheets, repair=False, deep=True)).broken] == [1]
     assert [sheet.number for sheet in (await check(Md5Bucket(BucketSettings(tmp_path.as_uri())), *manifest.sheets)).broken] == [1]
+
+
+async def test_decoder_that_cannot_start_is_final_at_the_third_attempt(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A deep reconcile then fails with a warning; with retries without end, the upload could neither go on nor be cancelled."""
+    manifest = put_upload(bucket)
+    monkeypatch.setenv("PYTHONHOME", "/nowhere")  # no Python starts with it
+    beaten: tuple[object, ...] = ()
+
+    def beat(*details: object) -> None:
+        nonlocal beaten
+        beaten = details
+
+    finals = []
+    for _ in range(RenderCrashed.tries):
+        environment = ActivityEnvironment()
+        environment.info = replace(environment.info, heartbeat_details=beaten)
+        environment.on_heartbeat = beat
+        with pytest.raises(ApplicationError, match="did not start") as failure:
+            await environment.run(activities(bucket).check_sheets, CheckSheets(str(REF), manifest.sheets, repair=True, deep=True))
+        assert failure.value.type == RenderCrashed.__name__
+        finals.append(failure.value.non_retryable)
+    assert finals == [False, False, True]
 
 
 async def test_whole_sheet_that_the_progress_does_not_have_is_counted(bucket: Bucket) -> None:

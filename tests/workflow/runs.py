@@ -1,6 +1,7 @@
 """What the tests of the workflows share: a run is started, held, cancelled, and its end is read."""
 
 import asyncio
+import json
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 from temporalio.api.enums.v1 import PendingActivityState
-from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
+from temporalio.client import Client, WorkflowFailureError, WorkflowHandle, WorkflowHistory
 from temporalio.exceptions import ApplicationError, CancelledError
 
 from activities.bucket.keys import UploadRef
@@ -41,6 +42,13 @@ async def keep_history(handle: WorkflowHandle[Any, Any], name: str) -> None:
     if os.environ.get("SITELINK_KEEP_HISTORIES"):
         HISTORIES.mkdir(exist_ok=True)
         (HISTORIES / f"{name}.json").write_text((await handle.fetch_history()).to_json())
+
+
+def handover_in(history: WorkflowHistory) -> dict[str, Any]:
+    """The argument with which a run was continued as new, as it is on the wire."""
+    (payload,) = history.events[-1].workflow_execution_continued_as_new_event_attributes.input.payloads
+    argument: dict[str, Any] = json.loads(payload.data)
+    return argument
 
 
 @asynccontextmanager

@@ -1,6 +1,5 @@
 """A long upload goes through several runs."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from activities.errors import NoPages
 from activities.interface import WORKFLOW_QUEUE
 from deploy.temporal import TemporalServer
 from tests.workflow.fakes import FakeActivities, pages, working
-from tests.workflow.runs import HISTORIES, cancelled_after_one, handle_of, keep_history, until
+from tests.workflow.runs import HISTORIES, cancelled_after_one, handle_of, handover_in, keep_history, until
 from workflows.starting import start_upload
 from workflows.upload import ProcessUpload
 
@@ -60,11 +59,7 @@ async def test_continue_as_new_loses_and_repeats_nothing(forgetful_server: Tempo
 
 def handed_over(history: str) -> dict[str, Any]:
     """The argument with which the run of a stored history was continued, as it was on the wire."""
-    stored = WorkflowHistory.from_json(history, (HISTORIES / f"{history}.json").read_text())
-    last = stored.events[-1].workflow_execution_continued_as_new_event_attributes
-    (payload,) = last.input.payloads
-    argument: dict[str, Any] = json.loads(payload.data)
-    return argument
+    return handover_in(WorkflowHistory.from_json(history, (HISTORIES / f"{history}.json").read_text()))
 
 
 async def continue_from(client: Client, ref: UploadRef, argument: dict[str, Any]) -> None:

@@ -39,8 +39,9 @@ class Listing:
             BucketError: The bucket failed.
         """
         listing = cls(number)
+        sheets_prefix = ref.sheets_prefix  # built once, not for each of some thousand objects
         for info in bucket.objects(ref.sheet_prefix(number)):
-            path = info.key.removeprefix(ref.sheets_prefix)
+            path = info.key.removeprefix(sheets_prefix)
             match parse_sheet_path(path):
                 case SheetObject(part=SheetPart.TILE, tile=name):
                     listing.tiles[name] = info

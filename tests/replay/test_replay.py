@@ -59,7 +59,7 @@ def test_retried_sheet_was_attempted_twice() -> None:
 
 @pytest.mark.parametrize(("name", "place"), [("cancelled-then-retried", "asked"), ("requests-handed-over", "continued")])
 def test_requests_of_both_handovers_are_replayed(name: str, place: str) -> None:
-    """Runs that are under way may have their requests beside ``continued``, newer runs have them in it."""
+    """Runs have their requests beside ``continued``, where every release reads them; a run that has them in it is read, too."""
     history = _history(name)
     handed_over = [
         each.workflow_execution_continued_as_new_event_attributes.input

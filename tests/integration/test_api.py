@@ -547,7 +547,7 @@ async def test_terminated_run_is_failed(http: httpx.AsyncClient, api: ApiProcess
 async def test_failing_bucket_is_a_warning(http: httpx.AsyncClient, api: ApiProcess, bucket: Bucket, temporal: Client) -> None:
     """While an activity keeps failing, GET names its last failure and the number of tries."""
     fake = Activities(pages(1), bucket)
-    fake.upload_errors[1] = [StorageUnavailable("the bucket answers 503")] * 4
+    fake.upload_errors[1] = [StorageUnavailable("the bucket answers 503")] * 100
     async with working(temporal, fake):
         ref = await send(http, api)
 
@@ -556,6 +556,7 @@ async def test_failing_bucket_is_a_warning(http: httpx.AsyncClient, api: ApiProc
             return bool(warning and re.fullmatch(r"StorageUnavailable: the bucket answers 503 \(attempt \d+\)", warning))
 
         await until_async(warned)
+        fake.upload_errors[1].clear()
         await until_async(lambda: _has(http, api, ref, "status", "complete"))
 
 

@@ -35,7 +35,7 @@ from tests.servers.faults import (
     reset_in_body,
 )
 from tests.servers.s3 import TestServer
-from tests.waiting import until
+from tests.waiting import ASK_S, until
 
 PAGES = 3
 PLAN = plan_set(PAGES, 500, 400)
@@ -279,7 +279,7 @@ def await_status(stack: Stack, ref: UploadRef, condition: Callable[[dict[str, An
         seen.append(httpx.get(address(stack, ref), timeout=DEADLINE_S).json())
         return condition(seen[-1])
 
-    until(holds)
+    until(holds, ASK_S)
     return seen[-1]
 
 

@@ -22,7 +22,7 @@ from api.cli.__main__ import DEFAULT_PLAN
 from deploy.local import Stack
 from deploy.temporal import TemporalServer
 from tests.resources.make_pdfs import nested_forms, plan_set
-from tests.waiting import DEADLINE_S, until
+from tests.waiting import ASK_S, DEADLINE_S, until
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "deploy.local"]
@@ -235,7 +235,7 @@ def test_processes_that_died_start_again_and_a_stop_finishes_the_pages_at_hand(n
             return httpx.get(f"{stack.api_url}/readyz", timeout=60).is_success
         return False
 
-    until(ready)
+    until(ready, ASK_S)
     response = httpx.post(
         f"{stack.api_url}/v1/organizations/acme/projects/tower/plans/a1/uploads",
         content=plan_set(16),

@@ -28,7 +28,7 @@ def to_application_error(error: SiteLinkError, *, final: bool | None = None) -> 
         final: Overrides ``error.final``, for faults that become final after some tries.
     """
     non_retryable = error.final if final is None else final
-    return ApplicationError(str(error), type=error.type, non_retryable=non_retryable, next_retry_delay=error.again_in)
+    return ApplicationError(str(error), type=error.type, non_retryable=non_retryable, next_retry_delay=error.retry_delay)
 
 
 class Attempt:
@@ -91,7 +91,7 @@ class Attempt:
         return thread.result()
 
 
-def check(stop: threading.Event) -> None:
+def raise_if_stopped(stop: threading.Event) -> None:
     """Ends a thread whose result is not wanted any more.
 
     Raises:
@@ -102,7 +102,7 @@ def check(stop: threading.Event) -> None:
 
 
 @asynccontextmanager
-async def beside(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
+async def background_task(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
     """Runs endless work until the block ends."""
     task = asyncio.create_task(work)
     try:

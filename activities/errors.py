@@ -31,7 +31,7 @@ class SiteLinkError(Exception):
     final = False
     """Whether trying again cannot help."""
 
-    again_in: timedelta | None = None
+    retry_delay: timedelta | None = None
     """When to try again; None where the caller's retry policy says it."""
 
     @property
@@ -143,14 +143,14 @@ class SourceAltered(SiteLinkError):
     """Downloads that may differ from the accepted PDF before the error is final. One download may have been cut off or altered on its
     way; where three differ, half a minute apart, the object itself is another one."""
 
-    again_in = timedelta(seconds=30)
+    retry_delay = timedelta(seconds=30)
     """Delay before the next download."""
 
 
 class ShareFull(SiteLinkError):
     """One upload has as many sheets on a host as it may have."""
 
-    again_in = timedelta(minutes=1)
+    retry_delay = timedelta(minutes=1)
     """Delay before the next attempt. It is long, so that the warning of ``GET`` names the error that holds up the upload's other sheets:
     their attempts are more frequent."""
 
@@ -250,7 +250,7 @@ class TemporalUnavailable(SiteLinkError):
     """Temporal does not answer."""
 
 
-def is_named(name: str) -> bool:
+def is_error_name(name: str) -> bool:
     """Whether this module has an error of this name: only the messages of these errors are meant for clients."""
     kind = globals().get(name)
     return isinstance(kind, type) and issubclass(kind, SiteLinkError)

@@ -28,24 +28,24 @@ from activities.environment import choice
 
 FORMATS = ("text", "json")
 
-_OWN = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
+_STANDARD_ATTRIBUTES = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 """The attributes of every record; the others are its ``extra``."""
 
-_OF_TEMPORAL = {"activity_type": "activity", "attempt": "attempt", "update_name": "update", "error": "error"}
+_TEMPORAL_FIELDS = {"activity_type": "activity", "attempt": "attempt", "update_name": "update", "error": "error"}
 
-_WORKFLOW = re.compile(r"\w+/([\w-]+/[\w-]+/[\w-]+/[\w-]+)", re.ASCII)
+_UPLOAD_WORKFLOW_ID = re.compile(r"\w+/([\w-]+/[\w-]+/[\w-]+/[\w-]+)", re.ASCII)
 
 _SECRET = re.compile(r"(X-Amz-(?:Credential|Signature|Security-Token)=|\bBearer\s+)[^\s&\"'<>\\]+", re.IGNORECASE)
 """Our own lines hold no secret; a library's line may."""
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
-_about: ContextVar[Mapping[str, object] | None] = ContextVar("about", default=None)
+_log_context: ContextVar[Mapping[str, object] | None] = ContextVar("about", default=None)
 
 
-def about(ref: str | None, sheet: int | None = None) -> None:
+def set_log_context(ref: str | None, sheet: int | None = None) -> None:
     """Names the upload, and the sheet, of all lines that this task, or a thread that it waits for, will log."""
     facts = {"ref": ref, "sheet": sheet}
-    _about.set({name: value for name, value in facts.items() if value is not None})
+    _log_context.set({name: value for name, value in facts.items() if value is not None})
 
 
 def log_format(environ: Mapping[str, str]) -> str:
@@ -90,15 +90,19 @@ def _log_crash(kind: type[BaseException], error: BaseException | None, traceback
 
 def extras(record: logging.LogRecord) -> dict[str, Any]:
     """The facts of a line besides its message, ``ref`` and ``sheet`` first."""
-    given = {name: value for name, value in record.__dict__.items() if name not in _OWN and not name.startswith(("temporal_", "_"))}
+    given = {
+        name: value
+        for name, value in record.__dict__.items()
+        if name not in _STANDARD_ATTRIBUTES and not name.startswith(("temporal_", "_"))
+    }
     of_library: dict[str, Any] = {}
     for source in ("temporal_workflow", "temporal_activity"):
         of_library |= getattr(record, source, {})
     of_library |= getattr(getattr(record, "temporal_log", None), "fields", {})
-    facts = {**(_about.get() or {}), **given}
-    if "ref" not in facts and (found := _WORKFLOW.fullmatch(str(of_library.get("workflow_id", "")))):
+    facts = {**(_log_context.get() or {}), **given}
+    if "ref" not in facts and (found := _UPLOAD_WORKFLOW_ID.fullmatch(str(of_library.get("workflow_id", "")))):
         facts["ref"] = found[1]
-    facts |= {ours: of_library[theirs] for theirs, ours in _OF_TEMPORAL.items() if theirs in of_library}
+    facts |= {ours: of_library[theirs] for theirs, ours in _TEMPORAL_FIELDS.items() if theirs in of_library}
     return {name: facts.pop(name) for name in ("ref", "sheet") if name in facts} | facts
 
 
@@ -108,8 +112,8 @@ class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """The line, and a traceback below it."""
         words = [f"{_time(record)} {record.levelname} {record.name}: {_one_line(record.getMessage().strip())}"]
-        words += [f"{name}={_text(value)}" for name, value in extras(record).items()]
-        trace = _trace(self, record)
+        words += [f"{name}={_quoted(value)}" for name, value in extras(record).items()]
+        trace = _traceback(self, record)
         return _without_secrets(" ".join(words) + (f"\n{trace}" if trace else ""))
 
 
@@ -119,9 +123,9 @@ class JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """The line."""
         head = {"time": _time(record), "level": record.levelname, "logger": record.name, "message": record.getMessage().strip()}
-        trace = _trace(self, record)
+        trace = _traceback(self, record)
         document = {**extras(record), **({"exception": trace} if trace else {})}
-        return json.dumps(_clean(head | {name: value for name, value in document.items() if name not in head}))
+        return json.dumps(_json_value(head | {name: value for name, value in document.items() if name not in head}))
 
 
 def _time(record: logging.LogRecord) -> str:
@@ -129,12 +133,12 @@ def _time(record: logging.LogRecord) -> str:
     return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def _trace(formatter: logging.Formatter, record: logging.LogRecord) -> str:
+def _traceback(formatter: logging.Formatter, record: logging.LogRecord) -> str:
     parts = (record.exc_info and formatter.formatException(record.exc_info), record.stack_info)
     return "\n".join(part for part in parts if part)
 
 
-def _text(value: object) -> str:
+def _quoted(value: object) -> str:
     """The value's text: as it is when it is one plain word, else quoted."""
     text = str(value)
     return text if re.fullmatch(r"[!#-~]+", text) else _one_line(json.dumps(text, ensure_ascii=False))
@@ -148,14 +152,14 @@ def _without_secrets(text: str) -> str:
     return _SECRET.sub(r"\1…", text)
 
 
-def _clean(value: object) -> object:
+def _json_value(value: object) -> object:
     """The value as JSON can hold it, without secrets."""
     match value:
         case None | bool() | int() | float():
             return value
         case Mapping():
-            return {str(name): _clean(entry) for name, entry in value.items()}
+            return {str(name): _json_value(entry) for name, entry in value.items()}
         case list() | tuple():
-            return [_clean(entry) for entry in value]
+            return [_json_value(entry) for entry in value]
         case _:
             return _without_secrets(str(value))

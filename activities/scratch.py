@@ -23,7 +23,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
-from activities.attempt import BEAT_S, Attempt, check
+from activities.attempt import BEAT_S, Attempt, raise_if_stopped
 from activities.bucket.keys import UploadRef
 from activities.bucket.records import UploadRecord
 from activities.bucket.storage import Bucket
@@ -85,9 +85,9 @@ class Scratch:
             msg = f"another worker uses the scratch directory {directory}; give each its own SITELINK_SCRATCH_DIR"
             raise ScratchInUse(msg) from error
         self.host = _host_id(directory / "host")
-        self._fetching: dict[str, asyncio.Lock] = {}
-        self._users: dict[str, int] = {}
-        self._making: Counter[str] = Counter()
+        self._fetch_locks: dict[str, asyncio.Lock] = {}
+        self._source_users: dict[str, int] = {}
+        self._pages_being_made: Counter[str] = Counter()
         self._claims: Counter[str] = Counter()
         for path in (*self._sources.glob("*.part"), *self._pages.glob("*.part")):
             _remove(path)
@@ -101,7 +101,7 @@ class Scratch:
         """Removes what has long lain here for no upload that ``uploads`` knows; of those that it knows, the upload's run decides."""
         known = {path for paths in self.uploads().values() for path in paths}
         for path in (*self._pages.iterdir(), *self._sources.iterdir(), *self._refs.iterdir()):
-            if path not in known and path.name not in self._users and self._age_s(path) > UNKNOWN_AGE_S:
+            if path not in known and path.name not in self._source_users and self._age_s(path) > UNKNOWN_AGE_S:
                 _remove(path)
 
     def _age_s(self, path: Path) -> float:
@@ -120,20 +120,20 @@ class Scratch:
             SourceAltered: What it gave is not what was accepted.
             BucketError: The bucket failed.
         """
-        name = f"{_digest(ref)}.pdf"
+        name = f"{_ref_digest(ref)}.pdf"
         path = self._sources / name
-        self._note(ref)
-        self._users[name] = self._users.get(name, 0) + 1
+        self._record_ref(ref)
+        self._source_users[name] = self._source_users.get(name, 0) + 1
         try:
-            async with _beating(self._fetching.setdefault(name, asyncio.Lock()), attempt.beat):
+            async with _hold_with_beats(self._fetch_locks.setdefault(name, asyncio.Lock()), attempt.beat):
                 if not path.exists() or path.stat().st_size != record.size_bytes:
                     await attempt.in_thread(lambda stop: _fetch(bucket, ref, record, path, stop), more_follows=True)
             yield path
         finally:
-            self._users[name] -= 1
-            if not self._users[name]:
-                del self._users[name]
-                self._fetching.pop(name, None)
+            self._source_users[name] -= 1
+            if not self._source_users[name]:
+                del self._source_users[name]
+                self._fetch_locks.pop(name, None)
 
     @asynccontextmanager
     async def room(self, ref: UploadRef, beat: Callable[[], None]) -> AsyncIterator[None]:
@@ -147,7 +147,7 @@ class Scratch:
         Raises:
             ShareFull: The upload has had its share all the while.
         """
-        digest, beats = _digest(ref), 0
+        digest, beats = _ref_digest(ref), 0
         while (
             (has_share := self._page_count(digest) >= self._share_pages)
             or self._page_count() >= self._limit_pages
@@ -159,16 +159,16 @@ class Scratch:
                 raise ShareFull(msg)
             beat()
             await asyncio.sleep(BEAT_S)
-        self._making[digest] += 1
+        self._pages_being_made[digest] += 1
         try:
             yield
         finally:
-            self._making -= Counter([digest])  # keeps no zeros
+            self._pages_being_made -= Counter([digest])  # keeps no zeros
 
     def _page_count(self, digest: str = "") -> int:
         """Of one upload, or of all."""
         waiting = {path.name for path in self._pages.iterdir() if path.suffix != ".part"} - self._claims.keys()
-        names = (*waiting, *self._claims.elements(), *self._making.elements())
+        names = (*waiting, *self._claims.elements(), *self._pages_being_made.elements())
         return sum(name.startswith(digest) for name in names)
 
     def _published_bytes(self) -> int:
@@ -181,13 +181,13 @@ class Scratch:
 
     def new_page(self, ref: UploadRef, sheet: int) -> Path:
         """An empty directory that is not published yet; ``sheet`` is 1-based."""
-        self._note(ref)
-        path = self._pages / f"{_digest(ref)}-{sheet}-{secrets.token_hex(6)}.part"
+        self._record_ref(ref)
+        path = self._pages / f"{_ref_digest(ref)}-{sheet}-{secrets.token_hex(6)}.part"
         path.mkdir()
         return path
 
-    def _note(self, ref: UploadRef) -> None:
-        (self._refs / _digest(ref)).write_text(str(ref))
+    def _record_ref(self, ref: UploadRef) -> None:
+        (self._refs / _ref_digest(ref)).write_text(str(ref))
 
     def publish(self, page: Path) -> str:
         """Makes a finished page visible; returns its name."""
@@ -201,7 +201,7 @@ class Scratch:
         return self._pages / Path(name).name
 
     @contextmanager
-    def claimed(self, name: str) -> Iterator[Path]:
+    def claim_page(self, name: str) -> Iterator[Path]:
         """``page``, while an attempt is at it."""
         page = self.page(name)
         self._claims[page.name] += 1
@@ -219,7 +219,7 @@ class Scratch:
 
     def idle_pages(self, ref: UploadRef) -> list[Path]:
         """Published pages of an upload that no attempt has been at for ``IDLE_S`` seconds."""
-        pages = (path for path in self._pages.glob(f"{_digest(ref)}-*") if path.suffix != ".part")
+        pages = (path for path in self._pages.glob(f"{_ref_digest(ref)}-*") if path.suffix != ".part")
         return [path for path in pages if path.name not in self._claims and self._age_s(path) > IDLE_S]
 
     @property
@@ -234,8 +234,8 @@ class Scratch:
 
     def discard(self, ref: UploadRef) -> None:
         """Removes the pages of an upload, and its PDF unless an activity uses it."""
-        digest = _digest(ref)
-        sources = () if f"{digest}.pdf" in self._users else self._sources.glob(f"{digest}.*")
+        digest = _ref_digest(ref)
+        sources = () if f"{digest}.pdf" in self._source_users else self._sources.glob(f"{digest}.*")
         for path in (*sources, *self._pages.glob(f"{digest}-*"), self._refs / digest):
             _remove(path)
 
@@ -251,12 +251,12 @@ class Scratch:
     def remove_unused(self, paths: Iterable[Path]) -> None:
         """Removes some of ``uploads``, but no PDF that an activity uses."""
         for path in paths:
-            if path.name not in self._users:
+            if path.name not in self._source_users:
                 _remove(path)
 
 
 @asynccontextmanager
-async def _beating(lock: asyncio.Lock, beat: Callable[[], None]) -> AsyncIterator[None]:
+async def _hold_with_beats(lock: asyncio.Lock, beat: Callable[[], None]) -> AsyncIterator[None]:
     """The lock, waited for with heartbeats."""
     while True:
         try:
@@ -277,7 +277,7 @@ def _fetch(bucket: Bucket, ref: UploadRef, record: UploadRecord, path: Path, sto
         digest = hashlib.sha256()
         with part.open("wb") as file:
             for chunk in bucket.chunks(ref.source):
-                check(stop)
+                raise_if_stopped(stop)
                 digest.update(chunk)
                 file.write(chunk)
         if digest.hexdigest() != record.sha256:
@@ -299,7 +299,7 @@ def _host_id(path: Path) -> str:
     return path.read_text().strip()
 
 
-def _digest(ref: UploadRef) -> str:
+def _ref_digest(ref: UploadRef) -> str:
     return hashlib.sha256(str(ref).encode()).hexdigest()[:16]
 
 

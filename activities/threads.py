@@ -13,10 +13,10 @@ from activities.bucket.keys import UploadRef
 S = TypeVar("S")
 T = TypeVar("T")
 
-Key = tuple[str, ...]
+Turn = tuple[str, ...]
 
 
-def turn_of(ref: UploadRef, part: str = "") -> Key:
+def turn_of(ref: UploadRef, part: str = "") -> Turn:
     """The key of work for an upload: organizations take turns, then the uploads of one, then the parts of one upload."""
     return (ref.organization, str(ref), part)
 
@@ -32,7 +32,7 @@ class FairThreads:
     def __init__(self, threads: int, name: str) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
         self._mutex = threading.Lock()
-        self._waiting = _Turns()
+        self._waiting = _QueueTree()
 
     def __enter__(self) -> Self:
         return self
@@ -40,7 +40,7 @@ class FairThreads:
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown()
 
-    def submit(self, key: Key, work: Callable[..., T], *args: object) -> Future[T]:
+    def submit(self, key: Turn, work: Callable[..., T], *args: object) -> Future[T]:
         """Has ``work(*args)`` done when it is the key's turn; until then the future can be cancelled.
 
         Args:
@@ -52,10 +52,10 @@ class FairThreads:
         with self._mutex:
             # In the caller's context, as asyncio.to_thread does it: log lines show what they are about.
             self._waiting.add(key, (future, partial(copy_context().run, work, *args)))
-        self._pool.submit(self._do_next)
+        self._pool.submit(self._run_next)
         return future
 
-    def map(self, key: Key, work: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
+    def map(self, key: Turn, work: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
         """The results in order; when one raises, work that has not begun is dropped."""
         futures = [self.submit(key, work, item) for item in items]
         try:
@@ -65,7 +65,7 @@ class FairThreads:
             for future in futures:
                 future.cancel()
 
-    def _do_next(self) -> None:
+    def _run_next(self) -> None:
         with self._mutex:
             future, work = self._waiting.take()
         if not future.set_running_or_notify_cancel():
@@ -78,19 +78,19 @@ class FairThreads:
             future.set_result(result)
 
 
-class _Turns:
+class _QueueTree:
     """A tree of queues; the children of each node take turns."""
 
     def __init__(self) -> None:
         self._items: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
-        self._children: dict[str, _Turns] = {}
+        self._children: dict[str, _QueueTree] = {}
 
     def __bool__(self) -> bool:
         return bool(self._items or self._children)
 
-    def add(self, key: Key, item: tuple[Future[Any], Callable[[], Any]]) -> None:
+    def add(self, key: Turn, item: tuple[Future[Any], Callable[[], Any]]) -> None:
         if key:
-            self._children.setdefault(key[0], _Turns()).add(key[1:], item)
+            self._children.setdefault(key[0], _QueueTree()).add(key[1:], item)
         else:
             self._items.append(item)
 

@@ -48,19 +48,19 @@ ATTACH_LIMIT_S = 90
 """How long to wait for another stack to have started, or stopped."""
 GRACE_S = 30
 """How long the tile worker may take to finish the pages at hand."""
-QUICK_S = 10
+QUICK_GRACE_S = 10
 """How long the other processes may take, which have nothing to finish."""
 
-WATCH_S = 0.2
+CHECK_INTERVAL_S = 0.2
 FIRST_DELAY_S, LONGEST_DELAY_S = 0.5, 30.0
 HEALTHY_S = 60
 """A process that ran for so long starts again without delay."""
 
 TERMINAL_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-LOCK_S = 1.0
+LOCK_TIMEOUT_S = 1.0
 """How long to try to get the lock: a process that asks whether a stack runs holds it for a moment."""
 
-SECOND_THOUGHT_S = 1.0
+SAME_SIGNAL_S = 1.0
 """Signals within that time count as one: ``timeout`` and ``make`` both pass on the signal that they get."""
 
 Say = Callable[[str], None]
@@ -75,14 +75,14 @@ class StackFailed(Exception):
 
 
 @dataclass
-class _Watch:
+class _Supervision:
     """The supervisor's notes on a process."""
 
     started_at: float = 0.0
     delay_s: float = FIRST_DELAY_S
     start_at: float | None = None
     """When the process is started again; None unless it has ended."""
-    wanted: bool = False
+    is_wanted: bool = False
     """Whether the process should run."""
 
 
@@ -117,7 +117,7 @@ class Stack:
         self._temporal: TemporalServer | None = None
         self._lock_file: IO[str] | None = None
         self._claims: list[socket.socket] = []
-        self._watches: dict[str, _Watch] = {}
+        self._supervisions: dict[str, _Supervision] = {}
         self._mutex = threading.RLock()
         self._stopping = threading.Event()
         self._supervisor: threading.Thread | None = None
@@ -146,7 +146,7 @@ class Stack:
             self.forget_addresses()  # a stack that was killed has left its own
             self._say("Starting Temporal, the workers and the API ...")
             self._start_temporal()
-            self._start_ours()
+            self._start_programs()
             self._wait_until_ready()
             self.addresses.write(self.data_dir)
         except BaseException:
@@ -167,7 +167,7 @@ class Stack:
             self._supervisor = None
         self.forget_addresses()
         self._stop_processes(grace_s, "worker-tile")
-        self._stop_processes(min(grace_s, QUICK_S), "r2-events", "worker-workflow", "api")
+        self._stop_processes(min(grace_s, QUICK_GRACE_S), "r2-events", "worker-workflow", "api")
         if self._temporal is not None:
             self._temporal.stop()
         while self._claims:
@@ -195,7 +195,7 @@ class Stack:
     def kill(self, name: str) -> None:
         """Kills a process and its group at once; it stays away until ``start_process``."""
         with self._mutex:
-            self._watches[name].wanted = False
+            self._supervisions[name].is_wanted = False
             self.processes[name].kill()
 
     def start_process(self, name: str) -> None:
@@ -205,12 +205,12 @@ class Stack:
                 self._temporal.start()
             else:
                 self.processes[name].start()
-            self._watches[name] = _Watch(started_at=time.monotonic(), wanted=True)
+            self._supervisions[name] = _Supervision(started_at=time.monotonic(), is_wanted=True)
 
     def _lock(self) -> None:
         self.data_dir.mkdir(parents=True, exist_ok=True)
         lock_file = (self.data_dir / LOCK).open("w")
-        deadline = time.monotonic() + LOCK_S
+        deadline = time.monotonic() + LOCK_TIMEOUT_S
         while True:
             try:
                 fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -242,7 +242,7 @@ class Stack:
         except TemporalFailed as error:
             raise StackFailed(str(error)) from error
 
-    def _start_ours(self) -> None:
+    def _start_programs(self) -> None:
         host = self._environ.get("SITELINK_HOST") or "127.0.0.1"
         port = self._take_port(self._port, host)
         self.api_url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
@@ -255,10 +255,10 @@ class Stack:
             "TEMPORAL_CONFIG_FILE": os.devnull,
             "PYTHONUNBUFFERED": "1",
         }
-        ours = [("worker-workflow", ("worker", "workflow")), ("worker-tile", ("worker", "tile")), ("api", ("api",))]
+        programs = [("worker-workflow", ("worker", "workflow")), ("worker-tile", ("worker", "tile")), ("api", ("api",))]
         if PullSettings.from_env(environ) is not None:
-            ours.append(("r2-events", ("api", "events")))
-        for name, module in ours:
+            programs.append(("r2-events", ("api", "events")))
+        for name, module in programs:
             self.processes[name] = Process([sys.executable, "-m", *module], log=self._new_log(name), environ=environ)
             self.start_process(name)
 
@@ -298,24 +298,24 @@ class Stack:
         raise StackFailed(msg)
 
     def _supervise(self) -> None:
-        while not self._stopping.wait(WATCH_S):
+        while not self._stopping.wait(CHECK_INTERVAL_S):
             for name in self.processes:
                 with self._mutex:
-                    self._look_after(name)
+                    self._restart_if_ended(name)
 
-    def _look_after(self, name: str) -> None:
-        process, watch, now = self.processes[name], self._watches[name], time.monotonic()
-        if not watch.wanted or process.is_running:
+    def _restart_if_ended(self, name: str) -> None:
+        process, supervision, now = self.processes[name], self._supervisions[name], time.monotonic()
+        if not supervision.is_wanted or process.is_running:
             return
-        if watch.start_at is None:
+        if supervision.start_at is None:
             code = process.kill()
-            delay_s = 0.0 if now - watch.started_at > HEALTHY_S else watch.delay_s
-            watch.start_at = now + delay_s
-            watch.delay_s = FIRST_DELAY_S if not delay_s else min(LONGEST_DELAY_S, delay_s * 2)
+            delay_s = 0.0 if now - supervision.started_at > HEALTHY_S else supervision.delay_s
+            supervision.start_at = now + delay_s
+            supervision.delay_s = FIRST_DELAY_S if not delay_s else min(LONGEST_DELAY_S, delay_s * 2)
             how = f"by signal {-code}" if code and code < 0 else f"with exit code {code}"
             self._say(f"{name} ended {how}; it starts again in {delay_s:g} s. Its log: {process.log}")
-        elif now >= watch.start_at:
-            watch.start_at, watch.started_at = None, now
+        elif now >= supervision.start_at:
+            supervision.start_at, supervision.started_at = None, now
             try:
                 process.start()
             except OSError as error:
@@ -341,7 +341,7 @@ def main(argv: list[str]) -> int:
     data_dir = Path(arguments.data_dir or environ.get("SITELINK_DATA_DIR") or "var").absolute()
     environ["SITELINK_DATA_DIR"] = str(data_dir)
     try:
-        port = _checked(environ, data_dir)
+        port = _check_settings(environ, data_dir)
         if arguments.pdf is not None:
             with arguments.pdf.open("rb"):
                 pass
@@ -356,7 +356,7 @@ def main(argv: list[str]) -> int:
     return _Session(stack, environ, arguments.pdf, once=arguments.once).run()
 
 
-def _checked(environ: Mapping[str, str], data_dir: Path) -> int:
+def _check_settings(environ: Mapping[str, str], data_dir: Path) -> int:
     """Reads all settings, as the processes will do, and returns the API's port.
 
     Raises:
@@ -410,10 +410,10 @@ class _Session:
     def _run_stack(self) -> int:
         outcome = INTERRUPTED
         try:
-            begun = time.monotonic()
+            started_at = time.monotonic()
             self._stack.start()
-            _say(f"Ready after {time.monotonic() - begun:.1f} s.\n")
-            self._introduce(self._stack.addresses)
+            _say(f"Ready after {time.monotonic() - started_at:.1f} s.\n")
+            self._print_addresses(self._stack.addresses)
             code = self._upload(self._stack.addresses)
             if self._once:
                 outcome = code
@@ -450,19 +450,19 @@ class _Session:
             if not said:
                 _say(f"Another stack starts or stops on {self._stack.data_dir}; waiting for it ...")
                 said = True
-            time.sleep(WATCH_S)
+            time.sleep(CHECK_INTERVAL_S)
         return None
 
     def _attach(self, other: StackAddresses) -> int:
         """Hands the plan to a stack that runs already; returns the exit code."""
         _say(f"SiteLink already runs on {self._stack.data_dir}, with the settings it was started with.\n")
-        self._introduce(other)
+        self._print_addresses(other)
         if self._pdf is None and not self._once:
             _say("To give it a plan: make run PDF=plan.pdf")
             return COMPLETE
         return self._upload(other)
 
-    def _introduce(self, addresses: StackAddresses) -> None:
+    def _print_addresses(self, addresses: StackAddresses) -> None:
         _say(f"  Page         {addresses.api}/")
         _say(f"  Temporal UI  {addresses.temporal_ui}/")
         _say(f"  Logs         {self._stack.logs}\n")
@@ -497,7 +497,7 @@ class _Session:
         if self._signalled_at is None:
             self._signalled_at = now
             raise KeyboardInterrupt
-        if number == signal.SIGINT and now - self._signalled_at > SECOND_THOUGHT_S:
+        if number == signal.SIGINT and now - self._signalled_at > SAME_SIGNAL_S:
             self._leave()
 
     def _leave(self) -> NoReturn:

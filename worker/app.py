@@ -10,7 +10,7 @@ from temporalio.client import Client, WorkflowQueryFailedError
 from temporalio.service import RPCError
 from temporalio.worker import Worker
 
-from activities.attempt import beside
+from activities.attempt import background_task
 from activities.bucket.setup import BucketSetup
 from activities.bucket.storage import Bucket
 from activities.document import DocumentActivities
@@ -22,7 +22,7 @@ from activities.scratch import Scratch
 from activities.sheets import SheetActivities
 from activities.threads import FairThreads
 from worker.housekeeping import Housekeeping
-from worker.interceptor import AboutActivities
+from worker.interceptor import ActivityLogContext
 from worker.schedules import keep_schedules
 from worker.settings import WorkerSettings
 from workflows.delete import DeleteUpload
@@ -42,15 +42,15 @@ STORAGE_SLOTS = 16
 HOUSEKEEPING_SLOTS = 16
 """More than there are cores, for housekeeping mostly waits: for a run to end, or for Temporal."""
 
-OWN_THREADS = 4
+SCRATCH_THREADS = 4
 """Threads for the work on the scratch, which no slot bounds and no bucket delays."""
 
 HOST_SLOTS = 1000
 """Slots of a host's own queue: more than pages can wait on it. So a page that is not picked up in time means that the host is dead.
 A page that was picked up waits for a thread, with heartbeats."""
 
-JANITOR_S = 60
-DRAIN_S = 0.2
+CLEAN_INTERVAL_S = 60
+DRAIN_INTERVAL_S = 0.2
 
 
 class Activities(DocumentActivities, SheetActivities, ReconcileActivities):
@@ -70,7 +70,7 @@ def workflow_worker(client: Client) -> Worker:
 
 async def run_workflow_role(client: Client, stop: asyncio.Event) -> None:
     """Runs the workflow worker until ``stop`` is set, and keeps the schedules in existence."""
-    async with workflow_worker(client), beside(keep_schedules(client)):
+    async with workflow_worker(client), background_task(keep_schedules(client)):
         await stop.wait()
 
 
@@ -88,7 +88,7 @@ async def run_tile_role(client: Client, settings: WorkerSettings, stop: asyncio.
     children = ChildPool(settings.render_slots, limits)
     # asyncio's own default is 6 threads on 2 cores, and our threads mostly wait for the bucket.
     asyncio.get_running_loop().set_default_executor(
-        ThreadPoolExecutor(settings.render_slots + STORAGE_SLOTS + HOUSEKEEPING_SLOTS + OWN_THREADS, thread_name_prefix="activity")
+        ThreadPoolExecutor(settings.render_slots + STORAGE_SLOTS + HOUSEKEEPING_SLOTS + SCRATCH_THREADS, thread_name_prefix="activity")
     )
     with FairThreads(settings.bucket_threads, "bucket") as threads, FairThreads(settings.upload_slots, "upload") as uploads:
         bucket = Bucket(settings.bucket, max_requests=settings.bucket_threads)
@@ -128,7 +128,7 @@ async def run_tile_role(client: Client, settings: WorkerSettings, stop: asyncio.
                         client, TILE_QUEUE, settings.render_slots, activities.count_pages, activities.halve_page, activities.tile_page
                     ),
                     housekeeping_worker(client, housekeeping, HOUSEKEEPING_SLOTS),
-                    beside(_janitor(scratch, client)),
+                    background_task(_janitor(scratch, client)),
                 ):
                     await stop.wait()
                 await _drain(scratch, client)
@@ -162,11 +162,11 @@ def activity_worker(client: Client, queue: str, slots: int, *activities: object,
         max_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
         default_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
         graceful_shutdown_timeout=grace,
-        interceptors=[AboutActivities()],
+        interceptors=[ActivityLogContext()],
     )
 
 
-async def _janitor(scratch: Scratch, client: Client, every_s: float = JANITOR_S) -> None:
+async def _janitor(scratch: Scratch, client: Client, every_s: float = CLEAN_INTERVAL_S) -> None:
     """Cleans the scratch now, for this may be the start after a crash, and every ``every_s`` seconds, also after a failure."""
     while True:
         try:
@@ -207,4 +207,4 @@ async def _drain(scratch: Scratch, client: Client) -> None:
             while scratch.has_pages:
                 with suppress(RPCError):  # Temporal may only be away for a moment
                     await discard_unwanted(scratch, client)
-                await asyncio.sleep(DRAIN_S)
+                await asyncio.sleep(DRAIN_INTERVAL_S)

@@ -30,7 +30,7 @@ from temporalio.client import (
 )
 from temporalio.service import RPCError, RPCStatusCode
 
-from activities.attempt import BEAT_S, Attempt, beside, check
+from activities.attempt import BEAT_S, Attempt, background_task, raise_if_stopped
 from activities.bucket.keys import ROOT, UploadRef, walk_uploads
 from activities.bucket.records import Snapshot, UploadStatus, from_wire, timestamp, to_wire
 from activities.bucket.report import NameList
@@ -55,7 +55,7 @@ from workflows.upload import ProcessUpload
 
 logger = logging.getLogger(__name__)
 
-AT_ONCE = 16
+SWEPT_AT_ONCE = 16
 """Uploads that the sweep looks at together. A pass that is taken up again does at most so many of them twice."""
 RECONCILED_AT_ONCE = 4
 
@@ -99,42 +99,42 @@ class _Walk(Attempt, Generic[R]):
             self.beat()
             await asyncio.sleep(BEAT_S)
 
-    def note(self, field: str, name: object) -> None:
+    def add_name(self, field: str, name: object) -> None:
         """Adds one to a list of the report."""
         names: NameList = getattr(self.report, field)
         self.report = replace(self.report, **{field: names.with_names([str(name)])})  # type: ignore[arg-type] # each of these fields is a NameList
 
-    async def over(self, bucket: Bucket, wanted: Callable[[UploadRef], bool], work: Callable[[list[UploadRef]], Awaitable[None]]) -> None:
-        """Hands all wanted uploads to ``work``, ``AT_ONCE`` at a time."""
+    async def visit(self, bucket: Bucket, wanted: Callable[[UploadRef], bool], work: Callable[[list[UploadRef]], Awaitable[None]]) -> None:
+        """Hands all wanted uploads to ``work``, ``SWEPT_AT_ONCE`` at a time."""
         uploads = walk_uploads(bucket.directories, self._after)
 
-        def next_ones(stop: threading.Event) -> list[UploadRef]:
+        def next_batch(stop: threading.Event) -> list[UploadRef]:
             batch: list[UploadRef] = []
             for ref in uploads:
-                check(stop)
+                raise_if_stopped(stop)
                 if wanted(ref):
                     batch.append(ref)
-                if len(batch) == AT_ONCE:
+                if len(batch) == SWEPT_AT_ONCE:
                     break
             return batch
 
-        while batch := await self.in_thread(next_ones, more_follows=True):
+        while batch := await self.in_thread(next_batch, more_follows=True):
             await work(batch)
             self._after = batch[-1]
             self.beat()
 
     @asynccontextmanager
-    async def passing_over(self, name: object) -> AsyncIterator[None]:
+    async def pass_over_failures(self, name: object) -> AsyncIterator[None]:
         """Counts and logs whatever is wrong with one upload; the walk goes on."""
         try:
             yield
         except (SiteLinkError, RPCError, ValueError, TypeError) as error:
             logger.warning("passed over an upload: %s", error, extra={"ref": str(name)})
-            self.note("passed_over", f"{name}: {str(error)[:400]}")
+            self.add_name("passed_over", f"{name}: {str(error)[:400]}")
 
 
 @contextmanager
-def _run_may_have_ended() -> Iterator[None]:
+def _ignore_ended_run() -> Iterator[None]:
     """Ignores Temporal's error for a run that has just ended."""
     try:
         yield
@@ -168,7 +168,7 @@ class Housekeeping(HousekeepingActivities):
         begun, asked = time.monotonic(), -float(ASK_AGAIN_S)
         while await is_running(self._client, ref):
             waited = time.monotonic() - begun
-            with _run_may_have_ended():
+            with _ignore_ended_run():
                 if waited > STOP_PATIENCE_S:
                     logger.warning("terminates a run that a cancellation does not end", extra={"ref": str(ref)})
                     await handle.terminate("the upload is deleted, and a cancellation did not end this run")
@@ -189,19 +189,19 @@ class Housekeeping(HousekeepingActivities):
         try:
             record = self._store.record(ref)
         except ObjectMissing:
-            return Removed(self._clear(ref, stop), marked=False)
+            return Removed(self._remove_all_but_record(ref, stop), marked=False)
         if record.deleted_at is None:
             msg = f"the upload {ref} is not marked deleted"
             raise InvalidRequest(msg)
-        return Removed(self._clear(ref, stop), marked=True)
+        return Removed(self._remove_all_but_record(ref, stop), marked=True)
 
-    def _clear(self, ref: UploadRef, stop: threading.Event) -> int:
+    def _remove_all_but_record(self, ref: UploadRef, stop: threading.Event) -> int:
         """Removes everything of an upload but ``upload.json``; returns how many objects there were."""
         self._free_key(ref)
         removed = 0
         objects = self._bucket.objects(ref.prefix)
         while batch := list(islice(objects, DELETE_BATCH)):
-            check(stop)
+            raise_if_stopped(stop)
             keys = [info.key for info in batch if info.key != ref.record]
             self._bucket.delete(keys)
             removed += len(keys)
@@ -249,101 +249,101 @@ class Housekeeping(HousekeepingActivities):
         """See ``HousekeepingActivities.sweep``."""
         now = datetime.now(UTC)
         oldest = now - timedelta(days=args.days) if args.days is not None else datetime.min.replace(tzinfo=UTC)
-        abandoned = now - timedelta(seconds=args.abandoned_after_s)
+        abandoned_before = now - timedelta(seconds=args.abandoned_after_s)
         walk = _Walk(Swept())
 
         def is_wanted(ref: UploadRef) -> bool:
             return args.days is None or (ref.made_at is not None and ref.made_at >= oldest)
 
         async def look_at(ref: UploadRef) -> None:
-            async with walk.passing_over(ref):
+            async with walk.pass_over_failures(ref):
                 walk.report = replace(walk.report, uploads=walk.report.uploads + 1)
-                await self._put_right(ref, abandoned, walk)
+                await self._sweep_upload(ref, abandoned_before, walk)
 
         async def look_at_all(refs: list[UploadRef]) -> None:
             await asyncio.gather(*map(look_at, refs))
             prefixes = {ref.plan_ref.keys_prefix for ref in refs}
-            left = await asyncio.to_thread(lambda: sum(self._remove_leftovers(prefix, abandoned) for prefix in prefixes))
+            left = await asyncio.to_thread(lambda: sum(self._remove_leftovers(prefix, abandoned_before) for prefix in prefixes))
             walk.report = replace(walk.report, leftovers=walk.report.leftovers + left)
 
         with walk.named_errors():
-            async with beside(walk.beat_forever()):
-                async with walk.passing_over("runs that were ended from outside"):
-                    await self._end_terminated(oldest, walk)
-                await walk.over(self._bucket, is_wanted, look_at_all)
-                await asyncio.to_thread(self._abort_abandoned, abandoned, walk)
+            async with background_task(walk.beat_forever()):
+                async with walk.pass_over_failures("runs that were ended from outside"):
+                    await self._write_terminated_manifests(oldest, walk)
+                await walk.visit(self._bucket, is_wanted, look_at_all)
+                await asyncio.to_thread(self._abort_abandoned, abandoned_before, walk)
         logger.info("swept the bucket", extra=to_wire(walk.report))
         return walk.report
 
-    async def _put_right(self, ref: UploadRef, abandoned: datetime, walk: _Walk[Swept]) -> None:
+    async def _sweep_upload(self, ref: UploadRef, abandoned_before: datetime, walk: _Walk[Swept]) -> None:
         """Does for one upload whatever was left undone."""
         try:
             record = await asyncio.to_thread(self._store.record, ref)
         except ObjectMissing:
-            if await walk.in_thread(lambda stop: self._remove_abandoned(ref, abandoned, stop), more_follows=True):
-                walk.note("removed", ref)
+            if await walk.in_thread(lambda stop: self._remove_abandoned(ref, abandoned_before, stop), more_follows=True):
+                walk.add_name("removed", ref)
             return
-        left = await asyncio.to_thread(self._remove_leftovers, ref.prefix, abandoned)
+        left = await asyncio.to_thread(self._remove_leftovers, ref.prefix, abandoned_before)
         walk.report = replace(walk.report, leftovers=walk.report.leftovers + left)
         if record.deleted_at is not None:
             if await start_deletion(self._client, ref):
-                walk.note("deleted", ref)
+                walk.add_name("deleted", ref)
         elif await self._store.manifest_written_at_async(ref) is None:
             run = await last_run(self._client, ref)
             if run is None:
                 await start_upload(self._client, ref)
-                walk.note("started", ref)
+                walk.add_name("started", ref)
             elif run.status in ENDED_FROM_OUTSIDE:
-                await self._end(ref, run, walk)
+                await self._write_terminated_manifest(ref, run, walk)
             elif run.status is not WorkflowExecutionStatus.RUNNING:
-                await self._mend(ref, run, walk)
+                await self._write_missing_manifest(ref, run, walk)
 
-    def _remove_abandoned(self, ref: UploadRef, abandoned: datetime, stop: threading.Event) -> bool:
+    def _remove_abandoned(self, ref: UploadRef, abandoned_before: datetime, stop: threading.Event) -> bool:
         """Removes the objects of an upload that was never accepted, if nobody has written there for long; says whether it did."""
-        if ref.made_at is not None and ref.made_at > abandoned:
+        if ref.made_at is not None and ref.made_at > abandoned_before:
             return False
         written = self._bucket.last_written(ref.prefix)
-        if written is not None and written > abandoned:
+        if written is not None and written > abandoned_before:
             return False
         with suppress(ObjectMissing):
             self._bucket.head(ref.record)
             return False  # it has just been accepted
-        self._clear(ref, stop)
+        self._remove_all_but_record(ref, stop)
         return True
 
-    def _remove_leftovers(self, prefix: str, abandoned: datetime) -> int:
+    def _remove_leftovers(self, prefix: str, abandoned_before: datetime) -> int:
         """Removes the files that killed writes left directly below ``prefix``; says how many.
 
         A file below a sheet goes when the sheet is written again or discarded.
         """
-        return self._bucket.remove_unfinished(prefix, before=abandoned, deep=False)
+        return self._bucket.remove_unfinished(prefix, before=abandoned_before, deep=False)
 
-    def _abort_abandoned(self, abandoned: datetime, walk: _Walk[Swept]) -> None:
+    def _abort_abandoned(self, abandoned_before: datetime, walk: _Walk[Swept]) -> None:
         """Aborts old multipart uploads; a lifecycle rule of the S3 server, where there is one, does the same."""
         if self._setup is None:
             return
         for upload in self._setup.unfinished_uploads(ROOT):
-            if upload.started_at < abandoned:
+            if upload.started_at < abandoned_before:
                 self._setup.abort(upload.key, upload.upload_id)
-                walk.note("aborted", upload.key)
+                walk.add_name("aborted", upload.key)
 
-    async def _end_terminated(self, oldest: datetime, walk: _Walk[Swept]) -> None:
+    async def _write_terminated_manifests(self, oldest: datetime, walk: _Walk[Swept]) -> None:
         """Writes the manifests of runs that were ended from outside since ``oldest``.
 
-        ``_put_right`` does the same for an earlier run, if its upload has no manifest.
+        ``_sweep_upload`` does the same for an earlier run, if its upload has no manifest.
         """
         how = ", ".join(f"'{status.name.title().replace('_', '')}'" for status in ENDED_FROM_OUTSIDE)
         query = f"WorkflowType = '{ProcessUpload.__name__}' AND ExecutionStatus IN ({how})"
         if oldest.year > 1:
             query += f" AND CloseTime >= '{timestamp(oldest)}'"
         async for execution in self._client.list_workflows(query):
-            async with walk.passing_over(execution.id):
+            async with walk.pass_over_failures(execution.id):
                 ref = UploadRef.parse(execution.id.removeprefix("upload/"))
                 run = await last_run(self._client, ref)
                 if run is not None and run.status in ENDED_FROM_OUTSIDE:
-                    await self._end(ref, run, walk)
+                    await self._write_terminated_manifest(ref, run, walk)
 
-    async def _end(self, ref: UploadRef, run: WorkflowExecutionDescription, walk: _Walk[Swept]) -> None:
+    async def _write_terminated_manifest(self, ref: UploadRef, run: WorkflowExecutionDescription, walk: _Walk[Swept]) -> None:
         """Writes the manifest of a run that was ended from outside, unless the run had written it or the upload is deleted."""
         try:
             await asyncio.to_thread(self._store.accepted, ref)
@@ -353,7 +353,7 @@ class Housekeeping(HousekeepingActivities):
         manifest = stored.snapshot if stored else None
         if manifest is not None and datetime.fromisoformat(manifest.updated_at) >= run.start_time:
             return
-        last = await self._last_known(ref, run)
+        last = await self._last_progress(ref, run)
         if last is None or not last.total_pages:  # the run had not even read the manifest of the run before
             last = manifest or last or Snapshot(UploadStatus.QUEUED, 0, timestamp(run.start_time))
         if manifest is not None:
@@ -362,25 +362,25 @@ class Housekeeping(HousekeepingActivities):
         if again is None or again.run_id != run.run_id:
             return  # somebody has just asked for more
         await asyncio.to_thread(self._store.write_manifest, ref, terminated_progress(last, run.status, datetime.now(UTC)))
-        walk.note("terminated", ref)
+        walk.add_name("terminated", ref)
 
-    async def _mend(self, ref: UploadRef, run: WorkflowExecutionDescription, walk: _Walk[Swept]) -> None:
+    async def _write_missing_manifest(self, ref: UploadRef, run: WorkflowExecutionDescription, walk: _Walk[Swept]) -> None:
         """Writes the last progress of a run that ended by itself as its manifest.
 
         If that progress is not final, or the run does not tell it, a new run looks at the bucket.
         """
-        last = await self._last_known(ref, run)
+        last = await self._last_progress(ref, run)
         if run.status is WorkflowExecutionStatus.CANCELED and (last is None or not last.status.is_final):
             last = terminated_progress(last or Snapshot(UploadStatus.QUEUED, 0, timestamp(run.start_time)), run.status, datetime.now(UTC))
         if last is None or not last.status.is_final:
             if await self._store.manifest_written_at_async(ref) is None:
                 await reopen_upload(self._client, ref, "force_reconcile")
-                walk.note("started", ref)
+                walk.add_name("started", ref)
             return
         if await self._store.create_manifest_async(ref, last):  # the run may have written it after the first look
-            walk.note("mended", ref)
+            walk.add_name("mended", ref)
 
-    async def _last_known(self, ref: UploadRef, run: WorkflowExecutionDescription) -> Snapshot | None:
+    async def _last_progress(self, ref: UploadRef, run: WorkflowExecutionDescription) -> Snapshot | None:
         """The progress of a run, which may be over: Temporal answers a query for a closed run, too."""
         handle = self._client.get_workflow_handle_for(ProcessUpload.run, ref.workflow_id, run_id=run.run_id)
         try:
@@ -399,8 +399,8 @@ class Housekeeping(HousekeepingActivities):
         slots = asyncio.Semaphore(RECONCILED_AT_ONCE)
 
         async def look_at(ref: UploadRef) -> None:
-            async with walk.passing_over(ref):
-                before = await asyncio.to_thread(self._finished, ref, oldest)
+            async with walk.pass_over_failures(ref):
+                before = await asyncio.to_thread(self._finished_manifest, ref, oldest)
                 if before is not None:
                     async with slots:
                         await self._reconcile(ref, before, args.patience_s, walk)
@@ -409,12 +409,12 @@ class Housekeeping(HousekeepingActivities):
             await asyncio.gather(*map(look_at, refs))
 
         with walk.named_errors():
-            async with beside(walk.beat_forever()):
-                await walk.over(self._bucket, lambda _: True, look_at_all)
+            async with background_task(walk.beat_forever()):
+                await walk.visit(self._bucket, lambda _: True, look_at_all)
         logger.info("reconciled what finished lately", extra=to_wire(walk.report))
         return walk.report
 
-    def _finished(self, ref: UploadRef, oldest: datetime) -> Snapshot | None:
+    def _finished_manifest(self, ref: UploadRef, oldest: datetime) -> Snapshot | None:
         """The manifest of an upload that finished since ``oldest`` as ``complete`` or ``partial``."""
         written_at = self._store.manifest_written_at(ref)
         if written_at is None or written_at < oldest - KEY_AGE:
@@ -437,9 +437,9 @@ class Housekeeping(HousekeepingActivities):
         begun = time.monotonic()
         while await is_running(self._client, ref):
             if time.monotonic() - begun > patience_s:
-                walk.note("unfinished", ref)
+                walk.add_name("unfinished", ref)
                 return
             await asyncio.sleep(BEAT_S)
         after = await asyncio.to_thread(self._store.manifest, ref)
         if after is None or (after.snapshot.status, after.snapshot.completed_at) != (before.status, before.completed_at):
-            walk.note("corrected", ref)
+            walk.add_name("corrected", ref)

@@ -22,7 +22,7 @@ from workflows.sweep import NightlyReconcile, Sweep
 
 logger = logging.getLogger(__name__)
 
-LOOK_AGAIN_S = 600
+CHECK_INTERVAL_S = 600
 """A Temporal server that lost its database has lost the schedules, too, and the worker is not restarted for that."""
 
 RECENT_DAYS = 7
@@ -72,7 +72,7 @@ async def create_schedules(client: Client) -> None:
         logger.info("created a schedule", extra={"schedule": name})
 
 
-async def keep_schedules(client: Client, every_s: float = LOOK_AGAIN_S) -> None:
+async def keep_schedules(client: Client, every_s: float = CHECK_INTERVAL_S) -> None:
     """Creates the schedules now, and looks again every ``every_s`` seconds, also after a failure."""
     while True:
         try:

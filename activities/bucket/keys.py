@@ -23,7 +23,7 @@ from activities.bucket.dzi import parse_tile_name
 
 ID_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _SHEET_DIRECTORY = re.compile(r"sheet-([1-9][0-9]{0,8})")
-_OF_UPLOAD = re.compile(
+_UPLOAD_PREFIX = re.compile(
     rf"organizations/({ID_PATTERN.pattern})/projects/({ID_PATTERN.pattern})/plans/({ID_PATTERN.pattern})/uploads/({ID_PATTERN.pattern})/"
 )
 
@@ -205,7 +205,7 @@ class UploadRef:
 
 def upload_of(key: str) -> str:
     """REF of the upload to which the object at ``key`` belongs, for a log; empty for an object of no upload."""
-    match = _OF_UPLOAD.match(key)
+    match = _UPLOAD_PREFIX.match(key)
     return "/".join(match.groups()) if match else ""
 
 
@@ -262,7 +262,7 @@ def parse_sheet_path(path: str) -> SheetObject | None:
 
 def sheet_of_descriptor(key: str) -> tuple[UploadRef, int] | None:
     """The upload and the number of the sheet whose ``.dzi`` is at ``key``; None for any other key."""
-    match = _OF_UPLOAD.match(key)
+    match = _UPLOAD_PREFIX.match(key)
     if match is None:
         return None
     ref = UploadRef(*match.groups())

@@ -32,7 +32,7 @@ class Listing:
         return [*(ref.sheets_prefix + path for path in self.foreign), *tiles]
 
     @classmethod
-    def of(cls, bucket: Bucket, ref: UploadRef, number: int) -> Self:
+    def fetch(cls, bucket: Bucket, ref: UploadRef, number: int) -> Self:
         """Lists the objects of a sheet; blocks.
 
         Raises:

@@ -6,7 +6,7 @@ from enum import StrEnum
 
 from activities.bucket.records import SCHEMA, SheetStatus, UploadStatus
 
-NAMED = 20
+MOST_NAMES = 20
 """Most names in one list of a report; its count is of all."""
 
 
@@ -16,7 +16,7 @@ class NameList:
 
     Args:
         count: How many names there are.
-        first: The first of them, at most ``NAMED``.
+        first: The first of them, at most ``MOST_NAMES``.
     """
 
     count: int = 0
@@ -25,7 +25,7 @@ class NameList:
     def with_names(self, names: Iterable[str]) -> "NameList":
         """The list with more names at its end."""
         added = list(names)
-        return NameList(self.count + len(added), (*self.first, *added[:NAMED])[:NAMED])
+        return NameList(self.count + len(added), (*self.first, *added[:MOST_NAMES])[:MOST_NAMES])
 
 
 NO_NAMES = NameList()
@@ -53,7 +53,7 @@ class Proof(StrEnum):
 
 @dataclass(frozen=True)
 class SheetReport:
-    """What was found of one sheet. A list has at most ``NAMED`` names; its count is of all.
+    """What was found of one sheet. A list has at most ``MOST_NAMES`` names; its count is of all.
 
     Args:
         number: 1-based.
@@ -115,7 +115,7 @@ class UploadReport:
         expected: Tiles that all ready sheets should have.
         found: Tiles of all sheets that are there and not empty.
         missing_count: How many tiles are missing, of all sheets.
-        foreign: Objects below ``sheets/`` but below no sheet's prefix, at most ``NAMED``, as paths below ``sheets/``.
+        foreign: Objects below ``sheets/`` but below no sheet's prefix, at most ``MOST_NAMES``, as paths below ``sheets/``.
         foreign_count: How many objects are foreign, with those below the sheets' prefixes.
         empty_count: How many tiles are empty, of all sheets.
         problems: What is wrong with the upload as a whole, a sentence each.

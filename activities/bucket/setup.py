@@ -76,7 +76,7 @@ class BucketSetup:
         if not settings.is_s3:
             msg = f"SITELINK_BUCKET is {settings.url}; only a bucket on an S3 server, s3://name, is set up"
             raise ValueError(msg)
-        self._location = S3Location.of(settings)
+        self._location = S3Location.from_settings(settings)
         self._client: S3Client = boto3.client(
             "s3",
             endpoint_url=self._location.endpoint,
@@ -183,8 +183,8 @@ class BucketSetup:
         """
         part_bytes = equal_parts(size_bytes)
         with self._named_errors(key):
-            upload_id = self._client.create_multipart_upload(Bucket=self._location.bucket, Key=self._full(key))["UploadId"]
-        part = {"Bucket": self._location.bucket, "Key": self._full(key), "UploadId": upload_id}
+            upload_id = self._client.create_multipart_upload(Bucket=self._location.bucket, Key=self._full_key(key))["UploadId"]
+        part = {"Bucket": self._location.bucket, "Key": self._full_key(key), "UploadId": upload_id}
         urls = [
             self._client.generate_presigned_url("upload_part", {**part, "PartNumber": number}, expires_s)
             for number in range(1, math.ceil(size_bytes / part_bytes) + 1)
@@ -205,7 +205,7 @@ class BucketSetup:
         with self._named_errors(key):
             self._client.complete_multipart_upload(
                 Bucket=self._location.bucket,
-                Key=self._full(key),
+                Key=self._full_key(key),
                 UploadId=upload_id,
                 MultipartUpload={"Parts": [{"PartNumber": number, "ETag": etag} for number, etag in enumerate(etags, 1)]},
             )
@@ -218,11 +218,11 @@ class BucketSetup:
         """
         with self._named_errors(key):
             try:
-                self._client.abort_multipart_upload(Bucket=self._location.bucket, Key=self._full(key), UploadId=upload_id)
+                self._client.abort_multipart_upload(Bucket=self._location.bucket, Key=self._full_key(key), UploadId=upload_id)
             except self._client.exceptions.NoSuchUpload:
                 return
 
-    def _full(self, key: str) -> str:
+    def _full_key(self, key: str) -> str:
         return f"{self._location.prefix}/{key}" if self._location.prefix else key
 
     @contextmanager

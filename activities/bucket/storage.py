@@ -83,7 +83,7 @@ FIRST_DELAY, LONGEST_DELAY = timedelta(seconds=0.5), timedelta(seconds=5)
 
 R2_DOMAIN = ".r2.cloudflarestorage.com"
 
-DENIED = frozenset(
+DENIED_CODES = frozenset(
     {
         "AccessDenied",
         "InvalidAccessKeyId",
@@ -93,13 +93,13 @@ DENIED = frozenset(
     }
 )
 
-_ERRNO = re.compile(r"\(os error ([0-9]+)\)")
+_ERRNO_PATTERN = re.compile(r"\(os error ([0-9]+)\)")
 """Most errors of a directory have no class of their own: obstore raises GenericError, and only its text has the number."""
-_REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS)
+_REFUSED_ERRNOS = (errno.EACCES, errno.EPERM, errno.EROFS)
 
-_CODE = re.compile(r"<Code>(\w+)</Code>|\(code: (\w+)\)")
+_CODE_PATTERN = re.compile(r"<Code>(\w+)</Code>|\(code: (\w+)\)")
 """In the answer's XML; the second is how obstore words the failure of one key in a bulk delete."""
-_MESSAGE = re.compile(r"<Message>([^<]*)</Message>")
+_MESSAGE_PATTERN = re.compile(r"<Message>([^<]*)</Message>")
 
 LEAST_FREE_BYTES = 64 << 20
 """A disk with less is full: that is what a few sheets take, and less than most plans."""
@@ -110,7 +110,7 @@ ROOM_KEY = "readyz"
 _BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _PREFIX = re.compile(r"(?:[A-Za-z0-9._-]+(?:/[A-Za-z0-9._-]+)*)?")
 
-_UNFINISHED = re.compile(r".+#[0-9]+")
+_UNFINISHED_NAME = re.compile(r".+#[0-9]+")
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ class S3Location:
     region: str
 
     @classmethod
-    def of(cls, settings: BucketSettings) -> Self:
+    def from_settings(cls, settings: BucketSettings) -> Self:
         """Checks the settings.
 
         Raises:
@@ -245,12 +245,12 @@ class Bucket:
     """
 
     def __init__(self, settings: BucketSettings, *, max_requests: int | None = None) -> None:
-        self._turn: AbstractContextManager[object] = threading.BoundedSemaphore(max_requests) if max_requests else nullcontext()
+        self._request_slots: AbstractContextManager[object] = threading.BoundedSemaphore(max_requests) if max_requests else nullcontext()
         self._root: Path | None = None
         self._s3: S3Location | None = None
         self._store: LocalStore | S3Store
         if settings.is_s3:
-            self._s3 = S3Location.of(settings)
+            self._s3 = S3Location.from_settings(settings)
             self._store = _s3_store(self._s3, settings)
             return
         self._root = settings.directory
@@ -259,7 +259,7 @@ class Bucket:
             self._store = LocalStore(self._root)
         except (OSError, BaseError) as error:
             msg = f"the bucket's directory, of SITELINK_BUCKET or SITELINK_DATA_DIR, cannot be used: {_system_words(error)}"
-            _log(str(self._root), str(error))
+            _log_failure(str(self._root), str(error))
             raise StorageUnavailable(msg) from error
 
     def own_key(self, bucket: str, key: str) -> str | None:
@@ -300,7 +300,7 @@ class Bucket:
             ObjectMissing: There is none.
             BucketError: The bucket failed.
         """
-        with self._named_errors(key), self._turn:
+        with self._named_errors(key), self._request_slots:
             result = obstore.get(self._store, key)
             return StoredObject(_info(result.meta), bytes(result.bytes()))
 
@@ -326,10 +326,10 @@ class Bucket:
 
     def head(self, key: str) -> ObjectInfo:
         """Size and ETag of an object; raises like ``get``."""
-        with self._named_errors(key), self._turn:
+        with self._named_errors(key), self._request_slots:
             try:
                 return _info(obstore.head(self._store, key))
-            except _WITHOUT_BODY:
+            except _HEAD_ERRORS:
                 if self._s3 is None:
                     raise
                 return _info(obstore.get(self._store, key).meta)
@@ -339,7 +339,7 @@ class Bucket:
         with self._named_errors(key):
             try:
                 return _info(await obstore.head_async(self._store, key))
-            except _WITHOUT_BODY:
+            except _HEAD_ERRORS:
                 if self._s3 is None:
                     raise
                 return _info((await obstore.get_async(self._store, key)).meta)
@@ -350,7 +350,7 @@ class Bucket:
         Raises:
             BucketError: The bucket failed.
         """
-        with self._named_errors(key), self._turn:
+        with self._named_errors(key), self._request_slots:
             obstore.put(self._store, key, body, use_multipart=False)
 
     async def put_async(self, key: str, body: bytes) -> None:
@@ -487,7 +487,7 @@ class Bucket:
 
     def children(self, prefix: str) -> tuple[list[str], list[ObjectInfo]]:
         """The names directly below ``prefix`` that have something, or had, below them; and the objects directly below it."""
-        with self._named_errors(prefix), self._turn:
+        with self._named_errors(prefix), self._request_slots:
             result = obstore.list_with_delimiter(self._store, prefix)
             return _directories(result["common_prefixes"]), [_info(entry) for entry in result["objects"]]
 
@@ -505,11 +505,11 @@ class Bucket:
         if self._s3 is not None:
             remaining = iter(keys)
             while batch := list(islice(remaining, DELETE_BATCH)):
-                with self._named_errors(batch[0] if len(batch) == 1 else f"{batch[0]} and {len(batch) - 1:,} more"), self._turn:
+                with self._named_errors(batch[0] if len(batch) == 1 else f"{batch[0]} and {len(batch) - 1:,} more"), self._request_slots:
                     obstore.delete(self._store, batch)
             return
         for key in keys:
-            with self._named_errors(key), self._turn:
+            with self._named_errors(key), self._request_slots:
                 try:
                     obstore.delete(self._store, key)
                 except (FileNotFoundError, NotFoundError):
@@ -532,7 +532,7 @@ class Bucket:
         with self._named_errors(prefix):
             # Not rglob: it fails where a directory goes meanwhile.
             for directory, _, names in os.walk(self._root / prefix):
-                for path in (Path(directory, name) for name in names if _UNFINISHED.fullmatch(name)):
+                for path in (Path(directory, name) for name in names if _UNFINISHED_NAME.fullmatch(name)):
                     with suppress(FileNotFoundError):  # the write has ended meanwhile
                         if before is None or path.stat().st_mtime < before.timestamp():
                             path.unlink()
@@ -598,7 +598,7 @@ def read_record(kind: type[T], key: str, body: bytes) -> T:
         raise DamagedRecord(msg) from error
 
 
-_WITHOUT_BODY = (FileNotFoundError, NotFoundError, PermissionDeniedError, UnauthenticatedError)
+_HEAD_ERRORS = (FileNotFoundError, NotFoundError, PermissionDeniedError, UnauthenticatedError)
 """What a failed HEAD raises where the answer to a GET would say more."""
 
 
@@ -640,22 +640,22 @@ def named_s3_error(code: str, said: str, *, bucket: str, key: str) -> SiteLinkEr
     """
     if code == "NoSuchKey":
         return ObjectMissing(f"no object {key}")
-    _log(key, f"{code}: {said}")
+    _log_failure(key, f"{code}: {said}")
     if code == "NoSuchBucket":
         return NoSuchBucket(f"there is no bucket {bucket}")
     if code == "RequestTimeTooSkewed":
         return ClockSkewed(f"the bucket refuses {key}, for the clock of this machine is wrong")
-    if code in DENIED:
+    if code in DENIED_CODES:
         return StorageDenied(f"the bucket refuses {key}: {code}")
     return StorageUnavailable(f"the bucket failed at {key}: {code or 'it gave no answer that says why'}")
 
 
-def _log(key: str, said: str) -> None:
+def _log_failure(key: str, said: str) -> None:
     ref = upload_of(key)
     logger.warning("the bucket failed: %s", said, extra={"key": key, **({"ref": ref} if ref else {})})
 
 
-def not_written(what: str) -> StorageUnavailable:
+def not_written_error(what: str) -> StorageUnavailable:
     """The error of a bucket that says it has written what is not there, or not as it was sent."""
     return StorageUnavailable(f"the bucket said that it has written {what}, and does not have it so")
 
@@ -665,18 +665,18 @@ def _not_written_if_missing(key: str) -> Iterator[None]:
     try:
         yield
     except ObjectMissing as error:
-        raise not_written(key) from error
+        raise not_written_error(key) from error
 
 
 def _check_written(key: str, is_so: bool) -> None:
     if not is_so:
-        raise not_written(key)
+        raise not_written_error(key)
 
 
 def _code_and_message(error: BaseException) -> tuple[str, str]:
     """What an S3 server says in an answer that obstore has put into an exception's text."""
     text = str(error)
-    code, message = _CODE.search(text), _MESSAGE.search(text)
+    code, message = _CODE_PATTERN.search(text), _MESSAGE_PATTERN.search(text)
     if code is None:
         return "", _first_line(error).partition("<")[0].strip()
     return code[1] or code[2], message[1] if message else _first_line(error).partition(" (code: ")[0]
@@ -686,10 +686,10 @@ def _named_directory_error(error: BaseException, root: Path | None, key: str) ->
     is_missing = isinstance(error, FileNotFoundError | NotFoundError)
     if is_missing and root is not None and root.is_dir():
         return ObjectMissing(f"no object {key}")
-    _log(key, _first_line(error))
+    _log_failure(key, _first_line(error))
     if is_missing:
         return NoSuchBucket("the bucket's directory is gone")
-    if isinstance(error, PermissionError | PermissionDeniedError | UnauthenticatedError) or _errno(error) in _REFUSALS:
+    if isinstance(error, PermissionError | PermissionDeniedError | UnauthenticatedError) or _errno(error) in _REFUSED_ERRNOS:
         return StorageDenied(f"the bucket refuses {key}: {_system_words(error)}")
     return StorageUnavailable(f"the bucket failed at {key}: {_system_words(error)}")
 
@@ -697,7 +697,7 @@ def _named_directory_error(error: BaseException, root: Path | None, key: str) ->
 def _errno(error: BaseException) -> int | None:
     if isinstance(error, OSError) and error.errno:
         return error.errno
-    number = _ERRNO.search(str(error))
+    number = _ERRNO_PATTERN.search(str(error))
     return int(number[1]) if number else None
 
 

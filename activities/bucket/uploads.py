@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 
 from activities.bucket.keys import UploadRef, sheet_numbers
 from activities.bucket.records import KeyRecord, SheetRecord, Snapshot, UploadRecord, timestamp, to_json
-from activities.bucket.storage import Bucket, not_written, read_record
+from activities.bucket.storage import Bucket, not_written_error, read_record
 from activities.errors import ObjectMissing, StorageUnavailable, UploadNotFound
 
 logger = logging.getLogger(__name__)
@@ -115,7 +115,7 @@ class UploadStore:
             # The mark of another request, made at the same moment, is as good as ours.
             deleted_at = (await self.record_async(ref)).deleted_at
         if deleted_at is None:
-            raise not_written(ref.record)
+            raise not_written_error(ref.record)
         await self._bucket.sync_async()
         logger.info("marked an upload deleted", extra={"ref": str(ref)})
         return deleted_at
@@ -258,14 +258,14 @@ class UploadStore:
         raise StorageUnavailable(msg)
 
 
-def upload_deleted(ref: UploadRef, deleted_at: str) -> UploadNotFound:
+def upload_deleted_error(ref: UploadRef, deleted_at: str) -> UploadNotFound:
     """The error of whoever asks for an upload that is marked deleted."""
     return UploadNotFound(f"the upload {ref} was deleted at {deleted_at}")
 
 
 def _unless_deleted(ref: UploadRef, record: UploadRecord) -> UploadRecord:
     if record.deleted_at is not None:
-        raise upload_deleted(ref, record.deleted_at)
+        raise upload_deleted_error(ref, record.deleted_at)
     return record
 
 

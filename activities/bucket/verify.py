@@ -31,7 +31,7 @@ from activities.bucket.records import (
     from_json,
     tiles_digest,
 )
-from activities.bucket.report import NAMED, NO_NAMES, Proof, Repair, SheetReport, UploadReport
+from activities.bucket.report import MOST_NAMES, NO_NAMES, Proof, Repair, SheetReport, UploadReport
 from activities.bucket.storage import Bucket, ObjectInfo
 from activities.errors import NewerSchema, ObjectMissing, UploadNotFound
 from activities.render.decoder import Decoder
@@ -70,7 +70,7 @@ def verify_upload(
         BucketError: The bucket failed.
     """
     problems: list[str] = []
-    options = _accepted(bucket, ref, problems)
+    options = _accepted_options(bucket, ref, problems)
     if progress is None:
         progress = _manifest(bucket, ref, problems)
     status = progress.status if progress else None
@@ -90,17 +90,17 @@ def verify_upload(
 
     def verify(number: int) -> SheetReport | None:
         state = states.get(number)
-        listing = Listing.of(bucket, ref, number) if number in begun else Listing(number)
+        listing = Listing.fetch(bucket, ref, number) if number in begun else Listing(number)
         if progress is None and listing.is_empty:
             return None
         is_ready = listing.descriptor is not None if progress is None else state is not None and state.status is SheetStatus.READY
         if is_ready:
             return verify_sheet(bucket, ref, listing, state, options, deep=deep)
-        return _not_ready(bucket, ref, listing, state, options, is_final=is_final)
+        return _unready_report(bucket, ref, listing, state, options, is_final=is_final)
 
     total = verified = wrong = expected = found = missing = empty = 0
     foreign_count, proof = foreign.count, None
-    for report in in_window(verify, sorted(numbers)):
+    for report in bounded_map(verify, sorted(numbers)):
         if report is None:
             continue
         yield report
@@ -159,7 +159,7 @@ def verify_sheet(
         BucketError: The bucket failed.
     """
     number, problems = listing.number, list[str]()
-    record = _read(bucket, SheetRecord, ref.sheet_record(number), problems, required=True, refuse_newer=refuse_newer)
+    record = _read_record(bucket, SheetRecord, ref.sheet_record(number), problems, required=True, refuse_newer=refuse_newer)
     pyramid = _geometry(number, record, state, options, problems)
     tiles = {name: info for name, info in listing.tiles.items() if pyramid is None or is_tile_of(pyramid, name)}
     prefix = ref.tiles_prefix(number).removeprefix(ref.sheets_prefix)
@@ -174,7 +174,7 @@ def verify_sheet(
         problems.append(NO_DESCRIPTOR)
     if listing.thumbnail is None or not listing.thumbnail.size:
         problems.append(f"thumbnail.jpeg is {'missing' if listing.thumbnail is None else 'empty'}")
-    md5s = _read_back(bucket, listing.thumbnail, tiles, pyramid, problems) if deep and pyramid else _etags(tiles)
+    md5s = _read_back(bucket, listing.thumbnail, tiles, pyramid, problems) if deep and pyramid else _md5s_of_etags(tiles)
     proof = Proof.NAMES
     if record is not None and pyramid is not None and not missing_count and not empty.count:
         problems += _disagreements(record, expected, sum(info.size for info in tiles.values()))
@@ -189,7 +189,7 @@ def verify_sheet(
         status=SheetStatus.READY,
         expected=expected,
         found=len(tiles) - empty.count,
-        missing=_missing(pyramid, tiles, missing_count) if pyramid else (),
+        missing=_missing_names(pyramid, tiles, missing_count) if pyramid else (),
         missing_count=missing_count,
         foreign=foreign.first,
         foreign_count=foreign.count,
@@ -202,7 +202,7 @@ def verify_sheet(
     return replace(report, verified=True, proof=proof)
 
 
-def _not_ready(
+def _unready_report(
     bucket: Bucket, ref: UploadRef, listing: Listing, state: SheetState | None, options: UploadOptions | None, *, is_final: bool
 ) -> SheetReport:
     """The report of a sheet that is not said to be ready: half of its objects may be there."""
@@ -229,10 +229,10 @@ def _paths(ref: UploadRef, objects: Iterable[ObjectInfo]) -> list[str]:
     return sorted(info.key.removeprefix(ref.sheets_prefix) for info in objects)
 
 
-def _accepted(bucket: Bucket, ref: UploadRef, problems: list[str]) -> UploadOptions | None:
+def _accepted_options(bucket: Bucket, ref: UploadRef, problems: list[str]) -> UploadOptions | None:
     found: list[str] = []
-    record = _read(bucket, UploadRecord, ref.record, found, required=True)
-    if found == [_missing_object(ref.record)]:
+    record = _read_record(bucket, UploadRecord, ref.record, found, required=True)
+    if found == [_missing_problem(ref.record)]:
         msg = f"there is no upload {ref}"
         raise UploadNotFound(msg)
     problems += found
@@ -243,7 +243,7 @@ def _accepted(bucket: Bucket, ref: UploadRef, problems: list[str]) -> UploadOpti
 
 
 def _manifest(bucket: Bucket, ref: UploadRef, problems: list[str]) -> Snapshot | None:
-    manifest = _read(bucket, Snapshot, ref.manifest, problems)
+    manifest = _read_record(bucket, Snapshot, ref.manifest, problems)
     if manifest is None:
         return None
     counts = (manifest.total_pages, manifest.completed_pages, *(sheet.number for sheet in manifest.sheets))
@@ -253,17 +253,19 @@ def _manifest(bucket: Bucket, ref: UploadRef, problems: list[str]) -> Snapshot |
     return manifest
 
 
-def _missing_object(key: str) -> str:
+def _missing_problem(key: str) -> str:
     return f"{key.rsplit('/', 1)[-1]} is missing"
 
 
-def _read(bucket: Bucket, kind: type[T], key: str, problems: list[str], *, required: bool = False, refuse_newer: bool = False) -> T | None:
+def _read_record(
+    bucket: Bucket, kind: type[T], key: str, problems: list[str], *, required: bool = False, refuse_newer: bool = False
+) -> T | None:
     """A record, or None after adding to ``problems`` why it cannot be read."""
     try:
         return from_json(kind, bucket.get(key).body)
     except ObjectMissing:
         if required:
-            problems.append(_missing_object(key))
+            problems.append(_missing_problem(key))
     except (ValueError, NewerSchema) as error:
         if refuse_newer and isinstance(error, NewerSchema):
             raise
@@ -309,10 +311,10 @@ def _geometry(
     return None
 
 
-def _missing(pyramid: Pyramid, tiles: dict[str, ObjectInfo], count: int) -> tuple[str, ...]:
+def _missing_names(pyramid: Pyramid, tiles: dict[str, ObjectInfo], count: int) -> tuple[str, ...]:
     # Lazily: a broken sheet.json may claim more tiles than memory holds.
     names = (name for tile in pyramid.tiles() if (name := tile_name(*tile)) not in tiles)
-    return tuple(itertools.islice(names, min(count, NAMED)))
+    return tuple(itertools.islice(names, min(count, MOST_NAMES)))
 
 
 def _check_descriptor(bucket: Bucket, key: str, info: ObjectInfo | None, pyramid: Pyramid, problems: list[str]) -> None:
@@ -332,7 +334,7 @@ def _disagreements(record: SheetRecord, tiles: int, size_bytes: int) -> Iterator
         yield f"sheet.json says the tiles have {record.bytes!r} bytes, they have {size_bytes}"
 
 
-def _etags(tiles: Mapping[str, ObjectInfo]) -> dict[str, str] | None:
+def _md5s_of_etags(tiles: Mapping[str, ObjectInfo]) -> dict[str, str] | None:
     """The tiles' MD5s by name, if every ETag of the LIST looks like one; else None.
 
     The ETag of an object that was put in one part: https://docs.aws.amazon.com/AmazonS3/latest/API/API_Object.html
@@ -352,7 +354,7 @@ def _is_md5(bucket: Bucket, info: ObjectInfo) -> bool:
         stored = bucket.get(info.key)
     except ObjectMissing:
         return True
-    return _etags({"": stored.info}) == {"": _md5(stored.body)}
+    return _md5s_of_etags({"": stored.info}) == {"": _md5(stored.body)}
 
 
 def _md5(body: bytes) -> str:
@@ -392,13 +394,13 @@ def _read_back(
             tile = parse_tile_name(name)
             if tile is not None and info.size and (md5 := read(f"tile {name}", info, *pyramid.tile_rectangle(*tile)[2:])):
                 md5s[name] = md5
-    problems += broken[:NAMED]
-    if len(broken) > NAMED:
-        problems.append(f"{len(broken) - NAMED:,} more JPEGs are broken")
+    problems += broken[:MOST_NAMES]
+    if len(broken) > MOST_NAMES:
+        problems.append(f"{len(broken) - MOST_NAMES:,} more JPEGs are broken")
     return md5s if md5s.keys() == tiles.keys() else None
 
 
-def in_window(work: Callable[[S], T], items: Iterable[S]) -> Generator[T, None, None]:
+def bounded_map(work: Callable[[S], T], items: Iterable[S]) -> Generator[T, None, None]:
     """Does ``work`` on each item in ``THREADS`` threads; yields the results in order.
 
     At most ``THREADS + 1`` items are begun ahead of the results that were taken, so the memory is bounded. Closing the generator drops the

@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 LONGEST_ANSWER_BYTES = 64 << 20
 LONGEST_LINE_BYTES = 2000
-CLOSE_S = 5.0
+CLOSE_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ class ChildPool:
 
 
 @dataclass(frozen=True)
-class _End:
+class _Ending:
     """How a child ended: its exit code or minus the signal, and whether it was killed for its memory."""
 
     status: int
@@ -229,7 +229,7 @@ class _Child:
         fresh = self.pages == 0
         self.pages += request["operation"] == "tile"
         if "error" in answer:
-            raise _named(answer, limits, self.upload, fresh_child=fresh)
+            raise error_of_answer(answer, limits, self.upload, fresh_child=fresh)
         return answer["result"]
 
     async def end(self) -> None:
@@ -243,15 +243,15 @@ class _Child:
         """Waits for the answer, looking at the limits."""
         clock = asyncio.get_running_loop().time
         started = beaten = clock()
-        news: set[asyncio.Future[Any]] = {line, self.ended}
+        awaited: set[asyncio.Future[Any]] = {line, self.ended}
         while True:
             left = started + limits.wall_s - clock()
-            await asyncio.wait(news, timeout=max(0, min(BEAT_S, left)), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(awaited, timeout=max(0, min(BEAT_S, left)), return_when=asyncio.FIRST_COMPLETED)
             if line.done():
                 if not line.exception() and line.result().endswith(b"\n"):
                     return
                 # The connection has closed; how the process ended is told in a moment.
-                news.discard(line)
+                awaited.discard(line)
             if self.ended.done():
                 raise self._fault_of(self.ended.result(), limits)
             if clock() - started >= limits.wall_s:
@@ -260,10 +260,10 @@ class _Child:
                 beaten = clock()
                 beat()
 
-    def _fault_of(self, end: _End, limits: ChildLimits) -> RenderFault:
+    def _fault_of(self, end: _Ending, limits: ChildLimits) -> RenderFault:
         status = end.status
         if end.over_limit:
-            return self._fault(RenderOutOfMemory, _too_little_memory(limits))
+            return self._fault(RenderOutOfMemory, _memory_message(limits))
         if status == -signal.SIGXCPU:
             return self._fault(RenderTimeout, f"not done after {limits.cpu_s:,} s of CPU time")
         how = f"by {signal.Signals(-status).name}" if status < 0 else f"with exit code {status}"
@@ -281,7 +281,7 @@ class _ForkServer:
 
     def __init__(self) -> None:
         self.lost = False
-        self.ended: dict[int, asyncio.Future[_End]] = {}
+        self.ended: dict[int, asyncio.Future[_Ending]] = {}
         """pid of each child that is alive, to what will be its end."""
         self._starting: deque[asyncio.Future[int]] = deque()
         self._loop = asyncio.get_running_loop()
@@ -315,11 +315,11 @@ class _ForkServer:
             raise RenderCrashed(msg, fresh_child=False) from error
         except asyncio.CancelledError:
             ours.close()
-            await asyncio.shield(self._undo(starting))
+            await asyncio.shield(self._end_unwanted(starting))
             raise
         return _Child(self, pid, upload, reader, writer)
 
-    async def _undo(self, starting: asyncio.Future[int]) -> None:
+    async def _end_unwanted(self, starting: asyncio.Future[int]) -> None:
         """Ends a child as soon as it has started: its caller was cancelled."""
         with contextlib.suppress(ConnectionError):
             pid = await starting
@@ -338,10 +338,10 @@ class _ForkServer:
         for pid in self.ended:
             self.kill(pid)
         if alive:
-            await asyncio.wait(alive, timeout=CLOSE_S)
-        self._lose()
+            await asyncio.wait(alive, timeout=CLOSE_TIMEOUT_S)
+        self._mark_lost()
         try:
-            await asyncio.to_thread(self._process.wait, CLOSE_S)
+            await asyncio.to_thread(self._process.wait, CLOSE_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
             await asyncio.to_thread(self._process.wait)
@@ -354,7 +354,7 @@ class _ForkServer:
         except OSError:
             data = b""
         if not data:
-            self._lose()
+            self._mark_lost()
             return
         message = json.loads(data)
         if "started" in message:
@@ -363,9 +363,9 @@ class _ForkServer:
             if not starting.done():
                 starting.set_result(message["started"])
         else:
-            self.ended.pop(message["ended"]).set_result(_End(message["status"], message["overLimit"]))
+            self.ended.pop(message["ended"]).set_result(_Ending(message["status"], message["overLimit"]))
 
-    def _lose(self) -> None:
+    def _mark_lost(self) -> None:
         """Takes note that the server is gone: the kernel has killed every child with it."""
         if self.lost:
             return
@@ -376,7 +376,7 @@ class _ForkServer:
             if not starting.done():
                 starting.set_exception(ConnectionResetError("the fork server has ended"))
         for ended in self.ended.values():
-            ended.set_result(_End(-signal.SIGKILL))
+            ended.set_result(_Ending(-signal.SIGKILL))
         self.ended.clear()
 
 
@@ -392,18 +392,18 @@ def _absolute(path: Path) -> str:
     return str(path.absolute())
 
 
-def _too_little_memory(limits: ChildLimits) -> str:
+def _memory_message(limits: ChildLimits) -> str:
     return f"the page needs more than {limits.memory_bytes:,} bytes of memory"
 
 
-def _named(answer: dict[str, Any], limits: ChildLimits, upload: str, *, fresh_child: bool) -> Exception:
+def error_of_answer(answer: dict[str, Any], limits: ChildLimits, upload: str, *, fresh_child: bool) -> Exception:
     """The exception that a child's answer stands for; the words of a library go to the log only."""
     name, message = str(answer["error"]), str(answer["message"])
     kind = getattr(errors, name, None)
     if isinstance(kind, type) and issubclass(kind, SiteLinkError) and not issubclass(kind, RenderFault):
         return kind(message)
     if name == MemoryError.__name__:
-        return RenderOutOfMemory(_too_little_memory(limits), fresh_child=fresh_child)
+        return RenderOutOfMemory(_memory_message(limits), fresh_child=fresh_child)
     if name == OSError.__name__:
         return OSError(answer.get("errno"), message) if answer.get("errno") else OSError(message)
     logger.warning("a render process failed: %s: %s", name, message, extra={"ref": upload})

@@ -34,7 +34,7 @@ _PR_SET_PDEATHSIG = 1
 def main() -> None:
     """Serves fork and kill requests on the socket whose descriptor is the first argument, until the worker is gone."""
     control = socket.socket(fileno=int(sys.argv[1]))
-    _die_with(int(sys.argv[2]))
+    _die_with_parent(int(sys.argv[2]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     # Not at the top: the libraries take a while to load, and a signal must not end this process meanwhile.
@@ -91,52 +91,52 @@ class _Server:
                     data, descriptors, _, _ = socket.recv_fds(self._control, 4096, 1)
                     if not data:
                         return
-                    self._do(json.loads(data), descriptors)
+                    self._handle(json.loads(data), descriptors)
                 elif event & select.POLLIN:
                     react, child = self._watched[descriptor]
                     react(descriptor, child)
                 else:
-                    self._forget(descriptor)
+                    self._unwatch(descriptor)
             # Only now: a number that is free again could be given to a new descriptor while the poll's list still holds the old one.
             while self._to_close:
                 os.close(self._to_close.pop())
 
-    def _do(self, message: dict[str, int], descriptors: list[int]) -> None:
+    def _handle(self, message: dict[str, int], descriptors: list[int]) -> None:
         if "kill" in message:
             if message["kill"] in self._children:
                 os.kill(message["kill"], signal.SIGKILL)
             return
-        greeting, theirs = socket.socketpair()
+        listener_socket, theirs = socket.socketpair()
         pid = os.fork()
         if pid == 0:
             _run_child(self._pid, descriptors[0], theirs.fileno(), message["fork"], self._make_renderer)
         os.close(descriptors[0])
         theirs.close()
         child = self._children[pid] = _Child(pid, message["fork"])
-        self._watch(os.pidfd_open(pid), self._ended, child)
-        self._watch(greeting.detach(), self._greeted, child)
-        self._tell({"started": pid})
+        self._watch(os.pidfd_open(pid), self._reap, child)
+        self._watch(listener_socket.detach(), self._receive_listener, child)
+        self._send({"started": pid})
 
     def _watch(self, descriptor: int, react: Callable[[int, _Child], None], child: _Child) -> None:
         self._watched[descriptor] = react, child
         self._poll.register(descriptor, select.POLLIN)
 
-    def _forget(self, descriptor: int) -> None:
+    def _unwatch(self, descriptor: int) -> None:
         self._poll.unregister(descriptor)
         del self._watched[descriptor]
         self._to_close.append(descriptor)
 
-    def _greeted(self, descriptor: int, child: _Child) -> None:
+    def _receive_listener(self, descriptor: int, child: _Child) -> None:
         """Takes the listener that a child has sent; a child that cannot be watched closes its end without sending one."""
-        greeting = socket.socket(fileno=descriptor)
-        _, listeners, _, _ = socket.recv_fds(greeting, 1, 1)
-        greeting.detach()
-        self._forget(descriptor)
+        listener_socket = socket.socket(fileno=descriptor)
+        _, listeners, _, _ = socket.recv_fds(listener_socket, 1, 1)
+        listener_socket.detach()
+        self._unwatch(descriptor)
         for listener in listeners:
             child.judge = memorylimit.Judge(listener, child.pid, child.memory_bytes)
-            self._watch(listener, self._asked_for_memory, child)
+            self._watch(listener, self._judge_request, child)
 
-    def _asked_for_memory(self, _listener: int, child: _Child) -> None:
+    def _judge_request(self, _listener: int, child: _Child) -> None:
         if child.pid not in self._children or child.judge is None:
             return
         try:
@@ -147,41 +147,41 @@ class _Server:
             traceback.print_exc()
         os.kill(child.pid, signal.SIGKILL)
 
-    def _ended(self, pidfd: int, child: _Child) -> None:
-        self._forget(pidfd)
+    def _reap(self, pidfd: int, child: _Child) -> None:
+        self._unwatch(pidfd)
         del self._children[child.pid]
         _, status = os.waitpid(child.pid, 0)
-        self._tell({"ended": child.pid, "status": os.waitstatus_to_exitcode(status), "overLimit": child.over_limit})
+        self._send({"ended": child.pid, "status": os.waitstatus_to_exitcode(status), "overLimit": child.over_limit})
 
-    def _tell(self, message: dict[str, int]) -> None:
+    def _send(self, message: dict[str, int]) -> None:
         self._control.send(json.dumps(message).encode())
 
 
-def _run_child(server: int, descriptor: int, greeting_descriptor: int, memory_bytes: int, make_renderer: Callable[[], Any]) -> NoReturn:
+def _run_child(server: int, descriptor: int, listener_descriptor: int, memory_bytes: int, make_renderer: Callable[[], Any]) -> NoReturn:
     """Answers requests until the socket closes, then exits: a return would go on with the server's loop in the child.
 
     Args:
         server: The pid of the fork server.
         descriptor: The child's socket.
-        greeting_descriptor: The socket that takes the child's listener to the server.
+        listener_descriptor: The socket that takes the child's listener to the server.
         memory_bytes: The child's limit.
         make_renderer: Makes the ``Renderer``.
     """
     status = 1
     try:
-        _die_with(server)
+        _die_with_parent(server)
         # First both move above 4: else a copy to 3 or 4 could close the other one.
-        descriptor, greeting_descriptor = (fcntl.fcntl(each, fcntl.F_DUPFD, 5) for each in (descriptor, greeting_descriptor))
+        descriptor, listener_descriptor = (fcntl.fcntl(each, fcntl.F_DUPFD, 5) for each in (descriptor, listener_descriptor))
         channel = socket.socket(fileno=os.dup2(descriptor, 3))
-        greeting = socket.socket(fileno=os.dup2(greeting_descriptor, 4))
+        listener_socket = socket.socket(fileno=os.dup2(listener_descriptor, 4))
         # Among the others are the sockets of other children.
         os.closerange(5, os.sysconf("SC_OPEN_MAX"))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        peak = _limit_memory(greeting, memory_bytes)
+        peak = _limit_memory(listener_socket, memory_bytes)
         renderer = make_renderer()
         for line in channel.makefile("rb"):
             answer = renderer.answer(json.loads(line))
-            if peak is not None and peak.exceeded():
+            if peak is not None and peak.is_exceeded():
                 answer = {"error": MemoryError.__name__, "message": "over the limit"}
             channel.sendall(json.dumps(answer).encode() + b"\n")
         status = 0
@@ -193,7 +193,7 @@ def _run_child(server: int, descriptor: int, greeting_descriptor: int, memory_by
         os._exit(status)
 
 
-def _limit_memory(greeting: socket.socket, memory_bytes: int) -> memorylimit.PeakLimit | None:
+def _limit_memory(listener_socket: socket.socket, memory_bytes: int) -> memorylimit.PeakLimit | None:
     """Sets the child's memory limit, and sends the server the listener by which it watches the child.
 
     Returns:
@@ -205,14 +205,14 @@ def _limit_memory(greeting: socket.socket, memory_bytes: int) -> memorylimit.Pea
     spare = [bytes(400) for _ in range(4000)]
     last = spare.pop()
     del spare
-    with greeting:
+    with listener_socket:
         try:
             listener = memorylimit.watch()
         except OSError:
             peak = memorylimit.PeakLimit(memory_bytes)
             memory_bytes += memorylimit.LARGEST_ALLOCATION
         else:
-            socket.send_fds(greeting, [b"!"], [listener])
+            socket.send_fds(listener_socket, [b"!"], [listener])
             os.close(listener)
     del last
     # Only now: a heap that may not grow asks for memory by mmap, and such a request waits for ever until the listener is sent.
@@ -220,7 +220,7 @@ def _limit_memory(greeting: socket.socket, memory_bytes: int) -> memorylimit.Pea
     return peak
 
 
-def _die_with(parent: int) -> None:
+def _die_with_parent(parent: int) -> None:
     """Asks the kernel to kill this process when its parent ends; does so itself when the parent has ended already."""
     if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
         raise OSError(ctypes.get_errno(), "prctl")

@@ -88,7 +88,7 @@ def watch() -> int:
 
 
 @dataclass(frozen=True)
-class _Passed:
+class _PassedRequest:
     """The last request that passed, if it must raise the peak of the address space unless the kernel refuses it.
 
     Such a request is a new mapping of a process with one thread. An ``mprotect``, or a mapping in the place of another, takes no address
@@ -116,7 +116,7 @@ class Judge:
         self._listener = listener
         self._pid = pid
         self._limit_bytes = limit_bytes
-        self._last: _Passed | None = None
+        self._last: _PassedRequest | None = None
 
     def judge(self) -> bool:
         """Answers the request that waits.
@@ -141,7 +141,7 @@ class Judge:
                 if last is not None and length >= last.length and status["VmPeak"] < last.peak:
                     return False  # The kernel refused the last request for another reason, and malloc tries again in another way.
                 if call == _SYSCALLS[platform.machine()][2] and not flags & _MAP_FIXED:
-                    self._last = _Passed(length, status["VmSize"] + length)
+                    self._last = _PassedRequest(length, status["VmSize"] + length)
             fcntl.ioctl(self._listener, _SEND, _ANSWER.pack(identity, 0, 0, _CONTINUE))
         except (FileNotFoundError, ProcessLookupError, KeyError):
             pass  # The process has ended.
@@ -163,7 +163,7 @@ class PeakLimit:
         status = memory_status(os.getpid())
         self._highest_peak = limit_bytes + status["VmSize"] - status["VmData"]
 
-    def exceeded(self) -> bool:
+    def is_exceeded(self) -> bool:
         """Whether the process has ever had more private memory than the limit."""
         return memory_status(os.getpid())["VmPeak"] > self._highest_peak
 

@@ -51,12 +51,12 @@ class TileZip:
             with zipfile.ZipFile(self._file) as archive:
                 for entry in archive.infolist():
                     if entry.filename.startswith(TILES_PREFIX) and entry.filename.endswith(".jpeg"):
-                        self.names[entry.filename.removeprefix(TILES_PREFIX)] = self._place(entry)
+                        self.names[entry.filename.removeprefix(TILES_PREFIX)] = self._locate(entry)
                     elif entry.filename.startswith(BLANKS_PREFIX):
-                        self._blanks[entry.filename] = self._place(entry)
+                        self._blanks[entry.filename] = self._locate(entry)
         except zipfile.BadZipFile as error:
             self.close()
-            raise self._cut() from error
+            raise self._cut_off_error() from error
         except BaseException:
             self.close()
             raise
@@ -95,7 +95,7 @@ class TileZip:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    def _place(self, entry: zipfile.ZipInfo) -> tuple[int, int]:
+    def _locate(self, entry: zipfile.ZipInfo) -> tuple[int, int]:
         # The local header repeats the name and has an extra field of its own.
         header = self._read(entry.header_offset, _LOCAL_HEADER_BYTES)
         name_bytes = int.from_bytes(header[26:28], "little")
@@ -105,8 +105,8 @@ class TileZip:
     def _read(self, offset: int, size: int) -> bytes:
         data = os.pread(self._file.fileno(), size, offset)
         if len(data) != size:
-            raise self._cut()
+            raise self._cut_off_error()
         return data
 
-    def _cut(self) -> TilesMissing:
+    def _cut_off_error(self) -> TilesMissing:
         return TilesMissing(f"{self._path.name} in {self._path.parent.name} is cut off")

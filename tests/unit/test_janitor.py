@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 from temporalio.client import Client
 
-from activities.attempt import beside
+from activities.attempt import background_task
 from activities.scratch import Scratch
 from worker.app import _janitor
 from worker.schedules import keep_schedules
@@ -52,6 +52,6 @@ async def test_work_beside_other_work_outlives_any_error(tmp_path: Path, caplog:
             "janitor": lambda: _janitor(scratch, client, every_s=0),
             "schedules": lambda: keep_schedules(client, every_s=0),
         }
-        async with beside(work[which]()):
+        async with background_task(work[which]()):
             await asyncio.wait_for(failing.called_again.wait(), 60)
     assert [record.exc_info and record.exc_info[0] for record in caplog.records][:2] == [Failing, Failing]

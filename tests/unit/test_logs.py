@@ -14,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from activities.bucket.keys import UploadRef
-from activities.logs import JsonFormatter, TextFormatter, about, log_format
+from activities.logs import JsonFormatter, TextFormatter, log_format, set_log_context
 from activities.render.child import log_lines
 
 ROOT = Path(__file__).parents[2]
@@ -97,7 +97,7 @@ async def test_lines_are_about_what_their_task_works_for() -> None:
     both = asyncio.Barrier(2)
 
     async def work(ref: str, sheet: int | None) -> list[dict[str, Any]]:
-        about(ref, sheet)
+        set_log_context(ref, sheet)
         await both.wait()
         return [as_json(record()), await asyncio.to_thread(lambda: as_json(record())), as_json(record(sheet=9))]
 

@@ -151,7 +151,7 @@ def test_page_is_idle_only_when_no_attempt_was_at_it_for_a_while(open_scratch: C
     scratch.close()
     scratch = open_scratch(later_s=2 * IDLE_S)
     assert scratch.idle_pages(REF) == [scratch.page(name)]
-    with scratch.claimed(name):
+    with scratch.claim_page(name):
         assert scratch.idle_pages(REF) == []
     assert scratch.idle_pages(REF) == []
 

@@ -323,7 +323,7 @@ def test_a_setting_of_an_s3_server_that_cannot_be_used_is_refused(variables: dic
 )
 def test_an_s3_server_is_found_by_its_settings(variables: dict[str, str], location: S3Location) -> None:
     """R2 is known by its address, and its region is ``auto``."""
-    assert S3Location.of(BucketSettings.from_env({**variables, **KEYS})) == location
+    assert S3Location.from_settings(BucketSettings.from_env({**variables, **KEYS})) == location
 
 
 def test_a_secret_is_not_shown() -> None:

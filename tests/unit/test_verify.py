@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from activities.bucket.dzi import parse_tile_name
 from activities.bucket.records import SheetRecord, SheetStatus, Snapshot, UploadStatus, from_json, from_wire, to_json, to_wire
-from activities.bucket.report import NAMED, Proof, Repair, SheetReport, UploadReport
+from activities.bucket.report import MOST_NAMES, Proof, Repair, SheetReport, UploadReport
 from activities.bucket.storage import Bucket, BucketSettings, ObjectInfo
-from activities.bucket.verify import THREADS, in_window, verify_upload
+from activities.bucket.verify import THREADS, bounded_map, verify_upload
 from activities.errors import UploadNotFound
 from tests.unit.sheets import NAMES, PYRAMID, REF, Md5Bucket, accept, jpeg, progress, put_sheet, put_upload
 
@@ -121,9 +121,9 @@ def test_exactly_what_was_done_is_reported(deleted: set[str], emptied: set[str],
         (first, second), total = check(bucket)
 
     assert (first.expected, first.found) == (len(NAMES), len(NAMES) - len(deleted) - len(emptied))
-    assert first.missing == tuple(name for name in NAMES if name in deleted)[:NAMED]
+    assert first.missing == tuple(name for name in NAMES if name in deleted)[:MOST_NAMES]
     assert (first.missing_count, total.missing_count) == (len(deleted), len(deleted))
-    assert (first.empty, first.empty_count) == (tuple(sorted(emptied))[:NAMED], len(emptied))
+    assert (first.empty, first.empty_count) == (tuple(sorted(emptied))[:MOST_NAMES], len(emptied))
     of_sheet = {number: tuple(sorted(path for path in junk if path.startswith(f"sheet-{number}/"))) for number in (1, 2)}
     assert (first.foreign, second.foreign) == (of_sheet[1], of_sheet[2])
     assert set(total.foreign) == junk - {*of_sheet[1], *of_sheet[2]}
@@ -318,7 +318,7 @@ def test_a_ready_sheet_that_is_gone_is_wrong(bucket: Bucket) -> None:
     put_upload(bucket)
     bucket.delete([info.key for info in bucket.objects(REF.sheet_prefix(2))])
     (_, sheet), total = check(bucket)
-    assert (sheet.found, sheet.expected, sheet.missing_count, sheet.missing) == (0, len(NAMES), len(NAMES), tuple(NAMES[:NAMED]))
+    assert (sheet.found, sheet.expected, sheet.missing_count, sheet.missing) == (0, len(NAMES), len(NAMES), tuple(NAMES[:MOST_NAMES]))
     assert not total.verified
 
 
@@ -376,7 +376,7 @@ def test_an_upload_that_does_not_exist_is_not_found(bucket: Bucket) -> None:
 def test_many_sheets_are_never_far_ahead_of_the_reader(bucket: Bucket) -> None:
     """Sheet by sheet: when the first report is taken, only a window of them was looked at; leaving early ends it."""
     looked: list[int] = []
-    reports = in_window(lambda number: looked.append(number) or number, range(1, 2001))  # type: ignore[func-returns-value]
+    reports = bounded_map(lambda number: looked.append(number) or number, range(1, 2001))  # type: ignore[func-returns-value]
     assert next(reports) == 1
     assert len(looked) <= THREADS + 1
     reports.close()

@@ -1,12 +1,12 @@
-"""How log lines look, in every process that logs. Only a ``__main__`` sets it up.
+"""How log lines look in every process. Only a ``__main__`` sets the log up.
 
 A line shows its message, then its extras, the upload's ref and the sheet first. Each extra comes from the first of these that has it:
 
 1. the ``extra`` of the call,
-2. ``about``: the request or the activity that the line is written for,
-3. the fields that Temporal's library adds for the workflow it logs for; only the fields that an operator needs are shown.
+2. ``set_log_context``, which names the upload of the request or the activity,
+3. the fields that Temporal's library adds about a workflow, an activity or an error; only those that an operator needs are shown.
 
-Text is one line, and a traceback below it; JSON is one line always.
+As text, a line may have a traceback below it. As JSON, it is always one line.
 """
 
 import json
@@ -29,21 +29,21 @@ from activities.environment import choice
 FORMATS = ("text", "json")
 
 _STANDARD_ATTRIBUTES = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
-"""The attributes of every record; the others are its ``extra``."""
+"""The attributes that every record has. All others come from ``extra``."""
 
 _TEMPORAL_FIELDS = {"activity_type": "activity", "attempt": "attempt", "update_name": "update", "error": "error"}
 
 _UPLOAD_WORKFLOW_ID = re.compile(r"\w+/([\w-]+/[\w-]+/[\w-]+/[\w-]+)", re.ASCII)
 
 _SECRET = re.compile(r"(X-Amz-(?:Credential|Signature|Security-Token)=|\bBearer\s+)[^\s&\"'<>\\]+", re.IGNORECASE)
-"""Our own lines hold no secret; a library's line may."""
+"""SiteLink logs no secret, but a library may."""
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 _log_context: ContextVar[Mapping[str, object] | None] = ContextVar("about", default=None)
 
 
 def set_log_context(ref: str | None, sheet: int | None = None) -> None:
-    """Names the upload, and the sheet, of all lines that this task, or a thread that it waits for, will log."""
+    """Sets the upload and the sheet that the next log lines show: those of this task, and of the threads that work for it."""
     facts = {"ref": ref, "sheet": sheet}
     _log_context.set({name: value for name, value in facts.items() if value is not None})
 
@@ -58,7 +58,7 @@ def log_format(environ: Mapping[str, str]) -> str:
 
 
 def set_up(environ: Mapping[str, str]) -> None:
-    """Sends all log lines of this process to stderr in the form that the environment asks for, those of Temporal's native library too.
+    """Sends all log lines of this process, also those of Temporal's native library, to stderr, in the format of ``SITELINK_LOG_FORMAT``.
 
     Raises:
         ValueError: As from ``log_format``.
@@ -68,8 +68,8 @@ def set_up(environ: Mapping[str, str]) -> None:
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.captureWarnings(True)
     for name in ("httpx2", "uvicorn.error"):
-        logging.getLogger(name).setLevel(logging.WARNING)  # below it, they log each request, and the start
-    # The line shows these facts as extras already.
+        logging.getLogger(name).setLevel(logging.WARNING)  # at INFO they log each request, and each start
+    # The extras show this information already.
     temporalio.activity.logger.activity_info_on_message = False
     temporalio.workflow.logger.workflow_info_on_message = False
     core = LogForwardingConfig(
@@ -89,28 +89,28 @@ def _log_crash(kind: type[BaseException], error: BaseException | None, traceback
 
 
 def extras(record: logging.LogRecord) -> dict[str, Any]:
-    """The facts of a line besides its message, ``ref`` and ``sheet`` first."""
-    given = {
+    """The extras of a line, ``ref`` and ``sheet`` first."""
+    own_extras = {
         name: value
         for name, value in record.__dict__.items()
         if name not in _STANDARD_ATTRIBUTES and not name.startswith(("temporal_", "_"))
     }
-    of_library: dict[str, Any] = {}
+    library_fields: dict[str, Any] = {}
     for source in ("temporal_workflow", "temporal_activity"):
-        of_library |= getattr(record, source, {})
-    of_library |= getattr(getattr(record, "temporal_log", None), "fields", {})
-    facts = {**(_log_context.get() or {}), **given}
-    if "ref" not in facts and (found := _UPLOAD_WORKFLOW_ID.fullmatch(str(of_library.get("workflow_id", "")))):
-        facts["ref"] = found[1]
-    facts |= {ours: of_library[theirs] for theirs, ours in _TEMPORAL_FIELDS.items() if theirs in of_library}
-    return {name: facts.pop(name) for name in ("ref", "sheet") if name in facts} | facts
+        library_fields |= getattr(record, source, {})
+    library_fields |= getattr(getattr(record, "temporal_log", None), "fields", {})
+    fields = {**(_log_context.get() or {}), **own_extras}
+    if "ref" not in fields and (found := _UPLOAD_WORKFLOW_ID.fullmatch(str(library_fields.get("workflow_id", "")))):
+        fields["ref"] = found[1]
+    fields |= {ours: library_fields[theirs] for theirs, ours in _TEMPORAL_FIELDS.items() if theirs in library_fields}
+    return {name: fields.pop(name) for name in ("ref", "sheet") if name in fields} | fields
 
 
 class TextFormatter(logging.Formatter):
     """``2026-01-31T09:30:05.123Z INFO api.uploads: accepted an upload ref=local/demo/plan/… size_bytes=1234``."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line, and a traceback below it."""
+        """The line, and below it the traceback if there is one."""
         words = [f"{_time(record)} {record.levelname} {record.name}: {_one_line(record.getMessage().strip())}"]
         words += [f"{name}={_quoted(value)}" for name, value in extras(record).items()]
         trace = _traceback(self, record)
@@ -118,7 +118,7 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: ``time`` ``level`` ``logger`` ``message``, the extras, and ``exception``, the text of a traceback."""
+    """One JSON object a line: ``time``, ``level``, ``logger``, ``message``, the extras, and ``exception``, the traceback's text."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The line."""
@@ -129,7 +129,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def _time(record: logging.LogRecord) -> str:
-    """RFC 3339, UTC."""
+    """The time of the record: RFC 3339, UTC."""
     return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
@@ -139,7 +139,7 @@ def _traceback(formatter: logging.Formatter, record: logging.LogRecord) -> str:
 
 
 def _quoted(value: object) -> str:
-    """The value's text: as it is when it is one plain word, else quoted."""
+    """The value as text; in quotes, unless it is one plain word."""
     text = str(value)
     return text if re.fullmatch(r"[!#-~]+", text) else _one_line(json.dumps(text, ensure_ascii=False))
 
@@ -153,7 +153,7 @@ def _without_secrets(text: str) -> str:
 
 
 def _json_value(value: object) -> object:
-    """The value as JSON can hold it, without secrets."""
+    """The value as JSON can hold it, with secrets cut out."""
     match value:
         case None | bool() | int() | float():
             return value

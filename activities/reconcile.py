@@ -1,4 +1,4 @@
-"""The activities that compare the bucket with the progress, mend what is broken, and write the manifest."""
+"""The activities that compare the bucket with the progress, repair sheets, and write the manifest."""
 
 import logging
 import threading
@@ -32,7 +32,7 @@ from activities.threads import turn_of
 logger = logging.getLogger(__name__)
 
 GROUP_SIZE = 16
-"""Sheets that one thread looks up in one turn: as many requests as a turn of an upload makes (``activities.sheets.CHUNK_TILES``)."""
+"""Sheets that a thread looks up in one turn. That takes about as many requests as a turn that uploads tiles (``sheets.CHUNK_TILES``)."""
 
 
 class ReconcileActivities(UploadActivities):
@@ -76,12 +76,12 @@ class ReconcileActivities(UploadActivities):
                 return CheckedSheets()
             return self._check_sheet(ref, state, options, args)
 
-        with closing(bounded_map(check_sheet, args.sheets)) as window:
-            parts = list(window)
+        with closing(bounded_map(check_sheet, args.sheets)) as checked:
+            results = list(checked)
         return CheckedSheets(
-            committed=tuple(record for part in parts for record in part.committed),
-            broken=tuple(sheet for part in parts for sheet in part.broken),
-            removed=sum(part.removed for part in parts),
+            committed=tuple(record for result in results for record in result.committed),
+            broken=tuple(sheet for result in results for sheet in result.broken),
+            removed=sum(result.removed for result in results),
         )
 
     def _check_sheet(self, ref: UploadRef, state: SheetState, options: UploadOptions, args: CheckSheets) -> CheckedSheets:
@@ -95,7 +95,7 @@ class ReconcileActivities(UploadActivities):
         removed = 0
         if args.repair:
             if not is_whole and listing.descriptor is not None:
-                self._store.uncommit(ref, number)  # first of all: whatever happens now, the sheet is found broken again
+                self._store.uncommit(ref, number)  # first, so that the sheet is found broken again if this repair is killed
             if args.discard and not is_whole:
                 surplus = _sheet_keys(ref, listing)
                 bucket.remove_unfinished(ref.sheet_prefix(number))
@@ -111,15 +111,15 @@ class ReconcileActivities(UploadActivities):
         return CheckedSheets(committed=(record,) if record else (), removed=removed)
 
     def _committed(self, ref: UploadRef, number: int) -> SheetRecord | None:
-        """The record of a committed sheet, without what only the bucket needs; a damaged record makes the sheet uncommitted."""
+        """The record of a committed sheet, without digest and engines. If it is damaged, the sheet is uncommitted, and the result is None."""
         try:
             record = self._store.committed(ref, number)
         except DamagedRecord as error:
-            # sheet.json is part of the sheet, and the whole sheet follows from the PDF.
+            # Nothing is lost: the sheet, with its sheet.json, can be made again from the PDF.
             logger.warning("the sheet is tiled again: %s", error, extra={"ref": str(ref), "sheet": number})
             self._store.uncommit(ref, number)
             return None
-        # With digests and engines, the records of 2,000 sheets would come near the 2 MB that Temporal takes.
+        # With digests and engines, the records of 2,000 sheets would come near 2 MB, the most that Temporal takes.
         return replace(record, digest="", engines={}) if record else None
 
     @activity.defn
@@ -132,9 +132,9 @@ class ReconcileActivities(UploadActivities):
     def _prune(self, ref: UploadRef, total_pages: int, stop: threading.Event) -> int:
         bucket = self._host.bucket
         self._store.accepted(ref)
-        names, loose = bucket.children(ref.sheets_prefix)
-        foreign = [info.key for info in loose]
-        for name in names:
+        directories, objects = bucket.children(ref.sheets_prefix)
+        foreign = [info.key for info in objects]
+        for name in directories:
             number = sheet_of_directory(name)
             if number is None or number > total_pages:
                 raise_if_stopped(stop)
@@ -151,12 +151,12 @@ class ReconcileActivities(UploadActivities):
 
     def _write(self, args: WriteManifest) -> None:
         ref = UploadRef.parse(args.ref)
-        self._store.accepted(ref)  # whatever comes too late for a deletion must not be written
+        self._store.accepted(ref)  # an upload that is being deleted gets no manifest any more
         self._store.write_manifest(ref, args.snapshot)
 
 
 def _sheet_keys(ref: UploadRef, listing: Listing) -> list[str]:
-    """Every object below the sheet's prefix but its ``.dzi``."""
+    """The keys of all objects below the sheet's prefix, except its ``.dzi``."""
     objects = (*listing.tiles.values(), listing.thumbnail, listing.record)
     return [*(info.key for info in objects if info is not None), *(ref.sheets_prefix + path for path in listing.foreign)]
 
@@ -167,6 +167,7 @@ def _pyramid(state: SheetState, options: UploadOptions) -> Pyramid | None:
 
 
 def _defects(report: SheetReport) -> str:
+    """A sentence that says what is wrong with the sheet."""
     counts = ((report.missing_count, report.missing, "missing"), (report.empty_count, report.empty, "empty"))
-    wrong = [f"{count:,} of {report.expected:,} tiles {what}, the first is {names[0]}" for count, names, what in counts if count]
-    return "; ".join([*wrong, *report.problems])[:500]
+    defects = [f"{count:,} of {report.expected:,} tiles {state}, the first is {names[0]}" for count, names, state in counts if count]
+    return "; ".join([*defects, *report.problems])[:500]

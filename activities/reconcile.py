@@ -111,7 +111,7 @@ class ReconcileActivities(UploadActivities):
         return CheckedSheets(committed=(record,) if record else (), removed=removed)
 
     def _committed(self, ref: UploadRef, number: int) -> SheetRecord | None:
-        """The record of a committed sheet, without digest and engines. If it is damaged, the sheet is uncommitted, and the result is None."""
+        """The record of a committed sheet, without digest and engines. If it is damaged, the sheet is uncommitted; the result is None."""
         try:
             record = self._store.committed(ref, number)
         except DamagedRecord as error:

@@ -131,7 +131,7 @@ def test_exactly_what_was_done_is_reported(deleted: set[str], emptied: set[str],
     expected = {"sheet.json": "sheet.json is missing", "thumbnail": "thumbnail.jpeg is missing", "dzi": "the .dzi is missing"}
     problems = {expected[name] for name in gone}
     if altered and not (deleted or emptied or "sheet.json" in gone):
-        problems.add("the digest over all tiles is not the one in sheet.json: some tile is not what was written")
+        problems.add("the digest over all tiles is not the one in sheet.json: some tile has other bytes than were written")
     assert set(first.problems) == problems
     assert first.verified == (not (deleted or emptied or of_sheet[1] or problems))
     assert second.verified == (not of_sheet[2])

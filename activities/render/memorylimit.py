@@ -89,13 +89,13 @@ def watch() -> int:
 
 @dataclass(frozen=True)
 class _PassedRequest:
-    """The last request that passed, if it must raise the peak of the address space unless the kernel refuses it.
+    """The last request that passed, if the peak of the address space must grow by it unless the kernel refuses it.
 
-    Such a request is a new mapping of a process with one thread. An ``mprotect``, or a mapping in the place of another, takes no address
-    space, and another thread may give address space back meanwhile.
+    This holds for a new mapping of a process with one thread. An ``mprotect``, or a mapping in the place of another one, takes no address
+    space. With more threads, another thread may give address space back meanwhile.
 
     Args:
-        length: Bytes that were asked for.
+        length: Bytes that the request asked for.
         peak: Bytes that the peak must reach.
     """
 
@@ -104,12 +104,12 @@ class _PassedRequest:
 
 
 class Judge:
-    """Decides about a watched process's requests for memory.
+    """Judges a watched process's requests for memory.
 
     Args:
         listener: The descriptor that ``watch`` returned in the process.
         pid: The process.
-        limit_bytes: Its limit of private memory, which is its RLIMIT_DATA.
+        limit_bytes: The process's limit of private memory, which is its RLIMIT_DATA.
     """
 
     def __init__(self, listener: int, pid: int, limit_bytes: int) -> None:
@@ -149,9 +149,9 @@ class Judge:
 
 
 class PeakLimit:
-    """The limit of a process that no other process can watch.
+    """The memory limit of this process, where no other process can watch it.
 
-    Made before the process takes memory; afterwards it tells whether the process has ever taken too much.
+    It must be made before the process takes memory. Afterwards it tells whether the process has ever taken too much.
 
     Args:
         limit_bytes: The limit of private memory.
@@ -180,7 +180,7 @@ def _program() -> bytes:
     load, equal, at_least, any_bit, answer = 0x20, 0x15, 0x35, 0x45, 0x06
     # Offsets in struct seccomp_data: of the system call, the machine, and the arguments' lower halves.
     call, machine, length, protection, flags = 0, 4, 24, 32, 40
-    # Label, operation, operand, label to go on at if true, and if false. Without a label it goes on at the next line.
+    # Label, operation, operand, label to jump to if true, label to jump to if false. An empty label means the next line.
     lines = [
         ("", load, machine, "", ""),
         ("", equal, architecture, "", "refuse"),

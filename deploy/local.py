@@ -4,9 +4,9 @@
 
 Oddities, on purpose:
 
-1. Everything is started in a process group of its own, so that Ctrl-C in the terminal reaches only this process and ``sitelink``.
-2. A second Ctrl-C just leaves: the guards of the processes see that and kill them (``deploy.process``).
-3. A second start on the same data directory starts nothing: it says where the first one is, and hands it the plan.
+1. Each process of the stack has its own process group, so that Ctrl-C in the terminal reaches only this process and ``sitelink``.
+2. After a second Ctrl-C this process exits at once. The guards of the other processes notice it and kill them (``deploy.process``).
+3. A second start on the same data directory starts no stack. It shows the addresses of the running stack, and sends it the plan.
 """
 
 # ruff: noqa: S603 - the programs are our own
@@ -45,43 +45,43 @@ COMPLETE, FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
 
 READY_LIMIT_S = 60
 ATTACH_LIMIT_S = 90
-"""How long to wait for another stack to have started, or stopped."""
+"""How long to wait until another stack has started or stopped."""
 GRACE_S = 30
-"""How long the tile worker may take to finish the pages at hand."""
+"""How long the tile worker may take to finish the pages that are being tiled or uploaded."""
 QUICK_GRACE_S = 10
-"""How long the other processes may take, which have nothing to finish."""
+"""How long the other processes may take to end. They have no pages to finish."""
 
 CHECK_INTERVAL_S = 0.2
 FIRST_DELAY_S, LONGEST_DELAY_S = 0.5, 30.0
 HEALTHY_S = 60
-"""A process that ran for so long starts again without delay."""
+"""A process that ended after a longer run is started again without delay."""
 
 TERMINAL_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LOCK_TIMEOUT_S = 1.0
-"""How long to try to get the lock: a process that asks whether a stack runs holds it for a moment."""
+"""How long to try to get the lock. A process that checks whether a stack runs holds the lock for a moment."""
 
 SAME_SIGNAL_S = 1.0
-"""Signals within that time count as one: ``timeout`` and ``make`` both pass on the signal that they get."""
+"""Signals within this time count as one, because ``timeout`` and ``make`` both pass on the same signal."""
 
 Say = Callable[[str], None]
 
 
 class StackInUse(Exception):
-    """Another stack runs on the data directory, or starts or stops there."""
+    """Another stack runs, starts or stops on the data directory."""
 
 
 class StackFailed(Exception):
-    """A process of the stack did not start; the message has the end of its log."""
+    """A process of the stack did not start. The message has the end of its log."""
 
 
 @dataclass
 class _Supervision:
-    """The supervisor's notes on a process."""
+    """The supervisor's state of one process."""
 
     started_at: float = 0.0
     delay_s: float = FIRST_DELAY_S
     start_at: float | None = None
-    """When the process is started again; None unless it has ended."""
+    """When an ended process is started again; None while it runs."""
     is_wanted: bool = False
     """Whether the process should run."""
 
@@ -90,12 +90,12 @@ class Stack:
     """The whole of SiteLink on one data directory.
 
     Args:
-        data_dir: Bucket, database, scratch, logs and the addresses in use.
-        environ: Settings for the processes; default: this process's environment. Data directory, addresses and ports are set here.
-        port: Of the API; a free one when it is 0 or taken.
-        temporal_ports: Of the Temporal server and its UI, likewise.
-        dynamic_config: Settings of the Temporal server besides ours, as JSON values.
-        say: Gets a sentence about anything that takes time, or happens to a process.
+        data_dir: Holds the bucket, the database, the scratch, the logs and the addresses in use.
+        environ: Settings for the processes; default: the environment of this process. The stack sets data directory, addresses and ports.
+        port: The API's port. A free port is taken when it is 0 or in use.
+        temporal_ports: The ports of the Temporal server and its UI, likewise.
+        dynamic_config: Further dynamic settings of the Temporal server, as JSON values.
+        say: Called with a sentence when a step takes time, or when a process has ended.
     """
 
     def __init__(
@@ -122,28 +122,28 @@ class Stack:
         self._stopping = threading.Event()
         self._supervisor: threading.Thread | None = None
         self.api_url = ""
-        """Known once the stack has started, as are the two addresses below."""
+        """This and the two addresses below are known once the stack has started."""
         self.temporal_address = ""
         self.temporal_ui_url = ""
 
     @property
     def addresses(self) -> StackAddresses:
-        """Where the stack answers."""
+        """The addresses of the stack."""
         return StackAddresses(self.api_url, self.temporal_address, self.temporal_ui_url)
 
     def start(self) -> None:
-        """Starts everything and returns when it answers.
+        """Starts all processes; returns when the API is ready.
 
         Raises:
             StackInUse: Another stack runs on the data directory.
             NoTemporal: There is no Temporal server to run.
-            StackFailed: Something did not start.
+            StackFailed: A process did not start.
             OSError: The data directory cannot be used.
         """
         self._lock()
         try:
             self._stopping.clear()
-            self.forget_addresses()  # a stack that was killed has left its own
+            self.forget_addresses()  # a stack that was killed has left its addresses
             self._say("Starting Temporal, the workers and the API ...")
             self._start_temporal()
             self._start_programs()
@@ -156,10 +156,10 @@ class Stack:
         self._supervisor.start()
 
     def stop(self, grace_s: float = GRACE_S) -> None:
-        """Stops everything, each process after the ones that need it: the tile worker's last tiles are uploaded only while workflows run.
+        """Stops all processes, each one after those that need it. The tile worker is first: its last uploads need the workflow worker.
 
         Args:
-            grace_s: Seconds that the tile worker may take to finish.
+            grace_s: Seconds that the tile worker may take to end.
         """
         self._stopping.set()
         if self._supervisor is not None:
@@ -193,13 +193,13 @@ class Stack:
             process.kill()
 
     def kill(self, name: str) -> None:
-        """Kills a process and its group at once; it stays away until ``start_process``."""
+        """Kills a process and its group at once. It is not started again before ``start_process``."""
         with self._mutex:
             self._supervisions[name].is_wanted = False
             self.processes[name].kill()
 
     def start_process(self, name: str) -> None:
-        """Starts a process that was killed, with the same settings; Temporal answers when this returns."""
+        """Starts a process, or starts it again with the same settings. The Temporal server answers when this returns."""
         with self._mutex:
             if name == "temporal" and self._temporal is not None:
                 self._temporal.start()
@@ -246,7 +246,7 @@ class Stack:
         host = self._environ.get("SITELINK_HOST") or "127.0.0.1"
         port = self._take_port(self._port, host)
         self.api_url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-        # A profile or a key for some other Temporal must not reach the processes of this one.
+        # Settings for another Temporal server, such as a profile or a key, must not reach these processes.
         environ = {name: value for name, value in self._environ.items() if not name.startswith("TEMPORAL_")} | {
             "SITELINK_DATA_DIR": str(self.data_dir),
             "SITELINK_PORT": str(port),
@@ -269,7 +269,7 @@ class Stack:
         return port
 
     def _new_log(self, name: str) -> Path:
-        """The log's path; the log of the run before is kept beside it."""
+        """The path of a process's log. Keeps the log of the previous start beside it."""
         log = self.logs / f"{name}.log"
         with suppress(FileNotFoundError):
             log.replace(self.logs / f"{name}.before.log")
@@ -278,7 +278,7 @@ class Stack:
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + READY_LIMIT_S
         opener = build_opener(ProxyHandler({}))
-        said = ""
+        last_answer = ""
         while time.monotonic() < deadline:
             for name, process in self.processes.items():
                 if not process.is_running:
@@ -289,12 +289,12 @@ class Stack:
                     return
             except HTTPError as error:
                 with error:
-                    said = error.read(500).decode("utf-8", "replace")
+                    last_answer = error.read(500).decode("utf-8", "replace")
             except OSError:
                 pass
             time.sleep(0.05)
         api = self.processes["api"]
-        msg = f"the API is not ready after {READY_LIMIT_S} s. {said}\nThe end of {api.log}:\n{api.tail()}"
+        msg = f"the API is not ready after {READY_LIMIT_S} s. {last_answer}\nThe end of {api.log}:\n{api.tail()}"
         raise StackFailed(msg)
 
     def _supervise(self) -> None:
@@ -330,7 +330,7 @@ def main(argv: list[str]) -> int:
 
     Returns:
         0 when the upload is complete, 1 when it is not or the stack failed, 2 for wrong use, 130 when interrupted before the end;
-        for a plan that goes to a stack that runs already, the exit code of ``sitelink upload``.
+        if a stack runs already and gets the plan, the exit code of ``sitelink upload``.
     """
     parser = argparse.ArgumentParser(prog="python -m deploy.local", description="Runs SiteLink on this machine and processes a plan.")
     parser.add_argument("--pdf", type=Path, help="the plan; default: a small sample")
@@ -357,10 +357,10 @@ def main(argv: list[str]) -> int:
 
 
 def _check_settings(environ: Mapping[str, str], data_dir: Path) -> int:
-    """Reads all settings, as the processes will do, and returns the API's port.
+    """Reads all settings as the processes will read them. Returns the API's port.
 
     Raises:
-        ValueError: One of them cannot be used.
+        ValueError: A setting cannot be used.
         SiteLinkError: The bucket cannot be used.
     """
     settings = ApiSettings.from_env(environ)
@@ -368,8 +368,8 @@ def _check_settings(environ: Mapping[str, str], data_dir: Path) -> int:
     PullSettings.from_env(environ)
     log_format(environ)
     Bucket(settings.bucket)
-    is_ours = is_locked(data_dir)
-    if environ.get("SITELINK_PORT") and settings.port and not is_ours and not is_free(settings.port, settings.host):
+    has_stack = is_locked(data_dir)  # then this stack may be the program that listens on the port
+    if environ.get("SITELINK_PORT") and settings.port and not has_stack and not is_free(settings.port, settings.host):
         msg = f"SITELINK_PORT is {settings.port}, and another program listens there. SITELINK_PORT=0 picks a free one"
         raise ValueError(msg)
     return settings.port
@@ -379,10 +379,10 @@ class _Session:
     """One ``make run``.
 
     Args:
-        stack: Not yet started.
-        environ: For the command line.
+        stack: The stack, not started yet.
+        environ: The environment of the command line ``sitelink``.
         pdf: The plan; None for the sample.
-        once: Stop when the upload ends.
+        once: Whether to stop when the upload ends.
     """
 
     def __init__(self, stack: Stack, environ: Mapping[str, str], pdf: Path | None, *, once: bool) -> None:
@@ -390,7 +390,7 @@ class _Session:
         self._signalled_at: float | None = None
 
     def run(self) -> int:
-        """Returns the exit code."""
+        """Runs the stack, or hands the plan to the one that runs; returns the exit code."""
         for number in TERMINAL_SIGNALS:
             signal.signal(number, self._on_signal)
         try:
@@ -423,9 +423,9 @@ class _Session:
                 while True:
                     signal.pause()
         except KeyboardInterrupt:
-            _say(f"\nStopping: the pages at hand are finished first, at most {GRACE_S} s; Ctrl-C again stops at once.")
+            _say(f"\nStopping: the pages in progress are finished first, which takes at most {GRACE_S} s. Ctrl-C again stops at once.")
             if outcome == INTERRUPTED:
-                _say("What was not finished goes on with the next start on the same data directory.")
+                _say("Unfinished uploads go on after the next start on the same data directory.")
         except (StackFailed, NoTemporal, OSError) as error:
             _complain(str(error))
             return FAILED
@@ -435,21 +435,21 @@ class _Session:
         return outcome
 
     def _wait_for_other(self, error: StackInUse) -> StackAddresses | None:
-        """Waits for the other stack: its addresses once it answers, None once it has stopped.
+        """Waits for the other stack: returns its addresses when it has started, or None when it has stopped.
 
         Raises:
             StackInUse: The other stack has neither started nor stopped in time.
         """
         deadline = time.monotonic() + ATTACH_LIMIT_S
-        said = False
+        has_said = False
         while is_locked(self._stack.data_dir):
             if addresses := StackAddresses.read(self._stack.data_dir):
                 return addresses
             if time.monotonic() > deadline:
                 raise error
-            if not said:
+            if not has_said:
                 _say(f"Another stack starts or stops on {self._stack.data_dir}; waiting for it ...")
-                said = True
+                has_said = True
             time.sleep(CHECK_INTERVAL_S)
         return None
 
@@ -468,7 +468,7 @@ class _Session:
         _say(f"  Logs         {self._stack.logs}\n")
 
     def _upload(self, addresses: StackAddresses) -> int:
-        """Sends the plan by the command line, in this terminal; returns its exit code."""
+        """Sends the plan by ``sitelink upload`` in this terminal; returns its exit code."""
         pdf = self._pdf
         if pdf is None:
             pdf = self._stack.data_dir / "sample-plan.pdf"
@@ -482,7 +482,7 @@ class _Session:
             return command.wait()
         finally:
             if command.poll() is None:
-                # In a terminal it got the same Ctrl-C, and says how to go on watching.
+                # In a terminal it has got the same Ctrl-C, and now says how to watch the upload again.
                 with suppress(subprocess.TimeoutExpired):
                     command.wait(0.5)
                 command.terminate()
@@ -507,7 +507,7 @@ class _Session:
 
 
 def _say(text: str) -> None:
-    # The terminal may have been closed; the stack stops in order all the same.
+    # The terminal may be closed. The stack must then still be stopped in order.
     with suppress(OSError, ValueError):
         sys.stdout.write(text + "\n")
         sys.stdout.flush()
@@ -520,5 +520,5 @@ def _complain(text: str) -> None:
 
 
 if __name__ == "__main__":
-    os.umask(0o077)  # plans are nobody else's business; the processes that this starts inherit it
+    os.umask(0o077)  # no other user of this machine may read the plans; the processes of the stack inherit this
     sys.exit(main(sys.argv[1:]))

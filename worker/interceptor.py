@@ -1,4 +1,4 @@
-"""Log lines of an activity show the upload, and the sheet, that the activity works for."""
+"""Makes the log lines of an activity show its upload and its sheet."""
 
 import logging
 import time
@@ -13,16 +13,16 @@ logger = logging.getLogger(__name__)
 
 
 class ActivityLogContext(Interceptor):
-    """Is given to the workers that run activities."""
+    """An interceptor for the workers that run activities."""
 
     def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:  # noqa: A002 - Temporal's name for it
-        """Stands before each activity."""
+        """Wraps each activity."""
         return _ActivityWithLogContext(next)
 
 
 class _ActivityWithLogContext(ActivityInboundInterceptor):
     async def execute_activity(self, input: ExecuteActivityInput) -> Any:  # noqa: A002 - Temporal's name for it
-        """Runs the activity, and logs the end of one that works for an upload: Temporal's library logs failures only."""
+        """Runs the activity, and logs its end if it works for an upload, because Temporal's library logs only failures."""
         argument = input.args[0] if input.args else None
         ref, sheet = getattr(argument, "ref", None), getattr(getattr(argument, "page", argument), "number", None)
         set_log_context(ref, sheet)

@@ -1,4 +1,4 @@
-"""The Temporal Schedules that start the sweeps and the nightly reconciliation. A schedule that an operator changed or paused stays so."""
+"""The Temporal Schedules that start the sweeps and the nightly reconciliation. Changes and pauses by an operator stay."""
 
 import asyncio
 import logging
@@ -23,7 +23,7 @@ from workflows.sweep import NightlyReconcile, Sweep
 logger = logging.getLogger(__name__)
 
 CHECK_INTERVAL_S = 600
-"""A Temporal server that lost its database has lost the schedules, too, and the worker is not restarted for that."""
+"""The schedules are checked this often: a Temporal server that loses its database loses them, too, while the worker goes on."""
 
 RECENT_DAYS = 7
 
@@ -41,7 +41,9 @@ def _schedules() -> dict[str, Schedule]:
         SWEEP_ALL: Schedule(
             ScheduleActionStartWorkflow(Sweep.run, SweepBucket(), id=SWEEP_ALL, task_queue=WORKFLOW_QUEUE),
             _nightly(2),
-            SchedulePolicy(catchup_window=timedelta(days=1)),  # a machine that was off at night runs it when it is on again
+            SchedulePolicy(
+                catchup_window=timedelta(days=1)
+            ),  # after a night in which the machine was off, it runs when the machine is on again
             ScheduleState(note="nightly, all uploads"),
         ),
         RECONCILE: Schedule(
@@ -59,7 +61,7 @@ def _nightly(hour: int) -> ScheduleSpec:
 
 
 async def create_schedules(client: Client) -> None:
-    """Creates the schedules that do not exist; a schedule that exists is not changed.
+    """Creates the schedules that do not exist. A schedule that exists is not changed.
 
     Raises:
         RPCError: Temporal does not answer, or refuses.
@@ -73,7 +75,7 @@ async def create_schedules(client: Client) -> None:
 
 
 async def keep_schedules(client: Client, every_s: float = CHECK_INTERVAL_S) -> None:
-    """Creates the schedules now, and looks again every ``every_s`` seconds, also after a failure."""
+    """Creates missing schedules now, and every ``every_s`` seconds, even after an error."""
     while True:
         try:
             await create_schedules(client)

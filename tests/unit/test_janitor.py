@@ -1,4 +1,4 @@
-"""What a worker does from time to time goes on, whatever went wrong once."""
+"""The periodic work of a worker goes on after any error."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -16,7 +16,7 @@ from worker.schedules import keep_schedules
 
 
 class Failing(Exception):
-    """What nobody has foreseen."""
+    """An error that no code expects."""
 
 
 class FailingClient:
@@ -42,8 +42,8 @@ class FailingClient:
 
 
 @pytest.mark.parametrize("which", ["janitor", "schedules"])
-async def test_work_beside_other_work_outlives_any_error(tmp_path: Path, caplog: pytest.LogCaptureFixture, which: str) -> None:
-    """It is logged with its trace and done again; only the end of the role ends it, without an error."""
+async def test_background_work_goes_on_after_any_error(tmp_path: Path, caplog: pytest.LogCaptureFixture, which: str) -> None:
+    """The error is logged with its traceback, and the work is done again. When the role ends, the work ends without an error."""
     failing = FailingClient()
     client = cast("Client", failing)
     with closing(Scratch(tmp_path, 1 << 30)) as scratch:

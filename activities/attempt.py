@@ -1,4 +1,4 @@
-"""One attempt of an activity: heartbeats while threads work, and how named errors leave it."""
+"""One attempt of an activity: it sends heartbeats while a thread works, and turns named errors into Temporal's."""
 
 import asyncio
 import errno
@@ -17,34 +17,34 @@ from activities.errors import SiteLinkError, StorageUnavailable
 T = TypeVar("T")
 
 BEAT_S = 1.0
-"""How often a waiting activity beats; Temporal's client throttles what it sends."""
+"""A waiting activity sends a heartbeat this often. Temporal's client throttles the heartbeats."""
 
 
 def to_application_error(error: SiteLinkError, *, final: bool | None = None) -> ApplicationError:
-    """The form in which a named error leaves an activity.
+    """Makes the error that Temporal gets for a named error.
 
     Args:
         error: The named error.
-        final: Overrides ``error.final``, for faults that become final after some tries.
+        final: Overrides ``error.final``: some faults become final only after several tries.
     """
     non_retryable = error.final if final is None else final
-    return ApplicationError(str(error), type=error.type, non_retryable=non_retryable, next_retry_delay=error.again_in)
+    return ApplicationError(str(error), type=error.type, non_retryable=non_retryable, next_retry_delay=error.retry_delay)
 
 
 class Attempt:
-    """The attempt that runs now."""
+    """The attempt that this activity task is."""
 
     def beat(self) -> None:
         """Tells Temporal that the attempt is alive."""
         activity.heartbeat()
 
     def gives_up(self, error: SiteLinkError) -> bool:
-        """Whether this attempt, which ends with ``error``, is the last one."""
+        """Whether the activity is not tried again after this attempt, which ends with ``error``."""
         return error.final
 
     @contextmanager
     def named_errors(self) -> Iterator[None]:
-        """Turns named errors into the form in which they leave an activity; a full disk is one of them, and is waited out."""
+        """Turns a named error into Temporal's. A full disk becomes ``StorageUnavailable``, so that the activity is retried."""
         try:
             yield
         except SiteLinkError as error:
@@ -61,16 +61,20 @@ class Attempt:
         more_follows: bool = False,
         submit: Callable[[Callable[[threading.Event], T], threading.Event], Future[T]] | None = None,
     ) -> T:
-        """Runs ``work`` in a thread, with heartbeats for as long as the thread lives.
+        """Runs ``work`` in a thread, and sends heartbeats until the thread ends.
 
-        Cancelling the caller, once or several times, sets the event, which ``work`` looks at often. The caller then waits for the thread,
-        still with heartbeats: without them Temporal would take the attempt for dead, others would clean up after it, and a late write of
-        the thread would undo their work. If the thread ends well, its result counts. Work that has not begun is dropped.
+        When the caller is cancelled, the event is set, and ``work`` ends at its next look at the event. Until then the caller goes on to
+        wait and to send heartbeats. Without heartbeats Temporal would take the attempt for dead, the next attempt would clean up, and a
+        late write of this thread would undo the cleaning. If ``work`` returns all the same, its result counts. Work that has not begun is
+        dropped.
 
         Args:
-            work: Blocks.
-            more_follows: Whether ``work`` is only a step of the activity: a cancelled caller then goes no further, even if it is done.
-            submit: Hands the work and its event to other threads than asyncio's own.
+            work: A function that blocks. It gets the event, and looks at it often.
+            more_follows: Whether the activity goes on after ``work``. If so, a cancelled caller is ended even if ``work`` returns.
+            submit: Hands ``work`` and the event to a thread; default: one of asyncio's threads.
+
+        Raises:
+            CancelledError: The caller was cancelled, and ``work`` failed, was dropped, or is not the end of the activity.
         """
         stop = threading.Event()
         queued = submit(work, stop) if submit else None
@@ -91,19 +95,19 @@ class Attempt:
         return thread.result()
 
 
-def check(stop: threading.Event) -> None:
-    """Ends a thread whose result is not wanted any more.
+def raise_if_stopped(stop: threading.Event) -> None:
+    """Ends the work of a thread whose caller was cancelled.
 
     Raises:
-        CancelledError: The event is set.
+        CancelledError: ``stop`` is set.
     """
     if stop.is_set():
         raise CancelledError
 
 
 @asynccontextmanager
-async def beside(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
-    """Runs endless work until the block ends."""
+async def background_task(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
+    """Runs ``work``, which never ends by itself, until the block ends."""
     task = asyncio.create_task(work)
     try:
         yield

@@ -51,6 +51,6 @@ class DocumentActivities(UploadActivities):
                 if not MINIMUM_DPI <= half < args.dpi:
                     return None
                 page = await measure(half)
-            # The note does not name the memory limit, which is this host's: sheet.json must not depend on the host that makes the sheet.
+            # The note does not give the memory limit, because sheet.json must be the same whichever host makes the sheet.
             note = scaled_note(half, options.dpi, "the page needs more memory than one page may take")
             return replace(page, scaled=True, notes=bounded_notes((note, *page.notes)))

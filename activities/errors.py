@@ -4,20 +4,20 @@
       DocumentError    NotAPdf UnreadablePdf PasswordRequired NoPages PdfPortfolio TooManyPages
                        FileTooLarge                                                               final, the whole upload
       PageError        PageUnreadable PageTooLarge                                                final, one sheet
-      RenderFault      RenderTimeout RenderCrashed RenderOutOfMemory                              one sheet, after fresh tries
+      RenderFault      RenderTimeout RenderCrashed RenderOutOfMemory                              final after fresh tries, one sheet
       BucketError      StorageUnavailable StorageDenied NoSuchBucket ClockSkewed                  retried
       ObjectMissing    no such object in a bucket that answers
       SourceMissing    the PDF is gone from a bucket that answers                                 final, the whole upload
-      SourceAltered    the PDF is not the one that was accepted                                   final after fresh reads
-      ShareFull        one upload has as many sheets on a host as it may have                      retried
-      TilesMissing     the tiles are no longer in this host's scratch: tile the page again
+      SourceAltered    the PDF in the bucket is not the accepted one                              final after fresh reads, the whole upload
+      ShareFull        an upload has its full share of a host's scratch                            retried
+      TilesMissing     the tiles are no longer on the host's scratch                               the page is tiled again
       WorkerLost       the sheet's host disappeared too often                                     final, one sheet
       UploadNotFound   the upload was never accepted, or is marked deleted
-      UnreadableRecord DamagedRecord NewerSchema                                                  a warning of one upload; retried
-      Terminated       an operator ended the run
+      UnreadableRecord DamagedRecord NewerSchema                                                  retried, and a warning of the upload
+      Terminated       an operator ended the run                                                  final, the whole upload
       RequestError     InvalidRequest MalformedId SheetNotFound IdempotencyConflict AlreadyFinished
                        ForeignHost ForeignOrigin BadSignature                                     the API's answer to one request
-      TemporalUnavailable                                                                         the API's answer, for now
+      TemporalUnavailable                                                                         the API's answer until Temporal is back
 
 The class name is the ``ApplicationError.type`` in Temporal, the ``type`` of the API's problem documents and a sheet's ``reason``.
 """
@@ -31,8 +31,8 @@ class SiteLinkError(Exception):
     final = False
     """Whether trying again cannot help."""
 
-    again_in: timedelta | None = None
-    """When to try again; None where the caller's retry policy says it."""
+    retry_delay: timedelta | None = None
+    """How long to wait before the next try; None where the activity's retry policy decides."""
 
     @property
     def type(self) -> str:
@@ -97,7 +97,7 @@ class RenderFault(SiteLinkError):
     """
 
     tries = 3
-    """Fresh children that may fail on one page before the fault is final."""
+    """The fault is final when this many fresh children have failed on one page."""
 
     def __init__(self, message: str, *, fresh_child: bool = True) -> None:
         super().__init__(message)
@@ -140,19 +140,19 @@ class SourceAltered(SiteLinkError):
     """The PDF in the bucket is not the one that was accepted."""
 
     tries = 3
-    """Downloads that may differ from the accepted PDF before the error is final. One download may have been cut off or altered on its
-    way; where three differ, half a minute apart, the object itself is another one."""
+    """The error is final when this many downloads differed from the accepted PDF. One download may be cut off or altered on its way.
+    When three downloads differ, half a minute apart, the object itself is another one."""
 
-    again_in = timedelta(seconds=30)
+    retry_delay = timedelta(seconds=30)
     """Delay before the next download."""
 
 
 class ShareFull(SiteLinkError):
-    """One upload has as many sheets on a host as it may have."""
+    """An upload has as many sheets on a host's scratch as one upload may have."""
 
-    again_in = timedelta(minutes=1)
-    """Delay before the next attempt. It is long, so that the warning of ``GET`` names the error that holds up the upload's other sheets:
-    their attempts are more frequent."""
+    retry_delay = timedelta(minutes=1)
+    """Delay before the next attempt. The API shows the failure of the activity that was tried most often. The delay is long, so that this
+    is the upload of another sheet, whose failure is the cause, and not this error."""
 
 
 class TilesMissing(SiteLinkError):
@@ -168,7 +168,7 @@ class UploadNotFound(SiteLinkError):
 
 
 class UnreadableRecord(SiteLinkError):
-    """A record in the bucket cannot be read. It is a warning of its upload, and no program that cannot read it writes over it."""
+    """A record in the bucket cannot be read. The upload shows a warning, and the record is not written over."""
 
 
 class DamagedRecord(UnreadableRecord):
@@ -176,7 +176,7 @@ class DamagedRecord(UnreadableRecord):
 
 
 class NewerSchema(UnreadableRecord):
-    """A record in the bucket was written by a newer release. While workers are being replaced, a worker that can read it will come."""
+    """A record in the bucket was written by a newer release. Activities are retried until a worker of that release reads it."""
 
 
 class Terminated(SiteLinkError):
@@ -250,7 +250,7 @@ class TemporalUnavailable(SiteLinkError):
     """Temporal does not answer."""
 
 
-def is_named(name: str) -> bool:
+def is_error_name(name: str) -> bool:
     """Whether this module has an error of this name: only the messages of these errors are meant for clients."""
     kind = globals().get(name)
     return isinstance(kind, type) and issubclass(kind, SiteLinkError)

@@ -14,13 +14,13 @@ class Host:
     """What the activities of one host share.
 
     Args:
-        bucket: Where the objects are.
-        scratch: Where this host keeps PDFs and tiles on their way.
+        bucket: The bucket of the uploads.
+        scratch: Keeps PDFs and tiles until the tiles are uploaded.
         children: The render children.
-        threads: Make the requests of the bucket, in turn; their number bounds this host's requests at once.
-        uploads: Upload one sheet each; the other sheets that Temporal has handed over wait for their turn, with heartbeats.
+        threads: Make the requests to the bucket, for the uploads in turn. Their number limits the requests that this host makes at once.
+        uploads: Upload one sheet each. Further sheets that Temporal has handed over wait for their turn, with heartbeats.
         max_pages: Most pages that a document may have.
-        forecaster: Says what a document will take on hosts like this one.
+        forecaster: Estimates what a document will take on this host.
     """
 
     bucket: Bucket

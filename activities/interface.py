@@ -16,35 +16,35 @@ WORKFLOW_QUEUE = "sitelink"
 TILE_QUEUE = "sitelink-tile"
 STORAGE_QUEUE = "sitelink-storage"
 HOUSEKEEPING_QUEUE = "sitelink-housekeeping"
-"""A queue of its own: a deletion holds a slot until the upload's run has ended, and to end, the run needs a slot of the storage queue."""
+"""Separate from the storage queue: a deletion holds its slot until the upload's run has ended, and the run needs a storage slot to end."""
 
 
 def host_queue(host: str) -> str:
-    """The queue of one host: only this host has the tiles that it made."""
+    """The queue for the activities that need the scratch of one host."""
     return f"host-{host}"
 
 
 @dataclass(frozen=True)
 class CountPages:
-    """Argument of ``count_pages``; ``ref`` is org/project/plan/upload, here and below."""
+    """Argument of ``count_pages``. Here and below, ``ref`` is org/project/plan/upload."""
 
     ref: str
 
 
 @dataclass(frozen=True)
 class Page:
-    """One page as counted. Its geometry is decided once; only ``halve_page`` may replace it, for a page that needs too much memory.
+    """One page, as ``count_pages`` measured it. Only ``halve_page`` may replace it, when the page needs too much memory.
 
     Args:
         number: 1-based.
-        title: Bookmark or label, at most 120 characters.
-        width: Pixels; 0, like ``height`` and ``dpi``, when the page cannot be used.
+        title: From the bookmarks or page labels, at most 120 characters.
+        width: Pixels; ``width``, ``height`` and ``dpi`` are 0 when the page cannot be used.
         height: Pixels.
-        dpi: The resolution of these pixels.
-        scaled: Whether the resolution is lower than was asked for.
+        dpi: The resolution at which the page has this size.
+        scaled: Whether the resolution is lower than the upload's option.
         reason: The name of the error that makes this page unusable, if any.
         detail: The error's sentence.
-        notes: Why the sheet may differ from what its author drew, as far as it is known before the page is drawn.
+        notes: Why the sheet may differ from the author's drawing, as far as this is known before the page is drawn.
     """
 
     number: int
@@ -63,8 +63,8 @@ class Document:
     """Result of ``count_pages``.
 
     Args:
-        pages: By number.
-        forecast: What the sheets will take; made by the activity, because a workflow knows neither slots nor prices.
+        pages: All pages, by number.
+        forecast: What the upload will take. The activity makes it, because a workflow does not know the host's slots and prices.
     """
 
     pages: tuple[Page, ...]
@@ -95,7 +95,7 @@ class ListSheets:
 
 @dataclass(frozen=True)
 class BucketState:
-    """Result of ``list_sheets``: what the bucket holds from earlier runs.
+    """Result of ``list_sheets``: what earlier runs left in the bucket.
 
     Args:
         options: The upload's options, from ``upload.json``.
@@ -114,9 +114,9 @@ class CheckSheets:
 
     Args:
         ref: The upload.
-        sheets: As the progress has them; none of them is in flight.
-        repair: Whether to delete the ``.dzi`` of a broken sheet and every object that no sheet owns; else nothing is changed.
-        discard: Whether to remove the objects of every sheet that is not committed, because nobody is going to finish it.
+        sheets: The sheets to check, as the progress has them. None of them is being tiled or uploaded.
+        repair: Whether to delete the ``.dzi`` of a broken sheet, and every object that no sheet owns. Otherwise nothing is changed.
+        discard: Whether a repair also removes the objects of every sheet that is not whole, because no run is going to finish the sheet.
         deep: Whether to read every tile back and decode it.
     """
 
@@ -140,9 +140,9 @@ class CheckedSheets:
     """Result of ``check_sheets``.
 
     Args:
-        committed: The ``sheet.json``, without digest and engines, of sheets that are whole though the progress does not have them ready.
-        broken: Sheets with a ``.dzi``, or ready in the progress, that are not whole; after a repair they have no ``.dzi``.
-        removed: How many objects were removed, because no sheet owns them or nobody is going to finish their sheet.
+        committed: The ``sheet.json``, without digest and engines, of each sheet that is whole, but not ready in the progress.
+        broken: The sheets that have a ``.dzi``, or are ready in the progress, but are not whole. After a repair they have no ``.dzi``.
+        removed: How many objects were removed.
     """
 
     committed: tuple[SheetRecord, ...] = ()
@@ -167,7 +167,7 @@ class TilePage:
         number: 1-based.
         width: Pixels to render.
         height: Pixels to render.
-        options: Tile size, overlap and quality count.
+        options: The upload's options; only tile size, overlap and quality are used.
     """
 
     ref: str
@@ -179,13 +179,13 @@ class TilePage:
 
 @dataclass(frozen=True)
 class TiledPage:
-    """Result of ``tile_page``: the tiles lie on the scratch of one host.
+    """Result of ``tile_page``: where the tiles are, on the scratch of one host.
 
     Args:
-        queue: The task queue of this host.
+        queue: The task queue of the host.
         scratch: The name of the page's directory on the host's scratch, never a path.
-        engines: Library name to version, of every library that decides a tile's bytes.
-        notes: Why the sheet may differ from what its author drew, as found while the page was drawn.
+        engines: Name to version of every library that decides a tile's bytes.
+        notes: Why the sheet may differ from the author's drawing, as found while the page was drawn.
     """
 
     queue: str
@@ -214,7 +214,7 @@ class WriteManifest:
 
 @dataclass(frozen=True)
 class DiscardScratch:
-    """Argument of ``discard_scratch``: the upload does not need this host any more."""
+    """Argument of ``discard_scratch``."""
 
     ref: str
 
@@ -235,10 +235,10 @@ class UploadActivities(ABC):
     @activity.defn
     @abstractmethod
     async def halve_page(self, args: HalvePage) -> Page | None:
-        """Measures a page at half the resolution at which it was counted, with a note that says so.
+        """Measures a page at half the resolution at which it was counted, and adds a note about it.
 
         Returns:
-            None if ``args.dpi`` is half or less already, or if half would be below ``MINIMUM_DPI``.
+            None if ``args.dpi`` is already half or less, or if half is below ``MINIMUM_DPI``.
 
         Raises:
             ApplicationError: As ``count_pages``.
@@ -256,7 +256,7 @@ class UploadActivities(ABC):
     @activity.defn
     @abstractmethod
     async def check_sheets(self, args: CheckSheets) -> CheckedSheets:
-        """Judges sheets by LIST, and repairs them if asked to.
+        """Checks whether sheets are whole, and repairs them if ``args.repair`` is set.
 
         Raises:
             ApplicationError: ``UploadNotFound``; a ``BucketError`` or ``NewerSchema`` is retried.
@@ -265,7 +265,7 @@ class UploadActivities(ABC):
     @activity.defn
     @abstractmethod
     async def prune_sheets(self, args: PruneSheets) -> int:
-        """Removes the objects below ``sheets/`` that belong to no sheet of the document; returns how many there were.
+        """Removes the objects below ``sheets/`` that belong to no sheet of the document; returns how many it removed.
 
         Raises:
             ApplicationError: ``UploadNotFound``; a ``BucketError`` is retried.
@@ -293,7 +293,11 @@ class UploadActivities(ABC):
     @activity.defn
     @abstractmethod
     async def write_manifest(self, args: WriteManifest) -> None:
-        """Writes the final progress of a run; every ``BucketError`` is retried."""
+        """Writes the final progress of a run.
+
+        Raises:
+            ApplicationError: ``UploadNotFound`` when the upload was deleted; a ``BucketError`` is retried.
+        """
 
     @activity.defn
     @abstractmethod
@@ -324,8 +328,8 @@ class Removed:
 
     Args:
         objects: How many objects were removed.
-        marked: Whether the upload still has its ``upload.json``, which is marked deleted and is removed last. Read it as ``has_record``:
-            the field's name is kept, because the histories of workflows hold it.
+        marked: Whether the upload still has its ``upload.json``, which is removed last. Code reads ``has_record`` instead: this field keeps
+            its name only because the histories of workflows hold it.
     """
 
     objects: int
@@ -349,8 +353,8 @@ class SweepBucket:
     """Argument of ``sweep``, and of the workflow ``Sweep``.
 
     Args:
-        days: Look only at uploads that were made within so many days, by their ids; None for all uploads.
-        abandoned_after_s: An upload that was begun counts as abandoned when it is not accepted after so many seconds.
+        days: Take only uploads that were made within so many days, by the time in their ids; None takes all uploads.
+        abandoned_after_s: An upload that is not accepted counts as abandoned when nothing was written for it for so many seconds.
     """
 
     days: int | None = None
@@ -363,14 +367,14 @@ class Swept:
 
     Args:
         uploads: How many uploads were looked at, accepted or not.
-        started: Uploads whose workflow was started: they had neither a run nor a manifest, or their run had ended without saying how.
-        terminated: Uploads whose run was ended from outside; their manifest says so now.
-        mended: Uploads whose run ended by itself and left no manifest; the run's last progress is their manifest now.
-        deleted: Uploads that are marked deleted and whose deletion had stopped; it was started again.
-        removed: Uploads that were never accepted, and are removed now.
+        started: Uploads whose workflow was started. They had neither a run nor a manifest, or their run had ended without a final progress.
+        terminated: Uploads whose run was ended from outside. Their manifest was written, and says so.
+        mended: Uploads whose run ended by itself and left no manifest. The run's last progress was written as the manifest.
+        deleted: Uploads that are marked deleted, but whose deletion had stopped. The deletion was started again.
+        removed: Uploads that were never accepted. Their objects were removed.
         passed_over: Uploads that could not be looked at, each with the reason.
-        aborted: Keys of multipart uploads that were never completed.
-        leftovers: How many files of killed writes were removed from a directory.
+        aborted: Keys of multipart uploads that were never completed, and were aborted.
+        leftovers: How many files of killed writes were removed from a bucket that is a directory.
     """
 
     uploads: int = 0
@@ -390,7 +394,7 @@ class ReconcileFinished:
 
     Args:
         days: Take the uploads that finished within so many days.
-        patience_s: How many seconds to wait for one upload before the next is taken.
+        patience_s: Seconds to wait for one upload before another is taken.
     """
 
     days: int = 7
@@ -403,8 +407,8 @@ class Reconciled:
 
     Args:
         uploads: How many uploads were reconciled.
-        corrected: Uploads that were not as their manifest said.
-        unfinished: Uploads that were still at work when ``patience_s`` was over.
+        corrected: Uploads whose manifest was wrong, and was corrected.
+        unfinished: Uploads whose run had not ended after ``patience_s``.
         passed_over: Uploads that could not be looked at, each with the reason.
     """
 
@@ -415,7 +419,7 @@ class Reconciled:
 
 
 class HousekeepingActivities(ABC):
-    """The activities that look after whole uploads, one method each; all on the queue ``HOUSEKEEPING_QUEUE``."""
+    """The activities for whole uploads, one method each, all on the queue ``HOUSEKEEPING_QUEUE``."""
 
     @activity.defn
     @abstractmethod
@@ -439,9 +443,9 @@ class HousekeepingActivities(ABC):
     @activity.defn
     @abstractmethod
     async def sweep(self, args: SweepBucket) -> Swept:
-        """Walks over all uploads and puts right what was left undone; an upload that cannot be read is passed over."""
+        """Walks over the uploads, and finishes what ended runs and stopped deletions left undone. An upload that fails is passed over."""
 
     @activity.defn
     @abstractmethod
     async def reconcile_finished(self, args: ReconcileFinished) -> Reconciled:
-        """Reconciles the uploads that finished lately as ``complete`` or ``partial``, a few at a time."""
+        """Reconciles the uploads that finished within ``args.days`` as ``complete`` or ``partial``, a few at a time."""

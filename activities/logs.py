@@ -1,12 +1,12 @@
-"""How log lines look, in every process that logs. Only a ``__main__`` sets it up.
+"""How log lines look in every process. Only a ``__main__`` sets the log up.
 
 A line shows its message, then its extras, the upload's ref and the sheet first. Each extra comes from the first of these that has it:
 
 1. the ``extra`` of the call,
-2. ``about``: the request or the activity that the line is written for,
-3. the fields that Temporal's library adds for the workflow it logs for; only the fields that an operator needs are shown.
+2. ``set_log_context``, which names the upload of the request or the activity,
+3. the fields that Temporal's library adds about a workflow, an activity or an error; only those that an operator needs are shown.
 
-Text is one line, and a traceback below it; JSON is one line always.
+As text, a line may have a traceback below it. As JSON, it is always one line.
 """
 
 import json
@@ -28,24 +28,24 @@ from activities.environment import choice
 
 FORMATS = ("text", "json")
 
-_OWN = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
-"""The attributes of every record; the others are its ``extra``."""
+_STANDARD_ATTRIBUTES = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
+"""The attributes that every record has. All others come from ``extra``."""
 
-_OF_TEMPORAL = {"activity_type": "activity", "attempt": "attempt", "update_name": "update", "error": "error"}
+_TEMPORAL_FIELDS = {"activity_type": "activity", "attempt": "attempt", "update_name": "update", "error": "error"}
 
-_WORKFLOW = re.compile(r"\w+/([\w-]+/[\w-]+/[\w-]+/[\w-]+)", re.ASCII)
+_UPLOAD_WORKFLOW_ID = re.compile(r"\w+/([\w-]+/[\w-]+/[\w-]+/[\w-]+)", re.ASCII)
 
 _SECRET = re.compile(r"(X-Amz-(?:Credential|Signature|Security-Token)=|\bBearer\s+)[^\s&\"'<>\\]+", re.IGNORECASE)
-"""Our own lines hold no secret; a library's line may."""
+"""SiteLink logs no secret, but a library may."""
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
-_about: ContextVar[Mapping[str, object] | None] = ContextVar("about", default=None)
+_log_context: ContextVar[Mapping[str, object] | None] = ContextVar("about", default=None)
 
 
-def about(ref: str | None, sheet: int | None = None) -> None:
-    """Names the upload, and the sheet, of all lines that this task, or a thread that it waits for, will log."""
+def set_log_context(ref: str | None, sheet: int | None = None) -> None:
+    """Sets the upload and the sheet that the next log lines show: those of this task, and of the threads that work for it."""
     facts = {"ref": ref, "sheet": sheet}
-    _about.set({name: value for name, value in facts.items() if value is not None})
+    _log_context.set({name: value for name, value in facts.items() if value is not None})
 
 
 def log_format(environ: Mapping[str, str]) -> str:
@@ -58,7 +58,7 @@ def log_format(environ: Mapping[str, str]) -> str:
 
 
 def set_up(environ: Mapping[str, str]) -> None:
-    """Sends all log lines of this process to stderr in the form that the environment asks for, those of Temporal's native library too.
+    """Sends all log lines of this process, also those of Temporal's native library, to stderr, in the format of ``SITELINK_LOG_FORMAT``.
 
     Raises:
         ValueError: As from ``log_format``.
@@ -68,8 +68,8 @@ def set_up(environ: Mapping[str, str]) -> None:
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.captureWarnings(True)
     for name in ("httpx2", "uvicorn.error"):
-        logging.getLogger(name).setLevel(logging.WARNING)  # below it, they log each request, and the start
-    # The line shows these facts as extras already.
+        logging.getLogger(name).setLevel(logging.WARNING)  # at INFO they log each request, and each start
+    # The extras show this information already.
     temporalio.activity.logger.activity_info_on_message = False
     temporalio.workflow.logger.workflow_info_on_message = False
     core = LogForwardingConfig(
@@ -89,53 +89,57 @@ def _log_crash(kind: type[BaseException], error: BaseException | None, traceback
 
 
 def extras(record: logging.LogRecord) -> dict[str, Any]:
-    """The facts of a line besides its message, ``ref`` and ``sheet`` first."""
-    given = {name: value for name, value in record.__dict__.items() if name not in _OWN and not name.startswith(("temporal_", "_"))}
-    of_library: dict[str, Any] = {}
+    """The extras of a line, ``ref`` and ``sheet`` first."""
+    own_extras = {
+        name: value
+        for name, value in record.__dict__.items()
+        if name not in _STANDARD_ATTRIBUTES and not name.startswith(("temporal_", "_"))
+    }
+    library_fields: dict[str, Any] = {}
     for source in ("temporal_workflow", "temporal_activity"):
-        of_library |= getattr(record, source, {})
-    of_library |= getattr(getattr(record, "temporal_log", None), "fields", {})
-    facts = {**(_about.get() or {}), **given}
-    if "ref" not in facts and (found := _WORKFLOW.fullmatch(str(of_library.get("workflow_id", "")))):
-        facts["ref"] = found[1]
-    facts |= {ours: of_library[theirs] for theirs, ours in _OF_TEMPORAL.items() if theirs in of_library}
-    return {name: facts.pop(name) for name in ("ref", "sheet") if name in facts} | facts
+        library_fields |= getattr(record, source, {})
+    library_fields |= getattr(getattr(record, "temporal_log", None), "fields", {})
+    fields = {**(_log_context.get() or {}), **own_extras}
+    if "ref" not in fields and (found := _UPLOAD_WORKFLOW_ID.fullmatch(str(library_fields.get("workflow_id", "")))):
+        fields["ref"] = found[1]
+    fields |= {ours: library_fields[theirs] for theirs, ours in _TEMPORAL_FIELDS.items() if theirs in library_fields}
+    return {name: fields.pop(name) for name in ("ref", "sheet") if name in fields} | fields
 
 
 class TextFormatter(logging.Formatter):
     """``2026-01-31T09:30:05.123Z INFO api.uploads: accepted an upload ref=local/demo/plan/… size_bytes=1234``."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line, and a traceback below it."""
+        """The line, and below it the traceback if there is one."""
         words = [f"{_time(record)} {record.levelname} {record.name}: {_one_line(record.getMessage().strip())}"]
-        words += [f"{name}={_text(value)}" for name, value in extras(record).items()]
-        trace = _trace(self, record)
+        words += [f"{name}={_quoted(value)}" for name, value in extras(record).items()]
+        trace = _traceback(self, record)
         return _without_secrets(" ".join(words) + (f"\n{trace}" if trace else ""))
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: ``time`` ``level`` ``logger`` ``message``, the extras, and ``exception``, the text of a traceback."""
+    """One JSON object a line: ``time``, ``level``, ``logger``, ``message``, the extras, and ``exception``, the traceback's text."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The line."""
         head = {"time": _time(record), "level": record.levelname, "logger": record.name, "message": record.getMessage().strip()}
-        trace = _trace(self, record)
+        trace = _traceback(self, record)
         document = {**extras(record), **({"exception": trace} if trace else {})}
-        return json.dumps(_clean(head | {name: value for name, value in document.items() if name not in head}))
+        return json.dumps(_json_value(head | {name: value for name, value in document.items() if name not in head}))
 
 
 def _time(record: logging.LogRecord) -> str:
-    """RFC 3339, UTC."""
+    """The time of the record: RFC 3339, UTC."""
     return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def _trace(formatter: logging.Formatter, record: logging.LogRecord) -> str:
+def _traceback(formatter: logging.Formatter, record: logging.LogRecord) -> str:
     parts = (record.exc_info and formatter.formatException(record.exc_info), record.stack_info)
     return "\n".join(part for part in parts if part)
 
 
-def _text(value: object) -> str:
-    """The value's text: as it is when it is one plain word, else quoted."""
+def _quoted(value: object) -> str:
+    """The value as text; in quotes, unless it is one plain word."""
     text = str(value)
     return text if re.fullmatch(r"[!#-~]+", text) else _one_line(json.dumps(text, ensure_ascii=False))
 
@@ -148,14 +152,14 @@ def _without_secrets(text: str) -> str:
     return _SECRET.sub(r"\1…", text)
 
 
-def _clean(value: object) -> object:
-    """The value as JSON can hold it, without secrets."""
+def _json_value(value: object) -> object:
+    """The value as JSON can hold it, with secrets cut out."""
     match value:
         case None | bool() | int() | float():
             return value
         case Mapping():
-            return {str(name): _clean(entry) for name, entry in value.items()}
+            return {str(name): _json_value(entry) for name, entry in value.items()}
         case list() | tuple():
-            return [_clean(entry) for entry in value]
+            return [_json_value(entry) for entry in value]
         case _:
             return _without_secrets(str(value))

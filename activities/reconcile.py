@@ -1,4 +1,4 @@
-"""The activities that compare the bucket with the progress, mend what is broken, and write the manifest."""
+"""The activities that compare the bucket with the progress, repair sheets, and write the manifest."""
 
 import logging
 import threading
@@ -7,14 +7,14 @@ from dataclasses import replace
 
 from temporalio import activity
 
-from activities.attempt import Attempt, check
+from activities.attempt import Attempt, raise_if_stopped
 from activities.bucket.dzi import Pyramid
 from activities.bucket.keys import UploadRef, sheet_of_directory
 from activities.bucket.listing import Listing
 from activities.bucket.records import SheetRecord, SheetState, SheetStatus, UploadOptions
 from activities.bucket.report import SheetReport
 from activities.bucket.uploads import UploadStore
-from activities.bucket.verify import in_window, verify_sheet
+from activities.bucket.verify import bounded_map, verify_sheet
 from activities.errors import DamagedRecord
 from activities.host import Host
 from activities.interface import (
@@ -32,8 +32,8 @@ from activities.threads import turn_of
 
 logger = logging.getLogger(__name__)
 
-GROUP = 16
-"""Sheets that one thread looks up in one turn: as many requests as a turn of an upload makes (``activities.sheets.CHUNK``)."""
+GROUP_SIZE = 16
+"""Sheets that a thread looks up in one turn. That takes about as many requests as a turn that uploads tiles (``sheets.CHUNK_TILES``)."""
 
 
 class ReconcileActivities(UploadActivities):
@@ -53,7 +53,7 @@ class ReconcileActivities(UploadActivities):
     def _list(self, ref: UploadRef) -> BucketState:
         options = self._store.accepted(ref).options
         numbers = self._store.begun(ref)
-        groups = [numbers[start : start + GROUP] for start in range(0, len(numbers), GROUP)]
+        groups = [numbers[start : start + GROUP_SIZE] for start in range(0, len(numbers), GROUP_SIZE)]
         records = self._host.threads.map(turn_of(ref), lambda group: [self._committed(ref, number) for number in group], groups)
         committed = tuple(record for group in records for record in group if record)
         manifest = self._store.manifest(ref)
@@ -74,23 +74,23 @@ class ReconcileActivities(UploadActivities):
         begun = set(self._store.begun(ref))
 
         def check_sheet(state: SheetState) -> CheckedSheets:
-            check(stop)
+            raise_if_stopped(stop)
             if state.number not in begun and state.status is not SheetStatus.READY:
                 return CheckedSheets()
             return self._check_sheet(ref, state, options, args)
 
-        with closing(in_window(check_sheet, args.sheets)) as window:
-            parts = list(window)
+        with closing(bounded_map(check_sheet, args.sheets)) as checked:
+            results = list(checked)
         return CheckedSheets(
-            committed=tuple(record for part in parts for record in part.committed),
-            broken=tuple(sheet for part in parts for sheet in part.broken),
-            removed=sum(part.removed for part in parts),
+            committed=tuple(record for result in results for record in result.committed),
+            broken=tuple(sheet for result in results for sheet in result.broken),
+            removed=sum(result.removed for result in results),
         )
 
     def _check_sheet(self, ref: UploadRef, state: SheetState, options: UploadOptions, args: CheckSheets) -> CheckedSheets:
         bucket = self._host.bucket
         number, is_ready = state.number, state.status is SheetStatus.READY
-        listing = Listing.of(bucket, ref, number)
+        listing = Listing.fetch(bucket, ref, number)
         report = None
         if is_ready or listing.descriptor is not None:
             report = verify_sheet(bucket, ref, listing, state, options, deep=args.deep, refuse_newer=True)
@@ -98,9 +98,9 @@ class ReconcileActivities(UploadActivities):
         removed = 0
         if args.repair:
             if not is_whole and listing.descriptor is not None:
-                self._store.uncommit(ref, number)  # first of all: whatever happens now, the sheet is found broken again
+                self._store.uncommit(ref, number)  # first, so that the sheet is found broken again if this repair is killed
             if args.discard and not is_whole:
-                surplus = _keys(ref, listing)
+                surplus = _sheet_keys(ref, listing)
                 bucket.remove_unfinished(ref.sheet_prefix(number))
             else:
                 surplus = listing.surplus(ref, _pyramid(state, options))
@@ -109,20 +109,20 @@ class ReconcileActivities(UploadActivities):
         if report is None or (is_whole and is_ready):
             return CheckedSheets(removed=removed)
         if not is_whole:
-            return CheckedSheets(broken=(BrokenSheet(number, _sentence(report)),), removed=removed)
+            return CheckedSheets(broken=(BrokenSheet(number, _defects(report)),), removed=removed)
         record = self._committed(ref, number)
         return CheckedSheets(committed=(record,) if record else (), removed=removed)
 
     def _committed(self, ref: UploadRef, number: int) -> SheetRecord | None:
-        """The record of a committed sheet, without what only the bucket needs; a damaged record makes the sheet uncommitted."""
+        """The record of a committed sheet, without digest and engines. If it is damaged, the sheet is uncommitted; the result is None."""
         try:
             record = self._store.committed(ref, number)
         except DamagedRecord as error:
-            # sheet.json is part of the sheet, and the whole sheet follows from the PDF.
+            # Nothing is lost: the sheet, with its sheet.json, can be made again from the PDF.
             logger.warning("the sheet is tiled again: %s", error, extra={"ref": str(ref), "sheet": number})
             self._store.uncommit(ref, number)
             return None
-        # With digests and engines, the records of 2,000 sheets would come near the 2 MB that Temporal takes.
+        # With digests and engines, the records of 2,000 sheets would come near 2 MB, the most that Temporal takes.
         return replace(record, digest="", engines={}) if record else None
 
     @activity.defn
@@ -135,12 +135,12 @@ class ReconcileActivities(UploadActivities):
     def _prune(self, ref: UploadRef, total_pages: int, stop: threading.Event) -> int:
         bucket = self._host.bucket
         self._store.accepted(ref)
-        names, loose = bucket.children(ref.sheets_prefix)
-        foreign = [info.key for info in loose]
-        for name in names:
+        directories, objects = bucket.children(ref.sheets_prefix)
+        foreign = [info.key for info in objects]
+        for name in directories:
             number = sheet_of_directory(name)
             if number is None or number > total_pages:
-                check(stop)
+                raise_if_stopped(stop)
                 foreign += [info.key for info in bucket.objects(f"{ref.sheets_prefix}{name}/")]
         bucket.delete(foreign)
         return len(foreign)
@@ -154,12 +154,12 @@ class ReconcileActivities(UploadActivities):
 
     def _write(self, args: WriteManifest) -> None:
         ref = UploadRef.parse(args.ref)
-        self._store.accepted(ref)  # whatever comes too late for a deletion must not be written
+        self._store.accepted(ref)  # an upload that is being deleted gets no manifest any more
         self._store.write_manifest(ref, args.snapshot)
 
 
-def _keys(ref: UploadRef, listing: Listing) -> list[str]:
-    """Every object below the sheet's prefix but its ``.dzi``."""
+def _sheet_keys(ref: UploadRef, listing: Listing) -> list[str]:
+    """The keys of all objects below the sheet's prefix, except its ``.dzi``."""
     objects = (*listing.tiles.values(), listing.thumbnail, listing.record)
     return [*(info.key for info in objects if info is not None), *(ref.sheets_prefix + path for path in listing.foreign)]
 
@@ -169,7 +169,8 @@ def _pyramid(state: SheetState, options: UploadOptions) -> Pyramid | None:
     return Pyramid(state.width, state.height, options.tile_size, options.overlap) if state.width and state.height else None
 
 
-def _sentence(report: SheetReport) -> str:
+def _defects(report: SheetReport) -> str:
+    """A sentence that says what is wrong with the sheet."""
     counts = ((report.missing_count, report.missing, "missing"), (report.empty_count, report.empty, "empty"))
-    wrong = [f"{count:,} of {report.expected:,} tiles {what}, the first is {names[0]}" for count, names, what in counts if count]
-    return "; ".join([*wrong, *report.problems])[:500]
+    defects = [f"{count:,} of {report.expected:,} tiles {state}, the first is {names[0]}" for count, names, state in counts if count]
+    return "; ".join([*defects, *report.problems])[:500]

@@ -1,13 +1,13 @@
-"""One directory per host for what is on its way to the bucket: PDFs as they were fetched, tiles until they are uploaded.
+"""The scratch: one directory per host, for the PDFs that were fetched and the tiles that are not uploaded yet.
 
     host                    the host's id, made once; its task queue is named after it
-    lock                    held by the one worker that uses the directory
+    lock                    locked by the one worker that uses the directory
     sources/{upload}.pdf    fetched once per upload
     pages/{upload}-...      one directory per tiled page, published by rename
-    uploads/{upload}        REF: whose pages and PDF these are
-    *.part                  not published: removed at the next start
+    uploads/{upload}        holds REF: the upload to which the pages and the PDF belong
+    *.part                  not published yet; removed at the next start
 
-``{upload}`` is a digest of REF, for names on a disk are shorter than keys.
+``{upload}`` is a digest of REF, because a file's name may not be as long as REF.
 """
 
 import asyncio
@@ -23,41 +23,41 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
-from activities.attempt import BEAT_S, Attempt, check
+from activities.attempt import BEAT_S, Attempt, raise_if_stopped
 from activities.bucket.keys import UploadRef
 from activities.bucket.records import UploadRecord
 from activities.bucket.storage import Bucket
 from activities.errors import ObjectMissing, ShareFull, SourceAltered, SourceMissing
 
 IDLE_S = 60
-"""A tiled page that no attempt has been at for so long may be nobody's: then its run is asked. It is as long as Temporal waits at most
-before the next attempt, so that an outage costs few questions."""
+"""A tiled page that no attempt has used for so long may not be needed any more, so its run is asked. Temporal waits no longer than this
+before the next attempt. So even during an outage of the bucket, runs are seldom asked."""
 
 SHARE_BEATS = 10
-"""So often a page that waits for room in its own upload's share beats before it gives its render slot back."""
+"""A page that waits because its upload has its full share gives its render slot back after so many heartbeats."""
 
 UNKNOWN_AGE_S = 24 * 60 * 60
-"""After so long goes what cannot be told whose it is."""
+"""A file whose upload is not known is removed at this age."""
 
 
 class ScratchInUse(RuntimeError):
-    """Another worker uses the directory."""
+    """Another worker uses the scratch directory."""
 
 
 class Scratch:
-    """The scratch of this host; removes what earlier processes left unfinished.
+    """The scratch of this host. Opening it removes the unfinished files of earlier processes.
 
     Args:
         directory: Made if absent.
-        limit_bytes: Pages wait to be tiled while the published ones take more.
-        limit_pages: Most pages that are being made, wait or are being uploaded.
-        share_pages: Most of them that may be of one upload.
+        limit_bytes: No further page is tiled while the published pages take more.
+        limit_pages: Most pages on the scratch: being tiled, waiting for their upload, or being uploaded.
+        share_pages: Most pages of one upload among them.
         clock: Seconds since 1970.
         beat_s: How often a page that waits for room beats.
 
     Raises:
         ScratchInUse: Another worker process uses the directory.
-        OSError: It cannot be written.
+        OSError: The directory cannot be written.
     """
 
     def __init__(
@@ -88,9 +88,9 @@ class Scratch:
             msg = f"another worker uses the scratch directory {directory}; give each its own SITELINK_SCRATCH_DIR"
             raise ScratchInUse(msg) from error
         self.host = _host_id(directory / "host")
-        self._fetching: dict[str, asyncio.Lock] = {}
-        self._users: dict[str, int] = {}
-        self._making: Counter[str] = Counter()
+        self._fetch_locks: dict[str, asyncio.Lock] = {}
+        self._source_users: dict[str, int] = {}
+        self._pages_being_made: Counter[str] = Counter()
         self._claims: Counter[str] = Counter()
         for path in (*self._sources.glob("*.part"), *self._pages.glob("*.part")):
             _remove(path)
@@ -101,56 +101,57 @@ class Scratch:
         self._lock.close()
 
     def clean(self) -> None:
-        """Removes what has long lain here for no upload that ``uploads`` knows; of those that it knows, the upload's run decides."""
+        """Removes old files that belong to no upload in ``uploads()``. The files of known uploads stay: their runs decide about them."""
         known = {path for paths in self.uploads().values() for path in paths}
         for path in (*self._pages.iterdir(), *self._sources.iterdir(), *self._refs.iterdir()):
-            if path not in known and path.name not in self._users and self._age_s(path) > UNKNOWN_AGE_S:
+            if path not in known and path.name not in self._source_users and self._age_s(path) > UNKNOWN_AGE_S:
                 _remove(path)
 
     def _age_s(self, path: Path) -> float:
-        """Since it was written, or an attempt left it."""
+        """Seconds since the file was written, or an attempt stopped using it."""
         try:
             return self._clock() - path.stat().st_mtime
-        except FileNotFoundError:  # uploaded meanwhile
+        except FileNotFoundError:  # it was uploaded and removed meanwhile
             return 0.0
 
     @asynccontextmanager
     async def source(self, ref: UploadRef, record: UploadRecord, bucket: Bucket, attempt: Attempt) -> AsyncIterator[Path]:
-        """The PDF of an upload on this host, fetched once and kept while used.
+        """Yields the path of an upload's PDF on this host. The PDF is fetched once, and stays while activities use it.
 
         Raises:
-            SourceMissing: The bucket answers and does not have it.
-            SourceAltered: What it gave is not what was accepted.
+            SourceMissing: The bucket answers, but has no such PDF.
+            SourceAltered: The fetched PDF is not the one that was accepted.
             BucketError: The bucket failed.
         """
-        name = f"{_digest(ref)}.pdf"
+        name = f"{_ref_digest(ref)}.pdf"
         path = self._sources / name
-        self._note(ref)
-        self._users[name] = self._users.get(name, 0) + 1
+        self._record_ref(ref)
+        self._source_users[name] = self._source_users.get(name, 0) + 1
         try:
-            async with _beating(self._fetching.setdefault(name, asyncio.Lock()), attempt.beat):
+            async with _hold_with_beats(self._fetch_locks.setdefault(name, asyncio.Lock()), attempt.beat):
                 if not path.exists() or path.stat().st_size != record.size_bytes:
                     await attempt.in_thread(lambda stop: _fetch(bucket, ref, record, path, stop), more_follows=True)
             yield path
         finally:
-            self._users[name] -= 1
-            if not self._users[name]:
-                del self._users[name]
-                self._fetching.pop(name, None)
+            self._source_users[name] -= 1
+            if not self._source_users[name]:
+                del self._source_users[name]
+                self._fetch_locks.pop(name, None)
 
     @asynccontextmanager
     async def room(self, ref: UploadRef, beat: Callable[[], None]) -> AsyncIterator[None]:
-        """Room for one more page, which is made meanwhile; waits until the pages are fewer, and take less, than the limits.
+        """Reserves room for one more page, which is made in the block. Waits, with heartbeats, while the scratch is over a limit.
 
-        Whoever waits holds a render slot. For room in its own upload's share it does so only for a while: then it is another's turn.
+        The caller holds a render slot while it waits. When the upload has its full share, the wait is short: the slot then goes to the page
+        of another upload.
 
-        It counts what waits for its upload, whatever that waits for: those that are to be tried again later are not being uploaded now,
-        and yet come back, all together if need be.
+        A page that waits for its upload counts, even if its next attempt is a minute away: after an outage of the bucket all attempts may
+        come back together.
 
         Raises:
-            ShareFull: The upload has had its share all the while.
+            ShareFull: The upload had its full share for ``SHARE_BEATS`` heartbeats.
         """
-        digest, beats = _digest(ref), 0
+        digest, beats = _ref_digest(ref), 0
         while (
             (has_share := self._page_count(digest) >= self._share_pages)
             or self._page_count() >= self._limit_pages
@@ -162,38 +163,38 @@ class Scratch:
                 raise ShareFull(msg)
             beat()
             await asyncio.sleep(self._beat_s)
-        self._making[digest] += 1
+        self._pages_being_made[digest] += 1
         try:
             yield
         finally:
-            self._making -= Counter([digest])  # keeps no zeros
+            self._pages_being_made -= Counter([digest])  # keeps no zeros
 
     def _page_count(self, digest: str = "") -> int:
-        """Of one upload, or of all."""
+        """The number of pages of the upload with this digest; of all uploads by default."""
         waiting = {path.name for path in self._pages.iterdir() if path.suffix != ".part"} - self._claims.keys()
-        names = (*waiting, *self._claims.elements(), *self._making.elements())
+        names = (*waiting, *self._claims.elements(), *self._pages_being_made.elements())
         return sum(name.startswith(digest) for name in names)
 
     def _published_bytes(self) -> int:
         total = 0
         for directory, _, names in os.walk(self._pages):
             for name in names:
-                with suppress(FileNotFoundError):  # uploaded meanwhile
+                with suppress(FileNotFoundError):  # it was uploaded and removed meanwhile
                     total += Path(directory, name).stat().st_size
         return total
 
     def new_page(self, ref: UploadRef, sheet: int) -> Path:
-        """An empty directory that is not published yet; ``sheet`` is 1-based."""
-        self._note(ref)
-        path = self._pages / f"{_digest(ref)}-{sheet}-{secrets.token_hex(6)}.part"
+        """Makes an empty directory for a page, not published yet; ``sheet`` is 1-based."""
+        self._record_ref(ref)
+        path = self._pages / f"{_ref_digest(ref)}-{sheet}-{secrets.token_hex(6)}.part"
         path.mkdir()
         return path
 
-    def _note(self, ref: UploadRef) -> None:
-        (self._refs / _digest(ref)).write_text(str(ref))
+    def _record_ref(self, ref: UploadRef) -> None:
+        (self._refs / _ref_digest(ref)).write_text(str(ref))
 
     def publish(self, page: Path) -> str:
-        """Makes a finished page visible; returns its name."""
+        """Publishes a finished page; returns its name."""
         published = page.with_suffix("")
         page.rename(published)
         self._touch(published)
@@ -204,8 +205,8 @@ class Scratch:
         return self._pages / Path(name).name
 
     @contextmanager
-    def claimed(self, name: str) -> Iterator[Path]:
-        """``page``, while an attempt is at it."""
+    def claim_page(self, name: str) -> Iterator[Path]:
+        """Yields the directory of a published page, and keeps other attempts from removing it until the block ends."""
         page = self.page(name)
         self._claims[page.name] += 1
         try:
@@ -217,50 +218,53 @@ class Scratch:
             self._touch(page)
 
     def _touch(self, page: Path) -> None:
-        with suppress(FileNotFoundError):  # uploaded meanwhile
+        with suppress(FileNotFoundError):  # it was uploaded and removed meanwhile
             os.utime(page, times=(self._clock(), self._clock()))
 
     def idle_pages(self, ref: UploadRef) -> list[Path]:
-        """Published pages of an upload that no attempt has been at for ``IDLE_S`` seconds."""
-        pages = (path for path in self._pages.glob(f"{_digest(ref)}-*") if path.suffix != ".part")
+        """The published pages of an upload that no attempt has used for ``IDLE_S`` seconds."""
+        pages = (path for path in self._pages.glob(f"{_ref_digest(ref)}-*") if path.suffix != ".part")
         return [path for path in pages if path.name not in self._claims and self._age_s(path) > IDLE_S]
 
     @property
     def has_pages(self) -> bool:
-        """Whether tiled pages still wait to be uploaded."""
+        """Whether any page is on the scratch."""
         return any(self._pages.iterdir())
 
     def remove(self, page: Path) -> None:
-        """Removes a page, published or not, unless another attempt is at it, too."""
+        """Removes a page, published or not, unless another attempt uses it, too."""
         if self._claims[page.name] <= 1:
             _remove(page)
 
     def discard(self, ref: UploadRef) -> None:
         """Removes the pages of an upload, and its PDF unless an activity uses it."""
-        digest = _digest(ref)
-        sources = () if f"{digest}.pdf" in self._users else self._sources.glob(f"{digest}.*")
+        digest = _ref_digest(ref)
+        sources = () if f"{digest}.pdf" in self._source_users else self._sources.glob(f"{digest}.*")
         for path in (*sources, *self._pages.glob(f"{digest}-*"), self._refs / digest):
             _remove(path)
 
     def uploads(self) -> dict[UploadRef, list[Path]]:
-        """What lies here of which upload, published or not."""
+        """The files of each known upload: its PDF, its pages, published or not, and the file that holds its REF."""
         found = {}
-        for note in self._refs.iterdir():
-            with suppress(FileNotFoundError, ValueError):  # discarded meanwhile, or a killed worker was writing it
-                paths = [*self._sources.glob(f"{note.name}.*"), *self._pages.glob(f"{note.name}-*"), note]
-                found[UploadRef.parse(note.read_text())] = paths
+        for ref_file in self._refs.iterdir():
+            with suppress(
+                FileNotFoundError, ValueError
+            ):  # it was removed meanwhile, or is incomplete: a worker was killed while it wrote it
+                digest = ref_file.name
+                paths = [*self._sources.glob(f"{digest}.*"), *self._pages.glob(f"{digest}-*"), ref_file]
+                found[UploadRef.parse(ref_file.read_text())] = paths
         return found
 
     def remove_unused(self, paths: Iterable[Path]) -> None:
-        """Removes some of ``uploads``, but no PDF that an activity uses."""
+        """Removes files that ``uploads()`` returned, except a PDF that an activity uses."""
         for path in paths:
-            if path.name not in self._users:
+            if path.name not in self._source_users:
                 _remove(path)
 
 
 @asynccontextmanager
-async def _beating(lock: asyncio.Lock, beat: Callable[[], None]) -> AsyncIterator[None]:
-    """The lock, waited for with heartbeats."""
+async def _hold_with_beats(lock: asyncio.Lock, beat: Callable[[], None]) -> AsyncIterator[None]:
+    """Holds the lock during the block; sends heartbeats while it waits for the lock."""
     while True:
         try:
             async with asyncio.timeout(BEAT_S):
@@ -280,7 +284,7 @@ def _fetch(bucket: Bucket, ref: UploadRef, record: UploadRecord, path: Path, sto
         digest = hashlib.sha256()
         with part.open("wb") as file:
             for chunk in bucket.chunks(ref.source):
-                check(stop)
+                raise_if_stopped(stop)
                 digest.update(chunk)
                 file.write(chunk)
         if digest.hexdigest() != record.sha256:
@@ -302,7 +306,7 @@ def _host_id(path: Path) -> str:
     return path.read_text().strip()
 
 
-def _digest(ref: UploadRef) -> str:
+def _ref_digest(ref: UploadRef) -> str:
     return hashlib.sha256(str(ref).encode()).hexdigest()[:16]
 
 

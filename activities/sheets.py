@@ -1,4 +1,4 @@
-"""``tile_page`` and ``upload_page``: one page of the PDF becomes one sheet in the bucket."""
+"""``tile_page``, ``upload_page``, ``discard_scratch``: one page of the PDF becomes one sheet in the bucket."""
 
 import asyncio
 import hashlib
@@ -10,12 +10,12 @@ from pathlib import Path
 
 from temporalio import activity
 
-from activities.attempt import Attempt, check
+from activities.attempt import Attempt, raise_if_stopped
 from activities.bucket.dzi import Pyramid, tile_name
 from activities.bucket.keys import UploadRef
 from activities.bucket.listing import Listing
 from activities.bucket.records import SheetRecord, bounded_notes, tiles_digest, to_json
-from activities.bucket.storage import Bucket, ObjectInfo, not_written
+from activities.bucket.storage import Bucket, ObjectInfo, not_written_error
 from activities.bucket.uploads import UploadStore
 from activities.errors import TilesMissing
 from activities.host import Host
@@ -24,8 +24,8 @@ from activities.render.attempt import RenderAttempt
 from activities.render.tilezip import THUMBNAIL, TILES, TileZip
 from activities.threads import turn_of
 
-CHUNK = 32
-"""Tiles that one thread writes before another sheet gets its turn."""
+CHUNK_TILES = 32
+"""Tiles that a thread writes before another sheet gets its turn."""
 
 
 class SheetActivities(UploadActivities):
@@ -55,7 +55,7 @@ class SheetActivities(UploadActivities):
         """See ``UploadActivities.upload_page``."""
         attempt = Attempt()
         host, turn = self._host, turn_of(UploadRef.parse(args.ref))
-        with attempt.named_errors(), host.scratch.claimed(args.tiled.scratch) as page:
+        with attempt.named_errors(), host.scratch.claim_page(args.tiled.scratch) as page:
             try:
                 record: SheetRecord = await attempt.in_thread(
                     lambda stop: self._upload(args, page, stop), submit=partial(host.uploads.submit, turn)
@@ -83,11 +83,11 @@ class SheetActivities(UploadActivities):
             except FileNotFoundError as error:
                 msg = f"no thumbnail in {page.name}"
                 raise TilesMissing(msg) from error
-            bucket.remove_unfinished(ref.sheet_prefix(number))  # of an attempt whose worker was killed
-            # Tiles that an earlier attempt has written, or a repair has left, need not be written again. A new sheet has none.
-            listing = Listing.of(bucket, ref, number)
+            bucket.remove_unfinished(ref.sheet_prefix(number))  # left by an attempt whose worker was killed
+            # Tiles that an earlier attempt wrote, or that a repair kept, need not be written again. A new sheet has no such tiles.
+            listing = Listing.fetch(bucket, ref, number)
             if listing.descriptor is not None and bucket.get(ref.descriptor(number)).body != descriptor:
-                self._store.uncommit(ref, number)  # the sheet had another size: first of all, for its tiles go
+                self._store.uncommit(ref, number)  # first, because the sheet had another size, and its old tiles are removed
             bucket.put(ref.thumbnail(number), thumbnail)
             prefix = ref.tiles_prefix(number)
             turn = turn_of(ref, str(number))
@@ -120,39 +120,39 @@ class SheetActivities(UploadActivities):
         body = to_json(record)
         bucket.put(ref.sheet_record(number), body)
         bucket.sync()
-        check(stop)
+        raise_if_stopped(stop)
         if not bucket.answers_prove_writes:
-            listing = Listing.of(bucket, ref, number)
+            listing = Listing.fetch(bucket, ref, number)
             _prove(listing, lines, len(thumbnail), len(body))
-            check(stop)
-        bucket.delete(listing.surplus(ref, pyramid))  # tiles that the sheet had in another size
+            raise_if_stopped(stop)
+        bucket.delete(listing.surplus(ref, pyramid))  # old tiles, if the sheet had another size
         self._store.commit(ref, number, descriptor)
         return record
 
 
 def _prove(listing: Listing, lines: list[tuple[str, int, str]], thumbnail_bytes: int, record_bytes: int) -> None:
-    """Compares what the bucket has of a sheet with what was sent: the answer to a write is no proof of it.
+    """Compares a sheet's objects in the bucket with those that were sent, because the answer to a write does not prove the write.
 
     Args:
-        listing: Taken after the last write.
-        lines: Name, size and md5 of each tile.
+        listing: The sheet's objects in the bucket, listed after the last write.
+        lines: Name, size and MD5 of each tile that was sent.
         thumbnail_bytes: Size of the thumbnail.
         record_bytes: Size of ``sheet.json``.
 
     Raises:
-        StorageUnavailable: Something is not there as it was sent.
+        StorageUnavailable: An object is missing, or is not as it was sent.
     """
     tiles = listing.tiles
     lost = [name for name, size, _ in lines if name not in tiles or tiles[name].size != size]
-    # An encrypted object's ETag (SSE-KMS) only looks like an MD5: then no ETag matches. So a mismatch counts only where another matches.
+    # The ETag of an encrypted object (SSE-KMS) looks like an MD5 but is none. So ETags count only if at least one is its tile's MD5.
     md5s = {name for name, _, md5 in lines if name in tiles and _has_md5(tiles[name], md5)}
     if md5s and not lost:
         lost = [name for name, _, _ in lines if name not in md5s]
     if lost:
-        raise not_written(f"{len(lost):,} of {len(lines):,} tiles of sheet {listing.number:,}, the first of them {lost[0]}")
+        raise not_written_error(f"{len(lost):,} of {len(lines):,} tiles of sheet {listing.number:,}, the first of them {lost[0]}")
     for name, info, size in (("thumbnail.jpeg", listing.thumbnail, thumbnail_bytes), ("sheet.json", listing.record, record_bytes)):
         if info is None or info.size != size:
-            raise not_written(f"{name} of sheet {listing.number:,}")
+            raise not_written_error(f"{name} of sheet {listing.number:,}")
 
 
 def _has_md5(info: ObjectInfo, md5: str) -> bool:
@@ -161,8 +161,8 @@ def _has_md5(info: ObjectInfo, md5: str) -> bool:
 
 def _chunks(pyramid: Pyramid) -> Iterator[list[tuple[int, int, int]]]:
     tiles = list(pyramid.tiles())
-    for start in range(0, len(tiles), CHUNK):
-        yield tiles[start : start + CHUNK]
+    for start in range(0, len(tiles), CHUNK_TILES):
+        yield tiles[start : start + CHUNK_TILES]
 
 
 def _put_tiles(
@@ -171,17 +171,17 @@ def _put_tiles(
     pyramid: Pyramid,
     tiles: TileZip,
     chunk: list[tuple[int, int, int]],
-    there: Mapping[str, ObjectInfo],
+    stored: Mapping[str, ObjectInfo],
     stop: threading.Event,
 ) -> list[tuple[str, int, str]]:
-    """Writes some tiles, unless they are there already; returns name, size and md5 of each."""
+    """Writes the tiles of a chunk that are not in the bucket already; returns name, size and MD5 of each tile of the chunk."""
     lines = []
     for level, column, row in chunk:
-        check(stop)
+        raise_if_stopped(stop)
         name = tile_name(level, column, row)
         body = tiles.read(name) if name in tiles.names else tiles.blank(*pyramid.tile_rectangle(level, column, row)[2:])
         md5 = hashlib.md5(body, usedforsecurity=False).hexdigest()
-        info = there.get(name)
+        info = stored.get(name)
         if info is None or info.size != len(body) or not _has_md5(info, md5):
             bucket.put(prefix + name, body)
         lines.append((name, len(body), md5))

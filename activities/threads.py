@@ -1,4 +1,4 @@
-"""Threads that serve their callers in turn: a caller with much to do does not stand before one with little."""
+"""Threads that serve uploads in turn, so that a large upload does not hold up a small one."""
 
 import threading
 from collections import deque
@@ -13,11 +13,12 @@ from activities.bucket.keys import UploadRef
 S = TypeVar("S")
 T = TypeVar("T")
 
-Key = tuple[str, ...]
+Turn = tuple[str, ...]
+"""Whose turn a call waits for: organizations take turns, then the uploads of one organization, then the parts of one upload."""
 
 
-def turn_of(ref: UploadRef, part: str = "") -> Key:
-    """The key of work for an upload: organizations take turns, then the uploads of one, then the parts of one upload."""
+def turn_of(ref: UploadRef, part: str = "") -> Turn:
+    """The turn of work for an upload, or for a part of an upload, such as a sheet."""
     return (ref.organization, str(ref), part)
 
 
@@ -25,14 +26,14 @@ class FairThreads:
     """A fixed number of threads; a context manager that waits for them at its end.
 
     Args:
-        threads: So many calls run at once.
-        name: How the threads' names begin.
+        threads: How many calls run at once.
+        name: The beginning of the threads' names.
     """
 
     def __init__(self, threads: int, name: str) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
         self._mutex = threading.Lock()
-        self._waiting = _Turns()
+        self._waiting = _QueueTree()
 
     def __enter__(self) -> Self:
         return self
@@ -40,24 +41,24 @@ class FairThreads:
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown()
 
-    def submit(self, key: Key, work: Callable[..., T], *args: object) -> Future[T]:
-        """Has ``work(*args)`` done when it is the key's turn; until then the future can be cancelled.
+    def submit(self, turn: Turn, work: Callable[..., T], *args: object) -> Future[T]:
+        """Runs ``work(*args)`` in a thread when its turn comes. Until then the future can be cancelled.
 
         Args:
-            key: At each of its levels those that have work waiting take turns, however much each has. One key is served in order.
-            work: Blocks.
-            args: Its arguments.
+            turn: Calls of the same turn run in order.
+            work: A function that blocks.
+            args: The arguments of ``work``.
         """
         future: Future[T] = Future()
         with self._mutex:
-            # In the caller's context, as asyncio.to_thread does it: log lines show what they are about.
-            self._waiting.add(key, (future, partial(copy_context().run, work, *args)))
-        self._pool.submit(self._do_next)
+            # As with asyncio.to_thread, the call runs in the caller's context, so that its log lines show the upload.
+            self._waiting.add(turn, (future, partial(copy_context().run, work, *args)))
+        self._pool.submit(self._run_next)
         return future
 
-    def map(self, key: Key, work: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
-        """The results in order; when one raises, work that has not begun is dropped."""
-        futures = [self.submit(key, work, item) for item in items]
+    def map(self, turn: Turn, work: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
+        """Runs ``work`` on each item; yields the results in order. When one call raises, the calls that have not begun are dropped."""
+        futures = [self.submit(turn, work, item) for item in items]
         try:
             for future in futures:
                 yield future.result()
@@ -65,7 +66,7 @@ class FairThreads:
             for future in futures:
                 future.cancel()
 
-    def _do_next(self) -> None:
+    def _run_next(self) -> None:
         with self._mutex:
             future, work = self._waiting.take()
         if not future.set_running_or_notify_cancel():
@@ -78,19 +79,19 @@ class FairThreads:
             future.set_result(result)
 
 
-class _Turns:
-    """A tree of queues; the children of each node take turns."""
+class _QueueTree:
+    """A tree of queues: the children of each node take turns, however many items each of them has."""
 
     def __init__(self) -> None:
         self._items: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
-        self._children: dict[str, _Turns] = {}
+        self._children: dict[str, _QueueTree] = {}
 
     def __bool__(self) -> bool:
         return bool(self._items or self._children)
 
-    def add(self, key: Key, item: tuple[Future[Any], Callable[[], Any]]) -> None:
-        if key:
-            self._children.setdefault(key[0], _Turns()).add(key[1:], item)
+    def add(self, turn: Turn, item: tuple[Future[Any], Callable[[], Any]]) -> None:
+        if turn:
+            self._children.setdefault(turn[0], _QueueTree()).add(turn[1:], item)
         else:
             self._items.append(item)
 
@@ -101,5 +102,5 @@ class _Turns:
         child = self._children.pop(name)
         item = child.take()
         if child:
-            self._children[name] = child  # behind the others
+            self._children[name] = child  # at the end: its siblings are next
         return item

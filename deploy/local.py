@@ -4,9 +4,9 @@
 
 Oddities, on purpose:
 
-1. Everything is started in a process group of its own, so that Ctrl-C in the terminal reaches only this process and ``sitelink``.
-2. A second Ctrl-C just leaves: the guards of the processes see that and kill them (``deploy.process``).
-3. A second start on the same data directory starts nothing: it says where the first one is, and hands it the plan.
+1. Each process of the stack has its own process group, so that Ctrl-C in the terminal reaches only this process and ``sitelink``.
+2. After a second Ctrl-C this process exits at once. The guards of the other processes notice it and kill them (``deploy.process``).
+3. A second start on the same data directory starts no stack. It shows the addresses of the running stack, and sends it the plan.
 """
 
 # ruff: noqa: S603 - the programs are our own
@@ -45,44 +45,44 @@ COMPLETE, FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
 
 READY_LIMIT_S = 60
 ATTACH_LIMIT_S = 90
-"""How long to wait for another stack to have started, or stopped."""
+"""How long to wait until another stack has started or stopped."""
 GRACE_S = 30
-"""How long the tile worker may take to finish the pages at hand."""
-QUICK_S = 10
-"""How long the other processes may take, which have nothing to finish."""
+"""How long the tile worker may take to finish the pages that are being tiled or uploaded."""
+QUICK_GRACE_S = 10
+"""How long the other processes may take to end. They have no pages to finish."""
 
-WATCH_S = 0.2
+CHECK_INTERVAL_S = 0.2
 FIRST_DELAY_S, LONGEST_DELAY_S = 0.5, 30.0
 HEALTHY_S = 60
-"""A process that ran for so long starts again without delay."""
+"""A process that ended after a longer run is started again without delay."""
 
 TERMINAL_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-LOCK_S = 1.0
-"""How long to try to get the lock: a process that asks whether a stack runs holds it for a moment."""
+LOCK_TIMEOUT_S = 1.0
+"""How long to try to get the lock. A process that checks whether a stack runs holds the lock for a moment."""
 
-SECOND_THOUGHT_S = 1.0
-"""Signals within that time count as one: ``timeout`` and ``make`` both pass on the signal that they get."""
+SAME_SIGNAL_S = 1.0
+"""Signals within this time count as one, because ``timeout`` and ``make`` both pass on the same signal."""
 
 Say = Callable[[str], None]
 
 
 class StackInUse(Exception):
-    """Another stack runs on the data directory, or starts or stops there."""
+    """Another stack runs, starts or stops on the data directory."""
 
 
 class StackFailed(Exception):
-    """A process of the stack did not start; the message has the end of its log."""
+    """A process of the stack did not start. The message has the end of its log."""
 
 
 @dataclass
-class _Watch:
-    """The supervisor's notes on a process."""
+class _Supervision:
+    """The supervisor's state of one process."""
 
     started_at: float = 0.0
     delay_s: float = FIRST_DELAY_S
     start_at: float | None = None
-    """When the process is started again; None unless it has ended."""
-    wanted: bool = False
+    """When an ended process is started again; None while it runs."""
+    is_wanted: bool = False
     """Whether the process should run."""
 
 
@@ -90,12 +90,12 @@ class Stack:
     """The whole of SiteLink on one data directory.
 
     Args:
-        data_dir: Bucket, database, scratch, logs and the addresses in use.
-        environ: Settings for the processes; default: this process's environment. Data directory, addresses and ports are set here.
-        port: Of the API; a free one when it is 0 or taken.
-        temporal_ports: Of the Temporal server and its UI, likewise.
-        dynamic_config: Settings of the Temporal server besides ours, as JSON values.
-        say: Gets a sentence about anything that takes time, or happens to a process.
+        data_dir: Holds the bucket, the database, the scratch, the logs and the addresses in use.
+        environ: Settings for the processes; default: the environment of this process. The stack sets data directory, addresses and ports.
+        port: The API's port. A free port is taken when it is 0 or in use.
+        temporal_ports: The ports of the Temporal server and its UI, likewise.
+        dynamic_config: Further dynamic settings of the Temporal server, as JSON values.
+        say: Called with a sentence when a step takes time, or when a process has ended.
     """
 
     def __init__(
@@ -117,36 +117,36 @@ class Stack:
         self._temporal: TemporalServer | None = None
         self._lock_file: IO[str] | None = None
         self._claims: list[socket.socket] = []
-        self._watches: dict[str, _Watch] = {}
+        self._supervisions: dict[str, _Supervision] = {}
         self._mutex = threading.RLock()
         self._stopping = threading.Event()
         self._supervisor: threading.Thread | None = None
         self.api_url = ""
-        """Known once the stack has started, as are the two addresses below."""
+        """This and the two addresses below are known once the stack has started."""
         self.temporal_address = ""
         self.temporal_ui_url = ""
 
     @property
     def addresses(self) -> StackAddresses:
-        """Where the stack answers."""
+        """The addresses of the stack."""
         return StackAddresses(self.api_url, self.temporal_address, self.temporal_ui_url)
 
     def start(self) -> None:
-        """Starts everything and returns when it answers.
+        """Starts all processes; returns when the API is ready.
 
         Raises:
             StackInUse: Another stack runs on the data directory.
             NoTemporal: There is no Temporal server to run.
-            StackFailed: Something did not start.
+            StackFailed: A process did not start.
             OSError: The data directory cannot be used.
         """
         self._lock()
         try:
             self._stopping.clear()
-            self.forget_addresses()  # a stack that was killed has left its own
+            self.forget_addresses()  # a stack that was killed has left its addresses
             self._say("Starting Temporal, the workers and the API ...")
             self._start_temporal()
-            self._start_ours()
+            self._start_programs()
             self._wait_until_ready()
             self.addresses.write(self.data_dir)
         except BaseException:
@@ -156,10 +156,10 @@ class Stack:
         self._supervisor.start()
 
     def stop(self, grace_s: float = GRACE_S) -> None:
-        """Stops everything, each process after the ones that need it: the tile worker's last tiles are uploaded only while workflows run.
+        """Stops all processes, each one after those that need it. The tile worker is first: its last uploads need the workflow worker.
 
         Args:
-            grace_s: Seconds that the tile worker may take to finish.
+            grace_s: Seconds that the tile worker may take to end.
         """
         self._stopping.set()
         if self._supervisor is not None:
@@ -167,7 +167,7 @@ class Stack:
             self._supervisor = None
         self.forget_addresses()
         self._stop_processes(grace_s, "worker-tile")
-        self._stop_processes(min(grace_s, QUICK_S), "r2-events", "worker-workflow", "api")
+        self._stop_processes(min(grace_s, QUICK_GRACE_S), "r2-events", "worker-workflow", "api")
         if self._temporal is not None:
             self._temporal.stop()
         while self._claims:
@@ -193,24 +193,24 @@ class Stack:
             process.kill()
 
     def kill(self, name: str) -> None:
-        """Kills a process and its group at once; it stays away until ``start_process``."""
+        """Kills a process and its group at once. It is not started again before ``start_process``."""
         with self._mutex:
-            self._watches[name].wanted = False
+            self._supervisions[name].is_wanted = False
             self.processes[name].kill()
 
     def start_process(self, name: str) -> None:
-        """Starts a process that was killed, with the same settings; Temporal answers when this returns."""
+        """Starts a process, or starts it again with the same settings. The Temporal server answers when this returns."""
         with self._mutex:
             if name == "temporal" and self._temporal is not None:
                 self._temporal.start()
             else:
                 self.processes[name].start()
-            self._watches[name] = _Watch(started_at=time.monotonic(), wanted=True)
+            self._supervisions[name] = _Supervision(started_at=time.monotonic(), is_wanted=True)
 
     def _lock(self) -> None:
         self.data_dir.mkdir(parents=True, exist_ok=True)
         lock_file = (self.data_dir / LOCK).open("w")
-        deadline = time.monotonic() + LOCK_S
+        deadline = time.monotonic() + LOCK_TIMEOUT_S
         while True:
             try:
                 fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -242,11 +242,11 @@ class Stack:
         except TemporalFailed as error:
             raise StackFailed(str(error)) from error
 
-    def _start_ours(self) -> None:
+    def _start_programs(self) -> None:
         host = self._environ.get("SITELINK_HOST") or "127.0.0.1"
         port = self._take_port(self._port, host)
         self.api_url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-        # A profile or a key for some other Temporal must not reach the processes of this one.
+        # Settings for another Temporal server, such as a profile or a key, must not reach these processes.
         environ = {name: value for name, value in self._environ.items() if not name.startswith("TEMPORAL_")} | {
             "SITELINK_DATA_DIR": str(self.data_dir),
             "SITELINK_PORT": str(port),
@@ -255,10 +255,10 @@ class Stack:
             "TEMPORAL_CONFIG_FILE": os.devnull,
             "PYTHONUNBUFFERED": "1",
         }
-        ours = [("worker-workflow", ("worker", "workflow")), ("worker-tile", ("worker", "tile")), ("api", ("api",))]
+        programs = [("worker-workflow", ("worker", "workflow")), ("worker-tile", ("worker", "tile")), ("api", ("api",))]
         if PullSettings.from_env(environ) is not None:
-            ours.append(("r2-events", ("api", "events")))
-        for name, module in ours:
+            programs.append(("r2-events", ("api", "events")))
+        for name, module in programs:
             self.processes[name] = Process([sys.executable, "-m", *module], log=self._new_log(name), environ=environ)
             self.start_process(name)
 
@@ -269,7 +269,7 @@ class Stack:
         return port
 
     def _new_log(self, name: str) -> Path:
-        """The log's path; the log of the run before is kept beside it."""
+        """The path of a process's log. Keeps the log of the previous start beside it."""
         log = self.logs / f"{name}.log"
         with suppress(FileNotFoundError):
             log.replace(self.logs / f"{name}.before.log")
@@ -278,7 +278,7 @@ class Stack:
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + READY_LIMIT_S
         opener = build_opener(ProxyHandler({}))
-        said = ""
+        last_answer = ""
         while time.monotonic() < deadline:
             for name, process in self.processes.items():
                 if not process.is_running:
@@ -289,33 +289,33 @@ class Stack:
                     return
             except HTTPError as error:
                 with error:
-                    said = error.read(500).decode("utf-8", "replace")
+                    last_answer = error.read(500).decode("utf-8", "replace")
             except OSError:
                 pass
             time.sleep(0.05)
         api = self.processes["api"]
-        msg = f"the API is not ready after {READY_LIMIT_S} s. {said}\nThe end of {api.log}:\n{api.tail()}"
+        msg = f"the API is not ready after {READY_LIMIT_S} s. {last_answer}\nThe end of {api.log}:\n{api.tail()}"
         raise StackFailed(msg)
 
     def _supervise(self) -> None:
-        while not self._stopping.wait(WATCH_S):
+        while not self._stopping.wait(CHECK_INTERVAL_S):
             for name in self.processes:
                 with self._mutex:
-                    self._look_after(name)
+                    self._restart_if_ended(name)
 
-    def _look_after(self, name: str) -> None:
-        process, watch, now = self.processes[name], self._watches[name], time.monotonic()
-        if not watch.wanted or process.is_running:
+    def _restart_if_ended(self, name: str) -> None:
+        process, supervision, now = self.processes[name], self._supervisions[name], time.monotonic()
+        if not supervision.is_wanted or process.is_running:
             return
-        if watch.start_at is None:
+        if supervision.start_at is None:
             code = process.kill()
-            delay_s = 0.0 if now - watch.started_at > HEALTHY_S else watch.delay_s
-            watch.start_at = now + delay_s
-            watch.delay_s = FIRST_DELAY_S if not delay_s else min(LONGEST_DELAY_S, delay_s * 2)
+            delay_s = 0.0 if now - supervision.started_at > HEALTHY_S else supervision.delay_s
+            supervision.start_at = now + delay_s
+            supervision.delay_s = FIRST_DELAY_S if not delay_s else min(LONGEST_DELAY_S, delay_s * 2)
             how = f"by signal {-code}" if code and code < 0 else f"with exit code {code}"
             self._say(f"{name} ended {how}; it starts again in {delay_s:g} s. Its log: {process.log}")
-        elif now >= watch.start_at:
-            watch.start_at, watch.started_at = None, now
+        elif now >= supervision.start_at:
+            supervision.start_at, supervision.started_at = None, now
             try:
                 process.start()
             except OSError as error:
@@ -330,7 +330,7 @@ def main(argv: list[str]) -> int:
 
     Returns:
         0 when the upload is complete, 1 when it is not or the stack failed, 2 for wrong use, 130 when interrupted before the end;
-        for a plan that goes to a stack that runs already, the exit code of ``sitelink upload``.
+        if a stack runs already and gets the plan, the exit code of ``sitelink upload``.
     """
     parser = argparse.ArgumentParser(prog="python -m deploy.local", description="Runs SiteLink on this machine and processes a plan.")
     parser.add_argument("--pdf", type=Path, help="the plan; default: a small sample")
@@ -341,7 +341,7 @@ def main(argv: list[str]) -> int:
     data_dir = Path(arguments.data_dir or environ.get("SITELINK_DATA_DIR") or "var").absolute()
     environ["SITELINK_DATA_DIR"] = str(data_dir)
     try:
-        port = _checked(environ, data_dir)
+        port = _check_settings(environ, data_dir)
         if arguments.pdf is not None:
             with arguments.pdf.open("rb"):
                 pass
@@ -356,11 +356,11 @@ def main(argv: list[str]) -> int:
     return _Session(stack, environ, arguments.pdf, once=arguments.once).run()
 
 
-def _checked(environ: Mapping[str, str], data_dir: Path) -> int:
-    """Reads all settings, as the processes will do, and returns the API's port.
+def _check_settings(environ: Mapping[str, str], data_dir: Path) -> int:
+    """Reads all settings as the processes will read them. Returns the API's port.
 
     Raises:
-        ValueError: One of them cannot be used.
+        ValueError: A setting cannot be used.
         SiteLinkError: The bucket cannot be used.
     """
     settings = ApiSettings.from_env(environ)
@@ -368,8 +368,8 @@ def _checked(environ: Mapping[str, str], data_dir: Path) -> int:
     PullSettings.from_env(environ)
     log_format(environ)
     Bucket(settings.bucket)
-    is_ours = is_locked(data_dir)
-    if environ.get("SITELINK_PORT") and settings.port and not is_ours and not is_free(settings.port, settings.host):
+    has_stack = is_locked(data_dir)  # then this stack may be the program that listens on the port
+    if environ.get("SITELINK_PORT") and settings.port and not has_stack and not is_free(settings.port, settings.host):
         msg = f"SITELINK_PORT is {settings.port}, and another program listens there. SITELINK_PORT=0 picks a free one"
         raise ValueError(msg)
     return settings.port
@@ -379,10 +379,10 @@ class _Session:
     """One ``make run``.
 
     Args:
-        stack: Not yet started.
-        environ: For the command line.
+        stack: The stack, not started yet.
+        environ: The environment of the command line ``sitelink``.
         pdf: The plan; None for the sample.
-        once: Stop when the upload ends.
+        once: Whether to stop when the upload ends.
     """
 
     def __init__(self, stack: Stack, environ: Mapping[str, str], pdf: Path | None, *, once: bool) -> None:
@@ -390,7 +390,7 @@ class _Session:
         self._signalled_at: float | None = None
 
     def run(self) -> int:
-        """Returns the exit code."""
+        """Runs the stack, or hands the plan to the one that runs; returns the exit code."""
         for number in TERMINAL_SIGNALS:
             signal.signal(number, self._on_signal)
         try:
@@ -410,10 +410,10 @@ class _Session:
     def _run_stack(self) -> int:
         outcome = INTERRUPTED
         try:
-            begun = time.monotonic()
+            started_at = time.monotonic()
             self._stack.start()
-            _say(f"Ready after {time.monotonic() - begun:.1f} s.\n")
-            self._introduce(self._stack.addresses)
+            _say(f"Ready after {time.monotonic() - started_at:.1f} s.\n")
+            self._print_addresses(self._stack.addresses)
             code = self._upload(self._stack.addresses)
             if self._once:
                 outcome = code
@@ -423,9 +423,9 @@ class _Session:
                 while True:
                     signal.pause()
         except KeyboardInterrupt:
-            _say(f"\nStopping: the pages at hand are finished first, at most {GRACE_S} s; Ctrl-C again stops at once.")
+            _say(f"\nStopping: the pages in progress are finished first, which takes at most {GRACE_S} s. Ctrl-C again stops at once.")
             if outcome == INTERRUPTED:
-                _say("What was not finished goes on with the next start on the same data directory.")
+                _say("Unfinished uploads go on after the next start on the same data directory.")
         except (StackFailed, NoTemporal, OSError) as error:
             _complain(str(error))
             return FAILED
@@ -435,40 +435,40 @@ class _Session:
         return outcome
 
     def _wait_for_other(self, error: StackInUse) -> StackAddresses | None:
-        """Waits for the other stack: its addresses once it answers, None once it has stopped.
+        """Waits for the other stack: returns its addresses when it has started, or None when it has stopped.
 
         Raises:
             StackInUse: The other stack has neither started nor stopped in time.
         """
         deadline = time.monotonic() + ATTACH_LIMIT_S
-        said = False
+        has_said = False
         while is_locked(self._stack.data_dir):
             if addresses := StackAddresses.read(self._stack.data_dir):
                 return addresses
             if time.monotonic() > deadline:
                 raise error
-            if not said:
+            if not has_said:
                 _say(f"Another stack starts or stops on {self._stack.data_dir}; waiting for it ...")
-                said = True
-            time.sleep(WATCH_S)
+                has_said = True
+            time.sleep(CHECK_INTERVAL_S)
         return None
 
     def _attach(self, other: StackAddresses) -> int:
         """Hands the plan to a stack that runs already; returns the exit code."""
         _say(f"SiteLink already runs on {self._stack.data_dir}, with the settings it was started with.\n")
-        self._introduce(other)
+        self._print_addresses(other)
         if self._pdf is None and not self._once:
             _say("To give it a plan: make run PDF=plan.pdf")
             return COMPLETE
         return self._upload(other)
 
-    def _introduce(self, addresses: StackAddresses) -> None:
+    def _print_addresses(self, addresses: StackAddresses) -> None:
         _say(f"  Page         {addresses.api}/")
         _say(f"  Temporal UI  {addresses.temporal_ui}/")
         _say(f"  Logs         {self._stack.logs}\n")
 
     def _upload(self, addresses: StackAddresses) -> int:
-        """Sends the plan by the command line, in this terminal; returns its exit code."""
+        """Sends the plan by ``sitelink upload`` in this terminal; returns its exit code."""
         pdf = self._pdf
         if pdf is None:
             pdf = self._stack.data_dir / "sample-plan.pdf"
@@ -482,7 +482,7 @@ class _Session:
             return command.wait()
         finally:
             if command.poll() is None:
-                # In a terminal it got the same Ctrl-C, and says how to go on watching.
+                # In a terminal it has got the same Ctrl-C, and now says how to watch the upload again.
                 with suppress(subprocess.TimeoutExpired):
                     command.wait(0.5)
                 command.terminate()
@@ -497,7 +497,7 @@ class _Session:
         if self._signalled_at is None:
             self._signalled_at = now
             raise KeyboardInterrupt
-        if number == signal.SIGINT and now - self._signalled_at > SECOND_THOUGHT_S:
+        if number == signal.SIGINT and now - self._signalled_at > SAME_SIGNAL_S:
             self._leave()
 
     def _leave(self) -> NoReturn:
@@ -507,7 +507,7 @@ class _Session:
 
 
 def _say(text: str) -> None:
-    # The terminal may have been closed; the stack stops in order all the same.
+    # The terminal may be closed. The stack must then still be stopped in order.
     with suppress(OSError, ValueError):
         sys.stdout.write(text + "\n")
         sys.stdout.flush()
@@ -520,5 +520,5 @@ def _complain(text: str) -> None:
 
 
 if __name__ == "__main__":
-    os.umask(0o077)  # plans are nobody else's business; the processes that this starts inherit it
+    os.umask(0o077)  # no other user of this machine may read the plans; the processes of the stack inherit this
     sys.exit(main(sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""``python -m worker workflow`` or ``python -m worker tile``: one worker process of a role."""
+"""``python -m worker workflow`` or ``python -m worker tile``: runs one worker process."""
 
 import argparse
 import asyncio
@@ -37,9 +37,13 @@ async def _run(role: str, settings: WorkerSettings) -> None:
 
 
 def main() -> int:
-    """Runs until SIGTERM or SIGINT; returns the exit code: 0, 2 for wrong settings, 3 when Temporal is not reached."""
+    """Runs a worker until SIGTERM or SIGINT. Returns the exit code: 0; 2 for wrong settings; 3 when Temporal is not reached."""
     parser = argparse.ArgumentParser(prog="python -m worker", description="Runs one worker process.")
-    parser.add_argument("role", choices=("workflow", "tile"), help="workflow decides; tile renders, uploads and talks to the bucket")
+    parser.add_argument(
+        "role",
+        choices=("workflow", "tile"),
+        help="workflow runs the workflows; tile renders pages, uploads tiles and does all other work with the bucket",
+    )
     role = parser.parse_args().role
     try:
         set_up(os.environ)
@@ -61,9 +65,9 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    os.umask(0o077)  # plans are nobody else's business
+    os.umask(0o077)  # no other user of this machine may read the plans
     code = main()
     logging.shutdown()
     sys.stdout.flush()
-    # The client's native threads may abort the interpreter's own exit: https://github.com/temporalio/sdk-python/issues/300
+    # With a normal exit, the client's native threads may abort the process: https://github.com/temporalio/sdk-python/issues/300
     os._exit(code)

@@ -10,7 +10,7 @@ from temporalio.client import Client, WorkflowQueryFailedError
 from temporalio.service import RPCError
 from temporalio.worker import Worker
 
-from activities.attempt import beside
+from activities.attempt import background_task
 from activities.bucket.setup import BucketSetup
 from activities.bucket.storage import Bucket
 from activities.document import DocumentActivities
@@ -22,7 +22,7 @@ from activities.scratch import Scratch
 from activities.sheets import SheetActivities
 from activities.threads import FairThreads
 from worker.housekeeping import Housekeeping
-from worker.interceptor import AboutActivities
+from worker.interceptor import ActivityLogContext
 from worker.schedules import keep_schedules
 from worker.settings import WorkerSettings
 from workflows.delete import DeleteUpload
@@ -33,24 +33,24 @@ from workflows.upload import ProcessUpload
 logger = logging.getLogger(__name__)
 
 GRACE = timedelta(seconds=30)
-"""How long running work may take to end once a worker is told to stop; the rest is handed back to Temporal."""
+"""How long running activities may take to end after a worker is told to stop. Then they are cancelled, and Temporal retries them."""
 
 HEARTBEAT_THROTTLE = timedelta(seconds=1)
-"""How late a heartbeat may be sent, and so how late a cancellation arrives."""
+"""Longest delay of a heartbeat. A cancellation arrives with the answer to a heartbeat, so it is delayed by as much."""
 
 STORAGE_SLOTS = 16
 HOUSEKEEPING_SLOTS = 16
-"""More than there are cores, for housekeeping mostly waits: for a run to end, or for Temporal."""
+"""More than there are cores, because housekeeping mostly waits for a run to end, or for Temporal."""
 
-OWN_THREADS = 4
-"""Threads for the work on the scratch, which no slot bounds and no bucket delays."""
+SCRATCH_THREADS = 4
+"""Threads for work on the scratch. This work has no slots, and never waits for the bucket."""
 
 HOST_SLOTS = 1000
-"""Slots of a host's own queue: more than pages can wait on it. So a page that is not picked up in time means that the host is dead.
-A page that was picked up waits for a thread, with heartbeats."""
+"""Slots of a host's own queue: more than pages can wait in it. So the host is dead if it does not take a page in time. A page that it has
+taken waits for a thread, with heartbeats."""
 
-JANITOR_S = 60
-DRAIN_S = 0.2
+CLEAN_INTERVAL_S = 60
+DRAIN_INTERVAL_S = 0.2
 
 
 class Activities(DocumentActivities, SheetActivities, ReconcileActivities):
@@ -58,7 +58,7 @@ class Activities(DocumentActivities, SheetActivities, ReconcileActivities):
 
 
 def workflow_worker(client: Client) -> Worker:
-    """The worker of the role ``workflow``. It decides, and touches neither PDFs nor the bucket."""
+    """The worker of the role ``workflow``. It runs the workflows, and touches neither PDFs nor the bucket."""
     return Worker(
         client,
         task_queue=WORKFLOW_QUEUE,
@@ -69,26 +69,26 @@ def workflow_worker(client: Client) -> Worker:
 
 
 async def run_workflow_role(client: Client, stop: asyncio.Event) -> None:
-    """Runs the workflow worker until ``stop`` is set, and keeps the schedules in existence."""
-    async with workflow_worker(client), beside(keep_schedules(client)):
+    """Runs the workflow worker until ``stop`` is set. Meanwhile, creates schedules that are missing."""
+    async with workflow_worker(client), background_task(keep_schedules(client)):
         await stop.wait()
 
 
 async def run_tile_role(client: Client, settings: WorkerSettings, stop: asyncio.Event) -> None:
     """Runs the workers that render, upload and talk to the bucket until ``stop`` is set.
 
-    They stop in order: first they take no more pages and finish the pages at hand, then they upload the tiles on the scratch.
+    They stop in two steps: first the pages that are being tiled are finished, then the tiles on the scratch are uploaded.
 
     Raises:
         ScratchInUse: Another worker uses the scratch directory.
     """
-    share = settings.upload_slots + settings.render_slots  # enough sheets to keep both kinds of slots busy
-    scratch = Scratch(settings.scratch_directory, settings.scratch_limit_bytes, share + settings.upload_slots, share)
+    share_pages = settings.upload_slots + settings.render_slots  # enough pages of one upload to keep all slots busy
+    scratch = Scratch(settings.scratch_directory, settings.scratch_limit_bytes, share_pages + settings.upload_slots, share_pages)
     limits = ChildLimits(memory_bytes=settings.render_memory_bytes, cpu_s=settings.render_cpu_s, wall_s=settings.render_wall_s)
     children = ChildPool(settings.render_slots, limits)
-    # asyncio's own default is 6 threads on 2 cores, and our threads mostly wait for the bucket.
+    # asyncio's default, 6 threads on 2 cores, is too few, because the threads mostly wait for the bucket.
     asyncio.get_running_loop().set_default_executor(
-        ThreadPoolExecutor(settings.render_slots + STORAGE_SLOTS + HOUSEKEEPING_SLOTS + OWN_THREADS, thread_name_prefix="activity")
+        ThreadPoolExecutor(settings.render_slots + STORAGE_SLOTS + HOUSEKEEPING_SLOTS + SCRATCH_THREADS, thread_name_prefix="activity")
     )
     with FairThreads(settings.bucket_threads, "bucket") as threads, FairThreads(settings.upload_slots, "upload") as uploads:
         bucket = Bucket(settings.bucket, max_requests=settings.bucket_threads)
@@ -128,7 +128,7 @@ async def run_tile_role(client: Client, settings: WorkerSettings, stop: asyncio.
                         client, TILE_QUEUE, settings.render_slots, activities.count_pages, activities.halve_page, activities.tile_page
                     ),
                     housekeeping_worker(client, housekeeping, HOUSEKEEPING_SLOTS),
-                    beside(keep_scratch_clean(scratch, client)),
+                    background_task(keep_scratch_clean(scratch, client)),
                 ):
                     await stop.wait()
                 await _drain(scratch, client)
@@ -138,7 +138,7 @@ async def run_tile_role(client: Client, settings: WorkerSettings, stop: asyncio.
 
 
 def housekeeping_worker(client: Client, activities: HousekeepingActivities, slots: int) -> Worker:
-    """The worker of the activities on whole uploads. Told to stop, it hands its work back at once: another worker goes on from there."""
+    """The worker of the activities for whole uploads. It cancels its activities as soon as it stops, and another worker retries them."""
     return activity_worker(
         client,
         HOUSEKEEPING_QUEUE,
@@ -153,7 +153,7 @@ def housekeeping_worker(client: Client, activities: HousekeepingActivities, slot
 
 
 def activity_worker(client: Client, queue: str, slots: int, *activities: object, grace: timedelta = GRACE) -> Worker:
-    """The worker of one activity queue. Cancellations arrive within a second; it has as many slots as it can really serve."""
+    """The worker of one activity queue. A cancellation reaches its activities within about a second."""
     return Worker(
         client,
         task_queue=queue,
@@ -162,12 +162,12 @@ def activity_worker(client: Client, queue: str, slots: int, *activities: object,
         max_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
         default_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
         graceful_shutdown_timeout=grace,
-        interceptors=[AboutActivities()],
+        interceptors=[ActivityLogContext()],
     )
 
 
-async def keep_scratch_clean(scratch: Scratch, client: Client, every_s: float = JANITOR_S) -> None:
-    """Cleans the scratch now, for this may be the start after a crash, and every ``every_s`` seconds, also after a failure."""
+async def keep_scratch_clean(scratch: Scratch, client: Client, every_s: float = CLEAN_INTERVAL_S) -> None:
+    """Cleans the scratch now, because a crash may have come before, then every ``every_s`` seconds, even after an error."""
     while True:
         try:
             await asyncio.to_thread(scratch.clean)
@@ -178,10 +178,10 @@ async def keep_scratch_clean(scratch: Scratch, client: Client, every_s: float = 
 
 
 async def discard_unwanted(scratch: Scratch, client: Client) -> None:
-    """Removes from the scratch the pages of uploads that have no run any more, and tiled pages that their run does not want.
+    """Removes from the scratch all files of uploads whose run has ended, and idle pages whose run does not want them any more.
 
-    Nobody will upload them. Their age does not count: a page that a run wants stays through any outage, and so do all pages of a run that
-    does not answer.
+    Age alone is no reason to remove a page: a page that its run wants stays through any outage. If a run does not answer, all its pages
+    stay.
 
     Raises:
         RPCError: Temporal does not answer.
@@ -190,21 +190,21 @@ async def discard_unwanted(scratch: Scratch, client: Client) -> None:
         if not await is_running(client, ref):
             logger.info("discards the scratch of a run that has ended", extra={"ref": str(ref), "paths": len(paths)})
             await asyncio.to_thread(scratch.remove_unused, paths)
-        elif idle := await asyncio.to_thread(scratch.idle_pages, ref):
+        elif idle_pages := await asyncio.to_thread(scratch.idle_pages, ref):
             try:
                 wanted = await tiles_wanted(client, ref)
             except (RPCError, WorkflowQueryFailedError) as error:
-                logger.info("keeps tiled pages, for their run does not say which pages it wants: %s", error, extra={"ref": str(ref)})
+                logger.info("keeps tiled pages, because their run does not say which pages it wants: %s", error, extra={"ref": str(ref)})
                 continue
-            unwanted = [page for page in idle if page.name not in wanted]
+            unwanted = [page for page in idle_pages if page.name not in wanted]
             await asyncio.to_thread(scratch.remove_unused, unwanted)
 
 
 async def _drain(scratch: Scratch, client: Client) -> None:
-    """Waits until this host's tiles are in the bucket, at most for the grace; pages that remain are tiled again by other hosts."""
+    """Waits until this host's tiles are in the bucket, but at most ``GRACE``. Other hosts tile the remaining pages again."""
     with suppress(TimeoutError):
         async with asyncio.timeout(GRACE.total_seconds()):
             while scratch.has_pages:
-                with suppress(RPCError):  # Temporal may only be away for a moment
+                with suppress(RPCError):  # Temporal may be away only for a moment
                     await discard_unwanted(scratch, client)
-                await asyncio.sleep(DRAIN_S)
+                await asyncio.sleep(DRAIN_INTERVAL_S)

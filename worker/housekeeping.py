@@ -2,11 +2,11 @@
 
 Oddities, all on purpose:
 
-1. An upload that cannot be looked at is counted, named and passed over, whatever is wrong with it: it must not keep the others waiting,
-   and the next pass comes anyway. Only a LIST that fails, which would stop the walk itself, fails the activity, which is then retried.
-2. Temporal is asked which runs were ended from outside: to describe the run of every upload in the bucket would take far longer.
-3. ``upload.json`` does not name the record of its ``Idempotency-Key``. That record was made within a day of ``source.pdf``, so only the
-   records of that day are read to find it.
+1. An upload that cannot be looked at is passed over: the report counts and names it. It must not keep the other uploads waiting, and the
+   next sweep looks at it again. Only when a LIST of the walk itself fails, the activity fails and is retried.
+2. Temporal is asked for the list of runs that were ended from outside. To describe the run of each upload would take far longer.
+3. ``upload.json`` does not name the record of its ``Idempotency-Key``. The record is made within a day after ``source.pdf``. So only
+   records of this time are read to find it.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ from temporalio.client import (
 )
 from temporalio.service import RPCError, RPCStatusCode
 
-from activities.attempt import BEAT_S, Attempt, beside, check
+from activities.attempt import BEAT_S, Attempt, background_task, raise_if_stopped
 from activities.bucket.keys import ROOT, UploadRef, walk_uploads
 from activities.bucket.records import Snapshot, UploadStatus, from_wire, timestamp, to_wire
 from activities.bucket.report import NameList
@@ -55,29 +55,29 @@ from workflows.upload import ProcessUpload
 
 logger = logging.getLogger(__name__)
 
-AT_ONCE = 16
-"""Uploads that the sweep looks at together. A pass that is taken up again does at most so many of them twice."""
+UPLOADS_AT_ONCE = 16
+"""Uploads that are looked at together. The next attempt of an activity looks at most at so many of them a second time."""
 RECONCILED_AT_ONCE = 4
 
-ASK_AGAIN_S = 30
+CANCEL_AGAIN_S = 30
 STOP_PATIENCE_S = 600
-"""A run that a cancellation does not end within this time is terminated: else a workflow with a bug could never be deleted."""
+"""A run that does not end within this time after a cancellation is terminated. Otherwise a workflow with a bug could never be deleted."""
 QUERY_TIMEOUT = timedelta(seconds=10)
 
 KEY_AGE = timedelta(days=1)
-"""The record of an ``Idempotency-Key`` is made at most so long after ``source.pdf``."""
+"""The record of an ``Idempotency-Key`` is made within this time after ``source.pdf``."""
 CLOCK_SLACK = timedelta(minutes=1)
 
 R = TypeVar("R", Swept, Reconciled)
 
 
 class _Walk(Attempt, Generic[R]):
-    """An attempt that walks over the uploads; a later attempt goes on where this one ended.
+    """An attempt that walks over the uploads. The next attempt goes on where this one ended.
 
-    The heartbeat's details are the last upload that the walk has finished, and the report so far.
+    For this, the heartbeat's details are the last upload that the walk has finished, and the report so far.
 
     Args:
-        report: An empty one.
+        report: An empty report.
     """
 
     def __init__(self, report: R) -> None:
@@ -94,48 +94,50 @@ class _Walk(Attempt, Generic[R]):
         activity.heartbeat(str(self._after or ""), to_wire(self.report))
 
     async def beat_forever(self) -> None:
-        """Beats until it is cancelled."""
+        """Sends heartbeats until it is cancelled."""
         while True:
             self.beat()
             await asyncio.sleep(BEAT_S)
 
-    def note(self, field: str, name: object) -> None:
-        """Adds one to a list of the report."""
+    def add_name(self, field: str, name: object) -> None:
+        """Adds a name to a list of the report."""
         names: NameList = getattr(self.report, field)
         self.report = replace(self.report, **{field: names.with_names([str(name)])})  # type: ignore[arg-type] # each of these fields is a NameList
 
-    async def over(self, bucket: Bucket, wanted: Callable[[UploadRef], bool], work: Callable[[list[UploadRef]], Awaitable[None]]) -> None:
-        """Hands all wanted uploads to ``work``, ``AT_ONCE`` at a time."""
+    async def visit(
+        self, bucket: Bucket, is_wanted: Callable[[UploadRef], bool], work: Callable[[list[UploadRef]], Awaitable[None]]
+    ) -> None:
+        """Calls ``work`` with all uploads that ``is_wanted`` accepts, ``UPLOADS_AT_ONCE`` at a time."""
         uploads = walk_uploads(bucket.directories, self._after)
 
-        def next_ones(stop: threading.Event) -> list[UploadRef]:
+        def next_batch(stop: threading.Event) -> list[UploadRef]:
             batch: list[UploadRef] = []
             for ref in uploads:
-                check(stop)
-                if wanted(ref):
+                raise_if_stopped(stop)
+                if is_wanted(ref):
                     batch.append(ref)
-                if len(batch) == AT_ONCE:
+                if len(batch) == UPLOADS_AT_ONCE:
                     break
             return batch
 
-        while batch := await self.in_thread(next_ones, more_follows=True):
+        while batch := await self.in_thread(next_batch, more_follows=True):
             await work(batch)
             self._after = batch[-1]
             self.beat()
 
     @asynccontextmanager
-    async def passing_over(self, name: object) -> AsyncIterator[None]:
-        """Counts and logs whatever is wrong with one upload; the walk goes on."""
+    async def pass_over_failures(self, name: object) -> AsyncIterator[None]:
+        """Logs an error in the block, and adds it to the report, so that the walk goes on."""
         try:
             yield
         except (SiteLinkError, RPCError, ValueError, TypeError) as error:
             logger.warning("passed over an upload: %s", error, extra={"ref": str(name)})
-            self.note("passed_over", f"{name}: {str(error)[:400]}")
+            self.add_name("passed_over", f"{name}: {str(error)[:400]}")
 
 
 @contextmanager
-def _run_may_have_ended() -> Iterator[None]:
-    """Ignores Temporal's error for a run that has just ended."""
+def _ignore_ended_run() -> Iterator[None]:
+    """Ignores Temporal's error that there is no running run: it has just ended."""
     try:
         yield
     except RPCError as error:
@@ -147,9 +149,9 @@ class Housekeeping(HousekeepingActivities):
     """The activities of one worker process.
 
     Args:
-        client: Connected to the namespace.
-        bucket: Where everything is.
-        setup: The same bucket on its S3 server; None for a directory.
+        client: A connected Temporal client.
+        bucket: The bucket of the uploads.
+        setup: The same bucket, for its multipart uploads; None for a directory.
     """
 
     def __init__(self, client: Client, bucket: Bucket, setup: BucketSetup | None) -> None:
@@ -165,15 +167,15 @@ class Housekeeping(HousekeepingActivities):
         """See ``HousekeepingActivities.stop_run``."""
         attempt, ref = Attempt(), UploadRef.parse(args.ref)
         handle = self._client.get_workflow_handle(ref.workflow_id)
-        begun, asked = time.monotonic(), -float(ASK_AGAIN_S)
+        started_at, cancelled_after_s = time.monotonic(), -float(CANCEL_AGAIN_S)
         while await is_running(self._client, ref):
-            waited = time.monotonic() - begun
-            with _run_may_have_ended():
-                if waited > STOP_PATIENCE_S:
+            waited_s = time.monotonic() - started_at
+            with _ignore_ended_run():
+                if waited_s > STOP_PATIENCE_S:
                     logger.warning("terminates a run that a cancellation does not end", extra={"ref": str(ref)})
                     await handle.terminate("the upload is deleted, and a cancellation did not end this run")
-                elif waited - asked >= ASK_AGAIN_S:
-                    asked = waited
+                elif waited_s - cancelled_after_s >= CANCEL_AGAIN_S:
+                    cancelled_after_s = waited_s
                     await handle.cancel()
             attempt.beat()
             await asyncio.sleep(BEAT_S / 4)
@@ -189,19 +191,19 @@ class Housekeeping(HousekeepingActivities):
         try:
             record = self._store.record(ref)
         except ObjectMissing:
-            return Removed(self._clear(ref, stop), marked=False)
+            return Removed(self._remove_all_but_record(ref, stop), marked=False)
         if record.deleted_at is None:
             msg = f"the upload {ref} is not marked deleted"
             raise InvalidRequest(msg)
-        return Removed(self._clear(ref, stop), marked=True)
+        return Removed(self._remove_all_but_record(ref, stop), marked=True)
 
-    def _clear(self, ref: UploadRef, stop: threading.Event) -> int:
-        """Removes everything of an upload but ``upload.json``; returns how many objects there were."""
+    def _remove_all_but_record(self, ref: UploadRef, stop: threading.Event) -> int:
+        """Removes everything of an upload except ``upload.json``; returns how many objects were removed."""
         self._free_key(ref)
         removed = 0
         objects = self._bucket.objects(ref.prefix)
         while batch := list(islice(objects, DELETE_BATCH)):
-            check(stop)
+            raise_if_stopped(stop)
             keys = [info.key for info in batch if info.key != ref.record]
             self._bucket.delete(keys)
             removed += len(keys)
@@ -213,13 +215,13 @@ class Housekeeping(HousekeepingActivities):
         return removed
 
     def _free_key(self, ref: UploadRef) -> None:
-        """Removes the record of the ``Idempotency-Key`` that leads to the upload: a request with the same key then makes a new upload."""
+        """Removes the record of the upload's ``Idempotency-Key``. A request with the same key then makes a new upload."""
         try:
-            begun = self._bucket.head(ref.source).modified
+            begun_at = self._bucket.head(ref.source).modified
         except ObjectMissing:
             return
         for info in self._bucket.objects(ref.plan_ref.keys_prefix):
-            if begun - CLOCK_SLACK <= info.modified <= begun + KEY_AGE and self._leads_to(info.key, ref):
+            if begun_at - CLOCK_SLACK <= info.modified <= begun_at + KEY_AGE and self._leads_to(info.key, ref):
                 self._bucket.delete([info.key])
 
     def _leads_to(self, key: str, ref: UploadRef) -> bool:
@@ -249,101 +251,101 @@ class Housekeeping(HousekeepingActivities):
         """See ``HousekeepingActivities.sweep``."""
         now = datetime.now(UTC)
         oldest = now - timedelta(days=args.days) if args.days is not None else datetime.min.replace(tzinfo=UTC)
-        abandoned = now - timedelta(seconds=args.abandoned_after_s)
+        abandoned_before = now - timedelta(seconds=args.abandoned_after_s)
         walk = _Walk(Swept())
 
         def is_wanted(ref: UploadRef) -> bool:
             return args.days is None or (ref.made_at is not None and ref.made_at >= oldest)
 
         async def look_at(ref: UploadRef) -> None:
-            async with walk.passing_over(ref):
+            async with walk.pass_over_failures(ref):
                 walk.report = replace(walk.report, uploads=walk.report.uploads + 1)
-                await self._put_right(ref, abandoned, walk)
+                await self._sweep_upload(ref, abandoned_before, walk)
 
         async def look_at_all(refs: list[UploadRef]) -> None:
             await asyncio.gather(*map(look_at, refs))
             prefixes = {ref.plan_ref.keys_prefix for ref in refs}
-            left = await asyncio.to_thread(lambda: sum(self._remove_leftovers(prefix, abandoned) for prefix in prefixes))
-            walk.report = replace(walk.report, leftovers=walk.report.leftovers + left)
+            removed = await asyncio.to_thread(lambda: sum(self._remove_leftovers(prefix, abandoned_before) for prefix in prefixes))
+            walk.report = replace(walk.report, leftovers=walk.report.leftovers + removed)
 
         with walk.named_errors():
-            async with beside(walk.beat_forever()):
-                async with walk.passing_over("runs that were ended from outside"):
-                    await self._end_terminated(oldest, walk)
-                await walk.over(self._bucket, is_wanted, look_at_all)
-                await asyncio.to_thread(self._abort_abandoned, abandoned, walk)
+            async with background_task(walk.beat_forever()):
+                async with walk.pass_over_failures("runs that were ended from outside"):
+                    await self._write_terminated_manifests(oldest, walk)
+                await walk.visit(self._bucket, is_wanted, look_at_all)
+                await asyncio.to_thread(self._abort_abandoned, abandoned_before, walk)
         logger.info("swept the bucket", extra=to_wire(walk.report))
         return walk.report
 
-    async def _put_right(self, ref: UploadRef, abandoned: datetime, walk: _Walk[Swept]) -> None:
-        """Does for one upload whatever was left undone."""
+    async def _sweep_upload(self, ref: UploadRef, abandoned_before: datetime, walk: _Walk[Swept]) -> None:
+        """Does for one upload the work that was left undone."""
         try:
             record = await asyncio.to_thread(self._store.record, ref)
         except ObjectMissing:
-            if await walk.in_thread(lambda stop: self._remove_abandoned(ref, abandoned, stop), more_follows=True):
-                walk.note("removed", ref)
+            if await walk.in_thread(lambda stop: self._remove_abandoned(ref, abandoned_before, stop), more_follows=True):
+                walk.add_name("removed", ref)
             return
-        left = await asyncio.to_thread(self._remove_leftovers, ref.prefix, abandoned)
-        walk.report = replace(walk.report, leftovers=walk.report.leftovers + left)
+        removed = await asyncio.to_thread(self._remove_leftovers, ref.prefix, abandoned_before)
+        walk.report = replace(walk.report, leftovers=walk.report.leftovers + removed)
         if record.deleted_at is not None:
             if await start_deletion(self._client, ref):
-                walk.note("deleted", ref)
+                walk.add_name("deleted", ref)
         elif await self._store.manifest_written_at_async(ref) is None:
             run = await last_run(self._client, ref)
             if run is None:
                 await start_upload(self._client, ref)
-                walk.note("started", ref)
+                walk.add_name("started", ref)
             elif run.status in ENDED_FROM_OUTSIDE:
-                await self._end(ref, run, walk)
+                await self._write_terminated_manifest(ref, run, walk)
             elif run.status is not WorkflowExecutionStatus.RUNNING:
-                await self._mend(ref, run, walk)
+                await self._write_missing_manifest(ref, run, walk)
 
-    def _remove_abandoned(self, ref: UploadRef, abandoned: datetime, stop: threading.Event) -> bool:
-        """Removes the objects of an upload that was never accepted, if nobody has written there for long; says whether it did."""
-        if ref.made_at is not None and ref.made_at > abandoned:
+    def _remove_abandoned(self, ref: UploadRef, abandoned_before: datetime, stop: threading.Event) -> bool:
+        """Removes an upload that was never accepted, if nothing was written since ``abandoned_before``; returns whether it did."""
+        if ref.made_at is not None and ref.made_at > abandoned_before:
             return False
-        written = self._bucket.last_written(ref.prefix)
-        if written is not None and written > abandoned:
+        written_at = self._bucket.last_written(ref.prefix)
+        if written_at is not None and written_at > abandoned_before:
             return False
         with suppress(ObjectMissing):
             self._bucket.head(ref.record)
             return False  # it has just been accepted
-        self._clear(ref, stop)
+        self._remove_all_but_record(ref, stop)
         return True
 
-    def _remove_leftovers(self, prefix: str, abandoned: datetime) -> int:
-        """Removes the files that killed writes left directly below ``prefix``; says how many.
+    def _remove_leftovers(self, prefix: str, abandoned_before: datetime) -> int:
+        """Removes the files that killed writes left directly below ``prefix``; returns how many.
 
-        A file below a sheet goes when the sheet is written again or discarded.
+        Such a file below ``sheets/`` is removed when its sheet is written again or discarded.
         """
-        return self._bucket.remove_unfinished(prefix, before=abandoned, deep=False)
+        return self._bucket.remove_unfinished(prefix, before=abandoned_before, deep=False)
 
-    def _abort_abandoned(self, abandoned: datetime, walk: _Walk[Swept]) -> None:
-        """Aborts old multipart uploads; a lifecycle rule of the S3 server, where there is one, does the same."""
+    def _abort_abandoned(self, abandoned_before: datetime, walk: _Walk[Swept]) -> None:
+        """Aborts multipart uploads from before ``abandoned_before``, because the server may have no lifecycle rule that does so."""
         if self._setup is None:
             return
         for upload in self._setup.unfinished_uploads(ROOT):
-            if upload.started_at < abandoned:
+            if upload.started_at < abandoned_before:
                 self._setup.abort(upload.key, upload.upload_id)
-                walk.note("aborted", upload.key)
+                walk.add_name("aborted", upload.key)
 
-    async def _end_terminated(self, oldest: datetime, walk: _Walk[Swept]) -> None:
+    async def _write_terminated_manifests(self, oldest: datetime, walk: _Walk[Swept]) -> None:
         """Writes the manifests of runs that were ended from outside since ``oldest``.
 
-        ``_put_right`` does the same for an earlier run, if its upload has no manifest.
+        ``_sweep_upload`` does the same for an earlier run, if its upload has no manifest.
         """
         how = ", ".join(f"'{status.name.title().replace('_', '')}'" for status in ENDED_FROM_OUTSIDE)
         query = f"WorkflowType = '{ProcessUpload.__name__}' AND ExecutionStatus IN ({how})"
         if oldest.year > 1:
             query += f" AND CloseTime >= '{timestamp(oldest)}'"
         async for execution in self._client.list_workflows(query):
-            async with walk.passing_over(execution.id):
+            async with walk.pass_over_failures(execution.id):
                 ref = UploadRef.parse(execution.id.removeprefix("upload/"))
                 run = await last_run(self._client, ref)
                 if run is not None and run.status in ENDED_FROM_OUTSIDE:
-                    await self._end(ref, run, walk)
+                    await self._write_terminated_manifest(ref, run, walk)
 
-    async def _end(self, ref: UploadRef, run: WorkflowExecutionDescription, walk: _Walk[Swept]) -> None:
+    async def _write_terminated_manifest(self, ref: UploadRef, run: WorkflowExecutionDescription, walk: _Walk[Swept]) -> None:
         """Writes the manifest of a run that was ended from outside, unless the run had written it or the upload is deleted."""
         try:
             await asyncio.to_thread(self._store.accepted, ref)
@@ -353,40 +355,40 @@ class Housekeeping(HousekeepingActivities):
         manifest = stored.snapshot if stored else None
         if manifest is not None and datetime.fromisoformat(manifest.updated_at) >= run.start_time:
             return
-        last = await self._last_known(ref, run)
-        if last is None or not last.total_pages:  # the run had not even read the manifest of the run before
+        last = await self._last_progress(ref, run)
+        if last is None or not last.total_pages:  # the run had not even read the manifest of an earlier run
             last = manifest or last or Snapshot(UploadStatus.QUEUED, 0, timestamp(run.start_time))
         if manifest is not None:
             last = replace(last, version=max(last.version, manifest.version))
-        again = await last_run(self._client, ref)
-        if again is None or again.run_id != run.run_id:
-            return  # somebody has just asked for more
+        newest = await last_run(self._client, ref)
+        if newest is None or newest.run_id != run.run_id:
+            return  # a new run has started
         await asyncio.to_thread(self._store.write_manifest, ref, terminated_progress(last, run.status, datetime.now(UTC)))
-        walk.note("terminated", ref)
+        walk.add_name("terminated", ref)
 
-    async def _mend(self, ref: UploadRef, run: WorkflowExecutionDescription, walk: _Walk[Swept]) -> None:
+    async def _write_missing_manifest(self, ref: UploadRef, run: WorkflowExecutionDescription, walk: _Walk[Swept]) -> None:
         """Writes the last progress of a run that ended by itself as its manifest.
 
-        If that progress is not final, or the run does not tell it, a new run looks at the bucket.
+        If the run does not tell a final progress, a new run is started, which looks at the bucket.
         """
-        last = await self._last_known(ref, run)
+        last = await self._last_progress(ref, run)
         if run.status is WorkflowExecutionStatus.CANCELED and (last is None or not last.status.is_final):
             last = terminated_progress(last or Snapshot(UploadStatus.QUEUED, 0, timestamp(run.start_time)), run.status, datetime.now(UTC))
         if last is None or not last.status.is_final:
             if await self._store.manifest_written_at_async(ref) is None:
                 await reopen_upload(self._client, ref, "force_reconcile")
-                walk.note("started", ref)
+                walk.add_name("started", ref)
             return
-        if await self._store.create_manifest_async(ref, last):  # the run may have written it after the first look
-            walk.note("mended", ref)
+        if await self._store.create_manifest_async(ref, last):  # the run may have written its manifest since
+            walk.add_name("mended", ref)
 
-    async def _last_known(self, ref: UploadRef, run: WorkflowExecutionDescription) -> Snapshot | None:
-        """The progress of a run, which may be over: Temporal answers a query for a closed run, too."""
+    async def _last_progress(self, ref: UploadRef, run: WorkflowExecutionDescription) -> Snapshot | None:
+        """The last progress of a run, which may have ended: Temporal also answers queries for ended runs. None if there is no answer."""
         handle = self._client.get_workflow_handle_for(ProcessUpload.run, ref.workflow_id, run_id=run.run_id)
         try:
             return await handle.query(ProcessUpload.progress, rpc_timeout=QUERY_TIMEOUT)
         except (RPCError, WorkflowQueryFailedError, WorkflowQueryRejectedError) as error:
-            logger.info("a run that was ended does not tell its progress: %s", error, extra={"ref": str(ref)})
+            logger.info("a run that has ended does not tell its progress: %s", error, extra={"ref": str(ref)})
             return None
 
     # ------------------------------------------------------------------ the nightly reconciliation
@@ -399,8 +401,8 @@ class Housekeeping(HousekeepingActivities):
         slots = asyncio.Semaphore(RECONCILED_AT_ONCE)
 
         async def look_at(ref: UploadRef) -> None:
-            async with walk.passing_over(ref):
-                before = await asyncio.to_thread(self._finished, ref, oldest)
+            async with walk.pass_over_failures(ref):
+                before = await asyncio.to_thread(self._finished_manifest, ref, oldest)
                 if before is not None:
                     async with slots:
                         await self._reconcile(ref, before, args.patience_s, walk)
@@ -409,16 +411,16 @@ class Housekeeping(HousekeepingActivities):
             await asyncio.gather(*map(look_at, refs))
 
         with walk.named_errors():
-            async with beside(walk.beat_forever()):
-                await walk.over(self._bucket, lambda _: True, look_at_all)
-        logger.info("reconciled what finished lately", extra=to_wire(walk.report))
+            async with background_task(walk.beat_forever()):
+                await walk.visit(self._bucket, lambda _: True, look_at_all)
+        logger.info("reconciled the uploads that finished lately", extra=to_wire(walk.report))
         return walk.report
 
-    def _finished(self, ref: UploadRef, oldest: datetime) -> Snapshot | None:
+    def _finished_manifest(self, ref: UploadRef, oldest: datetime) -> Snapshot | None:
         """The manifest of an upload that finished since ``oldest`` as ``complete`` or ``partial``."""
         written_at = self._store.manifest_written_at(ref)
         if written_at is None or written_at < oldest - KEY_AGE:
-            return None  # an upload whose manifest is older did not finish since
+            return None  # an upload with an older manifest did not finish since ``oldest``
         stored = self._store.manifest(ref)
         if stored is None or stored.snapshot.status not in (UploadStatus.COMPLETE, UploadStatus.PARTIAL):
             return None
@@ -434,12 +436,12 @@ class Housekeeping(HousekeepingActivities):
     async def _reconcile(self, ref: UploadRef, before: Snapshot, patience_s: float, walk: _Walk[Reconciled]) -> None:
         await reopen_upload(self._client, ref, "force_reconcile")
         walk.report = replace(walk.report, uploads=walk.report.uploads + 1)
-        begun = time.monotonic()
+        started_at = time.monotonic()
         while await is_running(self._client, ref):
-            if time.monotonic() - begun > patience_s:
-                walk.note("unfinished", ref)
+            if time.monotonic() - started_at > patience_s:
+                walk.add_name("unfinished", ref)
                 return
             await asyncio.sleep(BEAT_S)
         after = await asyncio.to_thread(self._store.manifest, ref)
         if after is None or (after.snapshot.status, after.snapshot.completed_at) != (before.status, before.completed_at):
-            walk.note("corrected", ref)
+            walk.add_name("corrected", ref)

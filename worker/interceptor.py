@@ -1,4 +1,4 @@
-"""Log lines of an activity show the upload, and the sheet, that the activity works for."""
+"""Makes the log lines of an activity show its upload and its sheet."""
 
 import logging
 import time
@@ -7,25 +7,25 @@ from typing import Any
 from temporalio import activity
 from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor
 
-from activities.logs import about
+from activities.logs import set_log_context
 
 logger = logging.getLogger(__name__)
 
 
-class AboutActivities(Interceptor):
-    """Is given to the workers that run activities."""
+class ActivityLogContext(Interceptor):
+    """An interceptor for the workers that run activities."""
 
     def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:  # noqa: A002 - Temporal's name for it
-        """Stands before each activity."""
-        return _AboutActivity(next)
+        """Wraps each activity."""
+        return _ActivityWithLogContext(next)
 
 
-class _AboutActivity(ActivityInboundInterceptor):
+class _ActivityWithLogContext(ActivityInboundInterceptor):
     async def execute_activity(self, input: ExecuteActivityInput) -> Any:  # noqa: A002 - Temporal's name for it
-        """Runs the activity, and logs the end of one that works for an upload: Temporal's library logs failures only."""
+        """Runs the activity, and logs its end if it works for an upload, because Temporal's library logs only failures."""
         argument = input.args[0] if input.args else None
         ref, sheet = getattr(argument, "ref", None), getattr(getattr(argument, "page", argument), "number", None)
-        about(ref, sheet)
+        set_log_context(ref, sheet)
         begun = time.monotonic()
         result = await super().execute_activity(input)
         if ref is not None:

@@ -1,4 +1,4 @@
-"""The Temporal Schedules that start the sweeps and the nightly reconciliation. A schedule that an operator changed or paused stays so."""
+"""The Temporal Schedules that start the sweeps and the nightly reconciliation. Changes and pauses by an operator stay."""
 
 import asyncio
 import logging
@@ -22,8 +22,8 @@ from workflows.sweep import NightlyReconcile, Sweep
 
 logger = logging.getLogger(__name__)
 
-LOOK_AGAIN_S = 600
-"""A Temporal server that lost its database has lost the schedules, too, and the worker is not restarted for that."""
+CHECK_INTERVAL_S = 600
+"""The schedules are checked this often: a Temporal server that loses its database loses them, too, while the worker goes on."""
 
 RECENT_DAYS = 7
 
@@ -41,7 +41,9 @@ def _schedules() -> dict[str, Schedule]:
         SWEEP_ALL: Schedule(
             ScheduleActionStartWorkflow(Sweep.run, SweepBucket(), id=SWEEP_ALL, task_queue=WORKFLOW_QUEUE),
             _nightly(2),
-            SchedulePolicy(catchup_window=timedelta(days=1)),  # a machine that was off at night runs it when it is on again
+            SchedulePolicy(
+                catchup_window=timedelta(days=1)
+            ),  # after a night in which the machine was off, it runs when the machine is on again
             ScheduleState(note="nightly, all uploads"),
         ),
         RECONCILE: Schedule(
@@ -59,7 +61,7 @@ def _nightly(hour: int) -> ScheduleSpec:
 
 
 async def create_schedules(client: Client) -> None:
-    """Creates the schedules that do not exist; a schedule that exists is not changed.
+    """Creates the schedules that do not exist. A schedule that exists is not changed.
 
     Raises:
         RPCError: Temporal does not answer, or refuses.
@@ -72,8 +74,8 @@ async def create_schedules(client: Client) -> None:
         logger.info("created a schedule", extra={"schedule": name})
 
 
-async def keep_schedules(client: Client, every_s: float = LOOK_AGAIN_S) -> None:
-    """Creates the schedules now, and looks again every ``every_s`` seconds, also after a failure."""
+async def keep_schedules(client: Client, every_s: float = CHECK_INTERVAL_S) -> None:
+    """Creates missing schedules now, and every ``every_s`` seconds, even after an error."""
     while True:
         try:
             await create_schedules(client)

@@ -16,9 +16,9 @@ class WorkerSettings:
     """The settings of one worker process.
 
     Args:
-        bucket: Where objects go.
-        scratch_directory: This host's scratch; one worker process uses it.
-        scratch_limit_bytes: While the tiles on the scratch take more, no further page is tiled.
+        bucket: The bucket.
+        scratch_directory: The scratch. Only this worker process may use it.
+        scratch_limit_bytes: No further page is tiled while the tiles on the scratch take more.
         render_slots: Render children at once.
         render_memory_bytes: Memory limit of a render child.
         render_cpu_s: CPU seconds that one page may take.
@@ -26,7 +26,7 @@ class WorkerSettings:
         upload_slots: Sheets that may be uploaded at once.
         bucket_threads: Requests to the bucket at once.
         max_pages: Most pages that a document may have.
-        forecaster: Forecasts by render slots, speed and prices.
+        forecaster: Makes forecasts by the render slots, the speed and the prices.
     """
 
     bucket: BucketSettings
@@ -43,10 +43,10 @@ class WorkerSettings:
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Self:
-        """Reads the environment.
+        """Reads the settings from the environment.
 
         Raises:
-            ValueError: A value cannot be used; the message names its variable.
+            ValueError: A value cannot be used. The message names its variable.
         """
         data_directory = Path(environ.get("SITELINK_DATA_DIR") or "var")
         bucket = BucketSettings.from_env(environ)

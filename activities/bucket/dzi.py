@@ -20,12 +20,12 @@ _TILE_NAME = re.compile(r"(0|[1-9][0-9]{0,8})/(0|[1-9][0-9]{0,8})_(0|[1-9][0-9]{
 
 @dataclass(frozen=True)
 class Pyramid:
-    """The tiles of an image of ``width`` x ``height`` px. Four numbers determine all of them.
+    """The tiles of an image. The four numbers below determine all tiles.
 
     Args:
         width: Pixels, at least 1.
         height: Pixels, at least 1.
-        tile_size: Pixels between the origins of neighbouring tiles.
+        tile_size: Pixels from the beginning of one tile to the beginning of the next, without the overlap.
         overlap: Pixels that a tile shows of each neighbour.
 
     Raises:
@@ -89,7 +89,7 @@ class Pyramid:
         return 0 <= column < columns and 0 <= row < rows
 
     def descriptor(self) -> str:
-        """The ``.dzi`` document."""
+        """The text of the ``.dzi``."""
         return (
             '<?xml version="1.0" encoding="UTF-8"?>\n'
             '<Image xmlns="http://schemas.microsoft.com/deepzoom/2008" Format="jpeg"'
@@ -133,7 +133,7 @@ def sheet_size(width_pt: float, height_pt: float, user_unit: float, dpi: int, bu
     Args:
         width_pt: Width as PDFium reports it (CropBox and rotation applied), more than 0.
         height_pt: Height, likewise.
-        user_unit: The page's UserUnit, 1 when it has no such entry.
+        user_unit: The page's UserUnit, 1 when the page has none.
         dpi: The upload's option.
         budget_bytes: Most bytes that the page's pixels may take, at 3 bytes a pixel.
 
@@ -141,20 +141,20 @@ def sheet_size(width_pt: float, height_pt: float, user_unit: float, dpi: int, bu
         The size, or None when the page fits its budget only below ``MINIMUM_DPI``.
     """
 
-    def at(resolution: int) -> tuple[int, int]:
+    def size_at(resolution: int) -> tuple[int, int]:
         scale = user_unit * resolution / 72
         return max(1, round(width_pt * scale)), max(1, round(height_pt * scale))
 
     def fits(resolution: int) -> bool:
-        width, height = at(resolution)
+        width, height = size_at(resolution)
         return width * height * BYTES_PER_PIXEL <= budget_bytes
 
     if fits(dpi):
-        return SheetSize(*at(dpi), dpi=dpi, scaled=False)
+        return SheetSize(*size_at(dpi), dpi=dpi, scaled=False)
     low, high = MINIMUM_DPI, dpi
     if low >= high or not fits(low):
         return None
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
-    return SheetSize(*at(low), dpi=low, scaled=True)
+    return SheetSize(*size_at(low), dpi=low, scaled=True)

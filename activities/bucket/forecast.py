@@ -1,8 +1,8 @@
-"""What an upload will take, said before the work from page sizes alone, and what it took in the end. Pure.
+"""The forecast of an upload, made before the work from the sizes of the pages, and the receipt at its end. Pure.
 
-Tiles, and the objects that hold them, follow from the sizes. Bytes and seconds are estimates; each constant below says what it rests on.
-Dollars are those of a bucket's operations: storing the objects, reading them later and a provider's free tier are not in them.
-A bucket that is a directory costs nothing, and is asked less; the dollars are what R2 would ask.
+The numbers of tiles and of objects follow from the sizes. Bytes and seconds are estimates; each constant below says what it rests on.
+The dollars are the price of the bucket's operations. They leave out storage, later reads and a provider's free tier.
+For a bucket that is a directory, which costs nothing, the dollars are those of the same upload on R2.
 """
 
 import math
@@ -14,47 +14,50 @@ from activities.bucket.dzi import Pyramid
 from activities.bucket.records import Forecast, Receipt, SheetState, SheetStatus, Snapshot, UploadOptions
 from activities.interface import Page
 
-# Operations as an S3 server counts them: tests/bench/bench_bucket.py reads its log, and with 1 and 6 sheets there were exactly as many.
+# Operations, counted in the log of an S3 server by tests/bench/bench_bucket.py. Uploads of 1 and of 6 sheets took exactly this many.
 SHEET_OBJECTS = 3
 """``thumbnail.jpeg``, ``sheet.json`` and the ``.dzi``."""
 DOCUMENT_OBJECTS = 2
-"""``upload.json`` and ``manifest.json``. The key of an ``Idempotency-Key`` would be one more."""
+"""``upload.json`` and ``manifest.json``. The record of an ``Idempotency-Key``, which few uploads have, is not counted."""
 MULTIPART_CALLS = 2
-"""A ``source.pdf`` of more than one part is begun and completed besides."""
+"""A ``source.pdf`` of more than one part takes a call that begins it and a call that completes it."""
 DOCUMENT_LISTS = 2
-"""Which sheets were begun, asked by the API and by the run."""
+"""The API and the run each list the sheets that were begun."""
 LIST_PAGE = 1000
-"""Objects in one answer to a LIST. A sheet is listed before its tiles are written, and after."""
+"""Objects in one answer to a LIST. A sheet is listed twice: before and after its tiles are written."""
 DOCUMENT_READS = 13
-"""Of the records and ``source.pdf`` by the API and the activities of one host; of ``manifest.json`` after it was written."""
+"""The API and the activities of one host read the records and ``source.pdf``; ``manifest.json`` is read back after it was written."""
 SHEET_READS = 3
 """``upload.json`` before the sheet is drawn and before it is committed, the ``.dzi`` after it was written."""
 
 TILE_BYTES = 612
-"""What every tile takes for its JPEG tables, whatever it shows: the size of a tile of one white pixel."""
+"""The JPEG tables of every tile: the size of a tile of one white pixel."""
 LOW_BYTES, HIGH_BYTES = 0.035, 0.125
-"""Bytes that the tiles of all levels take besides, for each pixel of the full-size level, at 300 dpi and quality 85.
+"""Further bytes of the tiles of all levels, for each pixel of the full-size level, at 300 dpi and quality 85, low and high.
 
-Measured over ten public PDFs of construction plans, maps and schematics: of 126 pages 86 % lie between, of the 94 that are plans 95 %,
-of the ten documents as a whole all. The extremes are 0.025 (a nearly empty detail sheet) and 0.20 (a schematic on A4).
+Measured over ten public PDFs of construction plans, maps and schematics. Between the two lie 86 % of all 126 pages, 95 % of the 94 pages
+that are plans, and each of the ten documents as a whole. The extremes are 0.025 (a nearly empty detail sheet) and 0.20 (a schematic on A4).
 """
 DPI_EXPONENT = 0.4
-"""These bytes go with ``(300 / dpi) ** 0.4``: of 27 pages the median is 1.59 times as much at 100 dpi, 1.35 at 150, 0.77 at 600."""
+"""The bytes for each pixel grow with ``(300 / dpi) ** 0.4``. Medians of 27 pages: 1.59 times as many bytes at 100 dpi, 1.35 at 150, 0.77
+at 600."""
 QUALITY_FACTORS = ((1, 0.4), (10, 0.47), (50, 0.71), (75, 0.86), (85, 1.0), (89, 1.09), (90, 1.42), (95, 1.69), (100, 2.48))
-"""Quality to what it makes of these bytes, straight lines between; medians of 27 pages, of 3 at 1 and 89. A single page may be half as far
-again from 1. From 90 on libvips keeps colours at full resolution."""
+"""A quality, and the factor by which it changes the bytes for each pixel. Between two qualities the factor is interpolated. Medians of 27
+pages, at 1 and 89 of 3 pages. The factor of a single page may be half as far again from 1. From 90 on libvips keeps colours at full
+resolution."""
 
 SECONDS_PER_MEGAPIXEL = 0.018
-"""What a page takes one render slot for a million pixels, drawing, tiling and its tiles' way into the bucket together.
+"""Seconds that a render slot takes for a million pixels of a page. This includes drawing, tiling and uploading.
 
-Measured with the two below by whole jobs of the same ten documents on a machine of two cores with nothing else to do, into a directory:
-nine took 0.75 to 1.1 times what these make of them, a document of one small sheet 0.6. Another machine, a bucket that takes a
-sheet's tiles more slowly than it is drawn, or other uploads before this one make it wrong: set it to what receipts say.
+This and the next two constants were measured by whole jobs of the same ten documents, on an idle machine of two cores, into a directory.
+Nine jobs took 0.75 to 1.1 times their forecast; a document of one small sheet took 0.6 times. The forecast is wrong on another machine,
+with a bucket that takes the tiles more slowly than pages are drawn, or while other uploads are being processed. An operator then sets
+``SITELINK_SECONDS_PER_MEGAPIXEL`` by the receipts.
 """
 SHEET_SECONDS = 0.08
-"""What a page takes a slot besides, however small."""
+"""Further seconds that a render slot takes for each page, however small."""
 START_SECONDS = 0.6
-"""From the count of the pages to the first stroke, and from the last tile to the manifest."""
+"""Seconds from the count of the pages to the first drawing, and from the last tile to the manifest."""
 
 # https://developers.cloudflare.com/r2/pricing/ (Standard storage; a part of a multipart upload is class A, a DELETE is free)
 PRICE_CLASS_A = 4.50
@@ -63,11 +66,11 @@ PRICE_CLASS_B = 0.36
 
 @dataclass(frozen=True)
 class Forecaster:
-    """Makes forecasts for the host that it is on.
+    """Makes forecasts for one host.
 
     Args:
         render_slots: Pages rendered at once.
-        seconds_per_megapixel: What a page takes a slot, a million pixels.
+        seconds_per_megapixel: Seconds that a render slot takes for a million pixels.
         price_class_a: Dollars for a million operations that write or list.
         price_class_b: Dollars for a million operations that read.
     """
@@ -78,20 +81,20 @@ class Forecaster:
     price_class_b: float = PRICE_CLASS_B
 
     def forecast(self, pages: Iterable[Page], options: UploadOptions, source_parts: int) -> Forecast:
-        """What a document will take.
+        """Estimates what a document will take.
 
         Args:
-            pages: As counted; those that cannot be used take nothing.
-            options: The upload's.
+            pages: The pages as counted. A page that cannot be used takes nothing.
+            options: The upload's options.
             source_parts: Parts in which ``source.pdf`` was sent to the bucket.
         """
         usable = [page for page in pages if page.reason is None]
-        tiles_of = [Pyramid(page.width, page.height, options.tile_size, options.overlap).tile_count for page in usable]
-        tiles = sum(tiles_of)
+        tile_counts = [Pyramid(page.width, page.height, options.tile_size, options.overlap).tile_count for page in usable]
+        tiles = sum(tile_counts)
         puts = tiles + SHEET_OBJECTS * len(usable) + DOCUMENT_OBJECTS
         source_calls = source_parts if source_parts == 1 else source_parts + MULTIPART_CALLS
-        # At the second LIST the .dzi is not yet there.
-        lists = DOCUMENT_LISTS + sum(1 + math.ceil((count + SHEET_OBJECTS - 1) / LIST_PAGE) for count in tiles_of)
+        # The second LIST of a sheet finds all its objects except the .dzi, which is not written yet.
+        lists = DOCUMENT_LISTS + sum(1 + math.ceil((count + SHEET_OBJECTS - 1) / LIST_PAGE) for count in tile_counts)
         class_a = puts + source_calls + lists
         class_b = SHEET_READS * len(usable) + DOCUMENT_READS
         content = quality_factor(options.quality) * sum(_pixels(page) * (300 / page.dpi) ** DPI_EXPONENT for page in usable)
@@ -109,50 +112,54 @@ class Forecaster:
         )
 
     def _seconds(self, pages: Sequence[Page], window: int) -> float:
-        """The slots share the work; no page is shared."""
-        each = [SHEET_SECONDS + self.seconds_per_megapixel * _pixels(page) / 1e6 for page in pages]
-        return round(START_SECONDS + max(sum(each) / min(self.render_slots, window), max(each, default=0)), 1)
+        """Seconds for all pages: the slots share the pages, but each page takes one slot."""
+        page_seconds = [SHEET_SECONDS + self.seconds_per_megapixel * _pixels(page) / 1e6 for page in pages]
+        return round(START_SECONDS + max(sum(page_seconds) / min(self.render_slots, window), max(page_seconds, default=0)), 1)
 
 
 def receipt(head: Snapshot, sheets: Iterable[SheetState]) -> Receipt | None:
-    """What an upload took; None when it was refused before its pages were counted, or had no forecast.
+    """Makes the receipt of an upload that has ended.
 
-    Tiles and bytes are those of the sheets that are ready, also of those that an earlier run has made. PUTs are those of every sheet, as
-    often as it became ready, and of the document: what an attempt had written before it failed is not known and not in them, and of a
-    sheet that was repaired all objects count, also those that were whole. The other operations are as forecast. Seconds are those in
-    which it was processing, waiting for slots and a bucket that failed included.
+    1. Tiles and bytes are those of all ready sheets, whichever run made them.
+    2. PUTs are those of the document, and of each sheet as often as it became ready. A failed attempt is not counted, because its PUTs are
+       not known. A repaired sheet counts with all its objects, even if the repair wrote only some of them.
+    3. The other operations are as forecast.
+    4. Seconds are the time in the state ``processing``, which includes the waits for slots and for a bucket that failed.
 
     Args:
-        head: The progress at its end; its sheets are not looked at.
-        sheets: All of them.
+        head: The final progress, whose ``sheets`` are not used.
+        sheets: All sheets.
+
+    Returns:
+        None when the progress has no forecast: the upload was refused before its pages were counted, or an earlier release counted them.
     """
-    expected = head.forecast
-    if expected is None:
+    forecast = head.forecast
+    if forecast is None:
         return None
     ready = [sheet for sheet in sheets if sheet.status is SheetStatus.READY]
     puts = head.sheet_puts + DOCUMENT_OBJECTS
-    class_a = puts + expected.class_a - expected.puts
+    class_a = puts + forecast.class_a - forecast.puts
     return Receipt(
         tiles=sum(sheet.tiles or 0 for sheet in ready),
         puts=puts,
         bytes=sum(sheet.bytes or 0 for sheet in ready),
         seconds=round(head.processing_seconds, 1),
         class_a=class_a,
-        class_b=expected.class_b,
-        dollars=dollars(class_a, expected.class_b, expected.price_class_a, expected.price_class_b),
+        class_b=forecast.class_b,
+        dollars=dollars(class_a, forecast.class_b, forecast.price_class_a, forecast.price_class_b),
     )
 
 
 def dollars(class_a: int, class_b: int, price_class_a: float, price_class_b: float) -> float:
-    """What so many operations cost, to a millionth of a dollar."""
+    """The price of the operations, to a millionth of a dollar."""
     return round((class_a * price_class_a + class_b * price_class_b) / 1e6, 6)
 
 
 def quality_factor(quality: int) -> float:
-    """What a JPEG quality of 1 to 100 makes of the bytes at 85, roughly."""
-    for (low, at_low), (high, at_high) in pairwise(QUALITY_FACTORS):
+    """The factor by which a JPEG quality of 1 to 100 changes the bytes at quality 85."""
+    for (low, low_factor), (high, high_factor) in pairwise(QUALITY_FACTORS):
         if quality <= high:
-            return at_low + (at_high - at_low) * (quality - low) / (high - low)
+            return low_factor + (high_factor - low_factor) * (quality - low) / (high - low)
     return QUALITY_FACTORS[-1][1]
 
 

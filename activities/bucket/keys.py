@@ -1,4 +1,4 @@
-"""Object keys, in and out: the only place a key is spelled.
+"""Object keys: the only module that makes and parses them.
 
 organizations/{org}/projects/{project}/plans/{plan}/
     keys/{sha256 of Idempotency-Key}.json
@@ -23,16 +23,16 @@ from activities.bucket.dzi import parse_tile_name
 
 ID_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _SHEET_DIRECTORY = re.compile(r"sheet-([1-9][0-9]{0,8})")
-_OF_UPLOAD = re.compile(
+_UPLOAD_PREFIX = re.compile(
     rf"organizations/({ID_PATTERN.pattern})/projects/({ID_PATTERN.pattern})/plans/({ID_PATTERN.pattern})/uploads/({ID_PATTERN.pattern})/"
 )
 
 UNREADABLE_EVENTS_PREFIX = "events/unreadable/"
-"""Below it lie messages that came as an event of the bucket and are not one."""
+"""Here messages are kept that were delivered as R2 events but are not R2 events."""
 _UUID7 = re.compile(r"([0-9a-f]{8})-([0-9a-f]{4})-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 
 ROOT = "organizations/"
-"""The beginning of every upload's keys."""
+"""The keys of all uploads begin with this."""
 
 
 def check_id(kind: str, value: str) -> str:
@@ -69,7 +69,7 @@ class PlanRef:
         """Reads ``org/project/plan``.
 
         Raises:
-            ValueError: Not three ids.
+            ValueError: The text is not three ids.
         """
         parts = text.split("/")
         if len(parts) != 3:
@@ -87,22 +87,22 @@ class PlanRef:
 
     @property
     def uploads_prefix(self) -> str:
-        """Ends with ``/``; each upload is one directory below."""
+        """Ends with ``/``; below it, each upload is a directory."""
         return f"{self.prefix}uploads/"
 
     @property
     def keys_prefix(self) -> str:
-        """Ends with ``/``; the records of the plan's ``Idempotency-Key`` headers."""
+        """Ends with ``/``; below it are the records of the plan's ``Idempotency-Key`` headers."""
         return f"{self.prefix}keys/"
 
     def idempotency_key(self, header: str) -> str:
-        """The record of one ``Idempotency-Key`` header, named by a hash: a header is data and never part of a key."""
+        """The record of one ``Idempotency-Key`` header. The key has a hash of the header, because a header may hold any characters."""
         return f"{self.keys_prefix}{hashlib.sha256(header.encode()).hexdigest()}.json"
 
 
 @dataclass(frozen=True)
 class UploadRef:
-    """The path of one upload, REF: ``org/project/plan/upload``.
+    """The path of one upload, which messages and documents call REF: ``org/project/plan/upload``.
 
     Raises:
         ValueError: An id is malformed.
@@ -122,7 +122,7 @@ class UploadRef:
         """Reads ``org/project/plan/upload``.
 
         Raises:
-            ValueError: Not four ids.
+            ValueError: The text is not four ids.
         """
         parts = text.split("/")
         if len(parts) != 4:
@@ -150,7 +150,7 @@ class UploadRef:
 
     @property
     def made_at(self) -> datetime | None:
-        """When the server made the upload's id, a UUIDv7; None for an id of another kind.
+        """When the upload's id, a UUIDv7, was made; None for an id of another kind.
 
         https://www.rfc-editor.org/rfc/rfc9562#section-5.7
         """
@@ -169,7 +169,7 @@ class UploadRef:
 
     @property
     def record(self) -> str:
-        """``upload.json``, the second object: the upload exists if and only if it does."""
+        """``upload.json``, the second object: an upload exists if and only if it has one."""
         return f"{self.prefix}upload.json"
 
     @property
@@ -179,11 +179,11 @@ class UploadRef:
 
     @property
     def sheets_prefix(self) -> str:
-        """Ends with ``/``; each sheet that was begun is one directory below."""
+        """Ends with ``/``; below it, each sheet that was begun is a directory."""
         return f"{self.prefix}sheets/"
 
     def sheet_prefix(self, sheet: int) -> str:
-        """Ends with ``/``; everything of one sheet. ``sheet`` counts from 1, here and below."""
+        """Ends with ``/``; below it are all objects of one sheet. Here and below, ``sheet`` counts from 1."""
         return f"{self.sheets_prefix}sheet-{sheet}/"
 
     def thumbnail(self, sheet: int) -> str:
@@ -199,13 +199,13 @@ class UploadRef:
         return f"{self.sheet_prefix(sheet)}tiles/sheet-{sheet}.dzi"
 
     def tiles_prefix(self, sheet: int) -> str:
-        """Ends with ``/``; a tile's key is this and its name, ``{level}/{col}_{row}.jpeg``."""
+        """Ends with ``/``; a tile's key is this prefix and the tile's name, ``{level}/{col}_{row}.jpeg``."""
         return f"{self.sheet_prefix(sheet)}tiles/sheet-{sheet}_files/"
 
 
 def upload_of(key: str) -> str:
-    """REF of the upload to which the object at ``key`` belongs, for a log; empty for an object of no upload."""
-    match = _OF_UPLOAD.match(key)
+    """REF of the upload to which the object at ``key`` belongs; empty if it belongs to no upload."""
+    match = _UPLOAD_PREFIX.match(key)
     return "/".join(match.groups()) if match else ""
 
 
@@ -245,9 +245,9 @@ class SheetObject:
 
 
 def parse_sheet_path(path: str) -> SheetObject | None:
-    """The object of a sheet whose key is ``sheets_prefix`` and ``path``; None for a path that no sheet has.
+    """The object of a sheet at ``path`` below ``sheets/``; None for a path that no sheet has.
 
-    A path is read only if it is spelled as we would write it: without leading zeros, for example.
+    A path counts only in the spelling that SiteLink writes: without leading zeros, for example.
     """
     directory, _, name = path.partition("/")
     sheet = sheet_of_directory(directory)
@@ -262,7 +262,7 @@ def parse_sheet_path(path: str) -> SheetObject | None:
 
 def sheet_of_descriptor(key: str) -> tuple[UploadRef, int] | None:
     """The upload and the number of the sheet whose ``.dzi`` is at ``key``; None for any other key."""
-    match = _OF_UPLOAD.match(key)
+    match = _UPLOAD_PREFIX.match(key)
     if match is None:
         return None
     ref = UploadRef(*match.groups())
@@ -273,16 +273,16 @@ def sheet_of_descriptor(key: str) -> tuple[UploadRef, int] | None:
 
 
 def unreadable_event(message: bytes) -> str:
-    """The key of a message that is not an event; the same message has the same key, however often it comes."""
+    """The key that keeps a message that is not an R2 event. The same message always has the same key."""
     return f"{UNREADABLE_EVENTS_PREFIX}{hashlib.sha256(message).hexdigest()}.json"
 
 
 def walk_uploads(directories: Callable[[str], Iterable[str]], after: UploadRef | None = None) -> Iterator[UploadRef]:
-    """Every directory that may be an upload's, of every plan, in the order of names; lists one level of one plan at a time.
+    """Yields every directory that may be an upload, in the order of names. Lists one directory at a time.
 
     Args:
-        directories: The names directly below a prefix.
-        after: Begin behind this upload.
+        directories: Lists the names directly below a prefix.
+        after: Begin after this upload; None for the first.
     """
     begin = (after.organization, after.project, after.plan, after.upload) if after else ()
 

@@ -1,4 +1,4 @@
-"""What one LIST tells of one sheet: which of its objects are in the bucket, and which objects there are not its own."""
+"""The objects of one sheet in the bucket, and foreign objects among them, as one LIST shows them."""
 
 from dataclasses import dataclass, field
 from typing import Self
@@ -10,29 +10,29 @@ from activities.bucket.storage import Bucket, ObjectInfo
 
 @dataclass
 class Listing:
-    """The objects below the prefix of sheet ``number``, by one LIST."""
+    """The objects below the prefix of sheet ``number``."""
 
     number: int
     tiles: dict[str, ObjectInfo] = field(default_factory=dict)
-    """By name. A tile may be outside the sheet's pyramid: ``is_tile_of`` tells."""
+    """The tiles by name. A name may be outside the sheet's pyramid; ``is_tile_of`` tells."""
     thumbnail: ObjectInfo | None = None
     record: ObjectInfo | None = None
     descriptor: ObjectInfo | None = None
     foreign: list[str] = field(default_factory=list)
-    """Objects that no sheet has, as paths below ``sheets/``."""
+    """Objects that belong to no sheet, as paths below ``sheets/``."""
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is no object; a sheet that was deleted may still be listed as a directory."""
+        """Whether there is no object. In a local directory, a deleted sheet leaves an empty directory, so that it still looks begun."""
         return not (self.tiles or self.thumbnail or self.record or self.descriptor or self.foreign)
 
     def surplus(self, ref: UploadRef, pyramid: Pyramid | None) -> list[str]:
-        """The keys of objects that a sheet of this pyramid does not have; without a pyramid, that no sheet has."""
+        """The keys of all foreign objects, and of the tiles outside the pyramid. Without a pyramid no tile is outside."""
         tiles = [info.key for name, info in self.tiles.items() if pyramid is not None and not is_tile_of(pyramid, name)]
         return [*(ref.sheets_prefix + path for path in self.foreign), *tiles]
 
     @classmethod
-    def of(cls, bucket: Bucket, ref: UploadRef, number: int) -> Self:
+    def fetch(cls, bucket: Bucket, ref: UploadRef, number: int) -> Self:
         """Lists the objects of a sheet; blocks.
 
         Raises:

@@ -1,6 +1,6 @@
-"""What the bucket's JSON objects and the wire say: dataclasses and their camelCase JSON. Pure.
+"""The JSON documents of the bucket and of the API: dataclasses, and their camelCase JSON. Pure.
 
-One spelling serves both: ``manifest.json`` is the last event, letter for letter. Every document carries ``"schema": 1``.
+Both use the same JSON: ``manifest.json`` is the last event of the upload's stream, letter for letter. Each document has ``"schema": 1``.
 """
 
 import functools
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 class UploadStatus(StrEnum):
-    """States of an upload; the last four are final until someone reopens it."""
+    """States of an upload. The last four are final until somebody reopens the upload."""
 
     QUEUED = "queued"
     PROCESSING = "processing"
@@ -50,14 +50,14 @@ class SheetStatus(StrEnum):
 
 @dataclass(frozen=True)
 class UploadOptions:
-    """What a person may choose for an upload. Everything that decides a tile's bytes is here, never on a host.
+    """The options of an upload. All options that decide a tile's bytes are here, so that no host has its own.
 
     Args:
         dpi: Resolution, 30 to 1,200.
         tile_size: Pixels, 128 to 2,048.
         overlap: Pixels, 0 to 8.
         quality: JPEG quality, 1 to 100.
-        budget_bytes: Most bytes of pixels a page may take before it is rendered at a lower dpi (3 bytes a pixel).
+        budget_bytes: A page whose pixels take more is rendered at a lower dpi (3 bytes a pixel).
         window: Sheets in flight at once, 1 to 256.
 
     Raises:
@@ -91,12 +91,12 @@ class UploadRecord:
     """``upload.json``: the upload was accepted.
 
     Args:
-        file_name: As the client sent it: data, never part of a key.
+        file_name: The name that the client sent; never part of a key.
         size_bytes: Size of ``source.pdf``.
-        sha256: Its digest, hexadecimal.
-        options: What was asked for.
+        sha256: SHA-256 of ``source.pdf``, hexadecimal.
+        options: The options that the client chose.
         created_at: RFC 3339, UTC.
-        deleted_at: Set once deletion has begun.
+        deleted_at: When the upload was marked deleted; None before.
     """
 
     file_name: str
@@ -110,12 +110,12 @@ class UploadRecord:
 
 @dataclass(frozen=True)
 class KeyRecord:
-    """``keys/{sha256 of Idempotency-Key}.json``.
+    """``keys/{sha256 of Idempotency-Key}.json``: the first request with the key.
 
     Args:
-        upload: What the key's first request became.
-        sha256: Digest of its body, hexadecimal.
-        options: ``options_digest`` of what it asked for; None in a record of an earlier release.
+        upload: The id of the upload that the request made.
+        sha256: SHA-256 of the request's PDF, hexadecimal.
+        options: ``options_digest`` of the request's options; None in a record of an earlier release.
     """
 
     upload: str
@@ -125,18 +125,18 @@ class KeyRecord:
 
 
 NOTE_CHARACTERS = 240
-"""Longest message of a note."""
+"""Length of the longest message of a note."""
 
 NOTES_BYTES = 600
-"""Most that the notes of one sheet may take as JSON: a snapshot of 2,000 sheets must stay below the 2 MB that Temporal takes."""
+"""Most bytes of JSON for the notes of one sheet: a snapshot of 2,000 sheets must stay below 2 MB, the most that Temporal takes."""
 
 
 @dataclass(frozen=True)
 class Note:
-    """Why a sheet may differ from what its author drew.
+    """Why a sheet may differ from the author's drawing.
 
     Args:
-        type: A word for programs, such as ``FontSubstituted``.
+        type: A name for programs, such as ``FontSubstituted``.
         message: A sentence for people, at most ``NOTE_CHARACTERS`` characters.
     """
 
@@ -147,13 +147,14 @@ class Note:
 MORE_NOTES = "MoreNotes"
 
 COUNTED_NOTES = frozenset({"AttachmentsNotDrawn", "Scaled", "UserUnitUncertain"})
-"""The types of the notes that are known before a sheet is drawn. All others are found again whenever it is."""
+"""The types of the notes that are known before a sheet is drawn. All other notes are found again each time it is drawn."""
 
 
 def bounded_notes(notes: Iterable[Note]) -> tuple[Note, ...]:
-    """The notes of one sheet as they are recorded: equal ones once, messages cut, and together at most ``NOTES_BYTES`` as JSON.
+    """The notes of one sheet as they are recorded: without repetitions, with shortened messages, at most ``NOTES_BYTES`` as JSON.
 
-    A note that finds no room is counted by a last one, ``MoreNotes``; such a one among the given is of an earlier bound, and goes.
+    If some notes do not fit, a last note, ``MoreNotes``, counts them. A ``MoreNotes`` among ``notes`` is dropped: it counted the notes that
+    did not fit in an earlier call.
     """
     kept: list[Note] = []
     room, left_out = NOTES_BYTES - 80, 0
@@ -175,13 +176,13 @@ def bounded_notes(notes: Iterable[Note]) -> tuple[Note, ...]:
 
 
 def scaled_note(dpi: int, asked_dpi: int, reason: str) -> Note:
-    """Why a sheet has less than the resolution that was asked for."""
+    """The note of a sheet that has a lower resolution than the client chose."""
     return Note("Scaled", f"The sheet is drawn at {dpi} dpi instead of {asked_dpi}: {reason}.")
 
 
 @dataclass(frozen=True)
 class SheetRecord:
-    """``sheet.json``: what a committed sheet holds.
+    """``sheet.json``: the contents of a committed sheet.
 
     Args:
         number: 1-based.
@@ -193,10 +194,10 @@ class SheetRecord:
         tile_size: Pixels.
         overlap: Pixels.
         quality: JPEG quality.
-        tiles: How many tiles.
-        bytes: Their bytes together.
+        tiles: How many tiles the sheet has.
+        bytes: The sum of the tiles' sizes.
         digest: See ``tiles_digest``.
-        engines: Library name to version, of all that decide a tile's bytes.
+        engines: Name to version of every library that decides a tile's bytes.
         notes: Why the sheet may differ from what its author drew.
     """
 
@@ -227,13 +228,13 @@ class SheetState:
         version: The snapshot's version at this sheet's last change.
         title: From the bookmarks or page labels, if any.
         width: Pixels; None for a page that could not be measured.
-        height: Pixels, likewise.
+        height: Pixels, or None likewise.
         dpi: The resolution of these pixels.
         scaled: Whether that is less than was asked for.
-        tiles: How many tiles the sheet has when it is ready.
-        bytes: Their bytes together, once it is ready.
-        reason: Why it failed: the name of an error.
-        detail: The sentence that goes with it.
+        tiles: How many tiles the sheet has, once it is ready.
+        bytes: The sum of the tiles' sizes, once the sheet is ready.
+        reason: The name of the error with which the sheet failed.
+        detail: The sentence of that error.
         notes: Why the sheet may differ from what its author drew.
     """
 
@@ -254,17 +255,17 @@ class SheetState:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What an upload will take, said before the work; ``activities.bucket.forecast`` makes it and says what it rests on.
+    """What an upload will probably take. ``activities.bucket.forecast`` makes it, and says what the numbers rest on.
 
     Args:
-        tiles: Of all sheets, exactly.
-        puts: Objects to be written: tiles, and what else lies in the bucket beside ``source.pdf``.
-        bytes_low: Of all tiles together, probably at least.
-        bytes_high: Probably at most.
-        seconds: From the count of the pages to the end, about.
-        class_a: Operations of the dear kind, the PUTs among them.
-        class_b: Operations of the cheap kind: reads.
-        dollars: What these operations cost; storage is not in it.
+        tiles: The exact number of tiles of all sheets.
+        puts: How many objects will be written: the tiles, and all others except ``source.pdf``.
+        bytes_low: The low estimate of the sum of the tiles' sizes.
+        bytes_high: The high estimate of the same.
+        seconds: About how long it will take from the count of the pages to the end.
+        class_a: Operations that write or list, including the PUTs.
+        class_b: Operations that read.
+        dollars: The price of these operations, without storage.
         price_class_a: Dollars for a million operations of this class.
         price_class_b: Dollars for a million operations of this class.
     """
@@ -283,7 +284,7 @@ class Forecast:
 
 @dataclass(frozen=True)
 class Receipt:
-    """What an upload really took; ``activities.bucket.forecast.receipt`` says what is counted. The names are those of the forecast."""
+    """What an upload has taken. ``activities.bucket.forecast.receipt`` says what is counted. ``Forecast`` explains the fields."""
 
     tiles: int
     puts: int
@@ -296,11 +297,11 @@ class Receipt:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The progress of an upload, or, with only some of its sheets, a change of it. Also ``manifest.json``.
+    """The progress of an upload; with only the changed sheets, a change of the progress. ``manifest.json`` is a snapshot, too.
 
     Args:
         status: See UploadStatus.
-        version: Grows with every change, across runs and servers; starts at the milliseconds of the clock.
+        version: Grows with every change, also across runs and servers. It is at least the time of the change in milliseconds since 1970.
         updated_at: RFC 3339, UTC, as all times.
         completed_pages: Sheets that are ready.
         total_pages: Pages of the document; 0 until they are counted.
@@ -308,15 +309,15 @@ class Snapshot:
         started_at: When the pages had been counted.
         completed_at: When the run ended.
         reconciled: Whether a reconciliation has corrected or confirmed this progress.
-        reconciled_at: When it last did.
+        reconciled_at: When a reconciliation last did so.
         warning: What an operator should know now.
-        reason: Why the upload failed: the name of an error.
-        detail: The sentence that goes with it.
-        forecast: What it will take, once the pages are counted.
-        receipt: What it took, as of its last end.
-        sheet_puts: Objects written for its sheets so far; a sheet that was made again counts again.
-        processing_seconds: How long it has been ``processing`` so far, in all its runs.
-        sheets: By number.
+        reason: The name of the error with which the upload failed.
+        detail: The sentence of that error.
+        forecast: What the upload will probably take; None until the pages are counted.
+        receipt: What the upload had taken when it last ended.
+        sheet_puts: How many objects were written for the sheets so far. A sheet that was made again counts again.
+        processing_seconds: How long the upload has been ``processing`` so far, in all runs together.
+        sheets: The sheets, by number.
     """
 
     status: UploadStatus
@@ -346,7 +347,7 @@ def tiles_digest(tiles: Iterable[tuple[str, int, str]]) -> str:
 
 
 def options_digest(options: UploadOptions) -> str:
-    """SHA-256, hexadecimal, over the options that differ from the defaults: a release with a further option makes the same of them."""
+    """SHA-256, hexadecimal, over the options that differ from the defaults. So a release with a further option computes the same digest."""
     chosen = {name: value for name, value in to_wire(options).items() if value != to_wire(UploadOptions())[name]}
     return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()
 
@@ -357,7 +358,7 @@ def timestamp(moment: datetime) -> str:
 
 
 def milliseconds(moment: datetime) -> int:
-    """Since 1970: the least version of a snapshot that says something at this moment."""
+    """Milliseconds since 1970. A snapshot that changes at this moment has at least this version."""
     return int(moment.timestamp() * 1000)
 
 
@@ -384,11 +385,11 @@ def to_json(record: Any) -> bytes:
 
 
 def from_json(kind: type[T], data: bytes | str) -> T:
-    """Reads what ``to_json`` wrote; unknown fields of the same schema are ignored.
+    """Reads a document that ``to_json`` wrote. Unknown fields are ignored.
 
     Raises:
         NewerSchema: The document's schema is newer than this release's.
-        ValueError: It is no such document; the message says why, and names no class.
+        ValueError: The data is not such a document. The message says why, and names no class.
     """
     try:
         document = json.loads(data)
@@ -399,7 +400,7 @@ def from_json(kind: type[T], data: bytes | str) -> T:
 
 
 def from_wire(kind: type[T], document: Any) -> T:
-    """Reads what ``to_wire`` made; raises like ``from_json``."""
+    """Reads a document that ``to_wire`` made. Raises like ``from_json``."""
     if not isinstance(document, Mapping):
         msg = "it is not a JSON object"
         raise ValueError(msg)
@@ -421,7 +422,7 @@ def from_wire(kind: type[T], document: Any) -> T:
 
 @functools.cache
 def _fields(kind: Any) -> tuple[dict[str, Any], tuple[tuple[str, str], ...]]:
-    """The types of a dataclass's fields, and their names with those on the wire."""
+    """The types of a dataclass's fields by name, and each field's name with its name on the wire."""
     return typing.get_type_hints(kind), tuple((field.name, camel_case(field.name)) for field in fields(kind))
 
 
@@ -433,11 +434,11 @@ _JSON_TYPES: dict[Any, tuple[type | tuple[type, ...], str]] = {
     dict: (dict, "an object"),
     tuple: (list, "a list"),
 }
-"""Of a field's type: what JSON makes of it, and how to call that."""
+"""A field's type, and its type after ``json.loads`` with the words for it."""
 
 
 def _read(name: str, hint: Any, value: Any) -> Any:
-    """The value of the field that the wire calls ``name``; raises like ``from_json``."""
+    """The value of the field whose name on the wire is ``name``. Raises like ``from_json``."""
     if typing.get_origin(hint) is types.UnionType:
         return None if value is None else _read(name, typing.get_args(hint)[0], value)
     kind = typing.get_origin(hint) or hint

@@ -1,4 +1,4 @@
-"""The public shape of an answer: the report of a sheet and of an upload, and the bounded list of names. Pure."""
+"""What verification and housekeeping report: on a sheet, on an upload, and bounded lists of names. Pure."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -6,8 +6,8 @@ from enum import StrEnum
 
 from activities.bucket.records import SCHEMA, SheetStatus, UploadStatus
 
-NAMED = 20
-"""Most names in one list of a report; its count is of all."""
+MOST_NAMES = 20
+"""Most names in one list of a report. The count beside the list counts all names."""
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class NameList:
 
     Args:
         count: How many names there are.
-        first: The first of them, at most ``NAMED``.
+        first: The first names, at most ``MOST_NAMES``.
     """
 
     count: int = 0
@@ -25,52 +25,52 @@ class NameList:
     def with_names(self, names: Iterable[str]) -> "NameList":
         """The list with more names at its end."""
         added = list(names)
-        return NameList(self.count + len(added), (*self.first, *added[:NAMED])[:NAMED])
+        return NameList(self.count + len(added), (*self.first, *added[:MOST_NAMES])[:MOST_NAMES])
 
 
 NO_NAMES = NameList()
 
 
 class Repair(StrEnum):
-    """What a reconcile would do about a sheet."""
+    """What a reconcile would do with a sheet."""
 
     TILE = "tile"
-    """An object of the sheet is broken or missing: its ``.dzi`` is deleted, and, unless the upload was stopped, its page is tiled again."""
+    """The sheet is not whole. Its ``.dzi`` is deleted and, unless the upload was stopped, its page is tiled again."""
     COUNT = "count"
-    """The sheet is whole, but the progress does not have it ready: the progress is corrected."""
+    """The sheet is whole, but not ready in the progress. The progress is corrected."""
     PRUNE = "prune"
-    """Objects that no sheet owns are removed; nothing else is done."""
+    """Only objects that no sheet owns, or of an unfinished sheet of a final upload, are removed."""
 
 
 class Proof(StrEnum):
-    """What was proved of a sheet."""
+    """What the verification of a sheet has proved."""
 
     DIGEST = "digest"
     """The bytes of every tile."""
     NAMES = "names"
-    """Names and sizes only."""
+    """Only the names and sizes of the tiles."""
 
 
 @dataclass(frozen=True)
 class SheetReport:
-    """What was found of one sheet. A list has at most ``NAMED`` names; its count is of all.
+    """The report on one sheet. A list has at most ``MOST_NAMES`` names; the count beside it counts all.
 
     Args:
         number: 1-based.
         status: What the progress says; without a progress, ready if the sheet's ``.dzi`` exists, else pending.
-        expected: Tiles that the sheet should have; 0 when it is not ready, or its size is not known.
-        found: Tiles that are there and not empty.
-        missing: Names of tiles that are not there, ``{level}/{col}_{row}.jpeg``.
+        expected: How many tiles the sheet should have; 0 when it is not ready, or its size is not known.
+        found: How many tiles are in the bucket and not empty.
+        missing: Names of missing tiles, ``{level}/{col}_{row}.jpeg``.
         missing_count: How many tiles are missing.
-        foreign: Objects below the sheet's prefix that no sheet has, as paths below ``sheets/``.
+        foreign: Objects below the sheet's prefix that belong to no sheet, as paths below ``sheets/``.
         foreign_count: How many objects are foreign.
         empty: Names of tiles of 0 bytes.
         empty_count: How many tiles are empty.
-        problems: What else is wrong, a sentence each.
+        problems: Further faults, a sentence each.
         verified: Whether the sheet is ready and nothing is wrong with it.
-        proof: What the verdict rests on; None unless verified.
-        reason: The name of the error with which the sheet failed, when the progress says that it did.
-        repair: What a reconcile would do about the sheet; None if nothing.
+        proof: What was proved; None unless verified.
+        reason: The name of the error with which the sheet failed; None if the progress does not say that it failed.
+        repair: What a reconcile would do with the sheet; None if nothing.
     """
 
     number: int
@@ -91,33 +91,33 @@ class SheetReport:
 
     @property
     def is_whole(self) -> bool:
-        """Whether the sheet has every object that it should, unbroken; foreign objects do not count."""
+        """Whether all objects of the sheet are there and unbroken. Foreign objects do not count."""
         return not (self.missing_count or self.empty_count or self.problems)
 
     @property
     def is_wrong(self) -> bool:
-        """Whether something is wrong with the sheet. A sheet that failed by name, or is not done yet, is not wrong for that."""
+        """Whether something is wrong in the bucket. A sheet that failed, or is not finished yet, is not wrong just for that."""
         return bool(self.foreign_count) or not self.is_whole
 
 
 @dataclass(frozen=True)
 class UploadReport:
-    """What was found of an upload as a whole.
+    """The report on an upload as a whole.
 
     Args:
         ref: The upload.
-        status: What its progress says; None without a progress.
+        status: What the progress says; None without a progress.
         verified: Whether nothing is wrong with any sheet, nor with the upload as a whole.
         deep: Whether every tile was read back and decoded.
         total_sheets: How many sheets the progress has; without a progress, how many were begun.
         verified_sheets: How many sheets are verified.
-        wrong_sheets: With how many sheets something is wrong.
-        expected: Tiles that all ready sheets should have.
-        found: Tiles of all sheets that are there and not empty.
-        missing_count: How many tiles are missing, of all sheets.
-        foreign: Objects below ``sheets/`` but below no sheet's prefix, at most ``NAMED``, as paths below ``sheets/``.
-        foreign_count: How many objects are foreign, with those below the sheets' prefixes.
-        empty_count: How many tiles are empty, of all sheets.
+        wrong_sheets: How many sheets have something wrong.
+        expected: How many tiles all ready sheets should have.
+        found: How many tiles of all sheets are in the bucket and not empty.
+        missing_count: How many tiles of all sheets are missing.
+        foreign: Objects below ``sheets/`` but below no sheet's prefix, at most ``MOST_NAMES``, as paths below ``sheets/``.
+        foreign_count: How many objects are foreign, including those below the sheets' prefixes.
+        empty_count: How many tiles of all sheets are empty.
         problems: What is wrong with the upload as a whole, a sentence each.
         proof: The weakest proof of a verified sheet; None if no sheet is verified.
     """

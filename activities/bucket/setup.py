@@ -1,7 +1,7 @@
-"""What obstore cannot do on an S3 server, done with boto3: set up the bucket, and manage multipart uploads with presigned parts.
+"""The set-up of a bucket on an S3 server, and multipart uploads with presigned parts: boto3 can do both, obstore cannot.
 
 Cloudflare R2 and other servers reject some defaults of boto3: https://developers.cloudflare.com/r2/examples/aws/boto3/
-So a checksum is sent only where S3 requires one, the bucket's name stands in the path, and no request waits for ``100 Continue``.
+So requests have a checksum only where S3 requires one, have the bucket's name in the path, and never wait for ``100 Continue``.
 """
 
 import math
@@ -36,7 +36,7 @@ class PresignedUpload:
 
     Args:
         key: The object's key.
-        upload_id: Identifies the upload to ``complete`` and ``abort``.
+        upload_id: The multipart upload's id, for ``complete`` and ``abort``.
         part_bytes: Size of every part but the last.
         urls: The URL to which each part is PUT, in order; ``complete`` needs the ``ETag`` of every answer.
     """
@@ -52,9 +52,9 @@ class UnfinishedUpload:
     """A multipart upload that was neither completed nor aborted.
 
     Args:
-        key: The key of the object that it was to become.
-        upload_id: Identifies the upload to ``abort``.
-        started_at: The time of its begin, by the server's clock.
+        key: The key of the object that was to be written.
+        upload_id: The multipart upload's id, for ``abort``.
+        started_at: When the upload was begun, by the server's clock.
     """
 
     key: str
@@ -63,7 +63,7 @@ class UnfinishedUpload:
 
 
 class BucketSetup:
-    """A bucket on an S3 server, for its owner. Keys are given without the bucket's prefix; every method blocks.
+    """Sets up a bucket on an S3 server. Keys are given and returned without the bucket's prefix. Every method blocks.
 
     Args:
         settings: The bucket and its server.
@@ -76,7 +76,7 @@ class BucketSetup:
         if not settings.is_s3:
             msg = f"SITELINK_BUCKET is {settings.url}; only a bucket on an S3 server, s3://name, is set up"
             raise ValueError(msg)
-        self._location = S3Location.of(settings)
+        self._location = S3Location.from_settings(settings)
         self._client: S3Client = boto3.client(
             "s3",
             endpoint_url=self._location.endpoint,
@@ -96,7 +96,10 @@ class BucketSetup:
         self._client.meta.events.unregister("before-call.s3", add_expect_header)
 
     def create(self) -> bool:
-        """Makes the bucket; False when it exists already.
+        """Makes the bucket unless it exists.
+
+        Returns:
+            Whether the bucket was made.
 
         Raises:
             BucketError: The server refuses or does not answer.
@@ -141,7 +144,7 @@ class BucketSetup:
         """Tells the server to abort every multipart upload that is a day old; replaces the bucket's other lifecycle rules.
 
         Raises:
-            BucketError: The server refuses, as a server without lifecycle rules does, or does not answer.
+            BucketError: The server refuses or does not answer. A server without lifecycle rules refuses.
         """
         with self._named_errors():
             self._client.put_bucket_lifecycle_configuration(
@@ -171,7 +174,7 @@ class BucketSetup:
             return [UnfinishedUpload(upload["Key"].removeprefix(start), upload["UploadId"], upload["Initiated"]) for upload in uploads]
 
     def start_upload(self, key: str, size_bytes: int, expires_s: int) -> PresignedUpload:
-        """Begins a multipart upload whose parts anybody with the URLs may PUT.
+        """Begins a multipart upload. Whoever has its URLs may PUT its parts.
 
         Args:
             key: The object's key.
@@ -183,8 +186,8 @@ class BucketSetup:
         """
         part_bytes = equal_parts(size_bytes)
         with self._named_errors(key):
-            upload_id = self._client.create_multipart_upload(Bucket=self._location.bucket, Key=self._full(key))["UploadId"]
-        part = {"Bucket": self._location.bucket, "Key": self._full(key), "UploadId": upload_id}
+            upload_id = self._client.create_multipart_upload(Bucket=self._location.bucket, Key=self._full_key(key))["UploadId"]
+        part = {"Bucket": self._location.bucket, "Key": self._full_key(key), "UploadId": upload_id}
         urls = [
             self._client.generate_presigned_url("upload_part", {**part, "PartNumber": number}, expires_s)
             for number in range(1, math.ceil(size_bytes / part_bytes) + 1)
@@ -192,37 +195,37 @@ class BucketSetup:
         return PresignedUpload(key, upload_id, part_bytes, urls)
 
     def complete(self, key: str, upload_id: str, etags: Sequence[str]) -> None:
-        """Makes the object from the uploaded parts.
+        """Makes the object from the parts that were uploaded.
 
         Args:
             key: The object's key.
-            upload_id: The upload's id.
+            upload_id: The multipart upload's id.
             etags: The ETag of every part, in order.
 
         Raises:
-            BucketError: The server refuses, as when a part is missing, or does not answer.
+            BucketError: The server refuses, for example because a part is missing, or does not answer.
         """
         with self._named_errors(key):
             self._client.complete_multipart_upload(
                 Bucket=self._location.bucket,
-                Key=self._full(key),
+                Key=self._full_key(key),
                 UploadId=upload_id,
                 MultipartUpload={"Parts": [{"PartNumber": number, "ETag": etag} for number, etag in enumerate(etags, 1)]},
             )
 
     def abort(self, key: str, upload_id: str) -> None:
-        """Aborts an upload and removes its parts; an upload that is gone already is no error.
+        """Aborts a multipart upload and removes its parts. It is no error if the upload does not exist any more.
 
         Raises:
             BucketError: The server refuses or does not answer.
         """
         with self._named_errors(key):
             try:
-                self._client.abort_multipart_upload(Bucket=self._location.bucket, Key=self._full(key), UploadId=upload_id)
+                self._client.abort_multipart_upload(Bucket=self._location.bucket, Key=self._full_key(key), UploadId=upload_id)
             except self._client.exceptions.NoSuchUpload:
                 return
 
-    def _full(self, key: str) -> str:
+    def _full_key(self, key: str) -> str:
         return f"{self._location.prefix}/{key}" if self._location.prefix else key
 
     @contextmanager
@@ -231,13 +234,13 @@ class BucketSetup:
         try:
             yield
         except ClientError as error:
-            said = error.response.get("Error", {})
-            code, message = said.get("Code", ""), said.get("Message", "")
+            details = error.response.get("Error", {})
+            code, message = details.get("Code", ""), details.get("Message", "")
             raise named_s3_error(code, message, bucket=self._location.bucket, key=name) from None
         except BotoCoreError as error:
             raise named_s3_error("", str(error), bucket=self._location.bucket, key=name) from None
 
 
 def equal_parts(size_bytes: int) -> int:
-    """The size of an object's parts, but for the last: whole MiB, at least 8 MiB, and so large that there are not too many parts."""
+    """The size of each part but the last: whole MiB, at least 8 MiB, and large enough for at most ``MOST_PARTS`` parts."""
     return max(PART_BYTES, math.ceil(size_bytes / MOST_PARTS / (1 << 20)) << 20)

@@ -1,27 +1,27 @@
-"""The bucket: objects by obstore over a local directory or an S3 server. Every error leaves as a named one.
+"""The bucket: objects in a local directory or on an S3 server, by obstore. Every error is raised as a named error.
 
 Oddities of a local directory that this module hides or its callers must know:
 
-1. Deleted prefixes leave empty directories, which a LIST with a delimiter still shows: an empty prefix means nothing.
-2. A write that is killed leaves ``name#1`` behind; LIST does not show it, and no later write of the name replaces it.
-3. Its ETags are no MD5, and nothing is on the disk before ``sync``.
+1. Deleted prefixes leave empty directories, which a LIST with a delimiter still shows. So a listed prefix may hold no object.
+2. A write that is killed leaves a file ``name#1``. LIST does not show this file, and no later write replaces it.
+3. ETags are no MD5s, and nothing is sure to be on the disk before ``sync``.
 
 Oddities of an S3 server:
 
 4. obstore's exception classes follow the HTTP status and say too little: a missing bucket and a missing object are both
-   ``FileNotFoundError``, a LIST with a wrong key is a ``GenericError``. So an error is named by the S3 code in the answer,
-   and an answer without one is an unavailable bucket:
+   ``FileNotFoundError``, and a LIST with a wrong key is a ``GenericError``. So the S3 code in the answer decides the name of the error.
+   An answer without a code is ``StorageUnavailable``.
    https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html#ErrorCodeList
-5. A failed HEAD has no body and so no code. It is asked again as a GET, whose answer has one.
-6. obstore itself retries 429, 408, every 5xx and lost connections, with back-off. It does so for seconds only: the long wait is Temporal's.
-7. It does so only for what may be done twice. A write that must find nothing there is tried again here; and when it then finds what an
-   earlier try wrote whose answer was lost, that is no other's object.
-8. A server, or something before it, may say that it has written what it has not (``answers_prove_writes``). So an object on which
-   others rely is looked at after it was written: by the methods whose names have ``_seen``; a LIST does it for all tiles of a sheet.
-9. An answer may quote what was signed. Nothing of it but code and message goes on, and no such error is the cause of ours.
+5. The answer to a failed HEAD has no body, and so no code. The request is repeated as a GET, whose answer has one.
+6. obstore retries 429, 408, every 5xx and lost connections, with back-off, but only for seconds. Temporal retries for longer.
+7. obstore does not retry a write that must not replace an object. ``create_async`` retries it. If the object then exists, it may be from
+   an earlier try whose answer was lost. So its bytes are compared.
+8. A server, or a proxy before it, may confirm a write that did not happen (``answers_prove_writes``). So an object on which others rely
+   is read back after the write: by the methods with ``_seen`` in their names, and for all tiles of a sheet by one LIST.
+9. An answer may quote the text that was signed. So only its code and message are used, and the named error has no cause.
 
-What a library or a server says names paths, hosts and classes. It goes to the log, where a named error is made; the error itself says the
-object's key, and S3's code or the system's words for the number of an error.
+The words of a library or a server may name paths, hosts and classes. So they go to the log only. The message of a named error has the
+object's key, and S3's code or the system's words for an error number.
 """
 
 import asyncio
@@ -65,7 +65,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 PART_BYTES = 8 << 20
-"""Of every part of a streamed object but the last. S3 wants at least 5 MiB, R2 also wants them equal:
+"""Size of each part but the last of a streamed object. S3 wants at least 5 MiB, and R2 wants equal parts:
 https://developers.cloudflare.com/r2/objects/multipart-objects/"""
 PARTS_AT_ONCE = 4
 
@@ -74,7 +74,7 @@ DELETE_BATCH = 1000
 
 CONNECT_TIMEOUT = timedelta(seconds=10)
 SILENCE_TIMEOUT = timedelta(minutes=2)
-"""For one request until its answer begins, and for every read after that: a bucket may be slow, but not silent."""
+"""Longest wait for the beginning of an answer, and for each read after that. A bucket may be slow, but not silent."""
 REQUEST_TIMEOUT = timedelta(hours=1)
 
 RETRIES = 4
@@ -83,7 +83,7 @@ FIRST_DELAY, LONGEST_DELAY = timedelta(seconds=0.5), timedelta(seconds=5)
 
 R2_DOMAIN = ".r2.cloudflarestorage.com"
 
-DENIED = frozenset(
+DENIED_CODES = frozenset(
     {
         "AccessDenied",
         "InvalidAccessKeyId",
@@ -93,24 +93,24 @@ DENIED = frozenset(
     }
 )
 
-_ERRNO = re.compile(r"\(os error ([0-9]+)\)")
-"""Most errors of a directory have no class of their own: obstore raises GenericError, and only its text has the number."""
-_REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS)
+_ERRNO_PATTERN = re.compile(r"\(os error ([0-9]+)\)")
+"""obstore has no classes for most errors of a directory. It raises GenericError, and only its text has the error number."""
+_REFUSED_ERRNOS = (errno.EACCES, errno.EPERM, errno.EROFS)
 
-_CODE = re.compile(r"<Code>(\w+)</Code>|\(code: (\w+)\)")
-"""In the answer's XML; the second is how obstore words the failure of one key in a bulk delete."""
-_MESSAGE = re.compile(r"<Message>([^<]*)</Message>")
+_CODE_PATTERN = re.compile(r"<Code>(\w+)</Code>|\(code: (\w+)\)")
+"""The code in the answer's XML, or in obstore's words for a key that a bulk delete could not remove."""
+_MESSAGE_PATTERN = re.compile(r"<Message>([^<]*)</Message>")
 
 LEAST_FREE_BYTES = 64 << 20
-"""A disk with less is full: that is what a few sheets take, and less than most plans."""
+"""A disk with fewer free bytes counts as full: a few sheets take as much, and most plans take more."""
 
 ROOM_KEY = "readyz"
-"""An empty object, written to see whether an S3 server still takes one."""
+"""The key of an empty object, which is written to check whether an S3 server takes writes."""
 
 _BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _PREFIX = re.compile(r"(?:[A-Za-z0-9._-]+(?:/[A-Za-z0-9._-]+)*)?")
 
-_UNFINISHED = re.compile(r".+#[0-9]+")
+_UNFINISHED_NAME = re.compile(r".+#[0-9]+")
 
 
 @dataclass(frozen=True)
@@ -119,10 +119,10 @@ class BucketSettings:
 
     Args:
         url: ``file:///absolute/directory``, made if absent, or ``s3://name/optional/prefix``.
-        endpoint: Of the S3 server, ``https://host``; empty for Amazon's own.
-        access_key_id: For the S3 server.
-        secret_access_key: For the S3 server.
-        region: Of the S3 server; ``auto`` for R2.
+        endpoint: Address of the S3 server, ``https://host``; empty for Amazon S3.
+        access_key_id: Credential for the S3 server.
+        secret_access_key: Credential for the S3 server.
+        region: Region of the S3 server; ``auto`` for R2.
     """
 
     url: str
@@ -133,7 +133,7 @@ class BucketSettings:
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Self:
-        """Reads ``SITELINK_BUCKET`` and what an S3 server needs; the default is the directory ``bucket`` in ``SITELINK_DATA_DIR``."""
+        """Reads ``SITELINK_BUCKET`` and the settings of an S3 server. The default is the directory ``bucket`` in ``SITELINK_DATA_DIR``."""
         data_directory = Path(environ.get("SITELINK_DATA_DIR") or "var")
         return cls(
             url=environ.get("SITELINK_BUCKET") or (data_directory.absolute() / "bucket").as_uri(),
@@ -145,7 +145,7 @@ class BucketSettings:
 
     @property
     def is_s3(self) -> bool:
-        """Whether it is an S3 server, and no directory."""
+        """Whether the bucket is on an S3 server, and not a directory."""
         return urlsplit(self.url).scheme == "s3"
 
     @property
@@ -153,7 +153,7 @@ class BucketSettings:
         """The local directory that is the bucket.
 
         Raises:
-            ValueError: The URL names none.
+            ValueError: The URL does not name a directory.
         """
         parts = urlsplit(self.url)
         if parts.scheme != "file" or parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
@@ -167,13 +167,13 @@ class BucketSettings:
 
 @dataclass(frozen=True)
 class S3Location:
-    """A bucket on an S3 server, every value checked.
+    """A bucket on an S3 server, by checked settings.
 
     Args:
-        bucket: Its name.
-        prefix: What stands before every key, without slashes around; may be empty.
-        endpoint: ``https://host``; None for Amazon's own.
-        region: As requests are signed for.
+        bucket: The bucket's name.
+        prefix: The prefix of all keys, without a slash at either end; may be empty.
+        endpoint: ``https://host``; None for Amazon S3.
+        region: The region for which requests are signed.
     """
 
     bucket: str
@@ -182,11 +182,11 @@ class S3Location:
     region: str
 
     @classmethod
-    def of(cls, settings: BucketSettings) -> Self:
+    def from_settings(cls, settings: BucketSettings) -> Self:
         """Checks the settings.
 
         Raises:
-            ValueError: One cannot be used; the message names its variable and shows no secret.
+            ValueError: A setting cannot be used. The message names its variable and shows no secret.
         """
         parts = urlsplit(settings.url)
         prefix = parts.path.strip("/")
@@ -214,7 +214,7 @@ def _without_secret(url: str) -> str:
 
 @dataclass(frozen=True)
 class ObjectInfo:
-    """One entry of a LIST; ``etag`` carries its quotes."""
+    """One entry of a LIST. ``etag`` includes its quotes."""
 
     key: str
     size: int
@@ -231,13 +231,13 @@ class StoredObject:
 
 
 class Bucket:
-    """Objects by key. What stands before every key in a bucket with a prefix is added and taken off in here.
+    """Objects by key. Keys are given and returned without the prefix of the bucket's settings.
 
-    The methods without ``async`` block and are for threads: 1 to 4 of them are cheapest over a directory, 8 to 16 against an S3 server.
+    The methods without ``async`` block, and are for threads: 1 to 4 threads are cheapest over a directory, 8 to 16 against an S3 server.
 
     Args:
-        settings: Where it is.
-        max_requests: How many of the blocking methods may be in a request at once, besides ``chunks`` and ``objects``; default: any number.
+        settings: The bucket.
+        max_requests: Most requests of the blocking methods at once, ``chunks`` and ``objects`` not counted; default: no limit.
 
     Raises:
         ValueError: A setting cannot be used.
@@ -245,12 +245,12 @@ class Bucket:
     """
 
     def __init__(self, settings: BucketSettings, *, max_requests: int | None = None) -> None:
-        self._turn: AbstractContextManager[object] = threading.BoundedSemaphore(max_requests) if max_requests else nullcontext()
+        self._request_slots: AbstractContextManager[object] = threading.BoundedSemaphore(max_requests) if max_requests else nullcontext()
         self._root: Path | None = None
         self._s3: S3Location | None = None
         self._store: LocalStore | S3Store
         if settings.is_s3:
-            self._s3 = S3Location.of(settings)
+            self._s3 = S3Location.from_settings(settings)
             self._store = _s3_store(self._s3, settings)
             return
         self._root = settings.directory
@@ -259,18 +259,18 @@ class Bucket:
             self._store = LocalStore(self._root)
         except (OSError, BaseError) as error:
             msg = f"the bucket's directory, of SITELINK_BUCKET or SITELINK_DATA_DIR, cannot be used: {_system_words(error)}"
-            _log(str(self._root), str(error))
+            _log_failure(str(self._root), str(error))
             raise StorageUnavailable(msg) from error
 
     def own_key(self, bucket: str, key: str) -> str | None:
-        """The key, as the methods here take it, of an object that somebody else names in full.
+        """The key, without the prefix, of an object that an event of the bucket names.
 
         Args:
-            bucket: Its bucket's name. A directory has none, so that any name is taken for its own.
-            key: As it stands in the bucket, with whatever this one puts before every key.
+            bucket: The name of the object's bucket. A directory has no name, so any name is taken for it.
+            key: The object's key with the prefix.
 
         Returns:
-            None for an object of another bucket, or outside of this one's prefix.
+            None for an object of another bucket, or outside the prefix.
         """
         if self._s3 is None:
             return key
@@ -281,7 +281,7 @@ class Bucket:
 
     @property
     def answers_prove_writes(self) -> bool:
-        """Whether an object is there once the answer to its write says so: true of a directory, not of an S3 server (oddity 8)."""
+        """Whether the answer to a write proves that the object was written: true for a directory, false for an S3 server (oddity 8)."""
         return self._root is not None
 
     @contextmanager
@@ -297,10 +297,10 @@ class Bucket:
         """Reads an object whole.
 
         Raises:
-            ObjectMissing: There is none.
+            ObjectMissing: There is no such object.
             BucketError: The bucket failed.
         """
-        with self._named_errors(key), self._turn:
+        with self._named_errors(key), self._request_slots:
             result = obstore.get(self._store, key)
             return StoredObject(_info(result.meta), bytes(result.bytes()))
 
@@ -314,8 +314,8 @@ class Bucket:
         """Reads a JSON object of ours.
 
         Raises:
-            ObjectMissing: There is none.
-            UnreadableRecord: It is damaged, or of a newer schema.
+            ObjectMissing: There is no such object.
+            UnreadableRecord: The record is damaged, or of a newer schema.
             BucketError: The bucket failed.
         """
         return read_record(kind, key, self.get(key).body)
@@ -325,11 +325,11 @@ class Bucket:
         return read_record(kind, key, (await self.get_async(key)).body)
 
     def head(self, key: str) -> ObjectInfo:
-        """Size and ETag of an object; raises like ``get``."""
-        with self._named_errors(key), self._turn:
+        """Size, ETag and time of an object. Raises like ``get``."""
+        with self._named_errors(key), self._request_slots:
             try:
                 return _info(obstore.head(self._store, key))
-            except _WITHOUT_BODY:
+            except _HEAD_ERRORS:
                 if self._s3 is None:
                     raise
                 return _info(obstore.get(self._store, key).meta)
@@ -339,7 +339,7 @@ class Bucket:
         with self._named_errors(key):
             try:
                 return _info(await obstore.head_async(self._store, key))
-            except _WITHOUT_BODY:
+            except _HEAD_ERRORS:
                 if self._s3 is None:
                     raise
                 return _info((await obstore.get_async(self._store, key)).meta)
@@ -350,7 +350,7 @@ class Bucket:
         Raises:
             BucketError: The bucket failed.
         """
-        with self._named_errors(key), self._turn:
+        with self._named_errors(key), self._request_slots:
             obstore.put(self._store, key, body, use_multipart=False)
 
     async def put_async(self, key: str, body: bytes) -> None:
@@ -361,10 +361,10 @@ class Bucket:
     def put_seen(self, key: str, body: bytes) -> None:
         """``put`` of an object on which others rely. Where the answer does not prove the write, the object is read back.
 
-        A look at its size would not do: an earlier object under the same key often has the same size.
+        Its size alone would prove nothing, because an earlier object at the same key often has the same size.
 
         Raises:
-            BucketError: The bucket failed, or said that it has written what is not there.
+            BucketError: The bucket failed, or confirmed a write that did not happen.
         """
         self.put(key, body)
         if not self.answers_prove_writes:
@@ -372,13 +372,13 @@ class Bucket:
                 _check_written(key, self.get(key).body == body)
 
     async def check_room(self, least_bytes: int = LEAST_FREE_BYTES) -> None:
-        """Looks whether the bucket takes more: a directory by the free bytes, inodes and state of its file system, an S3 server by a PUT.
+        """Checks that the bucket takes writes: an S3 server by a PUT, a directory by its permissions and its free bytes and inodes.
 
         Args:
-            least_bytes: A directory must have them free.
+            least_bytes: Bytes that a directory must have free.
 
         Raises:
-            BucketError: It takes nothing now.
+            BucketError: The bucket takes no writes now.
         """
         if self._root is None:
             await self.put_async(ROOM_KEY, b"")
@@ -397,7 +397,11 @@ class Bucket:
             raise StorageUnavailable(msg)
 
     async def create_async(self, key: str, body: bytes) -> bool:
-        """Writes an object only if there is none; says whether it did."""
+        """Writes an object only if there is none at the key.
+
+        Returns:
+            Whether the object is the one that was written.
+        """
         for attempt in range(1 + RETRIES):
             with self._named_errors(key):
                 try:
@@ -417,10 +421,10 @@ class Bucket:
         return (await self.get_async(key)).body == body
 
     async def create_seen_async(self, key: str, body: bytes) -> bool:
-        """``create_async`` of an object on which others rely. Where the answer does not prove the write, its size is looked up.
+        """``create_async`` of an object on which others rely. Where the answer does not prove the write, the object's size is looked up.
 
         Raises:
-            BucketError: The bucket failed, or said that it has written what is not there.
+            BucketError: The bucket failed, or confirmed a write that did not happen.
         """
         created = await self.create_async(key, body)
         if created:
@@ -428,43 +432,45 @@ class Bucket:
         return created
 
     async def put_stream(self, key: str, body: AsyncIterator[bytes]) -> None:
-        """Writes an object from a stream in constant memory, at once or not at all; on an S3 server a large one in equal parts.
+        """Writes an object from a stream, in constant memory. The object appears whole or not at all. A large one is sent in equal parts.
 
-        To give up, raise inside ``body``: cancelling the caller leaves the unfinished write behind.
+        To end the write early, raise in ``body``. Cancelling the caller would leave an unfinished write in the bucket.
         """
-        first: list[bytes] = []
+        buffered: list[bytes] = []
         async for chunk in body:
-            first.append(chunk)
-            if sum(map(len, first)) > PART_BYTES:
+            buffered.append(chunk)
+            if sum(map(len, buffered)) > PART_BYTES:
                 break
         else:
-            await self.put_async(key, b"".join(first))  # which no lost answer leaves unfinished
+            await self.put_async(key, b"".join(buffered))  # unlike a multipart upload, it leaves nothing unfinished when an answer is lost
             return
 
-        async def whole() -> AsyncIterator[bytes]:
-            yield b"".join(first)
-            first.clear()
+        async def all_chunks() -> AsyncIterator[bytes]:
+            yield b"".join(buffered)
+            buffered.clear()
             async for chunk in body:
                 yield chunk
 
         with self._named_errors(key):
-            await obstore.put_async(self._store, key, whole(), use_multipart=True, chunk_size=PART_BYTES, max_concurrency=PARTS_AT_ONCE)
+            await obstore.put_async(
+                self._store, key, all_chunks(), use_multipart=True, chunk_size=PART_BYTES, max_concurrency=PARTS_AT_ONCE
+            )
 
     async def put_stream_seen(self, key: str, body: AsyncIterator[bytes]) -> None:
-        """``put_stream`` of an object on which others rely. Where the answer does not prove the write, its size is looked up.
+        """``put_stream`` of an object on which others rely. Where the answer does not prove the write, the object's size is looked up.
 
         Raises:
-            BucketError: The bucket failed, or said that it has written what is not there.
+            BucketError: The bucket failed, or confirmed a write that did not happen.
         """
         size_bytes = 0
 
-        async def counted() -> AsyncIterator[bytes]:
+        async def counted_chunks() -> AsyncIterator[bytes]:
             nonlocal size_bytes
             async for chunk in body:
                 size_bytes += len(chunk)
                 yield chunk
 
-        await self.put_stream(key, counted())
+        await self.put_stream(key, counted_chunks())
         await self._check_size_async(key, size_bytes)
 
     async def _check_size_async(self, key: str, size_bytes: int) -> None:
@@ -473,26 +479,26 @@ class Bucket:
                 _check_written(key, (await self.head_async(key)).size == size_bytes)
 
     def chunks(self, key: str) -> Iterator[bytes]:
-        """Reads an object in constant memory; raises like ``get``."""
+        """Reads an object in chunks, in constant memory. Raises like ``get``."""
         with self._named_errors(key):
             for chunk in obstore.get(self._store, key).stream(min_chunk_size=4 << 20):
                 yield bytes(chunk)
 
     def objects(self, prefix: str) -> Iterator[ObjectInfo]:
-        """Every object below ``prefix``, in no order."""
+        """All objects below ``prefix``, in no order."""
         with self._named_errors(prefix):
             for batch in obstore.list(self._store, prefix, chunk_size=1000):
                 for entry in batch:
                     yield _info(entry)
 
     def children(self, prefix: str) -> tuple[list[str], list[ObjectInfo]]:
-        """The names directly below ``prefix`` that have something, or had, below them; and the objects directly below it."""
-        with self._named_errors(prefix), self._turn:
+        """The names of the directories directly below ``prefix``, which may be empty (oddity 1), and the objects directly below it."""
+        with self._named_errors(prefix), self._request_slots:
             result = obstore.list_with_delimiter(self._store, prefix)
             return _directories(result["common_prefixes"]), [_info(entry) for entry in result["objects"]]
 
     def directories(self, prefix: str) -> list[str]:
-        """The first half of ``children``."""
+        """The names of the directories directly below ``prefix``, which may be empty (oddity 1)."""
         return self.children(prefix)[0]
 
     async def directories_async(self, prefix: str) -> list[str]:
@@ -501,39 +507,39 @@ class Bucket:
             return _directories((await obstore.list_with_delimiter_async(self._store, prefix))["common_prefixes"])
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Removes objects, on an S3 server 1,000 in one request; one that is absent already is no error."""
+        """Removes objects, on an S3 server 1,000 by one request. It is no error if an object does not exist."""
         if self._s3 is not None:
             remaining = iter(keys)
             while batch := list(islice(remaining, DELETE_BATCH)):
-                with self._named_errors(batch[0] if len(batch) == 1 else f"{batch[0]} and {len(batch) - 1:,} more"), self._turn:
+                with self._named_errors(batch[0] if len(batch) == 1 else f"{batch[0]} and {len(batch) - 1:,} more"), self._request_slots:
                     obstore.delete(self._store, batch)
             return
         for key in keys:
-            with self._named_errors(key), self._turn:
+            with self._named_errors(key), self._request_slots:
                 try:
                     obstore.delete(self._store, key)
                 except (FileNotFoundError, NotFoundError):
                     continue
 
     def remove_unfinished(self, prefix: str, *, before: datetime | None = None, deep: bool = True) -> int:
-        """Removes what killed writes have left behind below ``prefix``; on an S3 server such an object does not exist.
+        """Removes the files that killed writes left below ``prefix`` (oddity 2). An S3 server has no such files.
 
         Args:
-            prefix: Nobody else writes there now.
-            before: Unless that is unknown: then what was written last before.
-            deep: Everything below the prefix; else only what lies directly there.
+            prefix: The prefix. Without ``before``, nobody else may be writing below it.
+            before: Only files that were last written before this time are removed; None for all.
+            deep: Whether to remove all such files below the prefix, or only those directly below it.
 
         Returns:
-            How many there were.
+            How many files were removed.
         """
         if self._root is None:
             return 0
         removed = 0
         with self._named_errors(prefix):
-            # Not rglob: it fails where a directory goes meanwhile.
+            # Not rglob: it fails when a directory is removed meanwhile.
             for directory, _, names in os.walk(self._root / prefix):
-                for path in (Path(directory, name) for name in names if _UNFINISHED.fullmatch(name)):
-                    with suppress(FileNotFoundError):  # the write has ended meanwhile
+                for path in (Path(directory, name) for name in names if _UNFINISHED_NAME.fullmatch(name)):
+                    with suppress(FileNotFoundError):  # the write has just ended, or somebody else removed the file
                         if before is None or path.stat().st_mtime < before.timestamp():
                             path.unlink()
                             removed += 1
@@ -542,14 +548,14 @@ class Bucket:
         return removed
 
     def remove_empty_directories(self, prefix: str) -> None:
-        """Removes the directories at and below ``prefix`` that hold no object; an S3 server has none."""
+        """Removes the empty directories at and below ``prefix``. An S3 server has no directories."""
         if self._root is not None:
             for path, _, _ in os.walk(self._root / prefix, topdown=False):
-                with suppress(OSError):  # it is not empty, or is gone
+                with suppress(OSError):  # it is not empty, or does not exist any more
                     Path(path).rmdir()
 
     def last_written(self, prefix: str) -> datetime | None:
-        """When something below ``prefix`` was written last, in a directory also what is not finished; None if nothing is there."""
+        """When something was last written below ``prefix``, in a directory also by an unfinished write; None if there is nothing."""
         if self._root is None:
             return max((info.modified for info in self.objects(prefix)), default=None)
         newest = 0.0
@@ -561,7 +567,7 @@ class Bucket:
         return datetime.fromtimestamp(newest, UTC) if newest else None
 
     def sync(self) -> None:
-        """Returns when everything written so far would survive a power cut; an S3 server promises that with every answer.
+        """Returns when everything that was written so far would survive a power cut. An S3 server promises this with each answer.
 
         https://man7.org/linux/man-pages/man2/syncfs.2.html
         """
@@ -577,16 +583,16 @@ class Bucket:
                 os.close(descriptor)
 
     async def sync_async(self) -> None:
-        """``sync``, for an event loop; only a directory takes a thread for it."""
+        """``sync``, for an event loop. Only a directory needs a thread for it."""
         if self._root is not None:
             await asyncio.to_thread(self.sync)
 
 
 def read_record(kind: type[T], key: str, body: bytes) -> T:
-    """The record that is the object at ``key``.
+    """Parses ``body``, the object at ``key``, as a record.
 
     Raises:
-        UnreadableRecord: It is damaged, or of a newer schema; the message names the key.
+        UnreadableRecord: The record is damaged, or of a newer schema. The message names the key.
     """
     try:
         return from_json(kind, body)
@@ -598,8 +604,8 @@ def read_record(kind: type[T], key: str, body: bytes) -> T:
         raise DamagedRecord(msg) from error
 
 
-_WITHOUT_BODY = (FileNotFoundError, NotFoundError, PermissionDeniedError, UnauthenticatedError)
-"""What a failed HEAD raises where the answer to a GET would say more."""
+_HEAD_ERRORS = (FileNotFoundError, NotFoundError, PermissionDeniedError, UnauthenticatedError)
+"""The errors of a failed HEAD for which the answer to a GET says more (oddity 5)."""
 
 
 def _s3_store(location: S3Location, settings: BucketSettings) -> S3Store:
@@ -610,7 +616,7 @@ def _s3_store(location: S3Location, settings: BucketSettings) -> S3Store:
         "virtual_hosted_style_request": False,
     }
     if location.endpoint:
-        config["aws_endpoint_url_s3"] = location.endpoint  # under this name no variable of the environment overrides it
+        config["aws_endpoint_url_s3"] = location.endpoint  # an option of this name is not overridden by the environment
     return S3Store(
         location.bucket,
         prefix=location.prefix or None,
@@ -629,35 +635,35 @@ def _s3_store(location: S3Location, settings: BucketSettings) -> S3Store:
     )
 
 
-def named_s3_error(code: str, said: str, *, bucket: str, key: str) -> SiteLinkError:
+def named_s3_error(code: str, message: str, *, bucket: str, key: str) -> SiteLinkError:
     """The named error for an S3 error code.
 
     Args:
-        code: As in the answer's XML; empty when there was none.
-        said: The answer's message, or what the client says when no answer came.
+        code: The code in the answer's XML; empty when there was none.
+        message: The answer's message, or the client's words when no answer came.
         bucket: The bucket's name.
-        key: What was asked for.
+        key: The key or the prefix of the request.
     """
     if code == "NoSuchKey":
         return ObjectMissing(f"no object {key}")
-    _log(key, f"{code}: {said}")
+    _log_failure(key, f"{code}: {message}")
     if code == "NoSuchBucket":
         return NoSuchBucket(f"there is no bucket {bucket}")
     if code == "RequestTimeTooSkewed":
-        return ClockSkewed(f"the bucket refuses {key}, for the clock of this machine is wrong")
-    if code in DENIED:
+        return ClockSkewed(f"the bucket refuses {key}, because the clock of this machine is wrong")
+    if code in DENIED_CODES:
         return StorageDenied(f"the bucket refuses {key}: {code}")
     return StorageUnavailable(f"the bucket failed at {key}: {code or 'it gave no answer that says why'}")
 
 
-def _log(key: str, said: str) -> None:
+def _log_failure(key: str, message: str) -> None:
     ref = upload_of(key)
-    logger.warning("the bucket failed: %s", said, extra={"key": key, **({"ref": ref} if ref else {})})
+    logger.warning("the bucket failed: %s", message, extra={"key": key, **({"ref": ref} if ref else {})})
 
 
-def not_written(what: str) -> StorageUnavailable:
-    """The error of a bucket that says it has written what is not there, or not as it was sent."""
-    return StorageUnavailable(f"the bucket said that it has written {what}, and does not have it so")
+def not_written_error(name: str) -> StorageUnavailable:
+    """The error of a bucket that confirmed a write, but does not have the object as it was sent."""
+    return StorageUnavailable(f"the bucket said that it has written {name}, but does not have it as it was sent")
 
 
 @contextmanager
@@ -665,18 +671,18 @@ def _not_written_if_missing(key: str) -> Iterator[None]:
     try:
         yield
     except ObjectMissing as error:
-        raise not_written(key) from error
+        raise not_written_error(key) from error
 
 
-def _check_written(key: str, is_so: bool) -> None:
-    if not is_so:
-        raise not_written(key)
+def _check_written(key: str, is_written: bool) -> None:
+    if not is_written:
+        raise not_written_error(key)
 
 
 def _code_and_message(error: BaseException) -> tuple[str, str]:
-    """What an S3 server says in an answer that obstore has put into an exception's text."""
+    """The code and the message of an S3 server's answer, out of the text of obstore's exception."""
     text = str(error)
-    code, message = _CODE.search(text), _MESSAGE.search(text)
+    code, message = _CODE_PATTERN.search(text), _MESSAGE_PATTERN.search(text)
     if code is None:
         return "", _first_line(error).partition("<")[0].strip()
     return code[1] or code[2], message[1] if message else _first_line(error).partition(" (code: ")[0]
@@ -686,10 +692,10 @@ def _named_directory_error(error: BaseException, root: Path | None, key: str) ->
     is_missing = isinstance(error, FileNotFoundError | NotFoundError)
     if is_missing and root is not None and root.is_dir():
         return ObjectMissing(f"no object {key}")
-    _log(key, _first_line(error))
+    _log_failure(key, _first_line(error))
     if is_missing:
         return NoSuchBucket("the bucket's directory is gone")
-    if isinstance(error, PermissionError | PermissionDeniedError | UnauthenticatedError) or _errno(error) in _REFUSALS:
+    if isinstance(error, PermissionError | PermissionDeniedError | UnauthenticatedError) or _errno(error) in _REFUSED_ERRNOS:
         return StorageDenied(f"the bucket refuses {key}: {_system_words(error)}")
     return StorageUnavailable(f"the bucket failed at {key}: {_system_words(error)}")
 
@@ -697,7 +703,7 @@ def _named_directory_error(error: BaseException, root: Path | None, key: str) ->
 def _errno(error: BaseException) -> int | None:
     if isinstance(error, OSError) and error.errno:
         return error.errno
-    number = _ERRNO.search(str(error))
+    number = _ERRNO_PATTERN.search(str(error))
     return int(number[1]) if number else None
 
 

@@ -1,17 +1,17 @@
-"""The records of an upload: the one home of reading and writing them.
+"""Reads and writes the records of uploads: no other module does.
 
-    upload.json              the upload was accepted; later perhaps with a mark: it was deleted
+    upload.json              the upload was accepted; a mark in it says that the upload was deleted
     source.pdf               the PDF as it was sent
     sheet-N.dzi, sheet.json  the sheet is committed
     manifest.json            the final progress of a run
-    keys/….json              the upload to which an Idempotency-Key led
+    keys/….json              the upload that the first request with an Idempotency-Key made
 
-What holds for all of them:
+Rules for all records:
 
-1. A record that is damaged, or that a newer release wrote, raises ``UnreadableRecord``, and the caller decides what it means there.
-2. Each write that decides a state of the upload is looked at afterwards: an S3 server may say that it has written what it has not.
-3. A method without ``_async`` blocks and is for threads. The one of the same name with ``_async`` does the same in an event loop, by
-   obstore's own asynchronous calls: no pool of threads fills up while the bucket hangs.
+1. A record that is damaged, or that a newer release wrote, raises ``UnreadableRecord``. The caller decides what follows.
+2. Each write that decides a state of the upload is checked afterwards, because an S3 server may confirm a write that did not happen.
+3. A method without ``_async`` blocks, and is for threads. The method of the same name with ``_async`` does the same in an event loop. It
+   needs no thread, so that no pool of threads fills up while the bucket hangs.
 """
 
 import logging
@@ -22,13 +22,13 @@ from datetime import UTC, datetime
 
 from activities.bucket.keys import UploadRef, sheet_numbers
 from activities.bucket.records import KeyRecord, SheetRecord, Snapshot, UploadRecord, timestamp, to_json
-from activities.bucket.storage import Bucket, not_written, read_record
+from activities.bucket.storage import Bucket, not_written_error, read_record
 from activities.errors import ObjectMissing, StorageUnavailable, UploadNotFound
 
 logger = logging.getLogger(__name__)
 
 CLAIM_TRIES = 5
-"""How often a deletion may remove a key's record between the attempt to create it and the look at it."""
+"""Tries to create a key's record. A deletion may remove the record between the try that finds it and the read."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Manifest:
 
     Args:
         snapshot: The final progress of a run.
-        body: The same, byte for byte as it lies in the bucket: it ends an event stream.
+        body: The bytes of ``manifest.json``; an event stream ends with them.
     """
 
     snapshot: Snapshot
@@ -47,7 +47,7 @@ class Manifest:
 class UploadStore:
     """Reads and writes the records of uploads.
 
-    Every method may raise ``BucketError``: the bucket failed, or said that it has written what is not there.
+    Every method may raise ``BucketError``: the bucket failed, or confirmed a write that did not happen.
 
     Args:
         bucket: Where the records are.
@@ -87,10 +87,10 @@ class UploadStore:
             return _unless_deleted(ref, await self.record_async(ref))
 
     async def accept_async(self, ref: UploadRef, record: UploadRecord) -> bool:
-        """Makes ``upload.json``: from now on the upload exists, and a power cut does not undo that.
+        """Makes ``upload.json``. From then on the upload exists, also after a power cut.
 
         Returns:
-            False when there was one already; it stays as it is.
+            False when there was an ``upload.json`` already, which is not changed.
         """
         created = await self._bucket.create_seen_async(ref.record, to_json(record))
         if created:
@@ -98,7 +98,7 @@ class UploadStore:
         return created
 
     async def mark_deleted_async(self, ref: UploadRef) -> str:
-        """Marks the upload deleted, unless it is already.
+        """Marks the upload deleted, unless it is marked already.
 
         Returns:
             The time of the mark.
@@ -112,10 +112,10 @@ class UploadStore:
             if record.deleted_at is not None:
                 return record.deleted_at
             await self._bucket.put_async(ref.record, to_json(replace(record, deleted_at=timestamp(datetime.now(UTC)))))
-            # The mark of another request, made at the same moment, is as good as ours.
+            # If another request marked the upload at the same moment, its mark counts.
             deleted_at = (await self.record_async(ref)).deleted_at
         if deleted_at is None:
-            raise not_written(ref.record)
+            raise not_written_error(ref.record)
         await self._bucket.sync_async()
         logger.info("marked an upload deleted", extra={"ref": str(ref)})
         return deleted_at
@@ -123,11 +123,11 @@ class UploadStore:
     # ------------------------------------------------------------------ source.pdf
 
     async def put_source_async(self, ref: UploadRef, body: AsyncIterator[bytes]) -> None:
-        """Writes ``source.pdf`` from a stream, at once or not at all; to give up, raise inside ``body``."""
+        """Writes ``source.pdf`` from a stream. It appears whole or not at all. To end the write early, raise in ``body``."""
         await self._bucket.put_stream_seen(ref.source, body)
 
     async def was_deleted_async(self, ref: UploadRef) -> bool:
-        """Whether an upload that was begun has been deleted since: it is marked, or not even its ``source.pdf`` is left.
+        """Whether an upload that was begun has been deleted since: it is marked, or has neither ``upload.json`` nor ``source.pdf``.
 
         Raises:
             UnreadableRecord: ``upload.json`` cannot be read.
@@ -145,7 +145,7 @@ class UploadStore:
         """``manifest.json``; None when no run has ended.
 
         Raises:
-            UnreadableRecord: It cannot be read.
+            UnreadableRecord: ``manifest.json`` cannot be read.
         """
         with suppress(ObjectMissing):
             return _manifest(ref, self._bucket.get(ref.manifest).body)
@@ -174,13 +174,13 @@ class UploadStore:
         self._bucket.put_seen(ref.manifest, to_json(snapshot))
 
     async def create_manifest_async(self, ref: UploadRef, snapshot: Snapshot) -> bool:
-        """Writes ``manifest.json`` only if there is none; says whether it did."""
+        """Writes ``manifest.json`` only if there is none; returns whether it did."""
         return await self._bucket.create_seen_async(ref.manifest, to_json(snapshot))
 
     # ------------------------------------------------------------------ sheets
 
     def begun(self, ref: UploadRef) -> list[int]:
-        """The numbers of the sheets that have, or had, an object, ascending."""
+        """The numbers of the sheets that have or had an object, ascending."""
         return sheet_numbers(self._bucket.directories(ref.sheets_prefix))
 
     async def begun_async(self, ref: UploadRef) -> list[int]:
@@ -216,7 +216,7 @@ class UploadStore:
         self._bucket.put_seen(ref.descriptor(number), descriptor)
 
     def uncommit(self, ref: UploadRef, number: int) -> None:
-        """Removes the ``.dzi`` of a sheet, before anything else of the sheet changes."""
+        """Removes the ``.dzi`` of a sheet. Must come before any other change of the sheet."""
         self._bucket.delete([ref.descriptor(number)])
 
     # ------------------------------------------------------------------ Idempotency-Key
@@ -225,10 +225,10 @@ class UploadStore:
         """The record of an ``Idempotency-Key``; None when the key is free.
 
         Args:
-            key: Of the record, as ``PlanRef.idempotency_key`` makes it.
+            key: The key of the record, from ``PlanRef.idempotency_key``.
 
         Raises:
-            UnreadableRecord: It cannot be read.
+            UnreadableRecord: The record cannot be read.
         """
         with suppress(ObjectMissing):
             return self._bucket.get_record(KeyRecord, key)
@@ -241,31 +241,31 @@ class UploadStore:
         return None
 
     async def claim_key_async(self, key: str, record: KeyRecord) -> KeyRecord | None:
-        """Makes the record of an ``Idempotency-Key``.
+        """Makes the record of an ``Idempotency-Key``, unless there is one.
 
         Returns:
-            The record of another request that was faster; None if none was.
+            The record of an earlier request with the same key; None if there was none.
 
         Raises:
-            UnreadableRecord: The other request's record cannot be read.
+            UnreadableRecord: The earlier request's record cannot be read.
         """
         for _ in range(CLAIM_TRIES):
             if await self._bucket.create_async(key, to_json(record)):
                 return None
             if (earlier := await self.key_record_async(key)) is not None:
                 return earlier
-        msg = f"the bucket says that there is a {key}, and that there is none"
+        msg = f"the bucket contradicts itself: it refuses to create {key} because it exists, but does not find it"
         raise StorageUnavailable(msg)
 
 
-def upload_deleted(ref: UploadRef, deleted_at: str) -> UploadNotFound:
-    """The error of whoever asks for an upload that is marked deleted."""
+def upload_deleted_error(ref: UploadRef, deleted_at: str) -> UploadNotFound:
+    """The error of a request for an upload that is marked deleted."""
     return UploadNotFound(f"the upload {ref} was deleted at {deleted_at}")
 
 
 def _unless_deleted(ref: UploadRef, record: UploadRecord) -> UploadRecord:
     if record.deleted_at is not None:
-        raise upload_deleted(ref, record.deleted_at)
+        raise upload_deleted_error(ref, record.deleted_at)
     return record
 
 

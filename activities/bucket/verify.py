@@ -1,11 +1,11 @@
-"""The judgement of an upload and of a sheet: does the bucket hold what it should? Changes nothing.
+"""Verifies an upload or a sheet: whether the bucket holds all objects as it should. Changes nothing.
 
-The expected tiles follow from ``sheet.json`` by arithmetic; one LIST of the sheet's prefix tells which tiles are there. That proves:
+The expected tiles follow from ``sheet.json`` by arithmetic. One LIST of the sheet's prefix shows the tiles in the bucket. This proves:
 
-1. Names and sizes, always: no object is missing, foreign or empty, and the tiles have together as many bytes as ``sheet.json`` says.
+1. Names and sizes, always: no object is missing, foreign or empty, and the sum of the tiles' sizes is the one in ``sheet.json``.
 2. The bytes of every tile, by the digest in ``sheet.json``, where the LIST's ETags are MD5s, as on S3 and R2.
-3. Where the ETags are no MD5s (in a local directory; on S3 with SSE-KMS, where they look like MD5s), only ``deep`` proves the bytes: it
-   reads every tile back, compares the digest, and decodes each JPEG in another process.
+3. Where the ETags are no MD5s (in a local directory; on S3 with SSE-KMS, where they look like MD5s), only ``deep`` proves the bytes:
+   it reads every tile back, compares the digest, and decodes each JPEG in another process.
 """
 
 import hashlib
@@ -31,18 +31,18 @@ from activities.bucket.records import (
     from_json,
     tiles_digest,
 )
-from activities.bucket.report import NAMED, NO_NAMES, Proof, Repair, SheetReport, UploadReport
+from activities.bucket.report import MOST_NAMES, NO_NAMES, Proof, Repair, SheetReport, UploadReport
 from activities.bucket.storage import Bucket, ObjectInfo
 from activities.errors import NewerSchema, ObjectMissing, UploadNotFound
 from activities.render.decoder import Decoder
 
 THREADS = 4
-"""Sheets verified at once: over a directory more threads cost more, and each has one sheet's tiles in memory."""
+"""Sheets verified at once. Over a directory more threads cost more CPU time, and each thread has the list of a sheet's tiles in memory."""
 
 NO_DESCRIPTOR = "the .dzi is missing"
 
 LARGEST_TILE_BYTES = 64 << 20
-"""More than any JPEG of ours needs; a larger object is not read."""
+"""No JPEG of a tile or thumbnail is larger. A larger object is not read."""
 
 _MD5 = re.compile(r'"?([0-9a-f]{32})"?')
 
@@ -53,54 +53,54 @@ T = TypeVar("T")
 def verify_upload(
     bucket: Bucket, ref: UploadRef, progress: Snapshot | None = None, *, deep: bool = False
 ) -> Generator[SheetReport | UploadReport, None, None]:
-    """Verifies sheet by sheet, a few at once, in bounded memory; blocks.
+    """Verifies an upload sheet by sheet, a few sheets at once, in bounded memory. Blocks.
 
     Args:
-        bucket: Where its objects are.
+        bucket: The bucket of the upload.
         ref: The upload.
-        progress: Says which sheets are ready; without a progress ``manifest.json`` says so. Without a manifest, or while no pages are
-            counted, a sheet is ready if it has a ``.dzi``.
+        progress: Says which sheets are ready. By default it is read from ``manifest.json``. Without a manifest, or while the pages are not
+            counted, a sheet counts as ready if it has a ``.dzi``.
         deep: Whether to read every tile back and decode it.
 
     Yields:
-        The reports of the sheets, by number; last, the report of the upload.
+        The reports of the sheets, by number, then the report of the upload.
 
     Raises:
         UploadNotFound: The upload was never accepted or is marked deleted.
         BucketError: The bucket failed.
     """
     problems: list[str] = []
-    options = _accepted(bucket, ref, problems)
+    options = _accepted_options(bucket, ref, problems)
     if progress is None:
         progress = _manifest(bucket, ref, problems)
     status = progress.status if progress else None
     is_final = progress is not None and progress.status.is_final
     if progress is not None and not progress.total_pages:
-        progress = None  # a run that has not looked yet, or was terminated and is forgotten, knows less than the bucket
-    names, loose = bucket.children(ref.sheets_prefix)
-    begun = set(sheet_numbers(names))
+        progress = None  # the run has not counted the pages, or was terminated and is forgotten: the bucket knows more
+    directories, objects = bucket.children(ref.sheets_prefix)
+    begun = set(sheet_numbers(directories))
     states = {state.number: state for state in progress.sheets} if progress else {}
     numbers = states.keys() | {number for number in begun if progress is None or number <= progress.total_pages}
     if progress:
         problems += _contradictions(progress, states)
-    foreign = NO_NAMES.with_names(_paths(ref, loose))
-    for name in sorted(names):
+    foreign = NO_NAMES.with_names(_paths(ref, objects))
+    for name in sorted(directories):
         if sheet_of_directory(name) not in numbers:
             foreign = foreign.with_names(_paths(ref, bucket.objects(f"{ref.sheets_prefix}{name}/")))
 
     def verify(number: int) -> SheetReport | None:
         state = states.get(number)
-        listing = Listing.of(bucket, ref, number) if number in begun else Listing(number)
+        listing = Listing.fetch(bucket, ref, number) if number in begun else Listing(number)
         if progress is None and listing.is_empty:
             return None
         is_ready = listing.descriptor is not None if progress is None else state is not None and state.status is SheetStatus.READY
         if is_ready:
             return verify_sheet(bucket, ref, listing, state, options, deep=deep)
-        return _not_ready(bucket, ref, listing, state, options, is_final=is_final)
+        return _unready_report(bucket, ref, listing, state, options, is_final=is_final)
 
     total = verified = wrong = expected = found = missing = empty = 0
     foreign_count, proof = foreign.count, None
-    for report in in_window(verify, sorted(numbers)):
+    for report in bounded_map(verify, sorted(numbers)):
         if report is None:
             continue
         yield report
@@ -143,23 +143,23 @@ def verify_sheet(
     deep: bool,
     refuse_newer: bool = False,
 ) -> SheetReport:
-    """Verifies one sheet that should be whole; blocks.
+    """Verifies one sheet that should be whole. Blocks.
 
     Args:
-        bucket: Where its objects are.
+        bucket: The bucket of the upload.
         ref: The upload.
         listing: The objects below the sheet's prefix.
-        state: The sheet in the progress, if there is a progress.
-        options: The upload's options, if ``upload.json`` can be read.
+        state: The sheet's state in the progress; None without a progress.
+        options: The upload's options; None if ``upload.json`` cannot be read.
         deep: Whether to read every tile back and decode it.
-        refuse_newer: Whether a ``sheet.json`` of a newer release is an error, and not just something wrong.
+        refuse_newer: Whether to raise an error for a ``sheet.json`` of a newer release. Otherwise it is reported as a problem.
 
     Raises:
         NewerSchema: ``sheet.json`` is of a newer release, and ``refuse_newer`` is set.
         BucketError: The bucket failed.
     """
     number, problems = listing.number, list[str]()
-    record = _read(bucket, SheetRecord, ref.sheet_record(number), problems, required=True, refuse_newer=refuse_newer)
+    record = _read_record(bucket, SheetRecord, ref.sheet_record(number), problems, required=True, refuse_newer=refuse_newer)
     pyramid = _geometry(number, record, state, options, problems)
     tiles = {name: info for name, info in listing.tiles.items() if pyramid is None or is_tile_of(pyramid, name)}
     prefix = ref.tiles_prefix(number).removeprefix(ref.sheets_prefix)
@@ -174,7 +174,7 @@ def verify_sheet(
         problems.append(NO_DESCRIPTOR)
     if listing.thumbnail is None or not listing.thumbnail.size:
         problems.append(f"thumbnail.jpeg is {'missing' if listing.thumbnail is None else 'empty'}")
-    md5s = _read_back(bucket, listing.thumbnail, tiles, pyramid, problems) if deep and pyramid else _etags(tiles)
+    md5s = _read_back(bucket, listing.thumbnail, tiles, pyramid, problems) if deep and pyramid else _md5s_of_etags(tiles)
     proof = Proof.NAMES
     if record is not None and pyramid is not None and not missing_count and not empty.count:
         problems += _disagreements(record, expected, sum(info.size for info in tiles.values()))
@@ -182,14 +182,14 @@ def verify_sheet(
             if tiles_digest((name, info.size, md5s[name]) for name, info in tiles.items()) == record.digest:
                 proof = Proof.DIGEST
             elif deep or _is_md5(bucket, next(iter(tiles.values()))):
-                problems.append("the digest over all tiles is not the one in sheet.json: some tile is not what was written")
+                problems.append("the digest over all tiles is not the one in sheet.json: some tile has other bytes than were written")
 
     report = SheetReport(
         number=number,
         status=SheetStatus.READY,
         expected=expected,
         found=len(tiles) - empty.count,
-        missing=_missing(pyramid, tiles, missing_count) if pyramid else (),
+        missing=_missing_names(pyramid, tiles, missing_count) if pyramid else (),
         missing_count=missing_count,
         foreign=foreign.first,
         foreign_count=foreign.count,
@@ -202,10 +202,10 @@ def verify_sheet(
     return replace(report, verified=True, proof=proof)
 
 
-def _not_ready(
+def _unready_report(
     bucket: Bucket, ref: UploadRef, listing: Listing, state: SheetState | None, options: UploadOptions | None, *, is_final: bool
 ) -> SheetReport:
-    """The report of a sheet that is not said to be ready: half of its objects may be there."""
+    """The report on a sheet that is not ready in the progress. Some of its objects may be there."""
     status = state.status if state else SheetStatus.PENDING
     repair = Repair.PRUNE if listing.foreign or (is_final and not listing.is_empty) else None
     if listing.descriptor is not None:
@@ -229,13 +229,14 @@ def _paths(ref: UploadRef, objects: Iterable[ObjectInfo]) -> list[str]:
     return sorted(info.key.removeprefix(ref.sheets_prefix) for info in objects)
 
 
-def _accepted(bucket: Bucket, ref: UploadRef, problems: list[str]) -> UploadOptions | None:
-    found: list[str] = []
-    record = _read(bucket, UploadRecord, ref.record, found, required=True)
-    if found == [_missing_object(ref.record)]:
+def _accepted_options(bucket: Bucket, ref: UploadRef, problems: list[str]) -> UploadOptions | None:
+    """The options in ``upload.json``; None after adding to ``problems`` why it cannot be read."""
+    record_problems: list[str] = []
+    record = _read_record(bucket, UploadRecord, ref.record, record_problems, required=True)
+    if record_problems == [_missing_problem(ref.record)]:
         msg = f"there is no upload {ref}"
         raise UploadNotFound(msg)
-    problems += found
+    problems += record_problems
     if record is not None and record.deleted_at is not None:
         msg = f"the upload {ref} was deleted"
         raise UploadNotFound(msg)
@@ -243,7 +244,7 @@ def _accepted(bucket: Bucket, ref: UploadRef, problems: list[str]) -> UploadOpti
 
 
 def _manifest(bucket: Bucket, ref: UploadRef, problems: list[str]) -> Snapshot | None:
-    manifest = _read(bucket, Snapshot, ref.manifest, problems)
+    manifest = _read_record(bucket, Snapshot, ref.manifest, problems)
     if manifest is None:
         return None
     counts = (manifest.total_pages, manifest.completed_pages, *(sheet.number for sheet in manifest.sheets))
@@ -253,17 +254,19 @@ def _manifest(bucket: Bucket, ref: UploadRef, problems: list[str]) -> Snapshot |
     return manifest
 
 
-def _missing_object(key: str) -> str:
+def _missing_problem(key: str) -> str:
     return f"{key.rsplit('/', 1)[-1]} is missing"
 
 
-def _read(bucket: Bucket, kind: type[T], key: str, problems: list[str], *, required: bool = False, refuse_newer: bool = False) -> T | None:
-    """A record, or None after adding to ``problems`` why it cannot be read."""
+def _read_record(
+    bucket: Bucket, kind: type[T], key: str, problems: list[str], *, required: bool = False, refuse_newer: bool = False
+) -> T | None:
+    """The record at ``key``; None after adding to ``problems`` why it cannot be read. Only a ``required`` record may not be missing."""
     try:
         return from_json(kind, bucket.get(key).body)
     except ObjectMissing:
         if required:
-            problems.append(_missing_object(key))
+            problems.append(_missing_problem(key))
     except (ValueError, NewerSchema) as error:
         if refuse_newer and isinstance(error, NewerSchema):
             raise
@@ -272,7 +275,7 @@ def _read(bucket: Bucket, kind: type[T], key: str, problems: list[str], *, requi
 
 
 def _contradictions(progress: Snapshot, states: dict[int, SheetState]) -> Iterator[str]:
-    """Sentences that say where the progress disagrees with itself."""
+    """Yields a sentence for each contradiction in the progress."""
     ready = sum(state.status is SheetStatus.READY for state in states.values())
     if len(states) != progress.total_pages or max(states) != progress.total_pages:
         yield f"the progress says {progress.total_pages:,} pages and names {len(states):,} sheets"
@@ -285,17 +288,17 @@ def _contradictions(progress: Snapshot, states: dict[int, SheetState]) -> Iterat
 def _geometry(
     number: int, record: SheetRecord | None, state: SheetState | None, options: UploadOptions | None, problems: list[str]
 ) -> Pyramid | None:
-    """The pyramid by ``sheet.json``, else by the progress; None if neither tells the size."""
+    """The pyramid by ``sheet.json``, else by the progress; None if neither has the size. Adds their contradictions to ``problems``."""
     if record is not None:
-        told: list[tuple[str, object, object, str]] = [("number", record.number, number, "its key")]
+        pairs: list[tuple[str, object, object, str]] = [("number", record.number, number, "its key")]
         for source, where, names in (
             (options, "upload.json", ("tile_size", "overlap", "quality")),
             (state, "the progress", ("width", "height", "dpi", "scaled", "tiles", "bytes")),
         ):
-            # Of a sheet that is not ready the progress does not say everything: what is None cannot be contradicted.
-            theirs = {name: value for name in names if (value := getattr(source, name, None)) is not None}
-            told += [(name, getattr(record, name), value, where) for name, value in theirs.items()]
-        problems += [f"sheet.json says {name} {ours!r}, {where} says {other!r}" for name, ours, other, where in told if ours != other]
+            # The progress does not know all values of a sheet that is not ready. Such a value is None, and is not compared.
+            values = {name: value for name in names if (value := getattr(source, name, None)) is not None}
+            pairs += [(name, getattr(record, name), value, where) for name, value in values.items()]
+        problems += [f"sheet.json says {name} {ours!r}, {where} says {other!r}" for name, ours, other, where in pairs if ours != other]
         numbers = (record.width, record.height, record.tile_size, record.overlap)
         if all(type(value) is int for value in numbers):
             try:
@@ -309,10 +312,10 @@ def _geometry(
     return None
 
 
-def _missing(pyramid: Pyramid, tiles: dict[str, ObjectInfo], count: int) -> tuple[str, ...]:
-    # Lazily: a broken sheet.json may claim more tiles than memory holds.
+def _missing_names(pyramid: Pyramid, tiles: dict[str, ObjectInfo], count: int) -> tuple[str, ...]:
+    # Computed lazily, because a broken sheet.json may claim more tiles than memory holds.
     names = (name for tile in pyramid.tiles() if (name := tile_name(*tile)) not in tiles)
-    return tuple(itertools.islice(names, min(count, NAMED)))
+    return tuple(itertools.islice(names, min(count, MOST_NAMES)))
 
 
 def _check_descriptor(bucket: Bucket, key: str, info: ObjectInfo | None, pyramid: Pyramid, problems: list[str]) -> None:
@@ -332,10 +335,10 @@ def _disagreements(record: SheetRecord, tiles: int, size_bytes: int) -> Iterator
         yield f"sheet.json says the tiles have {record.bytes!r} bytes, they have {size_bytes}"
 
 
-def _etags(tiles: Mapping[str, ObjectInfo]) -> dict[str, str] | None:
-    """The tiles' MD5s by name, if every ETag of the LIST looks like one; else None.
+def _md5s_of_etags(tiles: Mapping[str, ObjectInfo]) -> dict[str, str] | None:
+    """The tiles' MD5s by name, if every ETag of the LIST looks like an MD5; else None.
 
-    The ETag of an object that was put in one part: https://docs.aws.amazon.com/AmazonS3/latest/API/API_Object.html
+    About the ETag of an object that was put in one part: https://docs.aws.amazon.com/AmazonS3/latest/API/API_Object.html
     """
     md5s = {}
     for name, info in tiles.items():
@@ -352,7 +355,7 @@ def _is_md5(bucket: Bucket, info: ObjectInfo) -> bool:
         stored = bucket.get(info.key)
     except ObjectMissing:
         return True
-    return _etags({"": stored.info}) == {"": _md5(stored.body)}
+    return _md5s_of_etags({"": stored.info}) == {"": _md5(stored.body)}
 
 
 def _md5(body: bytes) -> str:
@@ -362,28 +365,28 @@ def _md5(body: bytes) -> str:
 def _read_back(
     bucket: Bucket, thumbnail: ObjectInfo | None, tiles: Mapping[str, ObjectInfo], pyramid: Pyramid, problems: list[str]
 ) -> dict[str, str] | None:
-    """Reads and decodes every tile and the thumbnail; the MD5s of the tiles by name, or None if one could not be read."""
+    """Reads and decodes every tile and the thumbnail. Returns the tiles' MD5s by name, or None if a tile could not be read."""
     md5s = {}
     broken: list[str] = []
-    whole: set[tuple[str, int, int]] = set()
-    """The JPEGs that were decoded: a third of a plan's tiles are the same white one, which is decoded once."""
+    decoded: set[tuple[str, int, int]] = set()
+    """MD5, width and height of the JPEGs that were decoded. A third of a plan's tiles are white; the white JPEG is decoded once."""
     with Decoder() as decoder:
 
-        def read(what: str, info: ObjectInfo, width: int, height: int) -> str | None:
+        def read(name: str, info: ObjectInfo, width: int, height: int) -> str | None:
             if info.size > LARGEST_TILE_BYTES:
-                broken.append(f"{what} has {info.size:,} bytes, no JPEG of ours more than {LARGEST_TILE_BYTES:,}")
+                broken.append(f"{name} has {info.size:,} bytes, more than {LARGEST_TILE_BYTES:,}, the most for a JPEG")
                 return None
             try:
                 body = bucket.get(info.key).body
             except ObjectMissing:
-                broken.append(f"{what} has disappeared meanwhile")
+                broken.append(f"{name} has disappeared meanwhile")
                 return None
             md5 = _md5(body)
-            if (md5, width, height) not in whole:
+            if (md5, width, height) not in decoded:
                 if problem := decoder.problem(body, width, height):
-                    broken.append(f"{what} {problem}")
+                    broken.append(f"{name} {problem}")
                 else:
-                    whole.add((md5, width, height))
+                    decoded.add((md5, width, height))
             return md5
 
         if thumbnail is not None and thumbnail.size:
@@ -392,17 +395,17 @@ def _read_back(
             tile = parse_tile_name(name)
             if tile is not None and info.size and (md5 := read(f"tile {name}", info, *pyramid.tile_rectangle(*tile)[2:])):
                 md5s[name] = md5
-    problems += broken[:NAMED]
-    if len(broken) > NAMED:
-        problems.append(f"{len(broken) - NAMED:,} more JPEGs are broken")
+    problems += broken[:MOST_NAMES]
+    if len(broken) > MOST_NAMES:
+        problems.append(f"{len(broken) - MOST_NAMES:,} more JPEGs are broken")
     return md5s if md5s.keys() == tiles.keys() else None
 
 
-def in_window(work: Callable[[S], T], items: Iterable[S]) -> Generator[T, None, None]:
-    """Does ``work`` on each item in ``THREADS`` threads; yields the results in order.
+def bounded_map(work: Callable[[S], T], items: Iterable[S]) -> Generator[T, None, None]:
+    """Calls ``work`` on each item in ``THREADS`` threads; yields the results in order.
 
-    At most ``THREADS + 1`` items are begun ahead of the results that were taken, so the memory is bounded. Closing the generator drops the
-    items that were not begun.
+    At most ``THREADS + 1`` results wait to be taken, so that the memory is bounded. Closing the generator drops the items that were not
+    begun.
     """
     waiting: deque[Future[T]] = deque()
     with ThreadPoolExecutor(THREADS, thread_name_prefix="verify") as threads:

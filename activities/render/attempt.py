@@ -1,4 +1,4 @@
-"""One attempt of an activity that renders: it knows how often the PDF and its page have failed before."""
+"""One attempt of an activity that renders: it counts how often the PDF and its page have failed in all attempts."""
 
 from temporalio import activity
 
@@ -9,8 +9,8 @@ from activities.errors import RenderFault, SiteLinkError, SourceAltered
 class RenderAttempt(Attempt):
     """An attempt that counts the faults of all attempts, and gives up after a fault's last try.
 
-    Two counts go from attempt to attempt as the heartbeat's details: the fresh render children that failed, and the reads of the bucket
-    that gave another PDF than the one that was accepted. Other releases beat one or both of them, in this order.
+    The heartbeat's details carry two counts from attempt to attempt: first the fresh render children that failed, then the downloads that
+    differed from the accepted PDF. A heartbeat of an older release may have only the first count.
     """
 
     def __init__(self) -> None:
@@ -22,7 +22,7 @@ class RenderAttempt(Attempt):
         activity.heartbeat(self._failed_children, self._altered_reads)
 
     def gives_up(self, error: SiteLinkError) -> bool:
-        """See ``Attempt.gives_up``. A fault is counted first, and the count is sent before the attempt ends."""
+        """See ``Attempt.gives_up``. Counts the fault, and sends the new count before the attempt ends."""
         if isinstance(error, RenderFault):
             self._failed_children += error.fresh_child
             self.beat()

@@ -1,8 +1,8 @@
-"""Render children: limited processes that open the PDFs, each for the pages of one upload. No native library is loaded here.
+"""Render children: processes with limits that open the PDFs, each for the pages of one upload. Loads no native library.
 
 A child is warm: it keeps the document open and its buffer mapped from page to page. It is replaced when another upload needs its slot,
-after any fault, and after a number of pages. Its wall time is limited from here, its CPU time by the kernel, its memory by the kernel and
-by ``forkserver``, the other side.
+after any fault, and after a number of pages. This module limits its wall time, and the kernel its CPU time. ``forkserver``, the process
+that forks the children, limits their memory together with the kernel.
 """
 
 import asyncio
@@ -31,18 +31,18 @@ logger = logging.getLogger(__name__)
 
 LONGEST_ANSWER_BYTES = 64 << 20
 LONGEST_LINE_BYTES = 2000
-CLOSE_S = 5.0
+CLOSE_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True)
 class ChildLimits:
-    """What a child may take, and how long it lives.
+    """The limits of a child.
 
     Args:
-        memory_bytes: Of private memory, the page's pixels included.
-        cpu_s: Seconds of CPU time a page, or the counting of a document.
-        wall_s: Seconds of time a page, or the counting of a document.
-        pages_per_child: Pages after which a child is replaced.
+        memory_bytes: Most private memory, including the page's pixels.
+        cpu_s: Most seconds of CPU time for one page, or for counting the pages of a document.
+        wall_s: Most seconds for one page, or for counting the pages of a document.
+        pages_per_child: A child is replaced after so many pages.
     """
 
     memory_bytes: int = 3 << 30
@@ -55,7 +55,7 @@ class ChildPool:
     """At most ``slots`` children of one fork server. The pool belongs to the event loop in which it is first used.
 
     Args:
-        slots: Children at work at once; callers beyond wait their turn.
+        slots: Children at work at once; further callers wait for a slot.
         limits: See ChildLimits.
     """
 
@@ -68,12 +68,12 @@ class ChildPool:
         self._server: _ForkServer | None = None
 
     async def count_pages(self, upload: str, source: Path, options: UploadOptions, max_pages: int, beat: Callable[[], None]) -> Document:
-        """Size and title of every page.
+        """Measures every page: its size and title.
 
         Args:
-            upload: Names the upload and its bytes; a child serves only one.
+            upload: Names the upload and its bytes. A child serves only one upload.
             source: The PDF.
-            options: The upload's.
+            options: The upload's options.
             max_pages: The published limit.
             beat: Called about once a second while this waits.
 
@@ -95,14 +95,14 @@ class ChildPool:
         """Draws a page and writes ``tiles.zip`` and ``thumbnail.jpeg``, as ``tilezip`` reads them.
 
         Args:
-            upload: Names the upload and its bytes; a child serves only one.
+            upload: Names the upload and its bytes. A child serves only one upload.
             source: The PDF.
-            args: Which page, at which size.
+            args: The page and its size.
             target: An existing, empty directory.
             beat: Called about once a second while this waits.
 
         Returns:
-            Library name to version, of all that decided the tiles' bytes; and what was found while the page was drawn.
+            Name to version of every library that decided the tiles' bytes, and the notes that were found while the page was drawn.
 
         Raises:
             DocumentError: The document cannot be used.
@@ -124,13 +124,13 @@ class ChildPool:
         return engines, tuple(from_wire(Note, note) for note in answer["notes"])
 
     async def retire(self, upload: str) -> None:
-        """Ends the idle children of an upload that is done, and with them its document and buffers."""
+        """Ends the idle children of an upload that has ended, so that its document and buffers are freed."""
         for child in [child for child in self._idle if child.upload == upload]:
             self._idle.remove(child)
             await child.end()
 
     async def close(self) -> None:
-        """Ends every child, the busy ones included, and the fork server. The pool may not be asked again."""
+        """Ends every child, also a busy one, and the fork server. The pool cannot be used any more."""
         idle, self._idle = self._idle, []
         await asyncio.gather(*(child.end() for child in idle))
         if self._server is not None:
@@ -142,7 +142,7 @@ class ChildPool:
             try:
                 result = await child.ask(request, self._limits, beat)
             except BaseException as error:
-                # A named refusal leaves the child as good as it was. Any other error ends the child before the caller sees the error.
+                # A child that refuses a document or a page by name is still usable. After any other error it is ended first.
                 if isinstance(error, SiteLinkError) and not isinstance(error, RenderFault):
                     await self._give_back(child)
                 else:
@@ -167,55 +167,60 @@ class ChildPool:
                 self._free_slots.release()
 
     async def _child_of(self, upload: str) -> "_Child":
-        """An idle child of this upload, else a new one, in the place of the one that was idle for longest if all places are taken."""
+        """An idle child of this upload, else a new one. A new one replaces the child that was idle longest if all slots have children."""
         for child in reversed(self._idle):
-            if child.upload == upload and not child.ended.done():
+            if child.upload == upload and not child.ending.done():
                 self._idle.remove(child)
                 return child
         while self._idle and self._busy + len(self._idle) > self._slots:
             await self._idle.pop(0).end()
-        if self._server is not None and self._server.lost:
-            # Forgotten first, so that a caller that comes meanwhile starts the next server.
-            lost, self._server = self._server, None
-            await lost.close()
+        if self._server is not None and self._server.is_lost:
+            # Removed before the wait, so that another caller who comes meanwhile starts the next server.
+            lost_server, self._server = self._server, None
+            await lost_server.close()
         if self._server is None:
             self._server = _ForkServer()
         return await self._server.fork(upload, self._limits.memory_bytes)
 
     async def _give_back(self, child: "_Child") -> None:
-        if child.pages < self._limits.pages_per_child and not child.ended.done():
+        if child.pages < self._limits.pages_per_child and not child.ending.done():
             self._idle.append(child)
         else:
             await child.end()
 
 
 @dataclass(frozen=True)
-class _End:
-    """How a child ended: its exit code or minus the signal, and whether it was killed for its memory."""
+class _Ending:
+    """How a child ended.
+
+    Args:
+        status: The exit code, or minus the signal.
+        over_limit: Whether the fork server killed it because it reached its memory limit.
+    """
 
     status: int
     over_limit: bool = False
 
 
 class _Child:
-    """One render process, as its parent sees it."""
+    """A render child, as the worker sees it."""
 
     def __init__(self, server: "_ForkServer", pid: int, upload: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.pid = pid
         self.upload = upload
-        self.ended = server.ended[pid]
+        self.ending = server.endings[pid]
         self.pages = 0
         self._server = server
         self._reader = reader
         self._writer = writer
 
     async def ask(self, request: dict[str, Any], limits: ChildLimits, beat: Callable[[], None]) -> Any:
-        """One request, answered within the limits.
+        """Sends a request; returns the result.
 
         Raises:
-            SiteLinkError: What the child refused, by name.
-            RenderFault: It crashed, or went over a limit; it may still be alive.
-            OSError: It could not write.
+            SiteLinkError: The child refuses the document or the page.
+            RenderFault: The child crashed or went over a limit. It may still be alive.
+            OSError: The child could not write its files.
         """
         self._writer.write(json.dumps({**request, "cpuS": limits.cpu_s}).encode() + b"\n")
         line = asyncio.create_task(self._reader.readline())
@@ -223,47 +228,51 @@ class _Child:
             await self._watch(line, limits, beat)
             answer = json.loads(line.result())
         except ValueError as error:
-            raise self._fault(RenderCrashed, "the render process answered nonsense") from error
+            raise self._fault(RenderCrashed, "the render process sent an answer that is not JSON") from error
         finally:
             line.cancel()
-        fresh = self.pages == 0
+        is_fresh = self.pages == 0
         self.pages += request["operation"] == "tile"
         if "error" in answer:
-            raise exception_of(answer, limits, self.upload, fresh_child=fresh)
+            raise error_of_answer(answer, limits, self.upload, fresh_child=is_fresh)
         return answer["result"]
 
     async def end(self) -> None:
-        """Kills the process; returns when it is gone."""
+        """Kills the process; returns when it has ended."""
         self._writer.close()
         self._server.kill(self.pid)
-        # Unlike a plain await, this leaves the future alone when the caller is cancelled.
-        await asyncio.wait((self.ended,))
+        # Unlike a plain await, asyncio.wait does not cancel the future when the caller is cancelled.
+        await asyncio.wait((self.ending,))
 
     async def _watch(self, line: asyncio.Task[bytes], limits: ChildLimits, beat: Callable[[], None]) -> None:
-        """Waits for the answer, looking at the limits."""
+        """Waits for the answer.
+
+        Raises:
+            RenderFault: The child has ended, or is over its limit of wall time.
+        """
         clock = asyncio.get_running_loop().time
-        started = beaten = clock()
-        news: set[asyncio.Future[Any]] = {line, self.ended}
+        started_at = beaten_at = clock()
+        awaited: set[asyncio.Future[Any]] = {line, self.ending}
         while True:
-            left = started + limits.wall_s - clock()
-            await asyncio.wait(news, timeout=max(0, min(BEAT_S, left)), return_when=asyncio.FIRST_COMPLETED)
+            remaining_s = started_at + limits.wall_s - clock()
+            await asyncio.wait(awaited, timeout=max(0, min(BEAT_S, remaining_s)), return_when=asyncio.FIRST_COMPLETED)
             if line.done():
                 if not line.exception() and line.result().endswith(b"\n"):
                     return
-                # The connection has closed; how the process ended is told in a moment.
-                news.discard(line)
-            if self.ended.done():
-                raise self._fault_of(self.ended.result(), limits)
-            if clock() - started >= limits.wall_s:
+                # The connection has closed. The fork server will say in a moment how the process ended.
+                awaited.discard(line)
+            if self.ending.done():
+                raise self._fault_of(self.ending.result(), limits)
+            if clock() - started_at >= limits.wall_s:
                 raise self._fault(RenderTimeout, f"not done after {limits.wall_s:g} s")
-            if clock() - beaten >= BEAT_S:
-                beaten = clock()
+            if clock() - beaten_at >= BEAT_S:
+                beaten_at = clock()
                 beat()
 
-    def _fault_of(self, end: _End, limits: ChildLimits) -> RenderFault:
-        status = end.status
-        if end.over_limit:
-            return self._fault(RenderOutOfMemory, _too_little_memory(limits))
+    def _fault_of(self, ending: _Ending, limits: ChildLimits) -> RenderFault:
+        status = ending.status
+        if ending.over_limit:
+            return self._fault(RenderOutOfMemory, _memory_message(limits))
         if status == -signal.SIGXCPU:
             return self._fault(RenderTimeout, f"not done after {limits.cpu_s:,} s of CPU time")
         how = f"by {signal.Signals(-status).name}" if status < 0 else f"with exit code {status}"
@@ -274,74 +283,78 @@ class _Child:
 
 
 class _ForkServer:
-    """The process that children are forked from, started at once. ``lost`` when it has ended.
+    """The process that forks the children. It is started at once; ``is_lost`` is set when it has ended.
 
-    The kernel kills it when the thread that started it ends, so it is started by the event loop's own thread.
+    The kernel kills it when the thread that started it ends. So it is started by the thread of the event loop.
     """
 
     def __init__(self) -> None:
-        self.lost = False
-        self.ended: dict[int, asyncio.Future[_End]] = {}
-        """pid of each child that is alive, to what will be its end."""
+        self.is_lost = False
+        self.endings: dict[int, asyncio.Future[_Ending]] = {}
+        """The pid of each child that is alive, and the future of its ending."""
         self._starting: deque[asyncio.Future[int]] = deque()
         self._loop = asyncio.get_running_loop()
-        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._control, server_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._control.setblocking(False)
-        with theirs:
+        with server_end:
             self._process = start_process(
                 "activities.render.forkserver",
-                str(theirs.fileno()),
+                str(server_end.fileno()),
                 str(os.getpid()),
                 stdin=subprocess.DEVNULL,
                 stderr=subprocess.STDOUT,
-                pass_fds=[theirs.fileno()],
+                pass_fds=[server_end.fileno()],
             )
         threading.Thread(target=log_lines, args=(self._process.stdout,), name="render-output", daemon=True).start()
         self._loop.add_reader(self._control, self._receive)
 
     async def fork(self, upload: str, memory_bytes: int) -> _Child:
-        """A new child."""
-        ours, theirs = socket.socketpair()
+        """Starts a child.
+
+        Raises:
+            RenderCrashed: The fork server does not answer.
+        """
+        own_end, child_end = socket.socketpair()
         starting: asyncio.Future[int] = self._loop.create_future()
         try:
-            with theirs:
-                socket.send_fds(self._control, [json.dumps({"fork": memory_bytes}).encode()], [theirs.fileno()])
+            with child_end:
+                socket.send_fds(self._control, [json.dumps({"fork": memory_bytes}).encode()], [child_end.fileno()])
             self._starting.append(starting)
             pid = await asyncio.shield(starting)
-            reader, writer = await asyncio.open_unix_connection(sock=ours, limit=LONGEST_ANSWER_BYTES)
+            reader, writer = await asyncio.open_unix_connection(sock=own_end, limit=LONGEST_ANSWER_BYTES)
         except OSError as error:
-            ours.close()
+            own_end.close()
             msg = "the fork server does not answer"
             raise RenderCrashed(msg, fresh_child=False) from error
         except asyncio.CancelledError:
-            ours.close()
-            await asyncio.shield(self._undo(starting))
+            own_end.close()
+            await asyncio.shield(self._end_unwanted(starting))
             raise
         return _Child(self, pid, upload, reader, writer)
 
-    async def _undo(self, starting: asyncio.Future[int]) -> None:
-        """Ends a child as soon as it has started: its caller was cancelled."""
+    async def _end_unwanted(self, starting: asyncio.Future[int]) -> None:
+        """Ends a child as soon as it has started, because its caller was cancelled."""
         with contextlib.suppress(ConnectionError):
             pid = await starting
-            if (ended := self.ended.get(pid)) is not None:
+            if (ending := self.endings.get(pid)) is not None:
                 self.kill(pid)
-                await asyncio.wait((ended,))
+                await asyncio.wait((ending,))
 
     def kill(self, pid: int) -> None:
         """Kills a child, if it is alive."""
-        if pid in self.ended:
+        if pid in self.endings:
             self._control.send(json.dumps({"kill": pid}).encode())
 
     async def close(self) -> None:
-        """Ends every child, then the server; returns when they are gone."""
-        alive = list(self.ended.values())
-        for pid in self.ended:
+        """Ends every child, then the server; returns when all have ended."""
+        alive = list(self.endings.values())
+        for pid in self.endings:
             self.kill(pid)
         if alive:
-            await asyncio.wait(alive, timeout=CLOSE_S)
-        self._lose()
+            await asyncio.wait(alive, timeout=CLOSE_TIMEOUT_S)
+        self._mark_lost()
         try:
-            await asyncio.to_thread(self._process.wait, CLOSE_S)
+            await asyncio.to_thread(self._process.wait, CLOSE_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
             await asyncio.to_thread(self._process.wait)
@@ -354,34 +367,34 @@ class _ForkServer:
         except OSError:
             data = b""
         if not data:
-            self._lose()
+            self._mark_lost()
             return
         message = json.loads(data)
         if "started" in message:
-            self.ended[message["started"]] = self._loop.create_future()
+            self.endings[message["started"]] = self._loop.create_future()
             starting = self._starting.popleft()
             if not starting.done():
                 starting.set_result(message["started"])
         else:
-            self.ended.pop(message["ended"]).set_result(_End(message["status"], message["overLimit"]))
+            self.endings.pop(message["ended"]).set_result(_Ending(message["status"], message["overLimit"]))
 
-    def _lose(self) -> None:
-        """Takes note that the server is gone: the kernel has killed every child with it."""
-        if self.lost:
+    def _mark_lost(self) -> None:
+        """Marks the server, and every child, as ended: the kernel kills the children when the server ends."""
+        if self.is_lost:
             return
-        self.lost = True
+        self.is_lost = True
         self._loop.remove_reader(self._control)
         self._control.close()
         for starting in self._starting:
             if not starting.done():
                 starting.set_exception(ConnectionResetError("the fork server has ended"))
-        for ended in self.ended.values():
-            ended.set_result(_End(-signal.SIGKILL))
-        self.ended.clear()
+        for ending in self.endings.values():
+            ending.set_result(_Ending(-signal.SIGKILL))
+        self.endings.clear()
 
 
 def log_lines(output: IO[bytes]) -> None:
-    """Logs what the libraries print, until the server and its children are gone."""
+    """Logs the lines that the libraries print, until the server and its children have ended."""
     with output:
         for line in iter(lambda: output.readline(LONGEST_LINE_BYTES), b""):
             logger.warning("a render process printed a line", extra={"line": line.decode("utf-8", "replace").rstrip()})
@@ -392,19 +405,19 @@ def _absolute(path: Path) -> str:
     return str(path.absolute())
 
 
-def _too_little_memory(limits: ChildLimits) -> str:
+def _memory_message(limits: ChildLimits) -> str:
     return f"the page needs more than {limits.memory_bytes:,} bytes of memory"
 
 
-def exception_of(answer: dict[str, Any], limits: ChildLimits, upload: str, *, fresh_child: bool) -> Exception:
-    """The exception that a child's answer stands for; the words of a library go to the log only."""
+def error_of_answer(answer: dict[str, Any], limits: ChildLimits, upload: str, *, fresh_child: bool) -> Exception:
+    """The exception for the error in a child's answer. The words of a library go only to the log."""
     name, message = str(answer["error"]), str(answer["message"])
     kind = getattr(errors, name, None)
     if isinstance(kind, type) and issubclass(kind, SiteLinkError) and not issubclass(kind, RenderFault):
         return kind(message)
     if name == MemoryError.__name__:
-        return RenderOutOfMemory(_too_little_memory(limits), fresh_child=fresh_child)
+        return RenderOutOfMemory(_memory_message(limits), fresh_child=fresh_child)
     if name == OSError.__name__:
         return OSError(answer.get("errno"), message) if answer.get("errno") else OSError(message)
     logger.warning("a render process failed: %s: %s", name, message, extra={"ref": upload})
-    return RenderCrashed("the render process failed in a way that nobody foresaw; the tile worker's log says why", fresh_child=fresh_child)
+    return RenderCrashed("the render process failed unexpectedly; the tile worker's log says why", fresh_child=fresh_child)

@@ -1,7 +1,7 @@
-"""Decodes JPEGs for ``verify``, in a process of its own: run as ``python -m activities.render.decode``. Loads libvips.
+"""The process that decodes JPEGs for ``verify``: run as ``python -m activities.render.decode``. Loads libvips.
 
-A request on stdin is ``REQUEST`` and the JPEG's bytes. The answer on stdout is one line: empty if the JPEG is whole, else what is wrong.
-The first line, empty too, says that the process is ready. The process ends when its stdin is closed.
+A request on stdin is ``REQUEST`` and the JPEG's bytes. The answer on stdout is one line, which is empty if the JPEG is whole and else says
+what is wrong with it. Before the first request an empty line says that the process is ready. It ends when its stdin is closed.
 """
 
 import os
@@ -17,12 +17,12 @@ LARGEST_PX = 512
 """Longest side of a thumbnail."""
 MEMORY_BYTES = 1 << 30
 CPU_S = 20
-"""What one image may take: the largest tile needs a tenth of a second."""
+"""Most CPU time for one image. The largest tile needs a tenth of a second."""
 
 
 def main() -> None:
     """Answers requests until there are no more."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, and ends stdin
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in the terminal is for the parent, which then closes stdin
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
     os.nice(10)
@@ -40,12 +40,12 @@ def main() -> None:
 
 
 def decode(body: bytes, width: int, height: int) -> str:
-    """What is wrong with a JPEG; empty if every pixel of it can be read and it has the size that it must have.
+    """Says what is wrong with a JPEG; empty if it has the right size and every pixel can be decoded.
 
     Args:
-        body: Its bytes.
-        width: Pixels that it must have; 0 for any, up to ``LARGEST_PX``.
-        height: Likewise.
+        body: The JPEG's bytes.
+        width: The width that it must have, in pixels; 0 for any width up to ``LARGEST_PX``.
+        height: The height, likewise.
     """
     try:
         image = pyvips.Image.jpegload_buffer(body, fail_on="warning", access="sequential")
@@ -55,7 +55,7 @@ def decode(body: bytes, width: int, height: int) -> str:
                 f"has {image.width} x {image.height} px, not {f'{width} x {height}' if width else f'at most {LARGEST_PX} x {LARGEST_PX}'}"
             )
         image.avg()
-    except pyvips.Error:  # its words name calls of libvips
+    except pyvips.Error:  # its message is not for people: it names calls of libvips
         return "cannot be decoded: it is damaged or cut off"
     return ""
 

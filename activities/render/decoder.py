@@ -1,4 +1,4 @@
-"""The process that decodes JPEGs, as its parent sees it: ``activities.render.decode`` is the other side. Loads no native library."""
+"""Starts the process that decodes JPEGs, ``activities.render.decode``, and asks it. Loads no native library."""
 
 import struct
 import subprocess
@@ -11,17 +11,17 @@ from activities.errors import RenderCrashed
 from activities.render.process import start_process
 
 REQUEST = struct.Struct(">III")
-"""The header of a JPEG: the width and the height in pixels that it must have, both 0 for a thumbnail; its size in bytes."""
+"""The header of a request: the width and the height in pixels that the JPEG must have, both 0 for a thumbnail; its size in bytes."""
 
 ANSWER_S = 180.0
-"""A decoder that does not answer for so long hangs: one image takes a tenth of a second, and no more than 20 s of CPU."""
+"""A decoder that does not answer within this time hangs: an image takes a tenth of a second, and at most 20 s of CPU time."""
 
 
 class Decoder:
-    """A context manager around a process that decodes JPEGs: a JPEG that crashes or hangs libvips does so only there.
+    """A context manager around a process that decodes JPEGs. A JPEG that crashes or hangs libvips does so only in that process.
 
     Args:
-        answer_s: How long an answer about an image may take, in seconds.
+        answer_s: Seconds to wait for the answer about an image.
 
     Raises:
         RenderCrashed: The process cannot be started.
@@ -32,7 +32,7 @@ class Decoder:
         self._start()
 
     def _start(self) -> None:
-        # libvips warns on stderr.
+        # stderr has only warnings of libvips.
         self._process = start_process("activities.render.decode", stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
         self._requests, self._answers = cast("IO[bytes]", self._process.stdin), cast("IO[bytes]", self._process.stdout)
         if not self._ask(b"", ANSWER_S):
@@ -40,7 +40,7 @@ class Decoder:
             raise RenderCrashed(msg)
 
     def _ask(self, request: bytes, answer_s: float) -> bytes:
-        """The answer: one line, which is cut off if the process has died, or was killed because it did not answer in time."""
+        """The answer: one line. It is cut off if the process died, or was killed because it did not answer in time."""
         self._killed_after_s: float | None = None
         timer = threading.Timer(answer_s, self._kill, [answer_s])
         timer.daemon = True
@@ -53,32 +53,36 @@ class Decoder:
             return b""
         finally:
             timer.cancel()
-            timer.join()  # or it might kill the process that is asked next
+            timer.join()  # otherwise it might kill the next process
 
     def _kill(self, after_s: float) -> None:
         self._killed_after_s = after_s
         self._process.kill()
 
     def problem(self, body: bytes, width: int, height: int) -> str:
-        """What is wrong with a JPEG, or nothing.
+        """Says what is wrong with a JPEG; empty if nothing is.
 
         Args:
-            body: Its bytes.
-            width: Pixels that it must have; 0, with a height of 0, for a thumbnail.
-            height: Likewise.
+            body: The JPEG's bytes.
+            width: The width that it must have, in pixels; 0, with a height of 0, for a thumbnail.
+            height: The height that it must have, in pixels.
+
+        Raises:
+            RenderCrashed: The next process cannot be started.
         """
-        how = ""
-        for _ in range(2):  # the process may have died of something else: only a JPEG that breaks a fresh one, too, is to blame
+        ending = ""
+        # A process may die for another reason. So a JPEG is blamed only if a fresh process dies, too.
+        for _ in range(2):
             answer = self._ask(REQUEST.pack(width, height, len(body)) + body, self._answer_s)
             if answer.endswith(b"\n"):
                 return answer.decode().rstrip("\n")
-            how = self._end()
+            ending = self._end()
             self._start()
-        return f"broke the decoder, which {how}"
+        return f"broke the decoder, which {ending}"
 
     @property
     def pid(self) -> int:
-        """The id of the process that runs now."""
+        """The process id of the decoder that runs now."""
         return self._process.pid
 
     def _end(self) -> str:

@@ -88,14 +88,14 @@ def watch() -> int:
 
 
 @dataclass(frozen=True)
-class _Passed:
-    """The last request that passed, if it must raise the peak of the address space unless the kernel refuses it.
+class _PassedRequest:
+    """The last request that passed, if the peak of the address space must grow by it unless the kernel refuses it.
 
-    Such a request is a new mapping of a process with one thread. An ``mprotect``, or a mapping in the place of another, takes no address
-    space, and another thread may give address space back meanwhile.
+    This holds for a new mapping of a process with one thread. An ``mprotect``, or a mapping in the place of another one, takes no address
+    space. With more threads, another thread may give address space back meanwhile.
 
     Args:
-        length: Bytes that were asked for.
+        length: Bytes that the request asked for.
         peak: Bytes that the peak must reach.
     """
 
@@ -104,19 +104,19 @@ class _Passed:
 
 
 class Judge:
-    """Decides about a watched process's requests for memory.
+    """Judges a watched process's requests for memory.
 
     Args:
         listener: The descriptor that ``watch`` returned in the process.
         pid: The process.
-        limit_bytes: Its limit of private memory, which is its RLIMIT_DATA.
+        limit_bytes: The process's limit of private memory, which is its RLIMIT_DATA.
     """
 
     def __init__(self, listener: int, pid: int, limit_bytes: int) -> None:
         self._listener = listener
         self._pid = pid
         self._limit_bytes = limit_bytes
-        self._last: _Passed | None = None
+        self._last: _PassedRequest | None = None
 
     def judge(self) -> bool:
         """Answers the request that waits.
@@ -141,7 +141,7 @@ class Judge:
                 if last is not None and length >= last.length and status["VmPeak"] < last.peak:
                     return False  # The kernel refused the last request for another reason, and malloc tries again in another way.
                 if call == _SYSCALLS[platform.machine()][2] and not flags & _MAP_FIXED:
-                    self._last = _Passed(length, status["VmSize"] + length)
+                    self._last = _PassedRequest(length, status["VmSize"] + length)
             fcntl.ioctl(self._listener, _SEND, _ANSWER.pack(identity, 0, 0, _CONTINUE))
         except (FileNotFoundError, ProcessLookupError, KeyError):
             pass  # The process has ended.
@@ -149,9 +149,9 @@ class Judge:
 
 
 class PeakLimit:
-    """The limit of a process that no other process can watch.
+    """The memory limit of this process, where no other process can watch it.
 
-    Made before the process takes memory; afterwards it tells whether the process has ever taken too much.
+    It must be made before the process takes memory. Afterwards it tells whether the process has ever taken too much.
 
     Args:
         limit_bytes: The limit of private memory.
@@ -163,7 +163,7 @@ class PeakLimit:
         status = memory_status(os.getpid())
         self._highest_peak = limit_bytes + status["VmSize"] - status["VmData"]
 
-    def exceeded(self) -> bool:
+    def is_exceeded(self) -> bool:
         """Whether the process has ever had more private memory than the limit."""
         return memory_status(os.getpid())["VmPeak"] > self._highest_peak
 
@@ -180,7 +180,7 @@ def _program() -> bytes:
     load, equal, at_least, any_bit, answer = 0x20, 0x15, 0x35, 0x45, 0x06
     # Offsets in struct seccomp_data: of the system call, the machine, and the arguments' lower halves.
     call, machine, length, protection, flags = 0, 4, 24, 32, 40
-    # Label, operation, operand, label to go on at if true, and if false. Without a label it goes on at the next line.
+    # Label, operation, operand, label to jump to if true, label to jump to if false. An empty label means the next line.
     lines = [
         ("", load, machine, "", ""),
         ("", equal, architecture, "", "refuse"),

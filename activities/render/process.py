@@ -1,4 +1,4 @@
-"""How the processes that load native libraries are started: by the name of their module. Light, for both sides import it."""
+"""Starts the processes that load native libraries, each by the name of its module. Loads no native library."""
 
 import os
 import subprocess
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 KEPT_ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TMPDIR", "TZ", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHOME")
-"""The only variables that such a process gets to see: the bucket's keys are among the others."""
+"""The only variables that such a process inherits. The other ones include the bucket's credentials."""
 
 
 def start_process(module: str, *arguments: str, stdin: int, stderr: int, pass_fds: Sequence[int] = ()) -> subprocess.Popen[bytes]:
@@ -15,9 +15,9 @@ def start_process(module: str, *arguments: str, stdin: int, stderr: int, pass_fd
 
     Args:
         module: A module of this package, by its full name.
-        arguments: Of its command line.
-        stdin: As ``subprocess.Popen`` takes it, like the two that follow.
-        stderr: Likewise.
+        arguments: The arguments of its command line.
+        stdin: As for ``subprocess.Popen``.
+        stderr: As for ``subprocess.Popen``.
         pass_fds: File descriptors that the process inherits.
     """
     kept = {name: value for name, value in os.environ.items() if name in KEPT_ENVIRONMENT}

@@ -1,4 +1,4 @@
-"""Answers the requests of a render child. Loaded by the fork server, before it forks."""
+"""Answers the requests in a render child. The fork server loads this module before it forks."""
 
 import errno
 import resource
@@ -16,7 +16,7 @@ from activities.render.raster import PDFIUM_VERSION, REVISION, PixelBuffer, draw
 
 
 class Renderer:
-    """Keeps one document open and one buffer mapped, from request to request."""
+    """Counts and draws pages. Keeps one document open and one buffer mapped from request to request."""
 
     def __init__(self) -> None:
         turn_off_cache()
@@ -24,7 +24,7 @@ class Renderer:
         self._pdf: PdfFile | None = None
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        """``{"result": ...}``, or ``{"error": name of the class, "message": ...}``; ``"errno"`` comes with an OSError that has one."""
+        """Returns ``{"result": ...}``, or ``{"error": name of the class, "message": ...}``; for an OSError also ``"errno"``."""
         operations: dict[str, Callable[[dict[str, Any]], Any]] = {"count": self._count, "tile": self._tile}
         _limit_cpu(request["cpuS"])
         try:
@@ -35,7 +35,7 @@ class Renderer:
             if error.errno == errno.ENOMEM:
                 return {"error": MemoryError.__name__, "message": str(error)}
             return {"error": "OSError", "message": str(error), "errno": error.errno}
-        except Exception as error:  # noqa: BLE001 (named to the parent, which replaces this child)
+        except Exception as error:  # noqa: BLE001 (the worker gets its name, and replaces this child)
             return {"error": type(error).__name__, "message": str(error)}
 
     def _open(self, source: Path) -> PdfFile:
@@ -66,7 +66,7 @@ class Renderer:
 
 
 def _limit_cpu(seconds: int) -> None:
-    """Makes the kernel end this process by SIGXCPU after so many more seconds of CPU time."""
+    """Makes the kernel end this process by SIGXCPU after ``seconds`` more of CPU time."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
     # Rounded up, because the kernel counts whole seconds.

@@ -1,7 +1,7 @@
-"""The files that a render child leaves for one sheet, as the uploader reads them: no native library is needed.
+"""Reads the files that a render child writes for one sheet. Loads no native library.
 
-``tiles.zip`` holds the tiles uncompressed as ``tiles_files/{level}/{col}_{row}.jpeg``, without those that are pure white,
-and one ``blanks/{width}x{height}.jpeg`` for each size of tile that was left out. ``thumbnail.jpeg`` lies beside it.
+``tiles.zip`` holds the tiles, uncompressed, as ``tiles_files/{level}/{col}_{row}.jpeg``. Pure white tiles are left out; for each size of
+such a tile there is one ``blanks/{width}x{height}.jpeg``. ``thumbnail.jpeg`` is in the same directory.
 """
 
 import os
@@ -21,12 +21,12 @@ _LOCAL_HEADER_BYTES = 30
 
 
 def blank_name(width: int, height: int) -> str:
-    """The entry of the white tile of this size in pixels."""
+    """The name of the entry for a white tile of this size in pixels."""
     return f"{BLANKS_PREFIX}{width}x{height}.jpeg"
 
 
 class TileZip:
-    """A sheet's tiles, read by offset from any number of threads; a context manager.
+    """A context manager that reads a sheet's tiles by offset, for any number of threads.
 
     Args:
         path: ``tiles.zip``.
@@ -36,7 +36,7 @@ class TileZip:
     """
 
     names: dict[str, tuple[int, int]]
-    """``{level}/{col}_{row}.jpeg`` of every tile that is not pure white, to its offset and size in bytes."""
+    """The name of each tile that is not pure white, ``{level}/{col}_{row}.jpeg``, and its offset and size in bytes."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -51,12 +51,12 @@ class TileZip:
             with zipfile.ZipFile(self._file) as archive:
                 for entry in archive.infolist():
                     if entry.filename.startswith(TILES_PREFIX) and entry.filename.endswith(".jpeg"):
-                        self.names[entry.filename.removeprefix(TILES_PREFIX)] = self._place(entry)
+                        self.names[entry.filename.removeprefix(TILES_PREFIX)] = self._locate(entry)
                     elif entry.filename.startswith(BLANKS_PREFIX):
-                        self._blanks[entry.filename] = self._place(entry)
+                        self._blanks[entry.filename] = self._locate(entry)
         except zipfile.BadZipFile as error:
             self.close()
-            raise self._cut() from error
+            raise self._cut_off_error() from error
         except BaseException:
             self.close()
             raise
@@ -68,16 +68,16 @@ class TileZip:
             name: A key of ``names``.
 
         Raises:
-            KeyError: The tile is pure white; ``blank`` has it.
+            KeyError: The tile is pure white; ``blank`` returns it.
             TilesMissing: The file is cut off.
         """
         return self._read(*self.names[name])
 
     def blank(self, width: int, height: int) -> bytes:
-        """The JPEG of every pure white tile of this size in pixels, the same bytes as if it had not been left out.
+        """The JPEG of the pure white tiles of this size in pixels, with the bytes that they would have in the archive.
 
         Raises:
-            TilesMissing: No tile of this size was left out, so one that is absent was lost.
+            TilesMissing: No tile of this size is pure white. So a tile that is not in ``names`` was lost.
         """
         place = self._blanks.get(blank_name(width, height))
         if place is None:
@@ -95,7 +95,7 @@ class TileZip:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    def _place(self, entry: zipfile.ZipInfo) -> tuple[int, int]:
+    def _locate(self, entry: zipfile.ZipInfo) -> tuple[int, int]:
         # The local header repeats the name and has an extra field of its own.
         header = self._read(entry.header_offset, _LOCAL_HEADER_BYTES)
         name_bytes = int.from_bytes(header[26:28], "little")
@@ -105,8 +105,8 @@ class TileZip:
     def _read(self, offset: int, size: int) -> bytes:
         data = os.pread(self._file.fileno(), size, offset)
         if len(data) != size:
-            raise self._cut()
+            raise self._cut_off_error()
         return data
 
-    def _cut(self) -> TilesMissing:
+    def _cut_off_error(self) -> TilesMissing:
         return TilesMissing(f"{self._path.name} in {self._path.parent.name} is cut off")

@@ -8,7 +8,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from activities.errors import ForeignHost, ForeignOrigin, SiteLinkError
-from activities.logs import about
+from activities.logs import set_log_context
 from api.addresses import is_loopback
 from api.http.problems import named_problem
 from api.paths import UPLOAD
@@ -34,7 +34,7 @@ class AboutRequests:
         if scope["type"] == "http":
             # A path without an upload is noted, too: the server may serve a request in the context of the request before.
             *ids, sheet = found.groups() if (found := _UPLOAD.match(scope["path"])) else (None,)
-            about("/".join(ids) if ids else None, int(sheet) if sheet else None)
+            set_log_context("/".join(ids) if ids else None, int(sheet) if sheet else None)
         await self._app(scope, receive, send)
 
 

@@ -29,7 +29,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from activities.bucket.keys import UploadRef
 from activities.bucket.records import Snapshot
-from activities.errors import TemporalUnavailable, is_named
+from activities.errors import TemporalUnavailable, is_error_name
 from workflows.messages import ProgressAfter, Reconcile, SheetNumbers
 from workflows.starting import reopen_upload, start_deletion, start_upload
 from workflows.upload import ProcessUpload
@@ -224,7 +224,7 @@ class Runs:
 def _failure_sentence(activity: PendingActivityInfo) -> str:
     failure, attempt = activity.last_failure, f"(attempt {activity.attempt})"
     name = failure.application_failure_info.type
-    if is_named(name):
+    if is_error_name(name):
         return f"{name}: {failure.message[:300]} {attempt}"
     # Any other failure speaks of the inside of a machine: an error of a library, or of Temporal, such as a missed heartbeat.
     return f"{activity.activity_type.name} failed; Temporal's UI and the worker's log say why {attempt}"

@@ -21,7 +21,7 @@ from activities.bucket.records import (
     to_json,
 )
 from activities.bucket.storage import Bucket
-from activities.bucket.uploads import Manifest, UploadStore, upload_deleted
+from activities.bucket.uploads import Manifest, UploadStore, upload_deleted_error
 from activities.errors import BucketError, TemporalUnavailable, Terminated, UnreadableRecord
 from api.progress.recent import Recent
 from api.progress.runs import NoRun, RunClosed, Runs
@@ -93,7 +93,7 @@ class Status:
         """
         deleted_at = self._deleted.get(ref)
         if deleted_at is not None:  # a read that began before the mark was set may end after it
-            raise upload_deleted(ref, deleted_at)
+            raise upload_deleted_error(ref, deleted_at)
         remembered = self._records.get(ref)
         if remembered is not None and time.monotonic() - remembered[0] < RECORD_TTL_S:
             return remembered[1]

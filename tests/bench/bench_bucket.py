@@ -105,7 +105,7 @@ def proof(bucket: Bucket, ref: UploadRef, log: Path) -> None:
     best = (1e9, 1e9)
     for _ in range(ROUNDS):
         cpu, wall = time.process_time(), time.perf_counter()
-        tiles = Listing.of(bucket, ref, 1).tiles
+        tiles = Listing.fetch(bucket, ref, 1).tiles
         assert tiles_digest([(name, info.size, (info.etag or "").strip('"')) for name, info in tiles.items()]) == record.digest
         best = min(best, (time.process_time() - cpu, time.perf_counter() - wall))
     requests = (len(re.findall(" s3_List", log.read_text())) - before) // ROUNDS

@@ -18,7 +18,7 @@ PAGES = 6
 
 def lies(bucket: Bucket, ref: UploadRef) -> list[int]:
     """The numbers of the sheets that have a ``.dzi`` but miss another object."""
-    listings = [Listing.of(bucket, ref, number) for number in range(1, PAGES + 1)]
+    listings = [Listing.fetch(bucket, ref, number) for number in range(1, PAGES + 1)]
     committed = [listing for listing in listings if listing.descriptor]
     return [listing.number for listing in committed if not verify_sheet(bucket, ref, listing, None, None, deep=False).is_whole]
 

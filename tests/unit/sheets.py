@@ -30,33 +30,33 @@ AT = "2026-01-31T09:30:00.000Z"
 
 
 class Md5Bucket(Bucket):
-    """A directory whose ETags are MD5s, as those of S3 and R2."""
+    """A directory whose ETags are MD5s, like those of S3 and R2."""
 
     def objects(self, prefix: str) -> Iterator[ObjectInfo]:
-        """Every object, with its MD5."""
+        """Lists all objects, each with its MD5."""
         for info in super().objects(prefix):
             yield self.get(info.key).info
 
     def get(self, key: str) -> StoredObject:
-        """An object, with its MD5."""
+        """Reads an object, with its MD5."""
         stored = super().get(key)
         return replace(stored, info=replace(stored.info, etag=f'"{etag(stored.body)}"'))
 
 
 def etag(body: bytes) -> str:
-    """An MD5."""
+    """The MD5 of the body, as an ETag."""
     return hashlib.md5(body, usedforsecurity=False).hexdigest()
 
 
 def jpeg(width: int, height: int, shade: int = 200) -> bytes:
-    """A JPEG of one grey."""
+    """A JPEG of one shade of grey."""
     target = io.BytesIO()
     Image.new("RGB", (width, height), (shade, shade, shade)).save(target, "JPEG", quality=85)
     return target.getvalue()
 
 
 def put_sheet(bucket: Bucket, number: int, ref: UploadRef = REF) -> SheetState:
-    """A whole sheet; what the progress says of it."""
+    """Writes a whole sheet; returns its state in the progress."""
     lines = []
     bucket.put(ref.thumbnail(number), jpeg(150, 100))
     for column, tile in enumerate(PYRAMID.tiles()):
@@ -85,7 +85,7 @@ def put_sheet(bucket: Bucket, number: int, ref: UploadRef = REF) -> SheetState:
 
 
 def accept(bucket: Bucket, ref: UploadRef = REF, deleted_at: str | None = None) -> None:
-    """``upload.json``."""
+    """Writes ``upload.json``."""
     bucket.put(ref.record, to_json(UploadRecord("plan.pdf", 9, "0" * 64, OPTIONS, AT, deleted_at)))
 
 
@@ -96,7 +96,7 @@ def progress(*sheets: SheetState, status: UploadStatus = UploadStatus.COMPLETE) 
 
 
 def put_upload(bucket: Bucket, sheets: int = 2) -> Snapshot:
-    """A complete upload with its manifest."""
+    """Writes a complete upload; returns its manifest."""
     accept(bucket)
     manifest = progress(*(put_sheet(bucket, number) for number in range(1, sheets + 1)))
     bucket.put(REF.manifest, to_json(manifest))

@@ -1,4 +1,4 @@
-"""Activities beat while the bucket is silent, and a cancel reaches them."""
+"""Activities send heartbeats while the bucket is silent, and a cancellation ends them."""
 
 import asyncio
 import threading
@@ -32,7 +32,7 @@ REF = "acme/tower/a1/u1"
 
 
 class SilentBucket(Bucket):
-    """A bucket that takes its time, and then fails."""
+    """A bucket whose reads hang until it is released, and then fail."""
 
     def __init__(self, directory: Path) -> None:
         super().__init__(BucketSettings(directory.as_uri()))
@@ -49,7 +49,7 @@ class SilentBucket(Bucket):
 
 @pytest.fixture
 def bucket(tmp_path: Path) -> Iterator[SilentBucket]:
-    """One that answers nobody before it is released."""
+    """A bucket that does not answer before it is released."""
     bucket = SilentBucket(tmp_path / "bucket")
     yield bucket
     bucket.released.set()
@@ -57,7 +57,7 @@ def bucket(tmp_path: Path) -> Iterator[SilentBucket]:
 
 @asynccontextmanager
 async def activities(bucket: Bucket, directory: Path) -> AsyncIterator[Activities]:
-    """The real activities around it."""
+    """The real activities of a host with this bucket."""
     with FairThreads(1, "test") as threads, closing(Scratch(directory, 1 << 30)) as scratch:
         yield Activities(Host(bucket=bucket, scratch=scratch, children=ChildPool(1), threads=threads, uploads=threads))
 
@@ -84,7 +84,7 @@ async def test_activity_beats_while_the_bucket_is_silent(bucket: SilentBucket, t
 
 
 async def test_source_that_is_not_what_was_accepted_is_final_at_the_third_read(tmp_path: Path) -> None:
-    """A read that was cut off or lied about has passed by then; the attempts are half a minute apart, also on several hosts."""
+    """One read may be cut off or altered. The attempts are half a minute apart, and are counted across hosts."""
     bucket = Bucket(BucketSettings((tmp_path / "bucket").as_uri()))
     ref = UploadRef.parse(REF)
     accept(bucket, ref)
@@ -109,7 +109,7 @@ async def test_source_that_is_not_what_was_accepted_is_final_at_the_third_read(t
 
 
 async def test_faults_of_different_kinds_are_counted_apart() -> None:
-    """A read that was cut off once takes no fresh try from a page, nor a page's fault one from the reads."""
+    """A download that was cut off does not count as a fault of the page, nor a fault of the page as a download."""
 
     async def fail_with(error: Exception, *details: object) -> ApplicationError:
         environment = ActivityEnvironment()
@@ -133,7 +133,7 @@ async def test_faults_of_different_kinds_are_counted_apart() -> None:
 
 @pytest.mark.parametrize("more_follows", [True, False])
 async def test_cancel_of_a_thread_that_ends_well(more_follows: bool) -> None:
-    """What was finished counts, unless it was only a step on the way."""
+    """The result of work that was finished counts, unless the activity would go on after it."""
     begun, stopped = threading.Event(), threading.Event()
 
     def work(stop: threading.Event) -> str:
@@ -157,7 +157,7 @@ async def test_cancel_of_a_thread_that_ends_well(more_follows: bool) -> None:
 
 @pytest.mark.parametrize("fails", [True, False])
 async def test_cancelled_attempt_beats_for_as_long_as_its_thread_lives(fails: bool) -> None:
-    """Also when it is cancelled twice, by the workflow and by a worker that stops: a thread that nobody hears of is taken for dead."""
+    """Also when it is cancelled twice: by the workflow, and by a worker that stops. Without heartbeats it would be taken for dead."""
     begun, released = threading.Event(), threading.Event()
     beats = 0
 
@@ -194,7 +194,7 @@ async def test_cancelled_attempt_beats_for_as_long_as_its_thread_lives(fails: bo
 
 
 async def test_cancel_of_work_that_waits_for_a_thread() -> None:
-    """It beats while it waits; cancelled, it waits no longer, and is not begun."""
+    """The attempt sends heartbeats while its work waits. When it is cancelled, it ends, and its work is never begun."""
     released, beaten = threading.Event(), asyncio.Event()
     did = []
 

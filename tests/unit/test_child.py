@@ -1,4 +1,4 @@
-"""Render children: what hostile documents do to them, and what is left of them."""
+"""Render children: a hostile document ends only its own child, and no process is left."""
 
 import asyncio
 import io
@@ -42,7 +42,7 @@ OPTIONS = UploadOptions()
 
 
 def silent() -> None:
-    """Hears no beat."""
+    """Ignores heartbeats."""
 
 
 @asynccontextmanager
@@ -57,12 +57,12 @@ async def children(slots: int = 1, limits: ChildLimits | None = None) -> AsyncIt
 
 
 def fork_servers(of: int | None = None) -> set[int]:
-    """The fork servers that a process has started, this one by default."""
+    """The fork servers that a process has started; by default this process."""
     return {pid for pid, parent in processes().items() if parent == (of or os.getpid()) and b"activities.render.forkserver" in command(pid)}
 
 
 def render_children(of: int | None = None) -> set[int]:
-    """The processes that are forked from these."""
+    """The children of those fork servers."""
     servers = fork_servers(of)
     return {pid for pid, parent in processes().items() if parent in servers}
 
@@ -81,7 +81,7 @@ def processes() -> dict[int, int]:
 
 
 def command(pid: int) -> bytes:
-    """What a process was started as."""
+    """The command line of a process."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     except (FileNotFoundError, ProcessLookupError):
@@ -89,7 +89,7 @@ def command(pid: int) -> bytes:
 
 
 def none_alive(pids: set[int]) -> bool:
-    """Whether all of these are gone."""
+    """Whether all of these processes have ended."""
     return pids.isdisjoint(processes())
 
 
@@ -110,7 +110,7 @@ def pending_signals(pid: int) -> int:
 
 
 def environment(pid: int) -> bytes:
-    """What a process was started with."""
+    """The environment with which a process was started."""
     return Path(f"/proc/{pid}/environ").read_bytes()
 
 
@@ -152,12 +152,12 @@ class Sheets:
 
 @pytest.fixture
 def sheets(tmp_path: Path) -> Sheets:
-    """A place for PDFs and tiles."""
+    """A directory for PDFs and tiles."""
     return Sheets(tmp_path)
 
 
 async def test_count_then_tile_gives_every_tile(sheets: Sheets) -> None:
-    """The geometry that is counted is what is tiled; thumbnail and archive are there when the call returns."""
+    """The page is tiled with the geometry that was counted. Thumbnail and archive are there when the call returns."""
     source = sheets.source(make_pdfs.plan_set(2))
     async with children() as pool:
         document = await pool.count_pages("a", source, OPTIONS, 2000, silent)
@@ -173,7 +173,7 @@ async def test_count_then_tile_gives_every_tile(sheets: Sheets) -> None:
 
 
 def check_complete(target: Path, pyramid: Pyramid) -> None:
-    """Every expected tile is in the archive, or blank; no other is."""
+    """Each expected tile is in the archive, or blank. No other tile is in the archive."""
     with TileZip(target / TILES) as tiles:
         expected = {f"{level}/{column}_{row}.jpeg": (level, column, row) for level, column, row in pyramid.tiles()}
         assert tiles.names.keys() <= expected.keys()
@@ -182,7 +182,7 @@ def check_complete(target: Path, pyramid: Pyramid) -> None:
 
 
 async def test_child_stays_for_the_upload_and_goes_with_it(sheets: Sheets) -> None:
-    """Warm for the next page of the same upload; another upload gets another process; a retired upload leaves none."""
+    """The next page of the upload gets the same process, and another upload another one. A retired upload leaves no process."""
     source = sheets.source(make_pdfs.plan_set(2))
     async with children() as pool:
         await sheets.tile(pool, source)
@@ -201,7 +201,7 @@ async def test_child_stays_for_the_upload_and_goes_with_it(sheets: Sheets) -> No
 
 
 async def test_child_is_replaced_after_its_pages(sheets: Sheets) -> None:
-    """A number of pages, then a fresh process."""
+    """After a number of pages, the next page gets a fresh process."""
     source = sheets.source(make_pdfs.one_page())
     async with children(limits=ChildLimits(pages_per_child=2)) as pool:
         await sheets.tile(pool, source)
@@ -213,7 +213,7 @@ async def test_child_is_replaced_after_its_pages(sheets: Sheets) -> None:
 
 
 async def test_no_more_children_than_slots(sheets: Sheets) -> None:
-    """Many uploads at once: everyone is served, and there are never more processes than slots."""
+    """Many uploads at once are all served, and there are never more processes than slots."""
     source = sheets.source(make_pdfs.plan_set(1))
     most = 0
 
@@ -231,7 +231,7 @@ async def test_no_more_children_than_slots(sheets: Sheets) -> None:
 
 
 async def test_waiting_caller_beats(sheets: Sheets) -> None:
-    """Whoever waits for a slot is heard of all the same."""
+    """A caller sends heartbeats while it waits for a slot."""
     async with children() as pool:
         busy = await hanging(sheets, pool)
         beaten = asyncio.Event()
@@ -253,7 +253,7 @@ async def test_waiting_caller_beats(sheets: Sheets) -> None:
     ],
 )
 async def test_refusals_cross_by_name_and_leave_the_child(sheets: Sheets, name: str, error: type[SiteLinkError]) -> None:
-    """The same class and sentence as in the child, which goes on with the upload."""
+    """The caller gets the class and the sentence from the child. The child goes on with the upload."""
     source = sheets.source(make_pdfs.ALL[name]())
     async with children() as pool:
         with pytest.raises(error) as first:
@@ -266,7 +266,7 @@ async def test_refusals_cross_by_name_and_leave_the_child(sheets: Sheets, name: 
 
 
 async def test_unreadable_page_leaves_the_others(sheets: Sheets) -> None:
-    """One page is refused by name, the next one is tiled by the same child."""
+    """One page is refused by name, and the same child tiles the next one."""
     source = sheets.source(make_pdfs.bad_pages_among_good())
     async with children() as pool:
         with pytest.raises(PageUnreadable, match="page 3"):
@@ -277,7 +277,7 @@ async def test_unreadable_page_leaves_the_others(sheets: Sheets) -> None:
 
 
 async def hanging(sheets: Sheets, pool: ChildPool) -> asyncio.Task[Path]:
-    """A page that is drawn for hours, and is being drawn now."""
+    """Starts to draw a page that takes hours; returns when the child is drawing it."""
     busy = asyncio.Event()
     task = asyncio.create_task(sheets.tile(pool, sheets.source(make_pdfs.nested_forms(), "hangs.pdf"), beat=busy.set))
     async with asyncio.timeout(DEADLINE_S):
@@ -287,7 +287,7 @@ async def hanging(sheets: Sheets, pool: ChildPool) -> asyncio.Task[Path]:
 
 @pytest.mark.parametrize("fresh", [True, False], ids=["fresh", "warm"])
 async def test_child_that_dies_is_a_crash(sheets: Sheets, fresh: bool) -> None:
-    """SIGSEGV in the middle of a page: named, with the signal; the next page gets a new child. A warm child may be to blame itself."""
+    """The fault of SIGSEGV in a page names the signal, and the next page gets a new child. A warm child may itself be to blame."""
     async with children() as pool:
         source = sheets.source(make_pdfs.one_page())
         # Counting alone does not make a child suspect.
@@ -310,7 +310,7 @@ async def test_child_that_dies_is_a_crash(sheets: Sheets, fresh: bool) -> None:
     ids=["cpu", "wall"],
 )
 async def test_page_that_never_ends_is_a_timeout(sheets: Sheets, limits: ChildLimits, message: str) -> None:
-    """By CPU time or by the clock; the limit is in the message and the process is gone."""
+    """It ends by CPU time or by wall time. The message has the limit, and the process has ended."""
     beats: list[float] = []
     async with children(limits=limits) as pool:
         with pytest.raises(RenderTimeout, match=message) as fault:
@@ -330,7 +330,7 @@ async def test_cpu_limit_counts_each_page_for_itself(sheets: Sheets) -> None:
 
 
 async def test_page_that_eats_memory_is_out_of_memory(sheets: Sheets) -> None:
-    """Killed at the limit; with enough memory the same page is drawn."""
+    """The child is killed at the limit. With enough memory the same page is drawn."""
     source = sheets.source(make_pdfs.inflates_to(64 << 20))
     async with children(limits=ChildLimits(memory_bytes=100 << 20)) as pool:
         with pytest.raises(RenderOutOfMemory, match="104,857,600 bytes") as fault:
@@ -432,7 +432,7 @@ async def test_refused_allocation_is_a_render_fault(sheets: Sheets) -> None:
 
 
 async def test_cancel_kills_the_child_first(sheets: Sheets) -> None:
-    """When the cancellation comes out, the process is gone; the slot is free again."""
+    """When the caller is cancelled, the process has ended, and the slot is free again."""
     async with children() as pool:
         task = await hanging(sheets, pool)
         task.cancel()
@@ -454,7 +454,7 @@ async def test_cancel_at_any_time_leaves_no_child(sheets: Sheets, after_s: float
 
 
 async def test_cancel_of_a_waiting_caller_takes_no_slot(sheets: Sheets) -> None:
-    """Whoever gives up in the queue leaves it as it was."""
+    """A caller that is cancelled in the queue leaves the queue as it was."""
     source = sheets.source(make_pdfs.one_page())
     async with children() as pool:
         busy = await hanging(sheets, pool)
@@ -468,7 +468,7 @@ async def test_cancel_of_a_waiting_caller_takes_no_slot(sheets: Sheets) -> None:
 
 
 async def test_lost_fork_server_is_replaced(sheets: Sheets) -> None:
-    """Killed while a page is drawn: the child dies with it, the page is a crash, the next call starts another."""
+    """When it is killed while a page is drawn, the child ends, the page is a crash, and the next call starts another server."""
     async with children() as pool:
         task = await hanging(sheets, pool)
         before = fork_servers() | render_children()
@@ -481,7 +481,7 @@ async def test_lost_fork_server_is_replaced(sheets: Sheets) -> None:
 
 
 async def test_lost_fork_server_is_replaced_once(sheets: Sheets) -> None:
-    """Callers that notice the loss together share the next one; none is left behind when the pool closes."""
+    """Callers that notice the loss at the same time share the next server. None is left when the pool closes."""
     source = sheets.source(make_pdfs.one_page())
     async with children(slots=2) as pool:
         await sheets.tile(pool, source)
@@ -493,7 +493,7 @@ async def test_lost_fork_server_is_replaced_once(sheets: Sheets) -> None:
 
 
 async def test_full_disk_is_an_os_error(sheets: Sheets) -> None:
-    """What cannot be written is no fault of the page; it may be tried again."""
+    """A write that fails is no fault of the page, and may be tried again."""
     async with children() as pool:
         target = sheets.target()
         target.rmdir()
@@ -504,7 +504,7 @@ async def test_full_disk_is_an_os_error(sheets: Sheets) -> None:
 
 
 async def test_close_ends_busy_children_too(sheets: Sheets) -> None:
-    """Nothing is left running, and whoever waited hears of it."""
+    """No process is left, and the caller that waited gets an error."""
     pool = ChildPool(1)
     task = await hanging(sheets, pool)
     left = fork_servers() | render_children()
@@ -576,7 +576,7 @@ def test_signals_of_the_terminal_are_the_workers_to_handle(worker: subprocess.Po
 
 
 def test_parent_loads_no_native_library() -> None:
-    """The worker's process itself can open no PDF."""
+    """The worker's own process cannot open a PDF."""
     code = (
         "import sys, activities.render.child; print([name for name in sys.modules if name.startswith(('pypdfium2', 'pikepdf', 'pyvips'))])"
     )

@@ -1,4 +1,4 @@
-"""A JPEG that breaks the decoder breaks nothing else, and only a JPEG that does is blamed."""
+"""A JPEG that breaks the decoder breaks nothing else, and only such a JPEG is blamed."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ from tests.unit.sheets import jpeg
 
 
 class Struck(Decoder):
-    """A decoder each of whose processes gets a signal once it is ready, until it is spared."""
+    """A decoder whose processes each get a signal once they are ready, until ``spared`` is set."""
 
     signal = signal.SIGKILL
     spared = False
@@ -21,13 +21,13 @@ class Struck(Decoder):
 
 
 class Stopped(Struck):
-    """One that hangs."""
+    """A decoder whose processes are stopped, so that they hang."""
 
     signal = signal.SIGSTOP
 
 
 def test_a_tile_that_breaks_the_decoder_breaks_nothing_else() -> None:
-    """The process is replaced, and the next tile is judged by itself."""
+    """The process is replaced, and the next tile gets a fresh process."""
     with Struck() as decoder:
         pid = decoder.pid
         assert decoder.problem(jpeg(10, 20), 10, 20) == "broke the decoder, which ended with exit code -9"
@@ -38,7 +38,7 @@ def test_a_tile_that_breaks_the_decoder_breaks_nothing_else() -> None:
 
 
 def test_a_tile_is_not_blamed_for_a_decoder_that_died_before() -> None:
-    """Killed by the machine, or by the deadline of the image before: a fresh process is asked, and what it says holds."""
+    """The machine, or the deadline of the image before, may have killed it. A fresh process is asked, and its answer counts."""
     with Decoder() as decoder:
         for body, told in ((jpeg(10, 20), ""), (b"no JPEG", "cannot be decoded: it is damaged or cut off")):
             decoder._kill(0)
@@ -46,7 +46,7 @@ def test_a_tile_is_not_blamed_for_a_decoder_that_died_before() -> None:
 
 
 def test_a_decoder_that_hangs_is_killed_and_named() -> None:
-    """Nobody waits for it for ever, and the next tile is judged by itself."""
+    """The caller does not wait for ever, and the next tile gets a fresh process."""
     with Stopped(answer_s=0.5) as decoder:
         pid = decoder.pid
         assert decoder.problem(jpeg(10, 20), 10, 20) == "broke the decoder, which gave no answer within 0.5 s and was killed"

@@ -33,9 +33,9 @@ from temporalio.testing import ActivityEnvironment
 from activities.attempt import Attempt
 from activities.bucket.records import SheetStatus, UploadStatus, timestamp, to_json
 from activities.bucket.setup import BucketSetup
-from activities.bucket.storage import DENIED, Bucket, BucketSettings, named_s3_error
+from activities.bucket.storage import DENIED_CODES, Bucket, BucketSettings, named_s3_error
 from activities.errors import ObjectMissing, SiteLinkError
-from activities.render.child import ChildLimits, exception_of
+from activities.render.child import ChildLimits, error_of_answer
 from api.cli.client import Server
 from api.cli.errors import NotReached
 from api.paths import plan_path
@@ -234,7 +234,9 @@ def test_errors_of_a_directory_have_no_insides(bucket: Bucket, caplog: pytest.Lo
             assert record.__dict__["ref"] == str(REF)
 
 
-@pytest.mark.parametrize("code", ["", "NoSuchBucket", "NoSuchKey", "RequestTimeTooSkewed", "SlowDown", "InternalError", *sorted(DENIED)])
+@pytest.mark.parametrize(
+    "code", ["", "NoSuchBucket", "NoSuchKey", "RequestTimeTooSkewed", "SlowDown", "InternalError", *sorted(DENIED_CODES)]
+)
 def test_errors_of_an_s3_server_have_no_insides(code: str, caplog: pytest.LogCaptureFixture) -> None:
     """S3's code is all that goes on of an answer."""
     assert_no_insides(str(named_s3_error(code, SAID, bucket="plans", key=REF.manifest)))
@@ -270,7 +272,7 @@ def test_errors_of_boto_have_no_insides(error: Exception, caplog: pytest.LogCapt
 @pytest.mark.parametrize("name", ["PasswordError", "Error", "PdfError", "PdfiumError", "RecursionError", "KeyError", "RenderCrashed", "_x"])
 def test_errors_of_a_render_process_have_no_insides(name: str, caplog: pytest.LogCaptureFixture) -> None:
     """The class and the words of a library in a child, and of a child that was taken over, go to the log."""
-    fault = exception_of({"error": name, "message": f"{SOURCE}: invalid password"}, ChildLimits(), str(REF), fresh_child=True)
+    fault = error_of_answer({"error": name, "message": f"{SOURCE}: invalid password"}, ChildLimits(), str(REF), fresh_child=True)
     assert_no_insides(str(fault))
     (record,) = caplog.records
     assert f"{name}: {SOURCE}: invalid password" in record.getMessage()

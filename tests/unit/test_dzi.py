@@ -46,7 +46,7 @@ def test_pyramid_names_and_sizes_what_libvips_writes(width: int, height: int, ti
     ids=lambda numbers: "-".join(map(str, numbers)),
 )
 def test_pyramid_refuses_numbers_out_of_range(numbers: tuple[int, int, int, int]) -> None:
-    """No pyramid without area, tiles, or with more overlap than tile."""
+    """There is no pyramid without area, without tiles, or whose overlap is as large as a tile."""
     with pytest.raises(ValueError, match="no pyramid"):
         Pyramid(*numbers)
 
@@ -73,7 +73,7 @@ def test_sheet_size_rounds_and_never_vanishes(points: tuple[float, float], user_
 
 
 def test_sheet_size_lowers_the_dpi_to_the_budget() -> None:
-    """The highest whole dpi that fits, and it says so."""
+    """The highest whole dpi that fits is taken, and ``scaled`` is set."""
     size = sheet_size(14400, 14400, 1, 300, 1 << 30)
     assert size is not None
     assert size.scaled
@@ -82,7 +82,7 @@ def test_sheet_size_lowers_the_dpi_to_the_budget() -> None:
 
 
 @pytest.mark.parametrize("dpi", [300, MINIMUM_DPI])
-def test_sheet_size_refuses_what_only_fits_unreadably_small(dpi: int) -> None:
+def test_sheet_size_refuses_a_page_that_fits_only_below_30_dpi(dpi: int) -> None:
     """None for a page that is over the budget at 30 dpi, whatever was asked for."""
     assert sheet_size(1e6, 1e6, 1, dpi, 1 << 30) is None
 
@@ -93,7 +93,7 @@ def test_sheet_size_refuses_what_only_fits_unreadably_small(dpi: int) -> None:
 )  # fmt: skip
 @settings(max_examples=200)
 def test_sheet_size_is_within_the_budget_or_none(width: float, height: float, user_unit: float, dpi: int, budget: int) -> None:
-    """For any page that PDFium can report."""
+    """This holds for any page that PDFium can report."""
     size = sheet_size(width, height, user_unit, dpi, budget)
     if size is not None:
         assert 1 <= size.width * size.height * BYTES_PER_PIXEL <= budget

@@ -6,7 +6,7 @@ from activities.environment import amount, choice, whole_number
 
 
 def test_an_empty_variable_is_not_set() -> None:
-    """The default counts."""
+    """The default is used."""
     environ = {"NUMBER": "", "AMOUNT": "", "CHOICE": ""}
     assert (whole_number(environ, "NUMBER", 7), whole_number({}, "NUMBER", 7)) == (7, 7)
     assert (amount(environ, "AMOUNT", 0.5), amount({}, "AMOUNT", 0.5)) == (0.5, 0.5)
@@ -14,7 +14,7 @@ def test_an_empty_variable_is_not_set() -> None:
 
 
 def test_a_value_within_its_range_is_taken() -> None:
-    """Both ends of the range belong to it."""
+    """A range includes both its ends."""
     assert [whole_number({"N": text}, "N", 1, low=0, high=9) for text in ("0", "5", "9")] == [0, 5, 9]
     assert whole_number({"N": "8589934592"}, "N", 1) == 8 << 30
     assert [amount({"A": text}, "A", 1) for text in ("0", ".5", "4.50", "1e3")] == [0, 0.5, 4.5, 1000]
@@ -37,7 +37,7 @@ def test_a_number_of_digits_only_has_no_other_spelling(text: str) -> None:
 
 
 def test_a_number_without_an_upper_limit_has_a_lower_one() -> None:
-    """It is 1 unless told."""
+    """The lower limit is 1 by default."""
     with pytest.raises(ValueError, match=r"^N is '0'; a whole number of at least 1 is wanted$"):
         whole_number({"N": "0"}, "N", 5)
 

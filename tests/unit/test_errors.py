@@ -43,12 +43,12 @@ LEAVES = [
 
 
 def test_every_refusal_of_the_design_exists() -> None:
-    """By the name that the design gives it."""
+    """Under the name that the design gives it."""
     assert {kind.__name__ for kind in LEAVES} >= DESIGN
 
 
 def test_the_tree_at_the_top_shows_every_error() -> None:
-    """And nothing that is not there."""
+    """And every name in the tree is an error of the module."""
     drawing = (errors.__doc__ or "").split("SiteLinkError\n")[1].split("\n\n")[0]
     drawn = set(re.findall(r"\b[A-Z][a-z]+(?:[A-Z][a-zA-Z]*)+\b", drawing)) | set(re.findall(r"^      (\w+)", drawing, re.MULTILINE))
     assert {kind.__name__ for kind in LEAVES} <= drawn
@@ -56,13 +56,13 @@ def test_the_tree_at_the_top_shows_every_error() -> None:
 
 
 def test_the_tree_is_flat() -> None:
-    """Base, group, error: no deeper."""
+    """It has three levels: base, group, error."""
     assert all(len(kind.__mro__) - len(Exception.__mro__) <= 3 for kind in LEAVES)
 
 
 @pytest.mark.parametrize("kind", LEAVES, ids=lambda kind: kind.__name__)
 def test_an_error_crosses_the_wire_under_its_name(kind: type[SiteLinkError]) -> None:
-    """Type, sentence and whether trying again can help are what Temporal is told."""
+    """Temporal gets its type, its sentence, and whether a retry can help."""
     error = kind("2,431 pages, limit 2,000")
     application_error = to_application_error(error)
     assert (application_error.type, application_error.message) == (kind.__name__, "2,431 pages, limit 2,000")

@@ -1,4 +1,4 @@
-"""What an upload will take, and what it took: exact where it can be, in order where it cannot."""
+"""The forecast and the receipt: exact where they can be, and in the right order where they cannot."""
 
 from dataclasses import replace
 
@@ -30,7 +30,7 @@ FORECASTERS = st.builds(
 def test_forecast_is_exact_in_tiles_and_ordered_in_bytes(
     forecaster: Forecaster, pages: list[Page], options: UploadOptions, parts: int
 ) -> None:
-    """Tiles are those of the pyramids; the range is one; nothing is below what must be."""
+    """The tiles are those of the pyramids, the low estimate is below the high one, and no number is below its minimum."""
     forecast = forecaster.forecast(pages, options, parts)
     pyramids = [Pyramid(page.width, page.height, options.tile_size, options.overlap) for page in pages]
     assert forecast.tiles == sum(pyramid.tile_count for pyramid in pyramids)
@@ -49,7 +49,7 @@ def test_pages_that_cannot_be_used_take_nothing(pages: list[Page], options: Uplo
 
 
 def test_one_sheet_of_42_by_30_inches_is_what_was_counted_at_the_server() -> None:
-    """2,432 PUTs, one for source.pdf and 6 LISTs; 14 GETs and 2 HEADs: what tests/bench/bench_bucket.py reads in the server's log."""
+    """2,432 PUTs, one for source.pdf, 6 LISTs, 14 GETs and 2 HEADs, as tests/bench/bench_bucket.py reads in the server's log."""
     forecast = Forecaster().forecast([ARCH_E1], UploadOptions(), 1)
     assert (forecast.tiles, forecast.puts, forecast.class_a, forecast.class_b) == (2427, 2432, 2439, 16)
     assert forecast.dollars == pytest.approx((2439 * 4.50 + 16 * 0.36) / 1e6, abs=1e-6)
@@ -57,7 +57,7 @@ def test_one_sheet_of_42_by_30_inches_is_what_was_counted_at_the_server() -> Non
 
 
 def test_slots_share_the_pages_but_never_a_page() -> None:
-    """Twice the slots take half the time, until there is one for each page; the window bounds them, too."""
+    """Twice the slots take half the time, until each page has a slot. The window limits them, too."""
 
     def seconds(slots: int, pages: int, window: int = 16) -> float:
         forecaster = Forecaster(slots, seconds_per_megapixel=0.1)
@@ -70,27 +70,27 @@ def test_slots_share_the_pages_but_never_a_page() -> None:
 
 @given(st.integers(1, 99))
 def test_better_quality_takes_more_bytes(quality: int) -> None:
-    """85 is what was measured; the factor grows with the quality."""
+    """The factor is 1 at quality 85, and grows with the quality."""
     assert quality_factor(85) == 1
     assert quality_factor(quality) < quality_factor(quality + 1)
 
 
 @given(st.none() | FORECASTS, st.none() | RECEIPTS)
 def test_forecast_and_receipt_are_read_as_they_were_written(forecast: Forecast | None, paid: Receipt | None) -> None:
-    """In a snapshot, through JSON, and with none of them."""
+    """In a snapshot, through JSON; also when one or both are absent."""
     snapshot = replace(Snapshot(UploadStatus.COMPLETE, 1, "2026-01-31T09:30:00.000Z"), forecast=forecast, receipt=paid)
     assert from_json(Snapshot, to_json(snapshot)) == snapshot
 
 
 def test_a_manifest_of_an_earlier_release_has_neither() -> None:
-    """What was written before there were forecasts is still read."""
+    """A manifest from before there were forecasts is still read."""
     old = b'{"status":"complete","version":1,"updatedAt":"2026-01-31T09:30:00.000Z","totalPages":1,"progress":100,"sheets":[],"schema":1}'
     snapshot = from_json(Snapshot, old)
     assert (snapshot.forecast, snapshot.receipt, snapshot.sheet_puts, snapshot.processing_seconds) == (None, None, 0, 0)
 
 
 def test_receipt_is_what_the_ready_sheets_hold() -> None:
-    """Tiles and bytes of ready sheets only; PUTs as counted; the other operations as forecast; seconds of processing."""
+    """It has the tiles and bytes of ready sheets only, PUTs as counted, other operations as forecast, and the seconds of processing."""
     forecast = Forecaster().forecast([ARCH_E1, replace(ARCH_E1, number=2)], UploadOptions(), 1)
     head = Snapshot(
         UploadStatus.PARTIAL,

@@ -22,12 +22,12 @@ from worker.app import Activities
 
 REF = UploadRef("acme", "tower", "a1", "u1")
 BOXES = ["0 0 611.9 792.7", "0 0 20.3 10.7", "3 5 903.31 77.7", "0 0 200 100"]
-"""Of pages whose halved sizes do not follow from their sizes in pixels: of UserUnit 3, and turned by a quarter."""
+"""The MediaBoxes of pages with UserUnit 3 that are rotated by 90 degrees. Their halved sizes do not follow from their sizes in pixels."""
 
 
 @asynccontextmanager
 async def activities(directory: Path, options: UploadOptions) -> AsyncIterator[Activities]:
-    """Of a host, and a bucket with an accepted upload of four pages."""
+    """The activities of a host whose bucket has an accepted upload of four pages."""
     writer = make_pdfs.Writer()
     body = writer.finish([writer.page(entries=f"/MediaBox [{box}] /UserUnit 3 /Rotate 90") for box in BOXES])
     bucket = Bucket(BucketSettings((directory / "bucket").as_uri()))
@@ -41,12 +41,12 @@ async def activities(directory: Path, options: UploadOptions) -> AsyncIterator[A
 
 
 async def halved(activities: Activities, number: int, dpi: int) -> Page | None:
-    """The page at half its resolution."""
+    """The result of ``halve_page``."""
     return await ActivityEnvironment().run(activities.halve_page, HalvePage(str(REF), number, dpi))
 
 
 async def test_halved_page_is_what_a_count_at_that_resolution_gives(tmp_path: Path) -> None:
-    """To the pixel, with UserUnit and rotation, and the same title; it is scaled and says why."""
+    """The size is equal to the pixel, with UserUnit and rotation, and so is the title. The page is scaled, with a note that says why."""
     async with activities(tmp_path, UploadOptions(dpi=301)) as ours:
         counted = (await ActivityEnvironment().run(ours.count_pages, CountPages(str(REF)))).pages
         for page, box in zip(counted, BOXES, strict=True):
@@ -64,13 +64,13 @@ async def test_halved_page_is_what_a_count_at_that_resolution_gives(tmp_path: Pa
 
 @pytest.mark.parametrize(("dpi", "at"), [(300, 150), (300, 75), (59, 59)], ids=["halved already", "less", "below the minimum"])
 async def test_page_is_not_halved_twice_nor_below_the_minimum(tmp_path: Path, dpi: int, at: int) -> None:
-    """Half is reckoned from what was counted, so that a sheet that is halved already is not again; under 30 dpi no plan can be read."""
+    """Half is computed from the counted resolution, so that a halved page is not halved again. Below 30 dpi no plan can be read."""
     async with activities(tmp_path, UploadOptions(dpi=dpi)) as ours:
         assert await halved(ours, 1, at) is None
 
 
 async def test_page_over_its_budget_is_halved_from_what_it_was_counted_as(tmp_path: Path) -> None:
-    """Not from what was asked for; one note tells, not two."""
+    """The half is not that of the upload's option. The page has one note, not two."""
     async with activities(tmp_path, UploadOptions(dpi=300, budget_bytes=64 << 20)) as ours:
         page = (await ActivityEnvironment().run(ours.count_pages, CountPages(str(REF)))).pages[0]
         assert page.scaled

@@ -1,4 +1,4 @@
-"""Object keys: every one that is spelled is the design's, and no id can leave its directory."""
+"""Object keys: each is the design's, and no id can leave its directory."""
 
 import re
 from datetime import UTC, datetime, timedelta
@@ -26,7 +26,7 @@ UPLOAD = UploadRef("acme", "tower", "plan-A", "0198c0de-0000-7000-8000-000000000
 
 
 def test_keys_are_those_of_the_design() -> None:
-    """Spelled out once more, so that a change of a key is a change of this test."""
+    """The keys are spelled out, so that a changed key changes this test."""
     base = "organizations/acme/projects/tower/plans/plan-A/uploads/0198c0de-0000-7000-8000-000000000001/"
     assert UPLOAD.prefix == base
     assert UPLOAD.source == f"{base}source.pdf"
@@ -43,7 +43,7 @@ def test_keys_are_those_of_the_design() -> None:
 
 
 def test_an_idempotency_key_is_hashed() -> None:
-    """Whatever the header holds, the key holds 64 hexadecimal digits; equal headers meet, others do not."""
+    """Whatever the header holds, the key has 64 hexadecimal digits. Equal headers have the same key, other headers do not."""
     key = UPLOAD.plan_ref.idempotency_key("../../x y\u2028")
     assert re.fullmatch(r"organizations/acme/projects/tower/plans/plan-A/keys/[0-9a-f]{64}\.json", key)
     assert key == UPLOAD.plan_ref.idempotency_key("../../x y\u2028") != UPLOAD.plan_ref.idempotency_key("other")
@@ -71,7 +71,7 @@ def test_an_id_that_could_leave_its_directory_is_refused(value: str) -> None:
 
 @given(st.text())
 def test_no_text_makes_a_ref_with_another_number_of_parts(text: str) -> None:
-    """Whatever comes from outside, it is refused by ValueError or means itself."""
+    """Any text from outside is refused by ValueError, or is read as exactly itself."""
     for kind, parts in ((PlanRef, 3), (UploadRef, 4)):
         try:
             ref = kind.parse(text)
@@ -83,7 +83,7 @@ def test_no_text_makes_a_ref_with_another_number_of_parts(text: str) -> None:
 
 @given(st.integers(1, 999_999_999))
 def test_a_sheets_directory_gives_its_number(number: int) -> None:
-    """The directory of every key of a sheet tells the sheet."""
+    """The directory of each key of a sheet has the sheet's number."""
     for key in (UPLOAD.thumbnail(number), UPLOAD.sheet_record(number), UPLOAD.descriptor(number), UPLOAD.tiles_prefix(number)):
         assert sheet_of_directory(key.removeprefix(UPLOAD.sheets_prefix).split("/")[0]) == number
 
@@ -92,7 +92,7 @@ def test_a_sheets_directory_gives_its_number(number: int) -> None:
     "name", ["sheet-0", "sheet-01", "sheet-", "sheet--1", "sheet-1x", "Sheet-1", "sheet-1\n", "sheet-\u0661", "sheet-1234567890"]
 )
 def test_a_foreign_directory_is_no_sheet(name: str) -> None:
-    """A name that we would not write is not read as one."""
+    """A name that SiteLink would not write is not read as a sheet's."""
     assert sheet_of_directory(name) is None
 
 
@@ -101,7 +101,7 @@ NUMBERS = st.integers(0, 999_999_999)
 
 @given(st.integers(1, 999_999_999), NUMBERS, NUMBERS, NUMBERS)
 def test_a_sheets_paths_are_read_as_they_are_written(number: int, level: int, column: int, row: int) -> None:
-    """Each of a sheet's keys tells the sheet and the object; of a key, only a descriptor's is a descriptor."""
+    """Each key of a sheet gives the sheet and the object. Only the key of a ``.dzi`` is read as a ``.dzi``."""
     tile = tile_name(level, column, row)
     objects = {
         UPLOAD.thumbnail(number): SheetObject(number, SheetPart.THUMBNAIL),
@@ -145,7 +145,7 @@ def test_a_sheets_paths_are_read_as_they_are_written(number: int, level: int, co
     ],
 )
 def test_a_path_that_no_sheet_has_is_none(path: str) -> None:
-    """A path that we would not write is not read."""
+    """A path that SiteLink would not write is not read."""
     assert parse_sheet_path(path) is None
 
 
@@ -166,7 +166,7 @@ def test_another_key_is_no_descriptor(key: str) -> None:
 
 
 def test_id_tells_when_it_was_made() -> None:
-    """A UUIDv7 does, to the millisecond; anything else says nothing."""
+    """A UUIDv7 gives its time, to the millisecond. Any other id gives none."""
     now = datetime.now(UTC)
     made_at = UploadRef("acme", "tower", "a1", new_upload_id()).made_at
     assert made_at is not None
@@ -180,7 +180,7 @@ REFS = st.builds(UploadRef, *[st.sampled_from(["a", "a-b", "a0", "B"])] * 4)
 
 @given(st.sets(REFS), st.one_of(st.none(), REFS))
 def test_walk_finds_every_upload_behind_a_place(refs: set[UploadRef], after: UploadRef | None) -> None:
-    """Each once, in the order of names; begun behind any of them, it finds exactly the rest. Foreign names are ignored."""
+    """Each upload is found once, in the order of names. A walk that begins after one finds exactly the rest. Foreign names are ignored."""
 
     def path(ref: UploadRef) -> tuple[str, ...]:
         return (ref.organization, ref.project, ref.plan, ref.upload)

@@ -14,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from activities.bucket.keys import UploadRef
-from activities.logs import JsonFormatter, TextFormatter, about, log_format
+from activities.logs import JsonFormatter, TextFormatter, log_format, set_log_context
 from activities.render.child import log_lines
 
 ROOT = Path(__file__).parents[2]
@@ -43,7 +43,7 @@ def as_json(record: logging.LogRecord) -> dict[str, Any]:
 
 
 def test_text_shows_the_extras_after_the_message() -> None:
-    """Ref and sheet first; the time is RFC 3339 in UTC; a value with blanks is quoted."""
+    """Ref and sheet are first. The time is RFC 3339 in UTC. A value with blanks is quoted."""
     line = record(size_bytes=7, problem='no "room"', sheet=3, ref=REF)
     line.created = 1_700_000_000.1239
     assert TextFormatter().format(line) == (
@@ -52,7 +52,7 @@ def test_text_shows_the_extras_after_the_message() -> None:
 
 
 def test_json_has_the_same_fields() -> None:
-    """With their types, in one object."""
+    """The extras are in one object, with their types."""
     line = record("%s of %s", 1, 2, size_bytes=7, numbers=(1, 2), sheet=3, ref=REF, path=Path("a"))
     line.created = 1_700_000_000.1239
     head = {"time": "2023-11-14T22:13:20.123Z", "level": "INFO", "logger": "api.uploads", "message": "1 of 2"}
@@ -71,7 +71,7 @@ def test_a_traceback_is_a_field_of_json_and_stands_below_text() -> None:
 @example(message="\x85", value="\x85", name="note")
 @given(st.text(), st.text(), st.sampled_from(["time", "level", "exception", "ref", "note"]))
 def test_nobody_can_forge_a_line(message: str, value: str, name: str) -> None:
-    """Whatever a file or an error is called, a record is one line and its own fields stay."""
+    """Whatever the name of a file or an error is, a record is one line, and no extra replaces its own fields."""
     line = record("%s", message, **{name: value})
     assert len(TextFormatter().format(line).splitlines()) == 1
     document = as_json(line)
@@ -87,17 +87,17 @@ def test_nobody_can_forge_a_line(message: str, value: str, name: str) -> None:
     ],
 )
 def test_signatures_and_tokens_are_never_shown(secret: str) -> None:
-    """Nor in a message, nor in an extra, nor in a traceback."""
+    """It is shown neither in a message, nor in an extra, nor in a traceback."""
     for line in (record(secret), record("%s", secret), record(url=secret, more={"urls": [secret]}), failed(ValueError(secret))):
         assert "HUSH" not in TextFormatter().format(line) + json.dumps(as_json(line))
 
 
-async def test_lines_are_about_what_their_task_works_for() -> None:
-    """Also in a thread that it waits for, and not in another task; the extra of a call wins."""
+async def test_lines_show_the_upload_of_their_task() -> None:
+    """The context also holds in a thread of the task, but not in another task. An extra of the call replaces it."""
     both = asyncio.Barrier(2)
 
     async def work(ref: str, sheet: int | None) -> list[dict[str, Any]]:
-        about(ref, sheet)
+        set_log_context(ref, sheet)
         await both.wait()
         return [as_json(record()), await asyncio.to_thread(lambda: as_json(record())), as_json(record(sheet=9))]
 
@@ -108,8 +108,8 @@ async def test_lines_are_about_what_their_task_works_for() -> None:
 
 
 @pytest.mark.parametrize("workflow_id", [UploadRef.parse(REF).workflow_id, UploadRef.parse(REF).delete_workflow_id])
-def test_lines_of_the_library_are_about_its_workflow(workflow_id: str) -> None:
-    """Temporal's own loggers name the workflow; what no operator looks for is left out."""
+def test_lines_of_the_library_show_the_upload_of_its_workflow(workflow_id: str) -> None:
+    """Temporal's own loggers give the workflow's id. Fields that no operator needs are left out."""
     details = {"workflow_id": workflow_id, "workflow_run_id": "r", "namespace": "default", "activity_type": "tile_page", "attempt": 2}
     document = as_json(record("Completing activity as failed", temporal_activity=details))
     assert {name: value for name, value in document.items() if name not in ("time", "level", "logger", "message")} == {
@@ -132,7 +132,7 @@ def test_the_format_is_text_unless_told() -> None:
 
 @pytest.mark.parametrize("arguments", [["api"], ["api", "events"], ["worker", "workflow"], ["worker", "tile"], ["deploy.local", "--once"]])
 def test_a_wrong_format_is_refused(arguments: list[str], tmp_path: Path) -> None:
-    """By every program, with exit code 2 and what would do, before anything starts."""
+    """Every program refuses it before anything starts, with exit code 2, and names the formats that exist."""
     environ = {**os.environ, "SITELINK_LOG_FORMAT": "xml", "SITELINK_DATA_DIR": str(tmp_path / "data")}
     run = subprocess.run([sys.executable, "-m", *arguments], env=environ, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (run.returncode, run.stdout, run.stderr) == (2, "", "SITELINK_LOG_FORMAT is 'xml'; text or json is wanted\n")
@@ -140,7 +140,7 @@ def test_a_wrong_format_is_refused(arguments: list[str], tmp_path: Path) -> None
 
 
 def test_a_crash_and_a_warning_are_lines_too() -> None:
-    """Nothing but JSON on stderr, whatever happens."""
+    """All lines on stderr are JSON, whatever happens."""
     code = """
 import os, threading, warnings
 from activities.logs import set_up
@@ -160,8 +160,8 @@ raise ValueError("two\\nlines")
     assert last["exception"].endswith("ValueError: two\nlines")
 
 
-def test_what_a_render_process_prints_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    """A line each, also one that is no text or never ends, so that nothing raw stands between the worker's lines."""
+def test_output_of_a_render_process_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """Each line becomes a log line, also one that is no text or has no end. So the worker's log has no other lines."""
     read, write = os.pipe()
     with open(write, "wb") as output:  # noqa: PTH123 - a descriptor
         output.write(b"VIPS-WARNING: \xff odd\n" + b"x" * 5000 + b"\n")

@@ -189,6 +189,6 @@ libc.free(ctypes.c_void_p(block))
 threads = [threading.Thread(target=libc.malloc, args=(1000,)) for _ in range(4)]
 [thread.start() for thread in threads]
 [thread.join() for thread in threads]
-os._exit(peak.exceeded())
+os._exit(peak.is_exceeded())
 """
     assert run(code, 2 * ALLOWANCE)[:2] == (False, exceeded)

@@ -9,14 +9,14 @@ from typing import Any, cast
 import pytest
 from temporalio.client import Client
 
-from activities.attempt import beside
+from activities.attempt import background_task
 from activities.scratch import Scratch
 from worker.app import keep_scratch_clean
 from worker.schedules import keep_schedules
 
 
 class Failing(Exception):
-    """What nobody has foreseen."""
+    """An error that no code expects."""
 
 
 class FailingClient:
@@ -42,8 +42,8 @@ class FailingClient:
 
 
 @pytest.mark.parametrize("which", ["janitor", "schedules"])
-async def test_work_beside_other_work_outlives_any_error(tmp_path: Path, caplog: pytest.LogCaptureFixture, which: str) -> None:
-    """It is logged with its trace and done again; only the end of the role ends it, without an error."""
+async def test_background_work_goes_on_after_any_error(tmp_path: Path, caplog: pytest.LogCaptureFixture, which: str) -> None:
+    """The error is logged with its traceback, and the work is done again. When the role ends, the work ends without an error."""
     failing = FailingClient()
     client = cast("Client", failing)
     with closing(Scratch(tmp_path, 1 << 30)) as scratch:
@@ -52,6 +52,6 @@ async def test_work_beside_other_work_outlives_any_error(tmp_path: Path, caplog:
             "janitor": lambda: keep_scratch_clean(scratch, client, every_s=0),
             "schedules": lambda: keep_schedules(client, every_s=0),
         }
-        async with beside(work[which]()):
+        async with background_task(work[which]()):
             await asyncio.wait_for(failing.called_again.wait(), 60)
     assert [record.exc_info and record.exc_info[0] for record in caplog.records][:2] == [Failing, Failing]

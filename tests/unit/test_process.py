@@ -13,7 +13,7 @@ from deploy.process import Guard, Process, free_port, is_free, take_port
 from tests.waiting import until
 
 FAMILY = ["/bin/sh", "-c", "sleep 300 & echo $!; wait"]
-"""A leader with a child, whose number it says."""
+"""A leader that starts a child and prints the child's pid."""
 
 
 def alive(pid: int) -> bool:
@@ -24,7 +24,7 @@ def alive(pid: int) -> bool:
 
 
 def wait_for_word(process: Process) -> str:
-    """The first line that the process says."""
+    """The first line that the process prints."""
     until(process.tail)
     return process.tail()
 
@@ -65,7 +65,7 @@ def test_kill_ends_what_a_dead_leader_left(family: Process) -> None:
 
 
 def test_group_ends_with_whoever_started_it(tmp_path: Path) -> None:
-    """SIGKILL of the starter, which can do nothing about it, ends the group all the same."""
+    """The group ends even when its starter is killed by SIGKILL."""
     script = (
         "import os, sys, pathlib, signal\n"
         "from deploy.process import Process\n"
@@ -82,7 +82,7 @@ def test_group_ends_with_whoever_started_it(tmp_path: Path) -> None:
 
 
 def test_released_guard_kills_nothing(family: Process) -> None:
-    """A guard that let go leaves its process alone."""
+    """A released guard does not kill its process."""
     family.start()
     assert family.pid is not None
     Guard(family.pid).release()
@@ -92,7 +92,7 @@ def test_released_guard_kills_nothing(family: Process) -> None:
 
 
 def test_log_tail_is_that_of_the_last_start(tmp_path: Path) -> None:
-    """What a process said in an earlier life is not shown as its last words."""
+    """The output of an earlier start is not shown."""
     process = Process(["/bin/sh", "-c", "echo $$"], log=tmp_path / "log", environ=os.environ)
     for _ in range(2):
         process.start()
@@ -104,12 +104,12 @@ def test_log_tail_is_that_of_the_last_start(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "0.0.0.0"])  # noqa: S104 - nothing is served
 def test_free_port_can_be_taken(host: str) -> None:
-    """A port that is called free is."""
+    """A port that is reported free can be taken."""
     assert is_free(free_port(host), host)
 
 
 def test_free_port_is_given_once() -> None:
-    """Of two who ask before their servers listen, no two get the same port."""
+    """Callers that ask before their servers listen get different ports."""
     first = free_port()
     ports = [port for port in range(first, first + 40) if is_free(port)]
     script = f"from deploy.process import free_port; print(*(free_port(ports={ports[1::2]}) for _ in range(3)))"
@@ -121,7 +121,7 @@ def test_free_port_is_given_once() -> None:
 
 
 def test_wanted_port_is_taken_once() -> None:
-    """Of two stacks that want one port before the first listens there, one gets it, until it ends in any way; the other gets a free one."""
+    """If two stacks want a port before either listens, one gets it until it ends in any way. The other one gets a free port."""
     wanted = free_port()
     script = (
         f"import sys; from deploy.process import take_port; port, claim = take_port({wanted}); print(port, flush=True); sys.stdin.read()"

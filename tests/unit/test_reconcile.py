@@ -1,4 +1,4 @@
-"""What compares the bucket with the progress, on a real directory: what is broken is found, and nothing else is touched."""
+"""The activities that compare the bucket with the progress, on a real directory: broken sheets are found, and nothing else is changed."""
 
 import json
 import tempfile
@@ -50,7 +50,7 @@ async def run(activity: Callable[[A], Coroutine[Any, Any, T]], args: A) -> T:
 
 
 async def check(bucket: Bucket, *sheets: SheetState, **how: bool) -> CheckedSheets:
-    """Has these sheets judged."""
+    """The result of ``check_sheets`` for these sheets."""
     return await run(activities(bucket).check_sheets, CheckSheets(str(REF), sheets, **how))
 
 
@@ -60,7 +60,7 @@ def keys(bucket: Bucket) -> set[str]:
 
 
 async def test_whole_sheets_are_left_alone(bucket: Bucket) -> None:
-    """Nothing is wrong, nothing is said, nothing is touched."""
+    """No fault is reported, and no object is changed."""
     manifest = put_upload(bucket)
     before = keys(bucket)
     assert await check(bucket, *manifest.sheets) == CheckedSheets()
@@ -77,7 +77,7 @@ async def test_whole_sheets_are_left_alone(bucket: Bucket) -> None:
     ],
 )
 async def test_broken_sheet_loses_its_commit_marker_and_is_told(bucket: Bucket, key: str, sentence: str) -> None:
-    """Whatever is missing: the sheet is not committed any more, the other one is."""
+    """Whatever is missing, the sheet is not committed any more, and the other sheet still is."""
     manifest = put_upload(bucket)
     bucket.delete([key])
     checked = await check(bucket, *manifest.sheets)
@@ -88,7 +88,7 @@ async def test_broken_sheet_loses_its_commit_marker_and_is_told(bucket: Bucket, 
 
 
 async def test_wrong_bytes_are_found_by_etag_and_in_a_directory_by_reading(bucket: Bucket, tmp_path: Path) -> None:
-    """A tile of the right name and size that is another one."""
+    """A tile has the right name and size, but other bytes."""
     manifest = put_upload(bucket)
     tile = REF.tiles_prefix(1) + NAMES[0]
     body = bytearray(bucket.get(tile).body)
@@ -122,7 +122,7 @@ async def test_decoder_that_cannot_start_is_final_at_the_third_attempt(bucket: B
 
 
 async def test_whole_sheet_that_the_progress_does_not_have_is_counted(bucket: Bucket) -> None:
-    """Its record is told, without what would fill the history; half a one is not, and one that was not begun costs nothing."""
+    """Its record is returned, shortened for the history. A half sheet is not returned; a sheet that was not begun takes no request."""
     accept(bucket)
     put_sheet(bucket, 1)
     record = from_json(SheetRecord, bucket.get(REF.sheet_record(1)).body)
@@ -135,15 +135,15 @@ async def test_whole_sheet_that_the_progress_does_not_have_is_counted(bucket: Bu
 
 
 async def test_sheet_of_another_geometry_is_not_this_one(bucket: Bucket) -> None:
-    """What was committed with another size than the pages were counted with is tiled again."""
+    """A sheet that was committed with another size than its page has now is tiled again."""
     accept(bucket)
     put_sheet(bucket, 1)
     checked = await check(bucket, replace(PENDING, width=PYRAMID.width + 1))
     assert [sheet.number for sheet in checked.broken] == [1]
 
 
-async def test_what_no_sheet_owns_is_pruned(bucket: Bucket) -> None:
-    """Within a sheet's prefix, whole or not; and beside the sheets."""
+async def test_objects_that_no_sheet_owns_are_pruned(bucket: Bucket) -> None:
+    """Such objects are removed below the prefix of a sheet, whole or not, and beside the sheets."""
     manifest = put_upload(bucket)
     before = keys(bucket)
     junk = {"sheet-1/junk.txt", "sheet-1/tiles/sheet-1_files/99/0_0.jpeg", "sheet-2/tiles/sheet-1.dzi"}
@@ -157,7 +157,7 @@ async def test_what_no_sheet_owns_is_pruned(bucket: Bucket) -> None:
 
 
 async def test_half_a_sheet_that_nobody_will_finish_is_removed(bucket: Bucket) -> None:
-    """All of it; a whole one stays and is counted, even if nobody knew of it."""
+    """All its objects are removed. A whole sheet stays and is counted, even if the progress did not have it."""
     accept(bucket)
     for number in (1, 2):
         put_sheet(bucket, number)
@@ -168,7 +168,7 @@ async def test_half_a_sheet_that_nobody_will_finish_is_removed(bucket: Bucket) -
 
 
 async def test_sheet_of_a_newer_release_is_not_repaired(bucket: Bucket) -> None:
-    """What cannot be read for its schema is refused by name, and stays."""
+    """Its record cannot be read. The activity ends with the error's name, and the sheet stays."""
     manifest = put_upload(bucket, 1)
     record = json.loads(bucket.get(REF.sheet_record(1)).body)
     bucket.put(REF.sheet_record(1), json.dumps({**record, "schema": 2}).encode())
@@ -192,8 +192,8 @@ async def test_records_that_cannot_be_read_stop_nothing(bucket: Bucket, body: by
 
 @pytest.mark.parametrize("name", ["record", "manifest"])
 @pytest.mark.parametrize("body", [b"", b"{", b'{"schema": 2}'])
-async def test_no_run_goes_on_without_what_it_cannot_read(bucket: Bucket, name: str, body: bytes) -> None:
-    """A run that cannot read what an earlier one has said, or what was asked for, says so and waits: it would write over it."""
+async def test_no_run_goes_on_without_its_records(bucket: Bucket, name: str, body: bytes) -> None:
+    """A run that cannot read the manifest or the options says so and waits. Otherwise it would write over them."""
     put_upload(bucket)
     key = getattr(REF, name)
     bucket.put(key, body)
@@ -206,7 +206,7 @@ async def test_no_run_goes_on_without_what_it_cannot_read(bucket: Bucket, name: 
 
 @pytest.mark.parametrize("deleted_at", [None, "2026-01-31T09:30:00.000Z"])
 async def test_upload_that_does_not_exist_is_neither_judged_nor_pruned(bucket: Bucket, deleted_at: str | None) -> None:
-    """Never accepted, or marked deleted."""
+    """The upload was never accepted, or is marked deleted."""
     ref = UploadRef("acme", "tower", "a1", "gone")
     if deleted_at:
         accept(bucket, ref, deleted_at)
@@ -232,10 +232,8 @@ OWN = [f"sheet-{number}/{name}" for number in (1, 2) for name in ("thumbnail.jpe
     junk=st.sets(JUNK),
     known=st.sets(st.sampled_from([1, 2])),
 )
-async def test_any_damage_is_found_and_what_is_said_to_be_whole_verifies(
-    deleted: set[str], emptied: set[str], junk: set[str], known: set[int]
-) -> None:
-    """After a check, exactly the sheets that it leaves ready have a commit marker, they verify, and no junk is left."""
+async def test_any_damage_is_found_and_whole_sheets_verify(deleted: set[str], emptied: set[str], junk: set[str], known: set[int]) -> None:
+    """After a check, exactly the sheets that it leaves ready have a commit marker. They verify, and no junk is left."""
     with tempfile.TemporaryDirectory() as directory:
         bucket = Bucket(BucketSettings(Path(directory).as_uri()))
         accept(bucket)

@@ -164,7 +164,7 @@ SNAPSHOT = Snapshot(UploadStatus.PROCESSING, 7, "2026-01-31T09:30:00.000Z", shee
 
 @given(st.one_of(UPLOADS, SHEET_RECORDS, SNAPSHOTS))
 def test_a_record_is_read_as_it_was_written(record: Any) -> None:
-    """Through bytes and back: equal in every field, and of the same types; written again it is the same bytes."""
+    """A record that was written and read is equal in each field, with the same types. Written again, it has the same bytes."""
     data = to_json(record)
     again = from_json(type(record), data)
     assert again == record
@@ -174,7 +174,7 @@ def test_a_record_is_read_as_it_was_written(record: Any) -> None:
 
 @given(SNAPSHOTS)
 def test_a_snapshot_keeps_its_types(snapshot: Snapshot) -> None:
-    """States come back as states and sheets as a tuple, not as what JSON has for them."""
+    """States are read as states, and sheets as a tuple, not as JSON's types."""
     again = from_json(Snapshot, to_json(snapshot))
     assert isinstance(again.status, UploadStatus)
     assert isinstance(again.sheets, tuple)
@@ -182,7 +182,7 @@ def test_a_snapshot_keeps_its_types(snapshot: Snapshot) -> None:
 
 
 def test_wire_names_are_those_of_the_design() -> None:
-    """camelCase, all of them always there, absent values as null."""
+    """The names are camelCase. All fields are always there, and absent values are null."""
     names = "status completedPages totalPages progress startedAt updatedAt completedAt reconciled reconciledAt warning version sheets"
     sheet_names = "number title status width height dpi scaled tiles bytes reason version"
     wire = to_wire(SNAPSHOT)
@@ -204,7 +204,7 @@ def test_wire_names_are_those_of_the_design() -> None:
 
 @pytest.mark.parametrize("kind", [UploadRecord, SheetRecord, Snapshot])
 def test_a_newer_schema_is_refused_by_name(kind: type) -> None:
-    """Before anything of it is believed, whatever it else holds."""
+    """It is refused before any other field is read."""
     with pytest.raises(NewerSchema, match=r"^it has schema 2, this release reads up to 1$"):
         from_json(kind, '{"schema": 2, "surprise": {}}')
 
@@ -250,8 +250,8 @@ def test_unknown_fields_and_missing_optional_ones_are_no_error() -> None:
         ),
     ],
 )
-def test_what_is_no_record_is_a_value_error(data: str | bytes) -> None:
-    """Broken JSON, other JSON, an unknown state, a missing field, a value of another kind: one kind of error, whose words name no class."""
+def test_data_that_is_no_record_is_a_value_error(data: str | bytes) -> None:
+    """Broken or other JSON, an unknown state, a missing field, a wrong type: each raises ValueError, whose message names no class."""
     with pytest.raises(ValueError, match=r"^it(s \w+)? (is|lacks)\b") as failure:
         from_json(Snapshot, data)
     assert not re.search("Snapshot|SheetState|Forecast|Error|__init__", str(failure.value))
@@ -295,14 +295,14 @@ def test_only_the_last_four_states_are_final() -> None:
 
 
 def test_a_time_is_utc_with_milliseconds() -> None:
-    """Whatever the zone it was taken in; always of one length, so that text sorts as time does."""
+    """Whatever the time zone was. All times have the same length, so that they sort as text."""
     moment = datetime(2026, 1, 31, 10, 30, 0, 250_999, tzinfo=timezone(timedelta(hours=1)))
     assert timestamp(moment) == "2026-01-31T09:30:00.250Z"
     assert timestamp(datetime(2026, 1, 31, tzinfo=UTC)) == "2026-01-31T00:00:00.000Z"
 
 
 def test_json_is_compact_utf8() -> None:
-    """One line without escapes: what a person reads with jq or less is the title itself."""
+    """It is one line without escapes, so that a person can read titles in the file."""
     data = to_json(SNAPSHOT)
     assert "Grundriß".encode() in data
     assert json.loads(data)["sheets"][0]["number"] == 1
@@ -311,7 +311,7 @@ def test_json_is_compact_utf8() -> None:
 
 @given(st.lists(st.builds(Note, type=st.sampled_from(["FontMissing", "Scaled"]), message=st.text(max_size=600)), max_size=12))
 def test_notes_of_a_sheet_are_bounded_and_none_is_lost_silently(notes: list[Note]) -> None:
-    """Whatever a document brings: equal notes once, a bounded size, and a last note that counts those without room."""
+    """Equal notes are kept once, the size is bounded, and a last note counts the notes that did not fit."""
     kept = bounded_notes(notes)
     assert len(json.dumps(to_wire(kept))) <= NOTES_BYTES + 2 * len(kept) + 2
     assert bounded_notes((Note("MoreNotes", "2 more notes are not shown"), *notes)) == kept

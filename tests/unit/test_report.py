@@ -1,16 +1,16 @@
-"""The bounded list of names: the count is of all, the names are the first."""
+"""The bounded list of names: it counts all names, and has the first of them."""
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from activities.bucket.report import NAMED, NO_NAMES, NameList
+from activities.bucket.report import MOST_NAMES, NO_NAMES, NameList
 
 
-@given(st.lists(st.lists(st.text(max_size=3), max_size=2 * NAMED), max_size=4))
+@given(st.lists(st.lists(st.text(max_size=3), max_size=2 * MOST_NAMES), max_size=4))
 def test_a_list_of_names_counts_all_and_keeps_the_first(parts: list[list[str]]) -> None:
-    """However the names come, one by one or many at once."""
+    """Whether the names are added one by one or many at once."""
     names = [name for part in parts for name in part]
-    expected = NameList(len(names), tuple(names[:NAMED]))
+    expected = NameList(len(names), tuple(names[:MOST_NAMES]))
     by_part = one_by_one = NO_NAMES
     for part in parts:
         by_part = by_part.with_names(part)

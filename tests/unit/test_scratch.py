@@ -1,4 +1,4 @@
-"""The scratch directory of a host: fetched once, published by rename, cleaned after any crash."""
+"""The scratch directory of a host: PDFs are fetched once, pages are published by rename, and a crash leaves nothing for ever."""
 
 import asyncio
 import hashlib
@@ -33,7 +33,7 @@ class CountingBucket(Bucket):
     reads = 0
 
     def chunks(self, key: str) -> Iterator[bytes]:
-        """Counts, then reads."""
+        """Counts the read, then does it."""
         self.reads += 1
         return super().chunks(key)
 
@@ -48,7 +48,7 @@ def bucket(tmp_path: Path) -> CountingBucket:
 
 @pytest.fixture
 def open_scratch(tmp_path: Path) -> Iterator[Callable[..., Scratch]]:
-    """Opens the scratch below the test's own directory, as each new worker process would."""
+    """Opens the scratch in the test's directory, as a new worker process would."""
     with ExitStack() as stack:
         yield lambda *limits, later_s=0, **settings: stack.enter_context(
             closing(Scratch(tmp_path / "scratch", *(limits or [1 << 30]), clock=lambda: time.time() + later_s, **settings))
@@ -58,7 +58,7 @@ def open_scratch(tmp_path: Path) -> Iterator[Callable[..., Scratch]]:
 async def test_source_is_fetched_once_and_kept_while_used(
     open_scratch: Callable[..., Scratch], tmp_path: Path, bucket: CountingBucket
 ) -> None:
-    """Many pages share one download, and discarding an upload leaves what another activity reads."""
+    """Many pages share one download. Discarding the upload does not remove a PDF that another activity reads."""
     scratch = open_scratch()
 
     async def read() -> bytes:
@@ -76,14 +76,14 @@ async def test_source_is_fetched_once_and_kept_while_used(
 
 
 async def test_download_under_way_is_not_discarded(open_scratch: Callable[..., Scratch], bucket: CountingBucket, tmp_path: Path) -> None:
-    """An attempt that Temporal gave up may still end the upload's scratch while the next one fetches the PDF."""
+    """An attempt that Temporal has given up may still discard the upload's scratch while the next attempt fetches the PDF."""
     scratch = open_scratch()
 
     class Interrupted(Bucket):
-        """Discards in the middle of a read."""
+        """A bucket that discards the upload's scratch during a read."""
 
         def chunks(self, key: str) -> Iterator[bytes]:
-            """Discards, then goes on."""
+            """Discards the scratch before each chunk."""
             for chunk in super().chunks(key):
                 scratch.discard(REF)
                 yield chunk
@@ -101,7 +101,7 @@ async def test_download_under_way_is_not_discarded(open_scratch: Callable[..., S
 async def test_source_that_is_gone_or_another_is_named(
     open_scratch: Callable[..., Scratch], tmp_path: Path, bucket: CountingBucket
 ) -> None:
-    """Only a bucket that answers 'no such object' makes SourceMissing; what is left on the disk of either is nothing."""
+    """Only the answer 'no such object' makes SourceMissing. Neither error leaves a file on the disk."""
     scratch = open_scratch()
 
     async def read() -> None:
@@ -118,7 +118,7 @@ async def test_source_that_is_gone_or_another_is_named(
 
 
 def test_second_worker_is_refused_and_the_host_keeps_its_id(open_scratch: Callable[..., Scratch]) -> None:
-    """Two workers on one scratch would clean each other's pages away."""
+    """Two workers on one scratch would remove each other's pages."""
     first = open_scratch()
     with pytest.raises(ScratchInUse, match="SITELINK_SCRATCH_DIR"):
         open_scratch()
@@ -128,7 +128,7 @@ def test_second_worker_is_refused_and_the_host_keeps_its_id(open_scratch: Callab
 
 
 def test_start_removes_what_a_crash_left_unfinished(open_scratch: Callable[..., Scratch], tmp_path: Path) -> None:
-    """Unpublished pages and downloads go at once; what is published stays, however old, unless nothing tells whose it is."""
+    """Unpublished pages and downloads are removed. Published ones stay, however old, unless their upload is not known."""
     scratch = open_scratch()
     unfinished = scratch.new_page(REF, 1)
     kept = scratch.page(scratch.publish(scratch.new_page(REF, 2)))
@@ -144,7 +144,7 @@ def test_start_removes_what_a_crash_left_unfinished(open_scratch: Callable[..., 
 
 
 def test_page_is_idle_only_when_no_attempt_was_at_it_for_a_while(open_scratch: Callable[..., Scratch]) -> None:
-    """Not while it is being uploaded, nor soon after it was published or an attempt ended."""
+    """It is not idle while it is being uploaded, nor soon after it was published or an attempt ended."""
     scratch = open_scratch()
     scratch.new_page(REF, 1)
     name = scratch.publish(scratch.new_page(REF, 2))
@@ -152,13 +152,13 @@ def test_page_is_idle_only_when_no_attempt_was_at_it_for_a_while(open_scratch: C
     scratch.close()
     scratch = open_scratch(later_s=2 * IDLE_S)
     assert scratch.idle_pages(REF) == [scratch.page(name)]
-    with scratch.claimed(name):
+    with scratch.claim_page(name):
         assert scratch.idle_pages(REF) == []
     assert scratch.idle_pages(REF) == []
 
 
 def test_page_of_an_upload_is_discarded_with_it(open_scratch: Callable[..., Scratch]) -> None:
-    """What a cancelled upload left on the scratch goes, other uploads stay."""
+    """The scratch of a cancelled upload is removed; that of other uploads stays."""
     scratch = open_scratch()
     other = UploadRef("acme", "tower", "a1", "u2")
     mine, theirs = (scratch.page(scratch.publish(scratch.new_page(ref, 1))) for ref in (REF, other))
@@ -167,7 +167,7 @@ def test_page_of_an_upload_is_discarded_with_it(open_scratch: Callable[..., Scra
 
 
 async def test_pages_wait_for_room_with_heartbeats(open_scratch: Callable[..., Scratch]) -> None:
-    """A full scratch holds tiling back and does not fail it."""
+    """A full scratch delays tiling, but does not make it fail."""
     scratch = open_scratch(10)
     page = scratch.page(scratch.publish(scratch.new_page(REF, 1)))
     (page / "tiles.zip").write_bytes(b"x" * 11)
@@ -185,7 +185,7 @@ async def test_pages_wait_for_room_with_heartbeats(open_scratch: Callable[..., S
 
 
 async def test_room_is_measured_while_pages_come_and_go(open_scratch: Callable[..., Scratch]) -> None:
-    """A page that goes in the middle of it is not counted, and fails nobody."""
+    """A page that is removed during the measurement is not counted, and causes no error."""
     scratch, measured = open_scratch(), threading.Event()
 
     def come_and_go() -> None:
@@ -205,10 +205,10 @@ async def test_room_is_measured_while_pages_come_and_go(open_scratch: Callable[.
         coming.result()
 
 
-async def test_what_lies_there_is_told_by_upload_and_what_is_used_stays(
+async def test_files_are_listed_by_upload_and_used_files_stay(
     open_scratch: Callable[..., Scratch], bucket: CountingBucket, tmp_path: Path
 ) -> None:
-    """Also after a crash: whose pages and PDF these are stands beside them. A PDF that an activity uses is not removed."""
+    """The upload of pages and PDF is known also after a crash. A PDF that an activity uses is not removed."""
     scratch = open_scratch()
     other = UploadRef("acme", "tower", "a1", "u2")
     scratch.publish(scratch.new_page(REF, 1))
@@ -234,8 +234,10 @@ async def test_what_lies_there_is_told_by_upload_and_what_is_used_stays(
     assert not scratch.has_pages
 
 
-async def test_whoever_waits_for_the_source_beats(open_scratch: Callable[..., Scratch], tmp_path: Path, bucket: CountingBucket) -> None:
-    """While another activity fetches it, for as long as that takes."""
+async def test_activity_that_waits_for_the_source_beats(
+    open_scratch: Callable[..., Scratch], tmp_path: Path, bucket: CountingBucket
+) -> None:
+    """An activity sends heartbeats while another activity fetches the PDF, however long this takes."""
     scratch = open_scratch()
     fetching, released = threading.Event(), threading.Event()
 
@@ -262,7 +264,7 @@ async def test_whoever_waits_for_the_source_beats(open_scratch: Callable[..., Sc
 
 
 async def test_pages_being_made_count_too(open_scratch: Callable[..., Scratch]) -> None:
-    """Two that are told at the same moment that there is room for one do not both make it."""
+    """Two callers that ask at the same moment do not both get the room for one page."""
     scratch = open_scratch(1 << 30, 1)
     most = now = 0
 
@@ -279,7 +281,7 @@ async def test_pages_being_made_count_too(open_scratch: Callable[..., Scratch]) 
 
 
 async def test_one_upload_does_not_take_the_whole_room(open_scratch: Callable[..., Scratch]) -> None:
-    """What waits for its upload, or is being made, is its share: more of it gives its slot back after a while, and another's has room."""
+    """Waiting pages and pages that are being made count as the share. A further page gives its slot back; another upload gets room."""
     scratch = open_scratch(1 << 30, 4, 2, beat_s=0)
     page = scratch.page(scratch.publish(scratch.new_page(REF, 1)))
     other, beats = UploadRef("acme", "tower", "a1", "u2"), []
@@ -296,7 +298,7 @@ async def test_one_upload_does_not_take_the_whole_room(open_scratch: Callable[..
 
 
 async def test_a_full_share_is_tried_again_by_its_own_time() -> None:
-    """Never final, and later than an upload's next attempt."""
+    """It is never final, and its delay is longer than that of a sheet's failed upload."""
 
     async def refuse() -> None:
         with Attempt().named_errors():

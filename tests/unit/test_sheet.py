@@ -1,4 +1,4 @@
-"""``upload_page`` over a real directory: the order of its writes, and what a killed attempt left."""
+"""``upload_page`` over a real directory: the order of its writes, and the leftovers of a killed attempt."""
 
 import asyncio
 import threading
@@ -47,12 +47,12 @@ class OrderedBucket(Bucket):
         self.open.set()
 
     def get(self, key: str) -> StoredObject:
-        """Notes the key."""
+        """Records the key."""
         self.read.append(key)
         return super().get(key)
 
     def put(self, key: str, body: bytes) -> None:
-        """Waits until it is open; notes the key once it is written."""
+        """Waits until the bucket is open; records the key once the object is written."""
         self.reached.set()
         self.open.wait(120)
         super().put(key, body)
@@ -81,7 +81,7 @@ async def host(bucket: OrderedBucket, tmp_path: Path) -> AsyncIterator[Host]:
 
 
 def tiled(host: Host, *, without: str = "", pyramid: Pyramid = PYRAMID) -> UploadPage:
-    """A page on the scratch, all tiles but one there."""
+    """A tiled page on the scratch, ``without`` one of its tiles."""
     page = host.scratch.new_page(REF, 1)
     (page / THUMBNAIL).write_bytes(b"thumbnail")
     with zipfile.ZipFile(page / TILES, "w") as archive:
@@ -93,7 +93,7 @@ def tiled(host: Host, *, without: str = "", pyramid: Pyramid = PYRAMID) -> Uploa
 
 
 async def test_commit_marker_is_written_last(host: Host, bucket: OrderedBucket) -> None:
-    """Thumbnail, every tile, ``sheet.json``, ``.dzi``; then the scratch is free."""
+    """The order is thumbnail, tiles, ``sheet.json``, ``.dzi``. Then the page is removed from the scratch."""
     record = await ActivityEnvironment().run(Activities(host).upload_page, tiled(host))
     tiles = {REF.tiles_prefix(1) + tile_name(*tile) for tile in PYRAMID.tiles()}
     assert bucket.written[0] == REF.thumbnail(1)
@@ -104,7 +104,7 @@ async def test_commit_marker_is_written_last(host: Host, bucket: OrderedBucket) 
 
 
 async def test_sheet_of_a_deleted_upload_is_not_committed(host: Host, bucket: OrderedBucket) -> None:
-    """The mark is looked at just before the ``.dzi``: one that was set meanwhile wins, and the refusal is final."""
+    """The mark is read just before the ``.dzi`` is written. A mark that was set meanwhile ends the activity for good."""
     args = tiled(host)
     Bucket.put(bucket, REF.record, to_json(replace(RECORD, deleted_at="2026-01-31T09:31:00.000Z")))
     with pytest.raises(ApplicationError) as failure:
@@ -114,7 +114,7 @@ async def test_sheet_of_a_deleted_upload_is_not_committed(host: Host, bucket: Or
 
 
 async def test_lost_tile_leaves_no_commit_marker(host: Host, bucket: OrderedBucket) -> None:
-    """A tile that is neither there nor blank is TilesMissing."""
+    """A tile that is neither in the archive nor blank makes TilesMissing."""
     with pytest.raises(ApplicationError) as failure:
         await ActivityEnvironment().run(Activities(host).upload_page, tiled(host, without="9/1_0.jpeg"))
     assert (failure.value.type, failure.value.non_retryable) == ("TilesMissing", True)
@@ -122,22 +122,22 @@ async def test_lost_tile_leaves_no_commit_marker(host: Host, bucket: OrderedBuck
 
 
 class LossyBucket(Md5Bucket):
-    """Says like an S3 server what it holds, and loses what it is told to."""
+    """A bucket whose ETags are MD5s, like those of an S3 server, and that loses chosen writes."""
 
     def __init__(self, directory: Path) -> None:
         super().__init__(BucketSettings(directory.as_uri()))
         accept(Bucket(BucketSettings(directory.as_uri())), REF)
         self.lost: dict[str, bytes | None] = {}
-        """By the end of a key, what is written instead; None for nothing."""
+        """The end of a key, and the body that is written instead; None if nothing is written."""
         self.written: list[str] = []
 
     @property
     def answers_prove_writes(self) -> bool:
-        """Its answers prove no more than those of an S3 server."""
+        """Like those of an S3 server, its answers prove no write."""
         return False
 
     def put(self, key: str, body: bytes) -> None:
-        """Writes, as far as it does."""
+        """Writes the object, unless it is to be lost or replaced."""
         for end, instead in self.lost.items():
             if key.endswith(end):
                 if instead is not None:
@@ -158,10 +158,8 @@ class LossyBucket(Md5Bucket):
         ("thumbnail.jpeg", b"", "thumbnail.jpeg of sheet 1"),
     ],
 )
-async def test_what_the_bucket_has_lost_leaves_no_commit_marker(
-    host: Host, tmp_path: Path, lost: str, instead: bytes | None, told: str
-) -> None:
-    """One LIST before the ``.dzi`` finds what is not there, or not as it was sent; the tiles stay for the next attempt."""
+async def test_lost_write_leaves_no_commit_marker(host: Host, tmp_path: Path, lost: str, instead: bytes | None, told: str) -> None:
+    """One LIST before the ``.dzi`` finds objects that are missing or not as they were sent. The tiles stay for the next attempt."""
     bucket = LossyBucket(tmp_path / "lossy")
     activities = Activities(replace(host, bucket=bucket))
     page = tiled(host)
@@ -175,8 +173,8 @@ async def test_what_the_bucket_has_lost_leaves_no_commit_marker(
     assert bucket.written[-1] == REF.descriptor(1)
 
 
-async def test_what_is_there_already_is_not_written_again(host: Host, tmp_path: Path) -> None:
-    """A repair, or the attempt after one that was killed, writes the tiles that are missing or not what they should be, no other."""
+async def test_tiles_in_the_bucket_are_not_written_again(host: Host, tmp_path: Path) -> None:
+    """A repair, or the attempt after a killed one, writes only the tiles that are missing or wrong."""
     bucket = LossyBucket(tmp_path / "lossy")
     activities = Activities(replace(host, bucket=bucket))
     await ActivityEnvironment().run(activities.upload_page, tiled(host))
@@ -198,7 +196,7 @@ async def test_what_is_there_already_is_not_written_again(host: Host, tmp_path: 
 async def test_sheet_of_another_size_has_no_tiles_of_the_earlier_one(
     host: Host, bucket: Bucket, request: pytest.FixtureRequest, kind: str, is_committed: bool
 ) -> None:
-    """Whether the earlier one was committed or not: its ``.dzi`` goes before anything is written, its tiles before the new one comes."""
+    """Its ``.dzi``, if it was committed, is removed before anything is written, and its tiles before the new ``.dzi`` is written."""
     if kind == "s3":
         bucket = Bucket(request.getfixturevalue("s3_server").new_bucket())
         bucket.put(REF.record, to_json(RECORD))
@@ -239,7 +237,7 @@ async def test_sheet_of_another_size_has_no_tiles_of_the_earlier_one(
 
 
 async def test_notes_are_the_same_after_a_repair(host: Host, bucket: OrderedBucket) -> None:
-    """``sheet.json``, letter for letter: what was counted comes from the progress, what was drawn is found again and not added to it."""
+    """``sheet.json`` is equal, letter for letter: counted notes come from the progress, and notes of the drawing are found again."""
     counted = (scaled_note(150, 300, "the page is large"), Note("UserUnitUncertain", USER_UNIT_UNCERTAIN))
     drawn = tuple(Note("FontMissing", f"The font number {number} of this page is not in the PDF.") for number in range(6))
     progress = Progress(NOW)
@@ -263,7 +261,7 @@ async def test_notes_are_the_same_after_a_repair(host: Host, bucket: OrderedBuck
 
 
 async def test_etags_that_are_no_md5_prove_names_and_sizes(host: Host, tmp_path: Path) -> None:
-    """An encrypted bucket's ETags only look like MD5s: a sheet is committed all the same."""
+    """The ETags of an encrypted bucket only look like MD5s. A sheet is committed all the same."""
 
     class Encrypted(LossyBucket):
         def get(self, key: str) -> StoredObject:
@@ -276,7 +274,7 @@ async def test_etags_that_are_no_md5_prove_names_and_sizes(host: Host, tmp_path:
 
 
 async def test_files_of_killed_writes_are_gone_after_the_next_attempt(host: Host, bucket: OrderedBucket, tmp_path: Path) -> None:
-    """``sheets/**`` is the same as if no worker had been killed; other sheets are left alone."""
+    """``sheets/**`` is the same as if no worker had been killed. Other sheets are not changed."""
     sheet, other = (tmp_path / "bucket" / REF.tiles_prefix(number) / "9" for number in (1, 2))
     for directory in (sheet, other):
         directory.mkdir(parents=True)
@@ -287,7 +285,7 @@ async def test_files_of_killed_writes_are_gone_after_the_next_attempt(host: Host
 
 
 async def test_no_page_is_tiled_while_too_many_wait_for_their_upload(host: Host, bucket: OrderedBucket) -> None:
-    """One that waits for its next attempt counts like one that is being uploaded, or is at its turn next; those beat."""
+    """A page that waits for its next attempt counts like one that is being uploaded, or that waits for a thread with heartbeats."""
     activities = Activities(host)
     environments = [ActivityEnvironment() for _ in range(3)]
     beaten = [asyncio.Event() for _ in environments]
@@ -310,7 +308,7 @@ async def test_no_page_is_tiled_while_too_many_wait_for_their_upload(host: Host,
 
 
 async def test_page_that_another_attempt_is_at_is_not_removed(host: Host, bucket: OrderedBucket) -> None:
-    """An attempt that Temporal has given up is cancelled while the next one uploads the same page."""
+    """An attempt that Temporal has given up is cancelled while the next attempt uploads the same page."""
     args = tiled(host)
     bucket.open.clear()
     attempts = [asyncio.create_task(ActivityEnvironment().run(Activities(host).upload_page, args)) for _ in range(2)]

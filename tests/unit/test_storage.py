@@ -25,7 +25,7 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture(params=["directory", "s3", "s3 with a prefix"])
 def settings(request: pytest.FixtureRequest, root: Path) -> BucketSettings:
-    """Of an empty bucket, of every kind."""
+    """The settings of an empty bucket, for each kind of bucket."""
     if request.param == "directory":
         return BucketSettings(root.as_uri())
     server: TestServer = request.getfixturevalue("s3_server")
@@ -34,7 +34,7 @@ def settings(request: pytest.FixtureRequest, root: Path) -> BucketSettings:
 
 @pytest.fixture
 def bucket(settings: BucketSettings) -> Bucket:
-    """An empty bucket, of every kind."""
+    """An empty bucket, for each kind of bucket."""
     return Bucket(settings)
 
 
@@ -61,7 +61,7 @@ def names(bucket: Bucket, prefix: str = "") -> list[str]:
 
 
 def test_an_object_is_read_as_it_was_written(bucket: Bucket) -> None:
-    """Bytes, size and ETag; a second put replaces the first whole."""
+    """Bytes, size and ETag are right. A second put replaces the first object whole."""
     bucket.put("a/b/x.json", b"first and longer")
     bucket.put("a/b/x.json", b"second")
     stored = bucket.get("a/b/x.json")
@@ -71,13 +71,13 @@ def test_an_object_is_read_as_it_was_written(bucket: Bucket) -> None:
 
 
 def test_a_file_lies_where_its_key_says(directory: Bucket, root: Path) -> None:
-    """A directory can be read without us."""
+    """A directory can be read without SiteLink."""
     directory.put("a/b/x.json", b"body")
     assert (root / "a/b/x.json").read_bytes() == b"body"
 
 
 async def test_the_asynchronous_calls_do_the_same(bucket: Bucket) -> None:
-    """For an event loop."""
+    """The calls for an event loop."""
     await bucket.put_async("x", b"body")
     assert (await bucket.get_async("x")).body == b"body"
     assert await bucket.head_async("x") == bucket.head("x")
@@ -90,21 +90,21 @@ async def test_the_asynchronous_calls_do_the_same(bucket: Bucket) -> None:
 
 
 async def test_create_writes_only_the_first(bucket: Bucket) -> None:
-    """The second is told that it did not, and the first's bytes stay."""
+    """The second call returns False, and the first bytes stay."""
     assert await bucket.create_async("keys/k.json", b"first")
     assert not await bucket.create_async("keys/k.json", b"second")
     assert bucket.get("keys/k.json").body == b"first"
 
 
 async def test_of_many_creates_at_once_one_writes(directory: Bucket) -> None:
-    """S3 and R2 promise the same; versitygw does not, for it looks first and writes then, so it is not asked."""
+    """S3 and R2 promise the same. versitygw looks first and then writes, so it is not tested."""
     done = await asyncio.gather(*(directory.create_async("keys/k.json", str(number).encode()) for number in range(8)))
     assert done.count(True) == 1
     assert directory.get("keys/k.json").body == str(done.index(True)).encode()
 
 
 async def test_a_stream_becomes_one_object(bucket: Bucket) -> None:
-    """Many chunks, more than one part; read again in chunks it is the same."""
+    """The stream has many chunks and more than one part. Read back in chunks, the object is the same."""
     chunk = os.urandom(1 << 20)
 
     async def body() -> AsyncIterator[bytes]:
@@ -118,7 +118,7 @@ async def test_a_stream_becomes_one_object(bucket: Bucket) -> None:
 
 @pytest.mark.parametrize("chunks", [0, 1, 12])
 async def test_a_stream_that_is_given_up_leaves_nothing_visible(bucket: Bucket, chunks: int) -> None:
-    """What the body raises reaches the caller, and no object is listed or read, nor does an older one suffer."""
+    """The caller gets the error that the body raises. No new object is listed or read, and an older one stays as it was."""
     refusal = FileTooLarge("12,582,912 bytes, limit 1,000")
 
     async def body() -> AsyncIterator[bytes]:
@@ -138,7 +138,7 @@ async def test_a_stream_that_is_given_up_leaves_nothing_visible(bucket: Bucket, 
 
 
 def test_objects_are_listed_below_their_prefix(bucket: Bucket) -> None:
-    """All of them over many pages, with sizes; a prefix ends at a slash."""
+    """All objects are listed, over many pages, with their sizes. A prefix ends at a slash."""
     for number in range(2100):
         bucket.put(f"sheets/sheet-1/{number}.jpeg", bytes(number % 7))
     bucket.put("sheets/sheet-10/0.jpeg", b"x")
@@ -148,7 +148,7 @@ def test_objects_are_listed_below_their_prefix(bucket: Bucket) -> None:
 
 
 def test_directories_are_the_names_directly_below(bucket: Bucket) -> None:
-    """One name each, however deep what is in them."""
+    """Each directory is named once, however deep its objects are."""
     for key in ("u/sheets/sheet-1/a", "u/sheets/sheet-2/tiles/b", "u/sheets/sheet-2/c", "u/upload.json"):
         bucket.put(key, b"x")
     assert sorted(bucket.directories("u/sheets/")) == ["sheet-1", "sheet-2"]
@@ -156,7 +156,7 @@ def test_directories_are_the_names_directly_below(bucket: Bucket) -> None:
 
 
 def test_delete_removes_and_takes_the_absent_as_done(bucket: Bucket) -> None:
-    """Twice is no error; what was not named stays."""
+    """A second time is no error. Other objects stay."""
     bucket.put("a", b"x")
     bucket.put("b/c", b"x")
     bucket.delete(["a", "never/was"])
@@ -165,7 +165,7 @@ def test_delete_removes_and_takes_the_absent_as_done(bucket: Bucket) -> None:
 
 
 async def test_a_missing_object_is_not_a_missing_bucket(bucket: Bucket) -> None:
-    """The one is final, the other is waited for: they must not be taken for each other."""
+    """A missing object is final, and a missing bucket is retried. So neither may be taken for the other."""
     for read in (bucket.get, bucket.head):
         with pytest.raises(ObjectMissing, match="no object a/b"):
             read("a/b")
@@ -177,7 +177,7 @@ async def test_a_missing_object_is_not_a_missing_bucket(bucket: Bucket) -> None:
 
 
 async def test_a_missing_bucket_is_not_a_missing_object(gone: Bucket) -> None:
-    """Whatever is asked of it to read."""
+    """This holds for each kind of read."""
     for read in (gone.get, gone.head):
         with pytest.raises(NoSuchBucket):
             read("a/b")
@@ -189,21 +189,21 @@ async def test_a_missing_bucket_is_not_a_missing_object(gone: Bucket) -> None:
 
 
 def test_a_bucket_in_the_way_of_a_file_is_unavailable(tmp_path: Path) -> None:
-    """A path that cannot be a directory is said to be so when the process starts."""
+    """A path that cannot be a directory is refused when the process starts."""
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(StorageUnavailable, match="cannot be used"):
         Bucket(BucketSettings((tmp_path / "file" / "bucket").as_uri()))
 
 
 def test_a_key_below_an_object_is_unavailable(directory: Bucket) -> None:
-    """What a directory cannot do leaves under a bucket error's name, not as the library's."""
+    """A request that a directory cannot fulfil raises a bucket error, not the library's error."""
     directory.put("a", b"x")
     with pytest.raises(StorageUnavailable):
         directory.put("a/b", b"x")
 
 
 def test_a_bucket_that_may_not_be_written_is_denied() -> None:
-    """By its name, and what is there can still be read; root, who may do anything, tries it as nobody."""
+    """The write raises StorageDenied, and objects can still be read. Root may do anything, so root runs the test as the user nobody."""
     user = os.geteuid()
     # Not pytest's own directory, for only the user who runs it may enter that.
     with tempfile.TemporaryDirectory() as name:
@@ -224,7 +224,7 @@ def test_a_bucket_that_may_not_be_written_is_denied() -> None:
 
 
 def test_sync_works_on_a_real_directory(directory: Bucket, root: Path) -> None:
-    """And names a bucket that is gone."""
+    """And raises a named error for a bucket that is gone."""
     directory.sync()
     shutil.rmtree(root)
     with pytest.raises(NoSuchBucket):
@@ -232,7 +232,7 @@ def test_sync_works_on_a_real_directory(directory: Bucket, root: Path) -> None:
 
 
 def test_requests_at_once_are_bounded(settings: BucketSettings) -> None:
-    """More threads than requests wait for their turn, and one that fails gives its turn back."""
+    """Further threads wait for their turn, and a request that fails gives its turn back."""
     bucket = Bucket(settings, max_requests=1)
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(lambda number: bucket.put(f"a/{number}", b"x"), range(40)))
@@ -244,14 +244,14 @@ def test_requests_at_once_are_bounded(settings: BucketSettings) -> None:
 
 @pytest.mark.parametrize("url", ["http://plans", "/var/bucket", "file://server/share", "file:bucket", "file://", ""])
 def test_a_url_of_another_kind_is_refused(url: str) -> None:
-    """With what was given and what would do."""
+    """The message has the URL, and the forms that are allowed."""
     with pytest.raises(ValueError, match=r"SITELINK_BUCKET is .*file:///path"):
         Bucket(BucketSettings(url))
 
 
 @pytest.mark.parametrize("url", ["file:///plans#1", "file:///plans?", "file:///plans?mode=memory"])
 def test_a_url_with_a_query_or_a_fragment_is_refused(url: str) -> None:
-    """It would name another directory than it seems to; how to write such a name is said."""
+    """It would name another directory than it seems to. The message says how to write such a name."""
     with pytest.raises(ValueError, match="# as %23"):
         Bucket(BucketSettings(url))
 
@@ -300,7 +300,7 @@ KEYS = {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "hush"}
     ],
 )
 def test_a_setting_of_an_s3_server_that_cannot_be_used_is_refused(variables: dict[str, str], said: str) -> None:
-    """By its variable's name and with what would do, before anything runs; no secret is repeated."""
+    """It is refused at the start. The message has the variable's name and the allowed form, and shows no secret."""
     with pytest.raises(ValueError, match=re.escape(said)) as caught:
         Bucket(BucketSettings.from_env(variables))
     assert "hush" not in str(caught.value)
@@ -323,7 +323,7 @@ def test_a_setting_of_an_s3_server_that_cannot_be_used_is_refused(variables: dic
 )
 def test_an_s3_server_is_found_by_its_settings(variables: dict[str, str], location: S3Location) -> None:
     """R2 is known by its address, and its region is ``auto``."""
-    assert S3Location.of(BucketSettings.from_env({**variables, **KEYS})) == location
+    assert S3Location.from_settings(BucketSettings.from_env({**variables, **KEYS})) == location
 
 
 def test_a_secret_is_not_shown() -> None:
@@ -332,7 +332,7 @@ def test_a_secret_is_not_shown() -> None:
 
 
 def test_leftovers_are_found_while_directories_go(directory: Bucket, root: Path) -> None:
-    """Of a prefix that somebody else removes at the same time: what lies there is removed, and nothing fails."""
+    """While somebody else removes directories, the files of killed writes are still removed, and nothing fails."""
     gone = threading.Event()
 
     def come_and_go() -> None:

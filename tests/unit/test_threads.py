@@ -14,7 +14,7 @@ FIRST, SECOND = (UploadRef("acme", "tower", "a1", upload) for upload in ("u1", "
 OTHER = UploadRef("other", "tower", "a1", "u3")
 
 
-def test_those_who_have_little_to_do_do_not_wait_for_those_who_have_much() -> None:
+def test_small_jobs_do_not_wait_for_large_ones() -> None:
     """Organizations take turns, then the uploads of one organization, then the sheets of one upload; one sheet's work keeps its order."""
     done: list[str] = []
     closed = threading.Event()
@@ -59,7 +59,7 @@ def test_results_and_errors_come_back() -> None:
 
 
 def test_work_is_done_in_the_context_of_its_caller() -> None:
-    """So its log lines show what they are about."""
+    """So that its log lines show the upload."""
     name: ContextVar[str] = ContextVar("name", default="")
     with FairThreads(1, "test") as threads:
         results = []
@@ -70,7 +70,7 @@ def test_work_is_done_in_the_context_of_its_caller() -> None:
 
 
 def test_work_that_was_dropped_is_not_done() -> None:
-    """Neither it nor its place in the queue keeps others from their turn."""
+    """It does not run, and its place in the queue does not hold up other work."""
     gate = threading.Event()
     with FairThreads(1, "test") as threads:
         threads.submit(("a",), gate.wait, 30)

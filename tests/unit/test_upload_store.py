@@ -1,4 +1,4 @@
-"""``UploadStore``: what a missing, damaged, newer or deleted record means, in both forms of a read; and no write is taken on trust."""
+"""``UploadStore``: missing, damaged, newer and deleted records, in both forms of a read; and no write is taken on trust."""
 
 import asyncio
 import inspect
@@ -52,7 +52,7 @@ READS_ASYNC: dict[str, Callable[[UploadStore], Awaitable[Any]]] = {
 
 
 async def outcome(bucket: Bucket, name: str) -> Any:
-    """What a read gives, or the error that it raises; both of its forms must say the same."""
+    """The result of a read, or the error that it raises. Both forms must agree."""
     store = UploadStore(bucket)
     said: list[Any] = []
     try:
@@ -72,7 +72,7 @@ async def outcome(bucket: Bucket, name: str) -> Any:
 
 
 def test_every_read_has_two_forms_named_alike() -> None:
-    """What a thread may ask, an event loop may ask, with the same arguments."""
+    """Each read for threads has one for event loops, with the same arguments."""
     blocking = {name: getattr(UploadStore, name) for name in READS}
     for name, method in blocking.items():
         twin = getattr(UploadStore, f"{name}_async")
@@ -82,7 +82,7 @@ def test_every_read_has_two_forms_named_alike() -> None:
 
 
 async def test_an_upload_is_read_as_it_was_written(bucket: Bucket) -> None:
-    """Records, the manifest with its exact bytes, the sheets that were begun, and of those the committed ones."""
+    """The records, the manifest with its exact bytes, the sheets that were begun, and the committed sheets."""
     snapshot = put_upload(bucket, 1)
     bucket.put(REF.manifest, to_json(snapshot) + b"\n")
     bucket.put(REF.thumbnail(3), b"of a sheet that was only begun")
@@ -96,7 +96,7 @@ async def test_an_upload_is_read_as_it_was_written(bucket: Bucket) -> None:
 
 
 async def test_a_missing_record_is_no_fault(bucket: Bucket) -> None:
-    """An upload that was never accepted is named; of one without manifest, sheets or key there is just none."""
+    """An upload that was never accepted is an error. A missing manifest, sheet or key is not."""
     assert isinstance(await outcome(bucket, "record"), ObjectMissing)
     assert isinstance(await outcome(bucket, "accepted"), UploadNotFound)
     for name in ("manifest", "manifest_written_at", "committed", "key_record"):
@@ -133,7 +133,7 @@ async def test_a_deleted_upload_is_found_only_by_who_asks_for_the_mark(bucket: B
     ],
 )
 async def test_a_record_that_cannot_be_read_is_named(tmp_path: Path, name: str, key: str, body: bytes, kind: type[Exception]) -> None:
-    """It is never taken for a missing one, and the message has its key."""
+    """The record is never taken for a missing one, and the message has its key."""
     bucket = Bucket(BucketSettings(tmp_path.as_uri()))
     put_sheet(bucket, 1)
     bucket.put(key, body)
@@ -143,14 +143,14 @@ async def test_a_record_that_cannot_be_read_is_named(tmp_path: Path, name: str, 
 
 
 async def test_a_manifest_that_cannot_be_read_has_a_time(tmp_path: Path) -> None:
-    """Whoever only asks whether a run has ended need not read it."""
+    """To know whether a run has ended, its manifest need not be read."""
     bucket = Bucket(BucketSettings(tmp_path.as_uri()))
     bucket.put(REF.manifest, DAMAGED)
     assert await outcome(bucket, "manifest_written_at") == bucket.head(REF.manifest).modified
 
 
 async def test_reads_of_an_event_loop_need_no_thread(tmp_path: Path) -> None:
-    """They answer while every thread of the pool waits for a bucket that hangs."""
+    """They answer while all threads of the pool wait for a bucket that hangs."""
     bucket = Bucket(BucketSettings(tmp_path.as_uri()))
     put_upload(bucket, 1)
     bucket.put(KEY, to_json(KEY_RECORD))
@@ -171,13 +171,13 @@ async def test_reads_of_an_event_loop_need_no_thread(tmp_path: Path) -> None:
 
 
 async def pdf() -> AsyncIterator[bytes]:
-    """A file, in chunks."""
+    """A PDF, in chunks."""
     for chunk in (b"%PDF-1.7\n", b"x" * 5000):
         yield chunk
 
 
 def snapshot() -> Snapshot:
-    """A final progress."""
+    """A final progress of an upload."""
     return from_json(Snapshot, b'{"status":"complete","version":9,"updatedAt":"2026-01-31T09:30:00.000Z"}')
 
 
@@ -189,15 +189,15 @@ WRITES: dict[str, tuple[str, Callable[[UploadStore], Awaitable[Any]]]] = {
     "create_manifest": (REF.manifest, lambda store: store.create_manifest_async(REF, snapshot())),
     "commit": (REF.descriptor(1), lambda store: asyncio.to_thread(store.commit, REF, 1, DESCRIPTOR)),
 }
-"""Every write that decides a state, and the key of what it writes."""
+"""Each write that decides a state, and the key that it writes."""
 
 
 class LyingBucket(Bucket):
-    """Says of every write that it is done, and writes nothing."""
+    """A bucket that confirms each write, but writes nothing."""
 
     @property
     def answers_prove_writes(self) -> bool:
-        """Nothing is proved by what it says."""
+        """Its answers prove no write."""
         return False
 
     def put(self, key: str, body: bytes) -> None:
@@ -211,14 +211,14 @@ class LyingBucket(Bucket):
         return True
 
     async def put_stream(self, key: str, body: AsyncIterator[bytes]) -> None:
-        """Read to its end, and not written."""
+        """Reads the stream to its end, and writes nothing."""
         async for _ in body:
             pass
 
 
 @pytest.mark.parametrize("name", WRITES)
 async def test_no_write_that_decides_a_state_is_taken_on_trust(tmp_path: Path, name: str) -> None:
-    """Where the answer proves nothing, what is not there is noticed by the store itself."""
+    """Where the answer proves nothing, the store itself notices the missing object."""
     key, write = WRITES[name]
     honest = Bucket(BucketSettings(tmp_path.as_uri()))
     if name != "accept":
@@ -229,7 +229,7 @@ async def test_no_write_that_decides_a_state_is_taken_on_trust(tmp_path: Path, n
 
 @pytest.mark.parametrize("name", WRITES)
 async def test_a_write_is_there(bucket: Bucket, name: str) -> None:
-    """On a bucket that is honest."""
+    """On a bucket that writes."""
     key, write = WRITES[name]
     if name != "accept":
         accept(bucket)
@@ -248,7 +248,7 @@ async def test_a_write_is_there(bucket: Bucket, name: str) -> None:
 
 
 async def test_an_upload_is_accepted_once(bucket: Bucket) -> None:
-    """The second is told so, and the first's record stays; so does a manifest that somebody else wrote."""
+    """The second request is told so, and the first record stays. A manifest that somebody else wrote stays, too."""
     store = UploadStore(bucket)
     other = UploadRecord("other.pdf", 8, "1" * 64, OPTIONS, AT)
     assert [await store.accept_async(REF, record) for record in (RECORD, other)] == [True, False]
@@ -259,7 +259,7 @@ async def test_an_upload_is_accepted_once(bucket: Bucket) -> None:
 
 
 async def test_a_mark_of_deletion_stays_as_it_is(bucket: Bucket) -> None:
-    """Once more is no error, and tells the time of the first; an upload that never was has none."""
+    """A second mark is no error, and returns the time of the first. An upload that was never accepted cannot be marked."""
     store = UploadStore(bucket)
     with pytest.raises(UploadNotFound):
         await store.mark_deleted_async(REF)
@@ -270,7 +270,7 @@ async def test_a_mark_of_deletion_stays_as_it_is(bucket: Bucket) -> None:
 
 @pytest.mark.parametrize("deleted_at", [AT, None])
 async def test_nothing_is_committed_for_an_upload_that_does_not_exist(tmp_path: Path, deleted_at: str | None) -> None:
-    """Marked deleted, or never accepted: a sheet that comes too late leaves no ``.dzi``."""
+    """A sheet of an upload that is marked deleted, or was never accepted, leaves no ``.dzi``."""
     bucket = Bucket(BucketSettings(tmp_path.as_uri()))
     if deleted_at:
         accept(bucket, deleted_at=deleted_at)
@@ -281,7 +281,7 @@ async def test_nothing_is_committed_for_an_upload_that_does_not_exist(tmp_path: 
 
 
 async def test_an_uncommitted_sheet_is_not_committed(bucket: Bucket) -> None:
-    """Its ``.dzi`` goes, and nothing else; once more is no error."""
+    """Only its ``.dzi`` is removed. A second time is no error."""
     put_sheet(bucket, 1)
     before = {info.key for info in bucket.objects(REF.prefix)}
     for _ in range(2):
@@ -299,7 +299,7 @@ async def test_an_uncommitted_sheet_is_not_committed(bucket: Bucket) -> None:
 async def test_an_upload_that_was_begun_was_deleted_if_it_is_marked_or_nothing_is_left(
     tmp_path: Path, has_source: bool, has_record: bool, deleted_at: str | None, deleted: bool
 ) -> None:
-    """One whose request died before ``upload.json`` still has its source: the next request completes it."""
+    """An upload whose request died before ``upload.json`` still has its source. The next request completes it."""
     bucket = Bucket(BucketSettings(tmp_path.as_uri()))
     if has_source:
         bucket.put(REF.source, b"%PDF-")
@@ -309,7 +309,7 @@ async def test_an_upload_that_was_begun_was_deleted_if_it_is_marked_or_nothing_i
 
 
 async def test_the_first_claim_of_a_key_wins(bucket: Bucket) -> None:
-    """The second gets the record of the first."""
+    """The second request gets the record of the first."""
     store = UploadStore(bucket)
     assert await store.claim_key_async(KEY, KEY_RECORD) is None
     assert await store.claim_key_async(KEY, KeyRecord("another", "1" * 64)) == KEY_RECORD

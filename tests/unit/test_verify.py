@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from activities.bucket.dzi import parse_tile_name
 from activities.bucket.records import SheetRecord, SheetStatus, Snapshot, UploadStatus, from_json, from_wire, to_json, to_wire
-from activities.bucket.report import NAMED, Proof, Repair, SheetReport, UploadReport
+from activities.bucket.report import MOST_NAMES, Proof, Repair, SheetReport, UploadReport
 from activities.bucket.storage import Bucket, BucketSettings, ObjectInfo
-from activities.bucket.verify import THREADS, in_window, verify_upload
+from activities.bucket.verify import THREADS, bounded_map, verify_upload
 from activities.errors import UploadNotFound
 from tests.unit.sheets import NAMES, PYRAMID, REF, Md5Bucket, accept, jpeg, progress, put_sheet, put_upload
 
@@ -100,7 +100,7 @@ def whole_upload() -> Iterator[Bucket]:
     junk=st.sets(JUNK),
     gone=st.sets(st.sampled_from(["sheet.json", "thumbnail", "dzi"])),
 )
-def test_exactly_what_was_done_is_reported(deleted: set[str], emptied: set[str], altered: set[str], junk: set[str], gone: set[str]) -> None:
+def test_exactly_the_damage_is_reported(deleted: set[str], emptied: set[str], altered: set[str], junk: set[str], gone: set[str]) -> None:
     """Any tiles of a sheet deleted, emptied or altered, any junk added, any of its other objects lost; its neighbour stays verified."""
     emptied -= deleted
     altered -= deleted | emptied
@@ -121,9 +121,9 @@ def test_exactly_what_was_done_is_reported(deleted: set[str], emptied: set[str],
         (first, second), total = check(bucket)
 
     assert (first.expected, first.found) == (len(NAMES), len(NAMES) - len(deleted) - len(emptied))
-    assert first.missing == tuple(name for name in NAMES if name in deleted)[:NAMED]
+    assert first.missing == tuple(name for name in NAMES if name in deleted)[:MOST_NAMES]
     assert (first.missing_count, total.missing_count) == (len(deleted), len(deleted))
-    assert (first.empty, first.empty_count) == (tuple(sorted(emptied))[:NAMED], len(emptied))
+    assert (first.empty, first.empty_count) == (tuple(sorted(emptied))[:MOST_NAMES], len(emptied))
     of_sheet = {number: tuple(sorted(path for path in junk if path.startswith(f"sheet-{number}/"))) for number in (1, 2)}
     assert (first.foreign, second.foreign) == (of_sheet[1], of_sheet[2])
     assert set(total.foreign) == junk - {*of_sheet[1], *of_sheet[2]}
@@ -131,7 +131,7 @@ def test_exactly_what_was_done_is_reported(deleted: set[str], emptied: set[str],
     expected = {"sheet.json": "sheet.json is missing", "thumbnail": "thumbnail.jpeg is missing", "dzi": "the .dzi is missing"}
     problems = {expected[name] for name in gone}
     if altered and not (deleted or emptied or "sheet.json" in gone):
-        problems.add("the digest over all tiles is not the one in sheet.json: some tile is not what was written")
+        problems.add("the digest over all tiles is not the one in sheet.json: some tile has other bytes than were written")
     assert set(first.problems) == problems
     assert first.verified == (not (deleted or emptied or of_sheet[1] or problems))
     assert second.verified == (not of_sheet[2])
@@ -141,7 +141,7 @@ def test_exactly_what_was_done_is_reported(deleted: set[str], emptied: set[str],
 
 @pytest.mark.parametrize("name", [NAMES[0], NAMES[-1]])
 def test_altered_bytes_of_the_same_size_are_caught(bucket: Bucket, md5_bucket: Bucket, name: str) -> None:
-    """Not by names and sizes, and that is said; by ETags, and by reading back."""
+    """ETags find them, and so does reading back. Names and sizes do not, and the report says that only those were proved."""
     put_upload(bucket)
     key = REF.tiles_prefix(2) + name
     body = bucket.get(key).body
@@ -155,7 +155,7 @@ def test_altered_bytes_of_the_same_size_are_caught(bucket: Bucket, md5_bucket: B
 
 
 def test_etags_that_only_look_like_md5s_prove_names(tmp_path: Path) -> None:
-    """An encrypted object's ETag has 32 digits, too: a digest that differs for that reason is no alarm."""
+    """An encrypted object's ETag has 32 digits, too. A digest that differs for this reason is no fault."""
 
     class Encrypted(Bucket):
         def objects(self, prefix: str) -> Iterator[ObjectInfo]:
@@ -194,7 +194,7 @@ def test_one_list_per_sheet_and_no_request_per_tile(tmp_path: Path) -> None:
 
 
 def test_deep_names_the_tile_that_cannot_be_decoded(bucket: Bucket) -> None:
-    """Cut off, of another size, or no JPEG: each by its name, the thumbnail as well."""
+    """A tile or thumbnail that is cut off, has another size or is no JPEG is reported by its name."""
     put_upload(bucket, 1)
     names = NAMES[-3:]
     for name, body in zip(names, (bucket.get(REF.tiles_prefix(1) + NAMES[-1]).body[:300], jpeg(7, 7), b"no JPEG"), strict=True):
@@ -212,7 +212,7 @@ def test_deep_names_the_tile_that_cannot_be_decoded(bucket: Bucket) -> None:
 
 
 def test_deep_sees_what_lies_right_below_sheets(bucket: Bucket) -> None:
-    """The LIST of directories does not tell it."""
+    """The LIST of directories does not show such a fault."""
     put_upload(bucket, 1)
     bucket.put(REF.sheets_prefix + "stray.txt", b"x")
     _, total = check(bucket, deep=True)
@@ -234,7 +234,7 @@ def test_deep_sees_what_lies_right_below_sheets(bucket: Bucket) -> None:
     ],
 )
 def test_a_sheet_record_that_disagrees_is_told(bucket: Bucket, field: str, value: object, words: str) -> None:
-    """With its key, with the options, with the progress, with the tiles, with itself."""
+    """``sheet.json`` may disagree with its key, the options, the progress, the tiles or itself."""
     put_upload(bucket, 1)
     document = json.loads(bucket.get(REF.sheet_record(1)).body)
     bucket.put(REF.sheet_record(1), json.dumps({**document, field: value}).encode())
@@ -260,7 +260,7 @@ def test_records_that_cannot_be_read_are_told(bucket: Bucket, body: bytes) -> No
 @pytest.mark.parametrize("field", ["totalPages", "completedPages"])
 @pytest.mark.parametrize("value", ["two", None, -1, 1.5])
 def test_a_manifest_of_rubbish_counts_is_told(bucket: Bucket, field: str, value: object) -> None:
-    """Then the .dzi files say what is ready."""
+    """Then a sheet counts as ready if it has a ``.dzi``."""
     put_upload(bucket, 1)
     document = json.loads(bucket.get(REF.manifest).body)
     bucket.put(REF.manifest, json.dumps({**document, field: value}).encode())
@@ -272,7 +272,7 @@ def test_a_manifest_of_rubbish_counts_is_told(bucket: Bucket, field: str, value:
 
 
 def test_a_manifest_of_too_many_pages_is_told(bucket: Bucket) -> None:
-    """Without trying to count up to them."""
+    """They are reported without counting up to them."""
     put_upload(bucket, 1)
     document = json.loads(bucket.get(REF.manifest).body)
     bucket.put(REF.manifest, json.dumps({**document, "totalPages": 10**15}).encode())
@@ -282,7 +282,7 @@ def test_a_manifest_of_too_many_pages_is_told(bucket: Bucket) -> None:
 
 
 def test_a_wrong_descriptor_is_told(bucket: Bucket) -> None:
-    """It must say what a viewer needs to know."""
+    """The ``.dzi`` must describe the sheet as a viewer needs it."""
     put_upload(bucket, 1)
     bucket.put(REF.descriptor(1), PYRAMID.descriptor().replace("300", "299").encode())
     (sheet,), _ = check(bucket)
@@ -290,7 +290,7 @@ def test_a_wrong_descriptor_is_told(bucket: Bucket) -> None:
 
 
 def test_an_empty_thumbnail_is_told(bucket: Bucket) -> None:
-    """It exists and shows nothing."""
+    """A thumbnail of 0 bytes exists, but shows nothing."""
     put_upload(bucket, 1)
     bucket.put(REF.thumbnail(1), b"")
     (sheet,), _ = check(bucket)
@@ -298,7 +298,7 @@ def test_an_empty_thumbnail_is_told(bucket: Bucket) -> None:
 
 
 def test_a_sheet_that_failed_by_name_is_listed_and_not_wrong(bucket: Bucket) -> None:
-    """What it left behind is counted; but if its .dzi is there, the progress is wrong."""
+    """The objects that it left are counted. If its ``.dzi`` is there, the progress is wrong."""
     accept(bucket)
     ready, left = put_sheet(bucket, 1), put_sheet(bucket, 2)
     failed = replace(left, status=SheetStatus.FAILED, reason="WorkerLost")
@@ -318,12 +318,12 @@ def test_a_ready_sheet_that_is_gone_is_wrong(bucket: Bucket) -> None:
     put_upload(bucket)
     bucket.delete([info.key for info in bucket.objects(REF.sheet_prefix(2))])
     (_, sheet), total = check(bucket)
-    assert (sheet.found, sheet.expected, sheet.missing_count, sheet.missing) == (0, len(NAMES), len(NAMES), tuple(NAMES[:NAMED]))
+    assert (sheet.found, sheet.expected, sheet.missing_count, sheet.missing) == (0, len(NAMES), len(NAMES), tuple(NAMES[:MOST_NAMES]))
     assert not total.verified
 
 
 def test_a_running_upload_is_verified_as_far_as_it_is(bucket: Bucket) -> None:
-    """Sheets in work are neither right nor wrong, whatever is there of them."""
+    """Sheets that are being made are neither verified nor wrong, whichever of their objects are there."""
     accept(bucket)
     ready, coming = put_sheet(bucket, 1), put_sheet(bucket, 2)
     uploading = replace(coming, status=SheetStatus.UPLOADING)
@@ -335,7 +335,7 @@ def test_a_running_upload_is_verified_as_far_as_it_is(bucket: Bucket) -> None:
 
 
 def test_without_a_progress_the_descriptors_say_what_is_ready(bucket: Bucket) -> None:
-    """A bucket alone, a run that has not looked yet, one that was terminated and forgotten; an empty directory means nothing."""
+    """Without a progress, and while the progress has no pages counted, the bucket decides. An empty directory is no sheet."""
     accept(bucket)
     put_sheet(bucket, 1)
     put_sheet(bucket, 4)
@@ -374,9 +374,9 @@ def test_an_upload_that_does_not_exist_is_not_found(bucket: Bucket) -> None:
 
 
 def test_many_sheets_are_never_far_ahead_of_the_reader(bucket: Bucket) -> None:
-    """Sheet by sheet: when the first report is taken, only a window of them was looked at; leaving early ends it."""
+    """When the first report is taken, only a few sheets were looked at. Closing the generator drops the others."""
     looked: list[int] = []
-    reports = in_window(lambda number: looked.append(number) or number, range(1, 2001))  # type: ignore[func-returns-value]
+    reports = bounded_map(lambda number: looked.append(number) or number, range(1, 2001))  # type: ignore[func-returns-value]
     assert next(reports) == 1
     assert len(looked) <= THREADS + 1
     reports.close()
@@ -384,7 +384,7 @@ def test_many_sheets_are_never_far_ahead_of_the_reader(bucket: Bucket) -> None:
 
 
 def test_reports_cross_the_wire(bucket: Bucket) -> None:
-    """CamelCase names, and what is read is what was written."""
+    """The names are camelCase, and a report is read as it was written."""
     put_upload(bucket, 1)
     bucket.delete([REF.tiles_prefix(1) + NAMES[0]])
     (sheet,), total = check(bucket)

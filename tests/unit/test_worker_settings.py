@@ -1,4 +1,4 @@
-"""What a worker process is told."""
+"""The settings of a worker process."""
 
 import pytest
 
@@ -12,7 +12,7 @@ S3 = {"SITELINK_BUCKET": "s3://plans", "AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_AC
     ("environ", "threads"), [({}, 2), (S3, 16), ({"SITELINK_BUCKET_THREADS": "5"}, 5), ({**S3, "SITELINK_BUCKET_THREADS": "5"}, 5)]
 )
 def test_requests_at_once_suit_the_bucket(environ: dict[str, str], threads: int) -> None:
-    """A directory is cheapest with few, an S3 server with many; one setting bounds both."""
+    """A directory is cheapest with few requests at once, an S3 server with many. One setting sets the number for both."""
     assert WorkerSettings.from_env(environ).bucket_threads == threads
 
 
@@ -30,7 +30,7 @@ def test_forecasts_rest_on_slots_and_list_prices_unless_told() -> None:
 
 
 @pytest.mark.parametrize("text", ["free", "-1", "nan", "inf"])
-def test_a_price_that_is_none_is_refused_by_name(text: str) -> None:
-    """Before a forecast is made of it."""
+def test_a_price_that_cannot_be_used_is_refused_by_name(text: str) -> None:
+    """The setting is refused at the start, before any forecast uses it."""
     with pytest.raises(ValueError, match=f"SITELINK_PRICE_CLASS_A is '{text}'"):
         WorkerSettings.from_env({"SITELINK_PRICE_CLASS_A": text})

@@ -8,7 +8,7 @@ from temporalio import workflow
 from temporalio.exceptions import ActivityError, ApplicationError, TimeoutType, is_cancelled_exception
 from temporalio.exceptions import TimeoutError as TemporalTimeout
 
-from activities.errors import TilesMissing, UploadNotFound, is_named
+from activities.errors import TilesMissing, UploadNotFound, is_error_name
 
 
 def is_cancelled() -> bool:
@@ -50,7 +50,7 @@ def _timed_out(error: ActivityError, *types: TimeoutType) -> bool:
 def reason_and_detail(error: BaseException) -> tuple[str, str]:
     """The name and the sentence that people may read about an error; an error that is not ours is an ``InternalError``."""
     cause = error.cause if isinstance(error, ActivityError) else error
-    if isinstance(cause, ApplicationError) and cause.type and is_named(cause.type):
+    if isinstance(cause, ApplicationError) and cause.type and is_error_name(cause.type):
         return cause.type, cause.message
     return "InternalError", "something is wrong on the server; the worker's log says what"
 

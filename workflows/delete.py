@@ -1,4 +1,4 @@
-"""``DeleteUpload``: removes an upload twice, because a worker without a connection may still write after the first time."""
+"""``DeleteUpload``: removes an upload's objects twice, because a worker that was cut off may still write after the first removal."""
 
 from datetime import timedelta
 from typing import TypeVar
@@ -24,7 +24,7 @@ RECORD_TIMEOUT = timedelta(minutes=10)
 class DeleteUpload:
     """Removes one upload that is marked deleted.
 
-    The workflow may be terminated and started again at any step, because the mark is in ``upload.json``, which is removed last.
+    The workflow may be terminated and started again at any step: the mark is in ``upload.json``, and that object is removed last.
     """
 
     @workflow.run
@@ -37,13 +37,13 @@ class DeleteUpload:
         Raises:
             ApplicationError: The upload is not marked deleted.
         """
-        # The run must have ended before the removal: it could write objects behind it.
+        # The run ends before the removal, because it could write objects after the removal.
         await self._stop_run(args.ref)
         removed = await self._remove_objects(args.ref)
         if not removed.has_record:
-            return removed  # an earlier run of this workflow has removed everything
+            return removed  # an earlier run of this workflow has removed all objects
         workflow.set_current_details(f"{removed.objects:,} objects removed; looks again {args.look_again_s / 60:.0f} minutes later")
-        # After this sleep every activity that could write has timed out, so the second removal is the last one that is needed.
+        # After this sleep every activity that could write has timed out, so the second removal finds all late objects.
         await workflow.sleep(args.look_again_s)
         await self._stop_run(args.ref)
         late = await self._remove_objects(args.ref)

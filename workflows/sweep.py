@@ -1,7 +1,7 @@
-"""The workflows that Temporal Schedules run: ``Sweep`` completes work that was left undone, ``NightlyReconcile`` checks finished uploads.
+"""The workflows that Temporal Schedules run: ``Sweep`` completes unfinished work, ``NightlyReconcile`` checks finished uploads.
 
-Each workflow is one activity that walks over the bucket. When its worker is lost, the next attempt goes on where the last one was. So the
-history stays small however many uploads there are.
+Each workflow runs one activity that walks over the bucket, so its history stays small for any number of uploads. When the worker of the
+activity is lost, the next attempt goes on where the last attempt was.
 """
 
 from datetime import timedelta
@@ -22,7 +22,7 @@ class Sweep:
 
     @workflow.run
     async def run(self, args: SweepBucket) -> Swept:
-        """Walks once over all uploads; the result says what was done."""
+        """Walks once over all uploads; the result counts what the sweep did."""
         return await workflow.execute_activity_method(
             HousekeepingActivities.sweep,
             args,
@@ -40,7 +40,7 @@ class NightlyReconcile:
 
     @workflow.run
     async def run(self, args: ReconcileFinished) -> Reconciled:
-        """Walks once over the finished uploads; the result says what was wrong."""
+        """Walks once over the finished uploads; the result counts what was wrong."""
         return await workflow.execute_activity_method(
             HousekeepingActivities.reconcile_finished,
             args,

@@ -69,7 +69,7 @@ def test_begin_shows_committed_sheets_at_once() -> None:
 def test_sheets_of_an_upload_whose_pages_nobody_counted_are_told_and_counted_once() -> None:
     """It was cancelled before the count, so the number of pages stays unknown; a later count without a retry resumes nothing."""
     progress = Progress(START)
-    progress.found([record(2), record(3)], START)
+    progress.show_committed([record(2), record(3)], START)
     progress.cancel(START)
     known = progress.snapshot()
     assert (known.status, known.completed_pages, known.total_pages, known.progress) == (UploadStatus.CANCELLED, 2, 0, 0)
@@ -98,14 +98,14 @@ def test_warning_is_a_change_only_when_it_is_another() -> None:
 def test_warning_is_over_when_every_sheet_is_ready(what: str) -> None:
     """A warning that a reconcile failed stays, in spite of ready sheets and of warnings about single sheets, until a reconcile succeeds."""
     progress = begun(2)
-    progress.failed(2, "PageUnreadable", "sentence", START)
+    progress.mark_failed(2, "PageUnreadable", "sentence", START)
     progress.warn(f"{what}sheets 1 to 1 could not be checked", START)
-    progress.ready([record(1)], START)
+    progress.mark_ready([record(1)], START)
     progress.finish(START)
     assert (progress.status, progress.snapshot().warning) == (UploadStatus.PARTIAL, f"{what}sheets 1 to 1 could not be checked")
     progress.retry([2], START)
     progress.warn("sheets 2 to 2 could not be checked", START)
-    progress.ready([record(2)], START)
+    progress.mark_ready([record(2)], START)
     progress.finish(START)
     assert progress.status is UploadStatus.COMPLETE
     assert progress.snapshot().warning == (f"{what}sheets 1 to 1 could not be checked" if what else None)
@@ -117,18 +117,18 @@ def test_version_is_the_clock_in_milliseconds_or_one_more() -> None:
     """Versions grow across runs because they follow the clock, and within a millisecond because they count."""
     progress = begun(1)
     assert progress.version == int(START.timestamp() * 1000) + 1
-    progress.tiling(1, START + timedelta(seconds=2))
+    progress.mark_tiling(1, START + timedelta(seconds=2))
     assert progress.version == int(START.timestamp() * 1000) + 2000
 
 
 def test_ready_again_changes_nothing_and_late_failure_is_ignored() -> None:
     """Duplicates and late events cannot move a ready sheet."""
     progress = begun(2)
-    progress.ready([record(1)], START)
+    progress.mark_ready([record(1)], START)
     version = progress.version
-    progress.ready([record(1)], START)
-    progress.failed(1, "RenderCrashed", "late", START)
-    progress.tiling(1, START)
+    progress.mark_ready([record(1)], START)
+    progress.mark_failed(1, "RenderCrashed", "late", START)
+    progress.mark_tiling(1, START)
     assert progress.version == version
     assert progress.sheets_in(SheetStatus.READY) == [1]
 
@@ -144,9 +144,9 @@ def test_ready_again_changes_nothing_and_late_failure_is_ignored() -> None:
 def test_finish_follows_from_the_sheets(ready: list[int], failed: list[int], status: UploadStatus, reason: str | None) -> None:
     """All sheets ready is complete, some is partial, no sheet ready is failed with the reason of the first sheet."""
     progress = begun(2)
-    progress.ready([record(number) for number in ready], START)
+    progress.mark_ready([record(number) for number in ready], START)
     for number in failed:
-        progress.failed(number, f"Reason{number}", "sentence", START)
+        progress.mark_failed(number, f"Reason{number}", "sentence", START)
     progress.finish(START)
     snapshot = progress.snapshot()
     assert (snapshot.status, snapshot.reason) == (status, reason)
@@ -157,16 +157,16 @@ def test_geometry_is_decided_anew_only_for_a_sheet_that_is_not_ready() -> None:
     """Size, resolution and notes change, the status does not. A repeated call changes nothing, nor does one for a ready sheet."""
     progress = begun(2)
     half = Page(1, "A-101", 50, 25, 150, scaled=True, notes=(Note("Scaled", "too little memory"),))
-    progress.tiling(1, START)
-    progress.resized(1, half, START)
+    progress.mark_tiling(1, START)
+    progress.resize(1, half, START)
     sheet = progress.sheet(1)
     assert (sheet.status, sheet.title) == (SheetStatus.TILING, "A-101")
     assert (sheet.width, sheet.height, sheet.dpi, sheet.scaled, sheet.notes) == (50, 25, 150, True, half.notes)
     assert progress.changes_since(progress.version - 1).sheets == (sheet,)
-    progress.ready([record(2)], START)
+    progress.mark_ready([record(2)], START)
     before = progress.snapshot()
-    progress.resized(1, half, START)
-    progress.resized(2, half, START)
+    progress.resize(1, half, START)
+    progress.resize(2, half, START)
     assert progress.snapshot() == before
 
 
@@ -179,8 +179,8 @@ def test_finish_refuses_open_sheets() -> None:
 def test_reconcile_corrects_both_ways_and_says_so() -> None:
     """A ready sheet without its commit marker is pending again, a committed pending one is ready."""
     progress = begun(3)
-    progress.ready([record(1)], START)
-    progress.tiling(3, START)
+    progress.mark_ready([record(1)], START)
+    progress.mark_tiling(3, START)
     assert progress.reconcile([record(2), record(3)], [1], START) == 2
     snapshot = progress.snapshot()
     assert [sheet.status for sheet in snapshot.sheets] == [SheetStatus.PENDING, SheetStatus.READY, SheetStatus.TILING]
@@ -191,7 +191,7 @@ def test_reconcile_corrects_both_ways_and_says_so() -> None:
 def test_reconcile_that_finds_nothing_wrong_confirms_and_ends_nothing_again() -> None:
     """A finished upload stays finished, with the time of its end; a broken sheet opens it again."""
     progress = begun(2)
-    progress.ready([record(1), record(2)], START)
+    progress.mark_ready([record(1), record(2)], START)
     progress.finish(START)
     later = START + timedelta(hours=1)
     assert progress.reconcile([record(1)], [], later) == 0
@@ -218,7 +218,7 @@ def test_retry_leaves_unusable_pages_failed() -> None:
     """A page without a size cannot be tiled however often it is asked for."""
     progress = Progress(START)
     progress.begin([page(1), page(2, reason="PageTooLarge")], [], START)
-    progress.failed(1, "RenderTimeout", "120 s", START)
+    progress.mark_failed(1, "RenderTimeout", "120 s", START)
     progress.finish(START)
     progress.retry([], START)
     assert progress.sheets_in(SheetStatus.PENDING) == [1]
@@ -233,15 +233,15 @@ def test_receipt_comes_with_the_end_and_counts_a_sheet_as_often_as_it_was_made()
     progress = Progress(START)
     progress.begin([page(1), page(2)], [record(1)], START, forecast_of(2))
     assert progress.snapshot().receipt is None
-    progress.ready([record(2)], START)
-    progress.ready([record(2)], START)
+    progress.mark_ready([record(2)], START)
+    progress.mark_ready([record(2)], START)
     progress.finish(START + timedelta(seconds=9))
     first = progress.snapshot().receipt
     assert first is not None
     assert (first.tiles, first.bytes, first.puts, first.seconds) == (16, 8642, 2 * 11 + 2, 9)
     assert first.puts == forecast_of(2).puts + 2 * (8 - forecast_of(1).tiles)
     progress.reconcile([record(1)], [2], START + timedelta(days=3))
-    progress.ready([record(2)], START + timedelta(days=3, seconds=2))
+    progress.mark_ready([record(2)], START + timedelta(days=3, seconds=2))
     progress.finish(START + timedelta(days=3, seconds=3))
     second = progress.snapshot().receipt
     assert second is not None
@@ -252,7 +252,7 @@ def test_receipt_of_a_cancelled_upload_is_of_what_was_done() -> None:
     """Pending sheets are not in it; a sheet that a reconcile finds is added; the next run goes on counting."""
     progress = Progress(START)
     progress.begin([page(1), page(2)], [], START, forecast_of(2))
-    progress.ready([record(1)], START)
+    progress.mark_ready([record(1)], START)
     progress.cancel(START)
     paid = progress.snapshot().receipt
     assert paid is not None
@@ -283,9 +283,9 @@ def test_only_an_upload_in_process_has_sheets_to_do() -> None:
     progress = Progress(START)
     assert progress.sheets_to_do == []
     progress.begin([page(1), page(2), page(3)], [], START)
-    progress.tiling(2, START)
+    progress.mark_tiling(2, START)
     assert progress.sheets_to_do == [1, 3]
-    progress.pending(2, START)
+    progress.mark_pending(2, START)
     progress.cancel(START)
     assert progress.sheets_to_do == []
     progress.retry([], START)
@@ -295,11 +295,11 @@ def test_only_an_upload_in_process_has_sheets_to_do() -> None:
 def test_restored_progress_is_the_one_of_the_earlier_run() -> None:
     """Whatever was known before; the version goes on from there."""
     earlier = begun(2)
-    earlier.ready([record(1)], START)
+    earlier.mark_ready([record(1)], START)
     progress = Progress(START)
     progress.restore(earlier.snapshot())
     assert progress.snapshot() == earlier.snapshot()
-    progress.ready([record(2)], START)
+    progress.mark_ready([record(2)], START)
     assert progress.version > earlier.version
 
 
@@ -331,7 +331,7 @@ class ProgressMachine(RuleBasedStateMachine):
         return data.draw(st.integers(1, self.progress.total_pages))
 
     @precondition(lambda self: not self.progress.status.is_final)
-    @rule(data=st.data(), gap=st.integers(0, 3), step=st.sampled_from(["tiling", "uploading", "pending"]))
+    @rule(data=st.data(), gap=st.integers(0, 3), step=st.sampled_from(["mark_tiling", "mark_uploading", "mark_pending"]))
     def move(self, data: st.DataObject, gap: int, step: str) -> None:
         """A sheet moves on, or its work is given up."""
         getattr(self.progress, step)(self.number(data), self.tick(gap))
@@ -340,13 +340,13 @@ class ProgressMachine(RuleBasedStateMachine):
     def commit(self, data: st.DataObject, gap: int) -> None:
         """A sheet is committed, perhaps once more."""
         if not self.progress.status.is_final:
-            self.progress.ready([record(self.number(data))], self.tick(gap))
+            self.progress.mark_ready([record(self.number(data))], self.tick(gap))
 
     @rule(data=st.data(), gap=st.integers(0, 3))
     def fail(self, data: st.DataObject, gap: int) -> None:
         """A sheet fails, perhaps late."""
         if not self.progress.status.is_final:
-            self.progress.failed(self.number(data), "RenderCrashed", "signal 11", self.tick(gap))
+            self.progress.mark_failed(self.number(data), "RenderCrashed", "signal 11", self.tick(gap))
 
     @rule(data=st.data(), gap=st.integers(0, 3))
     def reconcile(self, data: st.DataObject, gap: int) -> None:
@@ -366,7 +366,7 @@ class ProgressMachine(RuleBasedStateMachine):
     def end(self, gap: int) -> None:
         """The run ends when nothing is open, else it is cancelled."""
         for number in self.progress.sheets_in(SheetStatus.TILING, SheetStatus.UPLOADING):
-            self.progress.pending(number, self.tick(gap))
+            self.progress.mark_pending(number, self.tick(gap))
         if self.progress.sheets_in(*OPEN):
             self.progress.cancel(self.tick(gap))
         else:

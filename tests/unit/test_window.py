@@ -11,11 +11,11 @@ from temporalio.converter import DataConverter
 
 from activities.bucket.records import Snapshot, UploadOptions, UploadStatus
 from workflows.messages import Continued, UploadInput
-from workflows.processing.window import Asked, Retry, Window
+from workflows.processing.window import Requests, Retry, Window
 
 SHEETS = st.integers(1, 8)
 REQUESTS = st.builds(
-    Asked,
+    Requests,
     reconcile=st.booleans(),
     deep=st.booleans(),
     stored=st.sets(SHEETS).map(lambda numbers: tuple(sorted(numbers))),
@@ -69,9 +69,9 @@ def test_sheet_that_is_judged_waits_and_keeps_its_place() -> None:
     """Others go on meanwhile."""
     window = Window(1)
     window.plan([1, 2, 3])
-    assert window.judge([1], 32) == [1]
+    assert window.begin_judging([1], 32) == [1]
     assert begun(window) == [2]
-    window.judged([1])
+    window.end_judging([1])
     window.land(2)
     assert begun(window) == [1]
 
@@ -81,8 +81,8 @@ def test_judgement_takes_the_lowest_sheets_that_are_not_in_flight() -> None:
     window = Window(2)
     window.plan([1, 2, 3])
     begun(window)
-    assert window.judge([6, 1, 2, 3, 5, 4], 3) == [3, 4, 5]
-    assert window.judge([1, 2], 3) == []
+    assert window.begin_judging([6, 1, 2, 3, 5, 4], 3) == [3, 4, 5]
+    assert window.begin_judging([1, 2], 3) == []
 
 
 def test_landing_a_sheet_that_is_not_in_flight_is_a_bug() -> None:
@@ -150,7 +150,7 @@ class WindowMachine(RuleBasedStateMachine):
     def judge(self, numbers: set[int], at_most: int) -> None:
         """Sheets are taken to be judged; no sheet is judged twice at once, as the run does it."""
         free = numbers - {number for judged in self.judged for number in judged}
-        taken = self.window.judge(free, at_most)
+        taken = self.window.begin_judging(free, at_most)
         assert taken == sorted(free - self.window.in_flight)[:at_most]
         self.judged.append(taken)
 
@@ -158,7 +158,7 @@ class WindowMachine(RuleBasedStateMachine):
     @rule()
     def end_judgement(self) -> None:
         """The oldest judgement ends."""
-        self.window.judged(self.judged.pop(0))
+        self.window.end_judging(self.judged.pop(0))
 
     @invariant()
     def bound_holds(self) -> None:
@@ -181,7 +181,7 @@ class WindowMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         """When every judgement has ended and every sheet lands, all that was planned begins, each sheet once."""
         for judged in self.judged:
-            self.window.judged(judged)
+            self.window.end_judging(judged)
         wanted = set(self.window.to_do)
         done = []
         while self.window.in_flight or self.window.to_do:
@@ -195,32 +195,32 @@ TestWindowMachine = WindowMachine.TestCase
 
 def test_nothing_asked_is_false() -> None:
     """Any single request makes it true."""
-    assert not Asked()
-    assert all((Asked(reconcile=True), Asked(stored=(1,)), Asked(retries=(Retry(),))))
+    assert not Requests()
+    assert all((Requests(reconcile=True), Requests(stored=(1,)), Requests(retries=(Retry(),))))
 
 
 @given(st.lists(REQUESTS))
-def test_many_requests_make_one_and_nothing_is_lost(requests: list[Asked]) -> None:
+def test_many_requests_make_one_and_nothing_is_lost(requests: list[Requests]) -> None:
     """One comparison serves every reconcile and every report of the bucket; each retry is kept, in order."""
-    total = sum(requests, Asked())
+    total = sum(requests, Requests())
     assert total.reconcile == any(asked.reconcile for asked in requests)
     assert total.deep == any(asked.deep for asked in requests)
     assert total.stored == tuple(sorted({number for asked in requests for number in asked.stored}))
     assert total.retries == tuple(retry for asked in requests for retry in asked.retries)
-    assert total + total == Asked(total.reconcile, total.deep, total.stored, total.retries * 2)
+    assert total + total == Requests(total.reconcile, total.deep, total.stored, total.retries * 2)
 
 
 @given(REQUESTS)
-def test_taking_requests_splits_them_without_loss(asked: Asked) -> None:
+def test_taking_requests_splits_them_without_loss(asked: Requests) -> None:
     """What is taken and what is left make the whole; a taken request is not left."""
     check, left = asked.take_check()
     assert check + left == asked
     assert (left.needs_check, check.retries, left.retries) == (False, (), asked.retries)
     assert check.needs_check == asked.needs_check
     retries, left = asked.take_retries()
-    assert left + Asked(retries=retries) == asked
+    assert left + Requests(retries=retries) == asked
     assert (retries, left.retries) == (asked.retries, ())
-    assert asked.without_reconcile() + Asked(reconcile=asked.reconcile) == asked
+    assert asked.without_reconcile() + Requests(reconcile=asked.reconcile) == asked
 
 
 async def decoded(value: object) -> UploadInput:
@@ -232,7 +232,7 @@ async def decoded(value: object) -> UploadInput:
 
 
 @given(REQUESTS, st.booleans())
-async def test_handover_crosses_the_wire_as_it_is(asked: Asked, with_snapshot: bool) -> None:
+async def test_handover_crosses_the_wire_as_it_is(asked: Requests, with_snapshot: bool) -> None:
     """All of it: progress, options, priorities, hosts and requests."""
     snapshot = Snapshot(UploadStatus.PROCESSING, 7, "2026-01-31T09:30:00.000Z") if with_snapshot else None
     given_over = UploadInput("a/b/c/d", reopened=True, continued=Continued(snapshot, UploadOptions(dpi=150), (3,), ("host-1",), asked))
@@ -250,7 +250,7 @@ async def test_handover_crosses_the_wire_as_it_is(asked: Asked, with_snapshot: b
                 "continued": None,
                 "asked": {"reconcile": True, "deep": False, "stored": [3], "retries": [{"sheets": [2], "after_cancel_of": "run"}]},
             },
-            UploadInput("a/b/c/d", reopened=True, asked=Asked(reconcile=True, stored=(3,), retries=(Retry((2,)),))),
+            UploadInput("a/b/c/d", reopened=True, asked=Requests(reconcile=True, stored=(3,), retries=(Retry((2,)),))),
         ),
         (
             {

@@ -1,4 +1,4 @@
-"""What operators see of an upload's run in Temporal's UI."""
+"""Shows operators the state of an upload's run in Temporal's UI."""
 
 from temporalio import workflow
 from temporalio.common import SearchAttributeKey

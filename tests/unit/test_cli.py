@@ -20,8 +20,8 @@ from api.addresses import StackAddresses
 from api.cli.__main__ import build_parser
 from api.cli.__main__ import run as run_command
 from api.cli.client import LocalFile, Server
-from api.cli.commands import outcome
-from api.cli.errors import Refused, WrongUse, named
+from api.cli.commands import exit_code
+from api.cli.errors import Refused, WrongUse, join_by_colon
 from api.cli.event_stream import EventParser, ServerEvent
 from api.cli.reports import sheet_report, upload_report
 from api.cli.transfer import Patience
@@ -91,7 +91,7 @@ def test_patience_doubles_up_to_ten_seconds_and_ends() -> None:
         delays.append(delay)
         now += delay
     assert delays == [1, 2, 4, 8, 10, 10, 10, 10, 10]
-    patience.alive()
+    patience.reset()
     assert patience.delay_s() == 1
 
 
@@ -133,9 +133,13 @@ def test_printable_text_cannot_steer_a_terminal(text: str) -> None:
     assert len(shown) == len(text)
 
 
-def test_named_is_name_and_sentence() -> None:
+def test_a_name_and_a_sentence_are_joined_by_a_colon() -> None:
     """As much of both as there is."""
-    assert [named("NotAPdf", "no PDF"), named("NotAPdf", None), named(None, None)] == ["NotAPdf: no PDF", "NotAPdf", ""]
+    assert [join_by_colon("NotAPdf", "no PDF"), join_by_colon("NotAPdf", None), join_by_colon(None, None)] == [
+        "NotAPdf: no PDF",
+        "NotAPdf",
+        "",
+    ]
 
 
 def test_tally_refuses_a_newer_schema_by_name() -> None:
@@ -149,7 +153,7 @@ def test_a_warning_is_repeated_for_news_only(capsys: pytest.CaptureFixture[str])
     view = LinesView()
     warnings = ["Slow: a (attempt 3)", "Slow: a (attempt 4)", "Slow: b (attempt 5)", "Slow: b", None, "Slow: b (attempt 9)"]
     for warning in warnings:
-        view.event("change", {"status": "processing", "completedPages": 0, "totalPages": 2, "warning": warning, "sheets": []})
+        view.show_event("change", {"status": "processing", "completedPages": 0, "totalPages": 2, "warning": warning, "sheets": []})
     assert capsys.readouterr().out.splitlines()[1:] == [
         "warning: Slow: a (attempt 3)",
         "warning: Slow: b (attempt 5)",
@@ -192,9 +196,9 @@ def test_an_uploads_report_says_what_its_proof_is() -> None:
     assert both[-1] == "wrong: 2 of 3 sheets and the upload as a whole. Verified: 1 of 3 sheets, 9/9 tiles found"
 
 
-def test_outcome_of_every_status() -> None:
+def test_exit_code_of_every_status() -> None:
     """0 for complete and for what still runs, else 1."""
-    assert [outcome(status) for status in ("complete", "queued", "processing", "partial", "failed", "cancelled")] == [0, 0, 0, 1, 1, 1]
+    assert [exit_code(status) for status in ("complete", "queued", "processing", "partial", "failed", "cancelled")] == [0, 0, 0, 1, 1, 1]
 
 
 def test_a_local_file_is_a_regular_file(tmp_path: Path) -> None:

@@ -277,7 +277,7 @@ async def test_whoever_goes_away_takes_no_event_with_him(events: R2Events, bucke
     assert signals(temporal) == [("sheets_stored", (1,))]
 
 
-async def test_hurry_ends_gathering(bucket: Bucket, temporal: FakeTemporal) -> None:
+async def test_stopped_gathering_handles_the_events_at_once(bucket: Bucket, temporal: FakeTemporal) -> None:
     """A process that stops does not wait for more events."""
     runs = Runs(temporal.connect)
     events = R2Events(bucket, Status(bucket, runs), runs, gather_s=60)
@@ -285,7 +285,7 @@ async def test_hurry_ends_gathering(bucket: Bucket, temporal: FakeTemporal) -> N
     temporal.state = snapshot(PENDING)
     waiting = asyncio.create_task(events.decide(stored(1)))
     await asyncio.sleep(0)
-    events.hurry()
+    events.stop_gathering()
     async with asyncio.timeout(120):
         assert await waiting == ACKNOWLEDGED
 

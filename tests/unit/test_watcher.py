@@ -16,7 +16,7 @@ from activities.bucket.keys import UploadRef
 from activities.bucket.records import SheetStatus, Snapshot, UploadStatus, to_json, to_wire
 from activities.bucket.storage import Bucket
 from api.progress.runs import Runs
-from api.progress.sse import POLL_S, Hub, Watcher, _events
+from api.progress.sse import POLL_S, Hub, Watcher, stream_events
 from api.progress.status import Status
 from tests.unit.api_fakes import (
     NO_WORKER,
@@ -58,7 +58,7 @@ class Reader:
     """Takes the events of one stream."""
 
     def __init__(self, watcher: Watcher, after: int | None = None) -> None:
-        self._frames = _events(watcher, after)
+        self._frames = stream_events(watcher, after)
 
     async def next(self) -> tuple[str, int, dict[str, Any]]:
         """The next event: name, id and data."""

@@ -6,7 +6,7 @@ from activities.environment import amount, choice, whole_number
 
 
 def test_an_empty_variable_is_not_set() -> None:
-    """The default counts."""
+    """An empty variable has its default value."""
     environ = {"NUMBER": "", "AMOUNT": "", "CHOICE": ""}
     assert (whole_number(environ, "NUMBER", 7), whole_number({}, "NUMBER", 7)) == (7, 7)
     assert (amount(environ, "AMOUNT", 0.5), amount({}, "AMOUNT", 0.5)) == (0.5, 0.5)
@@ -29,7 +29,7 @@ def test_a_number_that_cannot_be_used_is_refused(text: str) -> None:
 
 
 def test_a_number_without_an_upper_limit_has_a_lower_one() -> None:
-    """It is 1 unless told."""
+    """The lower limit is 1 by default."""
     with pytest.raises(ValueError, match=r"^N is '0'; a whole number of at least 1 is wanted$"):
         whole_number({"N": "0"}, "N", 5)
 

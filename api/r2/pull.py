@@ -156,7 +156,7 @@ class Consumer:
 
     Args:
         queue: The queue.
-        events: Handles each message.
+        r2_events: Handles each message.
         idle_s: Seconds to pause after a pull that brought less than a full batch.
         visibility_s: How long a message is leased, in seconds.
         first_backoff_s: Seconds until a failed request is made again; doubled while it fails.
@@ -165,14 +165,14 @@ class Consumer:
     def __init__(
         self,
         queue: PullQueue,
-        events: R2Events,
+        r2_events: R2Events,
         *,
         idle_s: float = IDLE_S,
         visibility_s: float = VISIBILITY_S,
         first_backoff_s: float = FIRST_BACKOFF_S,
     ) -> None:
         self._queue = queue
-        self._events = events
+        self._r2_events = r2_events
         self._idle_s = idle_s
         self._visibility_s = visibility_s
         self._first_backoff_s = first_backoff_s
@@ -190,13 +190,13 @@ class Consumer:
         finally:
             stopping.cancel()
             pulling.cancel()
-            self._events.stop_gathering()
+            self._r2_events.stop_gathering()
             if self._batches:
                 await asyncio.wait(self._batches, timeout=STOP_S)
             for batch in self._batches:
                 batch.cancel()
             await asyncio.gather(pulling, stopping, *self._batches, return_exceptions=True)
-            await self._events.close()
+            await self._r2_events.close()
 
     async def _pull_forever(self) -> None:
         backoff_s = self._first_backoff_s
@@ -227,7 +227,7 @@ class Consumer:
             logger.error("a batch could not be handled; its messages come again", exc_info=error)
 
     async def _handle(self, leased: Sequence[LeasedMessage], leased_until: float) -> None:
-        verdicts = await asyncio.gather(*(self._events.decide(entry.message) for entry in leased))
+        verdicts = await asyncio.gather(*(self._r2_events.decide(entry.message) for entry in leased))
         decided = list(zip(leased, verdicts, strict=True))
         backoff_s = self._first_backoff_s
         while True:
@@ -257,6 +257,6 @@ async def take_events(
         stop: Ends the consumer when it is set.
     """
     bucket, runs = Bucket(bucket_settings), Runs(connect)
-    events = R2Events(bucket, Status(bucket, runs), runs, attempts=settings.attempts)
+    r2_events = R2Events(bucket, Status(bucket, runs), runs, attempts=settings.attempts)
     async with httpx2.AsyncClient() as http:
-        await Consumer(PullQueue(settings, http), events).run(stop)
+        await Consumer(PullQueue(settings, http), r2_events).run(stop)

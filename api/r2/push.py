@@ -41,13 +41,13 @@ class PushEndpoint:
     """Answers the route.
 
     Args:
-        events: Decides about each message.
+        r2_events: Decides about each message.
         secrets: The accepted secrets. There may be several, so that a secret can be replaced without a gap.
         now: Tells the time in seconds since 1970.
     """
 
-    def __init__(self, events: R2Events, secrets: Sequence[str], *, now: Callable[[], float] = time.time) -> None:
-        self._events = events
+    def __init__(self, r2_events: R2Events, secrets: Sequence[str], *, now: Callable[[], float] = time.time) -> None:
+        self._r2_events = r2_events
         self._secrets = secrets
         self._now = now
 
@@ -69,7 +69,7 @@ class PushEndpoint:
             msg = "SiteLink-Signature fits the body and the timestamp with none of the secrets"
             raise BadSignature(msg)
         messages = _read_messages(body)
-        verdicts = await asyncio.gather(*map(self._events.decide, messages))
+        verdicts = await asyncio.gather(*map(self._r2_events.decide, messages))
         decided = list(zip(messages, verdicts, strict=True))
         answer = {
             "acks": [message.id for message, verdict in decided if verdict.retry_in_s is None],

@@ -150,7 +150,7 @@ class Api:
             raise AlreadyFinished(msg) from error
 
     async def reconcile(self, request: Request) -> Response:
-        """Makes the progress agree with the bucket, also of an upload that has ended; a dry run only reports what it would do."""
+        """Reconciles an upload with the bucket, even if the upload has ended. A dry run only reports the repairs."""
         ref, options = upload_ref(request), Reconcile(deep=flag(request, "deep"))
         if flag(request, "dryRun"):
             return await self._verifier.respond(ref, deep=options.deep)
@@ -175,7 +175,7 @@ class Api:
         return _accepted(ref)
 
     async def prioritize(self, request: Request) -> Response:
-        """Tiles a sheet before the others."""
+        """Asks the run to tile a sheet next."""
         ref, sheet = upload_ref(request), sheet_number(request)
         await self._check_sheet(ref, sheet)
         try:
@@ -186,7 +186,7 @@ class Api:
         return _accepted(ref)
 
     async def retry(self, request: Request) -> Response:
-        """Tries a failed sheet again, also of an upload that has ended."""
+        """Tries a failed sheet again, even if the upload has ended."""
         ref, sheet = upload_ref(request), sheet_number(request)
         upload = await self._check_sheet(ref, sheet)
         if any(state.number == sheet and state.status is SheetStatus.READY for state in upload.snapshot.sheets):

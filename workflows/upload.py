@@ -144,7 +144,7 @@ class ProcessUpload:
 
     @workflow.signal
     def sheets_stored(self, args: SheetNumbers) -> None:
-        """The bucket has reported the ``.dzi`` of these sheets: judge those that are neither ready nor in flight."""
+        """Judge these sheets, whose ``.dzi`` the bucket has reported, unless they are ready or in flight."""
         self._add_requests(args, Requests(stored=args.sheets))
 
     @workflow.signal

@@ -60,19 +60,20 @@ class Watcher:
         """False when Temporal or the bucket does not answer, so that ``snapshot`` is only the last known state."""
         self.final: bytes | None = None
         """The data of the event ``end``, once the run has ended."""
-        self.gone = False
+        self.deleted = False
         """Whether the upload was deleted."""
         self.changed = asyncio.Event()
         """Set at the next change; then a new event takes its place."""
         self._status = status
         self._runs = runs
         self._frames: dict[int | None, bytes] = {}
-        self._asked = 0
+        self._ended_updates = 0
+        """Counts the updates that ended without a change: their ids are used up."""
 
     @property
     def is_over(self) -> bool:
         """Whether this watcher will publish no further change."""
-        return self.gone or self.final is not None
+        return self.deleted or self.final is not None
 
     def frame(self, snapshot: Snapshot, since: int | None) -> bytes:
         """The event that brings a client from version ``since`` to the current ``snapshot``; None is a client without a version.
@@ -88,17 +89,17 @@ class Watcher:
             self._frames[since] = event
         return self._frames[since]
 
-    def _publish(self, snapshot: Snapshot | None, *, certain: bool = True, final: bytes | None = None, gone: bool = False) -> None:
-        if self.gone or (snapshot, certain, final, gone) == (self.snapshot, self.certain, self.final, self.gone):
+    def _publish(self, snapshot: Snapshot | None, *, certain: bool = True, final: bytes | None = None, deleted: bool = False) -> None:
+        if self.deleted or (snapshot, certain, final, deleted) == (self.snapshot, self.certain, self.final, self.deleted):
             return
-        self.snapshot, self.certain, self.final, self.gone = snapshot, certain, final, gone
+        self.snapshot, self.certain, self.final, self.deleted = snapshot, certain, final, deleted
         self._frames.clear()
         changed, self.changed = self.changed, asyncio.Event()
         changed.set()
 
     def end(self) -> None:
         """Ends every stream, because the upload was deleted. A client that reconnects gets ``UploadNotFound``."""
-        self._publish(self.snapshot, gone=True)
+        self._publish(self.snapshot, deleted=True)
 
     async def run(self) -> None:
         """Watches until the run has ended, the upload is deleted or this task is cancelled. Even an unexpected failure does not end it."""
@@ -164,7 +165,7 @@ class Watcher:
         while True:
             version = snapshot.version
             try:
-                change = await self._runs.progress_after(self.ref, version, f"watch-{_PROCESS}-{version}-{self._asked}")
+                change = await self._runs.progress_after(self.ref, version, f"watch-{_PROCESS}-{version}-{self._ended_updates}")
             except (NoRun, TemporalUnavailable):
                 await asyncio.sleep(REPEAT_PAUSE_S)
                 return False
@@ -172,7 +173,7 @@ class Watcher:
                 return True
             if change.version == version:
                 # Too many updates wait, or the run is closing. The update with this id has ended, so the next wait needs a new id.
-                self._asked += 1
+                self._ended_updates += 1
                 await asyncio.sleep(REPEAT_PAUSE_S if change.status.is_final else POLL_S)
                 return False
             snapshot = _merge(snapshot, change)
@@ -286,7 +287,7 @@ async def stream_events(watcher: Watcher, after: int | None) -> AsyncIterator[by
     if watcher.snapshot is None:
         yield prefix + b"\n"  # there is no state yet; this shows the client that it is connected
         prefix = b""
-    while not watcher.gone:
+    while not watcher.deleted:
         changed, snapshot = watcher.changed, watcher.snapshot
         is_sent = snapshot is None or (snapshot.version, snapshot.warning) == (sent, warning)
         if snapshot is not None and not is_sent and not (_is_behind(watcher, snapshot, sent) or (knows_pages and is_unloaded(snapshot))):
@@ -310,7 +311,7 @@ def _is_behind(watcher: Watcher, snapshot: Snapshot, sent: int | None) -> bool:
 async def _first_state(watcher: Watcher) -> None:
     try:
         async with asyncio.timeout(FIRST_STATE_TIMEOUT_S):
-            while watcher.snapshot is None and not watcher.gone:
+            while watcher.snapshot is None and not watcher.deleted:
                 await watcher.changed.wait()
     except TimeoutError:
         return

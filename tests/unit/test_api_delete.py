@@ -118,10 +118,10 @@ async def test_deletion_ends_the_streams_here_at_once(bucket: Bucket) -> None:
             await watcher.changed.wait()
         await status.mark_deleted(REF)
         hub.end(REF)
-        assert watcher.gone
+        assert watcher.deleted
         await upstream.set(replace(snapshot(SheetStatus.READY), version=200))
         await until(lambda: bool(upstream.updates))
-        assert watcher.gone
+        assert watcher.deleted
         assert watcher.final is None
     hub.release(watcher)
     await hub.close()

@@ -1,4 +1,4 @@
-"""``python -m api`` serves the API on this machine's loopback; ``python -m api events`` takes R2's events from a queue."""
+"""``python -m api`` serves the API on this machine's loopback; ``python -m api events`` takes R2 events from a queue."""
 
 import argparse
 import asyncio
@@ -26,12 +26,12 @@ OK, FAILED, WRONG_USE = 0, 1, 2
 
 
 async def connect_later() -> Client:
-    """The Temporal client, which reaches for the server at its first call: this process lives without Temporal."""
+    """The Temporal client. It connects at its first call, so this process also runs without Temporal."""
     return await connect(lazy=True)
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket that listens; with port 0 on a free port.
+    """A listening socket. Port 0 picks a free port.
 
     Raises:
         OSError: The port is taken, or the address is not this machine's.
@@ -40,7 +40,7 @@ def bind(host: str, port: int) -> socket.socket:
     listener = socket.socket(family, kind, protocol)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind(address)
-    listener.listen()  # a program that has read "listening on" in the log is not refused while the server still starts
+    listener.listen()  # so that no client that has read "listening on" in the log is refused while the server starts
     return listener
 
 
@@ -70,8 +70,8 @@ def serve() -> int:
             timeout_graceful_shutdown=GRACE_S,
         )
     )
-    # When it is done, uvicorn raises the signal again, for the handlers that were there before. Without these handlers the signal would
-    # end the process, and the exit code would be lost.
+    # After uvicorn has stopped, it raises the signal again for the earlier handlers. The default handler would end the process and lose
+    # the exit code, so uvicorn's own handler is set here as the earlier one.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, server.handle_exit)
     logger.info("listening on http://%s:%d", host, listener.getsockname()[1])
@@ -80,7 +80,7 @@ def serve() -> int:
 
 
 def consume() -> int:
-    """Takes R2's events from the queue until SIGTERM or SIGINT.
+    """Takes R2 events from the queue until SIGTERM or SIGINT.
 
     Returns:
         The exit code: 2 for a setting that is missing or cannot be used.
@@ -99,7 +99,7 @@ def consume() -> int:
 
 
 async def _consume(settings: PullSettings, bucket_settings: BucketSettings) -> None:
-    from api.r2.pull import take_events  # imported here, for it loads an HTTP client, which the server does not need
+    from api.r2.pull import take_events  # imported here, because it loads an HTTP client that the server does not need
 
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -111,8 +111,8 @@ async def _consume(settings: PullSettings, bucket_settings: BucketSettings) -> N
 
 def main() -> int:
     """Runs the program that the arguments name; returns its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m api", description="Serves the API, or takes R2's events from a queue.")
-    parser.add_argument("program", choices=("events",), nargs="?", help="events: take R2's events from a queue; default: serve the API")
+    parser = argparse.ArgumentParser(prog="python -m api", description="Serves the API, or takes R2 events from a queue.")
+    parser.add_argument("program", choices=("events",), nargs="?", help="events: take R2 events from a queue; default: serve the API")
     program = parser.parse_args().program
     try:
         set_up(os.environ)
@@ -123,7 +123,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    os.umask(0o077)  # plans are nobody else's business
+    os.umask(0o077)  # other users of this machine must not read the plans
     code = main()
     logging.shutdown()
     sys.stdout.flush()

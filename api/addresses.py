@@ -1,7 +1,7 @@
-"""Addresses on this machine: whether one is loopback, and where the stack of a data directory answers.
+"""Addresses on this machine: is a host loopback, and where does the stack of a data directory answer?
 
-A stack holds the lock ``stack.lock`` for as long as it runs, and writes its addresses to ``stack.json`` beside it. A stack that is killed
-leaves the file behind and the lock free. So the file counts only while the lock is held.
+A stack holds the lock ``stack.lock`` while it runs, and writes its addresses to ``stack.json`` beside it. A killed stack leaves
+``stack.json`` behind and frees the lock. So ``stack.json`` counts only while the lock is held.
 """
 
 import fcntl
@@ -22,7 +22,7 @@ class StackAddresses:
     Args:
         api: URL of the API, and of the page.
         temporal: Host and port of the Temporal server.
-        temporal_ui: URL of its UI.
+        temporal_ui: URL of Temporal's UI.
     """
 
     api: str
@@ -31,7 +31,7 @@ class StackAddresses:
 
     @classmethod
     def read(cls, data_dir: Path) -> Self | None:
-        """The addresses of the stack that runs on a data directory; None when no stack runs there, or it does not answer yet."""
+        """The addresses of the stack that runs on a data directory; None when no stack runs there, or before the stack answers."""
         if not is_locked(data_dir):
             return None
         try:
@@ -54,13 +54,13 @@ def is_locked(data_dir: Path) -> bool:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    except OSError:  # no stack was ever there
+    except OSError:  # no stack has ever run there
         return False
     return False
 
 
 def is_loopback(host: str) -> bool:
-    """Whether ``host``, a name or an address without port, is this machine seen from itself."""
+    """Whether ``host``, a name or an address without port, is a loopback address of this machine."""
     if host.lower() == "localhost":
         return True
     try:

@@ -1,4 +1,4 @@
-"""The API: its routes, and the handlers that need no file of their own."""
+"""The API: its routes, and the short handlers."""
 
 import asyncio
 import json
@@ -32,7 +32,7 @@ from api.progress.runs import NoRun, Runs
 from api.progress.sse import Hub
 from api.progress.status import Status, UploadState
 from api.r2.events import R2Events, unreadable_events
-from api.r2.push import Push
+from api.r2.push import PushEndpoint
 from api.readiness import Readiness
 from api.settings import ApiSettings
 from api.tiles import Tiles
@@ -50,9 +50,9 @@ class Api:
     """The handlers of the routes.
 
     Args:
-        bucket: Where everything is.
+        bucket: Holds the uploads.
         connect: Gives the Temporal client when it is first needed.
-        settings: Limits.
+        settings: Limits of the API, and the secrets of R2's push.
     """
 
     def __init__(self, bucket: Bucket, connect: Callable[[], Awaitable[Client]], settings: ApiSettings) -> None:
@@ -66,17 +66,17 @@ class Api:
         self._plans = Plans(bucket, self._status, self._runs)
         self._readiness = Readiness(bucket, self._runs)
         self._r2_events = R2Events(bucket, self._status, self._runs, attempts=settings.push.attempts, gather_s=settings.push.gather_s)
-        self._push = Push(self._r2_events, settings.push.secrets) if settings.push.secrets else None
+        self._push = PushEndpoint(self._r2_events, settings.push.secrets) if settings.push.secrets else None
 
     def routes(self) -> list[Route | Mount]:
-        """Every address of the API and the page."""
+        """Every route of the API and of the page."""
         return [
             Route(f"{PLAN}/reconcile", self.reconcile_plan, methods=["POST"]),
             Route(UPLOADS, self.create, methods=["POST"]),
             Route(UPLOADS, self.list_uploads, methods=["GET"]),
             Route(UPLOAD, self.show, methods=["GET"]),
             Route(UPLOAD, self.delete, methods=["DELETE"]),
-            Route(f"{UPLOAD}/events", self.events, methods=["GET"]),
+            Route(f"{UPLOAD}/events", self.stream_events, methods=["GET"]),
             Route(f"{UPLOAD}/verify", self.verify, methods=["GET"]),
             Route(f"{UPLOAD}/cancel", self.cancel, methods=["POST"]),
             Route(f"{UPLOAD}/reconcile", self.reconcile, methods=["POST"]),
@@ -84,7 +84,7 @@ class Api:
             Route(f"{UPLOAD}/sheets/{{sheet}}/retry", self.retry, methods=["POST"]),
             Route(f"{UPLOAD}/sheets/{{path:path}}", self.sheet_object, methods=["GET"]),
             *([Route(R2_EVENTS, self._push.respond, methods=["POST"])] if self._push else []),
-            Route(UNREADABLE_EVENTS, self.unreadable, methods=["GET"]),
+            Route(UNREADABLE_EVENTS, self.list_unreadable_events, methods=["GET"]),
             Route(LIVE, self.live, methods=["GET"]),
             Route(READY, self.ready, methods=["GET"]),
             Route("/", self.page, methods=["GET"]),
@@ -93,14 +93,14 @@ class Api:
 
     @asynccontextmanager
     async def lifespan(self, _: Starlette) -> AsyncIterator[None]:
-        """Ends watchers and writes when the server stops."""
+        """Ends the watchers, the handling of R2 events and the writes of uploads when the server stops."""
         yield
         await self._hub.close()
         await self._r2_events.close()
         await self._uploads.close()
 
     async def create(self, request: Request) -> Response:
-        """Takes a PDF in."""
+        """Accepts a PDF as a new upload."""
         return await self._uploads.create(plan_ref(request), request)
 
     async def list_uploads(self, request: Request) -> Response:
@@ -110,35 +110,35 @@ class Api:
     async def show(self, request: Request) -> Response:
         """The whole progress of an upload."""
         ref = upload_ref(request)
-        known = await self._status.explained(ref, await self._status.read(ref))
-        body = json.dumps(full_document(ref, known), ensure_ascii=False, separators=(",", ":")).encode()
+        upload = await self._status.with_standstill_warning(ref, await self._status.read(ref))
+        body = json.dumps(full_document(ref, upload), ensure_ascii=False, separators=(",", ":")).encode()
         etag = f'"{sha256(body).hexdigest()[:32]}"'
         return cacheable(request, body, etag=etag, media_type="application/json", cache_control="no-cache")
 
-    async def events(self, request: Request) -> Response:
-        """The progress of an upload as it happens."""
+    async def stream_events(self, request: Request) -> Response:
+        """The progress of an upload as Server-Sent Events."""
         return await self._hub.respond(upload_ref(request), request)
 
     async def verify(self, request: Request) -> Response:
-        """Whether the bucket holds every tile that it should; changes nothing."""
+        """Reports whether the bucket holds every tile of the ready sheets; changes nothing."""
         return await self._verifier.respond(upload_ref(request), deep=flag(request, "deep"))
 
     async def cancel(self, request: Request) -> Response:
-        """Ends an upload that still runs; a second request is no error."""
+        """Stops an upload that still runs; a second request is no error."""
         ref = upload_ref(request)
         await self._status.check(ref)
         try:
             await self._runs.cancel(ref)
         except NoRun:
-            known = await self._status.read(ref)  # this starts an accepted upload that never ran
-            if known.unreadable is not None:
-                raise known.unreadable from None
-            if not known.certain:
-                raise TemporalUnavailable(known.snapshot.warning) from None
-            if known.final is None:
+            upload = await self._status.read(ref)  # this starts an accepted upload that never ran
+            if upload.unreadable is not None:
+                raise upload.unreadable from None
+            if not upload.certain:
+                raise TemporalUnavailable(upload.snapshot.warning) from None
+            if upload.final is None:
                 await self._cancel_started(ref)
-            elif known.snapshot.status is not UploadStatus.CANCELLED:
-                msg = f"the upload is {known.snapshot.status}: there is nothing to cancel"
+            elif upload.snapshot.status is not UploadStatus.CANCELLED:
+                msg = f"the upload is {upload.snapshot.status}: there is nothing to cancel"
                 raise AlreadyFinished(msg) from None
         return _accepted(ref)
 
@@ -150,7 +150,7 @@ class Api:
             raise AlreadyFinished(msg) from error
 
     async def reconcile(self, request: Request) -> Response:
-        """Makes the progress agree with the bucket, also of an upload that has ended; a dry run only reports what it would do."""
+        """Reconciles an upload with the bucket, even if the upload has ended. A dry run only reports the repairs."""
         ref, options = upload_ref(request), Reconcile(deep=flag(request, "deep"))
         if flag(request, "dryRun"):
             return await self._verifier.respond(ref, deep=options.deep)
@@ -159,7 +159,7 @@ class Api:
         return _accepted(ref)
 
     async def reconcile_plan(self, request: Request) -> Response:
-        """The same for every upload of a plan."""
+        """Reconciles every upload of a plan."""
         return await self._plans.reconcile(plan_ref(request), Reconcile(deep=flag(request, "deep")))
 
     async def delete(self, request: Request) -> Response:
@@ -170,12 +170,12 @@ class Api:
         try:
             await self._runs.delete(ref)
         except TemporalUnavailable as error:
-            # The upload is marked, so it is gone for everybody; the sweep finds the mark and starts the removal.
+            # The mark already hides the upload from every client. The sweep will find the mark and start the removal.
             logger.warning("the removal of a deleted upload is not started yet", extra={"ref": str(ref), "problem": str(error)})
         return _accepted(ref)
 
     async def prioritize(self, request: Request) -> Response:
-        """Tiles a sheet before the others."""
+        """Asks the run to tile a sheet next."""
         ref, sheet = upload_ref(request), sheet_number(request)
         await self._check_sheet(ref, sheet)
         try:
@@ -186,41 +186,41 @@ class Api:
         return _accepted(ref)
 
     async def retry(self, request: Request) -> Response:
-        """Tries a failed sheet again, also of an upload that has ended."""
+        """Tries a failed sheet again, even if the upload has ended."""
         ref, sheet = upload_ref(request), sheet_number(request)
-        known = await self._check_sheet(ref, sheet)
-        if any(state.number == sheet and state.status is SheetStatus.READY for state in known.snapshot.sheets):
+        upload = await self._check_sheet(ref, sheet)
+        if any(state.number == sheet and state.status is SheetStatus.READY for state in upload.snapshot.sheets):
             msg = f"sheet {sheet:,} is ready: there is nothing to try again"
             raise AlreadyFinished(msg)
         await self._runs.reopen(ref, "retry_sheets", SheetNumbers((sheet,)))
         return _accepted(ref)
 
     async def _check_sheet(self, ref: UploadRef, sheet: int) -> UploadState:
-        known = await self._status.read(ref)
-        if known.unreadable is not None:
-            raise known.unreadable
-        total = known.snapshot.total_pages
-        counted = total or (known.final is not None and known.snapshot.status is not UploadStatus.CANCELLED)
-        if known.certain and counted and sheet > total:
+        upload = await self._status.read(ref)
+        if upload.unreadable is not None:
+            raise upload.unreadable
+        total = upload.snapshot.total_pages
+        counted = total or (upload.final is not None and upload.snapshot.status is not UploadStatus.CANCELLED)
+        if upload.certain and counted and sheet > total:
             msg = f"there is no sheet {sheet:,}, the upload has {total:,}"
             raise SheetNotFound(msg)
-        return known
+        return upload
 
     async def sheet_object(self, request: Request) -> Response:
-        """A thumbnail, descriptor or tile."""
+        """A thumbnail, a ``.dzi`` or a tile."""
         return await self._tiles.respond(upload_ref(request), request.path_params["path"], request)
 
-    async def unreadable(self, _: Request) -> Response:
-        """Messages that are not R2 events and were kept aside; newest first."""
+    async def list_unreadable_events(self, _: Request) -> Response:
+        """The messages that were kept aside because they are not R2 events; newest first."""
         events = await asyncio.to_thread(unreadable_events, self._bucket)
         return JSONResponse({"unreadable": events}, headers={"Cache-Control": "no-cache"})
 
     async def live(self, _: Request) -> Response:
-        """The process answers."""
+        """Says that the process answers."""
         return PlainTextResponse("ok\n", headers={"Cache-Control": "no-store"})
 
     async def ready(self, _: Request) -> Response:
-        """The process can work."""
+        """Says whether the process can work."""
         await self._readiness.check()
         return PlainTextResponse("ok\n", headers={"Cache-Control": "no-store"})
 
@@ -233,9 +233,9 @@ def create_app(bucket: Bucket, connect: Callable[[], Awaitable[Client]], setting
     """The ASGI application.
 
     Args:
-        bucket: Where everything is.
-        connect: Gives the Temporal client when it is first needed; a lazy one, so that the API lives without Temporal.
-        settings: Limits and the host it is reached as.
+        bucket: Holds the uploads.
+        connect: Gives the Temporal client when it is first needed; a lazy client, so that the API also runs without Temporal.
+        settings: Limits of the API, the host name in its address, and the secrets of R2's push.
     """
     api = Api(bucket, connect, settings)
     return Starlette(

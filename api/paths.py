@@ -1,4 +1,4 @@
-"""The addresses of the API that its server, the command line and the tests share."""
+"""The paths of the API, shared by the server, the command line and the tests."""
 
 from activities.bucket.keys import PlanRef, UploadRef
 
@@ -11,20 +11,20 @@ UNREADABLE_EVENTS = "/v1/events/unreadable"
 
 
 def plan_path(plan: PlanRef) -> str:
-    """The address of a plan."""
+    """The path of a plan."""
     return PLAN.format(organization=plan.organization, project=plan.project, plan=plan.plan)
 
 
 def uploads_path(plan: PlanRef) -> str:
-    """The address of a plan's uploads."""
+    """The path of a plan's uploads."""
     return f"{plan_path(plan)}/uploads"
 
 
 def upload_path(ref: UploadRef) -> str:
-    """The address of one upload."""
+    """The path of one upload."""
     return f"{uploads_path(ref.plan_ref)}/{ref.upload}"
 
 
 def page_path(ref: UploadRef) -> str:
-    """The address of the web page that shows an upload."""
+    """The path of the web page that shows an upload."""
     return f"/?ref={ref}"

@@ -1,4 +1,4 @@
-"""What concerns all uploads of a plan: their list, and the request to reconcile each of them."""
+"""The requests about all uploads of a plan: list them, and reconcile each of them."""
 
 import asyncio
 from http import HTTPStatus
@@ -22,8 +22,8 @@ class Plans:
 
     Args:
         bucket: Holds the uploads.
-        status: Reads their state.
-        runs: Their workflows.
+        status: Reads the state of an upload.
+        runs: Signals the workflows of the uploads.
     """
 
     def __init__(self, bucket: Bucket, status: Status, runs: Runs) -> None:
@@ -37,9 +37,9 @@ class Plans:
         Args:
             plan: The plan.
             limit: How many uploads the page may have.
-            cursor: The last upload of the page before.
+            cursor: The last upload of the previous page; None for the first page.
         """
-        # Later uploads have greater names and begin the list, so the uploads that follow a cursor stay the same.
+        # New uploads have greater ids and stand before every cursor, so the uploads that follow a cursor stay the same.
         newest = [ref for ref in await self._newest(plan) if cursor is None or ref.upload < cursor]
         entries: list[dict[str, object]] = []
         reader = _ListReader(self._status)
@@ -53,7 +53,7 @@ class Plans:
         return JSONResponse({"uploads": entries, "nextCursor": cursor if newest else None}, headers=headers)
 
     async def reconcile(self, plan: PlanRef, options: Reconcile) -> Response:
-        """Asks each upload of a plan to reconcile; passes over an upload of which a record cannot be read, and names it."""
+        """Asks each upload of a plan to reconcile. An upload with an unreadable record is passed over and named in the answer."""
         slots = asyncio.Semaphore(READS_AT_ONCE)
         passed_over: list[dict[str, str]] = []
 
@@ -74,26 +74,26 @@ class Plans:
         return JSONResponse(body, HTTPStatus.ACCEPTED, {"Cache-Control": "no-store"})
 
     async def _newest(self, plan: PlanRef) -> list[UploadRef]:
-        """The directories that may be uploads of the plan, newest first."""
+        """The directories that may be uploads of the plan, newest first. Some may be uploads that were never accepted."""
         names = await asyncio.to_thread(self._bucket.directories, plan.uploads_prefix)
         newest = sorted(filter(ID_PATTERN.fullmatch, names), reverse=True)
         return [UploadRef(plan.organization, plan.project, plan.plan, name) for name in newest]
 
 
 class _ListReader:
-    """Reads the entries of one list, some at once; asks Temporal no more once Temporal did not answer."""
+    """Reads the entries of one list, several at once. When Temporal has not answered once, it is not asked again."""
 
     def __init__(self, status: Status) -> None:
         self._status = status
         self._slots = asyncio.Semaphore(READS_AT_ONCE)
-        self._ask = True
+        self._asks_temporal = True
 
     async def entry(self, ref: UploadRef) -> dict[str, object] | None:
-        """One line; None when the directory is not an upload, or no longer one."""
+        """One entry of the list; None when the upload was never accepted or is deleted."""
         async with self._slots:
             try:
-                known = await self._status.read(ref, ask=self._ask, patience_s=0)
+                state = await self._status.read(ref, ask_temporal=self._asks_temporal, patience_s=0)
             except UploadNotFound:
                 return None
-        self._ask = self._ask and (known.certain or known.unreadable is not None)
-        return list_entry(ref, known)
+        self._asks_temporal = self._asks_temporal and (state.certain or state.unreadable is not None)
+        return list_entry(ref, state)

@@ -13,15 +13,18 @@ logger = logging.getLogger(__name__)
 
 BUCKET_TIMEOUT_S = 2.0
 ROOM_S, NO_ROOM_S = 60.0, 5.0
-"""How long an earlier answer counts: that the bucket has room, that it has none. On S3, asking costs a PUT: 0.2 dollars a month."""
+"""How long the last answer counts: ``ROOM_S`` when the bucket has room, ``NO_ROOM_S`` when it has none. On S3 each question is a PUT.
+
+A PUT a minute costs 0.2 dollars a month.
+"""
 
 
 class Readiness:
-    """Asks Temporal and the bucket.
+    """Checks that Temporal and the bucket can be used.
 
     Args:
-        bucket: Must answer, and have room.
-        runs: Temporal must answer.
+        bucket: The bucket to check.
+        runs: Asks Temporal.
     """
 
     def __init__(self, bucket: Bucket, runs: Runs) -> None:
@@ -34,7 +37,7 @@ class Readiness:
         """Returns when Temporal and the bucket answer, and the bucket has room.
 
         Raises:
-            TemporalUnavailable: Temporal does not answer; when the bucket fails, too, the message says both.
+            TemporalUnavailable: Temporal does not answer. If the bucket fails, too, the message names both failures.
             BucketError: The bucket does not answer, or is full.
         """
         failures = [error for error in await asyncio.gather(self._temporal_failure(), self._bucket_failure()) if error]
@@ -56,14 +59,14 @@ class Readiness:
             return failure
         now = time.monotonic()
         if self._room_asked_at is None or now - self._room_asked_at >= (NO_ROOM_S if self._room_failure else ROOM_S):
-            # One request asks at a time; requests that come meanwhile take the answer before.
+            # Only one request asks at a time. Requests that come meanwhile take the last answer.
             self._room_asked_at = now
             self._room_failure = await _failure_of(self._bucket.check_room())
         return self._room_failure
 
 
 async def _failure_of(asking: Awaitable[object]) -> SiteLinkError | None:
-    """Why the bucket did not answer; an answer that there is no such object is one, too."""
+    """The reason why the bucket did not answer, if it did not. That an object does not exist is an answer, too."""
     try:
         async with asyncio.timeout(BUCKET_TIMEOUT_S):
             await asking

@@ -14,14 +14,14 @@ DEFAULT_MAX_FILE_BYTES = 2 << 30
 
 @dataclass(frozen=True)
 class ApiSettings:
-    """What the server is told once, when it starts.
+    """The settings that the server reads once, when it starts.
 
     Args:
         bucket: Where the objects are.
-        host: Address to listen on; only of this machine's loopback, for there is no authentication.
-        port: 0 picks a free one.
+        host: Address to listen on. It must be loopback, because there is no authentication.
+        port: The port to listen on; 0 picks a free port.
         max_file_bytes: The largest PDF that is accepted.
-        push: Who may send R2's events.
+        push: Who may send R2 events.
 
     Raises:
         ValueError: A value cannot be used; the message names its variable.

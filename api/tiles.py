@@ -1,4 +1,4 @@
-"""Thumbnails, descriptors and tiles, straight from the bucket."""
+"""Serves thumbnails, ``.dzi`` files and tiles from the bucket."""
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -38,7 +38,7 @@ class Tiles:
 
     Args:
         bucket: Where the objects are.
-        status: Knows which uploads exist.
+        status: Checks that an upload exists.
     """
 
     def __init__(self, bucket: Bucket, status: Status) -> None:

@@ -1,14 +1,15 @@
-"""Takes a PDF in: from the request's body to an accepted upload, in constant memory.
+"""Accepts uploads: streams the PDF from the request's body to the bucket, in constant memory.
 
 Oddities, all on purpose:
 
-1. A form is parsed as it comes and its file goes straight to the bucket; Starlette's ``request.form()`` would write it to the disk first.
-2. The bucket's writer runs in a task of its own: cancelling a streaming write leaves it half done, so a request that ends early
-   makes the stream fail instead and waits for the writer.
-3. The record of an ``Idempotency-Key`` is created after ``source.pdf`` and before ``upload.json``, only if absent, with the upload and
-   the body's digest in one write. Of requests that race with one key, in whatever process, each writes its own source and exactly one
-   becomes the upload; a retry after a crash anywhere either finds the record, and completes that upload, or begins anew. A record from
-   before the body is read would tell no later request whether the first still writes or has died.
+1. A form is parsed while it arrives, and its file goes straight to the bucket. Starlette's ``request.form()`` would write the file to the
+   disk first.
+2. The bucket's writer runs in a task of its own, because a cancelled streaming write leaves half an object. A request that ends early
+   makes the stream fail instead, and waits for the writer.
+3. The record of an ``Idempotency-Key`` names the upload and the digest of the body. It is created in one write, only if absent, after
+   ``source.pdf`` and before ``upload.json``. When requests race with one key, also in several processes, each writes its own source, and
+   exactly one becomes the upload. A retry after a crash finds the record and completes its upload, or finds no record and begins anew.
+   If the record were written before the body, a later request could not tell whether the first request still writes or has died.
 """
 
 import asyncio
@@ -53,11 +54,11 @@ HEADER_WINDOW = 1024
 """``%PDF-`` must begin and end within this many bytes: PDF 1.7, appendix H, note 13."""
 CHUNK_BYTES = 1 << 20
 IDLE_TIMEOUT_S = 60.0
-"""A sender that is silent for longer has gone, whatever its connection says."""
+"""A sender that is silent for longer counts as gone, even if its connection is open."""
 
 
 def new_upload_id() -> str:
-    """A UUIDv7, lower case: its order is that of creation, to a quarter of a microsecond.
+    """A UUIDv7, lower case. Ids sort in the order of their creation, to a quarter of a microsecond.
 
     https://www.rfc-editor.org/rfc/rfc9562#section-5.7, with method 3 of section 6.2
     """
@@ -69,17 +70,18 @@ def new_upload_id() -> str:
 
 
 class IncomingFile:
-    """The PDF in a request, checked, counted and hashed while it passes.
+    """The PDF in a request, which is checked, counted and hashed while it streams through.
 
     Args:
         request: Its body is the PDF or a form with one file.
         max_bytes: The largest file that is accepted.
-        idle_timeout_s: Longest silence of the sender.
+        idle_timeout_s: The longest silence of the sender.
 
     Raises:
-        FileTooLarge: The request says so itself.
+        FileTooLarge: The ``Content-Length`` is over the limit.
+        NotAPdf: The ``Content-Length`` is 0.
         InvalidRequest: A header cannot be understood.
-        HTTPException: The body is of another kind (415).
+        HTTPException: The body's type is neither a PDF nor a form (415).
     """
 
     def __init__(self, request: Request, max_bytes: int, idle_timeout_s: float = IDLE_TIMEOUT_S) -> None:
@@ -89,9 +91,9 @@ class IncomingFile:
         self._digest = hashlib.sha256()
         self.size_bytes = 0
         if "content-range" in request.headers:
-            msg = "Content-Range: a part of a file is no upload, send the whole file in one request"
+            msg = "Content-Range: a part of a file is not accepted, send the whole file in one request"
             raise InvalidRequest(msg)
-        kind, options = parameters("Content-Type", _raw(request, "content-type") or b"")
+        kind, options = parameters("Content-Type", _raw_header(request, "content-type") or b"")
         self._boundary = options.get("boundary", "")
         self._is_form = kind == "multipart/form-data"
         if self._is_form and not self._boundary:
@@ -100,13 +102,13 @@ class IncomingFile:
         if not self._is_form and kind not in ("", "application/pdf", "application/octet-stream"):
             detail = f"the body is {kind!r}, send application/pdf or a form with one file"
             raise HTTPException(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, detail)
-        disposition = _raw(request, "content-disposition")
+        disposition = _raw_header(request, "content-disposition")
         self._file_name = request.query_params.get("filename") or (file_name(disposition) if disposition else None)
-        self._check_announced(request.headers.get("content-length"))
+        self._check_announced_size(request.headers.get("content-length"))
 
-    def _check_announced(self, length: str | None) -> None:
+    def _check_announced_size(self, length: str | None) -> None:
         if length is None or not length.isdigit():
-            return  # it is counted as it comes
+            return  # ``chunks`` counts the bytes
         if int(length) - (FORM_OVERHEAD_BYTES if self._is_form else 0) > self._max_bytes:
             raise self._too_large(int(length))
         if length == "0":
@@ -118,12 +120,12 @@ class IncomingFile:
 
     @property
     def sha256(self) -> str:
-        """Digest of what has passed, hexadecimal."""
+        """The hexadecimal digest of the bytes that ``chunks`` has given so far."""
         return self._digest.hexdigest()
 
     @property
     def file_name(self) -> str:
-        """As the sender called it, without directories and control characters; for people, never for a path."""
+        """The sender's name of the file, without directories and control characters. It is for people, never for a path."""
         name = (self._file_name or "").replace("\\", "/").rsplit("/", 1)[-1]
         return "".join(character for character in name if character.isprintable())[:MAX_FILE_NAME].strip() or DEFAULT_FILE_NAME
 
@@ -131,8 +133,8 @@ class IncomingFile:
         """The file, in chunks of about a megabyte.
 
         Raises:
-            NotAPdf: The first kilobyte shows it, or there is nothing.
-            FileTooLarge: It grew over the limit.
+            NotAPdf: The first kilobyte has no PDF header, or the file is empty.
+            FileTooLarge: The file has more bytes than the limit.
             InvalidRequest: The form is broken or has not exactly one file.
             ClientDisconnect: The sender went away.
             HTTPException: The sender fell silent (408).
@@ -176,7 +178,7 @@ class IncomingFile:
             async for piece in pieces:
                 for data in form.feed(piece):
                     yield data
-        if not form.ended:
+        if not form.is_complete:
             msg = "the form is cut off"
             raise InvalidRequest(msg)
         if form.files != 1:
@@ -186,12 +188,12 @@ class IncomingFile:
 
 
 class _Form:
-    """Cuts the one file out of a ``multipart/form-data`` body, as it comes."""
+    """Cuts the one file out of a ``multipart/form-data`` body while the body arrives."""
 
     def __init__(self, boundary: bytes) -> None:
         self.files = 0
         self.file_name: str | None = None
-        self.ended = False
+        self.is_complete = False
         self._data: list[bytes] = []
         self._in_file = False
         self._name, self._value = b"", b""
@@ -208,15 +210,15 @@ class _Form:
                 },
             )
         except FormParserError as error:
-            raise _unreadable(error) from error
+            raise _unreadable_form(error) from error
 
     def feed(self, piece: bytes) -> list[bytes]:
-        """The bytes of the file that ``piece`` holds."""
+        """The bytes of the file in ``piece``, a piece of the body."""
         self._data = []
         try:
             self._parser.write(piece)
         except FormParserError as error:
-            raise _unreadable(error) from error
+            raise _unreadable_form(error) from error
         return self._data
 
     def _part_begin(self) -> None:
@@ -239,7 +241,7 @@ class _Form:
         self._in_file = True
         self.files += 1
         if self.files > 1:
-            msg = "the form holds more than one file, send each by itself"
+            msg = "the form holds more than one file, send each file in a request of its own"
             raise InvalidRequest(msg)
         self.file_name = part_file_name
 
@@ -248,7 +250,7 @@ class _Form:
             self._data.append(data[start:end])
 
     def _end(self) -> None:
-        self.ended = True
+        self.is_complete = True
 
 
 def _check_header(beginning: bytes | bytearray) -> None:
@@ -256,26 +258,26 @@ def _check_header(beginning: bytes | bytearray) -> None:
         msg = "the file is empty"
         raise NotAPdf(msg)
     if b"%PDF-" not in beginning[:HEADER_WINDOW]:
-        msg = f"'%PDF-' is not in the first {HEADER_WINDOW:,} bytes: this is no PDF"
+        msg = f"'%PDF-' is not in the first {HEADER_WINDOW:,} bytes: this is not a PDF"
         raise NotAPdf(msg)
 
 
-def _raw(request: Request, name: str) -> bytes | None:
-    """A header as it was sent."""
+def _raw_header(request: Request, name: str) -> bytes | None:
+    """The bytes of a header as they were sent."""
     value = request.headers.get(name)
     return None if value is None else value.encode("latin-1")
 
 
-def _unreadable(error: FormParserError) -> InvalidRequest:
+def _unreadable_form(error: FormParserError) -> InvalidRequest:
     logger.info("a form cannot be read: %s", error)
     return InvalidRequest("the form cannot be read: it is not the multipart/form-data that its Content-Type announces")
 
 
 def read_options(query: Mapping[str, str]) -> UploadOptions:
-    """What the query of an upload asks for.
+    """Reads the options of an upload from the query.
 
     Raises:
-        InvalidRequest: An option is unknown, no whole number or out of its range.
+        InvalidRequest: An option is unknown, is not a whole number or is out of its range.
     """
     values = {}
     for name, text in query.items():
@@ -294,17 +296,17 @@ def read_options(query: Mapping[str, str]) -> UploadOptions:
         raise InvalidRequest(str(error)) from error
 
 
-class _GivenUp(Exception):
-    """Ends the bucket's write of a request that failed."""
+class _UploadAborted(Exception):
+    """Makes the bucket's streaming write fail, because the request has failed."""
 
 
 class Uploads:
     """Accepts uploads.
 
     Args:
-        bucket: Where they go.
-        status: What is known of them.
-        runs: Their workflows.
+        bucket: Stores the uploads.
+        status: Reads the state of an upload.
+        runs: Starts the workflows of the uploads.
         max_file_bytes: The largest file that is accepted.
     """
 
@@ -317,12 +319,12 @@ class Uploads:
         self._writers: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:
-        """Returns when no write is under way; those of cancelled requests are being given up."""
+        """Waits up to 2 seconds for the running writes to end. Cancelled requests are aborting theirs."""
         if self._writers:
             await asyncio.wait(self._writers, timeout=2)
 
     async def create(self, plan: PlanRef, request: Request) -> Response:
-        """``POST …/uploads``."""
+        """Answers ``POST …/uploads``."""
         options = read_options(request.query_params)
         key = _idempotency_key(plan, request.headers.get("idempotency-key"))
         file = IncomingFile(request, self._max_file_bytes)
@@ -334,7 +336,7 @@ class Uploads:
                 earlier = await self._claim(key, ref, file, options)
         else:
             async for _ in file.chunks():
-                pass  # its digest is all that is needed
+                pass  # only the digest is needed, to compare the file with the first one
         status = UploadStatus.QUEUED
         if earlier is not None:
             ref = UploadRef(*_parts(plan), earlier.upload)
@@ -352,11 +354,11 @@ class Uploads:
         try:
             await self._runs.start(ref)
         except TemporalUnavailable as error:
-            # It is accepted: whoever looks at it next starts it.
+            # The upload is accepted: the next GET or the sweep starts its workflow.
             logger.warning("the workflow of an accepted upload is not started yet", extra={"ref": str(ref), "problem": str(error)})
 
     async def _claim(self, key: str, ref: UploadRef, file: IncomingFile, options: UploadOptions) -> KeyRecord | None:
-        """Makes ``ref`` the upload of the key; returns the record of another request that was faster, if one was."""
+        """Makes ``ref`` the upload of the key. If another request was faster, returns the record of that request."""
         earlier = await self._store.claim_key_async(key, KeyRecord(ref.upload, file.sha256, options_digest(options)))
         if earlier is not None:
             await asyncio.to_thread(self._bucket.delete, [ref.source])
@@ -374,15 +376,15 @@ class Uploads:
             raise IdempotencyConflict(msg)
 
     async def _receive(self, ref: UploadRef, file: IncomingFile) -> None:
-        """Writes the file to the bucket as ``source.pdf``, at once or not at all, even when this task is cancelled."""
+        """Writes the file to the bucket as ``source.pdf``, wholly or not at all, even when this task is cancelled."""
         queue: asyncio.Queue[bytes | None] = asyncio.Queue(1)
-        given_up = False
+        aborted = False
 
         async def body() -> AsyncIterator[bytes]:
             while (chunk := await queue.get()) is not None:
                 yield chunk
-            if given_up:
-                raise _GivenUp
+            if aborted:
+                raise _UploadAborted
 
         writer = asyncio.create_task(self._store.put_source_async(ref, body()))
         self._writers.add(writer)
@@ -394,17 +396,17 @@ class Uploads:
             await _hand_over(queue, None, writer)
             await asyncio.shield(writer)
         except BaseException:
-            given_up = True
+            aborted = True
             if not queue.empty():
                 queue.get_nowait()
             queue.put_nowait(None)
             await asyncio.wait({writer})
-            writer.exception()  # it only says that it was given up
+            writer.exception()  # marks the error as seen; it only says that the write was aborted
             raise
 
 
 async def _hand_over(queue: asyncio.Queue[bytes | None], chunk: bytes | None, writer: asyncio.Task[None]) -> None:
-    """Waits until the writer has taken the chunk before; raises what ended it, if something did."""
+    """Puts a chunk into the queue when the writer has taken the previous chunk; if the writer has failed, raises its error."""
     put = asyncio.create_task(queue.put(chunk))
     try:
         await asyncio.wait({put, writer}, return_when=asyncio.FIRST_COMPLETED)

@@ -1,4 +1,4 @@
-"""``GET …/verify``: proves that the bucket holds every tile that the progress says is there."""
+"""``GET …/verify``: checks that the bucket holds every tile of the sheets that the progress shows as ready."""
 
 import asyncio
 import threading
@@ -17,15 +17,15 @@ from activities.errors import SiteLinkError
 from api.progress.status import Status
 
 AT_ONCE = 2
-"""Uploads verified at once in one process; the next ones wait."""
+"""How many uploads one process verifies at once; further requests wait."""
 
 
 class Verifier:
     """Verifies uploads in threads of its own.
 
     Args:
-        bucket: Where their objects are.
-        status: Knows which sheets are ready.
+        bucket: Holds the objects of the uploads.
+        status: Reads which sheets are ready.
     """
 
     def __init__(self, bucket: Bucket, status: Status) -> None:
@@ -36,14 +36,14 @@ class Verifier:
     async def respond(self, ref: UploadRef, *, deep: bool) -> Response:
         """One JSON object: ``sheets`` with the report of each sheet, sent as soon as it is known, then the fields of the upload's report.
 
-        When the bucket fails in the middle, the answer has begun: the upload's report then says so, and that it is not verified.
+        If the bucket fails after the answer has begun, the upload's report names the failure and says that the upload is not verified.
 
         Raises:
             UploadNotFound: There is no such upload.
             BucketError: The bucket failed before the answer began.
         """
-        known = await self._status.read(ref)
-        body = self._body(ref, known.snapshot, deep=deep)
+        state = await self._status.read(ref)
+        body = self._body(ref, state.snapshot, deep=deep)
         return StreamingResponse(body, media_type="application/json", headers={"Cache-Control": "no-store"})
 
     async def _body(self, ref: UploadRef, progress: Snapshot, *, deep: bool) -> AsyncIterator[bytes]:
@@ -60,10 +60,10 @@ class Verifier:
             while isinstance(report := await reports.get(), SheetReport):
                 yield separator + to_json(report)
                 separator = b",\n"
-            await work  # raises an error that has no name
+            await work  # raises the error, if the thread failed with one that is not a SiteLinkError
             yield b"\n]," + to_json(report)[1:] + b"\n"
         finally:
-            # The client may have gone: a verification that waits for a thread is dropped, one that runs ends with the sheets at hand.
+            # The client may have gone: a verification that waits for a thread is dropped, and a running one ends after its current sheets.
             work.cancel()
             stop.set()
 

@@ -1,18 +1,13 @@
-"""``DeleteUpload``: removes an upload twice, because a worker without a connection may still write after the first time."""
+"""``DeleteUpload``: removes an upload's objects twice, because a worker that was cut off may still write after the first removal."""
 
 from datetime import timedelta
-from typing import TypeVar
 
 from temporalio import workflow
-from temporalio.types import MethodAsyncSingleParam
 
 with workflow.unsafe.imports_passed_through():
-    from activities.interface import HOUSEKEEPING_QUEUE, HousekeepingActivities, Removed, RemoveObjects, RemoveRecord, StopRun
+    from activities.interface import HousekeepingActivities, Removed, RemoveObjects, RemoveRecord, StopRun
+    from workflows.housekeeping import call_housekeeping
     from workflows.messages import DeleteInput
-    from workflows.retries import HEARTBEAT, RETRIES
-
-A = TypeVar("A")
-T = TypeVar("T")
 
 STOP_TIMEOUT = timedelta(hours=1)
 REMOVE_TIMEOUT = timedelta(hours=12)
@@ -24,7 +19,7 @@ RECORD_TIMEOUT = timedelta(minutes=10)
 class DeleteUpload:
     """Removes one upload that is marked deleted.
 
-    The workflow may be terminated and started again at any step, because the mark is in ``upload.json``, which is removed last.
+    The workflow may be terminated and started again at any step: the mark is in ``upload.json``, and that object is removed last.
     """
 
     @workflow.run
@@ -37,34 +32,22 @@ class DeleteUpload:
         Raises:
             ApplicationError: The upload is not marked deleted.
         """
-        # The run must have ended before the removal: it could write objects behind it.
+        # The run ends before the removal, because it could write objects after the removal.
         await self._stop_run(args.ref)
         removed = await self._remove_objects(args.ref)
         if not removed.has_record:
-            return removed  # an earlier run of this workflow has removed everything
+            return removed  # an earlier run of this workflow has removed all objects
         workflow.set_current_details(f"{removed.objects:,} objects removed; looks again {args.look_again_s / 60:.0f} minutes later")
-        # After this sleep every activity that could write has timed out, so the second removal is the last one that is needed.
+        # After this sleep every activity that could write has timed out, so the second removal finds all late objects.
         await workflow.sleep(args.look_again_s)
         await self._stop_run(args.ref)
         late = await self._remove_objects(args.ref)
-        await _execute(HousekeepingActivities.remove_record, RemoveRecord(args.ref), RECORD_TIMEOUT, "remove upload.json")
+        await call_housekeeping(HousekeepingActivities.remove_record, RemoveRecord(args.ref), RECORD_TIMEOUT, "remove upload.json")
         workflow.set_current_details(f"{removed.objects:,} objects removed, then {late.objects:,} that were written late")
         return Removed(removed.objects + late.objects, marked=False)
 
     async def _stop_run(self, ref: str) -> None:
-        await _execute(HousekeepingActivities.stop_run, StopRun(ref), STOP_TIMEOUT, "end the upload's run")
+        await call_housekeeping(HousekeepingActivities.stop_run, StopRun(ref), STOP_TIMEOUT, "end the upload's run")
 
     async def _remove_objects(self, ref: str) -> Removed:
-        return await _execute(HousekeepingActivities.remove_objects, RemoveObjects(ref), REMOVE_TIMEOUT, "remove the objects")
-
-
-async def _execute(method: MethodAsyncSingleParam[HousekeepingActivities, A, T], args: A, timeout: timedelta, summary: str) -> T:
-    return await workflow.execute_activity_method(
-        method,
-        args,
-        task_queue=HOUSEKEEPING_QUEUE,
-        start_to_close_timeout=timeout,
-        heartbeat_timeout=HEARTBEAT,
-        retry_policy=RETRIES,
-        summary=summary,
-    )
+        return await call_housekeeping(HousekeepingActivities.remove_objects, RemoveObjects(ref), REMOVE_TIMEOUT, "remove the objects")

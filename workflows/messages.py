@@ -1,4 +1,4 @@
-"""What crosses the wire to and from ``ProcessUpload`` and ``DeleteUpload``. The snapshot itself is ``activities.bucket.records.Snapshot``.
+"""Arguments of ``ProcessUpload`` and ``DeleteUpload`` and of their signals and updates. Results are in ``activities``.
 
 These are frozen dataclasses. A new field gets a default, and no field is renamed: the worker must read the payloads of old histories.
 """
@@ -6,31 +6,27 @@ These are frozen dataclasses. A new field gets a default, and no field is rename
 from dataclasses import dataclass, field
 
 from activities.bucket.records import Snapshot, UploadOptions
-from workflows.processing.window import Asked
+from workflows.processing.window import Requests
 
 SEARCH_ATTRIBUTES = ("SiteLinkOrganization", "SiteLinkProject", "SiteLinkPlan", "SiteLinkStatus", "SiteLinkReason")
-"""All are of type Keyword; the namespace must know them before the first upload."""
+"""The search attributes of an upload's run, all of type Keyword. The namespace must know them before the first upload."""
 
 
 @dataclass(frozen=True)
 class Continued:
-    """All that a run hands to the next run when it continues as new. No sheet is in flight then.
+    """The state that a run hands to the next run when it continues as new. No sheet is in flight then.
 
     Args:
-        snapshot: The progress so far; None when the run must first ask the bucket. Never None on the wire, because the release before
-            cannot read that.
+        snapshot: The progress so far; None stands for a run that must first read the bucket.
         options: The options of the upload.
         prioritized: Sheets to tile first, ascending.
         hosts: The queues of the hosts whose scratch was used.
-        asked: Requests that came after the cancellation of the run that hands over. Only read, not yet written: the release before
-            would pass over it.
     """
 
     snapshot: Snapshot | None = None
     options: UploadOptions = field(default_factory=UploadOptions)
     prioritized: tuple[int, ...] = ()
     hosts: tuple[str, ...] = ()
-    asked: Asked = field(default_factory=Asked)
 
 
 @dataclass(frozen=True)
@@ -40,14 +36,14 @@ class UploadInput:
     Args:
         ref: org/project/plan/upload.
         reopened: A signal started the run, which therefore begins with the state of the bucket.
-        continued: What the run before handed over; only continue-as-new sets it.
-        asked: Requests that came after the cancellation of the run that hands over.
+        continued: The state that the previous run hands over; only continue-as-new sets it.
+        asked: The requests that came after the run that hands over was cancelled.
     """
 
     ref: str
     reopened: bool = False
     continued: Continued | None = None
-    asked: Asked = field(default_factory=Asked)
+    asked: Requests = field(default_factory=Requests)
 
 
 @dataclass(frozen=True)
@@ -56,8 +52,8 @@ class SheetNumbers:
 
     Args:
         sheets: 1-based; for ``retry_sheets`` no number means every failed sheet.
-        after_cancel_of: The id of the run that had been asked to cancel before this signal was sent, if there is one. A worker that gets
-            a signal and a cancellation at the same moment is not told which came first.
+        after_cancel_of: The id of the run, if somebody had asked it to cancel before this signal was sent; else empty. A worker that gets
+            a signal and a cancellation at the same moment cannot see which came first.
     """
 
     sheets: tuple[int, ...] = ()

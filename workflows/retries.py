@@ -1,4 +1,4 @@
-"""How Temporal retries an activity that only an outage can stop, and how soon it notices that a worker is gone."""
+"""How Temporal retries an activity that fails only in an outage, and how soon Temporal notices that a worker is gone."""
 
 from datetime import timedelta
 

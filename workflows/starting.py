@@ -1,4 +1,4 @@
-"""Starts, reopens and finds the workflows of an upload; how an id may be used again is decided only here."""
+"""Starts, reopens and finds the workflows of an upload. Only this module decides when a workflow id may be used again."""
 
 from dataclasses import replace
 from datetime import timedelta
@@ -82,7 +82,7 @@ async def reopen_upload(
     Raises:
         RPCError: Temporal does not answer.
     """
-    # The run cannot know whether this signal came before or after a cancellation, so the sender looks before it sends.
+    # The run cannot see whether this signal came before or after a cancellation, so the sender asks before it sends.
     run = await last_run(client, ref)
     if run is not None and run.raw_description.workflow_extended_info.cancel_requested:
         args = replace(args, after_cancel_of=run.run_id)
@@ -109,7 +109,7 @@ async def start_deletion(client: Client, ref: UploadRef, *, look_again_s: float 
         look_again_s: See ``DeleteInput``.
 
     Returns:
-        False if such a workflow was running already.
+        False if the workflow was running already.
 
     Raises:
         RPCError: Temporal does not answer.

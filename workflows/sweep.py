@@ -1,7 +1,7 @@
-"""The workflows that Temporal Schedules run: ``Sweep`` completes work that was left undone, ``NightlyReconcile`` checks finished uploads.
+"""The workflows that Temporal Schedules run: ``Sweep`` completes unfinished work, ``NightlyReconcile`` checks finished uploads.
 
-Each workflow is one activity that walks over the bucket. When its worker is lost, the next attempt goes on where the last one was. So the
-history stays small however many uploads there are.
+Each workflow runs one activity that walks over the bucket, so its history stays small for any number of uploads. When the worker of the
+activity is lost, the next attempt goes on where the last attempt was.
 """
 
 from datetime import timedelta
@@ -9,8 +9,8 @@ from datetime import timedelta
 from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
-    from activities.interface import HOUSEKEEPING_QUEUE, HousekeepingActivities, Reconciled, ReconcileFinished, SweepBucket, Swept
-    from workflows.retries import HEARTBEAT, RETRIES
+    from activities.interface import HousekeepingActivities, Reconciled, ReconcileFinished, SweepBucket, Swept
+    from workflows.housekeeping import call_housekeeping
 
 SWEEP_TIMEOUT = timedelta(hours=12)
 RECONCILE_TIMEOUT = timedelta(hours=23)
@@ -22,16 +22,9 @@ class Sweep:
 
     @workflow.run
     async def run(self, args: SweepBucket) -> Swept:
-        """Walks once over all uploads; the result says what was done."""
-        return await workflow.execute_activity_method(
-            HousekeepingActivities.sweep,
-            args,
-            task_queue=HOUSEKEEPING_QUEUE,
-            start_to_close_timeout=SWEEP_TIMEOUT,
-            heartbeat_timeout=HEARTBEAT,
-            retry_policy=RETRIES,
-            summary="all uploads" if args.days is None else f"uploads of the last {args.days} days",
-        )
+        """Walks once over all uploads; the result counts what the sweep did."""
+        summary = "all uploads" if args.days is None else f"uploads of the last {args.days} days"
+        return await call_housekeeping(HousekeepingActivities.sweep, args, SWEEP_TIMEOUT, summary)
 
 
 @workflow.defn
@@ -40,13 +33,6 @@ class NightlyReconcile:
 
     @workflow.run
     async def run(self, args: ReconcileFinished) -> Reconciled:
-        """Walks once over the finished uploads; the result says what was wrong."""
-        return await workflow.execute_activity_method(
-            HousekeepingActivities.reconcile_finished,
-            args,
-            task_queue=HOUSEKEEPING_QUEUE,
-            start_to_close_timeout=RECONCILE_TIMEOUT,
-            heartbeat_timeout=HEARTBEAT,
-            retry_policy=RETRIES,
-            summary=f"uploads that finished in the last {args.days} days",
-        )
+        """Walks once over the finished uploads; the result counts what was wrong."""
+        summary = f"uploads that finished in the last {args.days} days"
+        return await call_housekeeping(HousekeepingActivities.reconcile_finished, args, RECONCILE_TIMEOUT, summary)

@@ -1,4 +1,4 @@
-"""The final progress of an upload whose run was ended before it could write its manifest."""
+"""The final progress of an upload whose run ended before it could write its manifest."""
 
 from dataclasses import replace
 from datetime import datetime
@@ -10,7 +10,7 @@ from activities.errors import Terminated
 from workflows.processing.progress import Progress
 
 ENDED_FROM_OUTSIDE = (WorkflowExecutionStatus.TERMINATED, WorkflowExecutionStatus.TIMED_OUT)
-"""How a run ends without a chance to write a manifest."""
+"""The endings that give a run no chance to write a manifest."""
 
 
 def terminated_progress(last: Snapshot, status: WorkflowExecutionStatus | None, moment: datetime) -> Snapshot:
@@ -25,7 +25,7 @@ def terminated_progress(last: Snapshot, status: WorkflowExecutionStatus | None, 
     """
     progress = Progress(moment, replace(last, warning=None))
     for number in progress.sheets_in(SheetStatus.TILING, SheetStatus.UPLOADING):
-        progress.pending(number, moment)
+        progress.mark_pending(number, moment)
     if status is WorkflowExecutionStatus.CANCELED:
         progress.cancel(moment)
         return progress.snapshot()

@@ -3,12 +3,12 @@
 A run reads from the bucket what is done already, counts the pages, keeps a window of sheets in flight until no sheet is left to do,
 and writes the manifest. Signals may ask for more at any time. The parts of the story have their own modules:
 
-    window.py     which sheets are to do, in flight or being judged, and what is asked for
+    window.py     which sheets are to do, in flight or being judged, and which requests wait
     sheet.py      the work on one sheet
     checks.py     the comparison with the bucket
     calls.py      the activities, with their timeouts and retries
     failures.py   how a cancellation and the failure of an activity are read
-    patches.py    the changes that runs with an older history go on without
+    patches.py    changes to the commands; a run with an older history goes on without them
     progress.py   the progress that clients see
     display.py    what operators see
 """
@@ -32,13 +32,13 @@ with workflow.unsafe.imports_passed_through():
     from workflows.processing.patches import CHECK_SHEETS, OBEY_REQUESTS_AFTER_CANCEL, STAY_TERMINATED
     from workflows.processing.progress import Progress
     from workflows.processing.sheet import SheetWork
-    from workflows.processing.window import Asked, Retry, Window
+    from workflows.processing.window import Requests, Retry, Window
 
 MAX_WAITERS = 7
 """Updates that may wait at once: Temporal does not refuse the 11th, but retries it silently for ever."""
 
 GATHERING_TIME = timedelta(seconds=1)
-"""How long a comparison with the bucket waits for other requests, so that one comparison does them all."""
+"""How long a comparison with the bucket waits for further requests, so that one comparison serves all of them."""
 
 
 @workflow.defn
@@ -49,14 +49,14 @@ class ProcessUpload:
 
     @workflow.init
     def __init__(self, args: UploadInput) -> None:
-        continued = args.continued or Continued(asked=args.asked)
+        continued = args.continued or Continued()
         self._ref = UploadRef.parse(args.ref)
         self._options = continued.options
         self._progress = Progress(workflow.now(), continued.snapshot)
         self._loaded = continued.snapshot is not None
         self._bucket_state: BucketState | None = None
-        self._asked = continued.asked
-        self._asked_after_cancel = Asked()
+        self._requests = args.asked
+        self._requests_after_cancel = Requests()
         self._waiters: dict[str, None] = {}
         self._window = Window(self._options.window, continued.prioritized)
         self._sheet_tasks: dict[int, asyncio.Task[None]] = {}
@@ -70,8 +70,8 @@ class ProcessUpload:
     async def run(self, args: UploadInput) -> Snapshot:
         """Works until every sheet is ready or failed.
 
-        A cancellation ends all that was asked for before it. Requests that come after it, while the run closes, are done by a next run,
-        because Temporal lets nobody take a cancellation back.
+        A cancellation also ends the requests that came before it. Temporal lets nobody take a cancellation back, so the next run does the
+        requests that come after it, while this run closes.
 
         Returns:
             The final progress, without its sheets.
@@ -90,26 +90,25 @@ class ProcessUpload:
                 await self._stop_sheets()
                 cancelled = is_due_to_cancel(error)
                 if not cancelled:
-                    raise  # the records cannot be read, so the run writes none over them
+                    raise  # a record cannot be read, so the run must not write over it
                 if reopened and not self._loaded and not workflow.patched(OBEY_REQUESTS_AFTER_CANCEL):
                     raise asyncio.CancelledError from error
-            # A cancellation must not interrupt the closing, which alone leaves a final state in the bucket. So the closing is a task of
-            # its own, and the run waits for its end in any case.
+            # A cancellation must not interrupt the closing, because nothing else leaves a final state in the bucket. So the closing is a
+            # task of its own, and the run always waits for its end.
             closing = asyncio.create_task(self._close())
             try:
                 await asyncio.shield(closing)
             except asyncio.CancelledError:
                 cancelled = True
                 await closing
-            # From here to the end there is no await: a signal that came between this look at the requests and the end would be lost.
-            if cancelled and self._asked_after_cancel and workflow.patched(OBEY_REQUESTS_AFTER_CANCEL):
-                # Not in ``continued``: workers of the release before, which are there while workers are replaced, look for it here.
-                workflow.continue_as_new(UploadInput(str(self._ref), reopened=True, asked=self._asked_after_cancel))
-            if cancelled or not self._asked:
+            # There is no await from here to the end: a signal that arrived after this look at the requests would be lost.
+            if cancelled and self._requests_after_cancel and workflow.patched(OBEY_REQUESTS_AFTER_CANCEL):
+                workflow.continue_as_new(UploadInput(str(self._ref), reopened=True, asked=self._requests_after_cancel))
+            if cancelled or not self._requests:
                 return self._result(cancelled=cancelled)
             reopened = True
 
-    # ------------------------------------------------------------------ what others ask of the run
+    # ------------------------------------------------------------------ queries, updates and signals
 
     @workflow.query
     def progress(self) -> Snapshot:
@@ -118,7 +117,7 @@ class ProcessUpload:
 
     @workflow.query
     def tiles_wanted(self) -> list[str]:
-        """The names of the tiled pages, on all hosts, that are being uploaded or wait for it; every other tiled page may be removed."""
+        """The names of the tiled pages, on all hosts, that are not uploaded yet; a host may remove every other tiled page."""
         return sorted(self._sheet_work.tiled_pages.values())
 
     @workflow.update
@@ -140,13 +139,13 @@ class ProcessUpload:
 
     @workflow.signal
     def force_reconcile(self, args: Reconcile = Reconcile()) -> None:  # noqa: B008 - frozen
-        """Compare the progress with the bucket, and do what is missing; many requests at once make one comparison."""
-        self._add_request(args, Asked(reconcile=True, deep=args.deep))
+        """Compare the progress with the bucket, and repair the differences; many requests at once make one comparison."""
+        self._add_requests(args, Requests(reconcile=True, deep=args.deep))
 
     @workflow.signal
     def sheets_stored(self, args: SheetNumbers) -> None:
-        """The bucket has reported the ``.dzi`` of these sheets: judge those that are neither ready nor in flight."""
-        self._add_request(args, Asked(stored=args.sheets))
+        """Judge these sheets, whose ``.dzi`` the bucket has reported, unless they are ready or in flight."""
+        self._add_requests(args, Requests(stored=args.sheets))
 
     @workflow.signal
     def prioritize(self, args: SheetNumbers) -> None:
@@ -156,23 +155,24 @@ class ProcessUpload:
     @workflow.signal
     def retry_sheets(self, args: SheetNumbers) -> None:
         """Try failed sheets again, or resume a cancelled upload."""
-        self._add_request(args, Asked(retries=(Retry(args.sheets),)))
+        self._add_requests(args, Requests(retries=(Retry(args.sheets),)))
 
-    def _add_request(self, args: SheetNumbers | Reconcile, asked: Asked) -> None:
-        # Temporal applies the signals of one task before its cancellation, so only the sender knows that the cancellation came first.
+    def _add_requests(self, args: SheetNumbers | Reconcile, new: Requests) -> None:
+        # When a signal and a cancellation arrive in one task, Temporal applies the signal first. Only the sender knows that the
+        # cancellation came first, so it names the cancelled run.
         if is_cancelled() or args.after_cancel_of == workflow.info().run_id:
-            self._asked_after_cancel += asked
+            self._requests_after_cancel += new
         else:
-            self._asked += asked
+            self._requests += new
 
     # ------------------------------------------------------------------ the story
 
     async def _load(self, *, reopened: bool) -> None:
-        """Begins with what is done already, according to the bucket."""
+        """Reads from the bucket what earlier runs have done, and plans the rest."""
         if not self._progress.total_pages:
             trusts_descriptors = reopened and not workflow.patched(CHECK_SHEETS)
             if trusts_descriptors:
-                self._asked = self._asked.without_reconcile()
+                self._requests = self._requests.without_reconcile()
             self._bucket_state = state = await self._calls.list_sheets()
             self._options = state.options
             self._window.size = state.options.window
@@ -180,7 +180,7 @@ class ProcessUpload:
                 self._progress.restore(state.manifest)
             if not self._progress.total_pages:
                 await self._count_pages(state)
-            elif trusts_descriptors or self._asked.retries:
+            elif trusts_descriptors or self._requests.retries:
                 committed = {record.number for record in state.committed}
                 not_committed = set(range(1, self._progress.total_pages + 1)) - committed
                 self._progress.reconcile(state.committed, not_committed, workflow.now())
@@ -190,10 +190,11 @@ class ProcessUpload:
         self._display.show(self._progress)
 
     async def _count_pages(self, state: BucketState) -> None:
-        # Without sheets, a retry and a reconcile can do nothing but count again. Requests that come while the pages are counted are kept.
-        asked, self._asked = self._asked, Asked()
+        # While the upload has no sheets, a retry or a reconcile can only count the pages, so this count serves the requests that wait now.
+        # Requests that come during the count are kept.
+        waiting, self._requests = self._requests, Requests()
         head = self._progress.changes_since(self._progress.version)
-        stays_ended = not asked.retries and (
+        stays_ended = not waiting.retries and (
             (head.status is UploadStatus.CANCELLED and workflow.patched(OBEY_REQUESTS_AFTER_CANCEL))
             or (head.reason == Terminated.__name__ and workflow.patched(STAY_TERMINATED))
         )
@@ -205,7 +206,7 @@ class ProcessUpload:
             self._progress.fail(*reason_and_detail(error), workflow.now())
         else:
             self._progress.begin(document.pages, state.committed, workflow.now(), document.forecast, resume=not stays_ended)
-            self._asked += Asked(asked.reconcile, asked.deep)
+            self._requests += Requests(waiting.reconcile, waiting.deep)
 
     async def _process_sheets(self) -> None:
         """Keeps a window of sheets in flight until no sheet is left to do."""
@@ -214,33 +215,33 @@ class ProcessUpload:
             stop_if_cancelled()
             if not self._should_continue_as_new():
                 self._fill_window()
-                if not self._is_busy:
+                if not self._has_work_in_flight:
                     return
-            elif not self._is_busy:
+            elif not self._has_work_in_flight:
                 await self._continue_as_new()
                 continue
-            # Signals and tasks run only during this await, so the state does not change while the loop decides what to begin.
+            # Signals and tasks run only during this await, so the state does not change while the loop decides which sheets to begin.
             await workflow.wait_condition(self._has_news)
             self._land()
 
     @property
-    def _is_busy(self) -> bool:
+    def _has_work_in_flight(self) -> bool:
         """Whether a sheet is in flight, or a comparison with the bucket is under way."""
         return bool(self._sheet_tasks) or self._check_task is not None
 
     def _has_news(self) -> bool:
         """Whether the loop has something to do: a task has ended, a request can be started, or a judged sheet can begin."""
-        if any(task.done() for task in self._sheet_tasks.values()) or self._asked.retries:
+        if any(task.done() for task in self._sheet_tasks.values()) or self._requests.retries:
             return True
         if self._check_task is None:
-            return bool(self._asked)
+            return bool(self._requests)
         return self._check_task.done() or (self._window.has_next() and not self._should_continue_as_new())
 
     def _start_requested_work(self) -> None:
-        if self._check_task is None and self._asked.needs_check:
+        if self._check_task is None and self._requests.needs_check:
             self._check_task = asyncio.create_task(self._check_bucket())
-        if self._asked.retries:
-            retries, self._asked = self._asked.take_retries()
+        if self._requests.retries:
+            retries, self._requests = self._requests.take_retries()
             for retry in retries:
                 self._progress.retry(retry.sheets, workflow.now())
             self._land()  # a sheet that has just failed leaves the window first, so that it can be planned again
@@ -250,21 +251,21 @@ class ProcessUpload:
         await workflow.sleep(GATHERING_TIME)
         # The requests are taken after the sleep, and there is no await between the taking and the comparison: a request that comes later
         # gets a comparison of its own.
-        asked, self._asked = self._asked.take_check()
-        await self._checks.reconcile(asked)
+        requests, self._requests = self._requests.take_check()
+        await self._checks.reconcile(requests)
 
     def _fill_window(self) -> None:
         while (number := self._window.next()) is not None:
             self._sheet_tasks[number] = asyncio.create_task(self._sheet_work.process(number, self._options))
 
     def _land(self) -> None:
-        """Takes the sheets that are done out of the window; a bug in a task is raised here, where Temporal reports it."""
+        """Takes the sheets whose work has ended out of the window. A bug in a task is raised here, so that Temporal reports it."""
         for number in [number for number, task in self._sheet_tasks.items() if task.done()]:
             self._window.land(number)
             self._sheet_tasks.pop(number).result()
         if self._check_task is not None and self._check_task.done():
-            done, self._check_task = self._check_task, None
-            done.result()
+            check, self._check_task = self._check_task, None
+            check.result()
         self._display.show(self._progress)
 
     # ------------------------------------------------------------------ how a run ends
@@ -272,14 +273,14 @@ class ProcessUpload:
     async def _stop_sheets(self) -> None:
         """Cancels the sheets in flight, and returns when all work has ended."""
         self._window.plan(())
-        # This await lets the results land that arrived together with the cancellation: to cancel an activity that is done hides its result.
+        # This await lets tasks take the results that arrived together with the cancellation: cancelling a task would hide its result.
         await workflow.wait_condition(lambda: True)
         for task in self._sheet_tasks.values():
             task.cancel()
-        # A comparison is not cancelled: it ends soon by itself, and the progress must tell what it has repaired.
+        # The comparison with the bucket is not cancelled: it ends soon by itself, and the progress must show its repairs.
         tasks = [*self._sheet_tasks.values(), *([self._check_task] if self._check_task else [])]
         if tasks:
-            # Only after this await does nothing write to the bucket any more, so that the closing can judge what is there.
+            # The closing judges the half sheets in the bucket, so this await lets every writer of this run end first.
             await workflow.wait(tasks)
         self._window.plan(())
         for number in self._sheet_tasks:
@@ -293,12 +294,12 @@ class ProcessUpload:
         return workflow.info().is_continue_as_new_suggested() and self._window.landed > 0 and bool(self._window.to_do)
 
     async def _continue_as_new(self) -> None:
-        """Hands over to a new run; returns only when something was asked for meanwhile."""
+        """Hands over to a new run; returns only when a request came while the updates were answered."""
         self._waiters.clear()
         # An update that waits would fail with the run; this await lets each of them answer.
         await workflow.wait_condition(workflow.all_handlers_finished)
-        # There is no await between this look at the requests and the handover: a request that came between them would be lost.
-        if self._asked:
+        # There is no await between this look at the requests and the handover: a request that arrived in between would be lost.
+        if self._requests:
             return
         workflow.continue_as_new(
             UploadInput(
@@ -314,10 +315,10 @@ class ProcessUpload:
 
     async def _close(self) -> None:
         """Removes half sheets, frees the scratch of the hosts, and writes the manifest. No sheet is in flight."""
-        manifest_stands = not self._loaded and workflow.patched(OBEY_REQUESTS_AFTER_CANCEL) and await self._has_ended_before()
+        manifest_stands = not self._loaded and workflow.patched(OBEY_REQUESTS_AFTER_CANCEL) and await self._restore_manifest()
         if not manifest_stands:
             with quiet_if_deleted():
-                # The half sheets go before the final status is known, because a sheet that turns out to be whole changes it.
+                # The half sheets are judged before the final status is set, because a sheet that turns out to be whole changes the status.
                 await self._checks.discard_undone(self._sheet_work.silence_noticed, self.patience.late_write)
             self._decide_ending()
         self._loaded = True
@@ -327,28 +328,31 @@ class ProcessUpload:
         if not manifest_stands:
             with quiet_if_deleted():
                 manifest = self._progress.snapshot()
-                # The manifest is written last: whoever finds it may take the upload as ended.
+                # The manifest is written last, because its readers take the upload as ended.
                 await self._calls.write_manifest(manifest)
                 workflow.logger.info("an upload has ended", extra={"status": manifest.status.value})
         self._waiters.clear()
         # An update that waits would fail with the run; this await lets each of them answer.
         await workflow.wait_condition(workflow.all_handlers_finished)
 
-    async def _has_ended_before(self) -> bool:
-        """Whether a run that was cancelled before it had loaded finds an earlier manifest; if not, it counts the committed sheets."""
+    async def _restore_manifest(self) -> bool:
+        """Restores the progress from the manifest of an earlier run; returns whether there is one. If not, counts the committed sheets.
+
+        The run calls this when it was cancelled before it had loaded.
+        """
         with quiet_if_deleted():
             state = self._bucket_state or await self._calls.list_sheets()
             if state.manifest is not None:
                 self._progress.restore(state.manifest)
                 return True
             if not self._progress.total_pages:
-                self._progress.found(state.committed, workflow.now())
+                self._progress.show_committed(state.committed, workflow.now())
         return False
 
     def _decide_ending(self) -> None:
         if self._progress.total_pages and not self._progress.sheets_in(SheetStatus.PENDING):
             self._progress.finish(workflow.now())
-        elif not self._progress.status.is_final:  # a refused document has failed already, and a stopped upload stays as it was
+        elif not self._progress.status.is_final:  # a refused document has failed already, and a stopped upload keeps its status
             self._progress.cancel(workflow.now())
 
     def _result(self, *, cancelled: bool) -> Snapshot:

@@ -42,10 +42,11 @@ REF is org/project/plan/upload, as `sitelink upload` and `sitelink list` print i
 """
 EXIT_CODES = """\
 exit codes:
-  0    the upload is complete. From status: complete, or still running; from list, cancel, reconcile, retry and delete: the server agreed;
-       from verify and reconcile --dry-run: nothing is wrong; from events: every message could be read
+  0    the upload is complete; from status: complete, or still running;
+       from list, cancel, reconcile, retry and delete: the server accepted the request;
+       from verify and reconcile --dry-run: nothing is wrong; from events: no message was kept aside
   1    the upload is partial, failed or cancelled, or the server refused the file or the request;
-       from verify and reconcile --dry-run: something is wrong; from events: some messages could not be read;
+       from verify and reconcile --dry-run: something is wrong; from events: some messages were kept aside;
        from reconcile of a plan: some uploads were passed over, because one of their records cannot be read
   2    wrong use: a malformed REF, a missing file, an option out of its range
   3    the server was not reached; with --bucket, the bucket
@@ -54,7 +55,7 @@ exit codes:
 
 environment:
   SITELINK_URL       the server; default: the stack of SITELINK_DATA_DIR (default `var`), else http://127.0.0.1:8000
-  SITELINK_TOKEN     sent as a bearer token, only to a SITELINK_URL, by https or on this machine
+  SITELINK_TOKEN     a bearer token; sent only to the SITELINK_URL, and only by https or to this machine
   SITELINK_BUCKET    for --bucket; default: the directory `bucket` in SITELINK_DATA_DIR
 """
 
@@ -74,13 +75,15 @@ def build_parser() -> argparse.ArgumentParser:
 
     upload = add("upload", upload_command, "send a PDF and watch it")
     upload.add_argument("file", type=Path, metavar="FILE")
-    upload.add_argument("--to", type=plan, default=DEFAULT_PLAN, metavar="ORG/PROJECT/PLAN", help=f"where it goes ({DEFAULT_PLAN})")
-    upload.add_argument("--no-watch", action="store_true", help="leave when the server has accepted it")
+    upload.add_argument(
+        "--to", type=plan, default=DEFAULT_PLAN, metavar="ORG/PROJECT/PLAN", help=f"the plan of the upload; default: {DEFAULT_PLAN}"
+    )
+    upload.add_argument("--no-watch", action="store_true", help="exit when the server has accepted the file")
     for flag, name, meaning in UPLOAD_OPTIONS:
         upload.add_argument(flag, dest=name, type=int, metavar="N", help=meaning)
     for name, run, summary in (
         ("watch", watch_command, "show an upload until its end"),
-        ("status", status_command, "say how an upload stands now"),
+        ("status", status_command, "show the state of an upload now"),
         ("cancel", cancel_command, "stop an upload"),
         ("retry", retry_command, "try failed sheets again, or resume a cancelled upload"),
         ("delete", delete_command, "remove an upload and all its sheets for good; asks nothing"),
@@ -88,25 +91,27 @@ def build_parser() -> argparse.ArgumentParser:
         command = add(name, run, summary)
         command.add_argument("ref", type=ref, metavar="REF")
         if name == "retry":
-            meaning = "3 or sheet-3; every failed one if none is named"
+            meaning = "3 or sheet-3; without a sheet, every failed sheet"
             command.add_argument("sheets", type=_argument(_sheet_number), nargs="*", metavar="SHEET", help=meaning)
     reconcile = add("reconcile", reconcile_command, "make the progress agree with the bucket, and repair the bucket")
     target = _argument(lambda text: UploadRef.parse(text) if text.count("/") == 3 else PlanRef.parse(text))
-    reconcile.add_argument("target", type=target, metavar="REF", help="an upload, or org/project/plan for each of a plan's")
-    reconcile.add_argument("--dry-run", action="store_true", help="only say what it would do")
-    reconcile.add_argument("--deep", action="store_true", help="read every tile back and decode it: finds wrong bytes in a directory, too")
+    reconcile.add_argument("target", type=target, metavar="REF", help="an upload, or org/project/plan for every upload of a plan")
+    reconcile.add_argument("--dry-run", action="store_true", help="only say what the reconcile would do")
+    reconcile.add_argument(
+        "--deep", action="store_true", help="read every tile back and decode it: this also finds wrong bytes in a directory"
+    )
     verify = add("verify", verify_command, "prove that the bucket holds every tile; changes nothing")
     verify.add_argument("ref", type=ref, metavar="REF")
-    verify.add_argument("--deep", action="store_true", help="read every tile back and decode it: proves the bytes in a directory, too")
-    verify.add_argument("--bucket", action="store_true", help="look into the bucket itself: needs neither server nor Temporal")
+    verify.add_argument("--deep", action="store_true", help="read every tile back and decode it: this also proves the bytes in a directory")
+    verify.add_argument("--bucket", action="store_true", help="read the bucket itself: needs neither server nor Temporal")
     listing = add("list", list_command, "list a plan's uploads, newest first")
     listing.add_argument("plan", type=plan, nargs="?", default=DEFAULT_PLAN, metavar="ORG/PROJECT/PLAN")
-    add("events", events_command, "list the messages that came as R2 events and could not be read")
+    add("events", events_command, "list the messages that were kept aside because they are not R2 events")
     return parser
 
 
 def _argument(read: Callable[[str], T]) -> Callable[[str], T]:
-    """``read`` for argparse, which shows the sentence of an ``ArgumentTypeError`` and of no other error."""
+    """Wraps ``read`` for argparse, which shows the message of an ``ArgumentTypeError`` and of no other error."""
 
     def parse(text: str) -> T:
         try:
@@ -120,7 +125,7 @@ def _argument(read: Callable[[str], T]) -> Callable[[str], T]:
 def _sheet_number(text: str) -> int:
     number = text.removeprefix("sheet-")
     if not (number.isascii() and number.isdigit() and int(number)):
-        msg = f"{text!r} is not a sheet: 3 or sheet-3"
+        msg = f"{text!r} is not a sheet; write 3 or sheet-3"
         raise ValueError(msg)
     return int(number)
 
@@ -143,16 +148,16 @@ def run(argv: list[str], environ: Mapping[str, str]) -> int:
 
 def main() -> int:
     """Runs the program ``sitelink``; returns its exit code."""
-    # Without this, SIGTERM would leave the terminal without its cursor.
+    # SIGTERM raises SystemExit, so that the views can show the terminal's cursor again.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     if not prepare_streams():
-        print("stdout is closed: there is nowhere to write to", file=sys.stderr)
+        print("stdout is closed: the output cannot be written", file=sys.stderr)
         return OUTPUT_LOST
     try:
         try:
             code = run(sys.argv[1:], os.environ)
-        except SystemExit as left:  # argparse's help, wrong use, SIGTERM
-            code = int(left.code or 0)
+        except SystemExit as error:  # from argparse (help, wrong use) or SIGTERM
+            code = int(error.code or 0)
         sys.stdout.flush()
     except KeyboardInterrupt:
         return INTERRUPTED

@@ -1,11 +1,11 @@
-"""The API as the command line uses it: requests, and a file that is sent.
+"""The command line's client of the API.
 
 Oddities, all on purpose:
 
-1. httpx2 is imported where it is used: ``sitelink --help`` must not wait for it. Nothing here imports Temporal.
-2. The event stream is given in bytes, for ``event_stream`` to read: httpx2's own ``iter_lines`` also splits at U+2028 and other characters,
-   which may stand in a sheet's title.
-3. For a server on this machine, the environment's proxies are not used.
+1. httpx2 is imported where it is used, so that ``sitelink --help`` does not wait for it. Nothing here imports Temporal.
+2. ``event_stream`` gives bytes, not lines: httpx2's own ``iter_lines`` also splits at U+2028 and other characters that a sheet's title may
+   contain.
+3. The environment's proxies are not used for a server on this machine.
 """
 
 import json
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from activities.bucket.keys import PlanRef, UploadRef
 from api.addresses import StackAddresses, is_loopback
-from api.cli.errors import CommandError, NotReached, Refused, Unavailable, WrongUse, named
+from api.cli.errors import CommandError, NotReached, Refused, Unavailable, WrongUse, join_by_colon
 from api.paths import page_path, upload_path, uploads_path
 
 if TYPE_CHECKING:
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 DEFAULT_URL = "http://127.0.0.1:8000"
 CHUNK_BYTES = 256 * 1024
 SILENCE_S = 45
-"""Three of the server's heartbeats: a stream that is silent for longer is dead."""
+"""Three times the pause between the server's pings: a stream that is silent for longer is dead."""
 
-PAGE = 200
-"""Uploads that are asked for at once, the most that the server gives."""
+PAGE_LIMIT = 200
+"""How many uploads one request asks for: the most that the server gives."""
 
 VERIFY_SILENCE_S = 600
-"""The server sends the report of each sheet when it has it; with many tiles to read back, one may take minutes."""
+"""The longest silence while the server verifies. It sends each sheet's report when it is done; to read back many tiles takes minutes."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class LocalFile:
         """The file at a path.
 
         Raises:
-            WrongUse: There is no readable file.
+            WrongUse: There is no readable regular file at the path.
         """
         try:
             status = path.stat()
@@ -65,11 +65,11 @@ class LocalFile:
 
     @property
     def name(self) -> str:
-        """Its name for the server; bytes that are not UTF-8 are replaced."""
+        """The file's name for the server. Bytes that are not UTF-8 are replaced."""
         return os.fsencode(self.path.name).decode("utf-8", "replace")
 
     def chunks(self, sent: Callable[[int], None]) -> Iterator[bytes]:
-        """Its bytes, exactly ``size_bytes``; ``sent`` is called with the length of each chunk that has gone.
+        """The file's bytes, exactly ``size_bytes`` of them. After each chunk, ``sent`` is called with the chunk's length.
 
         Raises:
             WrongUse: The file has become shorter, or cannot be read any more.
@@ -91,10 +91,10 @@ class LocalFile:
 
 
 class Server:
-    """The API over HTTP: every failure leaves as a CommandError.
+    """The API over HTTP. Every failure becomes a CommandError.
 
     Args:
-        url: Its address.
+        url: The server's address.
         token: Sent as a bearer token, unless empty.
 
     Raises:
@@ -114,8 +114,8 @@ class Server:
             msg = f"the server's address {url!r} does not begin with http://host or https://host"
             raise WrongUse(msg)
         if not re.fullmatch(r"[!-~]*", token):
-            # Checked here, for httpx2 would show the token in its message.
-            msg = "SITELINK_TOKEN holds characters that no token has"
+            # Checked here, because httpx2 would show the token in its error message.
+            msg = "SITELINK_TOKEN has characters that cannot be in a token"
             raise WrongUse(msg)
         if token and address.scheme != "https" and not is_loopback(address.host):
             msg = f"SITELINK_TOKEN is only sent by https, or to this machine, and the server's address is {url!r}"
@@ -132,7 +132,7 @@ class Server:
         """``SITELINK_URL``, else the running stack of the data directory, else the default port of this machine.
 
         Raises:
-            WrongUse: As from ``Server``; or there is a token and no ``SITELINK_URL``, for the data directory may be anybody's.
+            WrongUse: ``Server`` refuses the values; or there is a token but no ``SITELINK_URL``, and anybody may own the data directory.
         """
         url, token = environ.get("SITELINK_URL"), environ.get("SITELINK_TOKEN", "")
         if url:
@@ -154,39 +154,39 @@ class Server:
         return f"{self.url}{page_path(ref)}"
 
     def request(self, method: str, path: str, **params: bool | int | str) -> dict[str, Any]:
-        """Sends a request without a body; the JSON object that answers it."""
+        """Sends a request without a body; returns the JSON object of the answer."""
         with self._named_errors():
-            return self._answer(self._client.request(method, path, params=params))
+            return self._read_answer(self._client.request(method, path, params=params))
 
     def uploads(self, plan: PlanRef) -> Iterator[dict[str, Any]]:
-        """A plan's uploads, newest first, asked for page by page."""
+        """A plan's uploads, newest first, requested page by page."""
         cursor = ""
         while True:
-            answer = self.request("GET", uploads_path(plan), limit=PAGE, **({"cursor": cursor} if cursor else {}))
+            answer = self.request("GET", uploads_path(plan), limit=PAGE_LIMIT, **({"cursor": cursor} if cursor else {}))
             yield from answer["uploads"]
             cursor = answer.get("nextCursor") or ""
             if not cursor:
                 return
 
     def verify(self, ref: UploadRef, *, deep: bool) -> Iterator[dict[str, Any]]:
-        """Verifies an upload: gives the report of each sheet, then the upload's."""
+        """Verifies an upload: gives the report of each sheet, then the report of the upload."""
         return self._reports("GET", f"{upload_path(ref)}/verify", {"deep": deep})
 
     def dry_run(self, ref: UploadRef, *, deep: bool) -> Iterator[dict[str, Any]]:
-        """Asks what a reconcile would do: gives the same reports; each sheet's ``repair`` says what would be done."""
+        """Asks what a reconcile would do: gives the same reports as ``verify``, and the ``repair`` of each sheet names the repair."""
         return self._reports("POST", f"{upload_path(ref)}/reconcile", {"deep": deep, "dryRun": True})
 
     def _reports(self, method: str, path: str, params: Mapping[str, bool]) -> Iterator[dict[str, Any]]:
         with self._named_errors():
-            document = self._answer(self._client.request(method, path, params=params, timeout=VERIFY_SILENCE_S))
+            document = self._read_answer(self._client.request(method, path, params=params, timeout=VERIFY_SILENCE_S))
         sheets = document.pop("sheets", None)
         if not isinstance(sheets, list) or "verified" not in document:
-            raise self._foreign()
+            raise self._not_sitelink()
         yield from sheets
         yield document
 
     def upload(self, plan: PlanRef, file: LocalFile, options: Mapping[str, int], key: str, sent: Callable[[int], None]) -> dict[str, Any]:
-        """Sends a file in constant memory; every try of one upload uses the same ``key``."""
+        """Sends a file, in constant memory. Every try to send the same upload must use the same ``key``."""
         with self._named_errors():
             response = self._client.post(
                 uploads_path(plan),
@@ -195,11 +195,11 @@ class Server:
                 content=file.chunks(sent),
                 timeout=300,  # the answer comes when the bucket has the whole file
             )
-            return self._answer(response)
+            return self._read_answer(response)
 
     @contextmanager
     def event_stream(self, ref: UploadRef, last_event_id: str) -> Iterator[Iterator[bytes] | None]:
-        """The bytes of the event stream, as they come; None when the server says that no event follows ``last_event_id``."""
+        """The bytes of the event stream, as they arrive; None when the server says that no event follows ``last_event_id``."""
         import httpx2
 
         headers = {"Accept": "text/event-stream", **({"Last-Event-ID": last_event_id} if last_event_id else {})}
@@ -212,32 +212,32 @@ class Server:
                 response.read()
                 raise _refusal(response)
             if not response.headers.get("content-type", "").startswith("text/event-stream"):
-                raise self._foreign()
+                raise self._not_sitelink()
             yield response.iter_bytes()
 
     def progress(self, data: str) -> dict[str, Any]:
         """The snapshot or change that an event holds."""
-        document = self._document(data)
+        document = self._read_object(data)
         if "sheets" not in document:
-            raise self._foreign()
+            raise self._not_sitelink()
         return document
 
-    def _answer(self, response: "httpx2.Response") -> dict[str, Any]:
+    def _read_answer(self, response: "httpx2.Response") -> dict[str, Any]:
         if not response.is_success:
             raise _refusal(response)
-        return self._document(response.text)
+        return self._read_object(response.text)
 
-    def _document(self, text: str) -> dict[str, Any]:
+    def _read_object(self, text: str) -> dict[str, Any]:
         try:
             document = json.loads(text)
         except ValueError as error:
-            raise self._foreign() from error
+            raise self._not_sitelink() from error
         if not isinstance(document, dict):
-            raise self._foreign()
+            raise self._not_sitelink()
         return document
 
-    def _foreign(self) -> Refused:
-        return Refused(f"what answers at {self.url} is no SiteLink server")
+    def _not_sitelink(self) -> Refused:
+        return Refused(f"the server at {self.url} is not a SiteLink server")
 
     @contextmanager
     def _named_errors(self) -> Iterator[None]:
@@ -246,31 +246,31 @@ class Server:
         try:
             yield
         except httpx2.TransportError as error:
-            reason = _reason(error)
+            reason = _failure_reason(error)
             if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.ProxyError):
-                hint = "`make run` starts a server here, SITELINK_URL names another"
+                hint = "`make run` starts a server here; SITELINK_URL names another server"
                 msg = f"server not reached: nothing answers at {self.url} ({reason}). {hint}"
                 raise NotReached(msg, connected=False) from error
             msg = f"the connection to {self.url} broke ({reason})"
             raise NotReached(msg, connected=True) from error
 
 
-def _reason(error: BaseException) -> str:
-    """Why a connection failed: in the system's words where it has some, for a library's words are not for people."""
+def _failure_reason(error: BaseException) -> str:
+    """Why a connection failed, in the system's words if there are any, because a library's messages are not for people."""
     causes, cause = list[BaseException](), error.__cause__ or error.__context__
     while cause is not None and cause not in causes:
         causes.append(cause)
         cause = cause.__cause__ or cause.__context__
-    said = [getattr(cause, "verify_message", None) or cause.strerror for cause in causes if isinstance(cause, OSError)]
+    sentences = [getattr(cause, "verify_message", None) or cause.strerror for cause in causes if isinstance(cause, OSError)]
     silent = "Timeout" in type(error).__name__
-    return next(filter(None, said), "no answer in time" if silent else "it ended early")
+    return next(filter(None, sentences), "no answer in time" if silent else "it ended early")
 
 
 def _refusal(response: "httpx2.Response") -> CommandError:
-    """The error that an answer stands for: ``NotAPdf: sentence`` when it is a problem document (RFC 9457)."""
+    """The error for an answer that is not a success. A problem document (RFC 9457) gives ``NotAPdf: sentence``."""
     try:
         problem = response.json()
-        sentence = named(problem["type"], problem.get("detail") or problem.get("title"))
+        sentence = join_by_colon(problem["type"], problem.get("detail") or problem.get("title"))
     except (ValueError, KeyError, TypeError, AttributeError):
         sentence = f"HTTP {response.status_code} {response.reason_phrase}"
     if response.status_code == 429 or response.status_code >= 500:

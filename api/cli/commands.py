@@ -7,7 +7,7 @@ from typing import Any
 
 from activities.bucket.keys import PlanRef, UploadRef
 from api.cli.client import LocalFile, Server
-from api.cli.errors import named
+from api.cli.errors import join_by_colon
 from api.cli.reports import repair_report, sheet_report, upload_report
 from api.cli.transfer import Patience, follow, send
 from api.cli.views import RUNNING, JsonView, LinesView, Tally, View
@@ -25,14 +25,14 @@ UPLOAD_OPTIONS = (
     ("--tile-size", "tileSize", "pixels of a tile's side (256)"),
     ("--overlap", "overlap", "pixels that neighbouring tiles share (1)"),
     ("--quality", "quality", "JPEG quality (85)"),
-    ("--budget-bytes", "budgetBytes", "most bytes of pixels a sheet may take before its resolution is lowered (1 GiB)"),
+    ("--budget-bytes", "budgetBytes", "most bytes of pixels of a sheet; a larger sheet gets a lower resolution (1 GiB)"),
     ("--window", "window", "sheets in work at once (16)"),
 )
-"""Each option of an upload: its flag, its name in the API's query, its meaning. The server checks the ranges."""
+"""Each option of an upload: its flag, its name in the API's query, its help text. The server checks the ranges."""
 
 
 def choose_view(arguments: argparse.Namespace) -> View:
-    """The view that the arguments and the terminal ask for."""
+    """The view for these arguments and this terminal."""
     if arguments.json:
         return JsonView()
     if arguments.terminal:
@@ -43,7 +43,7 @@ def choose_view(arguments: argparse.Namespace) -> View:
 
 
 def watch(server: Server, ref: UploadRef, view: View, *, reached: bool = False) -> int:
-    """Shows an upload until its end; returns the exit code of its outcome."""
+    """Shows an upload until its end; returns the exit code for its final status."""
     try:
         with view:
             follow(server, ref, view, Patience(), reached=reached)
@@ -55,11 +55,11 @@ def watch(server: Server, ref: UploadRef, view: View, *, reached: bool = False) 
         if forecast := view.progress.forecast:
             say(forecast)
         print(server.page(ref))
-    return outcome(view.progress.head["status"])
+    return exit_code(view.progress.head["status"])
 
 
-def outcome(status: str) -> int:
-    """The exit code of an upload's status; an upload that still runs has not failed."""
+def exit_code(status: str) -> int:
+    """The exit code for an upload's status; an upload that still runs has not failed."""
     return COMPLETE if status == "complete" or status in RUNNING else NOT_COMPLETE
 
 
@@ -71,10 +71,10 @@ def upload_command(server: Server, arguments: argparse.Namespace) -> int:
     try:
         answer = send(server, arguments.to, file, options, view)
     except KeyboardInterrupt:
-        print(f"\nInterrupted before the server's answer; `sitelink list {arguments.to}` shows the uploads it has.", file=sys.stderr)
+        print(f"\nInterrupted before the server answered; `sitelink list {arguments.to}` shows whether it has the upload.", file=sys.stderr)
         return INTERRUPTED
     ref = UploadRef.parse(answer["ref"])
-    view.accepted(answer, server.page(ref))
+    view.show_accepted(answer, server.page(ref))
     return COMPLETE if arguments.no_watch else watch(server, ref, view, reached=True)
 
 
@@ -88,7 +88,7 @@ def status_command(server: Server, arguments: argparse.Namespace) -> int:
     document = server.request("GET", upload_path(arguments.ref))
     if arguments.json:
         print_json("snapshot", document)
-        return outcome(document["status"])
+        return exit_code(document["status"])
     progress = Tally()
     progress.apply(document)
     print(arguments.ref)
@@ -106,14 +106,14 @@ def status_command(server: Server, arguments: argparse.Namespace) -> int:
     for line in notes[:MOST_NOTES]:
         say(f"  {line}")
     if len(notes) > MOST_NOTES:
-        say(f"  and {len(notes) - MOST_NOTES:,} more notes, which --json shows")
+        say(f"  and {len(notes) - MOST_NOTES:,} more notes; --json shows all")
     print(f"  {server.page(arguments.ref)}")
-    return outcome(document["status"])
+    return exit_code(document["status"])
 
 
 def cancel_command(server: Server, arguments: argparse.Namespace) -> int:
     """``sitelink cancel``."""
-    _ask(server, arguments, "cancel", "cancel")
+    _post_request(server, arguments, "cancel", "cancel")
     return COMPLETE
 
 
@@ -131,18 +131,18 @@ def reconcile_command(server: Server, arguments: argparse.Namespace) -> int:
     for ref in [target] if isinstance(target, UploadRef) else answer["refs"]:
         print(f"asked to reconcile: sitelink watch {ref}")
     for upload in passed_over:
-        say(f"passed over {upload['ref']}: {named(upload['type'], upload['detail'])}", sys.stderr)
+        say(f"passed over {upload['ref']}: {join_by_colon(upload['type'], upload['detail'])}", sys.stderr)
     return NOT_COMPLETE if passed_over else COMPLETE
 
 
 def _dry_run(server: Server, arguments: argparse.Namespace) -> int:
     target: UploadRef | PlanRef = arguments.target
     refs = [target] if isinstance(target, UploadRef) else _uploads_of(server, target)
-    verified = [_show_reports(server.dry_run(ref, deep=arguments.deep), arguments, repair_report, _named_report) for ref in refs]
+    verified = [_show_reports(server.dry_run(ref, deep=arguments.deep), arguments, repair_report, _upload_report_with_ref) for ref in refs]
     return COMPLETE if all(verified) else NOT_COMPLETE
 
 
-def _named_report(report: Mapping[str, Any]) -> Iterator[str]:
+def _upload_report_with_ref(report: Mapping[str, Any]) -> Iterator[str]:
     yield report["ref"]
     yield from upload_report(report)
 
@@ -162,22 +162,22 @@ def delete_command(server: Server, arguments: argparse.Namespace) -> int:
 
 
 def retry_command(server: Server, arguments: argparse.Namespace) -> int:
-    """``sitelink retry``: the named sheets, else every failed sheet, and the sheets that a cancelled upload left undone."""
+    """``sitelink retry``: the named sheets. Without names, every failed sheet, and the pending sheets of a cancelled upload."""
     sheets = arguments.sheets
     if not sheets:
         document = server.request("GET", upload_path(arguments.ref))
         sheets = [sheet["number"] for sheet in document["sheets"] if sheet["status"] == "failed"]
-        if document["status"] == "cancelled":  # a retry of one of its sheets resumes it
+        if document["status"] == "cancelled":  # a retry of any sheet resumes a cancelled upload
             pending = [sheet["number"] for sheet in document["sheets"] if sheet["status"] == "pending"]
             sheets += pending[:1] if document["totalPages"] else [1]
     if not sheets:
         print("no sheet has failed", file=sys.stderr)
     for number in sheets:
-        _ask(server, arguments, f"sheets/{number}/retry", f"retry sheet-{number}")
+        _post_request(server, arguments, f"sheets/{number}/retry", f"retry sheet-{number}")
     return COMPLETE
 
 
-def _ask(server: Server, arguments: argparse.Namespace, path: str, request: str) -> None:
+def _post_request(server: Server, arguments: argparse.Namespace, path: str, request: str) -> None:
     answer = server.request("POST", f"{upload_path(arguments.ref)}/{path}")
     if arguments.json:
         print_json("accepted", answer)
@@ -186,7 +186,7 @@ def _ask(server: Server, arguments: argparse.Namespace, path: str, request: str)
 
 
 def verify_command(server: Server | None, arguments: argparse.Namespace) -> int:
-    """``sitelink verify``: by the server, or, without a server, from the bucket alone."""
+    """``sitelink verify``: the server verifies, or, without a server, this process reads the bucket."""
     if server is not None:
         reports = server.verify(arguments.ref, deep=arguments.deep)
     else:
@@ -196,22 +196,22 @@ def verify_command(server: Server | None, arguments: argparse.Namespace) -> int:
     return COMPLETE if _show_reports(reports, arguments, sheet_report, upload_report) else NOT_COMPLETE
 
 
-def _show_reports(reports: Iterable[Mapping[str, Any]], arguments: argparse.Namespace, of_sheet: Lines, of_upload: Lines) -> bool:
-    """Shows the reports of the sheets and, last, the upload's; returns whether the upload is verified."""
+def _show_reports(reports: Iterable[Mapping[str, Any]], arguments: argparse.Namespace, sheet_lines: Lines, upload_lines: Lines) -> bool:
+    """Shows the reports of the sheets and then the report of the upload; returns whether the upload is verified."""
     verified = False
     for report in reports:
         is_sheet = "number" in report
         if arguments.json:
             print_json("sheet" if is_sheet else "upload", report)
         else:
-            for line in of_sheet(report) if is_sheet else of_upload(report):
+            for line in sheet_lines(report) if is_sheet else upload_lines(report):
                 say(line)
         verified = not is_sheet and report["verified"]
     return verified
 
 
 def list_command(server: Server, arguments: argparse.Namespace) -> int:
-    """``sitelink list``: newest first."""
+    """``sitelink list``: the uploads of a plan, newest first."""
     for upload in server.uploads(arguments.plan):
         if arguments.json:
             print_json("upload", upload)
@@ -225,7 +225,7 @@ def list_command(server: Server, arguments: argparse.Namespace) -> int:
 
 
 def events_command(server: Server, arguments: argparse.Namespace) -> int:
-    """``sitelink events``: the messages that came as R2 events and could not be read, newest first."""
+    """``sitelink events``: the messages that were kept aside because they are not R2 events, newest first."""
     kept = server.request("GET", UNREADABLE_EVENTS)["unreadable"]
     for event in kept:
         if arguments.json:
@@ -234,5 +234,5 @@ def events_command(server: Server, arguments: argparse.Namespace) -> int:
             say(f"{event['keptAt']}  {event['attempts']} attempts  {event['error']}")
             say(f"  {event['key']}")
     if not kept and not arguments.json:
-        print("every R2 event could be read")
+        print("no message was kept aside: every message was an R2 event")
     return NOT_COMPLETE if kept else COMPLETE

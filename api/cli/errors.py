@@ -14,7 +14,7 @@ class Refused(CommandError):
 
 
 class Unavailable(Refused):
-    """The server answered that it cannot do it now."""
+    """The server answered that it cannot serve the request now."""
 
 
 class NotReached(CommandError):
@@ -25,6 +25,6 @@ class NotReached(CommandError):
         self.connected = connected
 
 
-def named(*parts: str | None) -> str:
-    """``NotAPdf: sentence``, or the parts of it that exist."""
+def join_by_colon(*parts: str | None) -> str:
+    """The parts that exist, with colons between them: ``NotAPdf: sentence``."""
     return ": ".join(part for part in parts if part)

@@ -1,4 +1,4 @@
-"""Reads the event stream of the server: Server-Sent Events."""
+"""Parses the Server-Sent Events of the server."""
 
 import codecs
 import re
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class ServerEvent(NamedTuple):
-    """One event of the stream."""
+    """One Server-Sent Event."""
 
     event: str
     data: str
@@ -21,9 +21,9 @@ class EventParser:
 
     def __init__(self) -> None:
         self.last_event_id = ""
-        """The id of the last event that came whole; a reconnect sends it."""
+        """The id of the last complete event. A reconnect sends it."""
         self.retry_s: float | None = None
-        """The delay before a reconnect, if the server asked for one."""
+        """The seconds to wait before a reconnect, if the server has asked for a delay."""
         self.restart()
 
     def restart(self) -> None:
@@ -41,7 +41,7 @@ class EventParser:
         text = self._decoder.decode(chunk)
         if not text:
             return
-        # A CR ends its line at once; if the LF of a CRLF follows later, it ends none.
+        # A CR ends its line at once. If the LF of a CRLF comes in the next chunk, it ends no further line.
         after_cr, self._after_cr = self._after_cr, text.endswith("\r")
         if after_cr:
             text = text.removeprefix("\n")

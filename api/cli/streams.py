@@ -1,4 +1,4 @@
-"""The standard streams of a command, which may be closed, full, or a pipe that nobody reads any more."""
+"""The standard streams of a command. They may be closed, full, or a pipe that nobody reads any more."""
 
 import io
 import os
@@ -17,12 +17,12 @@ class _LossyFile(io.FileIO):
 
 
 def prepare_streams() -> bool:
-    """Makes both streams safe to write to, a line at a time also into a pipe; returns False when stdout was closed.
+    """Makes stdout and stderr safe to write to; returns False when stdout was closed.
 
-    A character that the locale cannot write is escaped.
+    Afterwards stdout is written line by line, also into a pipe, and a character that the locale cannot write is escaped.
     """
     was_open = sys.stdout is not None
-    # Else the number of a closed stream would be given to the next file or connection.
+    # Without this, the next file or connection would get the descriptor of a closed stream.
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(descriptor)
@@ -35,7 +35,7 @@ def prepare_streams() -> bool:
 
 
 def abandon_stdout() -> None:
-    """Drops the output that could not be written, for the interpreter would fail to flush it at exit."""
+    """Drops the output that could not be written; otherwise the interpreter would fail to flush it at exit."""
     devnull = os.open(os.devnull, os.O_WRONLY)
     os.dup2(devnull, 1)
     os.close(devnull)

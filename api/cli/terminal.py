@@ -10,13 +10,13 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from rich.text import Text
 
 from api.cli.views import View
-from api.cli.words import notable, printable, sheet_name, sheet_notes
+from api.cli.words import change_line, printable, sheet_name, sheet_notes
 
 MOST_SHEETS = 8
 
 
 class TerminalView(View):
-    """A bar, the sheets in work below it, and above it the forecast and a line for each sheet that fails or may differ from the PDF."""
+    """A progress bar. Below it stand the sheets in work; above it the forecast, and a line for each failed sheet and each note."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class TerminalView(View):
 
     @contextmanager
     def sending(self, size_bytes: int) -> Iterator[Callable[[int], None]]:
-        """A bar of bytes."""
+        """Shows how many bytes are sent."""
         with Progress(
             TextColumn("sending"),
             BarColumn(bar_width=32),
@@ -50,28 +50,28 @@ class TerminalView(View):
             task = bar.add_task("", total=size_bytes)
             yield lambda sent_bytes: bar.advance(task, sent_bytes)
 
-    def event(self, name: str, document: Mapping[str, Any]) -> None:
-        """Moves the bar."""
+    def show_event(self, name: str, document: Mapping[str, Any]) -> None:
+        """Updates the bar, and prints a line for each change that a person should see."""
         last = self.progress.head
         changes = self.progress.apply(document)
         completed, total = document["completedPages"], document["totalPages"] or None
         self._trouble = ""
         if not self._live.is_started:
-            # The sheets that are complete by now say nothing about the speed.
+            # The sheets that are ready already must not count for the speed.
             self._bar.reset(self._task, total=total, completed=completed)
             self._live.start()
         if line := self.new_forecast(last):
             self._console.print(line)
         for before, sheet in changes:
-            if line := notable(before, sheet):
+            if line := change_line(before, sheet):
                 self._console.print(printable(line), style="red" if sheet["status"] == "failed" else "yellow")
-            elif sheet["status"] == "ready" and last:  # the sheets of the first snapshot are in the summary
+            elif sheet["status"] == "ready" and last:  # the notes of the sheets in the first snapshot are not repeated here
                 for line in sheet_notes(sheet):
                     self._console.print(printable(line), style="yellow")
         self._bar.update(self._task, total=total, completed=completed, words=self._words())
 
-    def trouble(self, sentence: str) -> None:
-        """Shows the sentence below the bar, until the connection is back."""
+    def show_trouble(self, sentence: str) -> None:
+        """Shows the sentence below the bar until the connection is back."""
         self._trouble = sentence
         if sentence and not self._live.is_started:
             self._console.print(printable(sentence))
@@ -81,7 +81,7 @@ class TerminalView(View):
         if not head["totalPages"]:
             return "waiting for a worker" if head["status"] == "queued" else "counting the pages"
         speed = self._bar.tasks[0].speed
-        return f"{head['progress']} %  {self.progress.counted}{f'  {speed:.1f} sheets/s' if speed else ''}"
+        return f"{head['progress']} %  {self.progress.ready_count}{f'  {speed:.1f} sheets/s' if speed else ''}"
 
     def _render(self) -> Group:
         in_work = self.progress.sheets_in("uploading") + self.progress.sheets_in("tiling")

@@ -1,4 +1,4 @@
-"""Sends a file and follows an upload, through any lost connection."""
+"""Sends a file and follows an upload, even when connections are lost."""
 
 import time
 import uuid
@@ -19,21 +19,21 @@ class Patience:
     """How long to wait before the next try, and when to stop trying.
 
     Args:
-        limit_s: Seconds without a sign of life after which there is no next try.
+        limit_s: After so many seconds without a sign of life, there is no further try.
         clock: A monotonic clock, in seconds.
     """
 
     def __init__(self, limit_s: float = 60, clock: Callable[[], float] = time.monotonic) -> None:
         self._limit_s, self._clock = limit_s, clock
-        self.alive()
+        self.reset()
 
-    def alive(self) -> None:
-        """The server gave a sign of life."""
+    def reset(self) -> None:
+        """Begins again, because the server gave a sign of life."""
         self._failures = 0
         self._alive_at = self._clock()
 
     def delay_s(self, first_s: float = 1) -> float | None:
-        """Seconds to wait after one more failure, 1 to 10 and doubled each time; None when it is time to give up."""
+        """Seconds to wait after a further failure: 1 to 10, doubled each time. None when it is time to give up."""
         if self._clock() - self._alive_at >= self._limit_s:
             return None
         delay_s = min(10.0, max(1.0, first_s) * 2.0**self._failures)
@@ -42,7 +42,7 @@ class Patience:
 
 
 def send(server: Server, plan: PlanRef, file: LocalFile, options: Mapping[str, int], view: View) -> dict[str, Any]:
-    """Sends a file, and sends it again if the connection breaks; the ``Idempotency-Key`` keeps it one upload.
+    """Sends a file, and sends it again if the connection breaks. The ``Idempotency-Key`` makes one upload of all tries.
 
     Raises:
         CommandError: The server was not reached or refused.
@@ -57,16 +57,16 @@ def send(server: Server, plan: PlanRef, file: LocalFile, options: Mapping[str, i
         except NotReached as error:
             if error.connected:
                 broken += 1
-                patience.alive()
+                patience.reset()
             delay_s = patience.delay_s()
             if broken in (0, UPLOAD_TRIES) or delay_s is None:
                 raise
-            view.trouble(f"sending again in {delay_s:.0f} s: {error}")
+            view.show_trouble(f"sending again in {delay_s:.0f} s: {error}")
             time.sleep(delay_s)
 
 
 def follow(server: Server, ref: UploadRef, view: View, patience: Patience, *, reached: bool = False) -> None:
-    """Shows an upload's events until its end, through any lost connection.
+    """Shows an upload's events until its end, even when the connection is lost.
 
     Args:
         server: The API.
@@ -88,16 +88,16 @@ def follow(server: Server, ref: UploadRef, view: View, patience: Patience, *, re
                 if chunks is None:
                     document = server.request("GET", upload_path(ref))
                     if document["status"] not in RUNNING:
-                        view.event("end", document)
+                        view.show_event("end", document)
                         return
                 if trouble:
-                    view.trouble("")
+                    view.show_trouble("")
                 parser.restart()
                 for chunk in chunks or ():
-                    patience.alive()
+                    patience.reset()
                     for name, data in parser.feed(chunk):
                         if name in ("snapshot", "change", "end"):
-                            view.event(name, server.progress(data))
+                            view.show_event(name, server.progress(data))
                         if name == "end":
                             return
             trouble = "the server ended the stream"
@@ -111,5 +111,5 @@ def follow(server: Server, ref: UploadRef, view: View, patience: Patience, *, re
         if delay_s is None:
             msg = f"server not reached any more: {trouble}"
             raise NotReached(msg, connected=reached)
-        view.trouble(f"trying again in {delay_s:.0f} s: {trouble}")
+        view.show_trouble(f"trying again in {delay_s:.0f} s: {trouble}")
         time.sleep(delay_s)

@@ -1,15 +1,15 @@
-"""Words for a person: sizes, times, amounts, sheets; and how a line is printed."""
+"""Turns sizes, times, amounts and sheets into words, and prints lines."""
 # ruff: noqa: T201 - talks to a terminal
 
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any, TextIO
 
-from api.cli.errors import named
+from api.cli.errors import join_by_colon
 
 
 def printable(text: str) -> str:
-    """``text`` without characters that could steer a terminal: a file name or a title may hold escape sequences."""
+    """``text`` without control characters: escape sequences in a file name or a title could steer the terminal."""
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
 
 
@@ -19,7 +19,7 @@ def say(line: str, file: TextIO | None = None) -> None:
 
 
 def print_json(event: str, data: object) -> None:
-    """Prints one line of ``--json``; ASCII, so that no locale can spoil it."""
+    """Prints one line of ``--json``. It is ASCII, so that every locale can print it."""
     print(json.dumps({"event": event, "data": data}))
 
 
@@ -55,12 +55,12 @@ def _two_digits(number: int) -> int:
 
 
 def money(dollars: float) -> str:
-    """Dollars and cents."""
+    """An amount in dollars and cents: ``$1.20``."""
     return "less than $0.01" if 0 < dollars < 0.01 else f"${dollars:,.2f}"
 
 
-def operations(dollars: float) -> str:
-    """The cost of a bucket's operations."""
+def operations_cost(dollars: float) -> str:
+    """The cost of operations on the bucket, in words."""
     return f"{money(dollars)} of bucket operations"
 
 
@@ -71,21 +71,21 @@ def sheet_name(sheet: Mapping[str, Any]) -> str:
 
 def sheet_failure(sheet: Mapping[str, Any]) -> str:
     """Why a sheet failed."""
-    return f"{sheet_name(sheet)}: failed, {named(sheet['reason'], sheet['detail'])}"
+    return f"{sheet_name(sheet)}: failed, {join_by_colon(sheet['reason'], sheet['detail'])}"
 
 
 def sheet_notes(sheet: Mapping[str, Any]) -> Iterator[str]:
     """Why a sheet may differ from what its author drew, a line for each reason."""
     for note in sheet.get("notes") or ():
-        yield f"{sheet_name(sheet)}: may differ from the PDF, {named(note['type'], note['message'])}"
+        yield f"{sheet_name(sheet)}: may differ from the PDF, {join_by_colon(note['type'], note['message'])}"
 
 
-def notable(before: str | None, sheet: Mapping[str, Any]) -> str | None:
-    """A line about a sheet that failed, or that is tiled again after it was ready or failed; None about any other sheet."""
+def change_line(before: str | None, sheet: Mapping[str, Any]) -> str | None:
+    """A line about a sheet that failed, or that is tiled again after it was ready or failed; None for any other change."""
     if sheet["status"] == "failed":
         return sheet_failure(sheet)
     if before in ("ready", "failed") and sheet["status"] != "ready":
-        return f"{sheet_name(sheet)}: is done again"
+        return f"{sheet_name(sheet)}: is tiled again"
     return None
 
 

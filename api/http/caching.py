@@ -1,4 +1,4 @@
-"""Answers that a client may keep: a body with its ETag, or a 304 without one."""
+"""Answers that a client may keep: a body with its ETag, or a 304 without a body."""
 
 from http import HTTPStatus
 
@@ -7,13 +7,13 @@ from starlette.responses import Response
 
 
 def cacheable(request: Request, body: bytes, *, etag: str | None, media_type: str, cache_control: str) -> Response:
-    """The body with its ETag; 304 without the body when the client has this version already.
+    """The body with its ETag; 304 without a body when the client already has this version.
 
     Args:
-        request: Names the versions that the client has, in ``If-None-Match``.
-        body: Is sent unless the client has it.
-        etag: Of the body, with its quotes; None when the bucket gave none.
-        media_type: Of the body.
+        request: Its ``If-None-Match`` lists the versions that the client has.
+        body: The bytes to send, unless the client has them.
+        etag: The body's ETag, with its quotes; None when the bucket gave no ETag.
+        media_type: The body's media type.
         cache_control: How long the client may use its copy without asking again.
     """
     headers = {"Cache-Control": cache_control, **({"ETag": etag} if etag else {})}
@@ -23,7 +23,7 @@ def cacheable(request: Request, body: bytes, *, etag: str | None, media_type: st
 
 
 def _has_version(if_none_match: str | None, etag: str) -> bool:
-    """Whether the header lists the ETag; the comparison is the weak one: https://www.rfc-editor.org/rfc/rfc9110#section-13.1.2."""
+    """Whether the header lists the ETag, by weak comparison: https://www.rfc-editor.org/rfc/rfc9110#section-13.1.2."""
     if if_none_match is None:
         return False
     if if_none_match.strip() == "*":

@@ -1,14 +1,14 @@
 r"""Reads headers that carry parameters: ``Content-Disposition`` with a file name, ``Content-Type``.
 
-Senders do not agree on how to write a file name. All of these forms are read, in this order:
+Senders write a file name in different ways. These three are read, in this order:
 
-1. ``filename*=UTF-8''Gr%C3%BCn.pdf``: RFC 8187, as RFC 6266 asks. RFC 7578 forbids it in a form, and clients send it there all the same.
-   One that cannot be decoded is passed over.
-2. ``filename="=?utf-8?B?R3LDvG4ucGRm?="``: RFC 2047, a form for mail that .NET sends.
-3. ``filename="Grün.pdf"``: the bytes are UTF-8, or else ISO 8859-1. A backslash escapes a quote or a backslash and nothing else, for
-   ``C:\plans\a.pdf`` comes unescaped.
+1. ``filename*=UTF-8''Gr%C3%BCn.pdf``: RFC 8187, as RFC 6266 asks. RFC 7578 forbids it in a form, but some clients send it there, too.
+   A value that cannot be decoded is passed over.
+2. ``filename="=?utf-8?B?R3LDvG4ucGRm?="``: RFC 2047, made for mail. .NET sends it.
+3. ``filename="Grün.pdf"``: the bytes are UTF-8, or else ISO 8859-1. A backslash escapes only a quote or a backslash, because some
+   clients send ``C:\plans\a.pdf`` unescaped.
 
-Every header is read once from left to right; a header that is longer than ``LONGEST_BYTES`` is refused.
+Every header is read once from left to right. A header that is longer than ``LONGEST_BYTES`` is refused.
 """
 
 import base64
@@ -32,7 +32,7 @@ def parameters(name: str, header: bytes) -> tuple[str, dict[str, str]]:
     """The value of a header and its parameters. Names and value are in lower case; of parameters with the same name, the first counts.
 
     Args:
-        name: The header's name, for the refusal.
+        name: The header's name, for the error message.
         header: The header's value.
 
     Raises:
@@ -45,48 +45,48 @@ def parameters(name: str, header: bytes) -> tuple[str, dict[str, str]]:
 
 
 def split_parameters(header: bytes) -> tuple[str, dict[str, str]]:
-    """``parameters`` of a header of any length, in time proportional to its length."""
+    """Like ``parameters``, for a header of any length; takes time in proportion to the length."""
     try:
         text = header.decode()
     except UnicodeDecodeError:
         text = header.decode("latin-1")
     value, separator, rest = text.partition(";")
-    found: dict[str, str] = {}
+    values: dict[str, str] = {}
     for match in _PARAMETER.finditer(separator + rest):
         content = (match[2] or "").strip()
         if len(content) >= 2 and content[0] == content[-1] == '"':
             content = _ESCAPED.sub(r"\1", content[1:-1])
         if match[1] and match[2] is not None:
-            found.setdefault(match[1].lower(), content)
-    return value.strip().lower(), found
+            values.setdefault(match[1].lower(), content)
+    return value.strip().lower(), values
 
 
 def file_name(disposition: bytes) -> str | None:
     """The file name in a ``Content-Disposition``, as it was sent: it may hold directories and control characters.
 
     Returns:
-        None if the header names no file; empty if it names one in a form that cannot be read.
+        None if the header names no file; empty if it names a file in a form that cannot be read.
 
     Raises:
-        InvalidRequest: It is too long.
+        InvalidRequest: The header is too long.
     """
-    found = parameters("Content-Disposition", disposition)[1]
-    extended, plain = found.get("filename*"), found.get("filename")
-    if extended is not None and (name := _extended(extended)) is not None:
+    values = parameters("Content-Disposition", disposition)[1]
+    extended, plain = values.get("filename*"), values.get("filename")
+    if extended is not None and (name := _decode_extended(extended)) is not None:
         return name
     if plain is None:
         return None if extended is None else ""
-    return _of_mail(plain) or plain
+    return _decode_encoded_words(plain) or plain
 
 
-def _extended(value: str) -> str | None:
+def _decode_extended(value: str) -> str | None:
     """The text of a value of RFC 8187: ``UTF-8'language'percent-encoded``."""
     match = _EXTENDED.fullmatch(value)
-    return _decoded(match[1], unquote_to_bytes(match[2])) if match else None
+    return _decode(match[1], unquote_to_bytes(match[2])) if match else None
 
 
-def _of_mail(value: str) -> str | None:
-    """The text of a value that consists of encoded words (RFC 2047) only; None for any other value."""
+def _decode_encoded_words(value: str) -> str | None:
+    """The text of a value that consists only of encoded words (RFC 2047); None for any other value."""
     words = []
     for word in value.split():
         match = _ENCODED_WORD.fullmatch(word)
@@ -96,14 +96,14 @@ def _of_mail(value: str) -> str | None:
             data = base64.b64decode(match[3], validate=True) if match[2] in "Bb" else quopri.decodestring(match[3], header=True)
         except binascii.Error:
             return None
-        text = _decoded(match[1], data)
+        text = _decode(match[1], data)
         if text is None:
             return None
         words.append(text)
     return "".join(words) or None
 
 
-def _decoded(character_set: str, data: bytes) -> str | None:
+def _decode(character_set: str, data: bytes) -> str | None:
     if character_set.lower() not in _CHARACTER_SETS:
         return None
     try:

@@ -24,7 +24,7 @@ CONTENT_SECURITY_POLICY = (
 
 
 class AboutRequests:
-    """Log lines that are written for a request show the upload, and the sheet, that its path names."""
+    """Makes the log lines of a request show the upload and the sheet that its path names."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -32,7 +32,7 @@ class AboutRequests:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves a request."""
         if scope["type"] == "http":
-            # A path without an upload is noted, too: the server may serve a request in the context of the request before.
+            # A path without an upload clears the upload, because the server may serve a request in the context of the previous request.
             *ids, sheet = found.groups() if (found := _UPLOAD.match(scope["path"])) else (None,)
             set_log_context("/".join(ids) if ids else None, int(sheet) if sheet else None)
         await self._app(scope, receive, send)
@@ -41,14 +41,14 @@ class AboutRequests:
 class Guard:
     """Refuses requests that a browser sends for a page of another site, and tells browsers what our own page may do.
 
-    Without authentication, everybody who reaches the server may use it. A page of another site, open in a browser on this machine,
-    must not: neither by a name of its own that leads to this address (DNS rebinding), nor by posting to it. Programs other than browsers
-    send neither ``Origin`` nor ``Sec-Fetch-Site``, and pass.
+    There is no authentication, so every program that reaches the server may use it. But a page of another site, open in a browser on this
+    machine, must not use it: neither under a host name of the other site that leads to this address (DNS rebinding), nor by a request
+    that changes something. Programs other than browsers send neither ``Origin`` nor ``Sec-Fetch-Site``, so they pass.
 
     Args:
         app: The guarded application.
-        host: The name that the server is reached as.
-        unguarded: Paths that answer anybody, under any host name or without one: the health checks, and R2's events, which are signed.
+        host: The host name in the server's address.
+        unguarded: Paths that answer under any host name or none: the health checks, and R2's push, which is signed.
     """
 
     def __init__(self, app: ASGIApp, host: str, unguarded: Collection[str] = ()) -> None:

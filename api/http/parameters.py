@@ -1,4 +1,4 @@
-"""What a request's path and query say, checked."""
+"""Reads and checks the parameters in a request's path and query."""
 
 from starlette.requests import Request
 
@@ -6,7 +6,7 @@ from activities.bucket.keys import ID_PATTERN, PlanRef, UploadRef
 from activities.errors import InvalidRequest, MalformedId, SheetNotFound
 
 DEFAULT_LIMIT, MAX_LIMIT = 50, 200
-"""Uploads of one page of a plan's list."""
+"""How many uploads a page of a plan's list has, by default and at most."""
 
 
 def plan_ref(request: Request) -> PlanRef:
@@ -39,23 +39,23 @@ def sheet_number(request: Request) -> int:
     """The sheet that the path names.
 
     Raises:
-        SheetNotFound: No sheet can have this number.
+        SheetNotFound: The path has no positive whole number.
     """
     text = request.path_params["sheet"]
-    if not _is_positive(text):
+    if not _is_positive_number(text):
         msg = f"{text[:80]!r} is not the number of a sheet, they count from 1"
         raise SheetNotFound(msg)
     return int(text)
 
 
 def page_limit(request: Request) -> int:
-    """How many uploads a page of a list may have: ``?limit=``, lowered to the most that the server gives.
+    """How many uploads a page of a list may have: ``?limit=``, but at most ``MAX_LIMIT``.
 
     Raises:
-        InvalidRequest: It is not a whole number of at least 1.
+        InvalidRequest: The limit is not a whole number of at least 1.
     """
     text = request.query_params.get("limit", str(DEFAULT_LIMIT))
-    if not _is_positive(text):
+    if not _is_positive_number(text):
         msg = f"limit is {text[:80]!r}, it must be a whole number from 1 to {MAX_LIMIT}"
         raise InvalidRequest(msg)
     return min(int(text), MAX_LIMIT)
@@ -65,7 +65,7 @@ def page_cursor(request: Request) -> str | None:
     """The upload after which a page of a list begins: ``?cursor=``.
 
     Raises:
-        InvalidRequest: It cannot be an upload's id.
+        InvalidRequest: The cursor cannot be an upload's id.
     """
     text = request.query_params.get("cursor")
     if text is not None and not ID_PATTERN.fullmatch(text):
@@ -75,7 +75,7 @@ def page_cursor(request: Request) -> str | None:
 
 
 def flag(request: Request, name: str) -> bool:
-    """Whether the query sets ``name``: a name without a value counts as true.
+    """Whether the query sets the flag ``name``. A name without a value counts as true.
 
     Raises:
         InvalidRequest: The value is neither true nor false.
@@ -87,5 +87,5 @@ def flag(request: Request, name: str) -> bool:
     return text not in ("0", "false")
 
 
-def _is_positive(text: str) -> bool:
+def _is_positive_number(text: str) -> bool:
     return text.isascii() and text.isdigit() and len(text) <= 9 and int(text) >= 1

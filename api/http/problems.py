@@ -36,7 +36,7 @@ STATUS: dict[type[errors.SiteLinkError], int] = {
     errors.TemporalUnavailable: 503,
     errors.SiteLinkError: 500,
 }
-"""The HTTP status of an error: that of its nearest base class in this table."""
+"""The HTTP status of each error. An error that is not in this table has the status of its nearest base class."""
 
 RETRY_AFTER_S = 5
 
@@ -50,7 +50,7 @@ def problem(
     headers: Mapping[str, str] | None = None,
     members: Mapping[str, object] | None = None,
 ) -> Response:
-    """One problem document; ``members`` are added to it."""
+    """An answer with a problem document, to which ``members`` are added."""
     body = {"type": error_type, "title": title, "status": status, "detail": detail, "instance": instance, **(members or {})}
     return Response(
         json.dumps(body, ensure_ascii=False).encode("utf-8", "replace"),
@@ -67,8 +67,8 @@ def named_problem(
 
     Args:
         error: The error.
-        instance: The path that was asked for.
-        status: Default: the error's own, from ``STATUS``.
+        instance: The path of the request.
+        status: The HTTP status; by default the error's own, from ``STATUS``.
         members: Further members of the document.
     """
     status = status or next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
@@ -80,14 +80,14 @@ def named_problem(
     return problem(error.type, title, status, str(error), instance, headers, members)
 
 
-async def _named(request: Request, error: errors.SiteLinkError) -> Response:
+async def _answer_named_error(request: Request, error: errors.SiteLinkError) -> Response:
     response = named_problem(error, request.url.path)
     if response.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR:
         logger.warning("request failed", extra={"path": request.url.path, "problem": str(error)})
     return response
 
 
-async def _http(request: Request, error: HTTPException) -> Response:
+async def _answer_http_exception(request: Request, error: HTTPException) -> Response:
     phrase = HTTPStatus(error.status_code).phrase
     detail = error.detail
     if detail == phrase:
@@ -98,22 +98,22 @@ async def _http(request: Request, error: HTTPException) -> Response:
     return problem(phrase.title().replace(" ", "").replace("-", ""), phrase, error.status_code, detail, request.url.path, error.headers)
 
 
-async def _unexpected(request: Request, _: Exception) -> Response:
-    # The server writes the traceback to its log.
+async def _answer_unexpected_error(request: Request, _: Exception) -> Response:
+    # uvicorn writes the traceback to the log.
     return problem("InternalError", "Something is wrong on the server", 500, "the server's log says what", request.url.path)
 
 
-async def _disconnected(request: Request, _: ClientDisconnect) -> Response:
+async def _answer_disconnect(request: Request, _: ClientDisconnect) -> Response:
     logger.info("the client went away", extra={"path": request.url.path})
-    return Response(status_code=400)  # nobody reads it
+    return Response(status_code=400)  # the client has gone, so nobody reads this answer
 
 
 HANDLERS = cast(
     "dict[type[Exception], ExceptionHandler]",
     {
-        errors.SiteLinkError: _named,
-        HTTPException: _http,
-        ClientDisconnect: _disconnected,
-        Exception: _unexpected,
+        errors.SiteLinkError: _answer_named_error,
+        HTTPException: _answer_http_exception,
+        ClientDisconnect: _answer_disconnect,
+        Exception: _answer_unexpected_error,
     },
 )

@@ -1,4 +1,4 @@
-"""An upload as the API's answers describe it."""
+"""The JSON documents about an upload in the API's answers."""
 
 from typing import Any
 
@@ -9,13 +9,13 @@ from api.progress.status import UploadState, created_at
 
 
 def links(ref: UploadRef) -> dict[str, str]:
-    """Where an upload's state, events and page are."""
+    """The paths of an upload's state, event stream and page."""
     address = upload_path(ref)
     return {"self": address, "events": f"{address}/events", "page": page_path(ref)}
 
 
 def describe(ref: UploadRef, record: UploadRecord | None) -> dict[str, Any]:
-    """What ``upload.json`` tells about an upload, on the wire; name and size are null when it cannot be read."""
+    """The fields from ``upload.json``; file name and size are null when ``upload.json`` cannot be read."""
     return {
         "ref": str(ref),
         "upload": ref.upload,
@@ -27,12 +27,12 @@ def describe(ref: UploadRef, record: UploadRecord | None) -> dict[str, Any]:
 
 
 def full_document(ref: UploadRef, state: UploadState) -> dict[str, Any]:
-    """The whole progress with what ``upload.json`` tells."""
+    """The whole progress, with the fields from ``upload.json``."""
     return {**to_wire(state.snapshot), **describe(ref, state.record)}
 
 
 def list_entry(ref: UploadRef, state: UploadState) -> dict[str, Any]:
-    """One line of a plan's list."""
+    """One entry of a plan's list."""
     snapshot = state.snapshot
     return {
         **describe(ref, state.record),

@@ -1,4 +1,4 @@
-"""A memory of bounded size."""
+"""A cache of bounded size."""
 
 from collections import OrderedDict
 from collections.abc import Hashable
@@ -9,7 +9,7 @@ V = TypeVar("V")
 
 
 class Recent(Generic[K, V]):
-    """The values used last, at most ``size`` of them."""
+    """Remembers the most recently used values, at most ``size`` of them."""
 
     def __init__(self, size: int) -> None:
         self._size = size
@@ -22,7 +22,7 @@ class Recent(Generic[K, V]):
         return self._values.get(key)
 
     def put(self, key: K, value: V) -> None:
-        """Remembers a value, and forgets the one that was not used for longest."""
+        """Remembers a value; when there are too many, forgets the least recently used value."""
         self._values[key] = value
         self._values.move_to_end(key)
         if len(self._values) > self._size:

@@ -1,11 +1,11 @@
-"""The API's requests to Temporal about the runs of uploads. Every failure leaves as a named error.
+"""The API's requests to Temporal about the runs of uploads. Every failure of Temporal becomes a named error.
 
 Oddities, all on purpose:
 
-1. A lazy client reports a server that is not there as a bare ``RuntimeError`` (temporalio ``service.py``, ``_connected_client``).
-2. ``execute_update`` turns the cancellation of its task into an error of its own, so it runs in a task of its own here.
+1. When no server answers, a lazy client raises a bare ``RuntimeError`` (temporalio ``service.py``, ``_connected_client``).
+2. ``execute_update`` turns the cancellation of its task into an error of its own, so it runs in a separate task here.
 3. ``progress`` does not query a closed run: the final progress is in the bucket, and Temporal would replay the run's history for seconds.
-   ``last_progress`` does, for the case that the bucket does not have it.
+   ``last_progress`` queries a closed run, for the case that the bucket lacks the final progress.
 """
 
 import asyncio
@@ -42,7 +42,7 @@ _CONNECT_FAILURE = "Failed client connect"
 
 
 class NoRun(Exception):
-    """Temporal has no run of this upload that could answer."""
+    """Temporal has no run of this upload, or no open run where the request needs one."""
 
 
 class RunClosed(Exception):
@@ -61,7 +61,7 @@ class Runs:
     """Asks, signals and starts the workflows of uploads.
 
     Args:
-        connect: Gives the client. It is called once, when the client is first needed, and must not wait for a server that answers.
+        connect: Gives the client. It is called once, when the client is first needed, and must not wait for Temporal's server.
     """
 
     def __init__(self, connect: Callable[[], Awaitable[Client]]) -> None:
@@ -69,20 +69,20 @@ class Runs:
         self._client: Client | None = None
         self._lock = asyncio.Lock()
 
-    async def _connected(self) -> Client:
+    async def _get_client(self) -> Client:
         async with self._lock:
             if self._client is None:
                 self._client = await self._connect()
             return self._client
 
     async def _handle(self, ref: UploadRef) -> WorkflowHandle[ProcessUpload, Snapshot]:
-        return (await self._connected()).get_workflow_handle_for(ProcessUpload.run, ref.workflow_id)
+        return (await self._get_client()).get_workflow_handle_for(ProcessUpload.run, ref.workflow_id)
 
     async def progress(self, ref: UploadRef) -> Snapshot:
         """The whole progress, from the run.
 
         Raises:
-            NoRun: There is no run.
+            NoRun: Temporal knows no run.
             RunClosed: The run has ended.
             TemporalUnavailable: Temporal or the workers do not answer within 2 seconds.
         """
@@ -97,16 +97,16 @@ class Runs:
         except WorkflowQueryRejectedError as error:
             raise RunClosed(error.status) from error
         except WorkflowQueryFailedError as error:
-            raise _workflow_silent(ref, error) from error
+            raise _silent_workflow_error(ref, error) from error
 
     async def last_progress(self, ref: UploadRef) -> Snapshot:
-        """The whole progress, also from a run that has ended; raises ``NoRun`` and ``TemporalUnavailable`` like ``progress``."""
+        """The whole progress, also from a run that has ended. Raises ``NoRun`` and ``TemporalUnavailable`` like ``progress``."""
         try:
             async with _naming_failures(QUERY_TIMEOUT_S):
                 handle = await self._handle(ref)
                 return await handle.query(ProcessUpload.progress, rpc_timeout=timedelta(seconds=QUERY_TIMEOUT_S))
         except WorkflowQueryFailedError as error:
-            raise _workflow_silent(ref, error) from error
+            raise _silent_workflow_error(ref, error) from error
 
     async def progress_after(self, ref: UploadRef, version: int, update_id: str) -> Snapshot | None:
         """Waits at most 25 seconds for progress newer than ``version``.
@@ -114,11 +114,11 @@ class Runs:
         Args:
             ref: The upload.
             version: The version that the caller has.
-            update_id: Names the wait: a second call with the same id joins the wait of the first.
+            update_id: The id of this wait. A second call with the same id joins the first call's wait.
 
         Returns:
-            The counters and the sheets that changed since; unchanged counters when the workflow has too many waiters or closes;
-            None when time is up.
+            The counters and the sheets that changed since ``version``; unchanged counters when the workflow has too many waiters or closes;
+            None after 25 seconds without a change.
 
         Raises:
             NoRun: There is no open run.
@@ -148,7 +148,7 @@ class Runs:
             TemporalUnavailable: Temporal does not answer.
         """
         async with _naming_start_failures():
-            await start_upload(await self._connected(), ref)
+            await start_upload(await self._get_client(), ref)
 
     async def reopen(self, ref: UploadRef, signal: str, args: SheetNumbers | Reconcile) -> None:
         """Sends a signal to the run, or starts the run again with the signal.
@@ -157,7 +157,7 @@ class Runs:
             TemporalUnavailable: Temporal does not answer.
         """
         async with _naming_start_failures():
-            await reopen_upload(await self._connected(), ref, signal, args)
+            await reopen_upload(await self._get_client(), ref, signal, args)
 
     async def delete(self, ref: UploadRef) -> None:
         """Starts the workflow that removes an upload, unless it runs already. The upload must be marked deleted before.
@@ -166,10 +166,10 @@ class Runs:
             TemporalUnavailable: Temporal does not answer.
         """
         async with _naming_start_failures():
-            await start_deletion(await self._connected(), ref)
+            await start_deletion(await self._get_client(), ref)
 
     async def prioritize(self, ref: UploadRef, sheet: int) -> None:
-        """Asks the run to take a sheet next; raises like ``cancel``."""
+        """Asks the run to tile a sheet next; raises the same errors as ``cancel``."""
         async with _naming_failures(QUERY_TIMEOUT_S):
             handle = await self._handle(ref)
             await handle.signal(ProcessUpload.prioritize, SheetNumbers((sheet,)), rpc_timeout=timedelta(seconds=QUERY_TIMEOUT_S))
@@ -185,13 +185,13 @@ class Runs:
             await (await self._handle(ref)).cancel(rpc_timeout=timedelta(seconds=QUERY_TIMEOUT_S))
 
     async def run_times(self, ref: UploadRef) -> tuple[datetime, datetime]:
-        """When the last run began and ended; raises like ``cancel``."""
+        """When the last run began, and when it ended: now, if it still runs. Raises the same errors as ``cancel``."""
         async with _naming_failures(QUERY_TIMEOUT_S):
             description = await (await self._handle(ref)).describe(rpc_timeout=timedelta(seconds=QUERY_TIMEOUT_S))
             return description.start_time, description.close_time or datetime.now(UTC)
 
     async def last_failure(self, ref: UploadRef) -> tuple[str, int] | None:
-        """The last failure of the activity that was tried most often: its sentence, and the number of the attempt that is due next.
+        """The last failure of the activity with the most attempts: a sentence about it, and the number of that activity's attempts.
 
         Returns:
             None when no activity waits for a retry.
@@ -212,10 +212,10 @@ class Runs:
         """Returns when Temporal's frontend answers.
 
         Raises:
-            TemporalUnavailable: It does not answer within 2 seconds.
+            TemporalUnavailable: The frontend does not answer within 2 seconds.
         """
         async with _naming_failures(QUERY_TIMEOUT_S):
-            client = await self._connected()
+            client = await self._get_client()
             if not await client.service_client.check_health(timeout=timedelta(seconds=QUERY_TIMEOUT_S)):
                 msg = "Temporal says that it is not serving"
                 raise TemporalUnavailable(msg)
@@ -226,7 +226,7 @@ def _failure_sentence(activity: PendingActivityInfo) -> str:
     name = failure.application_failure_info.type
     if is_error_name(name):
         return f"{name}: {failure.message[:300]} {attempt}"
-    # Any other failure speaks of the inside of a machine: an error of a library, or of Temporal, such as a missed heartbeat.
+    # Any other failure is an error of a library or of Temporal, such as a missed heartbeat. Its message is not for clients.
     return f"{activity.activity_type.name} failed; Temporal's UI and the worker's log say why {attempt}"
 
 
@@ -240,10 +240,10 @@ async def _naming_failures(timeout_s: float | None) -> AsyncIterator[None]:
         if error.status is RPCStatusCode.NOT_FOUND:
             raise NoRun from error
         if error.status in (RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCode.CANCELLED):
-            raise _temporal_silent() from error
-        raise _unavailable(error) from error
+            raise _silent_temporal_error() from error
+        raise _unavailable_error(error) from error
     except TimeoutError as error:
-        raise _temporal_silent() from error
+        raise _silent_temporal_error() from error
     except RuntimeError as error:
         if not str(error).startswith(_CONNECT_FAILURE):
             raise
@@ -253,24 +253,24 @@ async def _naming_failures(timeout_s: float | None) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def _naming_start_failures() -> AsyncIterator[None]:
-    """The same for a block that starts a run: if Temporal does not find something there, it is not the run, so Temporal has failed."""
+    """Like ``_naming_failures``, for a block that starts a run. Such a block needs no run, so "not found" is a failure of Temporal."""
     try:
         async with _naming_failures(QUERY_TIMEOUT_S):
             yield
     except NoRun as error:
-        raise _unavailable(error.__cause__) from error
+        raise _unavailable_error(error.__cause__) from error
 
 
-def _workflow_silent(ref: UploadRef, error: WorkflowQueryFailedError) -> TemporalUnavailable:
+def _silent_workflow_error(ref: UploadRef, error: WorkflowQueryFailedError) -> TemporalUnavailable:
     logger.warning("a workflow does not answer: %s", error.message, extra={"ref": str(ref)})
     return TemporalUnavailable("the upload's workflow does not answer; the log says why")
 
 
-def _temporal_silent() -> TemporalUnavailable:
+def _silent_temporal_error() -> TemporalUnavailable:
     return TemporalUnavailable(f"no worker and no Temporal server answered within {QUERY_TIMEOUT_S:g} s")
 
 
-def _unavailable(error: BaseException | None) -> TemporalUnavailable:
+def _unavailable_error(error: BaseException | None) -> TemporalUnavailable:
     logger.warning("Temporal does not answer: %s", error)
     code = f": {error.status.name}" if isinstance(error, RPCError) else ""
     return TemporalUnavailable(f"Temporal does not answer{code}")

@@ -1,7 +1,7 @@
-"""The live progress of uploads, as Server-Sent Events: one watcher per upload asks Temporal, any number of event streams send its state.
+"""The live progress of uploads, as Server-Sent Events. One watcher per upload asks Temporal; any number of event streams send its state.
 
-A watcher keeps one current state and no log. A stream remembers the version that it sent last, and filters the state for the sheets that
-changed since. So a slow client gets fewer and larger changes, and never delays another client.
+A watcher keeps one current state and no log. A stream remembers the version that it sent last, and sends the sheets that changed since that
+version. So a slow client gets fewer and larger changes, and never delays another client.
 """
 
 import asyncio
@@ -30,21 +30,21 @@ PING_S = 15
 RETRY_MS = 1000
 FIRST_STATE_TIMEOUT_S = 5.0
 SEND_TIMEOUT_S = 30.0
-"""A client that takes nothing for longer is cut off; it reconnects by itself when it can."""
+"""A client that takes no bytes for longer is cut off. An EventSource then reconnects by itself."""
 POLL_S = 1.0
 MAX_POLL_S = 5.0
 LONGEST_PAUSE_S = 30.0
-"""The longest pause after a failure of a watcher that nobody foresaw, such as a change that this release cannot read, during a deploy."""
+"""The longest pause after an unexpected failure of a watcher, such as a change that this release cannot read during a deploy."""
 POLLING_S = 60.0
-"""How long the watcher only queries, after it found that its update does not deliver."""
-REASK_S = 0.05
+"""How long the watcher only queries, after its update has failed to deliver a change."""
+REPEAT_PAUSE_S = 0.05
 
 _PROCESS = secrets.token_hex(6)
-"""This process, in the ids of its updates."""
+"""Names this process in the ids of its updates."""
 
 
 class Watcher:
-    """Keeps the current progress of one upload, as long as somebody watches it.
+    """Keeps the current progress of one upload, while somebody watches it.
 
     Args:
         ref: The upload.
@@ -57,48 +57,52 @@ class Watcher:
         self.subscribers = 0
         self.snapshot: Snapshot | None = None
         self.certain = True
-        """False when nobody answers and ``snapshot`` is only the last known state."""
+        """False when Temporal or the bucket does not answer, so that ``snapshot`` is only the last known state."""
         self.final: bytes | None = None
         """The data of the event ``end``, once the run has ended."""
-        self.gone = False
+        self.deleted = False
         """Whether the upload was deleted."""
         self.changed = asyncio.Event()
-        """Set at the next change, and replaced by a new one."""
+        """Set at the next change; then a new event takes its place."""
         self._status = status
         self._runs = runs
         self._frames: dict[int | None, bytes] = {}
-        self._asked = 0
+        self._ended_updates = 0
+        """Counts the updates that ended without a change: their ids are used up."""
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing more will come from this watcher."""
-        return self.gone or self.final is not None
+        """Whether this watcher will publish no further change."""
+        return self.deleted or self.final is not None
 
     def frame(self, snapshot: Snapshot, since: int | None) -> bytes:
-        """The event that brings a client from version ``since``, or from nothing, to the current ``snapshot``; encoded once for all."""
+        """The event that brings a client from version ``since`` to the current ``snapshot``; None is a client without a version.
+
+        It is encoded once for all clients.
+        """
         if since not in self._frames:
             if since is None:
-                event = _event("snapshot", snapshot.version, to_json(snapshot))
+                event = _encode_event("snapshot", snapshot.version, to_json(snapshot))
             else:
                 changed = tuple(sheet for sheet in snapshot.sheets if sheet.version > since)
-                event = _event("change", snapshot.version, to_json(replace(snapshot, sheets=changed)))
+                event = _encode_event("change", snapshot.version, to_json(replace(snapshot, sheets=changed)))
             self._frames[since] = event
         return self._frames[since]
 
-    def _publish(self, snapshot: Snapshot | None, *, certain: bool = True, final: bytes | None = None, gone: bool = False) -> None:
-        if self.gone or (snapshot, certain, final, gone) == (self.snapshot, self.certain, self.final, self.gone):
+    def _publish(self, snapshot: Snapshot | None, *, certain: bool = True, final: bytes | None = None, deleted: bool = False) -> None:
+        if self.deleted or (snapshot, certain, final, deleted) == (self.snapshot, self.certain, self.final, self.deleted):
             return
-        self.snapshot, self.certain, self.final, self.gone = snapshot, certain, final, gone
+        self.snapshot, self.certain, self.final, self.deleted = snapshot, certain, final, deleted
         self._frames.clear()
         changed, self.changed = self.changed, asyncio.Event()
         changed.set()
 
     def end(self) -> None:
-        """Ends every stream, because the upload was deleted; a client that reconnects is told that there is no such upload."""
-        self._publish(self.snapshot, gone=True)
+        """Ends every stream, because the upload was deleted. A client that reconnects gets ``UploadNotFound``."""
+        self._publish(self.snapshot, deleted=True)
 
     async def run(self) -> None:
-        """Watches until the run has ended or this task is cancelled; no failure ends the watching, not even one that nobody foresaw."""
+        """Watches until the run has ended, the upload is deleted or this task is cancelled. Even an unexpected failure does not end it."""
         pause_s = POLL_S
         while not self.is_over:
             version = self.snapshot.version if self.snapshot else None
@@ -108,11 +112,11 @@ class Watcher:
                 if self.snapshot is not None and self.snapshot.version != version:
                     pause_s = POLL_S
                 logger.exception("a watcher failed, it begins again", extra={"ref": str(self.ref), "pause_s": pause_s})
-                self._doubt("the server's log says why")
+                self._publish_doubt("the server's log says why")
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
-    def _doubt(self, why: object) -> None:
+    def _publish_doubt(self, why: object) -> None:
         """Publishes the last known state again, with a warning."""
         if self.snapshot is not None:
             self._publish(replace(self.snapshot, warning=f"this may not be the latest state: {why}"), certain=False)
@@ -122,51 +126,55 @@ class Watcher:
         polling_until = 0.0
         overdue = False
         while not self.is_over:
-            known = await self._read()
-            if known is None or not known.certain:
+            state = await self._read()
+            if state is None or not state.certain:
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, MAX_POLL_S)
                 continue
             pause_s = POLL_S
-            if overdue and self.snapshot is not None and known.snapshot.version > self.snapshot.version:
-                # The update should have brought this: too many updates wait already, and Temporal retries ours without a word.
+            if overdue and self.snapshot is not None and state.snapshot.version > self.snapshot.version:
+                # The update should have delivered this change. Too many updates wait already, so Temporal silently retries ours.
                 logger.info("the update does not deliver, queries instead", extra={"ref": str(self.ref)})
                 polling_until = time.monotonic() + POLLING_S
-            self._publish(known.snapshot, final=known.final)
+            self._publish(state.snapshot, final=state.final)
             overdue = False
             if time.monotonic() < polling_until:
                 await asyncio.sleep(POLL_S)
             elif not self.is_over:
-                overdue = await self._follow(known.snapshot)
+                overdue = await self._follow(state.snapshot)
 
     async def _read(self) -> UploadState | None:
         try:
-            known = await self._status.explained(self.ref, await self._status.read(self.ref))
+            state = await self._status.with_standstill_warning(self.ref, await self._status.read(self.ref))
         except UploadNotFound:
             self.end()
             return None
         except SiteLinkError as error:  # the bucket failed
-            self._doubt(error)
+            self._publish_doubt(error)
             return None
-        if not known.certain and (self.snapshot is None or known.snapshot.version >= self.snapshot.version):
-            self._publish(known.snapshot, certain=False)
-        return known
+        if not state.certain and (self.snapshot is None or state.snapshot.version >= self.snapshot.version):
+            self._publish(state.snapshot, certain=False)
+        return state
 
     async def _follow(self, snapshot: Snapshot) -> bool:
-        """Takes in changes until the whole state must be read again; returns whether that is because no change came in time."""
+        """Publishes changes until the whole state must be read again.
+
+        Returns:
+            Whether it must be read because no change came in time.
+        """
         while True:
             version = snapshot.version
             try:
-                change = await self._runs.progress_after(self.ref, version, f"watch-{_PROCESS}-{version}-{self._asked}")
+                change = await self._runs.progress_after(self.ref, version, f"watch-{_PROCESS}-{version}-{self._ended_updates}")
             except (NoRun, TemporalUnavailable):
-                await asyncio.sleep(REASK_S)
+                await asyncio.sleep(REPEAT_PAUSE_S)
                 return False
             if change is None:
                 return True
             if change.version == version:
-                # Too many clients wait, or the run is closing. The id of this wait is used up; the next wait needs a new one.
-                self._asked += 1
-                await asyncio.sleep(REASK_S if change.status.is_final else POLL_S)
+                # Too many updates wait, or the run is closing. The update with this id has ended, so the next wait needs a new id.
+                self._ended_updates += 1
+                await asyncio.sleep(REPEAT_PAUSE_S if change.status.is_final else POLL_S)
                 return False
             snapshot = _merge(snapshot, change)
             self._status.remember(self.ref, snapshot)
@@ -187,7 +195,7 @@ class Hub:
         self._watchers: dict[UploadRef, tuple[Watcher, asyncio.Task[None]]] = {}
 
     def subscribe(self, ref: UploadRef) -> Watcher:
-        """The watcher of an upload; the caller gives it back by ``release``."""
+        """The watcher of an upload. The caller must give it back with ``release``."""
         entry = self._watchers.get(ref)
         if entry is None or entry[0].is_over or entry[1].done():
             watcher = Watcher(ref, self._status, self._runs)
@@ -198,7 +206,7 @@ class Hub:
         return entry[0]
 
     def release(self, watcher: Watcher) -> None:
-        """Gives a watcher back; the last subscriber's release ends the watching."""
+        """Gives a watcher back. When its last subscriber has gone, the watcher ends."""
         watcher.subscribers -= 1
         entry = self._watchers.get(watcher.ref)
         if watcher.subscribers == 0 and entry is not None and entry[0] is watcher:
@@ -222,7 +230,7 @@ class Hub:
         """``GET …/events``.
 
         Raises:
-            UploadNotFound: There is no such upload. It is the only refusal, because any other would end an EventSource for good.
+            UploadNotFound: There is no such upload. No other error is raised, because an error answer ends an EventSource for good.
         """
         after = _last_event_id(request)
         try:
@@ -238,11 +246,11 @@ class Hub:
         except BaseException:
             self.release(watcher)
             raise
-        return _Stream(events(watcher, after), lambda: self.release(watcher))
+        return _Stream(stream_events(watcher, after), lambda: self.release(watcher))
 
 
 class _Stream(EventSourceResponse):
-    """An event stream that gives its watcher back however it ends, even when it never began."""
+    """An event stream that gives its watcher back when it ends, even if it ends before it began."""
 
     def __init__(self, events: AsyncIterator[bytes], release: Callable[[], None]) -> None:
         super().__init__(
@@ -264,53 +272,53 @@ class _Stream(EventSourceResponse):
             self._release()
 
 
-async def events(watcher: Watcher, after: int | None) -> AsyncIterator[bytes]:
+async def stream_events(watcher: Watcher, after: int | None) -> AsyncIterator[bytes]:
     """The events of one client.
 
     Args:
         watcher: The upload's watcher.
-        after: The version that the client has, if any. It is sent no state that would take it back: neither an earlier state that is the
-            last known one, nor the state of a run that lost its history and has not counted the pages again.
+        after: The version that the client has, if any. Such a client gets no state that would take it back: neither a last known state that
+            is older than its version, nor the state of a run that lost its history and has not counted the pages again.
     """
     sent = after
-    knows_pages = after is not None  # a client that has a version has seen them, as far as we know
+    knows_pages = after is not None  # a client that has a version has probably seen the pages
     warning: str | None = None
     prefix = f"retry: {RETRY_MS}\n".encode()
     if watcher.snapshot is None:
-        yield prefix + b"\n"  # there is no state yet, but the client sees that it is connected
+        yield prefix + b"\n"  # there is no state yet; this shows the client that it is connected
         prefix = b""
-    while not watcher.gone:
+    while not watcher.deleted:
         changed, snapshot = watcher.changed, watcher.snapshot
-        is_told = snapshot is None or (snapshot.version, snapshot.warning) == (sent, warning)
-        if snapshot is not None and not is_told and not (_is_behind(watcher, snapshot, sent) or (knows_pages and is_unloaded(snapshot))):
+        is_sent = snapshot is None or (snapshot.version, snapshot.warning) == (sent, warning)
+        if snapshot is not None and not is_sent and not (_is_behind(watcher, snapshot, sent) or (knows_pages and is_unloaded(snapshot))):
             since = sent if sent is not None and sent <= snapshot.version else None
             sent, warning = snapshot.version, snapshot.warning
             knows_pages = knows_pages or not is_unloaded(snapshot)
             yield prefix + watcher.frame(snapshot, since)
             prefix = b""
-            continue  # more may have changed while that was sent
+            continue  # the state may have changed while the event was sent
         if snapshot is not None and watcher.final is not None:
-            yield prefix + _event("end", snapshot.version, watcher.final)
+            yield prefix + _encode_event("end", snapshot.version, watcher.final)
             return
         await changed.wait()
 
 
 def _is_behind(watcher: Watcher, snapshot: Snapshot, sent: int | None) -> bool:
-    """Whether nobody answers and the last known state is older than the client's."""
+    """Whether the watcher has only a last known state, and this state is older than the client's."""
     return not watcher.certain and sent is not None and snapshot.version < sent
 
 
 async def _first_state(watcher: Watcher) -> None:
     try:
         async with asyncio.timeout(FIRST_STATE_TIMEOUT_S):
-            while watcher.snapshot is None and not watcher.gone:
+            while watcher.snapshot is None and not watcher.deleted:
                 await watcher.changed.wait()
     except TimeoutError:
         return
 
 
 def _last_event_id(request: Request) -> int | None:
-    """The version that a reconnecting client has; None also for a malformed one, for a refusal would end an EventSource for good."""
+    """The version that a reconnecting client has. A malformed id counts as None, because an error would end an EventSource for good."""
     for text in (request.headers.get("last-event-id"), request.query_params.get("after")):
         if text and text.isascii() and text.isdigit() and len(text) <= 18:
             return int(text)
@@ -318,7 +326,7 @@ def _last_event_id(request: Request) -> int | None:
 
 
 def _merge(snapshot: Snapshot, change: Snapshot) -> Snapshot:
-    """The state after a change; a change to an earlier version holds the whole state."""
+    """The state after a change. A change with an earlier version holds the whole state."""
     if change.version < snapshot.version:
         return change
     sheets = {sheet.number: sheet for sheet in snapshot.sheets if sheet.number <= change.total_pages}
@@ -326,7 +334,7 @@ def _merge(snapshot: Snapshot, change: Snapshot) -> Snapshot:
     return replace(change, sheets=tuple(sheets[number] for number in sorted(sheets)))
 
 
-def _event(name: str, version: int, data: bytes) -> bytes:
+def _encode_event(name: str, version: int, data: bytes) -> bytes:
     return ServerSentEvent(data.decode(), event=name, id=str(version), sep="\n").encode()
 
 

@@ -1,4 +1,4 @@
-"""The state of an upload: from its run, from the bucket, or, when neither answers, from memory."""
+"""Reads the state of an upload from its run, from the bucket or, when neither answers, from memory."""
 
 import asyncio
 import logging
@@ -37,28 +37,28 @@ REMEMBERED_SNAPSHOTS = 256
 QUIET = timedelta(seconds=10)
 """After this long without a change, Temporal is asked whether an activity keeps failing."""
 STUCK = timedelta(minutes=5)
-"""After this long without a change, the standstill by itself is worth a warning."""
+"""After this long without a change, the standstill itself is worth a warning."""
 LOAD_S = 4.0
-"""How long an answer waits for a run that has to learn first which sheets an earlier run, now forgotten, has committed."""
+"""How long an answer waits for a new run to find out which sheets an earlier run has committed, after Temporal has lost that run."""
 LOAD_POLL_S = 0.1
 SHEETS_AT_ONCE = 16
 
 WORTH_A_WARNING = 3
-"""Tries after which a failing activity is worth a warning."""
+"""After this many attempts, a failing activity is worth a warning."""
 
 _LONG_AGO = datetime.fromtimestamp(0, UTC)
 
 
 @dataclass(frozen=True)
 class UploadState:
-    """What is known of an upload now.
+    """The state of an upload, as far as it is known now.
 
     Args:
-        snapshot: Its progress.
-        final: The document that ends its event stream, once the run is over: ``manifest.json``, byte for byte.
-        certain: Whether its run, or Temporal and the bucket, said so just now.
+        snapshot: The upload's progress.
+        final: The last document of the event stream, once the run has ended: the bytes of ``manifest.json``, if it is written.
+        certain: Whether the progress was read just now from the run, or from Temporal and the bucket.
         record: ``upload.json``; None when it cannot be read.
-        unreadable: Why a record of the upload cannot be read: the snapshot is what the other records tell, with a warning.
+        unreadable: The error, if a record of the upload cannot be read. The snapshot then comes from the other records and has a warning.
     """
 
     snapshot: Snapshot
@@ -72,8 +72,8 @@ class Status:
     """Reads the state of uploads.
 
     Args:
-        bucket: Where their records are.
-        runs: Their workflows.
+        bucket: Holds the records of the uploads.
+        runs: Asks and starts the workflows of the uploads.
     """
 
     def __init__(self, bucket: Bucket, runs: Runs) -> None:
@@ -88,11 +88,11 @@ class Status:
 
         Raises:
             UploadNotFound: The upload was never accepted or is marked deleted.
-            UnreadableRecord: It was accepted, and that is all that can be told.
-            BucketError: The bucket failed and nothing is remembered.
+            UnreadableRecord: The upload was accepted, but ``upload.json`` cannot be read.
+            BucketError: The bucket failed, and this process does not remember the record.
         """
         deleted_at = self._deleted.get(ref)
-        if deleted_at is not None:  # a read that began before the mark was set may end after it
+        if deleted_at is not None:  # a read that began before the deletion mark was set may end after it
             raise upload_deleted_error(ref, deleted_at)
         remembered = self._records.get(ref)
         if remembered is not None and time.monotonic() - remembered[0] < RECORD_TTL_S:
@@ -107,20 +107,20 @@ class Status:
         return record
 
     async def check(self, ref: UploadRef) -> None:
-        """Returns if there is such an upload; raises like ``record``, but not if ``upload.json`` cannot be read."""
+        """Returns if the upload exists. Raises the same errors as ``record``, but not ``UnreadableRecord``."""
         with suppress(UnreadableRecord):
             await self.record(ref)
 
     async def check_readable(self, ref: UploadRef) -> None:
-        """Returns if the upload's run may be started again; raises like ``record``, also for a manifest that cannot be read."""
+        """Returns if the upload's run may be started again. Raises the same errors as ``record``, also about the manifest."""
         await self.record(ref)
         await self._store.manifest_async(ref)
 
     async def mark_deleted(self, ref: UploadRef) -> None:
-        """From now on the upload is not found, here at once and by other processes within 2 seconds; once more is no error.
+        """Marks the upload deleted. It is gone at once in this process, and within 2 seconds in other processes. A second call is no error.
 
         Raises:
-            UploadNotFound: It was never accepted, or nothing is left of it.
+            UploadNotFound: The upload was never accepted, or all its objects are removed.
             UnreadableRecord: ``upload.json`` cannot be read.
             BucketError: The bucket failed.
         """
@@ -129,73 +129,74 @@ class Status:
         self._snapshots.drop(ref)
 
     def remember(self, ref: UploadRef, snapshot: Snapshot) -> None:
-        """Keeps a progress for the time when nobody answers."""
+        """Keeps a progress for the time when neither the run nor the bucket answers."""
         self._snapshots.put(ref, snapshot)
 
-    async def read(self, ref: UploadRef, *, ask: bool = True, patience_s: float = LOAD_S) -> UploadState:
+    async def read(self, ref: UploadRef, *, ask_temporal: bool = True, patience_s: float = LOAD_S) -> UploadState:
         """The progress of an upload; starts its workflow if it was accepted and has no run.
 
-        A record that cannot be read becomes a warning. Then no workflow is started: the record might say that none should be.
+        A record that cannot be read becomes a warning. Then no workflow is started: the record might say that the upload has ended or is
+        deleted.
 
         Args:
             ref: The upload.
-            ask: Whether to ask Temporal.
-            patience_s: How long to wait for a run that does not know yet which sheets are committed; after that the bucket is asked.
+            ask_temporal: Whether to ask Temporal.
+            patience_s: How long to wait for a run that does not know yet which sheets are committed. After that, the bucket is read.
 
         Raises:
             UploadNotFound: The upload was never accepted or is marked deleted.
-            BucketError: The bucket failed and is needed for the answer.
+            BucketError: The bucket failed, and the answer needs it.
         """
         record: UploadRecord | None = None
         try:
             record = await self.record(ref)
             try:
-                if not ask:
+                if not ask_temporal:
                     msg = "Temporal did not answer a moment ago"
                     raise TemporalUnavailable(msg)
-                state = await self._ask(ref, record, patience_s)
+                state = await self._ask_temporal(ref, record, patience_s)
             except TemporalUnavailable as error:
-                return replace(await self._unanswered(ref, record, error, ask=ask), record=record)
+                return replace(await self._last_known_state(ref, record, error, ask_temporal=ask_temporal), record=record)
         except UnreadableRecord as error:
-            return await self._unreadable(ref, record, error, ask=ask)
+            return await self._state_beside_unreadable_record(ref, record, error, ask_temporal=ask_temporal)
         self.remember(ref, state.snapshot)
         return replace(state, record=record)
 
-    async def _ask(self, ref: UploadRef, record: UploadRecord, patience_s: float) -> UploadState:
+    async def _ask_temporal(self, ref: UploadRef, record: UploadRecord, patience_s: float) -> UploadState:
         try:
-            snapshot = await self._run(ref, record)
+            snapshot = await self._ask_run(ref, record)
             if isinstance(snapshot, UploadState):
                 return snapshot
             if is_unloaded(snapshot):
-                # Until the run has loaded, the truth is the manifest of the run before, or, after a lost history, what was known last, or
-                # what the bucket holds. The version must not fall.
+                # Until the run has loaded, the manifest of the previous run counts. After a lost history, the last known progress counts,
+                # or else the sheets in the bucket. So the version does not fall.
                 if manifest := await self._store.manifest_async(ref):
                     return UploadState(manifest.snapshot)
                 if (last := self._snapshots.get(ref)) and not is_unloaded(last):
                     return UploadState(last)
-                snapshot = await self._loaded(ref, snapshot, patience_s)
+                snapshot = await self._wait_until_loaded(ref, snapshot, patience_s)
             return UploadState(snapshot)
         except RunClosed as closed:
             manifest = await self._store.manifest_async(ref)
             if closed.status in ENDED_FROM_OUTSIDE:
-                return await self._terminated(ref, closed.status, manifest)
-            return _ended(manifest) if manifest else await self._unwritten(ref)
+                return await self._terminated_state(ref, closed.status, manifest)
+            return _ended_state(manifest) if manifest else await self._state_without_manifest(ref)
 
-    async def _run(self, ref: UploadRef, record: UploadRecord) -> Snapshot | UploadState:
-        """What the run says. Without a run: the final progress, or how a run begins that is started now."""
+    async def _ask_run(self, ref: UploadRef, record: UploadRecord) -> Snapshot | UploadState:
+        """The run's progress. Without a run: the final state from the manifest, or, after starting a run, its first progress."""
         try:
             return await self._runs.progress(ref)
         except NoRun:
             manifest = await self._store.manifest_async(ref)
         if manifest:
-            return _ended(manifest)
+            return _ended_state(manifest)
         logger.info("starts the workflow of an accepted upload", extra={"ref": str(ref)})
         await self._runs.start(ref)
-        began, _ = await self._times(ref)
-        return _begins(record, began)
+        began, _ = await self._run_times(ref)
+        return _first_snapshot(record, began)
 
-    async def _loaded(self, ref: UploadRef, snapshot: Snapshot, patience_s: float) -> Snapshot:
-        """The progress of a run that knew nothing yet: waits until the run knows which sheets an earlier run has committed."""
+    async def _wait_until_loaded(self, ref: UploadRef, snapshot: Snapshot, patience_s: float) -> Snapshot:
+        """Waits until a run has loaded, if earlier runs have begun sheets. When time is up, adds the committed sheets from the bucket."""
         begun = await self._store.begun_async(ref)
         if not begun:
             return snapshot
@@ -207,9 +208,9 @@ class Status:
         return await self._with_committed(ref, snapshot, begun) if is_unloaded(snapshot) else snapshot
 
     async def _with_committed(self, ref: UploadRef, snapshot: Snapshot, begun: list[int]) -> Snapshot:
-        """The snapshot, with the sheets that are committed in the bucket. The number of pages stays unknown until the run has counted them.
+        """The snapshot, with the committed sheets from the bucket. The number of pages stays unknown until the run has counted them.
 
-        A sheet whose record cannot be read is left out, and the warning says so.
+        A sheet whose record cannot be read is left out, and the warning names it.
         """
         turns = asyncio.Semaphore(SHEETS_AT_ONCE)
         unreadable: list[str] = []
@@ -227,11 +228,11 @@ class Status:
         warning = f"{len(unreadable):,} sheets are not counted: {min(unreadable)}" if unreadable else snapshot.warning
         return replace(snapshot, completed_pages=len(sheets), sheets=sheets, warning=warning)
 
-    async def _terminated(self, ref: UploadRef, status: WorkflowExecutionStatus | None, manifest: Manifest | None) -> UploadState:
-        """The state after a run that an operator ended. A manifest that is older than the run was written by an earlier run."""
-        began, moment = await self._times(ref)
+    async def _terminated_state(self, ref: UploadRef, status: WorkflowExecutionStatus | None, manifest: Manifest | None) -> UploadState:
+        """The state after an operator has ended the run. A manifest that is older than the run was written by an earlier run."""
+        began, moment = await self._run_times(ref)
         if manifest and datetime.fromisoformat(manifest.snapshot.updated_at) >= began:
-            return _ended(manifest)
+            return _ended_state(manifest)
         candidates = [Snapshot(UploadStatus.QUEUED, 0, timestamp(moment))]
         if remembered := self._snapshots.get(ref):
             candidates.append(remembered)
@@ -242,25 +243,27 @@ class Status:
             last = terminated_progress(last, status, moment)
         return UploadState(last, to_json(last))
 
-    async def _unreadable(self, ref: UploadRef, record: UploadRecord | None, error: UnreadableRecord, *, ask: bool) -> UploadState:
-        """The newest state that the run, the memory and the readable records in the bucket tell."""
-        candidates = [self._snapshots.get(ref)]
+    async def _state_beside_unreadable_record(
+        self, ref: UploadRef, record: UploadRecord | None, error: UnreadableRecord, *, ask_temporal: bool
+    ) -> UploadState:
+        """The newest state from the run, from memory and from the readable records in the bucket, with a warning."""
+        snapshots = [self._snapshots.get(ref)]
         with suppress(UnreadableRecord):
             manifest = await self._store.manifest_async(ref)
-            candidates.append(manifest.snapshot if manifest else None)
-        if ask:
+            snapshots.append(manifest.snapshot if manifest else None)
+        if ask_temporal:
             with suppress(NoRun, RunClosed, TemporalUnavailable):
-                candidates.append(await self._runs.progress(ref))
-        told = [snapshot for snapshot in candidates if snapshot and not is_unloaded(snapshot)]
-        newest = max(told, key=lambda snapshot: snapshot.version, default=None)
+                snapshots.append(await self._runs.progress(ref))
+        candidates = [snapshot for snapshot in snapshots if snapshot and not is_unloaded(snapshot)]
+        newest = max(candidates, key=lambda snapshot: snapshot.version, default=None)
         if newest is None:
-            queued = _queued(created_at(ref, record))
+            queued = _queued_snapshot(created_at(ref, record))
             newest = await self._with_committed(ref, queued, await self._store.begun_async(ref))
         warning = f"this may not be the latest state: {error}"
         return UploadState(replace(newest, warning=warning), certain=False, record=record, unreadable=error)
 
-    async def _unwritten(self, ref: UploadRef) -> UploadState:
-        """The state after a run that ended by itself and left no manifest: its own last answer, of which the sweep makes the manifest.
+    async def _state_without_manifest(self, ref: UploadRef) -> UploadState:
+        """The state after a run that ended by itself and left no manifest: the run's last progress. The sweep makes it the manifest.
 
         Raises:
             TemporalUnavailable: The run does not answer.
@@ -272,29 +275,31 @@ class Status:
         msg = "its run has ended, and the final progress is not written yet"
         raise TemporalUnavailable(msg)
 
-    async def _times(self, ref: UploadRef) -> tuple[datetime, datetime]:
+    async def _run_times(self, ref: UploadRef) -> tuple[datetime, datetime]:
         try:
             return await self._runs.run_times(ref)
         except NoRun as error:
             msg = "the run ended and is gone"
             raise TemporalUnavailable(msg) from error
 
-    async def _unanswered(self, ref: UploadRef, record: UploadRecord, error: TemporalUnavailable, *, ask: bool) -> UploadState:
-        """The newest state that the memory and the bucket tell, while Temporal does not answer."""
+    async def _last_known_state(
+        self, ref: UploadRef, record: UploadRecord, error: TemporalUnavailable, *, ask_temporal: bool
+    ) -> UploadState:
+        """The newest state from memory and from the bucket, while Temporal does not answer."""
         manifest = await self._store.manifest_async(ref)
         candidates = [self._snapshots.get(ref), manifest.snapshot if manifest else None]
         newest = max(filter(None, candidates), key=lambda snapshot: snapshot.version, default=None)
         if newest is None:
-            newest = _queued(record.created_at)
-            if ask:
-                with suppress(NoRun, TemporalUnavailable):  # Temporal itself may answer, only no worker
-                    newest = _begins(record, (await self._runs.run_times(ref))[0])
+            newest = _queued_snapshot(record.created_at)
+            if ask_temporal:
+                with suppress(NoRun, TemporalUnavailable):  # perhaps only the workers do not answer, and Temporal does
+                    newest = _first_snapshot(record, (await self._runs.run_times(ref))[0])
             newest = await self._with_committed(ref, newest, await self._store.begun_async(ref))
             self.remember(ref, newest)
         return UploadState(replace(newest, warning=f"this may not be the latest state: {error}"), certain=False)
 
-    async def explained(self, ref: UploadRef, state: UploadState) -> UploadState:
-        """The state, with a warning when nothing moves."""
+    async def with_standstill_warning(self, ref: UploadRef, state: UploadState) -> UploadState:
+        """The state, with a warning if the progress has not changed for some time."""
         now = datetime.now(UTC)
         idle = now - datetime.fromisoformat(state.snapshot.updated_at)
         if state.final is not None or not state.certain or idle < QUIET:
@@ -303,7 +308,7 @@ class Status:
             failure = await self._runs.last_failure(ref)
         except (NoRun, TemporalUnavailable):
             return state
-        # A final state whose run is open is only being written down, or has just been reopened: it need not move.
+        # A final state of an open run needs no change: the run is writing its manifest, or was just reopened.
         if idle >= STUCK and (failure or not state.snapshot.status.is_final):
             minutes = int(idle.total_seconds() // 60)
             warning = f"nothing moved for {minutes:,} minutes" + (f"; {failure[0]}" if failure else "")
@@ -315,24 +320,24 @@ class Status:
 
 
 def created_at(ref: UploadRef, record: UploadRecord | None) -> str:
-    """When the upload was accepted; as its id tells, when ``upload.json`` cannot be read."""
+    """When the upload was accepted; if ``upload.json`` cannot be read, the time in the upload's id."""
     return record.created_at if record else timestamp(ref.made_at or _LONG_AGO)
 
 
 def is_unloaded(snapshot: Snapshot) -> bool:
-    """Whether the snapshot is of a run that has not counted the pages yet: such a run does not know what earlier runs did."""
+    """Whether the snapshot is of a run that has not counted the pages yet. Such a run does not know what earlier runs did."""
     return snapshot.status is UploadStatus.QUEUED and not snapshot.total_pages
 
 
-def _begins(record: UploadRecord, began: datetime) -> Snapshot:
-    """The first progress of a run: newer than everything that a forgotten earlier run said, and not newer than what this run will say."""
-    return replace(_queued(record.created_at), version=milliseconds(began))
+def _first_snapshot(record: UploadRecord, began: datetime) -> Snapshot:
+    """The first progress of a run. Its version is newer than those of earlier runs, and not newer than this run's own versions."""
+    return replace(_queued_snapshot(record.created_at), version=milliseconds(began))
 
 
-def _queued(updated_at: str) -> Snapshot:
-    # Version 0: whatever a run says is newer.
+def _queued_snapshot(updated_at: str) -> Snapshot:
+    # Version 0 is older than every version of a run.
     return Snapshot(UploadStatus.QUEUED, 0, updated_at)
 
 
-def _ended(manifest: Manifest) -> UploadState:
+def _ended_state(manifest: Manifest) -> UploadState:
     return UploadState(manifest.snapshot, manifest.body)

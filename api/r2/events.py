@@ -1,14 +1,15 @@
-"""What an event of R2 does. The pull consumer and the push endpoint both hand each message to ``R2Events.decide``.
+"""Handles R2 events. The pull consumer and the push endpoint both pass each message to ``R2Events.decide``.
 
-An event says that a ``.dzi`` was written, so the sheet is complete. Mostly the workflow knows that before the event arrives. The event is
-for the other cases: somebody else wrote the ``.dzi``, or the result of the workflow's own activity was lost.
+An R2 event says that a ``.dzi`` was written, so the sheet is complete. Usually the workflow knows this before the event arrives. The event
+helps in the other cases: another program wrote the ``.dzi``, or the result of the workflow's own activity was lost.
 
-1. Only creations count. Where SiteLink removes a ``.dzi``, in a repair or a deletion, the progress follows by itself. The next reconcile
-   finds that somebody else removed one; an event of that may be older than the repair that wrote the ``.dzi`` again.
-2. An event is trusted for its key only: the workflow verifies the sheet by a LIST. So a duplicate, late, reordered or forged event
-   changes nothing.
-3. A message that is not an R2 event is delivered a few times, for a newer release that can read it may be about to start. Then it is kept
-   aside in the bucket. A message of an upload that cannot be told, because Temporal or the bucket does not answer, is never kept aside: it
+1. Only creations count. When SiteLink itself removes a ``.dzi``, in a repair or a deletion, it also corrects the progress. When somebody
+   else removes a ``.dzi``, the next reconcile finds it. The event of a removal is ignored, because it may be older than a repair that
+   wrote the ``.dzi`` again.
+2. Only the key of an event is trusted: the workflow verifies the sheet by a LIST. So a duplicate, late, reordered or forged event changes
+   nothing.
+3. A message that is not an R2 event is delivered a few times, because a newer release that can read it may be about to start. Then it is
+   kept aside in the bucket. An R2 event that cannot be handled, because Temporal or the bucket does not answer, is never kept aside: it
    comes again for as long as the queue allows.
 
 https://developers.cloudflare.com/r2/buckets/event-notifications/#message-format
@@ -37,14 +38,14 @@ logger = logging.getLogger(__name__)
 CREATIONS = ("PutObject", "CopyObject", "CompleteMultipartUpload")
 
 DECIDE_LIMIT_S = 20.0
-"""How long a decision may take: the bucket may be slow, and the queue waits for the answer."""
+"""How long a decision may take. The bucket may be slow, but the queue waits for the answer."""
 
 FIRST_DELAY_S, LONGEST_DELAY_S = 5, 3600
-"""The delay before the next attempt, doubled from attempt to attempt. 100 attempts, the most that a queue may be set to, take the 4 days
-for which Cloudflare keeps a message."""
+"""The delay before the next attempt; it doubles with each attempt. 100 attempts, the most that a queue allows, fill the 4 days for which
+Cloudflare keeps a message."""
 
 MAX_LISTED = 100
-"""Messages that ``unreadable_events`` returns."""
+"""How many messages ``unreadable_events`` returns at most."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,9 @@ class Message:
     """One message of the queue.
 
     Args:
-        id: The queue's id of it.
-        body: Its bytes, as they were sent.
-        attempts: How often it was delivered, this time included.
+        id: The message's id in the queue.
+        body: The message's bytes, as they were sent.
+        attempts: How often the message was delivered, this time included.
     """
 
     id: str
@@ -68,7 +69,7 @@ class Verdict:
 
     Args:
         retry_in_s: Whole seconds until the message should come again; None acknowledges it.
-        failure: The error of Temporal or the bucket because of which the message should come again, if there was one.
+        failure: The error of Temporal or the bucket, if one is the reason why the message should come again.
     """
 
     retry_in_s: int | None = None
@@ -83,7 +84,7 @@ class UnreadableEvent:
     """``events/unreadable/{sha256 of the message}.json``: a message that is not an R2 event.
 
     Args:
-        message: The queue's id of the message.
+        message: The message's id in the queue.
         attempts: How often the message was delivered.
         error: Why the message cannot be read.
         kept_at: When the message was kept aside.
@@ -99,12 +100,12 @@ class UnreadableEvent:
 
 
 def delay_s(attempts: int) -> int:
-    """Seconds until a message that was delivered so often should come again."""
+    """Seconds until a message should come again after so many attempts."""
     return min(LONGEST_DELAY_S, FIRST_DELAY_S << min(max(attempts, 1) - 1, 20))
 
 
 def created_object(body: bytes) -> tuple[str, str] | None:
-    """The bucket and the whole key of the object that an event says was written; None for an event that is not a creation.
+    """The bucket and the whole key of the object that an R2 event reports as written; None if the event is not a creation.
 
     Raises:
         ValueError: The message is not an R2 event.
@@ -122,15 +123,15 @@ def created_object(body: bytes) -> tuple[str, str] | None:
 
 
 class R2Events:
-    """Tells workflows of sheets that are stored in the bucket and that the workflow does not count as ready.
+    """Tells a workflow which sheets are stored in the bucket although its progress does not show them as ready.
 
     The events of one upload are gathered for some seconds. Then the upload's progress is read once, and its workflow is signalled only
     if one of the sheets is not ``ready``. In a healthy upload every sheet is ready by then, and no signal is sent.
 
     Args:
-        bucket: The bucket whose events these are.
+        bucket: The bucket that sends the events.
         status: Reads the progress of uploads.
-        runs: Takes the signals.
+        runs: Signals the workflows.
         attempts: How often a message that is not an R2 event is delivered before it is kept aside.
         gather_s: How long the events of an upload are gathered, in seconds.
     """
@@ -143,43 +144,43 @@ class R2Events:
         self._gather_s = gather_s
         self._gathering: dict[UploadRef, tuple[set[int], asyncio.Task[SiteLinkError | None]]] = {}
         self._tasks: set[asyncio.Task[SiteLinkError | None]] = set()
-        self._hurry = asyncio.Event()
+        self._gathering_stopped = asyncio.Event()
 
     async def decide(self, message: Message) -> Verdict:
         """Handles a message, together with the other messages of its upload that arrive at the same time.
 
         Returns:
-            An acknowledgement once nothing is left to do: Temporal has the signal, or no signal is needed.
+            An acknowledgement if Temporal has the signal or no signal is needed; else when the message should come again.
         """
         try:
             created = created_object(message.body)
         except ValueError as error:
-            return await self._unreadable(message, error)
+            return await self._decide_unreadable(message, error)
         key = self._bucket.own_key(*created) if created else None
         sheet = sheet_of_descriptor(key) if key else None
         if sheet is None:
             logger.debug("an event of another object, or not a creation", extra={"message_id": message.id})
             return ACKNOWLEDGED
-        # A sender that closes its connection cancels only its own wait: the workflow is told all the same.
-        failure = await asyncio.shield(self._gathered(*sheet))
+        # A sender that closes its connection cancels only its own wait; the workflow still gets the signal.
+        failure = await asyncio.shield(self._gather(*sheet))
         return ACKNOWLEDGED if failure is None else Verdict(delay_s(message.attempts), failure)
 
-    def hurry(self) -> None:
-        """Stops gathering: the events gathered so far are handled now."""
-        self._hurry.set()
+    def stop_gathering(self) -> None:
+        """Handles the gathered events now, and gathers no more."""
+        self._gathering_stopped.set()
 
     async def close(self) -> None:
-        """Cancels the tasks under way; their messages come again."""
+        """Cancels the running tasks. The queue delivers their messages again."""
         for task in self._tasks:
             task.cancel()
         for task in list(self._tasks):
             with suppress(asyncio.CancelledError):
                 await task
 
-    def _gathered(self, ref: UploadRef, sheet: int) -> asyncio.Task[SiteLinkError | None]:
+    def _gather(self, ref: UploadRef, sheet: int) -> asyncio.Task[SiteLinkError | None]:
         if ref not in self._gathering:
             sheets: set[int] = set()
-            task = asyncio.create_task(self._settle(ref, sheets))
+            task = asyncio.create_task(self._gather_and_signal(ref, sheets))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
             self._gathering[ref] = sheets, task
@@ -187,17 +188,21 @@ class R2Events:
         sheets.add(sheet)
         return task
 
-    async def _settle(self, ref: UploadRef, sheets: set[int]) -> SiteLinkError | None:
-        """Waits for more events of the upload, then tells its workflow; returns the error for which the messages should come again."""
+    async def _gather_and_signal(self, ref: UploadRef, sheets: set[int]) -> SiteLinkError | None:
+        """Waits for more events of the upload, then signals its workflow.
+
+        Returns:
+            The error because of which the messages should come again, if there was one.
+        """
         try:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._gather_s):
-                    await self._hurry.wait()
+                    await self._gathering_stopped.wait()
         finally:
             del self._gathering[ref]  # an event that arrives from now on begins a new gathering
         try:
             async with asyncio.timeout(DECIDE_LIMIT_S):
-                await self._tell(ref, sheets)
+                await self._signal_workflow(ref, sheets)
         except UploadNotFound as error:
             logger.warning("R2 events of an upload that does not exist: %s", error, extra={"ref": str(ref), "sheets": len(sheets)})
         except SiteLinkError as error:
@@ -207,28 +212,28 @@ class R2Events:
             logger.warning("R2 events wait: no answer", extra={"ref": str(ref), "sheets": len(sheets)})
             return StorageUnavailable(f"the progress of {ref} could not be read within {DECIDE_LIMIT_S:g} s")
         except Exception:
-            # A bug must not lose the messages: they come again.
+            # A bug must not lose the messages, so they should come again.
             logger.exception("R2 events could not be handled", extra={"ref": str(ref), "sheets": len(sheets)})
-            return SiteLinkError("something is wrong here; the server's log says what")
+            return SiteLinkError("something is wrong on the server; its log says what")
         return None
 
-    async def _tell(self, ref: UploadRef, sheets: Iterable[int]) -> None:
-        known = await self._status.read(ref)
-        if known.unreadable is not None:
-            raise known.unreadable
-        progress = known.snapshot
+    async def _signal_workflow(self, ref: UploadRef, sheets: Iterable[int]) -> None:
+        state = await self._status.read(ref)
+        if state.unreadable is not None:
+            raise state.unreadable
+        progress = state.snapshot
         if progress.reason == Terminated.__name__:
-            # A run that an operator ended is resumed only by a person, not by the event of a late writer.
+            # Only a person may resume a run that an operator ended. The event may come from a late writer.
             logger.info("R2 events of an upload whose run was ended", extra={"ref": str(ref)})
             return
         ready = {sheet.number for sheet in progress.sheets if sheet.status is SheetStatus.READY}
-        last = progress.total_pages or max(sheets)  # until the pages are counted, the workflow decides which numbers exist
+        last = progress.total_pages or max(sheets)  # before the pages are counted, only the workflow can tell which sheets exist
         wanted = tuple(sorted(number for number in set(sheets) - ready if number <= last))
         if wanted:
             logger.info("sheets are stored that are not ready", extra={"ref": str(ref), "sheets": wanted})
             await self._runs.reopen(ref, "sheets_stored", SheetNumbers(wanted))
 
-    async def _unreadable(self, message: Message, error: ValueError) -> Verdict:
+    async def _decide_unreadable(self, message: Message, error: ValueError) -> Verdict:
         if message.attempts < self._attempts:
             logger.warning("a message is not an R2 event: %s", error, extra={"message_id": message.id, "attempts": message.attempts})
             return Verdict(delay_s(message.attempts))
@@ -252,7 +257,7 @@ class R2Events:
 
 
 def unreadable_events(bucket: Bucket) -> list[dict[str, object]]:
-    """The messages that were kept aside, newest first, at most 100; blocks.
+    """The messages that were kept aside, newest first, at most 100. Blocks on the bucket.
 
     Raises:
         BucketError: The bucket failed.
@@ -260,7 +265,7 @@ def unreadable_events(bucket: Bucket) -> list[dict[str, object]]:
     newest = sorted(bucket.objects(UNREADABLE_EVENTS_PREFIX), key=lambda info: info.modified, reverse=True)[:MAX_LISTED]
     kept: list[dict[str, object]] = []
     for info in newest:
-        # An object that somebody has just removed, or that is not a record of ours, is left out.
+        # An object that was just removed, or that is not a readable record, is left out.
         with suppress(ObjectMissing, UnreadableRecord):
             kept.append({"key": info.key, **to_wire(bucket.get_record(UnreadableEvent, info.key))})
     return kept

@@ -1,11 +1,11 @@
 """``POST /v1/events/r2``: batches of R2's event messages, sent by the Worker of ``deploy/r2-events``.
 
-The request is signed: ``SiteLink-Signature`` is the HMAC-SHA256, hexadecimal, of ``SiteLink-Timestamp`` (seconds since 1970), a dot and
-the body. The body is ``{"messages": [{"id", "attempts", "body"}]}``, each ``body`` a string: the message as it was sent.
+The request is signed: ``SiteLink-Signature`` is the hexadecimal HMAC-SHA256 of ``SiteLink-Timestamp`` (seconds since 1970), a dot and the
+request's body. That body is ``{"messages": [{"id", "attempts", "body"}]}``, where each ``body`` is a string: the message as it was sent.
 
 The answer tells the Worker which messages are done and which should come again: ``{"acks": [id], "retries": [{"id", "delaySeconds"}]}``.
-When Temporal or the bucket did not answer, it is a 503 with the same members, so that a sender that looks at the status alone tries
-again, too.
+When Temporal or the bucket did not answer, the answer is a 503 with the same members. So a sender that reads only the status tries again,
+too.
 """
 
 import asyncio
@@ -26,28 +26,28 @@ from api.paths import R2_EVENTS
 from api.r2.events import Message, R2Events
 
 MAX_BODY_BYTES = 16 << 20
-"""Enough for 100 messages of 16,384 characters, the most that the Worker sends, even when each character takes 6 bytes."""
+"""Enough for the largest batch of the Worker: 100 messages of 16,384 characters, each of up to 6 bytes."""
 READ_LIMIT_S = 30.0
 TOLERANCE_S = 300
 MAX_MESSAGES = 1000
 
 
 def signature(secret: str, timestamp: str, body: bytes) -> str:
-    """The signature of a body that is sent at a time."""
+    """The signature of a timestamp and a body."""
     return hmac.new(secret.encode(), timestamp.encode() + b"." + body, hashlib.sha256).hexdigest()
 
 
-class Push:
-    """The endpoint.
+class PushEndpoint:
+    """Answers the route.
 
     Args:
-        events: Decides about each message.
-        secrets: A request may be signed with any of them, so that a secret can be replaced without a gap.
-        now: Seconds since 1970.
+        r2_events: Decides about each message.
+        secrets: The accepted secrets. There may be several, so that a secret can be replaced without a gap.
+        now: Tells the time in seconds since 1970.
     """
 
-    def __init__(self, events: R2Events, secrets: Sequence[str], *, now: Callable[[], float] = time.time) -> None:
-        self._events = events
+    def __init__(self, r2_events: R2Events, secrets: Sequence[str], *, now: Callable[[], float] = time.time) -> None:
+        self._r2_events = r2_events
         self._secrets = secrets
         self._now = now
 
@@ -61,15 +61,15 @@ class Push:
         """
         timestamp = request.headers.get("sitelink-timestamp", "")
         if not (timestamp.isascii() and timestamp.isdigit() and len(timestamp) <= 12) or abs(self._now() - int(timestamp)) > TOLERANCE_S:
-            msg = f"SiteLink-Timestamp is {timestamp[:40]!r}; the time now is wanted, in seconds since 1970"
+            msg = f"SiteLink-Timestamp is {timestamp[:40]!r}; it must be the current time, in seconds since 1970"
             raise BadSignature(msg)
-        body = await _body(request)
+        body = await _read_body(request)
         given = request.headers.get("sitelink-signature", "").encode()
         if not any(hmac.compare_digest(signature(secret, timestamp, body).encode(), given) for secret in self._secrets):
-            msg = "SiteLink-Signature does not fit the body, the time and any secret that is known here"
+            msg = "SiteLink-Signature fits the body and the timestamp with none of the secrets"
             raise BadSignature(msg)
-        messages = _messages(body)
-        verdicts = await asyncio.gather(*map(self._events.decide, messages))
+        messages = _read_messages(body)
+        verdicts = await asyncio.gather(*map(self._r2_events.decide, messages))
         decided = list(zip(messages, verdicts, strict=True))
         answer = {
             "acks": [message.id for message, verdict in decided if verdict.retry_in_s is None],
@@ -82,7 +82,7 @@ class Push:
         return JSONResponse(answer, headers={"Cache-Control": "no-store"})
 
 
-async def _body(request: Request) -> bytes:
+async def _read_body(request: Request) -> bytes:
     body = bytearray()
     try:
         async with asyncio.timeout(READ_LIMIT_S):
@@ -96,12 +96,12 @@ async def _body(request: Request) -> bytes:
     return bytes(body)
 
 
-def _messages(body: bytes) -> list[Message]:
+def _read_messages(body: bytes) -> list[Message]:
     try:
         document = json.loads(body)
-        messages = [_message(entry) for entry in document["messages"]]
+        messages = [_read_message(entry) for entry in document["messages"]]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        msg = 'the body is no {"messages": [{"id", "attempts", "body"}]}'
+        msg = 'the body is not {"messages": [{"id", "attempts", "body"}]}'
         raise InvalidRequest(msg) from error
     if len(messages) > MAX_MESSAGES:
         msg = f"{len(messages):,} messages, at most {MAX_MESSAGES:,} may come at once"
@@ -109,10 +109,10 @@ def _messages(body: bytes) -> list[Message]:
     return messages
 
 
-def _message(entry: object) -> Message:
+def _read_message(entry: object) -> Message:
     match entry:
         case {"id": str(name), "attempts": int(attempts), "body": str(body)}:
-            name.encode()  # a lone surrogate could not be answered
+            name.encode()  # the answer could not carry an id with a lone surrogate
             return Message(name, body.encode("utf-8", "surrogatepass"), attempts)
-    msg = "no message"
+    msg = "not a message"
     raise ValueError(msg)

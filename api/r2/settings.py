@@ -1,4 +1,4 @@
-"""How R2's events reach SiteLink: from a queue of Cloudflare that is asked for them (pull), or sent to the API (push)."""
+"""The settings of the two ways in which R2 events come: pulled from a Cloudflare Queue, or pushed to the API."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,12 +21,12 @@ SHORTEST_SECRET = 16
 
 @dataclass(frozen=True)
 class PullSettings:
-    """Where the queue is.
+    """How to reach the Cloudflare Queue.
 
     Args:
         account: Cloudflare's id of the account.
         queue: Cloudflare's id of the queue, not its name.
-        token: Of Cloudflare's API, with the permission Queues Edit.
+        token: A token of Cloudflare's API with the permission Queues Edit.
         attempts: How often a message that is not an R2 event is delivered before it is kept aside.
         url: The address of Cloudflare's API.
 
@@ -43,15 +43,15 @@ class PullSettings:
     def __post_init__(self) -> None:
         for name, value in (("SITELINK_EVENTS_ACCOUNT", self.account), ("SITELINK_EVENTS_QUEUE", self.queue)):
             if not (value.isascii() and value.isalnum()):
-                msg = f"{name} is {value[:80]!r}; the 32 letters and digits are wanted that Cloudflare shows as its id"
+                msg = f"{name} is {value[:80]!r}; it must be the id of 32 letters and digits that Cloudflare shows"
                 raise ValueError(msg)
         if not (self.token.isascii() and self.token.isprintable() and " " not in self.token):
-            msg = "SITELINK_EVENTS_TOKEN has characters that no token has"
+            msg = "SITELINK_EVENTS_TOKEN has characters that cannot be in a token"
             raise ValueError(msg)
         parts = urlsplit(self.url)
         is_good = parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or ""))
         if not is_good or not parts.hostname or "@" in parts.netloc:
-            msg = f"SITELINK_EVENTS_API is not an address of the kind {CLOUDFLARE}"
+            msg = f"SITELINK_EVENTS_API is not an address like {CLOUDFLARE}"
             raise ValueError(msg)
 
     @classmethod
@@ -59,10 +59,10 @@ class PullSettings:
         """Reads the environment.
 
         Returns:
-            None when neither account, queue nor token is set: there is no queue to ask.
+            None when neither account, queue nor token is set, so that there is no queue.
 
         Raises:
-            ValueError: Only a part is set, or a value cannot be used.
+            ValueError: Some of the three are missing, or a value cannot be used.
         """
         names = ("SITELINK_EVENTS_ACCOUNT", "SITELINK_EVENTS_QUEUE", "SITELINK_EVENTS_TOKEN")
         account, queue, token = values = [environ.get(name) or "" for name in names]
@@ -77,10 +77,10 @@ class PullSettings:
 
 @dataclass(frozen=True)
 class PushSettings:
-    """Who may send R2's events to the API.
+    """Who may send R2 events to the API.
 
     Args:
-        secrets: Each of them may sign; without a secret, the API has no address for R2's events.
+        secrets: A request may be signed with any of them. Without a secret, the API has no route for R2 events.
         attempts: How often a message that is not an R2 event is delivered before it is kept aside.
         gather_s: How long the events of an upload are gathered, in seconds.
 

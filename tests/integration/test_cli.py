@@ -509,7 +509,7 @@ def test_a_closed_or_full_output_is_one_sentence(script: Script, arguments: list
     upload = {"ref": REF, "fileName": "plan.pdf", "sizeBytes": 999, "createdAt": "2026-01-31T09:30:00.000Z", "warning": None}
     script.document = {"uploads": [{**upload, **snapshot("complete")}], **snapshot("complete"), **upload}
     script.events.extend(stream(*WHOLE[1:]) for _ in range(2))
-    for closed, said in ((">&-", "stdout is closed: there is nowhere to write to\n"), (">&- 2>&-", ""), (">&- 2>/dev/full", "")):
+    for closed, said in ((">&-", "stdout is closed: the output cannot be written\n"), (">&- 2>&-", ""), (">&- 2>/dev/full", "")):
         result = redirected(script.url, closed, *arguments)
         assert (result.returncode, result.stdout, result.stderr) == (4, "", said)
     assert script.requests == []
@@ -661,7 +661,7 @@ def test_an_answer_of_another_server_is_named(script: Script) -> None:
 
     script.events.append(page)
     result = sitelink(script.url, "watch", REF)
-    assert (result.returncode, result.stderr) == (1, f"what answers at {script.url} is no SiteLink server\n")
+    assert (result.returncode, result.stderr) == (1, f"the server at {script.url} is not a SiteLink server\n")
 
 
 @pytest.mark.parametrize("data", ["{", "[]", "{}", "7"])
@@ -669,7 +669,7 @@ def test_an_event_that_is_none_of_ours_is_named(script: Script, data: str) -> No
     """No traceback for what is no JSON or no snapshot."""
     script.events.append(stream(f"event: snapshot\ndata: {data}\n\n".encode()))
     result = sitelink(script.url, "watch", REF)
-    assert (result.returncode, result.stderr) == (1, f"what answers at {script.url} is no SiteLink server\n")
+    assert (result.returncode, result.stderr) == (1, f"the server at {script.url} is not a SiteLink server\n")
 
 
 def plain(shown: str) -> str:

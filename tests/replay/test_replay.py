@@ -4,7 +4,6 @@ The histories are exported by ``tests/workflow`` when ``SITELINK_KEEP_HISTORIES`
 ``workflow.patched`` and one more history; an old history is never replaced.
 """
 
-import json
 from pathlib import Path
 
 import pytest
@@ -37,7 +36,6 @@ async def test_history_replays(path: Path) -> None:
         ("cancelled-and-cleaned", "EVENT_TYPE_WORKFLOW_EXECUTION_CANCELED"),
         ("fell-silent", "EVENT_TYPE_TIMER_FIRED"),
         ("cancelled-then-retried", "EVENT_TYPE_WORKFLOW_EXECUTION_CONTINUED_AS_NEW"),
-        ("requests-handed-over", "EVENT_TYPE_WORKFLOW_EXECUTION_COMPLETED"),
         ("cancelled-before-loaded", "EVENT_TYPE_WORKFLOW_EXECUTION_CANCELED"),
         ("check-failed", "EVENT_TYPE_ACTIVITY_TASK_FAILED"),
         ("deleted", "EVENT_TYPE_TIMER_FIRED"),
@@ -55,20 +53,6 @@ def test_history_proves_what_its_name_says(name: str, event: str) -> None:
 def test_retried_sheet_was_attempted_twice() -> None:
     """The history with a retried sheet holds a second attempt."""
     assert 2 in [each.activity_task_started_event_attributes.attempt for each in _history("retried-sheet").events]
-
-
-@pytest.mark.parametrize(("name", "place"), [("cancelled-then-retried", "asked"), ("requests-handed-over", "continued")])
-def test_requests_of_both_handovers_are_replayed(name: str, place: str) -> None:
-    """Runs have their requests beside ``continued``, where every release reads them; a run that has them in it is read, too."""
-    history = _history(name)
-    handed_over = [
-        each.workflow_execution_continued_as_new_event_attributes.input
-        for each in history.events
-        if each.HasField("workflow_execution_continued_as_new_event_attributes")
-    ]
-    (payload,) = (handed_over or [history.events[0].workflow_execution_started_event_attributes.input])[0].payloads
-    argument = json.loads(payload.data)
-    assert (argument["asked"] if place == "asked" else argument["continued"]["asked"])["retries"]
 
 
 def _history(name: str) -> WorkflowHistory:

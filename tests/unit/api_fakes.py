@@ -1,4 +1,4 @@
-"""A Temporal that does what a real one cannot be made to do, and the API around it without a socket."""
+"""A fake Temporal whose answers a test sets, and the API around it without a socket."""
 
 import asyncio
 import os
@@ -34,8 +34,8 @@ UNAVAILABLE = RPCError("connection refused", RPCStatusCode.UNAVAILABLE, b"")
 NO_WORKER = RPCError("timeout", RPCStatusCode.DEADLINE_EXCEEDED, b"")
 
 
-def closed(status: WorkflowExecutionStatus = WorkflowExecutionStatus.COMPLETED) -> Exception:
-    """What a query of a run that is over says."""
+def closed_run(status: WorkflowExecutionStatus = WorkflowExecutionStatus.COMPLETED) -> Exception:
+    """The error of a query of a run that has ended."""
     return WorkflowQueryRejectedError(status)
 
 
@@ -45,10 +45,10 @@ class FakeTemporal:
     def __init__(self) -> None:
         self.state: Snapshot | Exception = NOT_FOUND
         self.last: Snapshot | Exception = NO_WORKER
-        """What a run that is over says."""
+        """The answer of a run that has ended."""
         self.start_error: Exception | None = None
         self.started: Snapshot | None = None
-        """The state that a start brings; without one there is still none."""
+        """The state that a start sets; None leaves the state as it is."""
         self.signal_error: Exception | None = None
         self.cancel_error: Exception | None = None
         self.pending: list[PendingActivityInfo] = []
@@ -69,15 +69,15 @@ class FakeTemporal:
         return cast("Client", self)
 
     def get_workflow_handle_for(self, _: object, workflow_id: str) -> "FakeTemporal":
-        """The one workflow."""
+        """The handle of the one workflow."""
         return self
 
     def get_workflow_handle(self, workflow_id: str) -> "FakeTemporal":
-        """The same."""
+        """The handle of the one workflow."""
         return self
 
     async def query(self, *_: object, reject_condition: object = None, **__: object) -> Snapshot:
-        """The state, or the error; of a run that is over only where that is not refused."""
+        """Returns the state or raises it. A query without a reject condition gets the answer of a run that has ended."""
         self.queries += 1
         state = self.state if reject_condition else self.last
         if isinstance(state, Exception):
@@ -85,12 +85,12 @@ class FakeTemporal:
         return state
 
     async def execute_update(self, _: object, args: Any, *, id: str) -> Snapshot:  # noqa: A002 - the client's own name
-        """What the test makes of it."""
+        """Notes the update, and calls the function that the test has set."""
         self.updates.append((args.version, id))
         return await self.update(args.version)
 
     async def start_workflow(self, *args: object, **options: Any) -> None:
-        """Notes the start."""
+        """Notes the start, and sets the state that it brings."""
         if self.start_error:
             raise self.start_error
         self.starts.append(options)
@@ -114,7 +114,7 @@ class FakeTemporal:
         return SimpleNamespace(start_time=self.start_time, close_time=self.close_time, raw_description=raw)
 
     async def check_health(self, **_: object) -> bool:
-        """Whether it serves."""
+        """Returns the health that the test has set, or raises it."""
         if isinstance(self.healthy, Exception):
             raise self.healthy
         return self.healthy
@@ -144,11 +144,11 @@ class Upstream(FakeTemporal):
         return Snapshot(**{**vars(self.state), "sheets": tuple(sheet for sheet in self.state.sheets if sheet.version > version)})
 
     def _is_newer(self, state: Snapshot, version: int) -> bool:
-        # The real one does not answer before it has loaded its state.
+        # The real workflow does not answer before it has loaded its state.
         return state.status is not UploadStatus.QUEUED and state.version != version
 
     async def set(self, state: Snapshot | Exception) -> None:
-        """The workflow moved on, or ended."""
+        """Changes the state of the workflow, or ends its run."""
         async with self._moved:
             self.state = state
             self._moved.notify_all()
@@ -160,7 +160,7 @@ def make_bucket(directory: Path) -> Bucket:
 
 
 def make_app(bucket: Bucket, temporal: FakeTemporal, *, max_file_bytes: int = 1 << 20) -> Starlette:
-    """The application around them."""
+    """The application over a bucket and a Temporal."""
     return create_app(bucket, temporal.connect, ApiSettings(BucketSettings("file:///unused"), max_file_bytes=max_file_bytes))
 
 
@@ -170,12 +170,12 @@ def client_of(app: Starlette) -> httpx.AsyncClient:
 
 
 def files_below(directory: Path) -> list[Path]:
-    """Every file of a directory in which others write and remove: rglob would fail where a directory goes meanwhile."""
+    """Every file below a directory. rglob would fail if somebody removed a directory meanwhile."""
     return [Path(path, name) for path, _, names in os.walk(directory) for name in names]
 
 
 def files_in(directory: Path) -> list[str]:
-    """Every file of a bucket's directory, half-written ones included, by its name below the plan."""
+    """The names, below the plan, of all files in a bucket's directory, half-written files included."""
     return sorted(str(path.relative_to(directory)).removeprefix(PLAN.prefix) for path in files_below(directory))
 
 
@@ -187,7 +187,7 @@ async def accept(bucket: Bucket, ref: UploadRef = REF, *, deleted_at: str | None
 
 
 def snapshot(*statuses: SheetStatus, version: int = 100, status: UploadStatus | None = None) -> Snapshot:
-    """A progress with these sheets, of which the last one changed last."""
+    """A progress with these sheets; the last sheet changed last."""
     ready = statuses.count(SheetStatus.READY)
     done = bool(statuses) and ready == len(statuses)
     sheets = tuple(SheetState(n, state, version - len(statuses) + n, f"A-{n}", 100, 50, 300) for n, state in enumerate(statuses, 1))
@@ -212,7 +212,7 @@ def change(state: Snapshot, number: int, status: SheetStatus) -> tuple[Snapshot,
 
 
 class RawRequest:
-    """A request whose body a test controls piece by piece, straight into the application."""
+    """A request straight into the application. A test feeds its body piece by piece."""
 
     def __init__(self, app: Starlette, method: str, path: str, headers: dict[str, str], host: str | None = "127.0.0.1:8000") -> None:
         self.sent: list[Message] = []
@@ -241,12 +241,12 @@ class RawRequest:
         self._body.put_nowait({"type": "http.request", "body": data, "more_body": more})
 
     def disconnect(self) -> None:
-        """Goes away."""
+        """Closes the connection."""
         self._body.put_nowait({"type": "http.disconnect"})
 
     @property
     def status(self) -> int | None:
-        """The status of the answer, once it began."""
+        """The status of the answer; None before the answer has begun."""
         return self.sent[0]["status"] if self.sent else None
 
     async def _receive(self) -> Message:

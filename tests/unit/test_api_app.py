@@ -33,7 +33,7 @@ from tests.unit.api_fakes import (
     RawRequest,
     accept,
     client_of,
-    closed,
+    closed_run,
     make_app,
     snapshot,
 )
@@ -51,7 +51,7 @@ def app(bucket: Bucket, temporal: FakeTemporal) -> Starlette:
 
 @pytest.fixture
 async def client(app: Starlette) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of it."""
+    """A client of the API."""
     async with client_of(app) as client:
         yield client
 
@@ -59,8 +59,8 @@ async def client(app: Starlette) -> AsyncIterator[httpx.AsyncClient]:
 # States
 
 
-async def test_running_upload_is_what_its_run_says(client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
-    """GET is the whole progress, with what the record tells and where to go on."""
+async def test_running_upload_shows_the_progress_of_its_run(client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
+    """GET gives the whole progress, the fields of ``upload.json``, and links."""
     record = await accept(bucket)
     temporal.state = snapshot(READY, PENDING)
     answer = await client.get(PATH)
@@ -88,19 +88,19 @@ async def test_unchanged_state_is_not_sent_again(client: httpx.AsyncClient, buck
     assert (await client.get(PATH, headers={"If-None-Match": etag})).status_code == 200
 
 
-async def test_closed_run_is_what_the_manifest_says(client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
-    """When the run is over, or its history is gone, the bucket answers, and nothing is started."""
+async def test_upload_whose_run_has_ended_shows_the_manifest(client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
+    """When the run has ended, or its history is gone, the manifest is the answer, and no run is started."""
     await accept(bucket)
     final = snapshot(READY, FAILED, status=UploadStatus.PARTIAL)
     await bucket.put_async(REF.manifest, to_json(final))
-    for state in (closed(), NOT_FOUND):
+    for state in (closed_run(), NOT_FOUND):
         temporal.state = state
         assert (await client.get(PATH)).json()["status"] == "partial"
     assert temporal.starts == []
 
 
 async def test_accepted_upload_that_never_ran_is_started(client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
-    """Neither run nor manifest: GET starts the workflow."""
+    """When there is neither a run nor a manifest, GET starts the workflow."""
     await accept(bucket)
     answer = await client.get(PATH)
     assert (answer.json()["status"], answer.json()["warning"]) == ("queued", None)
@@ -110,7 +110,7 @@ async def test_accepted_upload_that_never_ran_is_started(client: httpx.AsyncClie
 async def test_first_answer_after_a_lost_history_counts_what_is_committed(
     client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal
 ) -> None:
-    """A process without memory waits for the run; when that takes too long, it says itself what the bucket holds, with a true version."""
+    """A fresh process waits for the run. If that takes too long, it counts the sheets in the bucket, and the version stays right."""
     await accept(bucket)
     await asyncio.to_thread(put_sheet, bucket, 2, REF)
     await bucket.put_async(REF.thumbnail(3), b"of a sheet that was only begun")
@@ -131,7 +131,7 @@ async def test_first_answer_after_a_lost_history_counts_what_is_committed(
 
 
 async def test_run_that_was_started_just_now_has_a_version(client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
-    """Before the first worker answers: newer than all that a lost run has said, and older than what the new one will say."""
+    """Before a worker answers, the version is the start time: newer than a lost run's, and not newer than the new run's."""
     await accept(bucket)
     assert (await client.get(PATH)).json()["version"] == int(temporal.start_time.timestamp() * 1000)
 
@@ -139,7 +139,7 @@ async def test_run_that_was_started_just_now_has_a_version(client: httpx.AsyncCl
 async def test_reopened_run_serves_the_manifest_until_it_has_loaded(
     client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal
 ) -> None:
-    """A run that knows nothing yet does not hide what an earlier one did."""
+    """A run that has not loaded yet does not hide the state of an earlier run."""
     await accept(bucket)
     days_ago = timestamp(datetime.now(UTC) - timedelta(days=3))
     await bucket.put_async(REF.manifest, to_json(replace(snapshot(READY, READY, version=100), updated_at=days_ago)))
@@ -149,10 +149,10 @@ async def test_reopened_run_serves_the_manifest_until_it_has_loaded(
 
 
 @pytest.mark.parametrize("silence", [UNAVAILABLE, NO_WORKER, RuntimeError("Failed client connect: refused")])
-async def test_silence_is_answered_from_what_is_known(
+async def test_last_known_state_is_served_while_temporal_is_away(
     client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal, silence: Exception
 ) -> None:
-    """Without Temporal or workers: the record's ``queued``, then the last known state, then a newer manifest; always with a warning."""
+    """Without Temporal or workers, the state is ``queued``, then the last known state, then a newer manifest. It has a warning."""
     await accept(bucket)
     temporal.state = silence
     answer = (await client.get(PATH)).json()
@@ -170,12 +170,12 @@ async def test_silence_is_answered_from_what_is_known(
 
 
 async def test_terminated_run_is_failed(client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
-    """A run that an operator ended has no manifest: it is failed, by name, and keeps what was known of its sheets."""
+    """A run that an operator ended has no manifest. The upload is failed as ``Terminated``, and keeps its last known sheets."""
     await accept(bucket)
     forecast = Forecaster().forecast([Page(1, None, 100, 50, 300)], UploadOptions(), 1)
     temporal.state = replace(snapshot(READY, PENDING), forecast=forecast, sheet_puts=11)
     await client.get(PATH)
-    temporal.state = closed(WorkflowExecutionStatus.TERMINATED)
+    temporal.state = closed_run(WorkflowExecutionStatus.TERMINATED)
     answer = (await client.get(PATH)).json()
     assert (answer["status"], answer["reason"], answer["completedPages"]) == ("failed", "Terminated", 1)
     assert answer["receipt"]["puts"] == 13
@@ -188,11 +188,11 @@ async def test_terminated_run_is_failed(client: httpx.AsyncClient, bucket: Bucke
 async def test_ended_run_whose_manifest_is_missing_was_not_terminated(
     client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal, how: WorkflowExecutionStatus
 ) -> None:
-    """Its own last words are its end; while it cannot be asked, the last known state is served, with a warning."""
+    """The run's last progress is the final state. While the run does not answer, the last known state is served with a warning."""
     await accept(bucket)
     temporal.state = snapshot(READY, PENDING)
     await client.get(PATH)
-    temporal.state = closed(how)
+    temporal.state = closed_run(how)
     answer = (await client.get(PATH)).json()
     assert (answer["status"], answer["reason"], answer["completedPages"]) == ("processing", None, 1)
     assert "this may not be the latest state" in answer["warning"]
@@ -202,24 +202,24 @@ async def test_ended_run_whose_manifest_is_missing_was_not_terminated(
 
 
 @pytest.mark.parametrize(("began", "status"), [(timedelta(minutes=1), "failed"), (timedelta(minutes=-1), "complete")])
-async def test_terminated_run_is_not_what_an_earlier_manifest_says(
+async def test_terminated_run_does_not_show_an_earlier_manifest(
     client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal, began: timedelta, status: str
 ) -> None:
-    """What a reopened run found out is not undone by its termination; a run that had written its manifest was done."""
+    """A reopened run that is terminated keeps its own findings. A run that was terminated after its manifest keeps the manifest."""
     await accept(bucket)
     manifest = snapshot(READY, READY, version=100)
     await bucket.put_async(REF.manifest, to_json(manifest))
     temporal.state = snapshot(READY, PENDING, version=200)
     await client.get(PATH)
     temporal.start_time = datetime.fromisoformat(manifest.updated_at) + began
-    temporal.state = closed(WorkflowExecutionStatus.TERMINATED)
+    temporal.state = closed_run(WorkflowExecutionStatus.TERMINATED)
     answer = (await client.get(PATH)).json()
     assert answer["status"] == status
     if status == "failed":
         assert (answer["reason"], answer["completedPages"], answer["version"] > 200) == ("Terminated", 1, True)
 
 
-def _pending(attempt: int) -> PendingActivityInfo:
+def _pending_activity(attempt: int) -> PendingActivityInfo:
     activity = PendingActivityInfo(attempt=attempt)
     activity.last_failure.message = "the bucket failed"
     activity.last_failure.application_failure_info.type = "StorageUnavailable"
@@ -237,18 +237,18 @@ def _pending(attempt: int) -> PendingActivityInfo:
         (timedelta(minutes=7), 12, "nothing moved for 7 minutes; StorageUnavailable: the bucket failed (attempt 12)"),
     ],
 )
-async def test_standstill_is_explained(
+async def test_standstill_has_a_warning(
     client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal, idle: timedelta, attempt: int | None, warning: str | None
 ) -> None:
-    """When nothing moves, the answer says so and names the activity's last failure."""
+    """When the progress stands still, the answer says so and has the last failure of an activity."""
     await accept(bucket)
     temporal.state = replace(snapshot(READY, PENDING), updated_at=timestamp(datetime.now(UTC) - idle))
-    temporal.pending = [_pending(1), _pending(attempt)] if attempt else []
+    temporal.pending = [_pending_activity(1), _pending_activity(attempt)] if attempt else []
     assert (await client.get(PATH)).json()["warning"] == warning
 
 
 async def test_deleted_upload_is_not_found(client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
-    """From the mark on there is no such upload, and nothing is started."""
+    """A marked upload does not exist for clients, and no run is started."""
     await accept(bucket, deleted_at="2026-01-31T00:00:00.000Z")
     for path in (PATH, f"{PATH}/events", f"{PATH}/sheets/sheet-1/thumbnail.jpeg"):
         answer = await client.get(path)
@@ -262,7 +262,7 @@ async def test_deleted_upload_is_not_found(client: httpx.AsyncClient, bucket: Bu
 
 
 async def test_list_is_newest_first(client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
-    """Only accepted uploads, the newest first, at most as many as asked for."""
+    """The list has only accepted uploads, the newest first, at most ``limit``."""
     temporal.state = snapshot(READY, PENDING)
     refs = [UploadRef("acme", "tower", "a1", f"0198c0de-0000-7000-8000-00000000000{n}") for n in range(1, 6)]
     for ref in refs[:3]:
@@ -287,8 +287,8 @@ async def test_list_is_newest_first(client: httpx.AsyncClient, bucket: Bucket, t
     assert (await client.get(BASE, params={"limit": "0"})).status_code == 400
 
 
-async def test_list_without_temporal_asks_it_once(client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
-    """A list of many uploads does not wait for Temporal's silence again and again."""
+async def test_list_stops_asking_temporal_after_no_answer(client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
+    """A list of many uploads does not wait again and again for a Temporal that does not answer."""
     temporal.state = UNAVAILABLE
     for number in range(60):
         await accept(bucket, UploadRef("acme", "tower", "a1", f"upload-{number:02}"))
@@ -300,20 +300,20 @@ async def test_list_without_temporal_asks_it_once(client: httpx.AsyncClient, buc
 
 
 async def test_cancel_asks_the_run(client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
-    """Cancel is Temporal's own cancellation."""
+    """A cancel request cancels the workflow in Temporal."""
     await accept(bucket)
     answer = await client.post(f"{PATH}/cancel")
     assert (answer.status_code, answer.json(), temporal.cancels) == (202, {"ref": str(REF)}, 1)
 
 
 @pytest.mark.parametrize(("status", "code"), [(UploadStatus.COMPLETE, 409), (UploadStatus.FAILED, 409), (UploadStatus.CANCELLED, 202)])
-async def test_cancel_of_what_has_ended(
+async def test_cancel_of_an_upload_that_has_ended(
     client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal, status: UploadStatus, code: int
 ) -> None:
-    """There is nothing to cancel any more; only to cancel twice is no error."""
+    """It is refused, but a second cancel of a cancelled upload is no error."""
     await accept(bucket)
     await bucket.put_async(REF.manifest, to_json(snapshot(READY, status=status)))
-    temporal.cancel_error, temporal.state = NOT_FOUND, closed()
+    temporal.cancel_error, temporal.state = NOT_FOUND, closed_run()
     answer = await client.post(f"{PATH}/cancel")
     assert answer.status_code == code
     if code == 409:
@@ -335,16 +335,16 @@ async def test_reopening_actions_start_with_a_signal(
     """Reconcile and retry reach the run, also one that has ended."""
     await accept(bucket)
     await bucket.put_async(REF.manifest, to_json(snapshot(READY, FAILED, status=UploadStatus.PARTIAL)))
-    temporal.state = closed()
+    temporal.state = closed_run()
     assert (await client.post(f"{PATH}/{path}")).status_code == 202
     assert [(start["start_signal"], tuple(start["start_signal_args"])) for start in temporal.starts] == [(signal, args)]
 
 
 async def test_dry_run_reports_and_reopens_nothing(client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
-    """It says what would be done, sheet by sheet."""
+    """The answer has the repair of each sheet, and no run is started."""
     await accept(bucket)
     await bucket.put_async(REF.manifest, to_json(snapshot(READY, FAILED, status=UploadStatus.PARTIAL)))
-    temporal.state = closed()
+    temporal.state = closed_run()
     answer = (await client.post(f"{PATH}/reconcile?dryRun=true")).json()
     assert [sheet["repair"] for sheet in answer["sheets"]] == ["tile", None]
     assert not answer["verified"]
@@ -352,7 +352,7 @@ async def test_dry_run_reports_and_reopens_nothing(client: httpx.AsyncClient, bu
 
 
 async def test_reconcile_of_a_plan_reaches_each_of_its_uploads(client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
-    """Those that were accepted and are not deleted; anything else below ``uploads/`` is left alone."""
+    """Only accepted uploads are reconciled; other objects below ``uploads/`` are left alone."""
     await accept(bucket)
     await bucket.put_async(replace(REF, upload="never-accepted").source, b"%PDF")
     plan = BASE.removesuffix("/uploads")
@@ -363,7 +363,7 @@ async def test_reconcile_of_a_plan_reaches_each_of_its_uploads(client: httpx.Asy
 
 
 async def test_prioritize_signals_the_run(client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
-    """A sheet is taken next; when the upload has ended there is nothing to take."""
+    """The run tiles the sheet next. When the upload has ended, the request is refused."""
     await accept(bucket)
     temporal.state = snapshot(READY, PENDING)
     assert (await client.post(f"{PATH}/sheets/2/prioritize")).status_code == 202
@@ -373,10 +373,10 @@ async def test_prioritize_signals_the_run(client: httpx.AsyncClient, bucket: Buc
 
 
 @pytest.mark.parametrize(("sheet", "status"), [("3", 404), ("0", 404), ("-1", 404), ("x", 404), ("9" * 30, 404), ("1", 409)])
-async def test_retry_of_a_sheet_that_has_no_need(
+async def test_retry_of_an_unknown_or_ready_sheet_is_refused(
     client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal, sheet: str, status: int
 ) -> None:
-    """An unknown sheet is SheetNotFound, a ready one has nothing to try again; neither reopens the upload."""
+    """An unknown sheet is 404, a ready sheet is 409. No run is started."""
     await accept(bucket)
     temporal.state = snapshot(READY, FAILED)
     assert (await client.post(f"{PATH}/sheets/{sheet}/retry")).status_code == status
@@ -387,17 +387,17 @@ async def test_retry_of_a_sheet_that_has_no_need(
 async def test_upload_cancelled_before_its_pages_were_counted_can_be_resumed(
     client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal, status: UploadStatus, code: int
 ) -> None:
-    """Nobody knows that it has no such sheet; a document that was refused has none."""
+    """A cancelled upload may have the sheet, so a retry resumes it. A failed document has no sheets, so the retry is refused."""
     await accept(bucket)
     await bucket.put_async(REF.manifest, to_json(snapshot(status=status)))
-    temporal.state = closed()
+    temporal.state = closed_run()
     assert (await client.post(f"{PATH}/sheets/1/retry")).status_code == code
     assert len(temporal.starts) == (code == 202)
 
 
 @pytest.mark.parametrize("path", ["cancel", "reconcile", "sheets/1/retry", "sheets/1/prioritize"])
 async def test_action_without_temporal_says_so(client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal, path: str) -> None:
-    """An action that cannot be passed on is not accepted: 503, by name, with a time to come back."""
+    """An action that Temporal does not take is a 503 ``TemporalUnavailable`` with ``Retry-After``."""
     await accept(bucket)
     temporal.state = temporal.start_error = temporal.cancel_error = temporal.signal_error = UNAVAILABLE
     answer = await client.post(f"{PATH}/{path}")
@@ -408,8 +408,8 @@ async def test_action_without_temporal_says_so(client: httpx.AsyncClient, bucket
 # Tiles
 
 
-async def test_tiles_are_served_for_ever_and_the_rest_until_it_changes(client: httpx.AsyncClient, bucket: Bucket) -> None:
-    """Each object has its type, its caching and an ETag that answers with 304."""
+async def test_tiles_may_be_cached_for_a_year_and_other_objects_are_revalidated(client: httpx.AsyncClient, bucket: Bucket) -> None:
+    """Each object has its media type, its ``Cache-Control``, and an ETag that gives 304."""
     await accept(bucket)
     immutable = "private, max-age=31536000, immutable"
     for path, key, media_type, cache in (
@@ -441,8 +441,8 @@ async def test_tiles_are_served_for_ever_and_the_rest_until_it_changes(client: h
         "sheet-1/tiles/sheet-1_files/0/-1_0.jpeg",
     ],
 )
-async def test_what_no_sheet_has_is_not_found(client: httpx.AsyncClient, bucket: Bucket, path: str) -> None:
-    """Only the names that a sheet can have are looked up; a 404 is not kept."""
+async def test_path_of_no_sheet_object_is_not_found(client: httpx.AsyncClient, bucket: Bucket, path: str) -> None:
+    """Only names of a sheet's objects are looked up, and a 404 is not cached."""
     await accept(bucket)
     await bucket.put_async(REF.sheet_record(1), b"{}")
     await bucket.put_async(REF.source, b"%PDF-")
@@ -457,7 +457,7 @@ async def test_what_no_sheet_has_is_not_found(client: httpx.AsyncClient, bucket:
 CUT, NEWER = b'{"status": "comp', b'{"schema": 2}'
 
 
-def other(number: int) -> UploadRef:
+def other_upload(number: int) -> UploadRef:
     """Another upload of the plan, newer than ``REF`` by ``number``."""
     return replace(REF, upload=f"0198c0de-0000-7000-8000-{number + 1:012}")
 
@@ -467,15 +467,15 @@ def other(number: int) -> UploadRef:
 async def test_record_that_cannot_be_read_is_a_warning_of_its_upload(
     client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal, name: str, body: bytes
 ) -> None:
-    """In the list and in its own state; the other uploads are as they are, nothing is started, nothing is written over."""
-    for ref in (REF, other(1)):
+    """The list and the upload's own state have the warning. Other uploads have none, no run is started, no record is overwritten."""
+    for ref in (REF, other_upload(1)):
         await accept(bucket, ref)
         await bucket.put_async(ref.manifest, to_json(snapshot(READY)))
     key = getattr(REF, name)
     await bucket.put_async(key, body)
     await asyncio.to_thread(put_sheet, bucket, 1, REF)
     newest, broken = (await client.get(BASE)).json()["uploads"]
-    assert (newest["upload"], newest["status"], newest["warning"]) == (other(1).upload, "complete", None)
+    assert (newest["upload"], newest["status"], newest["warning"]) == (other_upload(1).upload, "complete", None)
     shown = (await client.get(PATH)).json()
     for answer in (broken, shown):
         assert (answer["ref"], answer["completedPages"]) == (str(REF), 1)
@@ -487,10 +487,10 @@ async def test_record_that_cannot_be_read_is_a_warning_of_its_upload(
 
 
 @pytest.mark.parametrize("name", ["record", "manifest"])
-async def test_action_on_what_cannot_be_read_is_refused(
+async def test_action_on_an_unreadable_record_is_refused(
     client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal, name: str
 ) -> None:
-    """By name, and nothing is started or changed; a tile that is there is served all the same."""
+    """It is refused by name, and nothing is started or changed. Objects of its sheets are still served."""
     await accept(bucket)
     await bucket.put_async(getattr(REF, name), NEWER)
     await asyncio.to_thread(put_sheet, bucket, 1, REF)
@@ -506,10 +506,8 @@ async def test_action_on_what_cannot_be_read_is_refused(
     assert (await client.get(f"{PATH}/sheets/sheet-1/tiles/sheet-1.dzi")).status_code == 200
 
 
-async def test_run_can_be_cancelled_though_a_record_cannot_be_read(
-    client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal
-) -> None:
-    """A run that waits for ever for a record that somebody can read ends when it is asked to; so long it is shown with the warning."""
+async def test_run_can_be_cancelled_despite_an_unreadable_record(client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
+    """A run that waits until the record can be read is shown with a warning, and can be cancelled."""
     await bucket.put_async(REF.record, CUT)
     temporal.state = snapshot(READY, PENDING)
     shown = (await client.get(PATH)).json()
@@ -519,25 +517,28 @@ async def test_run_can_be_cancelled_though_a_record_cannot_be_read(
     assert temporal.cancels == 1
 
 
-async def test_reconcile_of_a_plan_passes_over_what_cannot_be_read(
+async def test_reconcile_of_a_plan_passes_over_unreadable_uploads(
     client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal
 ) -> None:
-    """And names it: the others are reconciled, wherever it stands among them."""
+    """The answer names them, and all other uploads are reconciled."""
     for number in range(4):
-        await accept(bucket, other(number))
-    await bucket.put_async(other(1).record, CUT)
-    await bucket.put_async(other(2).manifest, NEWER)
+        await accept(bucket, other_upload(number))
+    await bucket.put_async(other_upload(1).record, CUT)
+    await bucket.put_async(other_upload(2).manifest, NEWER)
     answer = await client.post(f"{BASE.removesuffix('/uploads')}/reconcile")
     assert answer.status_code == 202
-    assert sorted(answer.json()["refs"]) == [str(other(0)), str(other(3))]
+    assert sorted(answer.json()["refs"]) == [str(other_upload(0)), str(other_upload(3))]
     passed_over = sorted(answer.json()["passedOver"], key=lambda upload: str(upload["ref"]))
-    assert [(upload["ref"], upload["type"]) for upload in passed_over] == [(str(other(1)), "DamagedRecord"), (str(other(2)), "NewerSchema")]
+    assert [(upload["ref"], upload["type"]) for upload in passed_over] == [
+        (str(other_upload(1)), "DamagedRecord"),
+        (str(other_upload(2)), "NewerSchema"),
+    ]
     assert all("cannot be read: it " in upload["detail"] for upload in passed_over)
     assert len(temporal.starts) == 2
 
 
 async def test_sheet_whose_record_cannot_be_read_is_not_counted(client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
-    """And that is said; the others are."""
+    """The warning names the sheet, and the other sheets are counted."""
     await accept(bucket)
     for number in (1, 2):
         await asyncio.to_thread(put_sheet, bucket, number, REF)
@@ -549,8 +550,8 @@ async def test_sheet_whose_record_cannot_be_read_is_not_counted(client: httpx.As
     assert f"1 sheets are not counted: {REF.sheet_record(2)} cannot be read" in answer["warning"]
 
 
-async def test_list_of_unreadable_events_passes_over_what_it_cannot_read(client: httpx.AsyncClient, bucket: Bucket) -> None:
-    """One of a newer release hides no other."""
+async def test_list_of_unreadable_events_leaves_out_unreadable_records(client: httpx.AsyncClient, bucket: Bucket) -> None:
+    """A record of a newer release hides no other record."""
     await bucket.put_async("events/unreadable/a.json", NEWER)
     await bucket.put_async(
         "events/unreadable/b.json", b'{"message":"m","attempts":5,"error":"e","keptAt":"2026-01-31T09:30:00Z","body":""}'
@@ -562,28 +563,28 @@ async def test_list_of_unreadable_events_passes_over_what_it_cannot_read(client:
 
 
 async def test_list_is_followed_to_its_end(client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
-    """By ``nextCursor`` or by the link, each upload comes once, newest first, and none that came meanwhile; the last page has neither."""
+    """By ``nextCursor`` or the link, each upload comes once, newest first. New uploads change nothing; the last page has no link."""
     temporal.state = snapshot(READY)
     for number in range(7):
-        await accept(bucket, other(number))
-    await bucket.put_async(other(3).source, b"still coming in")
-    await asyncio.to_thread(bucket.delete, [other(3).record])
+        await accept(bucket, other_upload(number))
+    await bucket.put_async(other_upload(3).source, b"still coming in")
+    await asyncio.to_thread(bucket.delete, [other_upload(3).record])
     found, path = [], f"{BASE}?limit=2"
     while path:
         answer = await client.get(path)
         found += [entry["upload"] for entry in answer.json()["uploads"]]
-        await accept(bucket, other(10 + len(found)))
+        await accept(bucket, other_upload(10 + len(found)))
         cursor = answer.json()["nextCursor"]
         path = answer.links["next"]["url"] if "next" in answer.links else ""
         assert (path != "") == (cursor is not None)
         assert not path or (await client.get(BASE, params={"limit": 2, "cursor": cursor})).json() == (await client.get(path)).json()
-    assert found == [other(number).upload for number in (6, 5, 4, 2, 1, 0)]
-    assert (await client.get(BASE, params={"cursor": other(0).upload})).json() == {"uploads": [], "nextCursor": None}
+    assert found == [other_upload(number).upload for number in (6, 5, 4, 2, 1, 0)]
+    assert (await client.get(BASE, params={"cursor": other_upload(0).upload})).json() == {"uploads": [], "nextCursor": None}
 
 
 @pytest.mark.parametrize("cursor", ["", "-", "a/b", "../x", "x" * 65])
-async def test_cursor_that_is_none_is_refused(client: httpx.AsyncClient, cursor: str) -> None:
-    """By name."""
+async def test_malformed_cursor_is_refused(client: httpx.AsyncClient, cursor: str) -> None:
+    """It is an ``InvalidRequest``."""
     answer = await client.get(BASE, params={"cursor": cursor})
     assert (answer.status_code, answer.json()["type"]) == (400, "InvalidRequest")
 
@@ -604,7 +605,7 @@ async def test_cursor_that_is_none_is_refused(client: httpx.AsyncClient, cursor:
     ],
 )
 async def test_every_refusal_has_one_shape(client: httpx.AsyncClient, method: str, path: str, status: int, name: str) -> None:
-    """RFC 9457: type, title, status, detail, instance, whoever refuses."""
+    """Each error answer has type, title, status, detail and instance (RFC 9457)."""
     answer = await client.request(method, path)
     body = answer.json()
     assert answer.headers["content-type"] == "application/problem+json"
@@ -615,8 +616,8 @@ async def test_every_refusal_has_one_shape(client: httpx.AsyncClient, method: st
     assert body["instance"].startswith("/")
 
 
-async def test_unexpected_error_tells_nothing(client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
-    """A bug is a 500 of the same shape, without internals."""
+async def test_unexpected_error_shows_no_internals(client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
+    """A bug is a 500 of the same shape, without the error's message."""
     await accept(bucket)
     temporal.state = ZeroDivisionError("a secret")
     answer = await client.get(PATH)
@@ -625,13 +626,13 @@ async def test_unexpected_error_tells_nothing(client: httpx.AsyncClient, bucket:
 
 
 def test_every_named_error_has_a_status() -> None:
-    """No named error reaches a client as an unnamed one."""
+    """Each named error has its own status, or that of a base class."""
     assert STATUS[errors.SiteLinkError] == 500
     assert all(issubclass(kind, errors.SiteLinkError) for kind in STATUS)
 
 
 async def test_health(client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal, tmp_path: Path) -> None:
-    """The process lives without anything; it is ready only with Temporal and the bucket, and says which is missing."""
+    """The process is always alive. It is ready only with Temporal and the bucket, and the answer names the missing one."""
     assert (await client.get("/readyz")).status_code == 200
     temporal.healthy = RPCError("down", RPCStatusCode.UNAVAILABLE, b"")
     answer = await client.get("/readyz")
@@ -649,29 +650,29 @@ async def test_health(client: httpx.AsyncClient, bucket: Bucket, temporal: FakeT
 
 @pytest.mark.parametrize("path", ["/livez", "/readyz"])
 @pytest.mark.parametrize("host", [None, "", "sitelink.example", "["])
-async def test_health_is_told_under_any_name(app: Starlette, path: str, host: str | None) -> None:
-    """A load balancer's check names another host or, as HAProxy's of HTTP/1.0, none."""
+async def test_health_checks_answer_under_any_host_name(app: Starlette, path: str, host: str | None) -> None:
+    """The check of a load balancer has another host name, or none, like HAProxy's check by HTTP/1.0."""
     request = RawRequest(app, "GET", path, {}, host)
     request.feed(b"", more=False)
     await request.task
     assert request.status == 200
 
 
-class _Full(Bucket):
-    """Its disk has less free than any disk has, until it is given room; it counts how often it was looked at."""
+class _FullBucket(Bucket):
+    """Needs more room than any disk has, until ``has_room``. Counts how often the room is checked."""
 
     looks = 0
     has_room = False
 
     async def check_room(self, least_bytes: int = 1 << 62) -> None:
-        """The real look at the real disk."""
+        """Checks the real disk."""
         self.looks += 1
         await super().check_room(0 if self.has_room else least_bytes)
 
 
 async def test_full_bucket_is_not_ready(temporal: FakeTemporal, tmp_path: Path) -> None:
-    """``/readyz`` says so, with numbers and without a path, and asks the bucket not at every call; ``/livez`` does not care."""
-    bucket = _Full(BucketSettings((tmp_path / "bucket").as_uri()))
+    """``/readyz`` gives the numbers but no path, and does not check the room at every call. ``/livez`` still answers 200."""
+    bucket = _FullBucket(BucketSettings((tmp_path / "bucket").as_uri()))
     async with client_of(make_app(bucket, temporal)) as client:
         for _ in range(5):
             answer = await client.get("/readyz")
@@ -708,7 +709,7 @@ async def test_full_bucket_is_not_ready(temporal: FakeTemporal, tmp_path: Path) 
     ],
 )
 async def test_pages_of_other_sites_are_refused(client: httpx.AsyncClient, headers: dict[str, str], status: int) -> None:
-    """Neither DNS rebinding nor a form of another site reaches a handler; programs and our own page do."""
+    """DNS rebinding and requests from pages of other sites are refused. Programs and our own page may use the API."""
     answer = await client.post(f"{PATH}/cancel", headers=headers)
     assert answer.status_code == status
     assert answer.headers["content-type"] == "application/problem+json"
@@ -727,7 +728,7 @@ async def test_answers_carry_the_policy(client: httpx.AsyncClient) -> None:
 
 
 def test_settings_are_read_from_the_environment() -> None:
-    """Each variable has its place, and a default."""
+    """Each variable sets its field, and has a default."""
     settings = ApiSettings.from_env(
         {"SITELINK_PORT": "0", "SITELINK_HOST": "::1", "SITELINK_MAX_FILE_BYTES": "5", "SITELINK_DATA_DIR": "/d"}
     )
@@ -749,7 +750,7 @@ def test_settings_are_read_from_the_environment() -> None:
     ],
 )
 def test_unusable_setting_is_refused_by_name(name: str, value: str) -> None:
-    """The error names the variable and its value; without authentication no other host than loopback is taken."""
+    """The error has the variable and its value. A host other than loopback is refused, because there is no authentication."""
     with pytest.raises(ValueError, match=name) as refusal:
         ApiSettings.from_env({name: value})
     assert value in str(refusal.value)

@@ -1,4 +1,4 @@
-"""``DELETE …/uploads/{upload}``: gone at once for everybody, whatever Temporal does."""
+"""``DELETE …/uploads/{upload}``: the upload is gone at once for everybody, with or without Temporal."""
 
 import asyncio
 import json
@@ -40,7 +40,7 @@ async def client(bucket: Bucket, temporal: FakeTemporal) -> AsyncIterator[httpx.
 
 
 async def test_deleted_upload_is_gone_at_once(client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
-    """Though its record had just been read: no state, no tile, no stream, no list entry, no action; deleting it again is no error."""
+    """It has no state, tile, stream, list entry or action, although its record was just read. A second deletion is no error."""
     temporal.state = snapshot(SheetStatus.READY, SheetStatus.TILING)
     await accept(bucket)
     await bucket.put_async(REF.thumbnail(1), b"jpeg")
@@ -66,26 +66,26 @@ async def test_deletion_that_runs_already_is_no_error(client: httpx.AsyncClient,
 
 
 async def test_deletion_without_temporal_is_accepted(client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
-    """The mark is what counts: the sweep finds it."""
+    """The mark is enough: the sweep will find it and start the removal."""
     temporal.start_error = UNAVAILABLE
     await accept(bucket)
     assert (await client.delete(PATH)).status_code == 202
     assert (await client.get(PATH)).status_code == 404
 
 
-async def test_what_never_was_cannot_be_deleted(client: httpx.AsyncClient, temporal: FakeTemporal) -> None:
-    """Also what has been removed already."""
+async def test_unknown_upload_cannot_be_deleted(client: httpx.AsyncClient, temporal: FakeTemporal) -> None:
+    """An upload that never existed, or whose objects are removed already, is not found."""
     answer = await client.delete(PATH)
     assert (answer.status_code, answer.json()["type"]) == (404, "UploadNotFound")
     assert temporal.starts == []
 
 
 async def test_read_that_began_before_the_mark_brings_nothing_back(bucket: Bucket, temporal: FakeTemporal) -> None:
-    """Its answer comes after the mark was set, and is not remembered."""
+    """A read whose answer comes after the mark was set does not hide the mark."""
     reading, go_on = asyncio.Event(), asyncio.Event()
 
     class Slow(Bucket):
-        """Holds its first answer back."""
+        """Delays its first answer until the test lets it go."""
 
         async def get_async(self, key: str):  # type: ignore[no-untyped-def]
             answer = await super().get_async(key)
@@ -106,7 +106,7 @@ async def test_read_that_began_before_the_mark_brings_nothing_back(bucket: Bucke
 
 
 async def test_deletion_ends_the_streams_here_at_once(bucket: Bucket) -> None:
-    """Without an ``end``: nobody finished. Who watches comes back and is told that there is no such upload; late news revive nothing."""
+    """They end without an ``end`` event, because the upload did not finish. Later changes do not bring the upload back."""
     upstream = Upstream(snapshot(SheetStatus.TILING))
     await accept(bucket)
     runs = Runs(upstream.connect)
@@ -118,17 +118,19 @@ async def test_deletion_ends_the_streams_here_at_once(bucket: Bucket) -> None:
             await watcher.changed.wait()
         await status.mark_deleted(REF)
         hub.end(REF)
-        assert watcher.gone
+        assert watcher.deleted
         await upstream.set(replace(snapshot(SheetStatus.READY), version=200))
         await until_async(lambda: bool(upstream.updates))
-        assert watcher.gone
+        assert watcher.deleted
         assert watcher.final is None
     hub.release(watcher)
     await hub.close()
 
 
-async def test_key_of_a_deleted_upload_says_so(client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
-    """Until it is removed; afterwards, without the record, the same request makes a new upload."""
+async def test_key_of_a_deleted_upload_is_refused_until_the_removal(
+    client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal
+) -> None:
+    """The key is refused until the upload is removed. Then the same request makes a new upload."""
     headers = {"Content-Type": "application/pdf", "Idempotency-Key": "once"}
     first = (await client.post(BASE, content=PDF, headers=headers)).json()
     await client.delete(f"{BASE}/{first['upload']}")

@@ -1,4 +1,4 @@
-"""Taking a PDF in: what is accepted, what is refused, and that nothing half stays."""
+"""Accepting uploads: which requests are accepted or refused, and that no half object stays."""
 
 import asyncio
 import hashlib
@@ -41,7 +41,7 @@ KEY = {"Idempotency-Key": "one"}
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    """Of the bucket."""
+    """The bucket's directory."""
     return tmp_path / "bucket"
 
 
@@ -53,13 +53,13 @@ def bucket(directory: Path) -> Bucket:
 
 @pytest.fixture
 def app(bucket: Bucket, temporal: FakeTemporal) -> Starlette:
-    """The API; files of at most a megabyte."""
+    """The API, with a limit of 1 MiB a file."""
     return make_app(bucket, temporal)
 
 
 @pytest.fixture
 async def client(app: Starlette) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of it."""
+    """A client of the API."""
     async with client_of(app) as client:
         yield client
 
@@ -70,7 +70,7 @@ def record_of(bucket: Bucket, answer: httpx.Response) -> UploadRecord:
 
 
 async def test_raw_body_is_accepted(client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
-    """The PDF is in the bucket as it was sent, the record describes it, the workflow is started, the answer says where to look."""
+    """The PDF is stored unchanged, the record describes it, the workflow is started, and the answer has the links."""
     answer = await client.post(BASE, params={"filename": "A-101 Grundriß.pdf", "dpi": "150"}, content=PDF)
     assert answer.status_code == 202
     body = answer.json()
@@ -111,7 +111,7 @@ async def test_file_name_is_only_a_name(client: httpx.AsyncClient, bucket: Bucke
 
 
 async def test_form_is_accepted(client: httpx.AsyncClient, bucket: Bucket) -> None:
-    """A form's one file arrives byte for byte, whatever its fields, its size and its bytes."""
+    """The one file of a form arrives byte for byte, also beside other fields, and with text like a boundary in it."""
     pdf = PDF + b"\r\n--not the boundary\r\n" + bytes(range(256)) * 2000
     answer = await client.post(BASE, files={"file": ("Grün.pdf", pdf, "application/pdf")}, data={"comment": "hello"})
     assert answer.status_code == 202, answer.text
@@ -129,7 +129,7 @@ async def test_form_is_accepted(client: httpx.AsyncClient, bucket: Bucket) -> No
 async def test_form_without_exactly_one_file_is_refused(
     client: httpx.AsyncClient, directory: Path, files: dict[str, tuple[str, bytes]] | None, data: dict[str, str], sentence: str
 ) -> None:
-    """Such a form is an InvalidRequest and leaves nothing."""
+    """Such a form is an InvalidRequest, and nothing is stored."""
     request = client.build_request("POST", BASE, files=files or {"x": (None, b"")}, data=data)
     answer = await client.send(request)
     assert (answer.status_code, answer.json()["type"]) == (400, "InvalidRequest"), answer.text
@@ -169,7 +169,7 @@ async def test_refusal_is_named_and_leaves_nothing(
     problem: str,
     sentence: str,
 ) -> None:
-    """A file that cannot be used is refused by name, with a sentence, and nothing of it stays."""
+    """A file that cannot be used is refused by name, with a sentence, and nothing is stored."""
     answer = await client.post(BASE, content=content, headers=headers)
     body = answer.json()
     assert (answer.status_code, body["status"], body["type"]) == (status, status, problem)
@@ -181,13 +181,13 @@ async def test_refusal_is_named_and_leaves_nothing(
 
 
 async def test_header_may_begin_late(client: httpx.AsyncClient) -> None:
-    """``%PDF-`` anywhere in the first 1,024 bytes is a PDF, as in other readers."""
+    """A file with ``%PDF-`` anywhere in the first 1,024 bytes counts as a PDF, as in other readers."""
     assert (await client.post(BASE, content=b"x" * 1019 + PDF)).status_code == 202
 
 
 @pytest.mark.parametrize("query", ["dpi=29", "dpi=x", "dpi=-1", "tilesize=256", "quality=101", "window=0", "budgetBytes=1"])
 async def test_wrong_option_is_refused_before_the_body_is_read(app: Starlette, query: str) -> None:
-    """An option that is unknown or out of its range is an InvalidRequest, and not one byte of the body is asked for."""
+    """An option that is unknown or out of its range is an InvalidRequest, and no byte of the body is read."""
     request = RawRequest(app, "POST", f"{BASE}?{query}", {})
     await request.task
     assert (request.status, request.received) == (400, 0)
@@ -201,16 +201,16 @@ def test_options_have_their_wire_names() -> None:
     assert (options.budget_bytes, options.window) == (2_000_000, 8)
 
 
-async def test_no_pdf_is_refused_before_more_is_read(app: Starlette) -> None:
-    """The answer comes after the first kilobyte, however much would follow."""
+async def test_file_that_is_not_a_pdf_is_refused_after_its_first_kilobyte(app: Starlette) -> None:
+    """The rest of the body is not read."""
     request = RawRequest(app, "POST", BASE, {})
     request.feed(b"not a pdf" * 200)
     await request.task
     assert (request.status, request.received) == (422, 1)
 
 
-async def test_too_large_by_counting_leaves_nothing(app: Starlette, directory: Path) -> None:
-    """A body that announced no size is cut off at the limit."""
+async def test_too_large_body_without_a_length_leaves_nothing(app: Starlette, directory: Path) -> None:
+    """A body without ``Content-Length`` is refused at the limit, and nothing is stored."""
     request = RawRequest(app, "POST", BASE, {"transfer-encoding": "chunked"})
     request.feed(PDF)
     for _ in range(20):
@@ -223,7 +223,7 @@ async def test_too_large_by_counting_leaves_nothing(app: Starlette, directory: P
 
 @pytest.mark.parametrize("headers", [{}, KEY])
 async def test_sender_that_goes_away_leaves_nothing(directory: Path, temporal: FakeTemporal, headers: dict[str, str]) -> None:
-    """A connection that ends in the middle is no upload and leaves no half object."""
+    """A connection that ends in the middle makes no upload and leaves no half object."""
     app = make_app(make_bucket(directory), temporal, max_file_bytes=1 << 30)
     request = RawRequest(app, "POST", BASE, headers)
     request.feed(PDF)
@@ -237,7 +237,7 @@ async def test_sender_that_goes_away_leaves_nothing(directory: Path, temporal: F
 
 
 async def test_cancelled_request_leaves_nothing(directory: Path, temporal: FakeTemporal) -> None:
-    """A server that stops in the middle of an upload waits until the write is given up."""
+    """A server that stops in the middle of an upload waits until the write is aborted."""
     app = make_app(make_bucket(directory), temporal, max_file_bytes=1 << 30)
     async with app.router.lifespan_context(app):
         request = RawRequest(app, "POST", BASE, {})
@@ -261,7 +261,7 @@ class _FullBucket(Bucket):
 
 
 async def test_bucket_that_fails_is_named_at_once(directory: Path, temporal: FakeTemporal) -> None:
-    """The sender of a large file does not wait for a bucket that has failed, and is told to come back."""
+    """The sender of a large file gets a 503 with ``Retry-After`` as soon as the bucket has failed."""
     app = make_app(_FullBucket(BucketSettings(directory.as_uri())), temporal, max_file_bytes=1 << 30)
     request = RawRequest(app, "POST", BASE, {})
     request.feed(PDF)
@@ -273,8 +273,8 @@ async def test_bucket_that_fails_is_named_at_once(directory: Path, temporal: Fak
     assert (b"retry-after", b"5") in request.sent[0]["headers"]
 
 
-async def test_temporal_away_is_accepted_anyway(client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
-    """Without Temporal the file is accepted and queued; the first GET with Temporal starts it."""
+async def test_upload_is_accepted_without_temporal(client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
+    """The upload is queued, and the first GET with Temporal starts its workflow."""
     temporal.start_error = UNAVAILABLE
     answer = await client.post(BASE, content=PDF)
     assert (answer.status_code, answer.json()["status"]) == (202, "queued")
@@ -303,7 +303,7 @@ async def test_same_key_with_another_file_is_refused(client: httpx.AsyncClient, 
 
 
 async def test_same_key_with_other_options_is_refused(client: httpx.AsyncClient, bucket: Bucket, directory: Path) -> None:
-    """Options that say the same, by default or in so many words, are the same; the file's name is none of them."""
+    """An option with its default value equals an option that is not given. The file name is not an option."""
     first = await client.post(f"{BASE}?dpi=150&window=16", content=PDF, headers=KEY)
     before = files_in(directory)
     for query in ("?dpi=150", "?dpi=150&quality=85&filename=b.pdf"):
@@ -316,8 +316,8 @@ async def test_same_key_with_other_options_is_refused(client: httpx.AsyncClient,
     assert files_in(directory) == before
 
 
-async def test_key_of_an_earlier_release_knows_no_options(client: httpx.AsyncClient, bucket: Bucket) -> None:
-    """Its record is taken as it was then."""
+async def test_key_record_without_options_matches_any_options(client: httpx.AsyncClient, bucket: Bucket) -> None:
+    """A record that was written before options were recorded is still accepted."""
     first = await client.post(f"{BASE}?dpi=150", content=PDF, headers=KEY)
     record = to_wire(bucket.get_record(KeyRecord, PLAN.idempotency_key("one")))
     del record["options"]
@@ -328,7 +328,7 @@ async def test_key_of_an_earlier_release_knows_no_options(client: httpx.AsyncCli
 
 @pytest.mark.parametrize("body", [b"{", b'{"schema": 2}'])
 async def test_key_whose_record_cannot_be_read_is_refused(client: httpx.AsyncClient, bucket: Bucket, directory: Path, body: bytes) -> None:
-    """Nothing is stored under a key of which nobody can tell what it led to."""
+    """Nothing is stored, because the key's upload is unknown."""
     await bucket.put_async(PLAN.idempotency_key("one"), body)
     before = files_in(directory)
     answer = await client.post(BASE, content=PDF, headers=KEY)
@@ -337,8 +337,8 @@ async def test_key_whose_record_cannot_be_read_is_refused(client: httpx.AsyncCli
     assert bucket.get(PLAN.idempotency_key("one")).body == body
 
 
-async def test_part_of_a_file_is_no_upload(app: Starlette, directory: Path) -> None:
-    """A client that sends a file in pieces is told so before its first piece is read."""
+async def test_part_of_a_file_is_refused(app: Starlette, directory: Path) -> None:
+    """A request with ``Content-Range`` is refused before its body is read."""
     request = RawRequest(app, "POST", BASE, {"Content-Range": "bytes 0-1048575/57857339"})
     await request.task
     assert (request.status, request.received) == (400, 0)
@@ -349,7 +349,7 @@ async def test_part_of_a_file_is_no_upload(app: Starlette, directory: Path) -> N
 
 @pytest.mark.parametrize("same", [True, False])
 async def test_racing_requests_with_one_key_make_one_upload(bucket: Bucket, directory: Path, temporal: FakeTemporal, same: bool) -> None:
-    """Two API processes that get one key at the same time make one upload; another file is refused, not mixed in."""
+    """Two API processes that get the same key at the same time make one upload. Another file is refused."""
     apps = [make_app(bucket, temporal), make_app(bucket, temporal)]
     bodies = [PDF, PDF if same else PDF + b"!"]
     requests = [RawRequest(app, "POST", BASE, KEY) for app in apps]
@@ -371,8 +371,8 @@ async def test_racing_requests_with_one_key_make_one_upload(bucket: Bucket, dire
     ]
 
 
-async def test_crash_after_the_key_is_completed_by_the_retry(client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
-    """A first request that died between the key's record and ``upload.json`` becomes one upload when it is repeated."""
+async def test_retry_completes_an_upload_after_a_crash(client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
+    """The first request died between the key's record and ``upload.json``; the repeated request completes its upload."""
     await bucket.put_async(REF.source, PDF)
     await bucket.put_async(PLAN.idempotency_key("one"), to_json(KeyRecord(REF.upload, hashlib.sha256(PDF).hexdigest())))
     answer = await client.post(BASE, content=PDF, headers=KEY)
@@ -383,7 +383,7 @@ async def test_crash_after_the_key_is_completed_by_the_retry(client: httpx.Async
 
 @pytest.mark.parametrize("marked", [True, False])
 async def test_key_of_a_deleted_upload_is_refused(client: httpx.AsyncClient, bucket: Bucket, marked: bool) -> None:
-    """An upload that was deleted does not come back by a late repetition."""
+    """A repeated request does not bring a deleted upload back."""
     if marked:
         await accept(bucket, deleted_at="2026-01-31T00:00:00.000Z")
     await bucket.put_async(PLAN.idempotency_key("one"), to_json(KeyRecord(REF.upload, hashlib.sha256(PDF).hexdigest())))
@@ -393,7 +393,7 @@ async def test_key_of_a_deleted_upload_is_refused(client: httpx.AsyncClient, buc
 
 
 def test_upload_ids_are_ordered_by_time() -> None:
-    """Ids are UUIDv7 in lower case, all different, and sort as they were made."""
+    """Ids are UUIDv7 in lower case, all different, and sort in the order of their creation."""
     ids = []
     for _ in range(200):
         ids.append(new_upload_id())
@@ -406,8 +406,8 @@ def test_upload_ids_are_ordered_by_time() -> None:
     assert abs(int(ids[0].replace("-", "")[:12], 16) / 1000 - time.time()) < 120
 
 
-async def test_silent_sender_is_given_up() -> None:
-    """A connection on which nothing comes does not hold an upload open for ever."""
+async def test_silent_sender_is_cut_off() -> None:
+    """A connection without data ends with 408 after the idle timeout."""
 
     async def receive() -> Message:
         await asyncio.Event().wait()

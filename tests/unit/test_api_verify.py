@@ -19,8 +19,8 @@ from tests.waiting import until_async
 PATH = f"{BASE}/{REF.upload}/verify"
 
 
-class Flaky(Bucket):
-    """A directory whose LIST of a sheet fails or waits when a test says so."""
+class FlakyBucket(Bucket):
+    """A directory whose LIST fails for one prefix, or waits until a test opens it."""
 
     def __init__(self, directory: Path) -> None:
         super().__init__(BucketSettings(directory.as_uri()))
@@ -40,20 +40,20 @@ class Flaky(Bucket):
 
 
 @pytest.fixture
-def bucket(tmp_path: Path) -> Flaky:
+def bucket(tmp_path: Path) -> FlakyBucket:
     """An empty bucket."""
-    return Flaky(tmp_path)
+    return FlakyBucket(tmp_path)
 
 
 async def get(bucket: Bucket, path: str = PATH, **params: str) -> httpx.Response:
-    """Asks an API over this bucket whose Temporal has forgotten everything."""
+    """Asks an API over this bucket, with a Temporal that knows no run."""
     async with client_of(make_app(bucket, FakeTemporal())) as client:
         return await client.get(path, params=params)
 
 
 @pytest.mark.parametrize(("deep", "is_deep"), [(None, False), ("false", False), ("0", False), ("", True), ("1", True), ("true", True)])
-async def test_the_answer_is_the_report_with_its_sheets(bucket: Flaky, deep: str | None, is_deep: bool) -> None:
-    """One JSON object, the same that the bucket alone gives."""
+async def test_the_answer_is_the_report_with_its_sheets(bucket: FlakyBucket, deep: str | None, is_deep: bool) -> None:
+    """One JSON object, equal to the report that ``verify_upload`` makes from the bucket alone."""
     put_upload(bucket)
     bucket.delete([REF.tiles_prefix(2) + NAMES[5]])
     answer = await get(bucket, **({} if deep is None else {"deep": deep}))
@@ -64,8 +64,8 @@ async def test_the_answer_is_the_report_with_its_sheets(bucket: Flaky, deep: str
     assert [sheet["missing"] for sheet in answer.json()["sheets"]] == [[], [NAMES[5]]]
 
 
-async def test_a_running_upload_is_judged_by_its_run(bucket: Flaky) -> None:
-    """The progress now, not an older manifest."""
+async def test_a_running_upload_is_judged_by_its_run(bucket: FlakyBucket) -> None:
+    """The run's progress counts, not an older manifest."""
     manifest = put_upload(bucket)
     temporal = FakeTemporal()
     temporal.state = progress(*manifest.sheets[:1])
@@ -74,8 +74,8 @@ async def test_a_running_upload_is_judged_by_its_run(bucket: Flaky) -> None:
     assert (document["totalSheets"], document["foreignCount"] > len(NAMES)) == (1, True)
 
 
-async def test_refusals_are_named(bucket: Flaky) -> None:
-    """No such upload, no such flag, a malformed id."""
+async def test_refusals_are_named(bucket: FlakyBucket) -> None:
+    """An unknown upload, a malformed flag and a malformed id have their own errors."""
     assert (await get(bucket)).json()["type"] == "UploadNotFound"
     put_upload(bucket)
     answer = await get(bucket, deep="very")
@@ -83,8 +83,8 @@ async def test_refusals_are_named(bucket: Flaky) -> None:
     assert (await get(bucket, f"{BASE}/-x/verify")).status_code == 422
 
 
-async def test_a_bucket_that_fails_in_the_middle_verifies_nothing(bucket: Flaky) -> None:
-    """The answer is still JSON, has what was found before, and says why it ends."""
+async def test_a_bucket_that_fails_in_the_middle_verifies_nothing(bucket: FlakyBucket) -> None:
+    """The answer is still JSON. It has the reports so far, and a problem that says why it ends."""
     put_upload(bucket)
     bucket.failing = REF.sheet_prefix(2)
     document = (await get(bucket)).json()
@@ -92,8 +92,8 @@ async def test_a_bucket_that_fails_in_the_middle_verifies_nothing(bucket: Flaky)
     assert (document["verified"], document["problems"]) == (False, ["not verified to the end: StorageUnavailable: 503 SlowDown"])
 
 
-async def test_many_at_once_wait_and_a_client_that_leaves_frees_its_place(bucket: Flaky) -> None:
-    """Two are verified at a time; whoever goes away is not worked for any more."""
+async def test_many_at_once_wait_and_a_client_that_leaves_frees_its_place(bucket: FlakyBucket) -> None:
+    """Two uploads are verified at a time. The work for a client that has left stops."""
     put_upload(bucket, 12)
     bucket.open.clear()
     app = make_app(bucket, FakeTemporal())
@@ -107,11 +107,11 @@ async def test_many_at_once_wait_and_a_client_that_leaves_frees_its_place(bucket
     bucket.open.set()
     async with client_of(app) as client:
         assert (await client.get(PATH)).json()["verified"]
-    assert len(bucket.listed) < 4 * 12, "the ones that left were verified to their end"
+    assert len(bucket.listed) < 4 * 12, "uploads were verified to the end although their clients had left"
 
 
-async def test_another_plans_upload_is_not_found(bucket: Flaky) -> None:
-    """The path names the upload, nothing else does."""
+async def test_another_plans_upload_is_not_found(bucket: FlakyBucket) -> None:
+    """An upload is found only under its own plan."""
     put_upload(bucket)
     other = UploadRef("acme", "tower", "a2", REF.upload)
     assert (await get(bucket, f"/v1/organizations/acme/projects/tower/plans/a2/uploads/{other.upload}/verify")).status_code == 404

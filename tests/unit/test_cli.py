@@ -1,4 +1,4 @@
-"""The command line's parts: the event stream, patience, what is shown, the arguments."""
+"""The parts of the command line: the event stream, the patience, the output, the arguments."""
 
 import fcntl
 import itertools
@@ -20,8 +20,8 @@ from api.addresses import StackAddresses
 from api.cli.__main__ import build_parser
 from api.cli.__main__ import run as run_command
 from api.cli.client import LocalFile, Server
-from api.cli.commands import outcome
-from api.cli.errors import Refused, WrongUse, named
+from api.cli.commands import exit_code
+from api.cli.errors import Refused, WrongUse, join_by_colon
 from api.cli.event_stream import EventParser, ServerEvent
 from api.cli.reports import sheet_report, upload_report
 from api.cli.transfer import Patience
@@ -32,13 +32,13 @@ PORTS_OFF = "http://127.0.0.1:9"
 
 
 def parse(chunks: Iterable[bytes], parser: EventParser | None = None) -> list[ServerEvent]:
-    """The events of a stream that comes in these pieces."""
+    """The events of a stream that arrives in these chunks."""
     parser = parser or EventParser()
     return [event for chunk in chunks for event in parser.feed(chunk)]
 
 
 def test_parser_reads_every_field() -> None:
-    """Event, id, retry, comments, data in many lines, the one space after the colon, a field without a colon."""
+    """Event, id, retry, comments, data of several lines, one space after the colon, and a field without a colon."""
     parser = EventParser()
     stream = b": hello\nretry: 2500\n\nevent: change\nid: 7\ndata: a\ndata:  b\ndata\ndata:c\nother: x\n\ndata: plain\n\n"
     assert parse([stream], parser) == [ServerEvent("change", "a\n b\n\nc"), ServerEvent("message", "plain")]
@@ -46,7 +46,7 @@ def test_parser_reads_every_field() -> None:
 
 
 def test_parser_drops_what_the_standard_drops() -> None:
-    """An event without data, an id with NUL, a retry that is no number, an event that was cut off."""
+    """An event without data, an id with NUL, a retry that is not a number, and an event that was cut off."""
     parser = EventParser()
     stream = b"id: 1\nevent: change\n\nid: a\0b\nretry: 1s\ndata: x\n\nid: 9\ndata: cut"
     assert parse([stream], parser) == [ServerEvent("message", "x")]
@@ -54,7 +54,7 @@ def test_parser_drops_what_the_standard_drops() -> None:
 
 
 def test_parser_takes_the_byte_order_mark_of_each_connection() -> None:
-    """A restart forgets half an event, keeps the id, and expects a new beginning."""
+    """A restart forgets half an event, keeps the last id, and accepts a new byte order mark."""
     parser = EventParser()
     assert parse([b"\xef\xbb\xbfid: 4\ndata: x\n\nid: 5\ndata: ha"], parser) == [ServerEvent("message", "x")]
     parser.restart()
@@ -70,7 +70,7 @@ def test_parser_takes_the_byte_order_mark_of_each_connection() -> None:
     cuts=st.lists(st.integers(0, 400), max_size=12),
 )
 def test_parser_does_not_mind_how_the_stream_is_cut(events: list[tuple[str, str]], end: str, cuts: list[int]) -> None:
-    """Any line ending, any text, any pieces: the same events, also when a piece ends within CRLF or within a character."""
+    """With any line ending, text and chunks the events are the same, even when a chunk ends within CRLF or within a character."""
     lines = [f"{end}".join([f"event: {name}", f"id: {number}", f"data: {data}", "", ""]) for number, (name, data) in enumerate(events)]
     # A single CR at the very end may be the half of a CRLF: it ends the line all the same.
     stream = "".join(lines).encode()
@@ -83,7 +83,7 @@ def test_parser_does_not_mind_how_the_stream_is_cut(events: list[tuple[str, str]
 
 
 def test_patience_doubles_up_to_ten_seconds_and_ends() -> None:
-    """1 s to 10 s between tries, none after 60 s without a sign of life."""
+    """Tries are 1 s to 10 s apart, and end after 60 s without a sign of life."""
     now = 0.0
     patience = Patience(limit_s=60, clock=lambda: now)
     delays = []
@@ -91,12 +91,12 @@ def test_patience_doubles_up_to_ten_seconds_and_ends() -> None:
         delays.append(delay)
         now += delay
     assert delays == [1, 2, 4, 8, 10, 10, 10, 10, 10]
-    patience.alive()
+    patience.reset()
     assert patience.delay_s() == 1
 
 
 def test_patience_takes_the_delay_that_the_server_asks_for_within_bounds() -> None:
-    """`retry:` is where it starts; neither a busy loop nor an hour."""
+    """The first delay is that of ``retry:``, but at least 1 s and at most 10 s."""
     assert [Patience().delay_s(first_s) for first_s in (0.01, 3, 3600)] == [1, 3, 10]
 
 
@@ -113,12 +113,12 @@ def test_patience_takes_the_delay_that_the_server_asks_for_within_bounds() -> No
     ],
 )
 def test_file_size_reads_well(size_bytes: int, words: str) -> None:
-    """One digit after the point, never 1000.0 of a unit."""
+    """A size has one digit after the point, and a larger unit from 1000 on."""
     assert file_size(size_bytes) == words
 
 
 def test_estimates_read_as_estimates() -> None:
-    """Two digits, one unit where one is enough; no time is nothing; cents."""
+    """Sizes have two digits, and one unit where one is enough. Times are at least 1 s. Amounts have cents."""
     ranges = [(12_345_678, 20_999_999), (312_345_678, 1_649_876_543), (940_000, 999_960), (0, 0), (5_010, 5_020)]
     assert [size_range(*each) for each in ranges] == ["12 to 21 MB", "310 MB to 1.6 GB", "940 kB to 1 MB", "0 bytes", "5 kB"]
     assert [duration(seconds) for seconds in (0.2, 89, 120, 5000, 9000)] == ["1 s", "89 s", "2 min", "83 min", "2.5 h"]
@@ -127,29 +127,33 @@ def test_estimates_read_as_estimates() -> None:
 
 @given(st.text())
 def test_printable_text_cannot_steer_a_terminal(text: str) -> None:
-    """Nothing but printable characters is left, one for one."""
+    """Each character is printable, or is replaced by one that is."""
     shown = printable(text)
     assert shown.isprintable()
     assert len(shown) == len(text)
 
 
-def test_named_is_name_and_sentence() -> None:
-    """As much of both as there is."""
-    assert [named("NotAPdf", "no PDF"), named("NotAPdf", None), named(None, None)] == ["NotAPdf: no PDF", "NotAPdf", ""]
+def test_a_name_and_a_sentence_are_joined_by_a_colon() -> None:
+    """A part that is missing is left out."""
+    assert [join_by_colon("NotAPdf", "no PDF"), join_by_colon("NotAPdf", None), join_by_colon(None, None)] == [
+        "NotAPdf: no PDF",
+        "NotAPdf",
+        "",
+    ]
 
 
 def test_tally_refuses_a_newer_schema_by_name() -> None:
-    """A newer server is told from a broken one."""
+    """The message says that the server is newer, not that it is broken."""
     with pytest.raises(Refused, match=r"NewerSchema: .* schema 2, .* up to 1"):
         Tally().apply({"schema": 2, "sheets": []})
 
 
-def test_a_warning_is_repeated_for_news_only(capsys: pytest.CaptureFixture[str]) -> None:
-    """One more attempt prints no line; another sentence does, and the same one after it was gone."""
+def test_a_warning_is_printed_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """A further attempt prints no line. Another warning prints one, and so does a warning that was gone meanwhile."""
     view = LinesView()
     warnings = ["Slow: a (attempt 3)", "Slow: a (attempt 4)", "Slow: b (attempt 5)", "Slow: b", None, "Slow: b (attempt 9)"]
     for warning in warnings:
-        view.event("change", {"status": "processing", "completedPages": 0, "totalPages": 2, "warning": warning, "sheets": []})
+        view.show_event("change", {"status": "processing", "completedPages": 0, "totalPages": 2, "warning": warning, "sheets": []})
     assert capsys.readouterr().out.splitlines()[1:] == [
         "warning: Slow: a (attempt 3)",
         "warning: Slow: b (attempt 5)",
@@ -158,7 +162,7 @@ def test_a_warning_is_repeated_for_news_only(capsys: pytest.CaptureFixture[str])
 
 
 def test_a_sheets_report_is_a_line_and_its_findings() -> None:
-    """Ready ones are ok or wrong, others say what they are; long lists end."""
+    """A ready sheet is ok or wrong; any other sheet shows its status. Long lists are cut."""
 
     def lines(number: int, status: SheetStatus, **found: Any) -> list[str]:
         return list(sheet_report(to_wire(SheetReport(number, status, **found))))
@@ -173,7 +177,7 @@ def test_a_sheets_report_is_a_line_and_its_findings() -> None:
 
 
 def test_an_uploads_report_says_what_its_proof_is() -> None:
-    """What verified rests on, what is wrong, a sheet or the whole, and when there was nothing to verify: no line reads as its opposite."""
+    """The last line names the proof of a verified upload, the wrong parts of a wrong one, or says that nothing was verified."""
 
     def lines(total_sheets: int = 1, **found: Any) -> list[str]:
         report = UploadReport("a/b/c/d", UploadStatus.COMPLETE, total_sheets=total_sheets, expected=9, found=9, **found)
@@ -192,21 +196,21 @@ def test_an_uploads_report_says_what_its_proof_is() -> None:
     assert both[-1] == "wrong: 2 of 3 sheets and the upload as a whole. Verified: 1 of 3 sheets, 9/9 tiles found"
 
 
-def test_outcome_of_every_status() -> None:
-    """0 for complete and for what still runs, else 1."""
-    assert [outcome(status) for status in ("complete", "queued", "processing", "partial", "failed", "cancelled")] == [0, 0, 0, 1, 1, 1]
+def test_exit_code_of_every_status() -> None:
+    """0 for an upload that is complete or still runs, else 1."""
+    assert [exit_code(status) for status in ("complete", "queued", "processing", "partial", "failed", "cancelled")] == [0, 0, 0, 1, 1, 1]
 
 
 def test_a_local_file_is_a_regular_file(tmp_path: Path) -> None:
-    """Missing, a directory, a pipe nobody writes to: wrong use, at once."""
+    """A missing file, a directory, and a pipe without a writer are wrong use, at once."""
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "missing", tmp_path, tmp_path / "pipe"):
         with pytest.raises(WrongUse):
             LocalFile.at(path)
 
 
-def test_a_local_file_is_sent_as_long_as_it_was(tmp_path: Path) -> None:
-    """What is added later is not sent; what is missing is an error, for the length was promised."""
+def test_a_local_file_is_sent_with_its_first_length(tmp_path: Path) -> None:
+    """Bytes that are added later are not sent. Missing bytes are an error, because the length was announced."""
     path = tmp_path / "plan.pdf"
     path.write_bytes(bytes(700_000))
     file = LocalFile.at(path)
@@ -222,12 +226,12 @@ def test_a_local_file_is_sent_as_long_as_it_was(tmp_path: Path) -> None:
 
 
 def test_a_file_name_of_any_bytes_has_a_name() -> None:
-    """Names that are no UTF-8 can be sent, too."""
+    """A name that is not UTF-8 can be sent, too."""
     assert LocalFile(Path(os.fsdecode(b"pl\xe4n.pdf")), 1).name == "pl\ufffdn.pdf"
 
 
 def test_the_server_is_the_url_then_the_stack_then_the_default(tmp_path: Path) -> None:
-    """SITELINK_URL wins; a stack.json that is absent, half written, or left behind by a stack that was killed is as good as none."""
+    """SITELINK_URL comes first. A stack.json that is absent, half written or left behind by a killed stack is ignored."""
 
     def url(**environ: str) -> str:
         with Server.from_env({"SITELINK_DATA_DIR": str(tmp_path), **environ}) as server:
@@ -246,15 +250,15 @@ def test_the_server_is_the_url_then_the_stack_then_the_default(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("url", ["plans.example.org", "ftp://host", "http://", "http://host:port"])
-def test_a_server_address_that_is_none_is_wrong_use(url: str) -> None:
-    """Exit code 2, before anything is sent."""
+def test_a_malformed_server_address_is_wrong_use(url: str) -> None:
+    """It is refused before anything is sent."""
     with pytest.raises(WrongUse, match="address"):
         Server(url)
 
 
 @pytest.mark.parametrize("url", ["", "http://plans.example.org", "http://10.0.0.1:8000", "http://127.0.0.1.example.org"])
-def test_a_token_goes_only_to_a_named_server_that_nobody_listens_to(url: str) -> None:
-    """Not to one that a file in the current folder names, nor over a network in the clear; the message does not hold it."""
+def test_a_token_is_not_sent_to_an_unnamed_server_or_unencrypted(url: str) -> None:
+    """Not to a server that the data directory names, and not by http over a network. The message does not show the token."""
     with pytest.raises(WrongUse, match="SITELINK_TOKEN is only sent") as caught:
         Server.from_env({"SITELINK_URL": url, "SITELINK_TOKEN": "hush"})
     assert "hush" not in str(caught.value)
@@ -262,14 +266,14 @@ def test_a_token_goes_only_to_a_named_server_that_nobody_listens_to(url: str) ->
 
 @pytest.mark.parametrize("url", ["https://plans.example.org", "http://localhost:8000", "http://127.0.0.2:8000", "http://[::1]:8000"])
 def test_a_token_goes_by_https_or_to_this_machine(url: str) -> None:
-    """As a bearer token."""
+    """These addresses are accepted together with a token."""
     with Server.from_env({"SITELINK_URL": url, "SITELINK_TOKEN": "hush"}) as server:
         assert server.url == url
 
 
 @pytest.mark.parametrize("token", ["sec ret", "secret\n", "s\u00e9cret"])
 def test_a_token_that_cannot_be_sent_is_not_shown(token: str) -> None:
-    """It is wrong use, and the message does not hold it."""
+    """It is wrong use, and the message does not show the token."""
     with pytest.raises(WrongUse, match="SITELINK_TOKEN") as caught:
         Server("http://127.0.0.1:9", token)
     assert "cret" not in str(caught.value)
@@ -295,18 +299,18 @@ def test_a_token_that_cannot_be_sent_is_not_shown(token: str) -> None:
     ],
 )
 def test_wrong_use_is_exit_code_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """With a sentence on stderr, nothing on stdout, and nobody asked."""
+    """There is a sentence on stderr, nothing on stdout, and no request."""
     try:
         code: int | str | None = run_command(arguments, {"SITELINK_URL": PORTS_OFF})
-    except SystemExit as leaving:  # argparse's way
-        code = leaving.code
+    except SystemExit as error:  # raised by argparse
+        code = error.code
     shown = capsys.readouterr()
     assert (code, shown.out) == (2, "")
     assert shown.err
 
 
 def test_arguments_have_their_defaults() -> None:
-    """The plan defaults to local/demo/plan, as the page's does; options that are not given are not sent."""
+    """The default plan is local/demo/plan, as on the page. Options that are not given are not sent."""
     upload = build_parser().parse_args(["upload", "x.pdf"])
     assert upload.to == PlanRef("local", "demo", "plan") == build_parser().parse_args(["list"]).plan
     assert upload.dpi is None

@@ -40,7 +40,7 @@ from api.cli.client import Server
 from api.cli.errors import NotReached
 from api.paths import plan_path
 from tests.servers.recorder import Answer, recording
-from tests.unit.api_fakes import BASE, PATH, PDF, PLAN, REF, FakeTemporal, accept, client_of, closed, make_app, snapshot
+from tests.unit.api_fakes import BASE, PATH, PDF, PLAN, REF, FakeTemporal, accept, client_of, closed_run, make_app, snapshot
 from tests.unit.sheets import put_sheet
 from workflows.processing.failures import reason_and_detail
 
@@ -150,7 +150,7 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
 RPC = RPCError(SAID, RPCStatusCode.UNAVAILABLE, b"")
 SILENCES: dict[str, Callable[[FakeTemporal], None]] = {
     "running": lambda temporal: setattr(temporal, "state", snapshot(READY, TILING)),
-    "closed": lambda temporal: setattr(temporal, "state", closed()),
+    "closed": lambda temporal: setattr(temporal, "state", closed_run()),
     "refusing": lambda temporal: _answer(temporal, RPC),
     "internal": lambda temporal: _answer(temporal, RPCError(SAID, RPCStatusCode.INTERNAL, b"")),
     "not reached": lambda temporal: _answer(temporal, RuntimeError(f"Failed client connect: {SAID}")),

@@ -6,7 +6,7 @@ from activities.environment import amount, choice, whole_number
 
 
 def test_an_empty_variable_is_not_set() -> None:
-    """The default is used."""
+    """An empty variable has its default value."""
     environ = {"NUMBER": "", "AMOUNT": "", "CHOICE": ""}
     assert (whole_number(environ, "NUMBER", 7), whole_number({}, "NUMBER", 7)) == (7, 7)
     assert (amount(environ, "AMOUNT", 0.5), amount({}, "AMOUNT", 0.5)) == (0.5, 0.5)

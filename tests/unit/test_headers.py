@@ -17,7 +17,7 @@ from api.http.headers import LONGEST_BYTES, file_name, parameters, split_paramet
 from tests.unit.api_fakes import BASE, PDF, FakeTemporal, client_of, files_in, make_app
 
 MAIL = "=?utf-8?B?R3LDvG4ucGRm?="
-"""What .NET makes of ``Grün.pdf``."""
+"""``Grün.pdf`` as .NET writes it."""
 
 NAMES = [
     ('filename="site plan.pdf"', "site plan.pdf"),
@@ -49,7 +49,7 @@ NAMES = [
     ("filename=first.pdf; filename=second.pdf", "first.pdf"),
     (";;; filename=a.pdf ;;", "a.pdf"),
 ]
-"""What stands behind ``attachment;`` or ``form-data; name=file;``, and the name that the upload gets."""
+"""The text after ``attachment;`` or ``form-data; name=file;``, and the name that the upload gets."""
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def form(disposition: str) -> tuple[bytes, dict[str, str]]:
 
 @pytest.mark.parametrize(("written", "name"), NAMES)
 async def test_file_name_is_read_however_it_is_written(client: httpx.AsyncClient, bucket: Bucket, written: str, name: str) -> None:
-    """In the request's header and in a form's part alike; what cannot be decoded costs the name, never the upload."""
+    """In the request's header and in a form's part alike. A name that cannot be decoded is lost, but the upload is accepted."""
     body, headers = form(f"form-data; name=file; {written}")
     for answer in (
         await client.post(BASE, content=PDF, headers={b"Content-Disposition": f"attachment; {written}".encode()}),
@@ -78,14 +78,14 @@ async def test_file_name_is_read_however_it_is_written(client: httpx.AsyncClient
 
 
 async def test_part_without_a_file_name_is_a_field(client: httpx.AsyncClient) -> None:
-    """A form without a file is refused; any parameter of a file name makes a file."""
+    """A form without a file is refused; a part is a file only if it has a file name."""
     body, headers = form("form-data; name=filename")
     assert "no file" in (await client.post(BASE, content=body, headers=headers)).json()["detail"]
 
 
 @pytest.mark.parametrize("place", ["Content-Disposition", "Content-Type", "part"])
 async def test_header_that_is_too_long_is_refused(client: httpx.AsyncClient, tmp_path: Path, place: str) -> None:
-    """By name, with its size and the limit, before anything is stored."""
+    """The message has the header's name, its size and the limit, and nothing is stored."""
     long = "application/pdf" + ";" * 3_000
     body, headers = form(long) if place == "part" else (PDF, {place: long})
     answer = await client.post(BASE, content=body, headers=headers)
@@ -95,7 +95,7 @@ async def test_header_that_is_too_long_is_refused(client: httpx.AsyncClient, tmp
 
 
 def test_limit_holds_for_the_longest_usual_name() -> None:
-    """A name of 255 bytes, the most that a file on Linux has, percent-encoded."""
+    """The longest file name on Linux, 255 bytes, fits percent-encoded."""
     name = "ü" * 127
     assert file_name(f"attachment; filename*=UTF-8''{'%C3%BC' * 127}".encode()) == name
     with pytest.raises(InvalidRequest):
@@ -104,7 +104,7 @@ def test_limit_holds_for_the_longest_usual_name() -> None:
 
 @pytest.mark.parametrize("piece", [b";", b'"', b'\\"', b';a="', b';a="\\', b"; ", b";a=b", b";=", b'";', b"= ", b"%", b"'"])
 def test_parsing_takes_time_in_proportion(piece: bytes) -> None:
-    """Eight times the header takes about eight times the CPU of this thread; in a parser that begins again it would be 64 times."""
+    """A header of eight times the length takes about eight times the CPU; a parser with quadratic time would take 64 times."""
 
     def cpu_s(count: int) -> float:
         header = b"x;filename=" + piece * count
@@ -120,14 +120,14 @@ def test_parsing_takes_time_in_proportion(piece: bytes) -> None:
 
 @given(st.binary(max_size=LONGEST_BYTES))
 def test_no_header_breaks_the_parser(header: bytes) -> None:
-    """Whatever it holds, there is a name that UTF-8 can carry, or none."""
+    """Any bytes give a name that can be encoded in UTF-8, or no name."""
     (file_name(header) or "").encode()
     (file_name(b"x;filename*=" + header[:900]) or "").encode()
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=100))
 def test_every_name_arrives(name: str) -> None:
-    """Quoted as in a form, or percent-encoded."""
+    """A name arrives unchanged, quoted as in a form or percent-encoded."""
     quoted = name.replace("\\", "\\\\").replace('"', '\\"')
     encoded = "".join(f"%{byte:02X}" for byte in name.encode())
     assert file_name(f"x; filename*=utf-8''{encoded}".encode()) == name

@@ -1,4 +1,4 @@
-"""The layers around the routes: log lines know their upload. What the guard refuses is tested with the routes."""
+"""The middleware that adds the upload to log lines. ``test_api_app.py`` tests the refusals of the guard."""
 
 import asyncio
 import json
@@ -28,7 +28,7 @@ LINE = logging.makeLogRecord({"name": "api.uploads", "msg": "accepted an upload"
     ],
 )
 async def test_lines_of_a_request_are_about_the_upload_of_its_path(path: str, ref: str | None, sheet: int | None) -> None:
-    """Whoever logs them."""
+    """Any logger's lines get the upload and the sheet."""
     lines = []
 
     async def app(*_: object) -> None:
@@ -38,8 +38,8 @@ async def test_lines_of_a_request_are_about_the_upload_of_its_path(path: str, re
     assert [(line.get("ref"), line.get("sheet")) for line in lines] == [(ref, sheet)]
 
 
-async def test_lines_of_a_request_are_not_about_the_one_before() -> None:
-    """Uvicorn serves the next request of a connection in the context of the request before."""
+async def test_lines_of_a_request_are_not_about_the_previous_request() -> None:
+    """Uvicorn serves the next request of a connection in the context of the previous request."""
     lines = []
 
     async def app(*_: object) -> None:

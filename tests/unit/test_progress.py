@@ -1,4 +1,4 @@
-"""The state machine of progress keeps its promises under any order of events."""
+"""The state machine of progress holds its guarantees in any order of changes."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -28,7 +28,7 @@ def record(number: int) -> SheetRecord:
     return SheetRecord(number, 100, 50, 300, False, f"A-10{number}", 256, 1, 85, 8, 4321, "0" * 64, {"pdfium": "1"})
 
 
-def begun(pages: int) -> Progress:
+def begun_progress(pages: int) -> Progress:
     """The progress of a document of so many good pages."""
     progress = Progress(START)
     progress.begin([page(number) for number in range(1, pages + 1)], [], START)
@@ -66,10 +66,10 @@ def test_begin_shows_committed_sheets_at_once() -> None:
     assert snapshot.sheets[1].reason == "PageUnreadable"
 
 
-def test_sheets_of_an_upload_whose_pages_nobody_counted_are_told_and_counted_once() -> None:
-    """It was cancelled before the count, so the number of pages stays unknown; a later count without a retry resumes nothing."""
+def test_committed_sheets_of_an_uncounted_upload_are_shown_and_counted_once() -> None:
+    """The upload was cancelled before the count, so its number of pages is unknown. A later count resumes nothing without a retry."""
     progress = Progress(START)
-    progress.found([record(2), record(3)], START)
+    progress.show_committed([record(2), record(3)], START)
     progress.cancel(START)
     known = progress.snapshot()
     assert (known.status, known.completed_pages, known.total_pages, known.progress) == (UploadStatus.CANCELLED, 2, 0, 0)
@@ -83,9 +83,9 @@ def test_sheets_of_an_upload_whose_pages_nobody_counted_are_told_and_counted_onc
     assert progress.status is UploadStatus.PROCESSING
 
 
-def test_warning_is_a_change_only_when_it_is_another() -> None:
+def test_only_a_different_warning_is_a_change() -> None:
     """A watcher gets one change when a warning appears, and one when it goes."""
-    progress = begun(1)
+    progress = begun_progress(1)
     versions = []
     for warning in ("sheets 1 to 1 could not be checked", "sheets 1 to 1 could not be checked", None, None):
         progress.warn(warning, START)
@@ -94,41 +94,41 @@ def test_warning_is_a_change_only_when_it_is_another() -> None:
     assert progress.snapshot().warning is None
 
 
-@pytest.mark.parametrize("what", ["", NOT_RECONCILED])
-def test_warning_is_over_when_every_sheet_is_ready(what: str) -> None:
-    """A warning that a reconcile failed stays, in spite of ready sheets and of warnings about single sheets, until a reconcile succeeds."""
-    progress = begun(2)
-    progress.failed(2, "PageUnreadable", "sentence", START)
-    progress.warn(f"{what}sheets 1 to 1 could not be checked", START)
-    progress.ready([record(1)], START)
+@pytest.mark.parametrize("prefix", ["", NOT_RECONCILED])
+def test_warning_goes_when_every_sheet_is_ready(prefix: str) -> None:
+    """But a warning about a failed reconcile stays until a reconcile succeeds, and no warning about single sheets replaces it."""
+    progress = begun_progress(2)
+    progress.mark_failed(2, "PageUnreadable", "sentence", START)
+    progress.warn(f"{prefix}sheets 1 to 1 could not be checked", START)
+    progress.mark_ready([record(1)], START)
     progress.finish(START)
-    assert (progress.status, progress.snapshot().warning) == (UploadStatus.PARTIAL, f"{what}sheets 1 to 1 could not be checked")
+    assert (progress.status, progress.snapshot().warning) == (UploadStatus.PARTIAL, f"{prefix}sheets 1 to 1 could not be checked")
     progress.retry([2], START)
     progress.warn("sheets 2 to 2 could not be checked", START)
-    progress.ready([record(2)], START)
+    progress.mark_ready([record(2)], START)
     progress.finish(START)
     assert progress.status is UploadStatus.COMPLETE
-    assert progress.snapshot().warning == (f"{what}sheets 1 to 1 could not be checked" if what else None)
+    assert progress.snapshot().warning == (f"{prefix}sheets 1 to 1 could not be checked" if prefix else None)
     progress.warn(None, START)
     assert progress.snapshot().warning is None
 
 
 def test_version_is_the_clock_in_milliseconds_or_one_more() -> None:
     """Versions grow across runs because they follow the clock, and within a millisecond because they count."""
-    progress = begun(1)
+    progress = begun_progress(1)
     assert progress.version == int(START.timestamp() * 1000) + 1
-    progress.tiling(1, START + timedelta(seconds=2))
+    progress.mark_tiling(1, START + timedelta(seconds=2))
     assert progress.version == int(START.timestamp() * 1000) + 2000
 
 
 def test_ready_again_changes_nothing_and_late_failure_is_ignored() -> None:
-    """Duplicates and late events cannot move a ready sheet."""
-    progress = begun(2)
-    progress.ready([record(1)], START)
+    """Repeated and late changes cannot move a ready sheet."""
+    progress = begun_progress(2)
+    progress.mark_ready([record(1)], START)
     version = progress.version
-    progress.ready([record(1)], START)
-    progress.failed(1, "RenderCrashed", "late", START)
-    progress.tiling(1, START)
+    progress.mark_ready([record(1)], START)
+    progress.mark_failed(1, "RenderCrashed", "late", START)
+    progress.mark_tiling(1, START)
     assert progress.version == version
     assert progress.sheets_in(SheetStatus.READY) == [1]
 
@@ -143,10 +143,10 @@ def test_ready_again_changes_nothing_and_late_failure_is_ignored() -> None:
 )
 def test_finish_follows_from_the_sheets(ready: list[int], failed: list[int], status: UploadStatus, reason: str | None) -> None:
     """All sheets ready is complete, some is partial, no sheet ready is failed with the reason of the first sheet."""
-    progress = begun(2)
-    progress.ready([record(number) for number in ready], START)
+    progress = begun_progress(2)
+    progress.mark_ready([record(number) for number in ready], START)
     for number in failed:
-        progress.failed(number, f"Reason{number}", "sentence", START)
+        progress.mark_failed(number, f"Reason{number}", "sentence", START)
     progress.finish(START)
     snapshot = progress.snapshot()
     assert (snapshot.status, snapshot.reason) == (status, reason)
@@ -154,33 +154,33 @@ def test_finish_follows_from_the_sheets(ready: list[int], failed: list[int], sta
 
 
 def test_geometry_is_decided_anew_only_for_a_sheet_that_is_not_ready() -> None:
-    """Size, resolution and notes change, the status does not. A repeated call changes nothing, nor does one for a ready sheet."""
-    progress = begun(2)
+    """Size, resolution and notes change, the status does not. A repeated call, or a call for a ready sheet, changes nothing."""
+    progress = begun_progress(2)
     half = Page(1, "A-101", 50, 25, 150, scaled=True, notes=(Note("Scaled", "too little memory"),))
-    progress.tiling(1, START)
-    progress.resized(1, half, START)
+    progress.mark_tiling(1, START)
+    progress.resize(1, half, START)
     sheet = progress.sheet(1)
     assert (sheet.status, sheet.title) == (SheetStatus.TILING, "A-101")
     assert (sheet.width, sheet.height, sheet.dpi, sheet.scaled, sheet.notes) == (50, 25, 150, True, half.notes)
     assert progress.changes_since(progress.version - 1).sheets == (sheet,)
-    progress.ready([record(2)], START)
+    progress.mark_ready([record(2)], START)
     before = progress.snapshot()
-    progress.resized(1, half, START)
-    progress.resized(2, half, START)
+    progress.resize(1, half, START)
+    progress.resize(2, half, START)
     assert progress.snapshot() == before
 
 
 def test_finish_refuses_open_sheets() -> None:
-    """A final status while a sheet is open would be a lie."""
+    """An upload cannot end while a sheet is neither ready nor failed."""
     with pytest.raises(ValueError, match="1 sheets are not done, the first is 1"):
-        begun(1).finish(START)
+        begun_progress(1).finish(START)
 
 
 def test_reconcile_corrects_both_ways_and_says_so() -> None:
-    """A ready sheet without its commit marker is pending again, a committed pending one is ready."""
-    progress = begun(3)
-    progress.ready([record(1)], START)
-    progress.tiling(3, START)
+    """A ready sheet without its commit marker becomes pending, and a committed pending sheet becomes ready."""
+    progress = begun_progress(3)
+    progress.mark_ready([record(1)], START)
+    progress.mark_tiling(3, START)
     assert progress.reconcile([record(2), record(3)], [1], START) == 2
     snapshot = progress.snapshot()
     assert [sheet.status for sheet in snapshot.sheets] == [SheetStatus.PENDING, SheetStatus.READY, SheetStatus.TILING]
@@ -190,8 +190,8 @@ def test_reconcile_corrects_both_ways_and_says_so() -> None:
 
 def test_reconcile_that_finds_nothing_wrong_confirms_and_ends_nothing_again() -> None:
     """A finished upload stays finished, with the time of its end; a broken sheet opens it again."""
-    progress = begun(2)
-    progress.ready([record(1), record(2)], START)
+    progress = begun_progress(2)
+    progress.mark_ready([record(1), record(2)], START)
     progress.finish(START)
     later = START + timedelta(hours=1)
     assert progress.reconcile([record(1)], [], later) == 0
@@ -205,7 +205,7 @@ def test_reconcile_that_finds_nothing_wrong_confirms_and_ends_nothing_again() ->
 
 def test_reconcile_leaves_a_cancelled_upload_cancelled() -> None:
     """A reconcile must not start work that someone stopped."""
-    progress = begun(2)
+    progress = begun_progress(2)
     progress.cancel(START)
     progress.reconcile([record(1)], [2], START)
     assert progress.snapshot().status is UploadStatus.CANCELLED
@@ -215,10 +215,10 @@ def test_reconcile_leaves_a_cancelled_upload_cancelled() -> None:
 
 
 def test_retry_leaves_unusable_pages_failed() -> None:
-    """A page without a size cannot be tiled however often it is asked for."""
+    """A page without a size can never be tiled."""
     progress = Progress(START)
     progress.begin([page(1), page(2, reason="PageTooLarge")], [], START)
-    progress.failed(1, "RenderTimeout", "120 s", START)
+    progress.mark_failed(1, "RenderTimeout", "120 s", START)
     progress.finish(START)
     progress.retry([], START)
     assert progress.sheets_in(SheetStatus.PENDING) == [1]
@@ -226,22 +226,22 @@ def test_retry_leaves_unusable_pages_failed() -> None:
 
 
 def test_receipt_comes_with_the_end_and_counts_a_sheet_as_often_as_it_was_made() -> None:
-    """No receipt before the end; a sheet that was done again costs its PUTs again, a sheet of an earlier run counts once.
+    """No receipt before the end. A sheet that is tiled again costs its PUTs again; a sheet of an earlier run counts once.
 
     The days between two runs do not count as processing time.
     """
     progress = Progress(START)
     progress.begin([page(1), page(2)], [record(1)], START, forecast_of(2))
     assert progress.snapshot().receipt is None
-    progress.ready([record(2)], START)
-    progress.ready([record(2)], START)
+    progress.mark_ready([record(2)], START)
+    progress.mark_ready([record(2)], START)
     progress.finish(START + timedelta(seconds=9))
     first = progress.snapshot().receipt
     assert first is not None
     assert (first.tiles, first.bytes, first.puts, first.seconds) == (16, 8642, 2 * 11 + 2, 9)
     assert first.puts == forecast_of(2).puts + 2 * (8 - forecast_of(1).tiles)
     progress.reconcile([record(1)], [2], START + timedelta(days=3))
-    progress.ready([record(2)], START + timedelta(days=3, seconds=2))
+    progress.mark_ready([record(2)], START + timedelta(days=3, seconds=2))
     progress.finish(START + timedelta(days=3, seconds=3))
     second = progress.snapshot().receipt
     assert second is not None
@@ -249,10 +249,10 @@ def test_receipt_comes_with_the_end_and_counts_a_sheet_as_often_as_it_was_made()
 
 
 def test_receipt_of_a_cancelled_upload_is_of_what_was_done() -> None:
-    """Pending sheets are not in it; a sheet that a reconcile finds is added; the next run goes on counting."""
+    """Pending sheets are not in the receipt. A sheet that a reconcile finds is added, and the next run goes on counting."""
     progress = Progress(START)
     progress.begin([page(1), page(2)], [], START, forecast_of(2))
-    progress.ready([record(1)], START)
+    progress.mark_ready([record(1)], START)
     progress.cancel(START)
     paid = progress.snapshot().receipt
     assert paid is not None
@@ -265,46 +265,46 @@ def test_receipt_of_a_cancelled_upload_is_of_what_was_done() -> None:
 
 
 def test_a_refused_document_has_neither_forecast_nor_receipt() -> None:
-    """Without a count there are no numbers to tell."""
+    """Without a page count there are no numbers."""
     progress = Progress(START)
     progress.fail("NotAPdf", "no PDF", START)
     assert (progress.snapshot().forecast, progress.snapshot().receipt) == (None, None)
 
 
 def test_changes_since_a_newer_version_are_everything() -> None:
-    """A client from the future gets the whole snapshot."""
-    progress = begun(3)
+    """A client with a future version gets the whole snapshot."""
+    progress = begun_progress(3)
     assert progress.changes_since(progress.version + 1) == progress.snapshot()
     assert progress.changes_since(progress.version).sheets == ()
 
 
-def test_only_an_upload_in_process_has_sheets_to_do() -> None:
+def test_only_a_processing_upload_has_sheets_to_do() -> None:
     """The pending sheets, ascending; a cancelled upload keeps them pending and begins none until a retry."""
     progress = Progress(START)
     assert progress.sheets_to_do == []
     progress.begin([page(1), page(2), page(3)], [], START)
-    progress.tiling(2, START)
+    progress.mark_tiling(2, START)
     assert progress.sheets_to_do == [1, 3]
-    progress.pending(2, START)
+    progress.mark_pending(2, START)
     progress.cancel(START)
     assert progress.sheets_to_do == []
     progress.retry([], START)
     assert progress.sheets_to_do == [1, 2, 3]
 
 
-def test_restored_progress_is_the_one_of_the_earlier_run() -> None:
-    """Whatever was known before; the version goes on from there."""
-    earlier = begun(2)
-    earlier.ready([record(1)], START)
+def test_restored_progress_equals_that_of_the_earlier_run() -> None:
+    """The state is the same, and the version goes on from there."""
+    earlier = begun_progress(2)
+    earlier.mark_ready([record(1)], START)
     progress = Progress(START)
     progress.restore(earlier.snapshot())
     assert progress.snapshot() == earlier.snapshot()
-    progress.ready([record(2)], START)
+    progress.mark_ready([record(2)], START)
     assert progress.version > earlier.version
 
 
 class ProgressMachine(RuleBasedStateMachine):
-    """Any order of events, and a client that only ever sees the changes."""
+    """Any order of changes, and a client that sees only the changes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -331,22 +331,22 @@ class ProgressMachine(RuleBasedStateMachine):
         return data.draw(st.integers(1, self.progress.total_pages))
 
     @precondition(lambda self: not self.progress.status.is_final)
-    @rule(data=st.data(), gap=st.integers(0, 3), step=st.sampled_from(["tiling", "uploading", "pending"]))
+    @rule(data=st.data(), gap=st.integers(0, 3), step=st.sampled_from(["mark_tiling", "mark_uploading", "mark_pending"]))
     def move(self, data: st.DataObject, gap: int, step: str) -> None:
-        """A sheet moves on, or its work is given up."""
+        """A sheet moves on, or the work on it is stopped."""
         getattr(self.progress, step)(self.number(data), self.tick(gap))
 
     @rule(data=st.data(), gap=st.integers(0, 3))
     def commit(self, data: st.DataObject, gap: int) -> None:
         """A sheet is committed, perhaps once more."""
         if not self.progress.status.is_final:
-            self.progress.ready([record(self.number(data))], self.tick(gap))
+            self.progress.mark_ready([record(self.number(data))], self.tick(gap))
 
     @rule(data=st.data(), gap=st.integers(0, 3))
     def fail(self, data: st.DataObject, gap: int) -> None:
         """A sheet fails, perhaps late."""
         if not self.progress.status.is_final:
-            self.progress.failed(self.number(data), "RenderCrashed", "signal 11", self.tick(gap))
+            self.progress.mark_failed(self.number(data), "RenderCrashed", "signal 11", self.tick(gap))
 
     @rule(data=st.data(), gap=st.integers(0, 3))
     def reconcile(self, data: st.DataObject, gap: int) -> None:
@@ -364,9 +364,9 @@ class ProgressMachine(RuleBasedStateMachine):
     @precondition(lambda self: not self.progress.status.is_final)
     @rule(gap=st.integers(0, 3))
     def end(self, gap: int) -> None:
-        """The run ends when nothing is open, else it is cancelled."""
+        """The run ends if every sheet is ready or failed, else it is cancelled."""
         for number in self.progress.sheets_in(SheetStatus.TILING, SheetStatus.UPLOADING):
-            self.progress.pending(number, self.tick(gap))
+            self.progress.mark_pending(number, self.tick(gap))
         if self.progress.sheets_in(*OPEN):
             self.progress.cancel(self.tick(gap))
         else:
@@ -381,7 +381,7 @@ class ProgressMachine(RuleBasedStateMachine):
 
     @invariant()
     def counters_follow_from_sheets(self) -> None:
-        """No counter is kept that could drift."""
+        """The counters always equal the number of sheets in each state."""
         snapshot = self.progress.snapshot()
         ready = [sheet for sheet in snapshot.sheets if sheet.status is SheetStatus.READY]
         assert snapshot.completed_pages == len(ready)
@@ -392,7 +392,7 @@ class ProgressMachine(RuleBasedStateMachine):
 
     @invariant()
     def nothing_falls_unasked(self) -> None:
-        """The version never falls; counters and final states only by reconciliation or a retry that was asked for."""
+        """The version never falls. Counters and final states fall only by a reconcile or a requested retry."""
         after = self.progress.snapshot()
         assert after.version >= self.before.version
         if after.version == self.before.version:
@@ -402,7 +402,7 @@ class ProgressMachine(RuleBasedStateMachine):
         self.before, self.asked = after, False
 
     def teardown(self) -> None:
-        """A client that only saw changes holds the state."""
+        """A client that saw only the changes has the whole state."""
         self.watch()
         assert tuple(self.client[number] for number in sorted(self.client)) == self.progress.snapshot().sheets
         assert isinstance(self.progress.snapshot(), Snapshot)

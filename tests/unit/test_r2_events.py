@@ -1,4 +1,4 @@
-"""What an event does: whom it signals, when it is acknowledged, what becomes of a message that is none."""
+"""R2 events: when a workflow is signalled, when a message is acknowledged, and when it is kept aside."""
 
 import asyncio
 import base64
@@ -29,22 +29,22 @@ from api.r2.events import (
     unreadable_events,
 )
 from tests.servers.queue import event
-from tests.unit.api_fakes import NO_WORKER, REF, UNAVAILABLE, FakeTemporal, accept, closed, make_bucket, snapshot
+from tests.unit.api_fakes import NO_WORKER, REF, UNAVAILABLE, FakeTemporal, accept, closed_run, make_bucket, snapshot
 
 READY, PENDING, UPLOADING = SheetStatus.READY, SheetStatus.PENDING, SheetStatus.UPLOADING
 
 
 @pytest.fixture
 async def events(bucket: Bucket, temporal: FakeTemporal) -> AsyncIterator[R2Events]:
-    """What is tested, gathering for 50 ms."""
+    """The handler of R2 events, which gathers for 50 ms."""
     runs = Runs(temporal.connect)
     events = R2Events(bucket, Status(bucket, runs), runs, gather_s=0.05)
     yield events
     await events.close()
 
 
-def stored(sheet: int, ref: UploadRef = REF, *, attempts: int = 1, action: str = "PutObject") -> Message:
-    """An event's message: the sheet's ``.dzi`` was written."""
+def stored_message(sheet: int, ref: UploadRef = REF, *, attempts: int = 1, action: str = "PutObject") -> Message:
+    """The message of an R2 event: the sheet's ``.dzi`` was written."""
     return Message(f"m{sheet}", json.dumps(event("plans", ref.descriptor(sheet), action)).encode(), attempts)
 
 
@@ -54,46 +54,46 @@ def signals(temporal: FakeTemporal) -> list[tuple[str, tuple[int, ...]]]:
 
 
 async def test_a_healthy_upload_costs_no_signal(events: R2Events, bucket: Bucket, temporal: FakeTemporal) -> None:
-    """Its sheets are ready when the events have been gathered; the progress is asked for once."""
+    """Its sheets are ready when the events are gathered, and the progress is read once."""
     await accept(bucket)
     temporal.state = snapshot(READY, READY, PENDING)
-    assert await asyncio.gather(*map(events.decide, (stored(1), stored(2), stored(2)))) == [ACKNOWLEDGED] * 3
+    assert await asyncio.gather(*map(events.decide, (stored_message(1), stored_message(2), stored_message(2)))) == [ACKNOWLEDGED] * 3
     assert (temporal.queries, temporal.starts) == (1, [])
 
 
 async def test_a_sheet_that_is_not_ready_is_signalled(events: R2Events, bucket: Bucket, temporal: FakeTemporal) -> None:
-    """One signal for all of them, sent in a way that reopens an upload that has ended."""
+    """One signal names all such sheets. It would also reopen an upload that has ended."""
     await accept(bucket)
     temporal.state = snapshot(READY, PENDING, UPLOADING)
-    verdicts = await asyncio.gather(*(events.decide(stored(sheet)) for sheet in (3, 1, 2)))
+    verdicts = await asyncio.gather(*(events.decide(stored_message(sheet)) for sheet in (3, 1, 2)))
     assert verdicts == [ACKNOWLEDGED] * 3
     assert signals(temporal) == [("sheets_stored", (2, 3))]
     assert temporal.starts[0]["id"] == REF.workflow_id
 
 
 async def test_a_cancelled_upload_is_signalled(events: R2Events, bucket: Bucket, temporal: FakeTemporal) -> None:
-    """Its run is gone; the manifest tells which sheets are not ready."""
+    """Its run has ended, and the manifest shows which sheets are not ready."""
     await accept(bucket)
     await bucket.put_async(REF.manifest, to_json(snapshot(READY, PENDING, status=UploadStatus.CANCELLED)))
-    assert await events.decide(stored(2)) == ACKNOWLEDGED
+    assert await events.decide(stored_message(2)) == ACKNOWLEDGED
     assert signals(temporal) == [("sheets_stored", (2,))]
-    assert await events.decide(stored(1)) == ACKNOWLEDGED
+    assert await events.decide(stored_message(1)) == ACKNOWLEDGED
     assert len(temporal.starts) == 1
 
 
 async def test_an_upload_whose_run_was_ended_is_not_resumed_by_an_event(events: R2Events, bucket: Bucket, temporal: FakeTemporal) -> None:
-    """An operator has ended it: a late writer's event is no request to go on."""
+    """An operator has ended the run, so the event of a late writer does not start it again."""
     await accept(bucket)
-    temporal.state = closed(WorkflowExecutionStatus.TERMINATED)
-    assert await events.decide(stored(1)) == ACKNOWLEDGED
+    temporal.state = closed_run(WorkflowExecutionStatus.TERMINATED)
+    assert await events.decide(stored_message(1)) == ACKNOWLEDGED
     assert temporal.starts == []
 
 
-async def test_a_sheet_beyond_the_last_page_is_nothing(events: R2Events, bucket: Bucket, temporal: FakeTemporal) -> None:
-    """A foreign object is no reason to wake the workflow; before the pages are counted only that can tell."""
+async def test_a_sheet_beyond_the_last_page_is_ignored(events: R2Events, bucket: Bucket, temporal: FakeTemporal) -> None:
+    """A ``.dzi`` of no sheet does not wake the workflow."""
     await accept(bucket)
     temporal.state = snapshot(READY, READY)
-    assert await events.decide(stored(3)) == ACKNOWLEDGED
+    assert await events.decide(stored_message(3)) == ACKNOWLEDGED
     assert temporal.starts == []
 
 
@@ -112,7 +112,7 @@ async def test_a_sheet_beyond_the_last_page_is_nothing(events: R2Events, bucket:
 async def test_other_events_are_acknowledged(
     events: R2Events, bucket: Bucket, temporal: FakeTemporal, bucket_name: str, key: str, action: str
 ) -> None:
-    """Only a ``.dzi`` of our shape that was written counts."""
+    """Only an event about a written ``.dzi`` with a key of ours is handled."""
     await accept(bucket)
     temporal.state = snapshot(PENDING)
     assert await events.decide(Message("m", json.dumps(event(bucket_name, key, action)).encode(), 1)) == ACKNOWLEDGED
@@ -121,12 +121,12 @@ async def test_other_events_are_acknowledged(
 
 @pytest.mark.parametrize("action", ["PutObject", "CopyObject", "CompleteMultipartUpload"])
 def test_every_way_of_writing_counts(action: str) -> None:
-    """Whatever wrote the object."""
+    """Each action that creates an object counts."""
     assert created_object(json.dumps(event("plans", "a/b.dzi", action)).encode()) == ("plans", "a/b.dzi")
 
 
 def test_the_prefix_is_taken_off_and_other_buckets_are_not_ours() -> None:
-    """An event names bucket and key in full."""
+    """An event names the bucket and the whole key; the bucket's prefix is removed."""
     settings = BucketSettings("s3://plans/site/a", "http://127.0.0.1:1", "key", "secret")
     bucket = Bucket(settings)
     assert bucket.own_key("plans", f"site/a/{REF.descriptor(7)}") == REF.descriptor(7)
@@ -138,18 +138,18 @@ def test_the_prefix_is_taken_off_and_other_buckets_are_not_ours() -> None:
 
 @given(sheet=st.integers(1, 10**9 - 1))
 def test_a_descriptor_is_read_as_it_is_written(sheet: int) -> None:
-    """The parser is the inverse of the spelling."""
+    """Parsing a key of a ``.dzi`` gives the upload and the sheet from which it was made."""
     assert sheet_of_descriptor(REF.descriptor(sheet)) == (REF, sheet)
 
 
 @pytest.mark.parametrize("deleted_at", [None, "2026-01-31T09:30:00.250Z"])
-async def test_events_of_no_upload_are_acknowledged(
+async def test_events_of_an_unknown_upload_are_acknowledged(
     events: R2Events, bucket: Bucket, temporal: FakeTemporal, caplog: pytest.LogCaptureFixture, deleted_at: str | None
 ) -> None:
-    """One that was never accepted, or is being deleted: nothing is started, and the log tells."""
+    """For an upload that was never accepted, or is being deleted, nothing is started, and the log has a warning."""
     if deleted_at:
         await accept(bucket, deleted_at=deleted_at)
-    assert await events.decide(stored(1)) == ACKNOWLEDGED
+    assert await events.decide(stored_message(1)) == ACKNOWLEDGED
     assert temporal.starts == []
     assert "R2 events of an upload that does not exist" in caplog.text
 
@@ -158,28 +158,28 @@ async def test_events_of_no_upload_are_acknowledged(
 async def test_nothing_is_acknowledged_while_temporal_is_down(
     events: R2Events, bucket: Bucket, temporal: FakeTemporal, attempts: int
 ) -> None:
-    """However often it came: it comes again, later each time, and is done once Temporal answers; it is never set aside."""
+    """The message comes again, later each time, until Temporal answers. It is never kept aside."""
     await accept(bucket)
     temporal.state, temporal.start_error = UNAVAILABLE, UNAVAILABLE
-    verdict = await events.decide(stored(1, attempts=attempts))
+    verdict = await events.decide(stored_message(1, attempts=attempts))
     assert verdict.retry_in_s == delay_s(attempts)
     assert isinstance(verdict.failure, TemporalUnavailable)
     temporal.state, temporal.start_error = snapshot(PENDING), None
-    assert await events.decide(stored(1, attempts=attempts + 1)) == ACKNOWLEDGED
+    assert await events.decide(stored_message(1, attempts=attempts + 1)) == ACKNOWLEDGED
     assert signals(temporal) == [("sheets_stored", (1,))]
     assert unreadable_events(bucket) == []
 
 
 async def test_a_temporal_without_workers_takes_the_signal(events: R2Events, bucket: Bucket, temporal: FakeTemporal) -> None:
-    """Nobody answers the query; the signal is safe all the same."""
+    """Without a worker the query fails, but Temporal still takes the signal."""
     await accept(bucket)
     temporal.state = NO_WORKER
-    assert await events.decide(stored(4)) == ACKNOWLEDGED
+    assert await events.decide(stored_message(4)) == ACKNOWLEDGED
     assert signals(temporal) == [("sheets_stored", (4,))]
 
 
 async def test_nothing_is_acknowledged_while_the_bucket_is_away(temporal: FakeTemporal, tmp_path: Path) -> None:
-    """Neither an event nor a message that should be set aside; both come again."""
+    """An event comes again, and so does a message that should be kept aside."""
     bucket = make_bucket(tmp_path / "bucket")
     runs = Runs(temporal.connect)
     events = R2Events(bucket, Status(bucket, runs), runs, gather_s=0)
@@ -187,13 +187,13 @@ async def test_nothing_is_acknowledged_while_the_bucket_is_away(temporal: FakeTe
     temporal.state = snapshot(PENDING)
     (tmp_path / "bucket").rename(tmp_path / "away")
     (tmp_path / "bucket").write_text("no directory")
-    for message in (stored(1), Message("m", b"no event", 5)):
+    for message in (stored_message(1), Message("m", b"no event", 5)):
         verdict = await events.decide(message)
         assert verdict.retry_in_s is not None
         assert verdict.failure is not None
     (tmp_path / "bucket").unlink()
     (tmp_path / "away").rename(tmp_path / "bucket")
-    assert await events.decide(stored(1, attempts=2)) == ACKNOWLEDGED
+    assert await events.decide(stored_message(1, attempts=2)) == ACKNOWLEDGED
     assert await events.decide(Message("m", b"no event", 6)) == ACKNOWLEDGED
     assert signals(temporal) == [("sheets_stored", (1,))]
     assert len(unreadable_events(bucket)) == 1
@@ -214,10 +214,10 @@ async def test_nothing_is_acknowledged_while_the_bucket_is_away(temporal: FakeTe
     ],
     ids=range(9),
 )
-async def test_a_message_that_is_no_event_is_set_aside(
+async def test_a_message_that_is_not_an_event_is_kept_aside(
     events: R2Events, bucket: Bucket, caplog: pytest.LogCaptureFixture, body: bytes
 ) -> None:
-    """After 5 attempts, with its bytes and the reason, once however often it comes; the log has an error, and it is acknowledged."""
+    """After 5 attempts it is kept once, with its bytes and the reason. Then it is acknowledged, and the log has an error."""
     for attempts in range(1, 5):
         assert (await events.decide(Message("m", body, attempts))).retry_in_s == delay_s(attempts)
         assert unreadable_events(bucket) == []
@@ -232,7 +232,7 @@ async def test_a_message_that_is_no_event_is_set_aside(
 
 
 async def test_unreadable_events_are_listed_newest_first(events: R2Events, bucket: Bucket, tmp_path: Path) -> None:
-    """Each with its key; what else lies there is left out."""
+    """Each has its key. Other objects below the prefix are left out."""
     bucket.put(f"{UNREADABLE_EVENTS_PREFIX}junk.json", b"junk")
     for number in range(3):
         body = b"%d" % number
@@ -242,65 +242,65 @@ async def test_unreadable_events_are_listed_newest_first(events: R2Events, bucke
 
 
 async def test_uploads_are_gathered_apart(events: R2Events, bucket: Bucket, temporal: FakeTemporal) -> None:
-    """What one has to wait for does not hold up the other: an upload that does not exist fails none that does."""
+    """An event of an unknown upload does not delay or fail the events of another upload."""
     other = UploadRef("acme", "tower", "b2", REF.upload)
     await accept(bucket)
     temporal.state = snapshot(PENDING)
-    assert await asyncio.gather(*map(events.decide, (stored(1), stored(1, other)))) == [ACKNOWLEDGED] * 2
+    assert await asyncio.gather(*map(events.decide, (stored_message(1), stored_message(1, other)))) == [ACKNOWLEDGED] * 2
     assert signals(temporal) == [("sheets_stored", (1,))]
 
 
 async def test_duplicates_and_order_change_nothing(events: R2Events, bucket: Bucket, temporal: FakeTemporal) -> None:
-    """Whatever comes twice or late: what is signalled is what is not ready, and never anything else."""
+    """Only sheets that are not ready are signalled, however often and in whatever order their events come."""
     await accept(bucket)
     temporal.state = snapshot(READY, PENDING, READY, PENDING)
     chance = random.Random(7)  # noqa: S311 - no secret
     for _ in range(5):
-        messages = [stored(chance.randint(1, 4)) for _ in range(8)] + [stored(2)]
+        messages = [stored_message(chance.randint(1, 4)) for _ in range(8)] + [stored_message(2)]
         assert set(await asyncio.gather(*map(events.decide, messages))) == {ACKNOWLEDGED}
     assert {name for name, _ in signals(temporal)} == {"sheets_stored"}
     assert {sheet for _, sheets in signals(temporal) for sheet in sheets} == {2, 4}
     temporal.starts.clear()
     temporal.state = snapshot(READY, READY, READY, READY)
-    assert await asyncio.gather(*(events.decide(stored(sheet)) for sheet in (4, 4, 2, 1, 3))) == [ACKNOWLEDGED] * 5
+    assert await asyncio.gather(*(events.decide(stored_message(sheet)) for sheet in (4, 4, 2, 1, 3))) == [ACKNOWLEDGED] * 5
     assert temporal.starts == []
 
 
-async def test_whoever_goes_away_takes_no_event_with_him(events: R2Events, bucket: Bucket, temporal: FakeTemporal) -> None:
-    """A sender that hangs up in the middle cancels only its own waiting."""
+async def test_a_sender_that_hangs_up_loses_no_event(events: R2Events, bucket: Bucket, temporal: FakeTemporal) -> None:
+    """It cancels only its own wait; other messages of the upload are still handled."""
     await accept(bucket)
     temporal.state = snapshot(PENDING)
-    gone, stays = asyncio.create_task(events.decide(stored(1))), asyncio.create_task(events.decide(stored(1)))
+    gone, stays = asyncio.create_task(events.decide(stored_message(1))), asyncio.create_task(events.decide(stored_message(1)))
     await asyncio.sleep(0)
     gone.cancel()
     assert await stays == ACKNOWLEDGED
     assert signals(temporal) == [("sheets_stored", (1,))]
 
 
-async def test_hurry_ends_gathering(bucket: Bucket, temporal: FakeTemporal) -> None:
-    """A process that stops does not wait for more events."""
+async def test_stopped_gathering_handles_the_events_at_once(bucket: Bucket, temporal: FakeTemporal) -> None:
+    """A process that stops does not wait until the gathering time is over."""
     runs = Runs(temporal.connect)
     events = R2Events(bucket, Status(bucket, runs), runs, gather_s=60)
     await accept(bucket)
     temporal.state = snapshot(PENDING)
-    waiting = asyncio.create_task(events.decide(stored(1)))
+    waiting = asyncio.create_task(events.decide(stored_message(1)))
     await asyncio.sleep(0)
-    events.hurry()
+    events.stop_gathering()
     async with asyncio.timeout(120):
         assert await waiting == ACKNOWLEDGED
 
 
 async def test_a_bug_loses_no_event(events: R2Events, bucket: Bucket, temporal: FakeTemporal, caplog: pytest.LogCaptureFixture) -> None:
-    """What nobody has thought of is logged whole, and the message comes again."""
+    """An unexpected error is logged with its traceback, and the message comes again."""
     await accept(bucket)
     temporal.state = ZeroDivisionError("nobody has thought of it")
-    verdict = await events.decide(stored(1))
+    verdict = await events.decide(stored_message(1))
     assert verdict.retry_in_s is not None
     assert "Traceback" in caplog.text
 
 
 def test_delays_outlast_the_queue() -> None:
-    """They grow to an hour, and 100 of them are longer than the 3.5 days that even a long outage at the weekend takes."""
+    """Delays grow to an hour, and 100 attempts take more than 3.5 days: longer than an outage over a weekend."""
     delays = [delay_s(attempts) for attempts in range(1, 101)]
     assert delays[:5] == [5, 10, 20, 40, 80]
     assert max(delays) == LONGEST_DELAY_S

@@ -1,4 +1,4 @@
-"""The pull consumer against a queue that keeps Cloudflare's contract, and one that is worse: nothing is lost, nothing is held up."""
+"""The pull consumer, against a queue that keeps Cloudflare's contract and one that breaks it. No message is lost or delayed."""
 
 import asyncio
 import base64
@@ -28,14 +28,14 @@ IDLE_S = 0.01
 
 @pytest.fixture
 def queue() -> Iterator[FakeQueue]:
-    """An empty queue whose clock is 100 times as fast as ours."""
+    """An empty queue whose clock runs 100 times as fast as the real one."""
     with serving(FakeQueue(speed=100)) as queue:
         yield queue
 
 
 @asynccontextmanager
 async def consuming(queue: FakeQueue, bucket: Bucket, temporal: FakeTemporal, *, visibility_s: float = 600) -> AsyncIterator[asyncio.Event]:
-    """Runs the consumer, gathering for 20 ms; stops it at the end, which must take no longer than a moment."""
+    """Runs the consumer, which gathers for 20 ms, and stops it at the end."""
     settings = PullSettings.from_env(queue.environment)
     assert settings is not None
     runs = Runs(temporal.connect)
@@ -52,13 +52,13 @@ async def consuming(queue: FakeQueue, bucket: Bucket, temporal: FakeTemporal, *,
                 await running
 
 
-def signalled(temporal: FakeTemporal) -> set[int]:
-    """Every sheet that Temporal was told of."""
+def signalled_sheets(temporal: FakeTemporal) -> set[int]:
+    """Every sheet that was signalled to Temporal."""
     return {sheet for start in temporal.starts for sheet in start["start_signal_args"][0].sheets}
 
 
 async def test_every_message_ends_acknowledged(queue: FakeQueue, bucket: Bucket, temporal: FakeTemporal) -> None:
-    """Ours, others' and several batches of them; what is not ready is signalled, in batches of at most 100 and by lease."""
+    """Several batches of our events and other events are acknowledged, and the sheets that are not ready are signalled."""
     await accept(bucket)
     temporal.state = snapshot(*[READY, PENDING] * 125)
     sent = [queue.send(event("plans", REF.descriptor(sheet))) for sheet in range(1, 251)]
@@ -66,7 +66,7 @@ async def test_every_message_ends_acknowledged(queue: FakeQueue, bucket: Bucket,
     async with consuming(queue, bucket, temporal):
         await until_async(lambda: queue.is_empty)
     assert sorted(queue.acknowledged) == sorted(sent)
-    assert signalled(temporal) == set(range(2, 251, 2))
+    assert signalled_sheets(temporal) == set(range(2, 251, 2))
     assert queue.retried == []
     pulls = [request for action, request in queue.requests if action == "pull"]
     assert {request["batch_size"] for request in pulls} == {BATCH_SIZE}
@@ -82,7 +82,7 @@ async def test_content_types_are_decoded(queue: FakeQueue, bucket: Bucket, tempo
     queue.send(str(texts[2]).replace("'", '"').encode(), "bytes")
     async with consuming(queue, bucket, temporal):
         await until_async(lambda: queue.is_empty)
-    assert signalled(temporal) == {1, 2, 3}
+    assert signalled_sheets(temporal) == {1, 2, 3}
     assert queue.retried == []
 
 
@@ -97,13 +97,13 @@ async def test_content_types_are_decoded(queue: FakeQueue, bucket: Bucket, tempo
         ("n\u00e9", "bytes", "n\u00e9".encode()),
     ],
 )
-def test_a_body_is_what_was_sent(body: str, content_type: str | None, sent: bytes) -> None:
-    """Whatever the API makes of it."""
+def test_a_body_is_decoded_to_the_sent_bytes(body: str, content_type: str | None, sent: bytes) -> None:
+    """For each content type, and for a body that is not base64."""
     assert sent_body(body, content_type) == sent
 
 
-async def test_a_poison_message_is_set_aside_and_delays_nobody(queue: FakeQueue, bucket: Bucket, temporal: FakeTemporal) -> None:
-    """After 5 deliveries, acknowledged then; all that came with it was done at the first."""
+async def test_a_poison_message_is_kept_aside_and_delays_no_other(queue: FakeQueue, bucket: Bucket, temporal: FakeTemporal) -> None:
+    """It is kept aside and acknowledged at the 5th delivery. The messages beside it are done at the first."""
     await accept(bucket)
     temporal.state = snapshot(*[PENDING] * 5)
     poison = queue.send(b"\x00no event", "bytes")
@@ -120,7 +120,7 @@ async def test_a_poison_message_is_set_aside_and_delays_nobody(queue: FakeQueue,
 
 
 async def test_temporal_down_and_up_again_loses_nothing(queue: FakeQueue, bucket: Bucket, temporal: FakeTemporal) -> None:
-    """No event is acknowledged or set aside in the meantime, however often it comes; afterwards every one is done."""
+    """While Temporal is down, no event is acknowledged or kept aside. Afterwards every event is handled."""
     await accept(bucket)
     temporal.state = temporal.start_error = UNAVAILABLE
     sent = [queue.send(event("plans", REF.descriptor(sheet))) for sheet in range(1, 8)]
@@ -131,12 +131,12 @@ async def test_temporal_down_and_up_again_loses_nothing(queue: FakeQueue, bucket
         queue.advance(3600)
         await until_async(lambda: queue.is_empty)
     assert sorted(queue.acknowledged) == sorted(sent)
-    assert signalled(temporal) == set(range(1, 8))
+    assert signalled_sheets(temporal) == set(range(1, 8))
 
 
 @pytest.mark.parametrize("seed", range(4))
 async def test_a_bad_queue_changes_nothing(bucket: Bucket, temporal: FakeTemporal, seed: int) -> None:
-    """Reordered, duplicated, lost and late: every message ends acknowledged, and what is signalled is what is not ready."""
+    """With reordered, repeated, lost and late messages, each message is acknowledged, and only sheets that are not ready are signalled."""
     chance = random.Random(seed)  # noqa: S311 - no secret
     await accept(bucket)
     other = UploadRef("acme", "tower", "b2", REF.upload)
@@ -151,13 +151,13 @@ async def test_a_bad_queue_changes_nothing(bucket: Bucket, temporal: FakeTempora
             queue.trouble.errors += [500, 429, 200, 503]
             await until_async(lambda: queue.is_empty)
         assert sorted(queue.acknowledged) == sorted(sent)
-    assert signalled(temporal) <= set(range(2, 61, 2))
+    assert signalled_sheets(temporal) <= set(range(2, 61, 2))
     assert {start["start_signal"] for start in temporal.starts} == {"sheets_stored"}
     assert len(unreadable_events(bucket)) == 1
 
 
 async def test_a_lease_that_ends_before_the_ack_is_harmless(queue: FakeQueue, bucket: Bucket, temporal: FakeTemporal) -> None:
-    """The message comes again and is done again; in the end it is acknowledged, and not set aside."""
+    """The message comes again and is handled again. In the end it is acknowledged and not kept aside."""
     await accept(bucket)
     temporal.state = snapshot(PENDING)
     name = queue.send(event("plans", REF.descriptor(1)))
@@ -168,10 +168,10 @@ async def test_a_lease_that_ends_before_the_ack_is_harmless(queue: FakeQueue, bu
     assert unreadable_events(bucket) == []
 
 
-async def test_the_api_away_for_a_while_is_asked_again(
+async def test_failed_requests_to_the_queue_are_repeated(
     queue: FakeQueue, bucket: Bucket, temporal: FakeTemporal, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """With growing pauses, or when it says; an acknowledgement that fails is sent again. The token stands in no log."""
+    """After a pause, or after the answer's ``Retry-After``. A failed acknowledgement is sent again. No log shows the token."""
     await accept(bucket)
     temporal.state = snapshot(PENDING)
     queue.trouble.errors = [500, 429]
@@ -185,10 +185,10 @@ async def test_the_api_away_for_a_while_is_asked_again(
     assert TOKEN not in caplog.text
 
 
-async def test_a_wrong_token_is_said_and_not_shown(
+async def test_a_wrong_token_is_logged_without_the_token(
     queue: FakeQueue, bucket: Bucket, temporal: FakeTemporal, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The role goes on asking, for somebody may set it right at the other end."""
+    """The consumer goes on, because somebody may correct the token's permissions at Cloudflare."""
     settings = PullSettings.from_env({**queue.environment, "SITELINK_EVENTS_TOKEN": "secret-wrong-token"})
     assert settings is not None
     runs = Runs(temporal.connect)
@@ -203,21 +203,21 @@ async def test_a_wrong_token_is_said_and_not_shown(
     assert "secret-wrong-token" not in caplog.text + repr(settings)
 
 
-class Noting(R2Events):
-    """Says when it is first asked."""
+class NotingEvents(R2Events):
+    """Sets ``asked`` when the first message comes."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.asked = asyncio.Event()
 
     async def decide(self, message: Message) -> Verdict:
-        """Decides, and says so."""
+        """Notes the message, and decides."""
         self.asked.set()
         return await super().decide(message)
 
 
-async def test_stopping_finishes_what_is_at_hand(queue: FakeQueue, bucket: Bucket, temporal: FakeTemporal) -> None:
-    """Gathering ends at once, what was pulled is acknowledged, and no lease is left behind."""
+async def test_a_stopping_consumer_finishes_its_messages(queue: FakeQueue, bucket: Bucket, temporal: FakeTemporal) -> None:
+    """Gathering ends at once, and the pulled messages are handled and acknowledged."""
     await accept(bucket)
     temporal.state = snapshot(PENDING)
     settings = PullSettings.from_env(queue.environment)
@@ -225,17 +225,17 @@ async def test_stopping_finishes_what_is_at_hand(queue: FakeQueue, bucket: Bucke
     runs = Runs(temporal.connect)
     name, stop = queue.send(event("plans", REF.descriptor(1))), asyncio.Event()
     async with httpx.AsyncClient(timeout=120, trust_env=False) as http:
-        events = Noting(bucket, Status(bucket, runs), runs, gather_s=3600)
+        events = NotingEvents(bucket, Status(bucket, runs), runs, gather_s=3600)
         running = asyncio.create_task(Consumer(PullQueue(settings, http), events, idle_s=IDLE_S).run(stop))
         await events.asked.wait()
         stop.set()
         async with asyncio.timeout(120):
             await running
-    assert (queue.acknowledged, signalled(temporal)) == ([name], {1})
+    assert (queue.acknowledged, signalled_sheets(temporal)) == ([name], {1})
 
 
-def test_the_role_is_off_by_default() -> None:
-    """Nothing set is no role; a part is an error that names the rest, and shows no token."""
+def test_pulling_is_off_by_default() -> None:
+    """Without settings there is no queue. If some are missing, the error names these and does not show the token."""
     assert PullSettings.from_env({}) is None
     assert PullSettings.from_env({"SITELINK_EVENTS_ACCOUNT": "", "SITELINK_EVENTS_API": "http://127.0.0.1:1"}) is None
     with pytest.raises(ValueError, match="SITELINK_EVENTS_ACCOUNT and SITELINK_EVENTS_QUEUE must be set") as refused:
@@ -258,7 +258,7 @@ def test_the_role_is_off_by_default() -> None:
     ],
 )
 def test_settings_are_checked(name: str, value: str) -> None:
-    """What cannot be used is refused by its name; a token goes over no wire that others read."""
+    """A value that cannot be used is refused by its name. So is an address that would send the token unencrypted to another machine."""
     environ = {"SITELINK_EVENTS_ACCOUNT": "a1", "SITELINK_EVENTS_QUEUE": "b2", "SITELINK_EVENTS_TOKEN": "c3", name: value}
     with pytest.raises(ValueError, match=name):
         PullSettings.from_env(environ)

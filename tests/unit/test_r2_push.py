@@ -1,4 +1,4 @@
-"""``POST /v1/events/r2``: who may, what it answers, and that it is off by default."""
+"""``POST /v1/events/r2``: its signature, its answers, and that it is off by default."""
 
 import json
 import time
@@ -35,8 +35,8 @@ def message(name: str, body: object, attempts: int = 1) -> dict[str, Any]:
     return {"id": name, "attempts": attempts, "body": body if isinstance(body, str) else json.dumps(body)}
 
 
-def stored(sheet: int) -> dict[str, Any]:
-    """The sheet's ``.dzi`` was written."""
+def stored_message(sheet: int) -> dict[str, Any]:
+    """The message of an R2 event: the sheet's ``.dzi`` was written."""
     return message(f"m{sheet}", event("plans", REF.descriptor(sheet)))
 
 
@@ -56,19 +56,19 @@ async def push(
         return await client.post(R2_EVENTS, content=data, headers={**signed, **(headers or {})})
 
 
-async def test_it_is_off_by_default(bucket: Bucket, temporal: FakeTemporal) -> None:
-    """Without a secret nothing is there, whoever signs."""
+async def test_push_is_off_by_default(bucket: Bucket, temporal: FakeTemporal) -> None:
+    """Without a secret there is no route, even for a signed request."""
     app = make_app(bucket, temporal)
-    answer = await push(app, stored(1), secret="")
+    answer = await push(app, stored_message(1), secret="")
     assert (answer.status_code, answer.json()["type"]) == (404, "NotFound")
-    assert (await push(app, stored(1), headers={"Host": "plans.example.com"})).status_code == 421
+    assert (await push(app, stored_message(1), headers={"Host": "plans.example.com"})).status_code == 421
 
 
 async def test_a_signed_batch_is_decided_message_by_message(app: Starlette, bucket: Bucket, temporal: FakeTemporal) -> None:
-    """What is done is acknowledged; what is no event comes again, and at its fifth time is kept aside."""
+    """Handled events are acknowledged. A message that is not an R2 event comes again, and is kept aside at its fifth attempt."""
     await accept(bucket)
     temporal.state = snapshot(READY, PENDING)
-    batch = [stored(1), stored(2), message("poison", "no event"), message("old poison", "no event either", 5)]
+    batch = [stored_message(1), stored_message(2), message("poison", "no event"), message("old poison", "no event either", 5)]
     answer = await push(app, *batch)
     assert answer.status_code == 200
     assert answer.json() == {"acks": ["m1", "m2", "old poison"], "retries": [{"id": "poison", "delaySeconds": 5}]}
@@ -78,11 +78,11 @@ async def test_a_signed_batch_is_decided_message_by_message(app: Starlette, buck
     assert kept["message"] == "old poison"
 
 
-async def test_what_cannot_be_done_now_is_a_503_that_says_which(app: Starlette, bucket: Bucket, temporal: FakeTemporal) -> None:
-    """A problem document, and in it every message's fate."""
+async def test_an_outage_is_a_503_that_names_the_messages_to_send_again(app: Starlette, bucket: Bucket, temporal: FakeTemporal) -> None:
+    """The problem document has the answer about every message."""
     await accept(bucket)
     temporal.state = temporal.start_error = UNAVAILABLE
-    answer = await push(app, stored(1), message("other", event("plans", "x.txt")), message("poison", "no event"))
+    answer = await push(app, stored_message(1), message("other", event("plans", "x.txt")), message("poison", "no event"))
     assert (answer.status_code, answer.headers["content-type"]) == (503, "application/problem+json")
     assert answer.headers["retry-after"]
     document = answer.json()
@@ -91,7 +91,7 @@ async def test_what_cannot_be_done_now_is_a_503_that_says_which(app: Starlette, 
 
 
 async def test_any_host_and_origin_may_carry_a_signed_request(app: Starlette, bucket: Bucket) -> None:
-    """A tunnel has its own name; all else stays closed to it."""
+    """A tunnel has its own host name. Under this name, all other routes stay closed."""
     answer = await push(app, headers={"Host": "plans.example.com", "Origin": "https://elsewhere.example", "Sec-Fetch-Site": "cross-site"})
     assert (answer.status_code, answer.json()) == (200, {"acks": [], "retries": []})
     async with client_of(app) as client:
@@ -99,8 +99,8 @@ async def test_any_host_and_origin_may_carry_a_signed_request(app: Starlette, bu
             assert (await client.get(path, headers={"Host": "plans.example.com"})).status_code == 421
 
 
-async def test_an_older_secret_is_known_while_it_is_replaced(app: Starlette) -> None:
-    """Either signs."""
+async def test_an_older_secret_is_accepted_while_it_is_replaced(app: Starlette) -> None:
+    """A request may be signed with any of the configured secrets."""
     assert (await push(app, secret=OLD_SECRET)).status_code == 200
 
 
@@ -122,17 +122,17 @@ async def test_an_older_secret_is_known_while_it_is_replaced(app: Starlette) -> 
 async def test_a_wrong_signature_is_refused(
     app: Starlette, bucket: Bucket, temporal: FakeTemporal, how: dict[str, Any], headers: dict[str, str]
 ) -> None:
-    """Another secret, another time, none at all: a 401, and nothing is done."""
+    """A wrong or missing secret, time or signature is a 401, and nothing is done."""
     await accept(bucket)
-    answer = await push(app, stored(1), **how, headers=headers)
+    answer = await push(app, stored_message(1), **how, headers=headers)
     assert (answer.status_code, answer.json()["type"]) == (401, "BadSignature")
     assert answer.headers["www-authenticate"]
     assert SECRET not in answer.text
     assert (temporal.queries, temporal.starts) == (0, [])
 
 
-async def test_a_signature_is_of_its_body(app: Starlette) -> None:
-    """One byte more, and it is none."""
+async def test_a_signature_fits_only_its_body(app: Starlette) -> None:
+    """With one more byte in the body, the signature is wrong."""
     timestamp = str(int(time.time()))
     headers = {"SiteLink-Timestamp": timestamp, "SiteLink-Signature": signature(SECRET, timestamp, b'{"messages":[]}')}
     async with client_of(app) as client:
@@ -141,7 +141,7 @@ async def test_a_signature_is_of_its_body(app: Starlette) -> None:
 
 
 async def test_a_body_is_bounded(app: Starlette) -> None:
-    """Nobody fills the memory before the signature is looked at."""
+    """A body over the limit is refused before the signature is checked, so that it cannot fill the memory."""
     answer = await push(app, body=b" " * (MAX_BODY_BYTES + 1))
     assert answer.status_code == 413
     assert answer.headers["content-type"] == "application/problem+json"
@@ -161,20 +161,20 @@ async def test_a_body_is_bounded(app: Starlette) -> None:
     ],
     ids=range(8),
 )
-async def test_what_is_no_batch_is_refused(app: Starlette, body: bytes) -> None:
-    """Signed, but by no Worker of ours."""
+async def test_a_body_that_is_not_a_batch_is_refused(app: Starlette, body: bytes) -> None:
+    """A signed body of another form is an ``InvalidRequest``."""
     answer = await push(app, body=body)
     assert (answer.status_code, answer.json()["type"]) == (400, "InvalidRequest")
 
 
 async def test_any_text_may_be_a_message(app: Starlette) -> None:
-    """Also one that no encoding likes."""
+    """Even text that cannot be encoded in UTF-8."""
     answer = await push(app, body=b'{"messages": [{"id": "a", "attempts": 5, "body": "\\ud800\\u0000"}]}')
     assert answer.json() == {"acks": ["a"], "retries": []}
 
 
 def test_secrets_are_checked_and_not_shown() -> None:
-    """A short one is refused, without being said; several are separated by commas; the settings do not print them."""
+    """Several secrets are separated by commas. A short secret is refused, and neither messages nor settings show a secret."""
     settings = ApiSettings.from_env({"SITELINK_EVENTS_SECRET": f" {SECRET}, {OLD_SECRET},", "SITELINK_EVENTS_ATTEMPTS": "7"})
     assert (settings.push.secrets, settings.push.attempts) == ((SECRET, OLD_SECRET), 7)
     assert SECRET not in repr(settings)

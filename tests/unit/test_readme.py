@@ -24,7 +24,7 @@ from api.http.problems import STATUS
 from api.settings import ApiSettings
 from api.uploads import OPTIONS, read_options
 from tests.unit.api_fakes import FakeTemporal
-from tests.unit.test_settings_documented import documented
+from tests.unit.test_settings_documented import documented_settings
 from worker import schedules
 from workflows.messages import SEARCH_ATTRIBUTES
 
@@ -115,7 +115,7 @@ def test_module_can_be_run_and_knows_its_options(words: list[str]) -> None:
 @pytest.mark.parametrize("words", commands("export"), ids=" ".join)
 def test_exported_setting_is_documented(words: list[str]) -> None:
     """``deploy/env.example`` has it."""
-    assert {word.split("=")[0] for word in words[1:]} <= documented()
+    assert {word.split("=")[0] for word in words[1:]} <= documented_settings()
 
 
 def test_directories_exist() -> None:

@@ -1,4 +1,4 @@
-"""``deploy/env.example`` and the table in ``deploy/README.md`` know every setting."""
+"""``deploy/env.example`` and the table in ``deploy/README.md`` have every setting."""
 
 import ast
 import re
@@ -13,12 +13,12 @@ README = ROOT / "deploy" / "README.md"
 PACKAGES = ("api", "worker", "activities", "workflows", "deploy")
 SETTING = re.compile(r"(SITELINK|TEMPORAL|AWS)_[A-Z0-9_]+")
 OF_THE_SYSTEM = {"TERM"}
-"""Read, but not ours to document."""
+"""Variables of the system, which we read and do not document."""
 READERS = ("get", "getenv", "pop", "setdefault")
 
 
 def settings_in(source: str) -> Iterator[str]:
-    """The names of settings, and whatever else is read from something called ``environ``, in a module."""
+    """The names of settings in a module, and all names that it reads from a mapping called ``environ``."""
     for node in ast.walk(ast.parse(source)):
         match node:
             case ast.Constant(value=str(text)) if SETTING.fullmatch(text):
@@ -35,36 +35,36 @@ def _is_environment(node: ast.expr) -> bool:
     return name.lstrip("_") == "environ"
 
 
-def documented() -> set[str]:
-    """The names that stand in the example, each on a line of its own."""
+def documented_settings() -> set[str]:
+    """The names of the settings in the example."""
     return set(re.findall(r"^#?([A-Z][A-Z0-9_]*)=", EXAMPLE.read_text(), flags=re.MULTILINE))
 
 
-def used() -> set[str]:
-    """The names in the code of all packages."""
+def settings_in_code() -> set[str]:
+    """The names of the settings in the code of all packages."""
     return {name for package in PACKAGES for path in (ROOT / package).rglob("*.py") for name in settings_in(path.read_text())}
 
 
 def test_every_setting_read_is_documented() -> None:
     """No process reads a setting that the example does not explain."""
-    assert used() - documented() - OF_THE_SYSTEM == set()
+    assert settings_in_code() - documented_settings() - OF_THE_SYSTEM == set()
 
 
 def test_every_documented_setting_is_read() -> None:
-    """The example promises no setting that nobody reads."""
-    assert documented() - used() == set()
+    """The example has no setting that no code reads."""
+    assert documented_settings() - settings_in_code() == set()
 
 
 def test_example_has_every_setting_once() -> None:
     """A person who copies the example changes each setting in one place."""
     names = re.findall(r"^#?([A-Z][A-Z0-9_]*)=", EXAMPLE.read_text(), flags=re.MULTILINE)
-    assert sorted(names) == sorted(documented())
+    assert sorted(names) == sorted(documented_settings())
 
 
 def test_readme_has_every_setting_once() -> None:
     """The first column of the README's table and the example name the same settings."""
     rows = re.findall(r"^\| (`[A-Z][^|]*)\|", README.read_text(), flags=re.MULTILINE)
-    assert sorted(name for row in rows for name in re.findall(r"`([A-Z0-9_]+)`", row)) == sorted(documented())
+    assert sorted(name for row in rows for name in re.findall(r"`([A-Z0-9_]+)`", row)) == sorted(documented_settings())
 
 
 @pytest.mark.parametrize(

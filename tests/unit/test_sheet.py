@@ -247,7 +247,7 @@ async def test_notes_are_the_same_after_a_repair(host: Host, bucket: OrderedBuck
         args = tiled(host)
         page, found = replace(args.page, notes=progress.sheet(1).notes), replace(args.tiled, notes=notes)
         record = await ActivityEnvironment().run(Activities(host).upload_page, replace(args, page=page, tiled=found))
-        progress.ready([record], NOW)
+        progress.mark_ready([record], NOW)
         return bucket.get(REF.sheet_record(1)).body
 
     first = await make(drawn)

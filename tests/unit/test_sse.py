@@ -1,4 +1,4 @@
-"""The watcher and the event streams against a Temporal whose answers are set."""
+"""The watcher and the event streams, against a fake Temporal whose answers the tests set."""
 
 import asyncio
 import json
@@ -16,7 +16,7 @@ from activities.bucket.keys import UploadRef
 from activities.bucket.records import SheetStatus, Snapshot, UploadStatus, to_json, to_wire
 from activities.bucket.storage import Bucket
 from api.progress.runs import Runs
-from api.progress.sse import POLL_S, Hub, Watcher, events
+from api.progress.sse import POLL_S, Hub, Watcher, stream_events
 from api.progress.status import Status
 from tests.unit.api_fakes import (
     NO_WORKER,
@@ -29,7 +29,7 @@ from tests.unit.api_fakes import (
     Upstream,
     accept,
     change,
-    closed,
+    closed_run,
     make_app,
     snapshot,
 )
@@ -39,14 +39,14 @@ READY, PENDING, TILING = SheetStatus.READY, SheetStatus.PENDING, SheetStatus.TIL
 
 
 def make_hub(bucket: Bucket, temporal: FakeTemporal) -> Hub:
-    """The watchers over these."""
+    """A hub over a bucket and a Temporal."""
     runs = Runs(temporal.connect)
     return Hub(Status(bucket, runs), runs)
 
 
 @asynccontextmanager
 async def watching(hub: Hub, ref: UploadRef = REF) -> AsyncIterator[Watcher]:
-    """One who watches."""
+    """Subscribes to an upload's watcher."""
     watcher = hub.subscribe(ref)
     try:
         yield watcher
@@ -58,7 +58,7 @@ class Reader:
     """Takes the events of one stream."""
 
     def __init__(self, watcher: Watcher, after: int | None = None) -> None:
-        self.frames = events(watcher, after)
+        self.frames = stream_events(watcher, after)
 
     async def next(self) -> tuple[str, int, dict[str, Any]]:
         """The next event: name, id and data."""
@@ -93,7 +93,7 @@ async def test_stream_is_snapshot_changes_end(bucket: Bucket) -> None:
             assert await reader.next() == ("change", state.version, to_wire(delta))
         manifest = to_json(snapshot(READY, READY, version=state.version)) + b"\n"
         await bucket.put_async(REF.manifest, manifest)
-        await upstream.set(closed())
+        await upstream.set(closed_run())
         frame = await anext(reader.frames)
         data = b"\n".join(line.removeprefix(b"data: ") for line in frame.split(b"\n") if line.startswith(b"data: "))
         assert data == manifest
@@ -101,7 +101,7 @@ async def test_stream_is_snapshot_changes_end(bucket: Bucket) -> None:
 
 
 async def test_one_upstream_for_many(bucket: Bucket) -> None:
-    """However many watch an upload, Temporal is asked once; and not at all when nobody does."""
+    """Any number of clients watch an upload by one query; without a client, Temporal is not asked."""
     await accept(bucket)
     upstream = Upstream(snapshot(PENDING))
     hub = make_hub(bucket, upstream)
@@ -120,7 +120,7 @@ async def test_one_upstream_for_many(bucket: Bucket) -> None:
 
 
 async def test_slow_client_gets_one_change(bucket: Bucket) -> None:
-    """What a client did not take in time comes as one change, and another client is not delayed by it."""
+    """A slow client gets the changes that it missed as one change, and does not delay another client."""
     await accept(bucket)
     state = snapshot(*[PENDING] * 50)
     upstream = Upstream(state)
@@ -141,7 +141,7 @@ async def test_slow_client_gets_one_change(bucket: Bucket) -> None:
     [(None, "snapshot", [1, 2, 3]), (98, "change", [2, 3]), (99, "change", [3]), (0, "change", [1, 2, 3]), (101, "snapshot", [1, 2, 3])],
 )
 async def test_resume_brings_exactly_what_changed(bucket: Bucket, after: int | None, name: str, numbers: list[int]) -> None:
-    """A client that has a version gets the sheets that changed since; one from the future gets everything."""
+    """A client with a version gets the sheets that changed since then; a client with a future version gets the whole state."""
     await accept(bucket)
     async with watching(make_hub(bucket, Upstream(snapshot(READY, READY, PENDING)))) as watcher:
         await until_async(lambda: watcher.snapshot is not None)
@@ -150,16 +150,16 @@ async def test_resume_brings_exactly_what_changed(bucket: Bucket, after: int | N
 
 
 async def test_late_joiner_gets_snapshot_and_end(bucket: Bucket) -> None:
-    """An upload that is over says all it has to say at once."""
+    """A client that joins after the end gets the final state and the end at once."""
     await accept(bucket)
     await bucket.put_async(REF.manifest, to_json(snapshot(READY)))
-    async with watching(make_hub(bucket, Upstream(closed()))) as watcher:  # type: ignore[arg-type]
+    async with watching(make_hub(bucket, Upstream(closed_run()))) as watcher:  # type: ignore[arg-type]
         assert await Reader(watcher).rest() == ["snapshot", "end"]
 
 
 @pytest.mark.parametrize("silence", [UNAVAILABLE, NO_WORKER, RuntimeError("Failed client connect: refused")])
-async def test_watcher_outlives_silence(bucket: Bucket, silence: Exception) -> None:
-    """While nobody answers, clients keep the last state with a warning; when Temporal is back, the warning goes and changes come."""
+async def test_watcher_survives_an_outage(bucket: Bucket, silence: Exception) -> None:
+    """While Temporal does not answer, clients keep the last state with a warning. When it is back, the warning goes and changes come."""
     await accept(bucket)
     state = snapshot(PENDING)
     upstream = Upstream(state)
@@ -177,8 +177,8 @@ async def test_watcher_outlives_silence(bucket: Bucket, silence: Exception) -> N
         assert (await reader.next())[2]["completedPages"] == 1
 
 
-async def test_stream_opens_before_anybody_answers(bucket: Bucket) -> None:
-    """An upload whose run nobody can be asked about is shown as queued, and goes on when Temporal is back."""
+async def test_stream_opens_while_temporal_is_away(bucket: Bucket) -> None:
+    """Without Temporal, an upload is shown as queued; its stream goes on when Temporal is back."""
     await accept(bucket)
     upstream = Upstream(UNAVAILABLE)  # type: ignore[arg-type]
     async with watching(make_hub(bucket, upstream)) as watcher:
@@ -188,24 +188,24 @@ async def test_stream_opens_before_anybody_answers(bucket: Bucket) -> None:
         assert (await reader.next())[2]["status"] == "processing"
 
 
-async def test_wait_that_was_let_go_is_not_asked_again_under_its_name(bucket: Bucket) -> None:
+async def test_update_that_ended_without_a_change_is_not_repeated_under_its_id(bucket: Bucket) -> None:
     """Temporal would answer the same id with the same old result, at once and for ever."""
     await accept(bucket)
     temporal = FakeTemporal()
     temporal.state = snapshot(READY, status=UploadStatus.COMPLETE)
 
-    async def let_go(_: int) -> Snapshot:
+    async def answer_unchanged(_: int) -> Snapshot:
         assert isinstance(temporal.state, Snapshot)
         return temporal.state
 
-    temporal.update = let_go
+    temporal.update = answer_unchanged
     async with watching(make_hub(bucket, temporal)):
         await until_async(lambda: len(temporal.updates) >= 3)
     assert len({name for _, name in temporal.updates}) == len(temporal.updates)
 
 
-async def test_same_wait_has_the_same_name(bucket: Bucket) -> None:
-    """One who comes back attaches to the wait that is still there, instead of taking another place."""
+async def test_repeated_wait_has_the_same_update_id(bucket: Bucket) -> None:
+    """A watcher that begins again joins the update that still waits, instead of adding another update."""
     await accept(bucket)
     upstream = Upstream(snapshot(PENDING))
     hub = make_hub(bucket, upstream)
@@ -217,14 +217,14 @@ async def test_same_wait_has_the_same_name(bucket: Bucket) -> None:
 
 
 async def test_run_that_ends_with_a_wait_open_is_read_from_the_bucket(bucket: Bucket) -> None:
-    """An update that fails because its workflow completed is no error: the manifest tells the rest."""
+    """An update that fails because its workflow completed is no error: the stream ends with the manifest."""
     await accept(bucket)
     await bucket.put_async(REF.manifest, to_json(snapshot(READY, version=101)))
     temporal = FakeTemporal()
     temporal.state = snapshot(PENDING)
 
     async def completed(_: int) -> Snapshot:
-        temporal.state = closed()
+        temporal.state = closed_run()
         raise WorkflowUpdateFailedError(ApplicationError("workflow completed", type="AcceptedUpdateCompletedWorkflow"))
 
     temporal.update = completed
@@ -233,7 +233,7 @@ async def test_run_that_ends_with_a_wait_open_is_read_from_the_bucket(bucket: Bu
 
 
 async def test_lost_history_starts_again_and_clients_follow(bucket: Bucket) -> None:
-    """A server that lost its file has no run: the watcher starts one, and its streams go on with it; nothing falls meanwhile."""
+    """A Temporal server that lost its file has no run: the watcher starts a run, the streams go on, and no counter falls."""
     await accept(bucket)
     upstream = Upstream(snapshot(READY, PENDING))
     async with watching(make_hub(bucket, upstream)) as watcher:
@@ -248,56 +248,56 @@ async def test_lost_history_starts_again_and_clients_follow(bucket: Bucket) -> N
 
 
 async def test_first_state_after_a_lost_history_is_whole(bucket: Bucket) -> None:
-    """A fresh process waits until the run it has started knows what is committed; who comes back hears of nothing less."""
+    """A fresh process waits until the run that it started knows the committed sheets. A returning client gets no smaller state."""
     await accept(bucket)
     await bucket.put_async(REF.descriptor(1), b"<Image/>")
     upstream = Upstream(NOT_FOUND)  # type: ignore[arg-type]
     upstream.started = snapshot(version=400)
     async with watching(make_hub(bucket, upstream)) as watcher:
-        new, back = Reader(watcher), Reader(watcher, 350)
+        new, returning = Reader(watcher), Reader(watcher, 350)
         await until_async(lambda: upstream.queries > 2)
         assert watcher.snapshot is None
         await upstream.set(snapshot(READY, TILING, version=500))
         name, version, state = await new.next()
         assert (name, version, state["completedPages"], state["totalPages"]) == ("snapshot", 500, 1, 2)
-        name, version, state = await back.next()
+        name, version, state = await returning.next()
         assert (name, version, state["completedPages"], len(state["sheets"])) == ("change", 500, 1, 2)
 
 
-async def test_who_comes_back_hears_nothing_older(bucket: Bucket) -> None:
-    """While nobody answers a fresh process knows less than its client: it says nothing, and goes on when the run does."""
+async def test_returning_client_gets_no_older_state(bucket: Bucket) -> None:
+    """Without Temporal, a fresh process may know less than its client. It sends nothing until the run has a newer state."""
     await accept(bucket)
     upstream = Upstream(NO_WORKER)  # type: ignore[arg-type]
     async with watching(make_hub(bucket, upstream)) as watcher:
-        back = Reader(watcher, 450)
+        returning = Reader(watcher, 450)
         await until_async(lambda: watcher.snapshot is not None)
-        heard = asyncio.create_task(back.next())
+        received = asyncio.create_task(returning.next())
         await upstream.set(snapshot(version=400))
         await until_async(lambda: watcher.snapshot is not None and watcher.snapshot.version == 400)
-        assert not heard.done()
+        assert not received.done()
         await upstream.set(snapshot(READY, TILING, version=500))
-        assert (await heard)[:2] == ("change", 500)
+        assert (await received)[:2] == ("change", 500)
 
 
 @pytest.mark.parametrize(
-    ("manifest", "told"), [(to_json(replace(snapshot(READY, version=101), schema=2)), "schema 2"), (b'{"status":"comp', "not JSON")]
+    ("manifest", "sentence"), [(to_json(replace(snapshot(READY, version=101), schema=2)), "schema 2"), (b'{"status":"comp', "not JSON")]
 )
-async def test_watcher_outlives_what_it_cannot_read(bucket: Bucket, manifest: bytes, told: str) -> None:
-    """A manifest of a newer release, or half a manifest, is a warning, not a stream that is silent for ever."""
+async def test_watcher_survives_an_unreadable_manifest(bucket: Bucket, manifest: bytes, sentence: str) -> None:
+    """A manifest of a newer release, or half a manifest, gives a warning, and the stream stays alive."""
     await accept(bucket)
     await bucket.put_async(REF.manifest, manifest)
     upstream = Upstream(snapshot(PENDING))
     async with watching(make_hub(bucket, upstream)) as watcher:
         reader = Reader(watcher)
         await reader.next()
-        await upstream.set(closed())
-        assert told in (await reader.next())[2]["warning"]
+        await upstream.set(closed_run())
+        assert sentence in (await reader.next())[2]["warning"]
         await bucket.put_async(REF.manifest, to_json(snapshot(READY, version=101)))
         assert (await reader.rest())[-1] == "end"
 
 
-class Failing(Upstream):
-    """Its next answers, to whatever is asked, cannot be read."""
+class FailingUpstream(Upstream):
+    """A workflow whose next ``failures`` answers cannot be decoded."""
 
     failures = 0
 
@@ -318,46 +318,46 @@ class Failing(Upstream):
             raise RuntimeError(msg)
 
 
-def failed(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
-    """What was logged of watchers that failed."""
+def failure_records(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    """The log records about watchers that failed."""
     return [record for record in caplog.records if record.message == "a watcher failed, it begins again"]
 
 
 @pytest.mark.parametrize("failures", [1, 2])
 async def test_watcher_that_fails_begins_again(bucket: Bucket, caplog: pytest.LogCaptureFixture, failures: int) -> None:
-    """An error that nobody foresaw is logged with the upload; its streams are told of a doubt, and then what has happened meanwhile."""
+    """An unexpected error is logged with the upload. Its streams get a warning, and then the changes that came meanwhile."""
     await accept(bucket)
     state = snapshot(PENDING)
-    upstream = Failing(state)
+    upstream = FailingUpstream(state)
     hub = make_hub(bucket, upstream)
     async with watching(hub) as watcher:
         reader = Reader(watcher)
         await reader.next()
         await until_async(lambda: upstream.updates != [])
         upstream.failures = failures
-        heard = []
-        for status in (TILING, READY):  # the wait that is under way still tells the first
+        received = []
+        for status in (TILING, READY):  # the update that waits already delivers the first change
             state, _ = change(state, 1, status)
             await upstream.set(state)
-            heard.append(await reader.next())
-        while heard[-1][1] < state.version or heard[-1][2]["warning"]:
-            heard.append(await reader.next())
-        assert {event[2]["warning"] for event in heard} == {None, "this may not be the latest state: the server's log says why"}
-        assert [event[1] for event in heard] == sorted(event[1] for event in heard)
+            received.append(await reader.next())
+        while received[-1][1] < state.version or received[-1][2]["warning"]:
+            received.append(await reader.next())
+        assert {event[2]["warning"] for event in received} == {None, "this may not be the latest state: the server's log says why"}
+        assert [event[1] for event in received] == sorted(event[1] for event in received)
         async with watching(hub) as again:
             assert again is watcher
-    assert len(failed(caplog)) == failures
-    assert all(record.__dict__["ref"] == str(REF) and record.exc_info for record in failed(caplog))
+    assert len(failure_records(caplog)) == failures
+    assert all(record.__dict__["ref"] == str(REF) and record.exc_info for record in failure_records(caplog))
 
 
 async def test_watcher_that_fails_for_ever_tries_less_often(bucket: Bucket, caplog: pytest.LogCaptureFixture) -> None:
-    """Its streams stay open; a client that comes meanwhile gets a stream, too, and both hear of it when it has recovered."""
+    """Its streams stay open, new clients get a stream, too, and all of them get the state when the watcher has recovered."""
     await accept(bucket)
-    upstream = Failing(snapshot(READY, PENDING))
+    upstream = FailingUpstream(snapshot(READY, PENDING))
     upstream.failures = 1 << 30
     async with watching(make_hub(bucket, upstream)) as watcher:
-        await until_async(lambda: len(failed(caplog)) == 3)
-        pauses = [record.__dict__["pause_s"] for record in failed(caplog)]
+        await until_async(lambda: len(failure_records(caplog)) == 3)
+        pauses = [record.__dict__["pause_s"] for record in failure_records(caplog)]
         assert pauses == [POLL_S, 2 * POLL_S, 4 * POLL_S]
         readers = [Reader(watcher), Reader(watcher)]
         upstream.failures = 0
@@ -367,7 +367,7 @@ async def test_watcher_that_fails_for_ever_tries_less_often(bucket: Bucket, capl
 
 @pytest.mark.parametrize("body", [b"{", b'{"schema": 2}'])
 async def test_stream_of_an_upload_that_cannot_be_read_has_a_warning(bucket: Bucket, body: bytes) -> None:
-    """Its run's state, until the record can be read again; then it goes on as ever."""
+    """While ``upload.json`` cannot be read, the stream shows the run's state with a warning. Then the warning goes."""
     await bucket.put_async(REF.record, body)
     upstream = Upstream(snapshot(READY, PENDING))
     async with watching(make_hub(bucket, upstream)) as watcher:
@@ -395,10 +395,10 @@ async def test_deleted_upload_ends_its_streams(bucket: Bucket) -> None:
 
 
 async def test_route_answers_204_at_the_final_version(bucket: Bucket) -> None:
-    """A reconnect of a client that has it all stops its EventSource; one that lacks something gets it and the end."""
+    """A reconnect at the final version gets 204, which stops an EventSource; an older version gets the change and the end."""
     await accept(bucket)
     await bucket.put_async(REF.manifest, to_json(snapshot(READY, READY)))
-    app = make_app(bucket, Upstream(closed()))  # type: ignore[arg-type]
+    app = make_app(bucket, Upstream(closed_run()))  # type: ignore[arg-type]
     for headers, query in (({"Last-Event-ID": "100"}, ""), ({}, "?after=100")):
         request = RawRequest(app, "GET", f"{PATH}/events{query}", headers)
         await request.task
@@ -416,17 +416,17 @@ async def test_route_answers_204_at_the_final_version(bucket: Bucket) -> None:
 
 @pytest.mark.parametrize("bad", ["", "x", "-1", "1e3", "9" * 40, "٣"])
 async def test_bad_last_event_id_counts_as_none(bucket: Bucket, bad: str) -> None:
-    """An id that is none of ours must not end an EventSource: it gets the whole state."""
+    """A malformed id must not end an EventSource, so the client gets the whole state."""
     await accept(bucket)
     await bucket.put_async(REF.manifest, to_json(snapshot(READY)))
-    request = RawRequest(make_app(bucket, Upstream(closed())), "GET", f"{PATH}/events", {"Last-Event-ID": bad})  # type: ignore[arg-type]
+    request = RawRequest(make_app(bucket, Upstream(closed_run())), "GET", f"{PATH}/events", {"Last-Event-ID": bad})  # type: ignore[arg-type]
     await request.task
     assert request.status == 200
     assert b"event: snapshot" in request.sent[1]["body"]
 
 
 async def test_stream_that_ends_gives_its_watcher_back(bucket: Bucket) -> None:
-    """A client that goes away, at once or later, leaves no one asking Temporal."""
+    """A client that goes away, at once or later, leaves no watcher behind."""
     await accept(bucket)
     upstream = Upstream(snapshot(PENDING))
     app = make_app(bucket, upstream)
@@ -442,7 +442,7 @@ async def test_stream_that_ends_gives_its_watcher_back(bucket: Bucket) -> None:
 
 
 async def test_stream_of_an_unknown_upload_is_not_found(bucket: Bucket) -> None:
-    """That is the one refusal of the route."""
+    """An unknown upload is the only refusal of the route."""
     request = RawRequest(make_app(bucket, FakeTemporal()), "GET", f"{PATH}/events", {})
     await request.task
     assert request.status == 404

@@ -1,4 +1,4 @@
-"""The bookkeeping of a run keeps its promises under any order of events."""
+"""The bookkeeping of a run holds its guarantees in any order of steps."""
 
 from typing import Any
 
@@ -11,11 +11,11 @@ from temporalio.converter import DataConverter
 
 from activities.bucket.records import Snapshot, UploadOptions, UploadStatus
 from workflows.messages import Continued, UploadInput
-from workflows.processing.window import Asked, Retry, Window
+from workflows.processing.window import Requests, Retry, Window
 
 SHEETS = st.integers(1, 8)
 REQUESTS = st.builds(
-    Asked,
+    Requests,
     reconcile=st.booleans(),
     deep=st.booleans(),
     stored=st.sets(SHEETS).map(lambda numbers: tuple(sorted(numbers))),
@@ -23,8 +23,8 @@ REQUESTS = st.builds(
 )
 
 
-def begun(window: Window) -> list[int]:
-    """Begins as many sheets as the window allows; their numbers in this order."""
+def begin_sheets(window: Window) -> list[int]:
+    """Begins as many sheets as the window allows; returns their numbers in the order in which they began."""
     numbers = []
     while (number := window.next()) is not None:
         numbers.append(number)
@@ -35,18 +35,18 @@ def test_sheets_begin_in_order_until_the_window_is_full() -> None:
     """A landed sheet makes room for the next one."""
     window = Window(2)
     window.plan([1, 2, 3])
-    assert begun(window) == [1, 2]
+    assert begin_sheets(window) == [1, 2]
     assert not window.has_next()
     window.land(1)
-    assert begun(window) == [3]
+    assert begin_sheets(window) == [3]
     assert (set(window.in_flight), list(window.to_do), window.landed) == ({2, 3}, [], 1)
 
 
 def test_prioritized_sheets_come_next_in_the_order_of_the_request() -> None:
-    """A later request goes before an earlier one; a number given twice, of a sheet in flight or of no sheet changes nothing else."""
+    """A later request goes before an earlier one. A repeated number, a sheet in flight or an unknown sheet changes nothing else."""
     window = Window(1)
     window.plan(range(1, 8))
-    assert begun(window) == [1]
+    assert begin_sheets(window) == [1]
     window.prioritize((6, 4, 6, 1, 99))
     assert list(window.to_do) == [6, 4, 2, 3, 5, 7]
     window.prioritize((7,))
@@ -66,27 +66,27 @@ def test_priority_outlives_plans_and_runs() -> None:
 
 
 def test_sheet_that_is_judged_waits_and_keeps_its_place() -> None:
-    """Others go on meanwhile."""
+    """Other sheets go on while it is judged."""
     window = Window(1)
     window.plan([1, 2, 3])
-    assert window.judge([1], 32) == [1]
-    assert begun(window) == [2]
-    window.judged([1])
+    assert window.begin_judging([1], 32) == [1]
+    assert begin_sheets(window) == [2]
+    window.end_judging([1])
     window.land(2)
-    assert begun(window) == [1]
+    assert begin_sheets(window) == [1]
 
 
 def test_judgement_takes_the_lowest_sheets_that_are_not_in_flight() -> None:
-    """At most as many as one activity judges; the sheets in flight are left for later."""
+    """At most as many as are asked for; the sheets in flight are left for later."""
     window = Window(2)
     window.plan([1, 2, 3])
-    begun(window)
-    assert window.judge([6, 1, 2, 3, 5, 4], 3) == [3, 4, 5]
-    assert window.judge([1, 2], 3) == []
+    begin_sheets(window)
+    assert window.begin_judging([6, 1, 2, 3, 5, 4], 3) == [3, 4, 5]
+    assert window.begin_judging([1, 2], 3) == []
 
 
 def test_landing_a_sheet_that_is_not_in_flight_is_a_bug() -> None:
-    """It would otherwise let the window run over."""
+    """Otherwise the window could exceed its size."""
     with pytest.raises(KeyError):
         Window(1).land(1)
 
@@ -104,7 +104,7 @@ class WindowMachine(RuleBasedStateMachine):
 
     @initialize(size=st.integers(1, 3), prioritized=st.sets(SHEETS))
     def start(self, size: int, prioritized: set[int]) -> None:
-        """A first run, or one that another run has handed over to."""
+        """A first run, or a run that continues another one."""
         self.window = Window(size, prioritized)
 
     @rule(numbers=st.sets(SHEETS))
@@ -117,7 +117,7 @@ class WindowMachine(RuleBasedStateMachine):
 
     @rule(numbers=st.lists(SHEETS, max_size=3))
     def prioritize(self, numbers: list[int]) -> None:
-        """Someone waits for sheets: they are the first of those to do, in the given order, and the others keep theirs."""
+        """The sheets that someone waits for come first, in the given order; the other sheets keep their order."""
         before = list(self.window.to_do)
         self.window.prioritize(tuple(numbers))
         first = [number for number in dict.fromkeys(numbers) if number in before]
@@ -125,7 +125,7 @@ class WindowMachine(RuleBasedStateMachine):
 
     @rule()
     def begin(self) -> None:
-        """The next sheet begins; it is the first to do that is not being judged."""
+        """The next sheet begins: the first sheet to do that is not being judged."""
         free = [number for number in self.window.to_do if not any(number in judged for judged in self.judged)]
         has_next, in_flight = self.window.has_next(), set(self.window.in_flight)
         number = self.window.next()
@@ -148,9 +148,9 @@ class WindowMachine(RuleBasedStateMachine):
 
     @rule(numbers=st.sets(SHEETS), at_most=st.integers(1, 4))
     def judge(self, numbers: set[int], at_most: int) -> None:
-        """Sheets are taken to be judged; no sheet is judged twice at once, as the run does it."""
+        """Sheets are taken to be judged. As in a run, no sheet is judged twice at once."""
         free = numbers - {number for judged in self.judged for number in judged}
-        taken = self.window.judge(free, at_most)
+        taken = self.window.begin_judging(free, at_most)
         assert taken == sorted(free - self.window.in_flight)[:at_most]
         self.judged.append(taken)
 
@@ -158,7 +158,7 @@ class WindowMachine(RuleBasedStateMachine):
     @rule()
     def end_judgement(self) -> None:
         """The oldest judgement ends."""
-        self.window.judged(self.judged.pop(0))
+        self.window.end_judging(self.judged.pop(0))
 
     @invariant()
     def bound_holds(self) -> None:
@@ -181,11 +181,11 @@ class WindowMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         """When every judgement has ended and every sheet lands, all that was planned begins, each sheet once."""
         for judged in self.judged:
-            self.window.judged(judged)
+            self.window.end_judging(judged)
         wanted = set(self.window.to_do)
         done = []
         while self.window.in_flight or self.window.to_do:
-            done += begun(self.window)
+            done += begin_sheets(self.window)
             self.window.land(min(self.window.in_flight))
         assert sorted(done) == sorted(wanted)
 
@@ -193,38 +193,38 @@ class WindowMachine(RuleBasedStateMachine):
 TestWindowMachine = WindowMachine.TestCase
 
 
-def test_nothing_asked_is_false() -> None:
-    """Any single request makes it true."""
-    assert not Asked()
-    assert all((Asked(reconcile=True), Asked(stored=(1,)), Asked(retries=(Retry(),))))
+def test_no_request_is_false() -> None:
+    """Without a request it is false; any single request makes it true."""
+    assert not Requests()
+    assert all((Requests(reconcile=True), Requests(stored=(1,)), Requests(retries=(Retry(),))))
 
 
 @given(st.lists(REQUESTS))
-def test_many_requests_make_one_and_nothing_is_lost(requests: list[Asked]) -> None:
+def test_many_requests_make_one_and_nothing_is_lost(requests: list[Requests]) -> None:
     """One comparison serves every reconcile and every report of the bucket; each retry is kept, in order."""
-    total = sum(requests, Asked())
+    total = sum(requests, Requests())
     assert total.reconcile == any(asked.reconcile for asked in requests)
     assert total.deep == any(asked.deep for asked in requests)
     assert total.stored == tuple(sorted({number for asked in requests for number in asked.stored}))
     assert total.retries == tuple(retry for asked in requests for retry in asked.retries)
-    assert total + total == Asked(total.reconcile, total.deep, total.stored, total.retries * 2)
+    assert total + total == Requests(total.reconcile, total.deep, total.stored, total.retries * 2)
 
 
 @given(REQUESTS)
-def test_taking_requests_splits_them_without_loss(asked: Asked) -> None:
-    """What is taken and what is left make the whole; a taken request is not left."""
-    check, left = asked.take_check()
-    assert check + left == asked
-    assert (left.needs_check, check.retries, left.retries) == (False, (), asked.retries)
+def test_taking_requests_splits_them_without_loss(asked: Requests) -> None:
+    """The taken requests and the rest make the whole; no request is in both."""
+    check, rest = asked.take_check()
+    assert check + rest == asked
+    assert (rest.needs_check, check.retries, rest.retries) == (False, (), asked.retries)
     assert check.needs_check == asked.needs_check
-    retries, left = asked.take_retries()
-    assert left + Asked(retries=retries) == asked
-    assert (retries, left.retries) == (asked.retries, ())
-    assert asked.without_reconcile() + Asked(reconcile=asked.reconcile) == asked
+    retries, rest = asked.take_retries()
+    assert rest + Requests(retries=retries) == asked
+    assert (retries, rest.retries) == (asked.retries, ())
+    assert asked.without_reconcile() + Requests(reconcile=asked.reconcile) == asked
 
 
-async def decoded(value: object) -> UploadInput:
-    """The argument of a run, from its JSON as it lies in a history."""
+async def encode_and_decode(value: object) -> UploadInput:
+    """The argument of a run, decoded from its JSON in a history."""
     payload: Payload = (await DataConverter.default.encode([value]))[0]
     (result,) = await DataConverter.default.decode([payload], [UploadInput])
     assert isinstance(result, UploadInput)
@@ -232,11 +232,11 @@ async def decoded(value: object) -> UploadInput:
 
 
 @given(REQUESTS, st.booleans())
-async def test_handover_crosses_the_wire_as_it_is(asked: Asked, with_snapshot: bool) -> None:
-    """All of it: progress, options, priorities, hosts and requests."""
+async def test_handover_crosses_the_wire_as_it_is(asked: Requests, with_snapshot: bool) -> None:
+    """Progress, options, priorities, hosts and requests are the same after encoding and decoding."""
     snapshot = Snapshot(UploadStatus.PROCESSING, 7, "2026-01-31T09:30:00.000Z") if with_snapshot else None
-    given_over = UploadInput("a/b/c/d", reopened=True, continued=Continued(snapshot, UploadOptions(dpi=150), (3,), ("host-1",), asked))
-    assert await decoded(given_over) == given_over
+    handover = UploadInput("a/b/c/d", reopened=True, continued=Continued(snapshot, UploadOptions(dpi=150), (3,), ("host-1",)), asked=asked)
+    assert await encode_and_decode(handover) == handover
 
 
 @pytest.mark.parametrize(
@@ -250,7 +250,7 @@ async def test_handover_crosses_the_wire_as_it_is(asked: Asked, with_snapshot: b
                 "continued": None,
                 "asked": {"reconcile": True, "deep": False, "stored": [3], "retries": [{"sheets": [2], "after_cancel_of": "run"}]},
             },
-            UploadInput("a/b/c/d", reopened=True, asked=Asked(reconcile=True, stored=(3,), retries=(Retry((2,)),))),
+            UploadInput("a/b/c/d", reopened=True, asked=Requests(reconcile=True, stored=(3,), retries=(Retry((2,)),))),
         ),
         (
             {
@@ -275,5 +275,5 @@ async def test_handover_crosses_the_wire_as_it_is(asked: Asked, with_snapshot: b
     ids=["first run", "requests beside the handover", "handover without requests"],
 )
 async def test_payloads_of_running_workflows_stay_readable(stored: dict[str, Any], expected: UploadInput) -> None:
-    """Payloads that lack the fields which were added since, or have those which are no longer written."""
-    assert await decoded(stored) == expected
+    """Payloads without the newer fields, or with fields that are no longer written, can be read."""
+    assert await encode_and_decode(stored) == expected

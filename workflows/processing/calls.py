@@ -56,11 +56,12 @@ class Patience:
     """How long a run waits for a host that may be dead. Only tests change these times.
 
     Args:
-        host: Until a host takes the upload of a page from its queue.
-        heartbeat: Between two heartbeats of a host that uploads a page.
-        late_write: A host that fell silent may have sent a ``.dzi`` that the bucket stores a little later. The end of a run waits for so
-            long after the silence was noticed, before it removes half sheets: a sheet whose ``.dzi`` comes late is whole, and counted.
-        free_scratch: Until a host begins to free its scratch. An upload ends only after that; a slower host cleans up by itself.
+        host: The longest wait until a host takes the upload of a page from its queue.
+        heartbeat: The longest pause between two heartbeats of a host that uploads a page.
+        late_write: The wait, after a host fell silent, before the end of a run removes half sheets. The host may have sent a ``.dzi`` that
+            the bucket stores a little later. Such a sheet is whole, and the run counts it.
+        free_scratch: The longest wait until a host begins to free its scratch. An upload ends only after that wait; a slower host cleans up
+            by itself.
     """
 
     host: timedelta = timedelta(seconds=45)
@@ -85,7 +86,7 @@ class Calls:
     # ------------------------------------------------------------------ on the storage queue
 
     async def list_sheets(self) -> BucketState:
-        """What the bucket holds of the upload."""
+        """The state of the upload in the bucket: its options, its committed sheets and its manifest."""
         return await self._on_storage(UploadActivities.list_sheets, ListSheets(self._ref), "list committed sheets")
 
     async def check_sheets(self, sheets: tuple[SheetState, ...], *, repair: bool, discard: bool, deep: bool) -> CheckedSheets:
@@ -98,8 +99,10 @@ class Calls:
         )
 
     async def prune_sheets(self, total_pages: int) -> int:
-        """Removes what belongs to no sheet of the document; returns how many objects."""
-        return await self._on_storage(UploadActivities.prune_sheets, PruneSheets(self._ref, total_pages), "remove what no sheet owns")
+        """Removes the objects that belong to no sheet of the document; returns how many objects were removed."""
+        return await self._on_storage(
+            UploadActivities.prune_sheets, PruneSheets(self._ref, total_pages), "remove objects that belong to no sheet"
+        )
 
     async def write_manifest(self, snapshot: Snapshot) -> None:
         """Writes the final progress to the bucket."""
@@ -120,21 +123,21 @@ class Calls:
             summary=summary,
         )
 
-    # ------------------------------------------------------------------ on the queue of the cores
+    # ------------------------------------------------------------------ on the tile queue, with a slot for each core
 
     async def count_pages(self) -> Document:
         """Measures every page of the document."""
         return await self._on_cores(UploadActivities.count_pages, CountPages(self._ref), "count pages", COUNT_TIMEOUT, first=True)
 
     async def halve_page(self, sheet: SheetState, *, first: bool) -> Page | None:
-        """Measures a page at half its resolution; None when it is halved already or would become too coarse."""
+        """Measures a page at half its resolution; None when the page is halved already or would become too coarse."""
         args = HalvePage(self._ref, sheet.number, sheet.dpi or 0)
         summary = f"halve the resolution of {_summary(sheet)}"
         timeout = 2 * COUNT_TIMEOUT  # the activity counts twice
         return await self._on_cores(UploadActivities.halve_page, args, summary, timeout, first=first)
 
     async def tile_page(self, sheet: SheetState, options: UploadOptions, *, first: bool) -> TiledPage:
-        """Renders a page and cuts it into tiles, on whichever host is free."""
+        """Renders a page and cuts it into tiles, on any host that is free."""
         args = TilePage(self._ref, sheet.number, sheet.width or 0, sheet.height or 0, options)
         return await self._on_cores(UploadActivities.tile_page, args, _summary(sheet), SHEET_TIMEOUT, first=first)
 

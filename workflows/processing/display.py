@@ -1,4 +1,4 @@
-"""What operators see of an upload's run in Temporal's UI."""
+"""Shows operators the state of an upload's run in Temporal's UI."""
 
 from temporalio import workflow
 from temporalio.common import SearchAttributeKey
@@ -21,7 +21,7 @@ class Display:
         self._attributes: tuple[str, str | None] = ("", None)
 
     def show(self, progress: Progress) -> None:
-        """Shows the progress. Search attributes are written only when they change, for each write is an event of the history."""
+        """Shows the progress. Search attributes are written only when they change, because each write is an event in the history."""
         head = progress.changes_since(progress.version)
         failures = [progress.sheet(number) for number in progress.sheets_in(SheetStatus.FAILED)]
         lines = [f"**{head.status}**: {head.completed_pages} of {head.total_pages} sheets ready, {len(failures)} failed"]

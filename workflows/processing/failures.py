@@ -1,4 +1,4 @@
-"""How a run reads a cancellation, and the failure of an activity."""
+"""Tells a cancellation, a lost host and a deleted upload apart from other failures."""
 
 import asyncio
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ def is_cancelled() -> bool:
 
 
 def stop_if_cancelled() -> None:
-    """Ends the run's work after an await that may have hidden a cancellation: an activity that ends well in spite of it returns a result.
+    """Raises a cancellation that an await has hidden: an activity that succeeds after the cancellation returns its result.
 
     Raises:
         CancelledError: The workflow was cancelled.
@@ -27,17 +27,17 @@ def stop_if_cancelled() -> None:
 
 
 def is_due_to_cancel(error: BaseException) -> bool:
-    """Whether an error says nothing about the work: after a cancellation Temporal retries no activity, whatever it failed with."""
+    """Whether an error comes from a cancellation. After one, Temporal retries no activity, so any error may come from it."""
     return is_cancelled() or is_cancelled_exception(error)
 
 
 def fell_silent(error: ActivityError) -> bool:
-    """Whether the host stopped sending heartbeats: it may still be writing."""
+    """Whether the host stopped sending heartbeats. It may still be writing."""
     return _timed_out(error, TimeoutType.HEARTBEAT)
 
 
 def is_host_lost(error: ActivityError) -> bool:
-    """Whether the host that held a sheet's tiles, or the tiles on it, are gone, so that the page must be tiled again."""
+    """Whether a sheet's tiles are lost, alone or with their host, so that the page must be tiled again."""
     if _timed_out(error, TimeoutType.HEARTBEAT, TimeoutType.SCHEDULE_TO_START):
         return True
     return isinstance(error.cause, ApplicationError) and error.cause.type == TilesMissing.__name__
@@ -48,7 +48,7 @@ def _timed_out(error: ActivityError, *types: TimeoutType) -> bool:
 
 
 def reason_and_detail(error: BaseException) -> tuple[str, str]:
-    """The name and the sentence that people may read about an error; an error that is not ours is an ``InternalError``."""
+    """The name and the sentence of an error, for people to read; an error without a name of ours is an ``InternalError``."""
     cause = error.cause if isinstance(error, ActivityError) else error
     if isinstance(cause, ApplicationError) and cause.type and is_error_name(cause.type):
         return cause.type, cause.message
@@ -57,7 +57,7 @@ def reason_and_detail(error: BaseException) -> tuple[str, str]:
 
 @contextmanager
 def quiet_if_deleted() -> Iterator[None]:
-    """Passes over a step that finds the upload deleted: the run then ends without an error."""
+    """Ends a step quietly when it finds the upload deleted, so that the run ends without an error."""
     try:
         yield
     except ActivityError as error:

@@ -1,7 +1,7 @@
 """Changes to the commands of ``ProcessUpload``, by their names in histories.
 
-Each name is the argument of ``workflow.patched``: a run whose history was recorded before the change goes on without it. The strings are
-in histories and never change.
+Each name is an argument of ``workflow.patched``. A run whose history was recorded before a change goes on without that change. The
+strings are in stored histories, so they never change.
 """
 
 CHECK_SHEETS = "check-sheets"

@@ -1,6 +1,6 @@
 """The state machine of an upload's progress: plain Python, no Temporal, no clock of its own.
 
-Every change passes through ``Progress._change``, which gives it a version; so "what changed since v" is a filter over the state.
+Every change passes through ``Progress._change``, which gives it a version. So a filter over the state finds all changes since a version.
 """
 
 from collections.abc import Iterable, Sequence
@@ -22,11 +22,11 @@ from activities.bucket.records import (
 from activities.interface import Page
 
 NOT_RECONCILED = "a reconcile could not be done: "
-"""The beginning of every warning that a requested reconcile failed. Ready sheets do not make such a warning go away."""
+"""How every warning about a failed reconcile begins. Such a warning stays even when all sheets are ready."""
 
 
 def percentage(completed: int, total: int) -> int:
-    """``100 x completed / total`` rounded half up, held at 99 until all are completed; 0 of 0 is 0."""
+    """``100 x completed / total`` rounded half up, but at most 99 until all are completed; 0 of 0 is 0."""
     if total == 0:
         return 0
     rounded = (200 * completed + total) // (2 * total)
@@ -49,7 +49,7 @@ class Progress:
         self.restore(snapshot)
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Takes the last state of an earlier run."""
+        """Replaces the progress by the last state of an earlier run."""
         self._head = replace(snapshot, sheets=())
         self._sheets = {sheet.number: sheet for sheet in snapshot.sheets}
 
@@ -84,7 +84,7 @@ class Progress:
 
     @property
     def sheets_to_do(self) -> list[int]:
-        """The numbers of the sheets that the run should begin, ascending; none while the upload has ended, or was stopped."""
+        """The numbers of the sheets that the run should begin, ascending; no sheet unless the upload is ``processing``."""
         return self.sheets_in(SheetStatus.PENDING) if self.status is UploadStatus.PROCESSING else []
 
     @property
@@ -109,14 +109,14 @@ class Progress:
         *,
         resume: bool = True,
     ) -> None:
-        """The pages are counted: a sheet is ready when it was committed before, failed when its page is unusable, else pending.
+        """Begins the sheets of a counted document: committed sheets are ready, sheets with an unusable page failed, the others pending.
 
         Args:
             pages: All pages of the document.
             committed: The sheets that the bucket holds.
             now: The time of the change.
-            forecast: What the pages will take.
-            resume: Whether the pending sheets will be done; if not, an upload that has ended keeps its final status.
+            forecast: The expected size, time and cost of the pages.
+            resume: Whether the run will work on the pending sheets; if not, an upload that has ended keeps its final status.
         """
         sheets = {
             page.number: SheetState(
@@ -144,18 +144,19 @@ class Progress:
             now,
             sheets.values(),
             started_at=timestamp(now),
-            **(self._processing() if resume else {}),
-            **(_reconciled(now) if reopened else {}),
+            **(self._processing_fields() if resume else {}),
+            **(_reconciled_fields(now) if reopened else {}),
         )
 
-    def found(self, committed: Iterable[SheetRecord], now: datetime) -> None:
+    def show_committed(self, committed: Iterable[SheetRecord], now: datetime) -> None:
         """Shows the committed sheets of an upload whose pages will not be counted now; the number of pages stays unknown."""
         self._change(now, [ready_sheet(SheetState(record.number, SheetStatus.PENDING, 0), record) for record in committed])
 
     def warn(self, warning: str | None, now: datetime) -> None:
         """Replaces the warning; None removes it.
 
-        A warning that begins with ``NOT_RECONCILED`` stays until a reconcile succeeds. Any other warning goes when every sheet is ready.
+        A warning that begins with ``NOT_RECONCILED`` stays until a reconcile succeeds. Any other warning stays until every sheet is ready:
+        then ``finish`` removes it.
         """
         is_lesser = warning is not None and not warning.startswith(NOT_RECONCILED)
         if warning != self._head.warning and not (is_lesser and self._is_not_reconciled):
@@ -165,19 +166,19 @@ class Progress:
     def _is_not_reconciled(self) -> bool:
         return (self._head.warning or "").startswith(NOT_RECONCILED)
 
-    def _processing(self) -> dict[str, object]:
+    def _processing_fields(self) -> dict[str, object]:
         return {"status": UploadStatus.PROCESSING, "completed_at": None, "reason": None, "detail": None}
 
-    def tiling(self, number: int, now: datetime) -> None:
-        """The sheet waits for a render slot or is rendered."""
+    def mark_tiling(self, number: int, now: datetime) -> None:
+        """Shows that the sheet waits for a render slot or is rendered."""
         self._advance(number, SheetStatus.TILING, now)
 
-    def uploading(self, number: int, now: datetime) -> None:
-        """The sheet's tiles are being written to the bucket."""
+    def mark_uploading(self, number: int, now: datetime) -> None:
+        """Shows that the sheet's tiles are being written to the bucket."""
         self._advance(number, SheetStatus.UPLOADING, now)
 
-    def pending(self, number: int, now: datetime) -> None:
-        """The work on the sheet was stopped before it ended."""
+    def mark_pending(self, number: int, now: datetime) -> None:
+        """Shows that the work on the sheet was stopped before it ended."""
         self._advance(number, SheetStatus.PENDING, now)
 
     def _advance(self, number: int, status: SheetStatus, now: datetime) -> None:
@@ -185,15 +186,15 @@ class Progress:
         if sheet.status not in (SheetStatus.READY, SheetStatus.FAILED, status):
             self._change(now, [replace(sheet, status=status)])
 
-    def resized(self, number: int, size: Page | SheetState, now: datetime) -> None:
-        """A sheet that is not ready gets another size, another resolution and other notes."""
+    def resize(self, number: int, size: Page | SheetState, now: datetime) -> None:
+        """Gives a sheet that is not ready another size, another resolution and other notes."""
         sheet = self._sheets[number]
         new = replace(sheet, width=size.width, height=size.height, dpi=size.dpi, scaled=size.scaled, notes=size.notes)
         if sheet.status is not SheetStatus.READY and new != sheet:
             self._change(now, [new])
 
-    def ready(self, records: Iterable[SheetRecord], now: datetime) -> None:
-        """These sheets are committed; a repeated call changes nothing."""
+    def mark_ready(self, records: Iterable[SheetRecord], now: datetime) -> None:
+        """Shows that these sheets are committed; a repeated call changes nothing."""
         changed = []
         for record in records:
             sheet = self._sheets.get(record.number)
@@ -202,8 +203,8 @@ class Progress:
         if changed:
             self._change(now, changed)
 
-    def failed(self, number: int, reason: str, detail: str, now: datetime) -> None:
-        """The sheet failed for good; a late failure of a ready sheet is ignored."""
+    def mark_failed(self, number: int, reason: str, detail: str, now: datetime) -> None:
+        """Shows that the sheet failed for good; a late failure of a ready sheet is ignored."""
         sheet = self._sheets[number]
         if sheet.status not in (SheetStatus.READY, SheetStatus.FAILED):
             self._change(now, [replace(sheet, status=SheetStatus.FAILED, reason=reason, detail=detail)])
@@ -217,9 +218,9 @@ class Progress:
         """
         wanted = set(numbers)
         failed = [self._sheets[number] for number in self.sheets_in(SheetStatus.FAILED) if not wanted or number in wanted]
-        again = [_uncommitted(sheet) for sheet in failed if sheet.width is not None]
+        again = [_pending_sheet(sheet) for sheet in failed if sheet.width is not None]
         if again or self.sheets_in(SheetStatus.PENDING):
-            self._change(now, again, **self._processing())
+            self._change(now, again, **self._processing_fields())
 
     def reconcile(self, committed: Iterable[SheetRecord], broken: Iterable[int], now: datetime) -> int:
         """Makes the sheets agree with the bucket; an upload that had ended goes on if a sheet changes.
@@ -228,11 +229,11 @@ class Progress:
 
         Args:
             committed: Sheets that are whole in the bucket.
-            broken: Sheets that are not whole in the bucket; those that are not ready stay as they are.
+            broken: Sheets that are not whole in the bucket; a sheet among them that is not ready stays as it is.
             now: The time of the change.
 
         Returns:
-            How many sheets the progress had wrong.
+            How many sheets the progress showed wrongly.
         """
         in_bucket = {record.number: record for record in committed}
         not_in_bucket = set(broken)
@@ -243,15 +244,15 @@ class Progress:
             if record is not None and sheet.status in (SheetStatus.PENDING, SheetStatus.FAILED):
                 changed.append(ready_sheet(sheet, record))
             elif record is None and sheet.number in not_in_bucket and sheet.status is SheetStatus.READY:
-                changed.append(_uncommitted(sheet))
+                changed.append(_pending_sheet(sheet))
         goes_on = bool(changed) and self._head.status.is_final and not was_stopped
-        self._change(now, changed, **_reconciled(now), **(self._processing() if goes_on else {}))
+        self._change(now, changed, **_reconciled_fields(now), **(self._processing_fields() if goes_on else {}))
         return len(changed)
 
     def finish(self, now: datetime) -> None:
         """Sets the final status, which follows from the sheets; a repeated call changes nothing.
 
-        When every sheet is ready, a warning about single sheets goes.
+        When every sheet is ready, this also removes a warning about single sheets.
 
         Raises:
             ValueError: A sheet is neither ready nor failed.
@@ -273,11 +274,11 @@ class Progress:
             self._end(ending[0], now, *ending[1:])
 
     def fail(self, reason: str, detail: str, now: datetime) -> None:
-        """The document as a whole cannot be used."""
+        """Ends the upload as failed, because the document as a whole cannot be used."""
         self._end(UploadStatus.FAILED, now, reason, detail)
 
     def cancel(self, now: datetime) -> None:
-        """The run was cancelled and no sheet is in flight; the sheets that were not done are pending."""
+        """Ends the upload as cancelled. No sheet is in flight, and unfinished sheets are pending."""
         self._end(UploadStatus.CANCELLED, now)
 
     def _end(self, status: UploadStatus, now: datetime, reason: str | None = None, detail: str | None = None) -> None:
@@ -310,7 +311,7 @@ class Progress:
 
 
 def ready_sheet(sheet: SheetState, record: SheetRecord) -> SheetState:
-    """The sheet when it is ready, with the size and the counts of its ``sheet.json``."""
+    """The sheet as ready, with the size and the counts of its ``sheet.json``."""
     return replace(
         sheet,
         status=SheetStatus.READY,
@@ -327,11 +328,11 @@ def ready_sheet(sheet: SheetState, record: SheetRecord) -> SheetState:
     )
 
 
-def _uncommitted(sheet: SheetState) -> SheetState:
-    """The sheet before it was drawn, without the notes of the drawing: the next drawing finds them again if they still hold."""
+def _pending_sheet(sheet: SheetState) -> SheetState:
+    """The sheet as pending, without the notes that rendering wrote: the next rendering writes them again if they still hold."""
     notes = tuple(note for note in sheet.notes if note.type in COUNTED_NOTES)
     return replace(sheet, status=SheetStatus.PENDING, tiles=None, bytes=None, reason=None, detail=None, notes=notes)
 
 
-def _reconciled(now: datetime) -> dict[str, object]:
+def _reconciled_fields(now: datetime) -> dict[str, object]:
     return {"reconciled": True, "reconciled_at": timestamp(now)}

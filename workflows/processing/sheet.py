@@ -1,4 +1,4 @@
-"""The work on one sheet: its page is tiled on one host, and that host uploads the tiles."""
+"""The work on one sheet: one host tiles its page, and the same host uploads the tiles."""
 
 import asyncio
 from datetime import datetime
@@ -16,16 +16,16 @@ from workflows.processing.progress import Progress
 from workflows.processing.window import Window
 
 MAX_LOSSES = 3
-"""How often a sheet whose host disappeared is tiled again."""
+"""How often a sheet is tiled again because its host disappeared."""
 
 
 class SheetWork:
-    """Does the sheets of one run, and knows which hosts were used.
+    """Tiles and uploads the sheets of one run, and remembers which hosts did it.
 
     Args:
         calls: The activities.
-        progress: Every step is noted here.
-        window: Says which sheets are prioritized.
+        progress: Gets every step of a sheet.
+        window: Tells which sheets are prioritized.
         hosts: The queues of the hosts that earlier runs used.
     """
 
@@ -41,37 +41,37 @@ class SheetWork:
         """When a host last fell silent during an upload."""
 
     async def process(self, number: int, options: UploadOptions) -> None:
-        """Takes a sheet until it is ready or failed; until it is pending, if the run is cancelled."""
-        counted = self._progress.sheet(number)
+        """Works on a sheet until it is ready or failed. If the run is cancelled, the sheet becomes pending."""
+        sheet_as_counted = self._progress.sheet(number)
         try:
             for _ in range(1 + MAX_LOSSES):
                 if await self._tile_and_upload(number, options):
                     return
             detail = f"the host that held the sheet's tiles disappeared {1 + MAX_LOSSES} times"
-            self._progress.failed(number, WorkerLost.__name__, detail, workflow.now())
+            self._progress.mark_failed(number, WorkerLost.__name__, detail, workflow.now())
         except (asyncio.CancelledError, ActivityError) as error:
             if is_due_to_cancel(error):
-                self._progress.pending(number, workflow.now())
+                self._progress.mark_pending(number, workflow.now())
                 return
             reason, detail = reason_and_detail(error)
             if reason == RenderOutOfMemory.__name__:
-                # A retry begins with the resolution that was counted, because there may be more memory then.
-                self._progress.resized(number, counted, workflow.now())
-            self._progress.failed(number, reason, detail, workflow.now())
+                # A retry begins with the resolution of the page count again, because there may be more memory then.
+                self._progress.resize(number, sheet_as_counted, workflow.now())
+            self._progress.mark_failed(number, reason, detail, workflow.now())
 
     async def _tile_and_upload(self, number: int, options: UploadOptions) -> bool:
-        """Whether the sheet is ready; if not, its host is lost.
+        """Tiles and uploads a sheet; returns whether it is ready. If not, its host is lost.
 
         Raises:
-            ActivityError: The sheet cannot be done.
+            ActivityError: The page cannot be tiled or its tiles cannot be uploaded.
             CancelledError: The workflow was cancelled.
         """
-        self._progress.tiling(number, workflow.now())
+        self._progress.mark_tiling(number, workflow.now())
         tiled = await self._tile(number, options)
         self.hosts.add(tiled.queue)
         stop_if_cancelled()
-        self._progress.uploading(number, workflow.now())
-        # There is no await between the tiling and this line: a host removes a tiled page that the run does not name.
+        self._progress.mark_uploading(number, workflow.now())
+        # There is no await between the tiling and this line: a host removes every tiled page that ``tiles_wanted`` does not name.
         self.tiled_pages[number] = tiled.scratch
         try:
             record = await self._calls.upload_page(self._progress.sheet(number), options, tiled)
@@ -83,8 +83,9 @@ class SheetWork:
             return False
         finally:
             del self.tiled_pages[number]
-        # A sheet is ready only after this await, which ends when its ``.dzi`` is in the bucket. A result counts in spite of a cancellation.
-        self._progress.ready([record], workflow.now())
+        # A sheet is ready only after the upload, which ends when the ``.dzi`` is in the bucket. So the result counts even if the run was
+        # cancelled meanwhile.
+        self._progress.mark_ready([record], workflow.now())
         return True
 
     async def _tile(self, number: int, options: UploadOptions) -> TiledPage:
@@ -99,6 +100,6 @@ class SheetWork:
             if half is None:
                 raise
         stop_if_cancelled()
-        # The new size is noted before the second tiling, so that every later try, also on another host, makes the same pixels.
-        self._progress.resized(number, half, workflow.now())
+        # The progress gets the new size before the second tiling, so that every later try, on any host, makes the same pixels.
+        self._progress.resize(number, half, workflow.now())
         return await self._calls.tile_page(self._progress.sheet(number), options, first=self._window.is_prioritized(number))

@@ -1,4 +1,4 @@
-"""The bookkeeping of a run: which sheets are to do, in flight or being judged, and what signals have asked for.
+"""The bookkeeping of a run: which sheets are to do, in flight or being judged, and which requests of signals wait.
 
 Plain Python, no Temporal, no clock of its own.
 """
@@ -24,7 +24,7 @@ class Window:
         """How many sheets have left the window."""
         self._to_do: deque[int] = deque()
         self._in_flight: set[int] = set()
-        self._judged: set[int] = set()
+        self._being_judged: set[int] = set()
         self._prioritized = set(prioritized)
 
     @property
@@ -47,12 +47,12 @@ class Window:
         return number in self._prioritized
 
     def plan(self, numbers: Iterable[int]) -> None:
-        """Makes these sheets, without those in flight, the only ones to do: first the prioritized sheets, else in the given order."""
+        """Replaces the sheets to do by these sheets, without the sheets in flight. Prioritized sheets come first."""
         waiting = [number for number in numbers if number not in self._in_flight]
         self._to_do = deque(sorted(waiting, key=lambda number: not self.is_prioritized(number)))
 
     def prioritize(self, numbers: Collection[int]) -> None:
-        """Puts those of these sheets that are to do before all others, in the given order, and remembers all of them for later plans."""
+        """Puts these sheets first, in the given order, if they are to do. Later plans put all of them first, too."""
         self._prioritized.update(numbers)
         waiting = list(dict.fromkeys(number for number in numbers if number in self._to_do))
         self._to_do = deque([*waiting, *(number for number in self._to_do if number not in waiting)])
@@ -62,7 +62,7 @@ class Window:
         return self._next() is not None
 
     def next(self) -> int | None:
-        """Puts the next sheet in flight; None when the window is full, or no sheet is to do that is not being judged."""
+        """Puts the next sheet in flight; None when the window is full, or when every sheet to do is being judged."""
         number = self._next()
         if number is not None:
             self._to_do.remove(number)
@@ -72,22 +72,22 @@ class Window:
     def _next(self) -> int | None:
         if len(self._in_flight) >= self.size:
             return None
-        return next((number for number in self._to_do if number not in self._judged), None)
+        return next((number for number in self._to_do if number not in self._being_judged), None)
 
     def land(self, number: int) -> None:
         """Takes a sheet out of the window: its work has ended, well or not."""
         self._in_flight.remove(number)
         self.landed += 1
 
-    def judge(self, numbers: Iterable[int], at_most: int) -> list[int]:
-        """Takes sheets to be judged: the lowest of these numbers that are not in flight. They do not begin until ``judged`` is called."""
+    def begin_judging(self, numbers: Iterable[int], at_most: int) -> list[int]:
+        """Sets sheets aside to be judged: the lowest of these numbers that are not in flight. They do not begin until ``end_judging``."""
         taken = sorted(set(numbers) - self._in_flight)[:at_most]
-        self._judged.update(taken)
+        self._being_judged.update(taken)
         return taken
 
-    def judged(self, numbers: Iterable[int]) -> None:
-        """The judgement of these sheets has ended."""
-        self._judged.difference_update(numbers)
+    def end_judging(self, numbers: Iterable[int]) -> None:
+        """Lets these sheets begin again: their judgement has ended."""
+        self._being_judged.difference_update(numbers)
 
 
 @dataclass(frozen=True)
@@ -102,12 +102,12 @@ class Retry:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What signals have asked for and the run has not begun to do; false when that is nothing.
+class Requests:
+    """The requests of signals that the run has not begun to do; false when no request waits.
 
     Args:
-        reconcile: To compare every sheet with the bucket.
-        deep: To read every tile while doing so.
+        reconcile: Whether to compare every sheet with the bucket.
+        deep: Whether the comparison reads every tile.
         stored: Sheets whose ``.dzi`` the bucket has reported, ascending.
         retries: The requests to try sheets again, the oldest first.
     """
@@ -118,10 +118,10 @@ class Asked:
     retries: tuple[Retry, ...] = ()
 
     def __bool__(self) -> bool:
-        return self != Asked()
+        return self != Requests()
 
-    def __add__(self, later: "Asked") -> "Asked":
-        return Asked(
+    def __add__(self, later: "Requests") -> "Requests":
+        return Requests(
             self.reconcile or later.reconcile,
             self.deep or later.deep,
             tuple(sorted({*self.stored, *later.stored})),
@@ -133,14 +133,14 @@ class Asked:
         """Whether sheets must be compared with the bucket."""
         return self.reconcile or bool(self.stored)
 
-    def without_reconcile(self) -> "Asked":
-        """Everything else that is asked for."""
+    def without_reconcile(self) -> "Requests":
+        """All requests but the reconcile."""
         return replace(self, reconcile=False)
 
-    def take_check(self) -> tuple["Asked", "Asked"]:
-        """Splits the requests into those that one comparison with the bucket does, and the rest."""
-        return replace(self, retries=()), Asked(retries=self.retries)
+    def take_check(self) -> tuple["Requests", "Requests"]:
+        """Splits the requests into the ones that a comparison with the bucket serves, and the retries."""
+        return replace(self, retries=()), Requests(retries=self.retries)
 
-    def take_retries(self) -> tuple[tuple[Retry, ...], "Asked"]:
-        """Splits the requests into the retries, and the rest."""
+    def take_retries(self) -> tuple[tuple[Retry, ...], "Requests"]:
+        """Splits the requests into the retries, and the ones that a comparison with the bucket serves."""
         return self.retries, replace(self, retries=())

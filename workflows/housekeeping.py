@@ -1,0 +1,33 @@
+"""Calls an activity of the housekeeping queue from a workflow."""
+
+from datetime import timedelta
+from typing import TypeVar
+
+from temporalio import workflow
+from temporalio.types import MethodAsyncSingleParam
+
+from activities.interface import HOUSEKEEPING_QUEUE, HousekeepingActivities
+from workflows.retries import HEARTBEAT, RETRIES
+
+A = TypeVar("A")
+T = TypeVar("T")
+
+
+async def call_housekeeping(method: MethodAsyncSingleParam[HousekeepingActivities, A, T], args: A, timeout: timedelta, summary: str) -> T:
+    """Calls an activity that retries without end.
+
+    Args:
+        method: The activity.
+        args: Its argument.
+        timeout: How long one attempt may take.
+        summary: What Temporal's UI shows of the call.
+    """
+    return await workflow.execute_activity_method(
+        method,
+        args,
+        task_queue=HOUSEKEEPING_QUEUE,
+        start_to_close_timeout=timeout,
+        heartbeat_timeout=HEARTBEAT,
+        retry_policy=RETRIES,
+        summary=summary,
+    )

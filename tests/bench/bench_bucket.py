@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import boto3
-import httpx2 as httpx
+import httpx2
 from botocore.config import Config
 
 from activities.bucket.keys import UploadRef
@@ -78,12 +78,12 @@ def whole_upload(directory: Path, log: Path, settings: BucketSettings, pdf: byte
     try:
         before = log.stat().st_size
         begun = time.perf_counter()
-        sent = httpx.post(stack.api_url + UPLOADS, content=pdf, headers={"Content-Type": "application/pdf"}, timeout=300)
+        sent = httpx2.post(stack.api_url + UPLOADS, content=pdf, headers={"Content-Type": "application/pdf"}, timeout=300)
         path = sent.raise_for_status().headers["Location"]
-        with httpx.stream("GET", f"{stack.api_url}{path}/events", timeout=600) as events:
+        with httpx2.stream("GET", f"{stack.api_url}{path}/events", timeout=600) as events:
             assert any(line == "event: end" for line in events.iter_lines())
         seconds = time.perf_counter() - begun
-        status = httpx.get(stack.api_url + path).json()
+        status = httpx2.get(stack.api_url + path).json()
     finally:
         stack.stop()
     with log.open() as lines:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import httpx2 as httpx
+import httpx2
 
 from deploy.local import Stack
 
@@ -67,7 +67,7 @@ class Usage:
 def run_job(stack: Stack, pdf: Path) -> tuple[dict[str, Any], float]:
     """Sends a PDF and waits for its final state; returns it and the seconds."""
     begun = time.monotonic()
-    with httpx.Client(base_url=stack.api_url, timeout=30) as client:
+    with httpx2.Client(base_url=stack.api_url, timeout=30) as client:
         with pdf.open("rb") as body:
             headers = {"Content-Type": "application/pdf", "Content-Length": str(pdf.stat().st_size)}
             response = client.post(UPLOADS, content=body, headers=headers)

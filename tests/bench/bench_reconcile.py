@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import httpx2 as httpx
+import httpx2
 
 from activities.bucket.keys import UploadRef
 from activities.bucket.storage import Bucket
@@ -23,7 +23,7 @@ from tests.resources.make_pdfs import plan_set
 
 def wait_for_end(url: str) -> None:
     """Reads the event stream to its end."""
-    with httpx.stream("GET", f"{url}/events", timeout=600) as events:
+    with httpx2.stream("GET", f"{url}/events", timeout=600) as events:
         assert any(line == "event: end" for line in events.iter_lines())
 
 
@@ -53,21 +53,21 @@ def main() -> None:
                 return url
 
             def upload() -> str:
-                sent = httpx.post(stack.api_url + UPLOADS, content=pdf, headers={"Content-Type": "application/pdf"}, timeout=300)
+                sent = httpx2.post(stack.api_url + UPLOADS, content=pdf, headers={"Content-Type": "application/pdf"}, timeout=300)
                 return stack.api_url + sent.raise_for_status().headers["Location"]
 
             def reconcile() -> str:
-                httpx.post(f"{url}/reconcile").raise_for_status()
+                httpx2.post(f"{url}/reconcile").raise_for_status()
                 return url
 
             try:
                 url = measure("the upload", upload)
                 measure("reconciled, nothing wrong", reconcile)
-                bucket, ref = Bucket(settings), UploadRef.parse(httpx.get(url).json()["ref"])
+                bucket, ref = Bucket(settings), UploadRef.parse(httpx2.get(url).json()["ref"])
                 keys = sorted(info.key for info in bucket.objects(ref.sheets_prefix))
                 bucket.delete(random.Random(1).sample(keys, arguments.removed))  # noqa: S311 - no secret
                 measure(f"reconciled, {arguments.removed:,} objects removed", reconcile)
-                status, report = httpx.get(url).json(), httpx.get(f"{url}/verify", timeout=600).json()
+                status, report = httpx2.get(url).json(), httpx2.get(f"{url}/verify", timeout=600).json()
             finally:
                 stack.stop()
     print(f"\n{status['status']}: {status['completedPages']} sheets, {len(keys):,} objects; verified afterwards: {report['verified']}\n")

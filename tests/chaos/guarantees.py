@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
 
-import httpx2 as httpx
+import httpx2
 import pytest
 
 from activities.bucket.keys import UploadRef
@@ -28,7 +28,7 @@ def accepted(stack: Stack, body: bytes, plan: str = "a1") -> UploadRef:
     """Sends the PDF until it is accepted, as a patient client does: each time with the same Idempotency-Key."""
     key, deadline = str(uuid.uuid4()), time.monotonic() + DEADLINE_S
     while True:
-        answer = httpx.post(
+        answer = httpx2.post(
             stack.api_url + PLAN.format(plan=plan),
             params={"filename": "plan.pdf"},
             content=body,
@@ -71,8 +71,8 @@ def wait_for(stack: Stack, upload: str, condition: Callable[[dict[str, Any]], bo
     status: dict[str, Any] = {}
     while time.monotonic() < deadline:
         try:
-            status = httpx.get(stack.api_url + upload, timeout=60).json()
-        except httpx.TransportError:
+            status = httpx2.get(stack.api_url + upload, timeout=60).json()
+        except httpx2.TransportError:
             time.sleep(0.2)
             continue
         assert status["version"] >= version, status
@@ -159,16 +159,16 @@ class Watch:
         while not (self._ended or self._closed):
             headers = {} if self._last is None else {"Last-Event-ID": str(self._last)}
             try:
-                with httpx.stream(
-                    "GET", f"{address(self._stack, self._ref)}/events", headers=headers, timeout=httpx.Timeout(5, read=60)
+                with httpx2.stream(
+                    "GET", f"{address(self._stack, self._ref)}/events", headers=headers, timeout=httpx2.Timeout(5, read=60)
                 ) as answer:
                     if answer.status_code == 200:
                         self._read(answer)
-            except httpx.TransportError:
+            except httpx2.TransportError:
                 pass
             time.sleep(0.1)
 
-    def _read(self, answer: httpx.Response) -> None:
+    def _read(self, answer: httpx2.Response) -> None:
         event: dict[str, str] = {}
         for line in answer.iter_lines():
             if line:

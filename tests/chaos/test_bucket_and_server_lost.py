@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-import httpx2 as httpx
+import httpx2
 import pytest
 
 from activities.bucket.keys import UploadRef
@@ -114,7 +114,7 @@ def test_lost_temporal_database_costs_no_committed_sheet(new_stack: Callable[...
             assert written.isdisjoint(done)
         # Temporal has forgotten the upload that had finished before.
         bucket.delete([f"{forgotten.tiles_prefix(2)}0/0_0.jpeg", forgotten.descriptor(3)])
-        assert httpx.post(f"{address(stack, forgotten)}/reconcile", timeout=DEADLINE_S).status_code == 202
+        assert httpx2.post(f"{address(stack, forgotten)}/reconcile", timeout=DEADLINE_S).status_code == 202
         with Watch(stack, forgotten) as watch:
             final = watch.end()
         assert (final["status"], final["completedPages"], final["reconciled"]) == ("complete", PAGES, True)
@@ -126,8 +126,8 @@ def first_status(stack: Stack, ref: UploadRef) -> dict[str, object]:
     deadline = time.monotonic() + DEADLINE_S
     while True:
         try:
-            return dict(httpx.get(address(stack, ref), timeout=DEADLINE_S).json())
-        except httpx.TransportError:
+            return dict(httpx2.get(address(stack, ref), timeout=DEADLINE_S).json())
+        except httpx2.TransportError:
             assert time.monotonic() < deadline
             time.sleep(0.05)
 

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
-import httpx2 as httpx
+import httpx2
 from temporalio.client import Client, ScheduleActionExecutionStartWorkflow, ScheduleHandle
 
 from activities.bucket.keys import UploadRef
@@ -37,7 +37,7 @@ async def begun(stack: Stack, pages: int, plan: str) -> UploadRef:
 
 async def ask(method: str, stack: Stack, ref: UploadRef) -> int:
     """Sends a request for the upload; returns the answer's status."""
-    return (await asyncio.to_thread(httpx.request, method, address(stack, ref), timeout=DEADLINE_S)).status_code
+    return (await asyncio.to_thread(httpx2.request, method, address(stack, ref), timeout=DEADLINE_S)).status_code
 
 
 async def look_again_soon(client: Client, ref: UploadRef) -> None:

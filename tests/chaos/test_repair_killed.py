@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-import httpx2 as httpx
+import httpx2
 
 from activities.bucket.keys import UploadRef
 from activities.bucket.listing import Listing
@@ -35,10 +35,10 @@ def test_killed_repair_leaves_no_lie_and_is_finished(new_stack: Callable[..., St
 
     def damage() -> None:
         bucket.delete([f"{ref.tiles_prefix(number)}0/0_0.jpeg" for number in range(1, PAGES)])
-        assert httpx.post(f"{address(stack, ref)}/reconcile", timeout=DEADLINE_S).status_code == 202
+        assert httpx2.post(f"{address(stack, ref)}/reconcile", timeout=DEADLINE_S).status_code == 202
 
     def ready() -> int:
-        answer: dict[str, Any] = httpx.get(address(stack, ref), timeout=DEADLINE_S).json()
+        answer: dict[str, Any] = httpx2.get(address(stack, ref), timeout=DEADLINE_S).json()
         return int(answer["completedPages"]) if answer["status"] == "processing" else PAGES
 
     damage()
@@ -55,7 +55,7 @@ def test_killed_repair_leaves_no_lie_and_is_finished(new_stack: Callable[..., St
     stack.kill("worker-tile")
     assert lies(bucket, ref) == []
     plan = stack.api_url + PLAN.format(plan=ref.plan).removesuffix("/uploads")
-    httpx.post(f"{plan}/reconcile?deep=true", timeout=DEADLINE_S).raise_for_status()
+    httpx2.post(f"{plan}/reconcile?deep=true", timeout=DEADLINE_S).raise_for_status()
     stack.start_process("worker-tile")
-    wait_until(lambda: httpx.get(f"{address(stack, ref)}/verify", timeout=DEADLINE_S).json()["verified"] and ready() == PAGES)
+    wait_until(lambda: httpx2.get(f"{address(stack, ref)}/verify", timeout=DEADLINE_S).json()["verified"] and ready() == PAGES)
     assert sheets_in(bucket_directory, upload) == expected

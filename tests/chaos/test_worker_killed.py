@@ -1,6 +1,6 @@
 """A job whose processes are killed or stopped in the middle leaves the same bucket as an undisturbed one."""
 
-import httpx2 as httpx
+import httpx2
 import pytest
 
 from deploy.local import Stack
@@ -81,7 +81,7 @@ def test_cancelled_upload_leaves_nothing_behind(stack_to_kill: Stack, body: byte
     """After a cancel nothing is written any more; exactly the sheets that are counted have a ``.dzi``, and these are whole."""
     upload = send(stack_to_kill, body)
     wait_for(stack_to_kill, upload, lambda status: status["completedPages"] >= 1)
-    assert httpx.post(f"{stack_to_kill.api_url}{upload}/cancel", timeout=DEADLINE_S).status_code == 202
+    assert httpx2.post(f"{stack_to_kill.api_url}{upload}/cancel", timeout=DEADLINE_S).status_code == 202
     status = wait_for(stack_to_kill, upload, lambda status: status["completedAt"] is not None)
     assert status["status"] == "cancelled"
     assert {sheet["status"] for sheet in status["sheets"]} == {"ready", "pending"}

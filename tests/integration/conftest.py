@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator
 
-import httpx2 as httpx
+import httpx2
 import pytest
 from temporalio.client import Client
 
@@ -16,7 +16,7 @@ async def temporal(temporal_server: TemporalServer) -> Client:
 
 
 @pytest.fixture
-async def http() -> AsyncIterator[httpx.AsyncClient]:
+async def http() -> AsyncIterator[httpx2.AsyncClient]:
     """An HTTP client."""
-    async with httpx.AsyncClient(timeout=120, trust_env=False) as client:
+    async with httpx2.AsyncClient(timeout=120, trust_env=False) as client:
         yield client

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import httpx2 as httpx
+import httpx2
 import pytest
 import uvicorn
 from temporalio import activity
@@ -183,7 +183,7 @@ class Activities(FakeActivities):
 class Stream:
     """The events of one connection."""
 
-    def __init__(self, response: httpx.Response) -> None:
+    def __init__(self, response: httpx2.Response) -> None:
         self.response = response
         self._lines = response.aiter_lines()
         self.last_id: int | None = None
@@ -217,14 +217,14 @@ class Stream:
 
 
 @asynccontextmanager
-async def streaming(http: httpx.AsyncClient, url: str, after: int | None = None) -> AsyncIterator[Stream]:
+async def streaming(http: httpx2.AsyncClient, url: str, after: int | None = None) -> AsyncIterator[Stream]:
     """A connection to an upload's events."""
     headers = {} if after is None else {"Last-Event-ID": str(after)}
     async with http.stream("GET", f"{url}/events", headers=headers) as response:
         yield Stream(response)
 
 
-async def send(http: httpx.AsyncClient, api: ApiProcess, content: Any = PDF, **options: Any) -> UploadRef:
+async def send(http: httpx2.AsyncClient, api: ApiProcess, content: Any = PDF, **options: Any) -> UploadRef:
     """Uploads a PDF."""
     answer = await http.post(api.url + BASE, content=content, **options)
     assert answer.status_code == 202, answer.text
@@ -237,13 +237,13 @@ def url_of(api: ApiProcess, ref: UploadRef) -> str:
     return f"{api.url}{BASE}/{ref.upload}"
 
 
-async def state_of(http: httpx.AsyncClient, api: ApiProcess, ref: UploadRef) -> dict[str, Any]:
+async def state_of(http: httpx2.AsyncClient, api: ApiProcess, ref: UploadRef) -> dict[str, Any]:
     """The progress as GET says it."""
     answer: dict[str, Any] = (await http.get(url_of(api, ref))).json()
     return answer
 
 
-async def listed(http: httpx.AsyncClient, api: ApiProcess) -> list[str]:
+async def listed(http: httpx2.AsyncClient, api: ApiProcess) -> list[str]:
     """The refs of the plan's uploads."""
     return [entry["ref"] for entry in (await http.get(api.url + BASE)).json()["uploads"]]
 
@@ -261,7 +261,7 @@ def merged(events: list[tuple[str, str]]) -> dict[str, Any]:
     return known
 
 
-async def test_upload_is_watched_to_its_end(http: httpx.AsyncClient, api: ApiProcess, bucket: Bucket, temporal: Client) -> None:
+async def test_upload_is_watched_to_its_end(http: httpx2.AsyncClient, api: ApiProcess, bucket: Bucket, temporal: Client) -> None:
     """From POST to ``end``: every change arrives, versions grow, the last event is the manifest byte for byte, for latecomers too."""
     fake = Activities(pages(8), bucket)
     fake.gate.clear()
@@ -290,7 +290,7 @@ async def test_upload_is_watched_to_its_end(http: httpx.AsyncClient, api: ApiPro
     assert (answer["status"], answer["version"], answer["warning"]) == ("complete", final, None)
 
 
-async def test_killed_api_loses_no_change(http: httpx.AsyncClient, api: ApiProcess, bucket: Bucket, temporal: Client) -> None:
+async def test_killed_api_loses_no_change(http: httpx2.AsyncClient, api: ApiProcess, bucket: Bucket, temporal: Client) -> None:
     """SIGKILL with open streams; after the restart ``Last-Event-ID`` brings exactly what was missed."""
     fake = Activities(pages(6), bucket)
     fake.gate.clear()
@@ -303,7 +303,7 @@ async def test_killed_api_loses_no_change(http: httpx.AsyncClient, api: ApiProce
                 before = ("snapshot", json.dumps(merged([before, await stream.next()])))
             last_id = stream.last_id
             api.end(signal.SIGKILL)
-            with pytest.raises(httpx.TransportError):
+            with pytest.raises(httpx2.TransportError):
                 await stream.rest()
         fake.gate.set()
         handle = temporal.get_workflow_handle(ref.workflow_id)
@@ -320,12 +320,12 @@ async def test_killed_api_loses_no_change(http: httpx.AsyncClient, api: ApiProce
     assert merged([before, events[0]]) == manifest
 
 
-async def _has(http: httpx.AsyncClient, api: ApiProcess, ref: UploadRef, name: str, value: object) -> bool:
+async def _has(http: httpx2.AsyncClient, api: ApiProcess, ref: UploadRef, name: str, value: object) -> bool:
     return bool((await state_of(http, api, ref))[name] == value)
 
 
 async def test_two_processes_tell_the_same(
-    http: httpx.AsyncClient, api: ApiProcess, new_api: Callable[..., ApiProcess], bucket: Bucket, temporal: Client
+    http: httpx2.AsyncClient, api: ApiProcess, new_api: Callable[..., ApiProcess], bucket: Bucket, temporal: Client
 ) -> None:
     """A client may watch, and come back, through any API process."""
     apis = [api, new_api()]
@@ -340,7 +340,7 @@ async def test_two_processes_tell_the_same(
     assert merged([first[0], *rests[0]]) == merged([first[1], *rests[1]]) == json.loads(bucket.get(ref.manifest).body)
 
 
-async def test_client_that_never_reads_delays_nobody(http: httpx.AsyncClient, tmp_path: Path) -> None:
+async def test_client_that_never_reads_delays_nobody(http: httpx2.AsyncClient, tmp_path: Path) -> None:
     """While two connections take nothing, a third sees every change; the first then gets them together, the second holds up no stop.
 
     A real Temporal cannot carry a state that is larger than the kernel's buffers, so this one is pretended.
@@ -383,7 +383,7 @@ def deaf_connection(port: int) -> socket.socket:
 
 
 async def test_sigterm_ends_within_seconds_with_streams_open(
-    http: httpx.AsyncClient, new_api: Callable[..., ApiProcess], bucket: Bucket, temporal: Client
+    http: httpx2.AsyncClient, new_api: Callable[..., ApiProcess], bucket: Bucket, temporal: Client
 ) -> None:
     """The streams break off, without an ``end`` that would be none; the process exits with 0."""
     api = new_api()
@@ -396,7 +396,7 @@ async def test_sigterm_ends_within_seconds_with_streams_open(
             await two.next()
             assert await asyncio.to_thread(api.end, signal.SIGTERM) == 0
             for stream in (one, two):
-                with pytest.raises(httpx.TransportError):
+                with pytest.raises(httpx2.TransportError):
                     await stream.rest()
         assert "graceful shutdown exceeded" not in api.log.read_text()
         fake.gate.set()
@@ -405,7 +405,7 @@ async def test_sigterm_ends_within_seconds_with_streams_open(
 
 @pytest.mark.parametrize("form", [False, True])
 async def test_connection_cut_in_the_middle_of_an_upload_leaves_nothing(
-    http: httpx.AsyncClient, api: ApiProcess, bucket_directory: Path, form: bool
+    http: httpx2.AsyncClient, api: ApiProcess, bucket_directory: Path, form: bool
 ) -> None:
     """Half an upload is none, and no half object stays, not even with its key."""
     before, uploads = files_below(bucket_directory), await listed(http, api)
@@ -438,7 +438,7 @@ async def test_server_stopped_in_the_middle_of_an_upload_leaves_nothing(new_api:
 
 
 @pytest.mark.parametrize("form", [False, True])
-async def test_memory_stays_constant(http: httpx.AsyncClient, new_api: Callable[..., ApiProcess], bucket: Bucket, form: bool) -> None:
+async def test_memory_stays_constant(http: httpx2.AsyncClient, new_api: Callable[..., ApiProcess], bucket: Bucket, form: bool) -> None:
     """A file of 300 MB needs no more memory than the bucket's own buffers."""
     api, count = new_api(), 300
 
@@ -463,7 +463,7 @@ async def test_memory_stays_constant(http: httpx.AsyncClient, new_api: Callable[
 
 
 async def test_api_lives_without_temporal(
-    http: httpx.AsyncClient, api: ApiProcess, new_api: Callable[..., ApiProcess], free_port: int, temporal: Client, bucket: Bucket
+    http: httpx2.AsyncClient, api: ApiProcess, new_api: Callable[..., ApiProcess], free_port: int, temporal: Client, bucket: Bucket
 ) -> None:
     """It starts, is not ready, and accepts; an API that has Temporal runs what was accepted at the first look."""
     lonely = new_api(f"127.0.0.1:{free_port}")
@@ -480,7 +480,7 @@ async def test_api_lives_without_temporal(
         await until_async(lambda: _has(http, api, ref, "status", "complete"))
 
 
-async def test_no_worker_is_no_wait(http: httpx.AsyncClient, api: ApiProcess) -> None:
+async def test_no_worker_is_no_wait(http: httpx2.AsyncClient, api: ApiProcess) -> None:
     """An accepted upload that no worker answers for is shown soon, as queued, with a warning: it is us who give the query up."""
     ref = await send(http, api)
     started = time.monotonic()
@@ -489,7 +489,7 @@ async def test_no_worker_is_no_wait(http: httpx.AsyncClient, api: ApiProcess) ->
     assert (answer["status"], "no worker" in answer["warning"]) == ("queued", True)
 
 
-async def test_cancel_ends_the_upload(http: httpx.AsyncClient, api: ApiProcess, bucket: Bucket, temporal: Client) -> None:
+async def test_cancel_ends_the_upload(http: httpx2.AsyncClient, api: ApiProcess, bucket: Bucket, temporal: Client) -> None:
     """Cancel is accepted, the stream ends with ``cancelled``, twice is no error."""
     fake = Activities(pages(3), bucket)
     fake.gate.clear()
@@ -504,7 +504,7 @@ async def test_cancel_ends_the_upload(http: httpx.AsyncClient, api: ApiProcess, 
         assert (await http.post(f"{url_of(api, ref)}/cancel")).status_code == 202
 
 
-async def test_retry_reopens_an_upload(http: httpx.AsyncClient, api: ApiProcess, bucket: Bucket, temporal: Client) -> None:
+async def test_retry_reopens_an_upload(http: httpx2.AsyncClient, api: ApiProcess, bucket: Bucket, temporal: Client) -> None:
     """A failed sheet of an upload that has ended is tried again; whoever comes back sees only what changed."""
     fake = Activities(pages(3), bucket)
     fake.tile_errors[2] = [PageUnreadable("page 2")]
@@ -527,7 +527,7 @@ async def test_retry_reopens_an_upload(http: httpx.AsyncClient, api: ApiProcess,
     assert merged([*events, *again[:-1]]) == json.loads(bucket.get(ref.manifest).body)
 
 
-async def test_terminated_run_is_failed(http: httpx.AsyncClient, api: ApiProcess, bucket: Bucket, temporal: Client) -> None:
+async def test_terminated_run_is_failed(http: httpx2.AsyncClient, api: ApiProcess, bucket: Bucket, temporal: Client) -> None:
     """An operator's Terminate ends the stream with ``failed``, and a reconcile brings the upload back."""
     fake = Activities(pages(2), bucket)
     fake.gate.clear()
@@ -544,7 +544,7 @@ async def test_terminated_run_is_failed(http: httpx.AsyncClient, api: ApiProcess
         await until_async(lambda: _has(http, api, ref, "status", "complete"))
 
 
-async def test_failing_bucket_is_a_warning(http: httpx.AsyncClient, api: ApiProcess, bucket: Bucket, temporal: Client) -> None:
+async def test_failing_bucket_is_a_warning(http: httpx2.AsyncClient, api: ApiProcess, bucket: Bucket, temporal: Client) -> None:
     """While an activity keeps failing, GET names its last failure and the number of tries."""
     fake = Activities(pages(1), bucket)
     fake.upload_errors[1] = [StorageUnavailable("the bucket answers 503")] * 100
@@ -560,7 +560,7 @@ async def test_failing_bucket_is_a_warning(http: httpx.AsyncClient, api: ApiProc
         await until_async(lambda: _has(http, api, ref, "status", "complete"))
 
 
-async def test_list_shows_running_and_ended_uploads(http: httpx.AsyncClient, api: ApiProcess, bucket: Bucket, temporal: Client) -> None:
+async def test_list_shows_running_and_ended_uploads(http: httpx2.AsyncClient, api: ApiProcess, bucket: Bucket, temporal: Client) -> None:
     """Newest first, each with its state."""
     fake = Activities(pages(2), bucket)
     async with working(temporal, fake):

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
-import httpx2 as httpx
+import httpx2
 import pytest
 from temporalio.api.enums.v1 import EventType
 from temporalio.client import Client
@@ -250,7 +250,7 @@ def test_a_plan_is_complete_and_the_same_through(site: Site, rules: list[Rule]) 
     assert (final["status"], final["completedPages"], final["totalPages"]) == ("complete", PAGES, PAGES)
     assert [rule for rule in rules if not rule.struck and rule.chance == 1] == []
     assert_whole(site.settings, ref, site.expected)
-    status = httpx.get(address(site.stack, ref), timeout=DEADLINE_S).json()
+    status = httpx2.get(address(site.stack, ref), timeout=DEADLINE_S).json()
     assert status["version"] == final["version"]
 
 
@@ -262,13 +262,13 @@ def test_a_deletion_is_not_said_before_its_mark_is_there(site: Site) -> None:
     rule = Rule(lies_about_put, method="PUT", target=r"upload\.json$", times=1)
     site.faults.lay(rule)
     try:
-        refused = httpx.delete(address(site.stack, ref))
+        refused = httpx2.delete(address(site.stack, ref))
     finally:
         site.faults.lay()
     assert (refused.status_code, refused.json()["type"], rule.struck) == (503, "StorageUnavailable", 1)
-    assert httpx.get(address(site.stack, ref)).json()["status"] == "complete"
-    assert httpx.delete(address(site.stack, ref)).status_code == 202
-    assert httpx.get(address(site.stack, ref)).status_code == 404
+    assert httpx2.get(address(site.stack, ref)).json()["status"] == "complete"
+    assert httpx2.delete(address(site.stack, ref)).status_code == 202
+    assert httpx2.get(address(site.stack, ref)).status_code == 404
 
 
 def await_status(stack: Stack, ref: UploadRef, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
@@ -276,7 +276,7 @@ def await_status(stack: Stack, ref: UploadRef, condition: Callable[[dict[str, An
     seen: list[dict[str, Any]] = []
 
     def holds() -> bool:
-        seen.append(httpx.get(address(stack, ref), timeout=DEADLINE_S).json())
+        seen.append(httpx2.get(address(stack, ref), timeout=DEADLINE_S).json())
         return condition(seen[-1])
 
     until(holds, ASK_S)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import httpx2 as httpx
+import httpx2
 import pytest
 
 from deploy.local import Stack
@@ -47,7 +47,7 @@ def test_forecast_of_the_sample_plan_holds(stack: Stack, tmp_path: Path) -> None
 @pytest.mark.parametrize("path", [path for path in sorted(PLANS.glob("*.pdf")) if path.name.startswith(SHORT)], ids=lambda path: path.stem)
 def test_forecast_of_a_real_plan_holds(stack: Stack, path: Path) -> None:
     """The same for plans that somebody builds from, at half the resolution."""
-    answer = httpx.post(
+    answer = httpx2.post(
         f"{stack.api_url}/v1/organizations/acme/projects/tower/plans/a1/uploads?dpi=150",
         content=path.read_bytes(),
         headers={"Content-Type": "application/pdf"},

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-import httpx2 as httpx
+import httpx2
 import pytest
 
 from activities.bucket.dzi import sheet_size
@@ -31,7 +31,7 @@ def test_page_without_memory_is_made_at_half_its_resolution(new_stack: Callable[
     assert [note["type"] for note in sheet["notes"]] == ["Scaled"]
     assert "150 dpi instead of 300" in sheet["notes"][0]["message"]
 
-    report = httpx.get(stack.api_url + undisturbed + "/verify", params={"deep": "true"}, timeout=240).json()
+    report = httpx2.get(stack.api_url + undisturbed + "/verify", params={"deep": "true"}, timeout=240).json()
     assert report["verified"], report
 
     disturbed = send(stack, body)

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import httpx2 as httpx
+import httpx2
 import pytest
 from temporalio.client import Client
 
@@ -231,12 +231,12 @@ def test_processes_that_died_start_again_and_a_stop_finishes_the_pages_at_hand(n
     until(lambda: all(process.is_running and process.pid != before[name] for name, process in stack.processes.items()))
 
     def ready() -> bool:
-        with suppress(httpx.TransportError):
-            return httpx.get(f"{stack.api_url}/readyz", timeout=60).is_success
+        with suppress(httpx2.TransportError):
+            return httpx2.get(f"{stack.api_url}/readyz", timeout=60).is_success
         return False
 
     until(ready, ASK_S)
-    response = httpx.post(
+    response = httpx2.post(
         f"{stack.api_url}/v1/organizations/acme/projects/tower/plans/a1/uploads",
         content=plan_set(16),
         headers={"Content-Type": "application/pdf"},

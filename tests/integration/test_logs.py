@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import httpx2 as httpx
+import httpx2
 import pytest
 
 from deploy.local import Stack
@@ -62,7 +62,7 @@ def test_every_line_about_an_upload_shows_its_ref(
     ref = status["ref"]
     # A native library that loses its server speaks up, too.
     stack.kill("temporal")
-    assert httpx.post(stack.api_url + upload + "/sheets/1/retry", timeout=60).status_code in (409, 503)
+    assert httpx2.post(stack.api_url + upload + "/sheets/1/retry", timeout=60).status_code in (409, 503)
     stack.start_process("temporal")
     stack.stop()
 

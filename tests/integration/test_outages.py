@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
-import httpx2 as httpx
+import httpx2
 import pytest
 from temporalio.api.enums.v1 import EventType, PendingActivityState
 from temporalio.api.workflow.v1 import PendingActivityInfo
@@ -84,7 +84,7 @@ async def test_cancel_while_a_commit_hangs(new_stack: Callable[..., Stack], s3_s
             return any(WAIT_FOR_LATE_WRITES in str(marker.marker_recorded_event_attributes.details) for marker in markers)
 
         await until_async(commits)
-        answer = await asyncio.to_thread(httpx.post, f"{address(on.stack, ref)}/cancel")
+        answer = await asyncio.to_thread(httpx2.post, f"{address(on.stack, ref)}/cancel")
         assert answer.status_code == 202
         cancelled_at = datetime.now(UTC)
         if worker == "stops":

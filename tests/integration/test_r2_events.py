@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx2 as httpx
+import httpx2
 import pytest
 from temporalio.client import Client
 
@@ -75,7 +75,7 @@ def page(number: int) -> Page:
     return pages(number)[-1]
 
 
-async def cancelled(http: httpx.AsyncClient, api: ApiProcess, fake: Activities) -> UploadRef:
+async def cancelled(http: httpx2.AsyncClient, api: ApiProcess, fake: Activities) -> UploadRef:
     """An upload that was cancelled when only its first sheet was ready, and whose second was committed later all the same."""
     fake.gate.clear()
     ref = await send(http, api)
@@ -95,7 +95,7 @@ async def cancelled(http: httpx.AsyncClient, api: ApiProcess, fake: Activities) 
     return ref
 
 
-async def wait_until_ready(http: httpx.AsyncClient, api: ApiProcess, ref: UploadRef, sheet: int) -> dict[str, Any]:
+async def wait_until_ready(http: httpx2.AsyncClient, api: ApiProcess, ref: UploadRef, sheet: int) -> dict[str, Any]:
     """Waits until the sheet is ready and the run has ended; the progress then."""
 
     async def is_ready() -> bool:
@@ -112,7 +112,7 @@ def batches(requests: list[Request]) -> list[list[dict[str, Any]]]:
 
 
 async def test_the_worker_forwards_events_from_its_queue(
-    workerd: Path, http: httpx.AsyncClient, api: ApiProcess, bucket: Bucket, temporal: Client, tmp_path: Path
+    workerd: Path, http: httpx2.AsyncClient, api: ApiProcess, bucket: Bucket, temporal: Client, tmp_path: Path
 ) -> None:
     """A committed sheet that the progress does not know becomes ready; poison comes once more, alone, and is kept aside."""
     fake = Activities(pages(3), bucket)
@@ -152,13 +152,13 @@ def _send_all(worker: RunningWorker, ref: UploadRef) -> None:
     worker.send(json.dumps(event("plans", "something/else.dzi")), "text")
 
 
-async def _unreadable(http: httpx.AsyncClient, api: ApiProcess) -> list[dict[str, Any]]:
+async def _unreadable(http: httpx2.AsyncClient, api: ApiProcess) -> list[dict[str, Any]]:
     answer: list[dict[str, Any]] = (await http.get(f"{api.url}/v1/events/unreadable")).json()["unreadable"]
     return answer
 
 
 async def test_the_worker_brings_back_what_was_not_taken(
-    workerd: Path, http: httpx.AsyncClient, api: ApiProcess, bucket: Bucket, temporal: Client, tmp_path: Path
+    workerd: Path, http: httpx2.AsyncClient, api: ApiProcess, bucket: Bucket, temporal: Client, tmp_path: Path
 ) -> None:
     """A gateway's error, or a wrong secret, loses nothing: every message comes again."""
     fake = Activities(pages(2), bucket)
@@ -222,7 +222,7 @@ def queue() -> Iterator[FakeQueue]:
 
 
 async def test_the_role_sets_a_progress_right(
-    http: httpx.AsyncClient,
+    http: httpx2.AsyncClient,
     api: ApiProcess,
     bucket: Bucket,
     temporal: Client,
@@ -256,7 +256,7 @@ async def test_the_role_sets_a_progress_right(
 
 
 async def test_the_role_outlives_temporal(
-    http: httpx.AsyncClient,
+    http: httpx2.AsyncClient,
     api: ApiProcess,
     bucket: Bucket,
     temporal: Client,
@@ -360,7 +360,7 @@ def test_an_object_that_was_written_late_is_counted(
 def _copy_late(stack: Stack, bucket: Bucket, queue: FakeQueue, hook: Hook) -> None:
     body = plan_set(2)
     whole, late = send_plan(stack, body), send_plan(stack, body)
-    httpx.post(f"{stack.api_url}{late}/cancel", timeout=60).raise_for_status()
+    httpx2.post(f"{stack.api_url}{late}/cancel", timeout=60).raise_for_status()
     assert wait_for(stack, whole, lambda status: status["completedAt"] is not None)["status"] == "complete"
     before = wait_for(stack, late, lambda status: status["completedAt"] is not None)
     assert before["status"] == "cancelled"

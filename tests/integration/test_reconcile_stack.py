@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import httpx2 as httpx
+import httpx2
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -52,13 +52,13 @@ class Uploaded:
     def reconcile(self, times: int = 1) -> dict[str, Any]:
         """Asks for it, so often at once, and waits for the end; on the way the version never falls."""
         for _ in range(times):
-            assert httpx.post(f"{self.url}/reconcile", timeout=DEADLINE_S).status_code == 202
+            assert httpx2.post(f"{self.url}/reconcile", timeout=DEADLINE_S).status_code == 202
         return self.end()
 
     def end(self) -> dict[str, Any]:
         """Watches the upload until it has ended; the final document."""
         parser, version = EventParser(), 0
-        with httpx.stream("GET", f"{self.url}/events", timeout=DEADLINE_S) as answer:
+        with httpx2.stream("GET", f"{self.url}/events", timeout=DEADLINE_S) as answer:
             for chunk in answer.iter_bytes():
                 for event in parser.feed(chunk):
                     document: dict[str, Any] = json.loads(event.data)
@@ -81,7 +81,7 @@ class Uploaded:
 
 def _uploaded(stack: Stack, bucket: Bucket) -> Uploaded:
     body = plan_set(PAGES, 300, 200)
-    answer = httpx.post(
+    answer = httpx2.post(
         f"{stack.api_url}{UPLOADS}?dpi=72&tileSize=128", content=body, headers={"Content-Type": "application/pdf"}, timeout=DEADLINE_S
     )
     uploaded = Uploaded(stack, bucket, UploadRef.parse(answer.raise_for_status().json()["ref"]), {})
@@ -144,7 +144,7 @@ def _survives(
     if forgets:
         uploaded.end()
         bucket.delete([ref.manifest])
-    dry = httpx.post(f"{uploaded.url}/reconcile?dryRun=true", timeout=DEADLINE_S).json()
+    dry = httpx2.post(f"{uploaded.url}/reconcile?dryRun=true", timeout=DEADLINE_S).json()
     assert forgets or dry["verified"] is not bool(names | junk)
     uploaded.tell(*events[1])
     document = uploaded.reconcile(times)
@@ -152,7 +152,7 @@ def _survives(
     assert document["reconciled"]
     assert document["version"] > before["version"]
     assert uploaded.derived() == uploaded.objects
-    assert httpx.get(f"{uploaded.url}/verify", timeout=DEADLINE_S).json()["verified"]
+    assert httpx2.get(f"{uploaded.url}/verify", timeout=DEADLINE_S).json()["verified"]
     manifest = from_json(Snapshot, bucket.get(ref.manifest).body)
     assert manifest.version == document["version"]
     assert all(sheet.status == "ready" for sheet in manifest.sheets)

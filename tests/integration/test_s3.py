@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx2 as httpx
+import httpx2
 import pytest
 
 from activities.attempt import to_application_error
@@ -118,7 +118,7 @@ def test_r2s_rules_hold_for_every_request(recorder: Recorder, settings: BucketSe
     outcome = set_up(setup, settings.url, ["https://plans.example.com"], create=True, say=lambda _: None)
     assert outcome == DONE
     upload = setup.start_upload("a/e", 9 * MIB, 60)
-    etags = [httpx.put(url, content=bytes(size)).headers["etag"] for url, size in zip(upload.urls, (8 * MIB, MIB), strict=True)]
+    etags = [httpx2.put(url, content=bytes(size)).headers["etag"] for url, size in zip(upload.urls, (8 * MIB, MIB), strict=True)]
     setup.complete("a/e", upload.upload_id, etags)
     setup.abort("a/f", setup.start_upload("a/f", 1, 60).upload_id)
     made = {(request.method, re.sub(r"=[^&]*", "", request.target.partition("?")[2])) for request in recorder.requests}
@@ -439,7 +439,7 @@ def test_set_up_says_what_it_did(s3_server: TestServer) -> None:
             "CORS: pages of https://plans.example.com may read, and write to presigned URLs",
         ]
         assert said[3].startswith("lifecycle: not set. The server does not offer it")
-    asked = httpx.options(
+    asked = httpx2.options(
         f"{settings.endpoint}/set-up-says/a",
         headers={"Origin": "https://plans.example.com", "Access-Control-Request-Method": "PUT"},
     )
@@ -501,9 +501,9 @@ def test_presigned_upload_takes_equal_parts(s3_server: TestServer) -> None:
     upload = setup.start_upload("source.pdf", len(body), 60)
     assert [(unfinished.key, unfinished.upload_id) for unfinished in setup.unfinished_uploads()] == [("source.pdf", upload.upload_id)]
     pieces = [body[start : start + upload.part_bytes] for start in range(0, len(body), upload.part_bytes)]
-    assert httpx.put(upload.urls[0].replace("source.pdf", "other.pdf"), content=pieces[0]).status_code == 403
-    assert httpx.get(upload.urls[0]).status_code == 403
-    etags = [httpx.put(url, content=piece).headers["etag"] for url, piece in zip(upload.urls, pieces, strict=True)]
+    assert httpx2.put(upload.urls[0].replace("source.pdf", "other.pdf"), content=pieces[0]).status_code == 403
+    assert httpx2.get(upload.urls[0]).status_code == 403
+    etags = [httpx2.put(url, content=piece).headers["etag"] for url, piece in zip(upload.urls, pieces, strict=True)]
     with pytest.raises(BucketError):
         setup.complete("source.pdf", upload.upload_id, [*etags[:-1], '"0"'])
     setup.complete("source.pdf", upload.upload_id, etags)

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable
 
-import httpx2 as httpx
+import httpx2
 import pytest
 
 from activities.bucket.setup import BucketSetup
@@ -44,8 +44,8 @@ def test_a_plan_over_s3_is_the_same_as_in_a_directory(new_stack: Callable[..., S
     assert sheets_on_server(bucket, undisturbed) == expected
     tile = "/sheets/sheet-1/tiles/sheet-1_files/0/0_0.jpeg"
     assert (
-        httpx.get(over_s3.api_url + undisturbed + tile, timeout=60).content
-        == httpx.get(stack.api_url + in_directory + tile, timeout=60).content
+        httpx2.get(over_s3.api_url + undisturbed + tile, timeout=60).content
+        == httpx2.get(stack.api_url + in_directory + tile, timeout=60).content
     )
 
     disturbed = send(over_s3, body)

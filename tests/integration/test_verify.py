@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import httpx2 as httpx
+import httpx2
 import pytest
 
 from activities.bucket.dzi import Pyramid
@@ -24,7 +24,9 @@ UPLOADS = "/v1/organizations/acme/projects/tower/plans/verify/uploads"
 @pytest.fixture
 def ref(stack: Stack) -> UploadRef:
     """A complete upload of two sheets."""
-    response = httpx.post(f"{stack.api_url}{UPLOADS}", content=plan_set(2), headers={"Content-Type": "application/pdf"}, timeout=DEADLINE_S)
+    response = httpx2.post(
+        f"{stack.api_url}{UPLOADS}", content=plan_set(2), headers={"Content-Type": "application/pdf"}, timeout=DEADLINE_S
+    )
     assert response.status_code == 202
     ref = UploadRef.parse(response.json()["ref"])
     until((stack.data_dir / "bucket" / ref.manifest).exists)
@@ -53,7 +55,7 @@ def ways(stack: Stack) -> list[tuple[list[str], dict[str, str]]]:
 
 def tile_counts(stack: Stack, ref: UploadRef) -> list[int]:
     """The tiles that the sheets must have, by the sizes that the progress tells."""
-    sheets = httpx.get(f"{stack.api_url}{UPLOADS}/{ref.upload}", timeout=DEADLINE_S).json()["sheets"]
+    sheets = httpx2.get(f"{stack.api_url}{UPLOADS}/{ref.upload}", timeout=DEADLINE_S).json()["sheets"]
     return [Pyramid(sheet["width"], sheet["height"]).tile_count for sheet in sheets]
 
 
@@ -95,7 +97,7 @@ def test_what_is_wrong_is_named_and_exits_1(stack: Stack, ref: UploadRef) -> Non
         assert [line["event"] for line in told] == ["sheet", "sheet", "upload"]
         assert told[1]["data"]["missing"] == ["0/0_0.jpeg"]
         assert told[2]["data"]["verified"] is False
-        document = httpx.get(f"{stack.api_url}{UPLOADS}/{ref.upload}/verify", timeout=DEADLINE_S).json()
+        document = httpx2.get(f"{stack.api_url}{UPLOADS}/{ref.upload}/verify", timeout=DEADLINE_S).json()
         assert document["sheets"] == [line["data"] for line in told[:2]]
     assert not (sheet / "0/0_0.jpeg").exists()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
-import httpx2 as httpx
+import httpx2
 from starlette.applications import Starlette
 from starlette.types import Message
 from temporalio.api.workflow.v1 import PendingActivityInfo
@@ -164,9 +164,9 @@ def make_app(bucket: Bucket, temporal: FakeTemporal, *, max_file_bytes: int = 1 
     return create_app(bucket, temporal.connect, ApiSettings(BucketSettings("file:///unused"), max_file_bytes=max_file_bytes))
 
 
-def client_of(app: Starlette) -> httpx.AsyncClient:
+def client_of(app: Starlette) -> httpx2.AsyncClient:
     """An HTTP client without a socket."""
-    return httpx.AsyncClient(transport=httpx.ASGITransport(app, raise_app_exceptions=False), base_url=URL)
+    return httpx2.AsyncClient(transport=httpx2.ASGITransport(app, raise_app_exceptions=False), base_url=URL)
 
 
 def files_below(directory: Path) -> list[Path]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import httpx2 as httpx
+import httpx2
 import pytest
 from starlette.applications import Starlette
 from temporalio.api.workflow.v1 import PendingActivityInfo
@@ -50,7 +50,7 @@ def app(bucket: Bucket, temporal: FakeTemporal) -> Starlette:
 
 
 @pytest.fixture
-async def client(app: Starlette) -> AsyncIterator[httpx.AsyncClient]:
+async def client(app: Starlette) -> AsyncIterator[httpx2.AsyncClient]:
     """A client of the API."""
     async with client_of(app) as client:
         yield client
@@ -59,7 +59,7 @@ async def client(app: Starlette) -> AsyncIterator[httpx.AsyncClient]:
 # States
 
 
-async def test_running_upload_shows_the_progress_of_its_run(client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
+async def test_running_upload_shows_the_progress_of_its_run(client: httpx2.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
     """GET gives the whole progress, the fields of ``upload.json``, and links."""
     record = await accept(bucket)
     temporal.state = snapshot(READY, PENDING)
@@ -76,7 +76,7 @@ async def test_running_upload_shows_the_progress_of_its_run(client: httpx.AsyncC
     }
 
 
-async def test_unchanged_state_is_not_sent_again(client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
+async def test_unchanged_state_is_not_sent_again(client: httpx2.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
     """The strong ETag answers If-None-Match with 304 until something changes."""
     await accept(bucket)
     temporal.state = snapshot(READY, PENDING)
@@ -88,7 +88,7 @@ async def test_unchanged_state_is_not_sent_again(client: httpx.AsyncClient, buck
     assert (await client.get(PATH, headers={"If-None-Match": etag})).status_code == 200
 
 
-async def test_upload_whose_run_has_ended_shows_the_manifest(client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
+async def test_upload_whose_run_has_ended_shows_the_manifest(client: httpx2.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
     """When the run has ended, or its history is gone, the manifest is the answer, and no run is started."""
     await accept(bucket)
     final = snapshot(READY, FAILED, status=UploadStatus.PARTIAL)
@@ -99,7 +99,7 @@ async def test_upload_whose_run_has_ended_shows_the_manifest(client: httpx.Async
     assert temporal.starts == []
 
 
-async def test_accepted_upload_that_never_ran_is_started(client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
+async def test_accepted_upload_that_never_ran_is_started(client: httpx2.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
     """When there is neither a run nor a manifest, GET starts the workflow."""
     await accept(bucket)
     answer = await client.get(PATH)
@@ -108,7 +108,7 @@ async def test_accepted_upload_that_never_ran_is_started(client: httpx.AsyncClie
 
 
 async def test_first_answer_after_a_lost_history_counts_what_is_committed(
-    client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal
+    client: httpx2.AsyncClient, bucket: Bucket, temporal: FakeTemporal
 ) -> None:
     """A fresh process waits for the run. If that takes too long, it counts the sheets in the bucket, and the version stays right."""
     await accept(bucket)
@@ -130,14 +130,14 @@ async def test_first_answer_after_a_lost_history_counts_what_is_committed(
     assert (answer["completedPages"], answer["totalPages"]) == (1, 3)
 
 
-async def test_run_that_was_started_just_now_has_a_version(client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
+async def test_run_that_was_started_just_now_has_a_version(client: httpx2.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
     """Before a worker answers, the version is the start time: newer than a lost run's, and not newer than the new run's."""
     await accept(bucket)
     assert (await client.get(PATH)).json()["version"] == int(temporal.start_time.timestamp() * 1000)
 
 
 async def test_reopened_run_serves_the_manifest_until_it_has_loaded(
-    client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal
+    client: httpx2.AsyncClient, bucket: Bucket, temporal: FakeTemporal
 ) -> None:
     """A run that has not loaded yet does not hide the state of an earlier run."""
     await accept(bucket)
@@ -150,7 +150,7 @@ async def test_reopened_run_serves_the_manifest_until_it_has_loaded(
 
 @pytest.mark.parametrize("silence", [UNAVAILABLE, NO_WORKER, RuntimeError("Failed client connect: refused")])
 async def test_last_known_state_is_served_while_temporal_is_away(
-    client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal, silence: Exception
+    client: httpx2.AsyncClient, bucket: Bucket, temporal: FakeTemporal, silence: Exception
 ) -> None:
     """Without Temporal or workers, the state is ``queued``, then the last known state, then a newer manifest. It has a warning."""
     await accept(bucket)
@@ -169,7 +169,7 @@ async def test_last_known_state_is_served_while_temporal_is_away(
     assert (answer["status"], bool(answer["warning"])) == ("complete", True)
 
 
-async def test_terminated_run_is_failed(client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
+async def test_terminated_run_is_failed(client: httpx2.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
     """A run that an operator ended has no manifest. The upload is failed as ``Terminated``, and keeps its last known sheets."""
     await accept(bucket)
     forecast = Forecaster().forecast([Page(1, None, 100, 50, 300)], UploadOptions(), 1)
@@ -186,7 +186,7 @@ async def test_terminated_run_is_failed(client: httpx.AsyncClient, bucket: Bucke
 
 @pytest.mark.parametrize("how", [WorkflowExecutionStatus.COMPLETED, WorkflowExecutionStatus.FAILED, WorkflowExecutionStatus.CANCELED])
 async def test_ended_run_whose_manifest_is_missing_was_not_terminated(
-    client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal, how: WorkflowExecutionStatus
+    client: httpx2.AsyncClient, bucket: Bucket, temporal: FakeTemporal, how: WorkflowExecutionStatus
 ) -> None:
     """The run's last progress is the final state. While the run does not answer, the last known state is served with a warning."""
     await accept(bucket)
@@ -203,7 +203,7 @@ async def test_ended_run_whose_manifest_is_missing_was_not_terminated(
 
 @pytest.mark.parametrize(("began", "status"), [(timedelta(minutes=1), "failed"), (timedelta(minutes=-1), "complete")])
 async def test_terminated_run_does_not_show_an_earlier_manifest(
-    client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal, began: timedelta, status: str
+    client: httpx2.AsyncClient, bucket: Bucket, temporal: FakeTemporal, began: timedelta, status: str
 ) -> None:
     """A reopened run that is terminated keeps its own findings. A run that was terminated after its manifest keeps the manifest."""
     await accept(bucket)
@@ -238,7 +238,7 @@ def _pending_activity(attempt: int) -> PendingActivityInfo:
     ],
 )
 async def test_standstill_has_a_warning(
-    client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal, idle: timedelta, attempt: int | None, warning: str | None
+    client: httpx2.AsyncClient, bucket: Bucket, temporal: FakeTemporal, idle: timedelta, attempt: int | None, warning: str | None
 ) -> None:
     """When the progress stands still, the answer says so and has the last failure of an activity."""
     await accept(bucket)
@@ -247,7 +247,7 @@ async def test_standstill_has_a_warning(
     assert (await client.get(PATH)).json()["warning"] == warning
 
 
-async def test_deleted_upload_is_not_found(client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
+async def test_deleted_upload_is_not_found(client: httpx2.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
     """A marked upload does not exist for clients, and no run is started."""
     await accept(bucket, deleted_at="2026-01-31T00:00:00.000Z")
     for path in (PATH, f"{PATH}/events", f"{PATH}/sheets/sheet-1/thumbnail.jpeg"):
@@ -261,7 +261,7 @@ async def test_deleted_upload_is_not_found(client: httpx.AsyncClient, bucket: Bu
 # Lists
 
 
-async def test_list_is_newest_first(client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
+async def test_list_is_newest_first(client: httpx2.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
     """The list has only accepted uploads, the newest first, at most ``limit``."""
     temporal.state = snapshot(READY, PENDING)
     refs = [UploadRef("acme", "tower", "a1", f"0198c0de-0000-7000-8000-00000000000{n}") for n in range(1, 6)]
@@ -287,7 +287,7 @@ async def test_list_is_newest_first(client: httpx.AsyncClient, bucket: Bucket, t
     assert (await client.get(BASE, params={"limit": "0"})).status_code == 400
 
 
-async def test_list_stops_asking_temporal_after_no_answer(client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
+async def test_list_stops_asking_temporal_after_no_answer(client: httpx2.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
     """A list of many uploads does not wait again and again for a Temporal that does not answer."""
     temporal.state = UNAVAILABLE
     for number in range(60):
@@ -299,7 +299,7 @@ async def test_list_stops_asking_temporal_after_no_answer(client: httpx.AsyncCli
 # Actions
 
 
-async def test_cancel_asks_the_run(client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
+async def test_cancel_asks_the_run(client: httpx2.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
     """A cancel request cancels the workflow in Temporal."""
     await accept(bucket)
     answer = await client.post(f"{PATH}/cancel")
@@ -308,7 +308,7 @@ async def test_cancel_asks_the_run(client: httpx.AsyncClient, bucket: Bucket, te
 
 @pytest.mark.parametrize(("status", "code"), [(UploadStatus.COMPLETE, 409), (UploadStatus.FAILED, 409), (UploadStatus.CANCELLED, 202)])
 async def test_cancel_of_an_upload_that_has_ended(
-    client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal, status: UploadStatus, code: int
+    client: httpx2.AsyncClient, bucket: Bucket, temporal: FakeTemporal, status: UploadStatus, code: int
 ) -> None:
     """It is refused, but a second cancel of a cancelled upload is no error."""
     await accept(bucket)
@@ -330,7 +330,7 @@ async def test_cancel_of_an_upload_that_has_ended(
     ],
 )
 async def test_reopening_actions_start_with_a_signal(
-    client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal, path: str, signal: str, args: tuple[object, ...]
+    client: httpx2.AsyncClient, bucket: Bucket, temporal: FakeTemporal, path: str, signal: str, args: tuple[object, ...]
 ) -> None:
     """Reconcile and retry reach the run, also one that has ended."""
     await accept(bucket)
@@ -340,7 +340,7 @@ async def test_reopening_actions_start_with_a_signal(
     assert [(start["start_signal"], tuple(start["start_signal_args"])) for start in temporal.starts] == [(signal, args)]
 
 
-async def test_dry_run_reports_and_reopens_nothing(client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
+async def test_dry_run_reports_and_reopens_nothing(client: httpx2.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
     """The answer has the repair of each sheet, and no run is started."""
     await accept(bucket)
     await bucket.put_async(REF.manifest, to_json(snapshot(READY, FAILED, status=UploadStatus.PARTIAL)))
@@ -351,7 +351,7 @@ async def test_dry_run_reports_and_reopens_nothing(client: httpx.AsyncClient, bu
     assert temporal.starts == []
 
 
-async def test_reconcile_of_a_plan_reaches_each_of_its_uploads(client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
+async def test_reconcile_of_a_plan_reaches_each_of_its_uploads(client: httpx2.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
     """Only accepted uploads are reconciled; other objects below ``uploads/`` are left alone."""
     await accept(bucket)
     await bucket.put_async(replace(REF, upload="never-accepted").source, b"%PDF")
@@ -362,7 +362,7 @@ async def test_reconcile_of_a_plan_reaches_each_of_its_uploads(client: httpx.Asy
     assert (await client.post(f"{plan.replace('a1', 'none')}/reconcile")).json()["refs"] == []
 
 
-async def test_prioritize_signals_the_run(client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
+async def test_prioritize_signals_the_run(client: httpx2.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
     """The run tiles the sheet next. When the upload has ended, the request is refused."""
     await accept(bucket)
     temporal.state = snapshot(READY, PENDING)
@@ -374,7 +374,7 @@ async def test_prioritize_signals_the_run(client: httpx.AsyncClient, bucket: Buc
 
 @pytest.mark.parametrize(("sheet", "status"), [("3", 404), ("0", 404), ("-1", 404), ("x", 404), ("9" * 30, 404), ("1", 409)])
 async def test_retry_of_an_unknown_or_ready_sheet_is_refused(
-    client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal, sheet: str, status: int
+    client: httpx2.AsyncClient, bucket: Bucket, temporal: FakeTemporal, sheet: str, status: int
 ) -> None:
     """An unknown sheet is 404, a ready sheet is 409. No run is started."""
     await accept(bucket)
@@ -385,7 +385,7 @@ async def test_retry_of_an_unknown_or_ready_sheet_is_refused(
 
 @pytest.mark.parametrize(("status", "code"), [(UploadStatus.CANCELLED, 202), (UploadStatus.FAILED, 404)])
 async def test_upload_cancelled_before_its_pages_were_counted_can_be_resumed(
-    client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal, status: UploadStatus, code: int
+    client: httpx2.AsyncClient, bucket: Bucket, temporal: FakeTemporal, status: UploadStatus, code: int
 ) -> None:
     """A cancelled upload may have the sheet, so a retry resumes it. A failed document has no sheets, so the retry is refused."""
     await accept(bucket)
@@ -396,7 +396,7 @@ async def test_upload_cancelled_before_its_pages_were_counted_can_be_resumed(
 
 
 @pytest.mark.parametrize("path", ["cancel", "reconcile", "sheets/1/retry", "sheets/1/prioritize"])
-async def test_action_without_temporal_says_so(client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal, path: str) -> None:
+async def test_action_without_temporal_says_so(client: httpx2.AsyncClient, bucket: Bucket, temporal: FakeTemporal, path: str) -> None:
     """An action that Temporal does not take is a 503 ``TemporalUnavailable`` with ``Retry-After``."""
     await accept(bucket)
     temporal.state = temporal.start_error = temporal.cancel_error = temporal.signal_error = UNAVAILABLE
@@ -408,7 +408,7 @@ async def test_action_without_temporal_says_so(client: httpx.AsyncClient, bucket
 # Tiles
 
 
-async def test_tiles_may_be_cached_for_a_year_and_other_objects_are_revalidated(client: httpx.AsyncClient, bucket: Bucket) -> None:
+async def test_tiles_may_be_cached_for_a_year_and_other_objects_are_revalidated(client: httpx2.AsyncClient, bucket: Bucket) -> None:
     """Each object has its media type, its ``Cache-Control``, and an ETag that gives 304."""
     await accept(bucket)
     immutable = "private, max-age=31536000, immutable"
@@ -441,7 +441,7 @@ async def test_tiles_may_be_cached_for_a_year_and_other_objects_are_revalidated(
         "sheet-1/tiles/sheet-1_files/0/-1_0.jpeg",
     ],
 )
-async def test_path_of_no_sheet_object_is_not_found(client: httpx.AsyncClient, bucket: Bucket, path: str) -> None:
+async def test_path_of_no_sheet_object_is_not_found(client: httpx2.AsyncClient, bucket: Bucket, path: str) -> None:
     """Only names of a sheet's objects are looked up, and a 404 is not cached."""
     await accept(bucket)
     await bucket.put_async(REF.sheet_record(1), b"{}")
@@ -465,7 +465,7 @@ def other_upload(number: int) -> UploadRef:
 @pytest.mark.parametrize("body", [CUT, NEWER, b"\xff", b'{"status":"complete","version":1,"updatedAt":"noon"}'])
 @pytest.mark.parametrize("name", ["record", "manifest"])
 async def test_record_that_cannot_be_read_is_a_warning_of_its_upload(
-    client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal, name: str, body: bytes
+    client: httpx2.AsyncClient, bucket: Bucket, temporal: FakeTemporal, name: str, body: bytes
 ) -> None:
     """The list and the upload's own state have the warning. Other uploads have none, no run is started, no record is overwritten."""
     for ref in (REF, other_upload(1)):
@@ -488,7 +488,7 @@ async def test_record_that_cannot_be_read_is_a_warning_of_its_upload(
 
 @pytest.mark.parametrize("name", ["record", "manifest"])
 async def test_action_on_an_unreadable_record_is_refused(
-    client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal, name: str
+    client: httpx2.AsyncClient, bucket: Bucket, temporal: FakeTemporal, name: str
 ) -> None:
     """It is refused by name, and nothing is started or changed. Objects of its sheets are still served."""
     await accept(bucket)
@@ -506,7 +506,9 @@ async def test_action_on_an_unreadable_record_is_refused(
     assert (await client.get(f"{PATH}/sheets/sheet-1/tiles/sheet-1.dzi")).status_code == 200
 
 
-async def test_run_can_be_cancelled_despite_an_unreadable_record(client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
+async def test_run_can_be_cancelled_despite_an_unreadable_record(
+    client: httpx2.AsyncClient, bucket: Bucket, temporal: FakeTemporal
+) -> None:
     """A run that waits until the record can be read is shown with a warning, and can be cancelled."""
     await bucket.put_async(REF.record, CUT)
     temporal.state = snapshot(READY, PENDING)
@@ -518,7 +520,7 @@ async def test_run_can_be_cancelled_despite_an_unreadable_record(client: httpx.A
 
 
 async def test_reconcile_of_a_plan_passes_over_unreadable_uploads(
-    client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal
+    client: httpx2.AsyncClient, bucket: Bucket, temporal: FakeTemporal
 ) -> None:
     """The answer names them, and all other uploads are reconciled."""
     for number in range(4):
@@ -537,7 +539,7 @@ async def test_reconcile_of_a_plan_passes_over_unreadable_uploads(
     assert len(temporal.starts) == 2
 
 
-async def test_sheet_whose_record_cannot_be_read_is_not_counted(client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
+async def test_sheet_whose_record_cannot_be_read_is_not_counted(client: httpx2.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
     """The warning names the sheet, and the other sheets are counted."""
     await accept(bucket)
     for number in (1, 2):
@@ -550,7 +552,7 @@ async def test_sheet_whose_record_cannot_be_read_is_not_counted(client: httpx.As
     assert f"1 sheets are not counted: {REF.sheet_record(2)} cannot be read" in answer["warning"]
 
 
-async def test_list_of_unreadable_events_leaves_out_unreadable_records(client: httpx.AsyncClient, bucket: Bucket) -> None:
+async def test_list_of_unreadable_events_leaves_out_unreadable_records(client: httpx2.AsyncClient, bucket: Bucket) -> None:
     """A record of a newer release hides no other record."""
     await bucket.put_async("events/unreadable/a.json", NEWER)
     await bucket.put_async(
@@ -562,7 +564,7 @@ async def test_list_of_unreadable_events_leaves_out_unreadable_records(client: h
 # Pages of a list
 
 
-async def test_list_is_followed_to_its_end(client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
+async def test_list_is_followed_to_its_end(client: httpx2.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
     """By ``nextCursor`` or the link, each upload comes once, newest first. New uploads change nothing; the last page has no link."""
     temporal.state = snapshot(READY)
     for number in range(7):
@@ -583,7 +585,7 @@ async def test_list_is_followed_to_its_end(client: httpx.AsyncClient, bucket: Bu
 
 
 @pytest.mark.parametrize("cursor", ["", "-", "a/b", "../x", "x" * 65])
-async def test_malformed_cursor_is_refused(client: httpx.AsyncClient, cursor: str) -> None:
+async def test_malformed_cursor_is_refused(client: httpx2.AsyncClient, cursor: str) -> None:
     """It is an ``InvalidRequest``."""
     answer = await client.get(BASE, params={"cursor": cursor})
     assert (answer.status_code, answer.json()["type"]) == (400, "InvalidRequest")
@@ -604,7 +606,7 @@ async def test_malformed_cursor_is_refused(client: httpx.AsyncClient, cursor: st
         ("POST", BASE.replace("a1", "a%201"), 422, "MalformedId"),
     ],
 )
-async def test_every_refusal_has_one_shape(client: httpx.AsyncClient, method: str, path: str, status: int, name: str) -> None:
+async def test_every_refusal_has_one_shape(client: httpx2.AsyncClient, method: str, path: str, status: int, name: str) -> None:
     """Each error answer has type, title, status, detail and instance (RFC 9457)."""
     answer = await client.request(method, path)
     body = answer.json()
@@ -616,7 +618,7 @@ async def test_every_refusal_has_one_shape(client: httpx.AsyncClient, method: st
     assert body["instance"].startswith("/")
 
 
-async def test_unexpected_error_shows_no_internals(client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
+async def test_unexpected_error_shows_no_internals(client: httpx2.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
     """A bug is a 500 of the same shape, without the error's message."""
     await accept(bucket)
     temporal.state = ZeroDivisionError("a secret")
@@ -631,7 +633,7 @@ def test_every_named_error_has_a_status() -> None:
     assert all(issubclass(kind, errors.SiteLinkError) for kind in STATUS)
 
 
-async def test_health(client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal, tmp_path: Path) -> None:
+async def test_health(client: httpx2.AsyncClient, bucket: Bucket, temporal: FakeTemporal, tmp_path: Path) -> None:
     """The process is always alive. It is ready only with Temporal and the bucket, and the answer names the missing one."""
     assert (await client.get("/readyz")).status_code == 200
     temporal.healthy = RPCError("down", RPCStatusCode.UNAVAILABLE, b"")
@@ -708,14 +710,14 @@ async def test_full_bucket_is_not_ready(temporal: FakeTemporal, tmp_path: Path) 
         ({"Origin": "null"}, 403),
     ],
 )
-async def test_pages_of_other_sites_are_refused(client: httpx.AsyncClient, headers: dict[str, str], status: int) -> None:
+async def test_pages_of_other_sites_are_refused(client: httpx2.AsyncClient, headers: dict[str, str], status: int) -> None:
     """DNS rebinding and requests from pages of other sites are refused. Programs and our own page may use the API."""
     answer = await client.post(f"{PATH}/cancel", headers=headers)
     assert answer.status_code == status
     assert answer.headers["content-type"] == "application/problem+json"
 
 
-async def test_answers_carry_the_policy(client: httpx.AsyncClient) -> None:
+async def test_answers_carry_the_policy(client: httpx2.AsyncClient) -> None:
     """The page may load only its own scripts and styles, and nobody may frame it."""
     for path in ("/", "/static/nothing.js", "/livez"):
         policy = (await client.get(path)).headers["content-security-policy"]

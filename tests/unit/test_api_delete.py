@@ -5,7 +5,7 @@ import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
-import httpx2 as httpx
+import httpx2
 import pytest
 from temporalio.exceptions import WorkflowAlreadyStartedError
 
@@ -33,13 +33,13 @@ TILE = f"{PATH}/sheets/sheet-1/thumbnail.jpeg"
 
 
 @pytest.fixture
-async def client(bucket: Bucket, temporal: FakeTemporal) -> AsyncIterator[httpx.AsyncClient]:
+async def client(bucket: Bucket, temporal: FakeTemporal) -> AsyncIterator[httpx2.AsyncClient]:
     """A client of the API."""
     async with client_of(make_app(bucket, temporal)) as client:
         yield client
 
 
-async def test_deleted_upload_is_gone_at_once(client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
+async def test_deleted_upload_is_gone_at_once(client: httpx2.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
     """It has no state, tile, stream, list entry or action, although its record was just read. A second deletion is no error."""
     temporal.state = snapshot(SheetStatus.READY, SheetStatus.TILING)
     await accept(bucket)
@@ -56,7 +56,7 @@ async def test_deleted_upload_is_gone_at_once(client: httpx.AsyncClient, bucket:
     assert [start["id"] for start in temporal.starts] == [f"delete/{REF}"] * 2
 
 
-async def test_deletion_that_runs_already_is_no_error(client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
+async def test_deletion_that_runs_already_is_no_error(client: httpx2.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
     """Temporal's refusal of a second workflow is success."""
     await accept(bucket, deleted_at="2026-01-31T09:30:00.250Z")
     temporal.start_error = WorkflowAlreadyStartedError(REF.delete_workflow_id, "DeleteUpload")
@@ -65,7 +65,7 @@ async def test_deletion_that_runs_already_is_no_error(client: httpx.AsyncClient,
     assert record.deleted_at == "2026-01-31T09:30:00.250Z"
 
 
-async def test_deletion_without_temporal_is_accepted(client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
+async def test_deletion_without_temporal_is_accepted(client: httpx2.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
     """The mark is enough: the sweep will find it and start the removal."""
     temporal.start_error = UNAVAILABLE
     await accept(bucket)
@@ -73,7 +73,7 @@ async def test_deletion_without_temporal_is_accepted(client: httpx.AsyncClient, 
     assert (await client.get(PATH)).status_code == 404
 
 
-async def test_unknown_upload_cannot_be_deleted(client: httpx.AsyncClient, temporal: FakeTemporal) -> None:
+async def test_unknown_upload_cannot_be_deleted(client: httpx2.AsyncClient, temporal: FakeTemporal) -> None:
     """An upload that never existed, or whose objects are removed already, is not found."""
     answer = await client.delete(PATH)
     assert (answer.status_code, answer.json()["type"]) == (404, "UploadNotFound")
@@ -128,7 +128,7 @@ async def test_deletion_ends_the_streams_here_at_once(bucket: Bucket) -> None:
 
 
 async def test_key_of_a_deleted_upload_is_refused_until_the_removal(
-    client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal
+    client: httpx2.AsyncClient, bucket: Bucket, temporal: FakeTemporal
 ) -> None:
     """The key is refused until the upload is removed. Then the same request makes a new upload."""
     headers = {"Content-Type": "application/pdf", "Idempotency-Key": "once"}

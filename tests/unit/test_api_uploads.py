@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import httpx2 as httpx
+import httpx2
 import pytest
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -58,18 +58,18 @@ def app(bucket: Bucket, temporal: FakeTemporal) -> Starlette:
 
 
 @pytest.fixture
-async def client(app: Starlette) -> AsyncIterator[httpx.AsyncClient]:
+async def client(app: Starlette) -> AsyncIterator[httpx2.AsyncClient]:
     """A client of the API."""
     async with client_of(app) as client:
         yield client
 
 
-def record_of(bucket: Bucket, answer: httpx.Response) -> UploadRecord:
+def record_of(bucket: Bucket, answer: httpx2.Response) -> UploadRecord:
     """The ``upload.json`` of an accepted upload."""
     return from_json(UploadRecord, bucket.get(UploadRef.parse(answer.json()["ref"]).record).body)
 
 
-async def test_raw_body_is_accepted(client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
+async def test_raw_body_is_accepted(client: httpx2.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
     """The PDF is stored unchanged, the record describes it, the workflow is started, and the answer has the links."""
     answer = await client.post(BASE, params={"filename": "A-101 Grundriß.pdf", "dpi": "150"}, content=PDF)
     assert answer.status_code == 202
@@ -103,14 +103,14 @@ async def test_raw_body_is_accepted(client: httpx.AsyncClient, bucket: Bucket, t
         ("?filename=..%2F", None, "plan.pdf"),
     ],
 )
-async def test_file_name_is_only_a_name(client: httpx.AsyncClient, bucket: Bucket, query: str, disposition: str | None, name: str) -> None:
+async def test_file_name_is_only_a_name(client: httpx2.AsyncClient, bucket: Bucket, query: str, disposition: str | None, name: str) -> None:
     """The name comes from the query or the header, without directories and control characters."""
     headers = {"Content-Disposition": disposition} if disposition else {}
     answer = await client.post(BASE + query, content=PDF, headers=headers)
     assert record_of(bucket, answer).file_name == name
 
 
-async def test_form_is_accepted(client: httpx.AsyncClient, bucket: Bucket) -> None:
+async def test_form_is_accepted(client: httpx2.AsyncClient, bucket: Bucket) -> None:
     """The one file of a form arrives byte for byte, also beside other fields, and with text like a boundary in it."""
     pdf = PDF + b"\r\n--not the boundary\r\n" + bytes(range(256)) * 2000
     answer = await client.post(BASE, files={"file": ("Grün.pdf", pdf, "application/pdf")}, data={"comment": "hello"})
@@ -127,7 +127,7 @@ async def test_form_is_accepted(client: httpx.AsyncClient, bucket: Bucket) -> No
     ],
 )
 async def test_form_without_exactly_one_file_is_refused(
-    client: httpx.AsyncClient, directory: Path, files: dict[str, tuple[str, bytes]] | None, data: dict[str, str], sentence: str
+    client: httpx2.AsyncClient, directory: Path, files: dict[str, tuple[str, bytes]] | None, data: dict[str, str], sentence: str
 ) -> None:
     """Such a form is an InvalidRequest, and nothing is stored."""
     request = client.build_request("POST", BASE, files=files or {"x": (None, b"")}, data=data)
@@ -137,7 +137,7 @@ async def test_form_without_exactly_one_file_is_refused(
     assert files_in(directory) == []
 
 
-async def test_form_that_is_cut_off_is_refused(client: httpx.AsyncClient, directory: Path) -> None:
+async def test_form_that_is_cut_off_is_refused(client: httpx2.AsyncClient, directory: Path) -> None:
     """A form without its last boundary is not accepted, though its file may look whole."""
     request = client.build_request("POST", BASE, files={"file": ("a.pdf", PDF)})
     body = await request.aread()
@@ -160,7 +160,7 @@ async def test_form_that_is_cut_off_is_refused(client: httpx.AsyncClient, direct
     ],
 )
 async def test_refusal_is_named_and_leaves_nothing(
-    client: httpx.AsyncClient,
+    client: httpx2.AsyncClient,
     directory: Path,
     temporal: FakeTemporal,
     content: bytes,
@@ -180,7 +180,7 @@ async def test_refusal_is_named_and_leaves_nothing(
     assert temporal.starts == []
 
 
-async def test_header_may_begin_late(client: httpx.AsyncClient) -> None:
+async def test_header_may_begin_late(client: httpx2.AsyncClient) -> None:
     """A file with ``%PDF-`` anywhere in the first 1,024 bytes counts as a PDF, as in other readers."""
     assert (await client.post(BASE, content=b"x" * 1019 + PDF)).status_code == 202
 
@@ -273,7 +273,7 @@ async def test_bucket_that_fails_is_named_at_once(directory: Path, temporal: Fak
     assert (b"retry-after", b"5") in request.sent[0]["headers"]
 
 
-async def test_upload_is_accepted_without_temporal(client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
+async def test_upload_is_accepted_without_temporal(client: httpx2.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
     """The upload is queued, and the first GET with Temporal starts its workflow."""
     temporal.start_error = UNAVAILABLE
     answer = await client.post(BASE, content=PDF)
@@ -283,7 +283,7 @@ async def test_upload_is_accepted_without_temporal(client: httpx.AsyncClient, bu
     assert (state.json()["status"], len(temporal.starts)) == ("queued", 1)
 
 
-async def test_same_key_and_file_is_the_same_upload(client: httpx.AsyncClient, directory: Path, temporal: FakeTemporal) -> None:
+async def test_same_key_and_file_is_the_same_upload(client: httpx2.AsyncClient, directory: Path, temporal: FakeTemporal) -> None:
     """A repeated request gets the upload of the first and stores nothing more."""
     first = await client.post(BASE, content=PDF, headers=KEY)
     before = files_in(directory)
@@ -292,7 +292,7 @@ async def test_same_key_and_file_is_the_same_upload(client: httpx.AsyncClient, d
     assert files_in(directory) == before
 
 
-async def test_same_key_with_another_file_is_refused(client: httpx.AsyncClient, directory: Path) -> None:
+async def test_same_key_with_another_file_is_refused(client: httpx2.AsyncClient, directory: Path) -> None:
     """The first upload stays as it was."""
     await client.post(BASE, content=PDF, headers=KEY)
     before = files_in(directory)
@@ -302,7 +302,7 @@ async def test_same_key_with_another_file_is_refused(client: httpx.AsyncClient, 
     assert (await client.post(BASE, content=PDF + b"!", headers={"Idempotency-Key": "two"})).status_code == 202
 
 
-async def test_same_key_with_other_options_is_refused(client: httpx.AsyncClient, bucket: Bucket, directory: Path) -> None:
+async def test_same_key_with_other_options_is_refused(client: httpx2.AsyncClient, bucket: Bucket, directory: Path) -> None:
     """An option with its default value equals an option that is not given. The file name is not an option."""
     first = await client.post(f"{BASE}?dpi=150&window=16", content=PDF, headers=KEY)
     before = files_in(directory)
@@ -316,7 +316,7 @@ async def test_same_key_with_other_options_is_refused(client: httpx.AsyncClient,
     assert files_in(directory) == before
 
 
-async def test_key_record_without_options_matches_any_options(client: httpx.AsyncClient, bucket: Bucket) -> None:
+async def test_key_record_without_options_matches_any_options(client: httpx2.AsyncClient, bucket: Bucket) -> None:
     """A record that was written before options were recorded is still accepted."""
     first = await client.post(f"{BASE}?dpi=150", content=PDF, headers=KEY)
     record = to_wire(bucket.get_record(KeyRecord, PLAN.idempotency_key("one")))
@@ -327,7 +327,7 @@ async def test_key_record_without_options_matches_any_options(client: httpx.Asyn
 
 
 @pytest.mark.parametrize("body", [b"{", b'{"schema": 2}'])
-async def test_key_whose_record_cannot_be_read_is_refused(client: httpx.AsyncClient, bucket: Bucket, directory: Path, body: bytes) -> None:
+async def test_key_whose_record_cannot_be_read_is_refused(client: httpx2.AsyncClient, bucket: Bucket, directory: Path, body: bytes) -> None:
     """Nothing is stored, because the key's upload is unknown."""
     await bucket.put_async(PLAN.idempotency_key("one"), body)
     before = files_in(directory)
@@ -371,7 +371,7 @@ async def test_racing_requests_with_one_key_make_one_upload(bucket: Bucket, dire
     ]
 
 
-async def test_retry_completes_an_upload_after_a_crash(client: httpx.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
+async def test_retry_completes_an_upload_after_a_crash(client: httpx2.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
     """The first request died between the key's record and ``upload.json``; the repeated request completes its upload."""
     await bucket.put_async(REF.source, PDF)
     await bucket.put_async(PLAN.idempotency_key("one"), to_json(KeyRecord(REF.upload, hashlib.sha256(PDF).hexdigest())))
@@ -382,7 +382,7 @@ async def test_retry_completes_an_upload_after_a_crash(client: httpx.AsyncClient
 
 
 @pytest.mark.parametrize("marked", [True, False])
-async def test_key_of_a_deleted_upload_is_refused(client: httpx.AsyncClient, bucket: Bucket, marked: bool) -> None:
+async def test_key_of_a_deleted_upload_is_refused(client: httpx2.AsyncClient, bucket: Bucket, marked: bool) -> None:
     """A repeated request does not bring a deleted upload back."""
     if marked:
         await accept(bucket, deleted_at="2026-01-31T00:00:00.000Z")

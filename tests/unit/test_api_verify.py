@@ -4,7 +4,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx2 as httpx
+import httpx2
 import pytest
 
 from activities.bucket.keys import UploadRef
@@ -45,7 +45,7 @@ def bucket(tmp_path: Path) -> FlakyBucket:
     return FlakyBucket(tmp_path)
 
 
-async def get(bucket: Bucket, path: str = PATH, **params: str) -> httpx.Response:
+async def get(bucket: Bucket, path: str = PATH, **params: str) -> httpx2.Response:
     """Asks an API over this bucket, with a Temporal that knows no run."""
     async with client_of(make_app(bucket, FakeTemporal())) as client:
         return await client.get(path, params=params)

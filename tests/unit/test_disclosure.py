@@ -17,7 +17,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import cast
 
-import httpx2 as httpx
+import httpx2
 import obstore.exceptions
 import pytest
 from botocore.exceptions import ConnectTimeoutError, EndpointConnectionError, HTTPClientError
@@ -164,7 +164,7 @@ def _answer(temporal: FakeTemporal, error: Exception) -> None:
     temporal.state = temporal.start_error = temporal.signal_error = temporal.cancel_error = temporal.healthy = error
 
 
-async def ask_everything(client: httpx.AsyncClient) -> AsyncIterator[tuple[str, httpx.Response]]:
+async def ask_everything(client: httpx2.AsyncClient) -> AsyncIterator[tuple[str, httpx2.Response]]:
     """The answer of every route; an event stream as far as it comes at once."""
     for method, path in ROUTES:
         request = client.build_request(method, path, content=PDF if path == BASE else b"", headers={"Idempotency-Key": "one"})
@@ -365,7 +365,7 @@ def test_command_line_says_no_insides_of_its_connection() -> None:
     assert_no_insides(str(failure.value))
     with recording() as recorder, Server(recorder.url) as server:
         recorder.answer = lambda _: Answer(204)
-        for kind in (httpx.ReadTimeout, httpx.RemoteProtocolError, httpx.ReadError, httpx.ConnectTimeout, httpx.UnsupportedProtocol):
+        for kind in (httpx2.ReadTimeout, httpx2.RemoteProtocolError, httpx2.ReadError, httpx2.ConnectTimeout, httpx2.UnsupportedProtocol):
             with pytest.raises(NotReached) as failure, server.event_stream(REF, "1"):
                 raise kind(SAID)  # as the library would while the stream is read
             assert_no_insides(str(failure.value))

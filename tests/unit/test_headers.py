@@ -4,7 +4,7 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import httpx2 as httpx
+import httpx2
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -53,7 +53,7 @@ NAMES = [
 
 
 @pytest.fixture
-async def client(bucket: Bucket, temporal: FakeTemporal) -> AsyncIterator[httpx.AsyncClient]:
+async def client(bucket: Bucket, temporal: FakeTemporal) -> AsyncIterator[httpx2.AsyncClient]:
     """A client of the API."""
     async with client_of(make_app(bucket, temporal)) as client:
         yield client
@@ -66,7 +66,7 @@ def form(disposition: str) -> tuple[bytes, dict[str, str]]:
 
 
 @pytest.mark.parametrize(("written", "name"), NAMES)
-async def test_file_name_is_read_however_it_is_written(client: httpx.AsyncClient, bucket: Bucket, written: str, name: str) -> None:
+async def test_file_name_is_read_however_it_is_written(client: httpx2.AsyncClient, bucket: Bucket, written: str, name: str) -> None:
     """In the request's header and in a form's part alike. A name that cannot be decoded is lost, but the upload is accepted."""
     body, headers = form(f"form-data; name=file; {written}")
     for answer in (
@@ -77,14 +77,14 @@ async def test_file_name_is_read_however_it_is_written(client: httpx.AsyncClient
         assert bucket.get_record(UploadRecord, UploadRef.parse(answer.json()["ref"]).record).file_name == name
 
 
-async def test_part_without_a_file_name_is_a_field(client: httpx.AsyncClient) -> None:
+async def test_part_without_a_file_name_is_a_field(client: httpx2.AsyncClient) -> None:
     """A form without a file is refused; a part is a file only if it has a file name."""
     body, headers = form("form-data; name=filename")
     assert "no file" in (await client.post(BASE, content=body, headers=headers)).json()["detail"]
 
 
 @pytest.mark.parametrize("place", ["Content-Disposition", "Content-Type", "part"])
-async def test_header_that_is_too_long_is_refused(client: httpx.AsyncClient, tmp_path: Path, place: str) -> None:
+async def test_header_that_is_too_long_is_refused(client: httpx2.AsyncClient, tmp_path: Path, place: str) -> None:
     """The message has the header's name, its size and the limit, and nothing is stored."""
     long = "application/pdf" + ";" * 3_000
     body, headers = form(long) if place == "part" else (PDF, {place: long})

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-import httpx2 as httpx
+import httpx2
 import pytest
 
 from activities.bucket.keys import UploadRef
@@ -40,7 +40,7 @@ async def consuming(queue: FakeQueue, bucket: Bucket, temporal: FakeTemporal, *,
     assert settings is not None
     runs = Runs(temporal.connect)
     events = R2Events(bucket, Status(bucket, runs), runs, gather_s=0.02)
-    async with httpx.AsyncClient(timeout=120, trust_env=False) as http:
+    async with httpx2.AsyncClient(timeout=120, trust_env=False) as http:
         consumer = Consumer(PullQueue(settings, http), events, idle_s=IDLE_S, visibility_s=visibility_s, first_backoff_s=IDLE_S)
         stop = asyncio.Event()
         running = asyncio.create_task(consumer.run(stop))
@@ -193,7 +193,7 @@ async def test_a_wrong_token_is_logged_without_the_token(
     assert settings is not None
     runs = Runs(temporal.connect)
     stop = asyncio.Event()
-    async with httpx.AsyncClient(timeout=120, trust_env=False) as http:
+    async with httpx2.AsyncClient(timeout=120, trust_env=False) as http:
         consumer = Consumer(PullQueue(settings, http), R2Events(bucket, Status(bucket, runs), runs), idle_s=IDLE_S)
         running = asyncio.create_task(consumer.run(stop))
         await until_async(lambda: "HTTP 401" in caplog.text)
@@ -224,7 +224,7 @@ async def test_a_stopping_consumer_finishes_its_messages(queue: FakeQueue, bucke
     assert settings is not None
     runs = Runs(temporal.connect)
     name, stop = queue.send(event("plans", REF.descriptor(1))), asyncio.Event()
-    async with httpx.AsyncClient(timeout=120, trust_env=False) as http:
+    async with httpx2.AsyncClient(timeout=120, trust_env=False) as http:
         events = NotingEvents(bucket, Status(bucket, runs), runs, gather_s=3600)
         running = asyncio.create_task(Consumer(PullQueue(settings, http), events, idle_s=IDLE_S).run(stop))
         await events.asked.wait()

@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import httpx2 as httpx
+import httpx2
 import pytest
 from starlette.applications import Starlette
 
@@ -47,7 +47,7 @@ async def push(
     secret: str = SECRET,
     age_s: float = 0,
     headers: Mapping[str, str] | None = None,
-) -> httpx.Response:
+) -> httpx2.Response:
     """Sends a signed batch."""
     data = json.dumps({"messages": messages}).encode() if body is None else body
     timestamp = str(int(time.time() - age_s))

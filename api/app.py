@@ -186,7 +186,7 @@ class Api:
         return _accepted(ref)
 
     async def retry(self, request: Request) -> Response:
-        """Tries a failed sheet again, even if the upload has ended."""
+        """Tries a failed sheet again, even if the upload has ended; the sheets that are still pending go on, too."""
         ref, sheet = upload_ref(request), sheet_number(request)
         upload = await self._check_sheet(ref, sheet)
         if any(state.number == sheet and state.status is SheetStatus.READY for state in upload.snapshot.sheets):

@@ -1,7 +1,7 @@
 """``ProcessUpload``: the story of one upload.
 
 A run reads from the bucket what is done already, counts the pages, keeps a window of sheets in flight until no sheet is left to do,
-and writes the manifest. Signals may ask for more at any time. The parts of the story have their own modules:
+and writes the manifest. Signals may ask for more at any time. The parts of the story stand in ``workflows/processing``:
 
     window.py     which sheets are to do, in flight or being judged, and which requests wait
     sheet.py      the work on one sheet
@@ -43,7 +43,7 @@ GATHERING_TIME = timedelta(seconds=1)
 
 @workflow.defn
 class ProcessUpload:
-    """Turns one accepted PDF into sheets in the bucket and holds the truth about its progress."""
+    """Turns one accepted PDF into sheets in the bucket, and tells their progress while it runs."""
 
     patience = Patience()
 
@@ -90,7 +90,7 @@ class ProcessUpload:
                 await self._stop_sheets()
                 cancelled = is_due_to_cancel(error)
                 if not cancelled:
-                    raise  # a record cannot be read, so the run must not write over it
+                    raise  # the upload was deleted, so there is nothing to write; in an old history, a look at the bucket failed
                 if reopened and not self._loaded and not workflow.patched(OBEY_REQUESTS_AFTER_CANCEL):
                     raise asyncio.CancelledError from error
             # A cancellation must not interrupt the closing, because nothing else leaves a final state in the bucket. So the closing is a
@@ -282,7 +282,7 @@ class ProcessUpload:
         if tasks:
             # The closing judges the half sheets in the bucket, so this await lets every writer of this run end first.
             await workflow.wait(tasks)
-        self._window.plan(())
+        self._window.plan(())  # the comparison may have planned sheets that it found broken
         for number in self._sheet_tasks:
             self._window.land(number)
         self._sheet_tasks.clear()

@@ -1,4 +1,4 @@
-"""Reads and writes the records of uploads: no other module does.
+"""Reads and writes the records of uploads, and holds the rules for them.
 
     upload.json              the upload was accepted; a mark in it says that the upload was deleted
     source.pdf               the PDF as it was sent
@@ -9,9 +9,13 @@
 Rules for all records:
 
 1. A record that is damaged, or that a newer release wrote, raises ``UnreadableRecord``. The caller decides what follows.
-2. Each write that decides a state of the upload is checked afterwards, because an S3 server may confirm a write that did not happen.
-3. A method without ``_async`` blocks, and is for threads. The method of the same name with ``_async`` does the same in an event loop. It
-   needs no thread, so that no pool of threads fills up while the bucket hangs.
+2. Each write that decides a state of the upload (``upload.json``, the mark in it, ``source.pdf``, ``.dzi``, ``manifest.json``) is checked
+   afterwards, because an S3 server may confirm a write that did not happen.
+3. A method without ``_async`` blocks, and is for threads. A method with ``_async`` is for event loops. It needs no thread, so that no pool
+   of threads fills up while the bucket hangs. Where a method has both forms, they do the same.
+
+Three things are elsewhere: ``activities.sheets`` writes ``sheet.json`` together with the tiles, ``activities.scratch`` reads
+``source.pdf``, and ``activities.bucket.verify`` reads the records for its report, where an unreadable record is a line and not an error.
 """
 
 import logging
@@ -120,12 +124,6 @@ class UploadStore:
         logger.info("marked an upload deleted", extra={"ref": str(ref)})
         return deleted_at
 
-    # ------------------------------------------------------------------ source.pdf
-
-    async def put_source_async(self, ref: UploadRef, body: AsyncIterator[bytes]) -> None:
-        """Writes ``source.pdf`` from a stream. It appears whole or not at all. To end the write early, raise in ``body``."""
-        await self._bucket.put_stream_seen(ref.source, body)
-
     async def was_deleted_async(self, ref: UploadRef) -> bool:
         """Whether an upload that was begun has been deleted since: it is marked, or has neither ``upload.json`` nor ``source.pdf``.
 
@@ -139,6 +137,12 @@ class UploadStore:
             return False
         return True
 
+    # ------------------------------------------------------------------ source.pdf
+
+    async def put_source_async(self, ref: UploadRef, body: AsyncIterator[bytes]) -> None:
+        """Writes ``source.pdf`` from a stream. It appears whole or not at all. To end the write early, raise in ``body``."""
+        await self._bucket.put_stream_seen(ref.source, body)
+
     # ------------------------------------------------------------------ manifest.json
 
     def manifest(self, ref: UploadRef) -> Manifest | None:
@@ -148,13 +152,13 @@ class UploadStore:
             UnreadableRecord: ``manifest.json`` cannot be read.
         """
         with suppress(ObjectMissing):
-            return _manifest(ref, self._bucket.get(ref.manifest).body)
+            return _parse_manifest(ref, self._bucket.get(ref.manifest).body)
         return None
 
     async def manifest_async(self, ref: UploadRef) -> Manifest | None:
         """``manifest``, for an event loop."""
         with suppress(ObjectMissing):
-            return _manifest(ref, (await self._bucket.get_async(ref.manifest)).body)
+            return _parse_manifest(ref, (await self._bucket.get_async(ref.manifest)).body)
         return None
 
     def manifest_written_at(self, ref: UploadRef) -> datetime | None:
@@ -206,7 +210,7 @@ class UploadStore:
         return None
 
     def commit(self, ref: UploadRef, number: int, descriptor: bytes) -> None:
-        """Writes the ``.dzi`` of a sheet that is in the bucket whole, unless the upload has been deleted meanwhile.
+        """Writes the ``.dzi`` of a sheet that is in the bucket whole, unless the upload was marked deleted before this call.
 
         Raises:
             UploadNotFound: The upload was never accepted, or is marked deleted.
@@ -278,5 +282,5 @@ def _not_found_if_missing(ref: UploadRef) -> Iterator[None]:
         raise UploadNotFound(msg) from error
 
 
-def _manifest(ref: UploadRef, body: bytes) -> Manifest:
+def _parse_manifest(ref: UploadRef, body: bytes) -> Manifest:
     return Manifest(read_record(Snapshot, ref.manifest, body), body)

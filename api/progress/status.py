@@ -1,4 +1,4 @@
-"""Reads the state of an upload from its run, from the bucket or, when neither answers, from memory."""
+"""Reads the state of an upload from its run, from the bucket or, while Temporal does not answer, from the memory of this process."""
 
 import asyncio
 import logging
@@ -44,7 +44,7 @@ LOAD_POLL_S = 0.1
 SHEETS_AT_ONCE = 16
 
 WORTH_A_WARNING = 3
-"""After this many attempts, a failing activity is worth a warning."""
+"""An activity that has failed is worth a warning when the attempt with this number is due or runs."""
 
 _LONG_AGO = datetime.fromtimestamp(0, UTC)
 
@@ -56,7 +56,7 @@ class UploadState:
     Args:
         snapshot: The upload's progress.
         final: The last document of the event stream, once the run has ended: the bytes of ``manifest.json``, if it is written.
-        certain: Whether the progress was read just now from the run, or from Temporal and the bucket.
+        certain: Whether the progress is current. False when Temporal does not answer, or a record cannot be read: it may then be old.
         record: ``upload.json``; None when it cannot be read.
         unreadable: The error, if a record of the upload cannot be read. The snapshot then comes from the other records and has a warning.
     """
@@ -129,7 +129,7 @@ class Status:
         self._snapshots.drop(ref)
 
     def remember(self, ref: UploadRef, snapshot: Snapshot) -> None:
-        """Keeps a progress for the time when neither the run nor the bucket answers."""
+        """Keeps a progress for the time when Temporal does not answer."""
         self._snapshots.put(ref, snapshot)
 
     async def read(self, ref: UploadRef, *, ask_temporal: bool = True, patience_s: float = LOAD_S) -> UploadState:
@@ -210,7 +210,7 @@ class Status:
     async def _with_committed(self, ref: UploadRef, snapshot: Snapshot, begun: list[int]) -> Snapshot:
         """The snapshot, with the committed sheets from the bucket. The number of pages stays unknown until the run has counted them.
 
-        A sheet whose record cannot be read is left out, and the warning names it.
+        A sheet whose record cannot be read is left out. The warning counts such sheets and names one of them.
         """
         turns = asyncio.Semaphore(SHEETS_AT_ONCE)
         unreadable: list[str] = []
@@ -229,18 +229,18 @@ class Status:
         return replace(snapshot, completed_pages=len(sheets), sheets=sheets, warning=warning)
 
     async def _terminated_state(self, ref: UploadRef, status: WorkflowExecutionStatus | None, manifest: Manifest | None) -> UploadState:
-        """The state after an operator has ended the run. A manifest that is older than the run was written by an earlier run."""
-        began, moment = await self._run_times(ref)
+        """The state after the run was terminated or timed out. A manifest that is older than the run was written by an earlier run."""
+        began, ended = await self._run_times(ref)
         if manifest and datetime.fromisoformat(manifest.snapshot.updated_at) >= began:
             return _ended_state(manifest)
-        candidates = [Snapshot(UploadStatus.QUEUED, 0, timestamp(moment))]
+        candidates = [_queued_snapshot(timestamp(ended))]
         if remembered := self._snapshots.get(ref):
             candidates.append(remembered)
         if manifest:
             candidates.append(manifest.snapshot)
         last = max(candidates, key=lambda snapshot: snapshot.version)
         if last.reason != Terminated.__name__:
-            last = terminated_progress(last, status, moment)
+            last = terminated_progress(last, status, ended)
         return UploadState(last, to_json(last))
 
     async def _state_beside_unreadable_record(
@@ -308,12 +308,13 @@ class Status:
             failure = await self._runs.last_failure(ref)
         except (NoRun, TemporalUnavailable):
             return state
+        sentence, attempt = failure or ("", 0)
         # A final state of an open run needs no change: the run is writing its manifest, or was just reopened.
         if idle >= STUCK and (failure or not state.snapshot.status.is_final):
             minutes = int(idle.total_seconds() // 60)
-            warning = f"nothing moved for {minutes:,} minutes" + (f"; {failure[0]}" if failure else "")
-        elif failure and failure[1] >= WORTH_A_WARNING:
-            warning = failure[0]
+            warning = f"nothing moved for {minutes:,} minutes" + (f"; {sentence}" if failure else "")
+        elif attempt >= WORTH_A_WARNING:
+            warning = sentence
         else:
             return state
         return replace(state, snapshot=replace(state.snapshot, warning=warning))

@@ -357,7 +357,7 @@ def test_command_line_says_no_insides_of_a_bucket(bucket: Bucket, root: Path) ->
 
 
 def test_command_line_says_no_insides_of_its_connection() -> None:
-    """A server that is away, hangs up or answers nonsense: the system's words, not httpx's."""
+    """A server that is away, hangs up or answers nonsense: the system's words, not httpx2's."""
     with closing(socket.create_server(("127.0.0.1", 0))) as listener:
         port = listener.getsockname()[1]
     with Server(f"http://127.0.0.1:{port}") as server, pytest.raises(NotReached, match="Connection refused") as failure:

@@ -189,7 +189,7 @@ class SheetRecord:
         width: Pixels.
         height: Pixels.
         dpi: The resolution of these pixels.
-        scaled: Whether that is less than was asked for.
+        scaled: Whether this resolution is lower than the upload's option.
         title: From the bookmarks or page labels.
         tile_size: Pixels.
         overlap: Pixels.
@@ -198,7 +198,7 @@ class SheetRecord:
         bytes: The sum of the tiles' sizes.
         digest: See ``tiles_digest``.
         engines: Name to version of every library that decides a tile's bytes.
-        notes: Why the sheet may differ from what its author drew.
+        notes: Why the sheet may differ from the author's drawing.
     """
 
     number: int
@@ -230,12 +230,12 @@ class SheetState:
         width: Pixels; None for a page that could not be measured.
         height: Pixels, or None likewise.
         dpi: The resolution of these pixels.
-        scaled: Whether that is less than was asked for.
+        scaled: Whether this resolution is lower than the upload's option.
         tiles: How many tiles the sheet has, once it is ready.
         bytes: The sum of the tiles' sizes, once the sheet is ready.
         reason: The name of the error with which the sheet failed.
         detail: The sentence of that error.
-        notes: Why the sheet may differ from what its author drew.
+        notes: Why the sheet may differ from the author's drawing.
     """
 
     number: int

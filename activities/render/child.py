@@ -228,7 +228,7 @@ class _Child:
             await self._watch(line, limits, beat)
             answer = json.loads(line.result())
         except ValueError as error:
-            raise self._fault(RenderCrashed, "the render process sent an answer that is not JSON") from error
+            raise self._fault(RenderCrashed, "the render process sent an answer that cannot be read") from error
         finally:
             line.cancel()
         is_fresh = self.pages == 0

@@ -15,7 +15,8 @@ from activities.bucket.dzi import Pyramid, tile_name
 from activities.bucket.keys import UploadRef
 from activities.bucket.listing import Listing
 from activities.bucket.records import SheetRecord, bounded_notes, tiles_digest, to_json
-from activities.bucket.storage import Bucket, ObjectInfo, not_written_error
+from activities.bucket.storage import Bucket, ObjectInfo
+from activities.bucket.store_errors import not_written_error
 from activities.bucket.uploads import UploadStore
 from activities.errors import TilesMissing
 from activities.host import Host

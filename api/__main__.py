@@ -11,7 +11,8 @@ import sys
 import uvicorn
 from temporalio.client import Client
 
-from activities.bucket.storage import Bucket, BucketSettings
+from activities.bucket.location import BucketSettings
+from activities.bucket.storage import Bucket
 from activities.errors import BucketError, SiteLinkError
 from activities.logs import set_up
 from api.app import create_app

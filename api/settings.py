@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Self
 
-from activities.bucket.storage import BucketSettings
+from activities.bucket.location import BucketSettings
 from activities.environment import whole_number
 from api.addresses import is_loopback
 from api.r2.settings import PushSettings

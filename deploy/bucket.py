@@ -8,8 +8,8 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+from activities.bucket.location import BucketSettings
 from activities.bucket.setup import STALE_DAYS, BucketSetup
-from activities.bucket.storage import BucketSettings
 from activities.errors import BucketError, SiteLinkError
 
 DONE, FAILED, WRONG_USE = 0, 1, 2

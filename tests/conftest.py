@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, settings
 from xdist.workermanage import WorkerController
 
 from deploy import process
-from deploy.local import Stack
 from deploy.programs import CACHE
+from deploy.stack import Stack
 from deploy.temporal import TemporalServer, installed_binary
 from tests.servers import s3
 from tests.servers.versitygw import installed_s3_server

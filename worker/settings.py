@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Self
 
 from activities.bucket.forecast import PRICE_CLASS_A, PRICE_CLASS_B, SECONDS_PER_MEGAPIXEL, Forecaster
-from activities.bucket.storage import BucketSettings
+from activities.bucket.location import BucketSettings
 from activities.environment import amount, whole_number
 
 

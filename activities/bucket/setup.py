@@ -16,7 +16,9 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.handlers import add_expect_header
 
-from activities.bucket.storage import CONNECT_TIMEOUT, PART_BYTES, RETRIES, SILENCE_TIMEOUT, BucketSettings, S3Location, named_s3_error
+from activities.bucket.location import BucketSettings, S3Location
+from activities.bucket.storage import CONNECT_TIMEOUT, PART_BYTES, RETRIES, SILENCE_TIMEOUT
+from activities.bucket.store_errors import named_s3_error
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client

@@ -19,40 +19,40 @@ Oddities of an S3 server:
 8. A server, or a proxy before it, may confirm a write that did not happen (``answers_prove_writes``). So an object on which others rely
    is read back after the write: by the methods with ``_seen`` in their names, and for all tiles of a sheet by one LIST.
 9. An answer may quote the text that was signed. So only its code and message are used, and the named error has no cause.
-
-The words of a library or a server may name paths, hosts and classes. So they go to the log only. The message of a named error has the
-object's key, and S3's code or the system's words for an error number.
 """
 
 import asyncio
 import ctypes
-import errno
 import logging
 import os
 import re
 import threading
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Self, TypeVar
-from urllib.parse import unquote_to_bytes, urlsplit
+from typing import TYPE_CHECKING, TypeVar
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError, PermissionDeniedError, UnauthenticatedError
 from obstore.store import LocalStore, S3Store
 
-from activities.bucket.keys import upload_of
+from activities.bucket.location import BucketSettings, S3Location
 from activities.bucket.records import from_json
+from activities.bucket.store_errors import (
+    code_and_message,
+    log_failure,
+    named_directory_error,
+    named_s3_error,
+    not_written_error,
+    system_words,
+)
 from activities.errors import (
-    ClockSkewed,
     DamagedRecord,
     NewerSchema,
-    NoSuchBucket,
     ObjectMissing,
-    SiteLinkError,
     StorageDenied,
     StorageUnavailable,
 )
@@ -81,135 +81,13 @@ RETRIES = 4
 RETRY_TIMEOUT = timedelta(seconds=30)
 FIRST_DELAY, LONGEST_DELAY = timedelta(seconds=0.5), timedelta(seconds=5)
 
-R2_DOMAIN = ".r2.cloudflarestorage.com"
-
-DENIED_CODES = frozenset(
-    {
-        "AccessDenied",
-        "InvalidAccessKeyId",
-        "SignatureDoesNotMatch",
-        "Unauthorized",  # R2: https://developers.cloudflare.com/r2/api/error-codes/
-        "XAdminUserNotFound",  # versitygw's InvalidAccessKeyId
-    }
-)
-
-_ERRNO_PATTERN = re.compile(r"\(os error ([0-9]+)\)")
-"""obstore has no classes for most errors of a directory. It raises GenericError, and only its text has the error number."""
-_REFUSED_ERRNOS = (errno.EACCES, errno.EPERM, errno.EROFS)
-
-_CODE_PATTERN = re.compile(r"<Code>(\w+)</Code>|\(code: (\w+)\)")
-"""The code in the answer's XML, or in obstore's words for a key that a bulk delete could not remove."""
-_MESSAGE_PATTERN = re.compile(r"<Message>([^<]*)</Message>")
-
 LEAST_FREE_BYTES = 64 << 20
 """A disk with fewer free bytes counts as full: a few sheets take as much, and most plans take more."""
 
 ROOM_KEY = "readyz"
 """The key of an empty object, which is written to check whether an S3 server takes writes."""
 
-_BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
-_PREFIX = re.compile(r"(?:[A-Za-z0-9._-]+(?:/[A-Za-z0-9._-]+)*)?")
-
 _UNFINISHED_NAME = re.compile(r".+#[0-9]+")
-
-
-@dataclass(frozen=True)
-class BucketSettings:
-    """Where the bucket is.
-
-    Args:
-        url: ``file:///absolute/directory``, made if absent, or ``s3://name/optional/prefix``.
-        endpoint: Address of the S3 server, ``https://host``; empty for Amazon S3.
-        access_key_id: Credential for the S3 server.
-        secret_access_key: Credential for the S3 server.
-        region: Region of the S3 server; ``auto`` for R2.
-    """
-
-    url: str
-    endpoint: str = ""
-    access_key_id: str = ""
-    secret_access_key: str = field(default="", repr=False)
-    region: str = ""
-
-    @classmethod
-    def from_env(cls, environ: Mapping[str, str]) -> Self:
-        """Reads ``SITELINK_BUCKET`` and the settings of an S3 server. The default is the directory ``bucket`` in ``SITELINK_DATA_DIR``."""
-        data_directory = Path(environ.get("SITELINK_DATA_DIR") or "var")
-        return cls(
-            url=environ.get("SITELINK_BUCKET") or (data_directory.absolute() / "bucket").as_uri(),
-            endpoint=environ.get("SITELINK_S3_ENDPOINT") or "",
-            access_key_id=environ.get("AWS_ACCESS_KEY_ID") or "",
-            secret_access_key=environ.get("AWS_SECRET_ACCESS_KEY") or "",
-            region=environ.get("AWS_REGION") or "",
-        )
-
-    @property
-    def is_s3(self) -> bool:
-        """Whether the bucket is on an S3 server, and not a directory."""
-        return urlsplit(self.url).scheme == "s3"
-
-    @property
-    def directory(self) -> Path:
-        """The local directory that is the bucket.
-
-        Raises:
-            ValueError: The URL does not name a directory.
-        """
-        parts = urlsplit(self.url)
-        if parts.scheme != "file" or parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
-            msg = f"SITELINK_BUCKET is {_without_secret(self.url)!r}; file:///path or s3://name/optional/prefix is wanted"
-            raise ValueError(msg)
-        if {"?", "#"} & set(self.url):
-            msg = f"SITELINK_BUCKET is {self.url!r}; in a URL, ? is written as %3F, # as %23 and % as %25"
-            raise ValueError(msg)
-        return Path(os.fsdecode(unquote_to_bytes(parts.path)))
-
-
-@dataclass(frozen=True)
-class S3Location:
-    """A bucket on an S3 server, by checked settings.
-
-    Args:
-        bucket: The bucket's name.
-        prefix: The prefix of all keys, without a slash at either end; may be empty.
-        endpoint: ``https://host``; None for Amazon S3.
-        region: The region for which requests are signed.
-    """
-
-    bucket: str
-    prefix: str
-    endpoint: str | None
-    region: str
-
-    @classmethod
-    def from_settings(cls, settings: BucketSettings) -> Self:
-        """Checks the settings.
-
-        Raises:
-            ValueError: A setting cannot be used. The message names its variable and shows no secret.
-        """
-        parts = urlsplit(settings.url)
-        prefix = parts.path.strip("/")
-        name_is_good = _BUCKET_NAME.fullmatch(parts.netloc) and _PREFIX.fullmatch(prefix)
-        if not name_is_good or {".", ".."} & set(prefix.split("/")) or parts.query or parts.fragment:
-            msg = f"SITELINK_BUCKET is {_without_secret(settings.url)!r}; s3://name/optional/prefix is wanted, the name in lower case"
-            raise ValueError(msg)
-        endpoint = urlsplit(settings.endpoint.rstrip("/"))
-        if settings.endpoint and (
-            endpoint.scheme not in ("http", "https") or not endpoint.hostname or "@" in endpoint.netloc or endpoint.path or endpoint.query
-        ):
-            msg = f"SITELINK_S3_ENDPOINT is {_without_secret(settings.endpoint)!r}; https://host is wanted, without the bucket's name"
-            raise ValueError(msg)
-        for name, value in (("AWS_ACCESS_KEY_ID", settings.access_key_id), ("AWS_SECRET_ACCESS_KEY", settings.secret_access_key)):
-            if not value:
-                msg = f"{name} is not set, and SITELINK_BUCKET is {settings.url}"
-                raise ValueError(msg)
-        is_r2 = (endpoint.hostname or "").endswith(R2_DOMAIN)
-        return cls(parts.netloc, prefix, settings.endpoint.rstrip("/") or None, settings.region or ("auto" if is_r2 else "us-east-1"))
-
-
-def _without_secret(url: str) -> str:
-    return re.sub(r"//[^/]*@", "//…@", url)
 
 
 @dataclass(frozen=True)
@@ -258,8 +136,8 @@ class Bucket:
             self._root.mkdir(parents=True, exist_ok=True)
             self._store = LocalStore(self._root)
         except (OSError, BaseError) as error:
-            msg = f"the bucket's directory, of SITELINK_BUCKET or SITELINK_DATA_DIR, cannot be used: {_system_words(error)}"
-            _log_failure(str(self._root), str(error))
+            msg = f"the bucket's directory, of SITELINK_BUCKET or SITELINK_DATA_DIR, cannot be used: {system_words(error)}"
+            log_failure(str(self._root), str(error))
             raise StorageUnavailable(msg) from error
 
     def own_key(self, bucket: str, key: str) -> str | None:
@@ -290,8 +168,8 @@ class Bucket:
             yield
         except (OSError, BaseError) as error:
             if self._s3 is not None:
-                raise named_s3_error(*_code_and_message(error), bucket=self._s3.bucket, key=key) from None
-            raise _named_directory_error(error, self._root, key) from error
+                raise named_s3_error(*code_and_message(error), bucket=self._s3.bucket, key=key) from None
+            raise named_directory_error(error, self._root, key) from error
 
     def get(self, key: str) -> StoredObject:
         """Reads an object whole.
@@ -409,11 +287,11 @@ class Bucket:
                 except AlreadyExistsError as error:
                     if self._s3 is None:
                         return False
-                    if _code_and_message(error)[0] != "PreconditionFailed":
+                    if code_and_message(error)[0] != "PreconditionFailed":
                         raise
                     break
                 except (OSError, BaseError) as error:
-                    if self._s3 is None or _code_and_message(error)[0] or attempt == RETRIES:
+                    if self._s3 is None or code_and_message(error)[0] or attempt == RETRIES:
                         raise
                 else:
                     return True
@@ -635,37 +513,6 @@ def _s3_store(location: S3Location, settings: BucketSettings) -> S3Store:
     )
 
 
-def named_s3_error(code: str, message: str, *, bucket: str, key: str) -> SiteLinkError:
-    """The named error for an S3 error code.
-
-    Args:
-        code: The code in the answer's XML; empty when there was none.
-        message: The answer's message, or the client's words when no answer came.
-        bucket: The bucket's name.
-        key: The key or the prefix of the request.
-    """
-    if code == "NoSuchKey":
-        return ObjectMissing(f"no object {key}")
-    _log_failure(key, f"{code}: {message}")
-    if code == "NoSuchBucket":
-        return NoSuchBucket(f"there is no bucket {bucket}")
-    if code == "RequestTimeTooSkewed":
-        return ClockSkewed(f"the bucket refuses {key}, because the clock of this machine is wrong")
-    if code in DENIED_CODES:
-        return StorageDenied(f"the bucket refuses {key}: {code}")
-    return StorageUnavailable(f"the bucket failed at {key}: {code or 'it gave no answer that says why'}")
-
-
-def _log_failure(key: str, message: str) -> None:
-    ref = upload_of(key)
-    logger.warning("the bucket failed: %s", message, extra={"key": key, **({"ref": ref} if ref else {})})
-
-
-def not_written_error(name: str) -> StorageUnavailable:
-    """The error of a bucket that confirmed a write, but does not have the object as it was sent."""
-    return StorageUnavailable(f"the bucket said that it has written {name}, but does not have it as it was sent")
-
-
 @contextmanager
 def _not_written_if_missing(key: str) -> Iterator[None]:
     try:
@@ -679,46 +526,9 @@ def _check_written(key: str, is_written: bool) -> None:
         raise not_written_error(key)
 
 
-def _code_and_message(error: BaseException) -> tuple[str, str]:
-    """The code and the message of an S3 server's answer, out of the text of obstore's exception."""
-    text = str(error)
-    code, message = _CODE_PATTERN.search(text), _MESSAGE_PATTERN.search(text)
-    if code is None:
-        return "", _first_line(error).partition("<")[0].strip()
-    return code[1] or code[2], message[1] if message else _first_line(error).partition(" (code: ")[0]
-
-
-def _named_directory_error(error: BaseException, root: Path | None, key: str) -> SiteLinkError:
-    is_missing = isinstance(error, FileNotFoundError | NotFoundError)
-    if is_missing and root is not None and root.is_dir():
-        return ObjectMissing(f"no object {key}")
-    _log_failure(key, _first_line(error))
-    if is_missing:
-        return NoSuchBucket("the bucket's directory is gone")
-    if isinstance(error, PermissionError | PermissionDeniedError | UnauthenticatedError) or _errno(error) in _REFUSED_ERRNOS:
-        return StorageDenied(f"the bucket refuses {key}: {_system_words(error)}")
-    return StorageUnavailable(f"the bucket failed at {key}: {_system_words(error)}")
-
-
-def _errno(error: BaseException) -> int | None:
-    if isinstance(error, OSError) and error.errno:
-        return error.errno
-    number = _ERRNO_PATTERN.search(str(error))
-    return int(number[1]) if number else None
-
-
-def _system_words(error: BaseException) -> str:
-    number = _errno(error)
-    return os.strerror(number) if number else "the log says why"
-
-
 def _info(meta: "obstore.ObjectMeta") -> ObjectInfo:
     return ObjectInfo(meta["path"], meta["size"], meta["e_tag"], meta["last_modified"])
 
 
 def _directories(prefixes: Iterable[str]) -> list[str]:
     return [prefix.rstrip("/").rsplit("/", 1)[-1] for prefix in prefixes]
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).split("\n", 1)[0]

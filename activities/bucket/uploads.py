@@ -26,7 +26,8 @@ from datetime import UTC, datetime
 
 from activities.bucket.keys import UploadRef, sheet_numbers
 from activities.bucket.records import KeyRecord, SheetRecord, Snapshot, UploadRecord, timestamp, to_json
-from activities.bucket.storage import Bucket, not_written_error, read_record
+from activities.bucket.storage import Bucket, read_record
+from activities.bucket.store_errors import not_written_error
 from activities.errors import ObjectMissing, StorageUnavailable, UploadNotFound
 
 logger = logging.getLogger(__name__)

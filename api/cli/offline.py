@@ -5,8 +5,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from activities.bucket.keys import UploadRef
+from activities.bucket.location import BucketSettings
 from activities.bucket.records import to_wire
-from activities.bucket.storage import Bucket, BucketSettings
+from activities.bucket.storage import Bucket
 from activities.bucket.verify import verify_upload
 from activities.errors import BucketError, SiteLinkError
 from api.cli.errors import NotReached, Refused, WrongUse, join_by_colon

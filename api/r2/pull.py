@@ -18,7 +18,8 @@ from typing import Any
 import httpx2
 from temporalio.client import Client
 
-from activities.bucket.storage import Bucket, BucketSettings
+from activities.bucket.location import BucketSettings
+from activities.bucket.storage import Bucket
 from api.progress.runs import Runs
 from api.progress.status import Status
 from api.r2.events import Message, R2Events, Verdict

@@ -23,11 +23,12 @@ from botocore.config import Config
 
 from activities.bucket.keys import UploadRef
 from activities.bucket.listing import Listing
+from activities.bucket.location import BucketSettings
 from activities.bucket.records import SheetRecord, from_json, tiles_digest
 from activities.bucket.setup import BucketSetup
-from activities.bucket.storage import Bucket, BucketSettings
-from deploy.local import Stack
+from activities.bucket.storage import Bucket
 from deploy.programs import CACHE
+from deploy.stack import Stack
 from tests.resources.make_pdfs import plan_set
 from tests.servers.versitygw import S3Server, s3_server_binary
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import httpx2
 
-from deploy.local import Stack
+from deploy.stack import Stack
 
 UPLOADS = "/v1/organizations/local/projects/demo/plans/bench/uploads"
 TICKS = os.sysconf("SC_CLK_TCK")

@@ -16,7 +16,7 @@ import httpx2
 
 from activities.bucket.keys import UploadRef
 from activities.bucket.storage import Bucket
-from deploy.local import Stack
+from deploy.stack import Stack
 from tests.bench.bench_bucket import UPLOADS, environment, logging_server, operations
 from tests.resources.make_pdfs import plan_set
 

@@ -13,7 +13,7 @@ import pikepdf
 import pytest
 from playwright.async_api import Page, Response, Route, async_playwright, expect
 
-from deploy.local import Stack
+from deploy.stack import Stack
 from tests.resources import make_pdfs
 from tests.workflow.runs import until
 

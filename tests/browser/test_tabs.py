@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 from playwright.async_api import Page, expect
 
-from deploy.local import Stack
+from deploy.stack import Stack
 from tests.browser.test_page import PROCESSING_MS, WatchedPage, chromium_page, plan_pdf
 
 PLAN = "/v1/organizations/local/projects/demo/plans/tabs/uploads"

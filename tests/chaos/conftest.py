@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from deploy.local import Stack
+from deploy.stack import Stack
 from tests.chaos.guarantees import wait_until_scratch_is_empty
 
 

@@ -14,11 +14,12 @@ import httpx2
 import pytest
 
 from activities.bucket.keys import UploadRef
+from activities.bucket.location import BucketSettings
 from activities.bucket.report import Proof, SheetReport, UploadReport
 from activities.bucket.setup import BucketSetup
-from activities.bucket.storage import Bucket, BucketSettings
+from activities.bucket.storage import Bucket
 from activities.bucket.verify import verify_upload
-from deploy.local import Stack
+from deploy.stack import Stack
 
 PLAN = "/v1/organizations/acme/projects/tower/plans/{plan}/uploads"
 DEADLINE_S = 240

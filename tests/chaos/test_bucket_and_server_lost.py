@@ -13,9 +13,10 @@ import httpx2
 import pytest
 
 from activities.bucket.keys import UploadRef
+from activities.bucket.location import BucketSettings
 from activities.bucket.setup import BucketSetup
-from activities.bucket.storage import ROOM_KEY, Bucket, BucketSettings, ObjectInfo
-from deploy.local import Stack
+from activities.bucket.storage import ROOM_KEY, Bucket, ObjectInfo
+from deploy.stack import Stack
 from tests.chaos.guarantees import (
     DEADLINE_S,
     Watch,

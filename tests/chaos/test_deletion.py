@@ -8,8 +8,9 @@ import httpx2
 from temporalio.client import Client, ScheduleActionExecutionStartWorkflow, ScheduleHandle
 
 from activities.bucket.keys import UploadRef
-from activities.bucket.storage import Bucket, BucketSettings
-from deploy.local import Stack
+from activities.bucket.location import BucketSettings
+from activities.bucket.storage import Bucket
+from deploy.stack import Stack
 from tests.chaos.guarantees import DEADLINE_S, accepted, address, path_of, wait_for, wait_until_scratch_is_empty
 from tests.resources.make_pdfs import plan_set
 from tests.servers.s3 import TestServer

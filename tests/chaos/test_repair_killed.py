@@ -7,9 +7,10 @@ import httpx2
 
 from activities.bucket.keys import UploadRef
 from activities.bucket.listing import Listing
-from activities.bucket.storage import Bucket, BucketSettings
+from activities.bucket.location import BucketSettings
+from activities.bucket.storage import Bucket
 from activities.bucket.verify import verify_sheet
-from deploy.local import Stack
+from deploy.stack import Stack
 from tests.chaos.guarantees import DEADLINE_S, PLAN, accepted, address, path_of, sheets_in, wait_for, wait_until
 from tests.resources.make_pdfs import plan_set
 

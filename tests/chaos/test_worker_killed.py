@@ -3,7 +3,7 @@
 import httpx2
 import pytest
 
-from deploy.local import Stack
+from deploy.stack import Stack
 from tests.chaos.guarantees import DEADLINE_S, Watch, accepted, path_of, send, sheets_in, wait_for, wait_until, wait_until_scratch_is_empty
 from tests.resources.make_pdfs import plan_set
 

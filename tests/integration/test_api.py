@@ -23,8 +23,9 @@ from temporalio.client import Client
 from temporalio.service import RPCError
 
 from activities.bucket.keys import UploadRef
+from activities.bucket.location import BucketSettings
 from activities.bucket.records import SheetStatus, Snapshot, from_json, to_json
-from activities.bucket.storage import Bucket, BucketSettings
+from activities.bucket.storage import Bucket
 from activities.errors import PageUnreadable, StorageUnavailable
 from activities.interface import BucketState, CountPages, Document, ListSheets, Page, WriteManifest
 from api.__main__ import GRACE_S

@@ -13,10 +13,11 @@ from temporalio.api.enums.v1 import EventType
 from temporalio.client import Client
 
 from activities.bucket.keys import UploadRef
+from activities.bucket.location import BucketSettings
 from activities.bucket.setup import BucketSetup
-from activities.bucket.storage import PART_BYTES, Bucket, BucketSettings
+from activities.bucket.storage import PART_BYTES, Bucket
 from activities.errors import ObjectMissing, StorageUnavailable
-from deploy.local import Stack
+from deploy.stack import Stack
 from tests.chaos.guarantees import DEADLINE_S, Watch, accepted, address, assert_whole, sheets_of
 from tests.resources.make_pdfs import plan_set
 from tests.servers.faults import (

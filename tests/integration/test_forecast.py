@@ -7,8 +7,8 @@ from typing import Any
 import httpx2
 import pytest
 
-from deploy.local import Stack
 from deploy.sample import write_sample
+from deploy.stack import Stack
 from tests.chaos.guarantees import send, wait_for
 from tests.resources.make_pdfs import plan_set
 

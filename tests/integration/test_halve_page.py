@@ -6,7 +6,7 @@ import httpx2
 import pytest
 
 from activities.bucket.dzi import sheet_size
-from deploy.local import Stack
+from deploy.stack import Stack
 from tests.chaos.guarantees import send, sheets_in, wait_for
 from tests.resources.make_pdfs import nested_groups
 

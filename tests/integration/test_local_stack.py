@@ -19,7 +19,7 @@ from temporalio.client import Client
 from activities.bucket.keys import UploadRef
 from api.addresses import StackAddresses, is_locked
 from api.cli.__main__ import DEFAULT_PLAN
-from deploy.local import Stack
+from deploy.stack import Stack
 from deploy.temporal import TemporalServer
 from tests.resources.make_pdfs import nested_forms, plan_set
 from tests.waiting import ASK_S, DEADLINE_S, until

@@ -9,7 +9,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from deploy.local import Stack
+from deploy.stack import Stack
 from tests.chaos.guarantees import send, wait_for
 from tests.resources.make_pdfs import Writer
 from tests.servers.s3 import TestServer

@@ -14,10 +14,11 @@ from temporalio.api.workflow.v1 import PendingActivityInfo
 from temporalio.client import Client
 
 from activities.bucket.keys import UploadRef
+from activities.bucket.location import BucketSettings
 from activities.bucket.report import SheetReport
-from activities.bucket.storage import Bucket, BucketSettings
+from activities.bucket.storage import Bucket
 from activities.bucket.verify import verify_upload
-from deploy.local import Stack
+from deploy.stack import Stack
 from tests.chaos.guarantees import Watch, accepted, address
 from tests.resources.make_pdfs import plan_set
 from tests.servers.faults import Faults, Rule, faulty, held_until

@@ -18,12 +18,13 @@ import pytest
 from temporalio.client import Client
 
 from activities.bucket.keys import UploadRef
+from activities.bucket.location import BucketSettings
 from activities.bucket.records import SheetStatus, Snapshot, UploadStatus, from_json
 from activities.bucket.setup import BucketSetup
-from activities.bucket.storage import Bucket, BucketSettings
+from activities.bucket.storage import Bucket
 from activities.interface import Page
 from api.r2.pull import VISIBILITY_S
-from deploy.local import Stack
+from deploy.stack import Stack
 from deploy.temporal import TemporalServer
 from tests.chaos.guarantees import send as send_plan
 from tests.chaos.guarantees import wait_for

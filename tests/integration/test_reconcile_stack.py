@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from temporalio.client import Client
 
 from activities.bucket.keys import PlanRef, UploadRef
+from activities.bucket.location import BucketSettings
 from activities.bucket.records import Snapshot, from_json
-from activities.bucket.storage import Bucket, BucketSettings
+from activities.bucket.storage import Bucket
 from api.cli.event_stream import EventParser
-from deploy.local import Stack
+from deploy.stack import Stack
 from tests.resources.make_pdfs import plan_set
 from tests.servers.s3 import TestServer
 from workflows.messages import SheetNumbers

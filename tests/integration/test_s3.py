@@ -16,9 +16,10 @@ import pytest
 
 from activities.attempt import to_application_error
 from activities.bucket.keys import UploadRef
+from activities.bucket.location import BucketSettings
 from activities.bucket.records import UploadOptions, UploadRecord, from_json, to_json
 from activities.bucket.setup import RULE_ID, BucketSetup, equal_parts
-from activities.bucket.storage import PART_BYTES, Bucket, BucketSettings
+from activities.bucket.storage import PART_BYTES, Bucket
 from activities.errors import (
     BucketError,
     ClockSkewed,

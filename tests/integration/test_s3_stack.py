@@ -8,7 +8,7 @@ import pytest
 
 from activities.bucket.setup import BucketSetup
 from activities.bucket.storage import ROOM_KEY, Bucket
-from deploy.local import Stack
+from deploy.stack import Stack
 from tests.chaos.guarantees import send, sheets_in, wait_for, wait_until_scratch_is_empty
 from tests.resources.make_pdfs import plan_set
 from tests.servers.s3 import TestServer

@@ -12,7 +12,7 @@ import pytest
 
 from activities.bucket.dzi import Pyramid
 from activities.bucket.keys import PlanRef, UploadRef
-from deploy.local import Stack
+from deploy.stack import Stack
 from tests.resources.make_pdfs import plan_set
 from tests.waiting import DEADLINE_S, until
 

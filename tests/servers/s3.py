@@ -17,8 +17,8 @@ from testcontainers.core.config import testcontainers_config
 from testcontainers.core.container import DockerContainer
 from testcontainers.core.image import DockerImage
 
+from activities.bucket.location import BucketSettings
 from activities.bucket.setup import BucketSetup
-from activities.bucket.storage import BucketSettings
 from tests.servers.versitygw import NoS3Server, S3Server, options, wait_until_healthy
 
 DOCKERFILE = """\

@@ -17,8 +17,9 @@ from temporalio.client import Client, WorkflowExecutionStatus, WorkflowQueryReje
 from temporalio.service import RPCError, RPCStatusCode
 
 from activities.bucket.keys import PlanRef, UploadRef
+from activities.bucket.location import BucketSettings
 from activities.bucket.records import SheetState, SheetStatus, Snapshot, UploadOptions, UploadRecord, UploadStatus, timestamp, to_json
-from activities.bucket.storage import Bucket, BucketSettings
+from activities.bucket.storage import Bucket
 from api.app import create_app
 from api.settings import ApiSettings
 

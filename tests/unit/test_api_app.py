@@ -17,8 +17,9 @@ from temporalio.service import RPCError, RPCStatusCode
 from activities import errors
 from activities.bucket.forecast import Forecaster
 from activities.bucket.keys import UploadRef
+from activities.bucket.location import BucketSettings
 from activities.bucket.records import SheetStatus, UploadOptions, UploadStatus, timestamp, to_json, to_wire
-from activities.bucket.storage import Bucket, BucketSettings
+from activities.bucket.storage import Bucket
 from activities.interface import Page
 from api.http.problems import STATUS
 from api.settings import ApiSettings

@@ -16,8 +16,9 @@ from starlette.requests import Request
 from starlette.types import Message
 
 from activities.bucket.keys import UploadRef
+from activities.bucket.location import BucketSettings
 from activities.bucket.records import KeyRecord, UploadRecord, from_json, to_json, to_wire
-from activities.bucket.storage import Bucket, BucketSettings
+from activities.bucket.storage import Bucket
 from activities.errors import StorageUnavailable
 from api.uploads import IncomingFile, new_upload_id, read_options
 from tests.unit.api_fakes import (

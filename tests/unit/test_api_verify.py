@@ -8,8 +8,9 @@ import httpx2
 import pytest
 
 from activities.bucket.keys import UploadRef
+from activities.bucket.location import BucketSettings
 from activities.bucket.records import to_wire
-from activities.bucket.storage import Bucket, BucketSettings, ObjectInfo
+from activities.bucket.storage import Bucket, ObjectInfo
 from activities.bucket.verify import verify_upload
 from activities.errors import StorageUnavailable
 from tests.unit.api_fakes import BASE, FakeTemporal, RawRequest, client_of, make_app

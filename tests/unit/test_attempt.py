@@ -15,8 +15,9 @@ from temporalio.testing import ActivityEnvironment
 
 from activities.attempt import Attempt
 from activities.bucket.keys import UploadRef
+from activities.bucket.location import BucketSettings
 from activities.bucket.records import Snapshot, UploadOptions, UploadStatus
-from activities.bucket.storage import Bucket, BucketSettings, StoredObject
+from activities.bucket.storage import Bucket, StoredObject
 from activities.errors import RenderTimeout, SourceAltered, StorageUnavailable
 from activities.host import Host
 from activities.interface import CountPages, TilePage, WriteManifest

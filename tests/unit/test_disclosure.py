@@ -31,9 +31,11 @@ from temporalio.service import RPCError, RPCStatusCode
 from temporalio.testing import ActivityEnvironment
 
 from activities.attempt import Attempt
+from activities.bucket.location import BucketSettings
 from activities.bucket.records import SheetStatus, UploadStatus, timestamp, to_json
 from activities.bucket.setup import BucketSetup
-from activities.bucket.storage import DENIED_CODES, Bucket, BucketSettings, named_s3_error
+from activities.bucket.storage import Bucket
+from activities.bucket.store_errors import DENIED_CODES, named_s3_error
 from activities.errors import ObjectMissing, SiteLinkError
 from activities.render.child import ChildLimits, error_of_answer
 from api.cli.client import Server

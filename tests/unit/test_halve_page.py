@@ -10,8 +10,9 @@ from temporalio.testing import ActivityEnvironment
 
 from activities.bucket.dzi import sheet_size
 from activities.bucket.keys import UploadRef
+from activities.bucket.location import BucketSettings
 from activities.bucket.records import UploadOptions, UploadRecord, to_json
-from activities.bucket.storage import Bucket, BucketSettings
+from activities.bucket.storage import Bucket
 from activities.host import Host
 from activities.interface import CountPages, HalvePage, Page
 from activities.render.child import ChildPool

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from temporalio.client import WorkflowExecutionStatus
 
 from activities.bucket.keys import UNREADABLE_EVENTS_PREFIX, UploadRef, sheet_of_descriptor, unreadable_event
+from activities.bucket.location import BucketSettings
 from activities.bucket.records import SheetStatus, UploadStatus, to_json
-from activities.bucket.storage import Bucket, BucketSettings
+from activities.bucket.storage import Bucket
 from activities.errors import TemporalUnavailable
 from api.progress.runs import Runs
 from api.progress.status import Status

@@ -9,8 +9,9 @@ import httpx2
 import pytest
 from starlette.applications import Starlette
 
+from activities.bucket.location import BucketSettings
 from activities.bucket.records import SheetStatus
-from activities.bucket.storage import Bucket, BucketSettings
+from activities.bucket.storage import Bucket
 from api.app import create_app
 from api.paths import R2_EVENTS, UNREADABLE_EVENTS
 from api.r2.push import MAX_BODY_BYTES, TOLERANCE_S, signature

@@ -15,8 +15,9 @@ from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
 from activities.bucket.keys import UploadRef
+from activities.bucket.location import BucketSettings
 from activities.bucket.records import SheetRecord, SheetState, SheetStatus, UploadStatus, from_json
-from activities.bucket.storage import Bucket, BucketSettings
+from activities.bucket.storage import Bucket
 from activities.bucket.verify import verify_upload
 from activities.errors import ObjectMissing, RenderCrashed
 from activities.host import Host

@@ -16,8 +16,9 @@ from temporalio.testing import ActivityEnvironment
 
 from activities.attempt import Attempt
 from activities.bucket.keys import UploadRef
+from activities.bucket.location import BucketSettings
 from activities.bucket.records import UploadOptions, UploadRecord, timestamp
-from activities.bucket.storage import Bucket, BucketSettings
+from activities.bucket.storage import Bucket
 from activities.errors import ShareFull, SourceAltered, SourceMissing
 from activities.scratch import IDLE_S, SHARE_BEATS, UNKNOWN_AGE_S, Scratch, ScratchInUse
 from tests.waiting import until_async

@@ -16,8 +16,9 @@ from temporalio.testing import ActivityEnvironment
 
 from activities.bucket.dzi import Pyramid, tile_name
 from activities.bucket.keys import UploadRef
+from activities.bucket.location import BucketSettings
 from activities.bucket.records import Note, UploadOptions, UploadRecord, scaled_note, to_json
-from activities.bucket.storage import Bucket, BucketSettings, StoredObject
+from activities.bucket.storage import Bucket, StoredObject
 from activities.bucket.verify import verify_upload
 from activities.host import Host
 from activities.interface import Page, TiledPage, TilePage, UploadPage, host_queue

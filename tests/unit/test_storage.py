@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from activities.bucket.storage import Bucket, BucketSettings, S3Location
+from activities.bucket.location import BucketSettings, S3Location
+from activities.bucket.storage import Bucket
 from activities.errors import FileTooLarge, NoSuchBucket, ObjectMissing, StorageDenied, StorageUnavailable
 from tests.servers.s3 import TestServer
 

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from activities.bucket.location import BucketSettings
 from activities.bucket.records import KeyRecord, SheetRecord, Snapshot, UploadRecord, from_json, to_json
-from activities.bucket.storage import Bucket, BucketSettings
+from activities.bucket.storage import Bucket
 from activities.bucket.uploads import CLAIM_TRIES, Manifest, UploadStore
 from activities.errors import DamagedRecord, NewerSchema, ObjectMissing, StorageUnavailable, UploadNotFound
 from tests.unit.sheets import AT, OPTIONS, PYRAMID, REF, accept, put_sheet, put_upload

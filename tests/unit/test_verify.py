@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from activities.bucket.dzi import parse_tile_name
+from activities.bucket.location import BucketSettings
 from activities.bucket.records import SheetRecord, SheetStatus, Snapshot, UploadStatus, from_json, from_wire, to_json, to_wire
 from activities.bucket.report import MOST_NAMES, Proof, Repair, SheetReport, UploadReport
-from activities.bucket.storage import Bucket, BucketSettings, ObjectInfo
+from activities.bucket.storage import Bucket, ObjectInfo
 from activities.bucket.verify import THREADS, bounded_map, verify_upload
 from activities.errors import UploadNotFound
 from tests.unit.sheets import NAMES, PYRAMID, REF, Md5Bucket, accept, jpeg, progress, put_sheet, put_upload

@@ -16,6 +16,7 @@ from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureEr
 
 from activities.attempt import to_application_error
 from activities.bucket.keys import UploadRef
+from activities.bucket.location import BucketSettings
 from activities.bucket.records import (
     KeyRecord,
     SheetStatus,
@@ -29,7 +30,7 @@ from activities.bucket.records import (
 )
 from activities.bucket.report import NameList
 from activities.bucket.setup import BucketSetup
-from activities.bucket.storage import Bucket, BucketSettings
+from activities.bucket.storage import Bucket
 from activities.bucket.uploads import UploadStore
 from activities.errors import NotAPdf, ObjectMissing, UploadNotFound
 from activities.interface import (

@@ -41,7 +41,7 @@ def test_a_tile_is_not_blamed_for_a_decoder_that_died_before() -> None:
     """The machine, or the deadline of the image before, may have killed it. A fresh process is asked, and its answer counts."""
     with Decoder() as decoder:
         for body, told in ((jpeg(10, 20), ""), (b"no JPEG", "cannot be decoded: it is damaged or cut off")):
-            decoder._kill(0)
+            os.kill(decoder.pid, signal.SIGKILL)
             assert decoder.problem(body, 10, 20) == told
 
 

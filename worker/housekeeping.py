@@ -260,7 +260,7 @@ class Housekeeping(HousekeepingActivities):
         async def look_at(ref: UploadRef) -> None:
             async with walk.pass_over_failures(ref):
                 walk.report = replace(walk.report, uploads=walk.report.uploads + 1)
-                await self._sweep_upload(ref, abandoned_before, walk)
+                await self.sweep_upload(ref, abandoned_before, walk)
 
         async def look_at_all(refs: list[UploadRef]) -> None:
             await asyncio.gather(*map(look_at, refs))
@@ -277,7 +277,7 @@ class Housekeeping(HousekeepingActivities):
         logger.info("swept the bucket", extra=to_wire(walk.report))
         return walk.report
 
-    async def _sweep_upload(self, ref: UploadRef, abandoned_before: datetime, walk: _Walk[Swept]) -> None:
+    async def sweep_upload(self, ref: UploadRef, abandoned_before: datetime, walk: _Walk[Swept]) -> None:
         """Does for one upload the work that was left undone."""
         try:
             record = await asyncio.to_thread(self._store.record, ref)
@@ -332,7 +332,7 @@ class Housekeeping(HousekeepingActivities):
     async def _write_terminated_manifests(self, oldest: datetime, walk: _Walk[Swept]) -> None:
         """Writes the manifests of runs that were ended from outside since ``oldest``.
 
-        ``_sweep_upload`` does the same for an earlier run, if its upload has no manifest.
+        ``sweep_upload`` does the same for an earlier run, if its upload has no manifest.
         """
         how = ", ".join(f"'{status.name.title().replace('_', '')}'" for status in ENDED_FROM_OUTSIDE)
         query = f"WorkflowType = '{ProcessUpload.__name__}' AND ExecutionStatus IN ({how})"

@@ -29,9 +29,10 @@ class Decoder:
 
     def __init__(self, answer_s: float = ANSWER_S) -> None:
         self._answer_s = answer_s
-        self._start()
+        self.start()
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Starts a process, in place of one that has ended."""
         # stderr has only warnings of libvips.
         self._process = start_process("activities.render.decode", stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
         self._requests, self._answers = cast("IO[bytes]", self._process.stdin), cast("IO[bytes]", self._process.stdout)
@@ -77,7 +78,7 @@ class Decoder:
             if answer.endswith(b"\n"):
                 return answer.decode().rstrip("\n")
             ending = self._end()
-            self._start()
+            self.start()
         return f"broke the decoder, which {ending}"
 
     @property

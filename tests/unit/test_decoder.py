@@ -14,8 +14,9 @@ class Struck(Decoder):
     signal = signal.SIGKILL
     spared = False
 
-    def _start(self) -> None:
-        super()._start()
+    def start(self) -> None:
+        """Starts a process and sends it the signal."""
+        super().start()
         if not self.spared:
             os.kill(self.pid, self.signal)
 

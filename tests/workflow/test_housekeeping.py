@@ -472,7 +472,7 @@ async def test_pass_goes_on_where_its_worker_died(client: Client, bucket: Bucket
         looked_at: list[UploadRef] = []  # noqa: RUF012 - of this test only
         died = False
 
-        async def _sweep_upload(self, ref: UploadRef, *args: Any) -> None:
+        async def sweep_upload(self, ref: UploadRef, *args: Any) -> None:
             self.looked_at.append(ref)
             if ref == refs[-1] and not self.died:
                 Dying.died = True

@@ -11,6 +11,7 @@ import random
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
@@ -186,6 +187,18 @@ class Process:
         code = self._child.wait()
         self._child = self._guard = None
         return code
+
+    def stop(self, limit_s: float) -> None:
+        """Asks the leader to stop, and kills the whole group when the leader has ended or the time is over.
+
+        Args:
+            limit_s: Seconds that the leader may take.
+        """
+        self.terminate()
+        deadline = time.monotonic() + limit_s
+        while self.is_running and time.monotonic() < deadline:
+            time.sleep(0.02)
+        self.kill()
 
     def terminate(self) -> None:
         """Asks the process to stop; returns at once."""

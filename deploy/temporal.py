@@ -217,11 +217,7 @@ class TemporalServer:
 
     def stop(self) -> None:
         """Asks the server to stop, and kills it after some seconds."""
-        self.process.terminate()
-        deadline = time.monotonic() + STOP_LIMIT_S
-        while self.process.is_running and time.monotonic() < deadline:
-            time.sleep(0.02)
-        self.process.kill()
+        self.process.stop(STOP_LIMIT_S)
 
     @property
     def _ready_mark(self) -> Path:

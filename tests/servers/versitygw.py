@@ -109,11 +109,7 @@ class S3Server:
 
     def stop(self) -> None:
         """Asks the server to stop, and kills it after some seconds."""
-        self.process.terminate()
-        deadline = time.monotonic() + STOP_LIMIT_S
-        while self.process.is_running and time.monotonic() < deadline:
-            time.sleep(0.02)
-        self.process.kill()
+        self.process.stop(STOP_LIMIT_S)
 
 
 def wait_until_healthy(endpoint: str, is_running: Callable[[], bool], log: Callable[[], str]) -> None:

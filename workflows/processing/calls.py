@@ -87,78 +87,65 @@ class Calls:
 
     async def list_sheets(self) -> BucketState:
         """The state of the upload in the bucket: its options, its committed sheets and its manifest."""
-        return await self._on_storage(UploadActivities.list_sheets, ListSheets(self._ref), "list committed sheets")
+        return await self._call(STORAGE_QUEUE, UploadActivities.list_sheets, ListSheets(self._ref), "list committed sheets")
 
     async def check_sheets(self, sheets: tuple[SheetState, ...], *, repair: bool, discard: bool, deep: bool) -> CheckedSheets:
         """Compares these sheets with the bucket; the arguments are those of ``CheckSheets``."""
-        return await self._on_storage(
-            UploadActivities.check_sheets,
-            CheckSheets(self._ref, sheets, repair=repair, discard=discard, deep=deep),
-            f"check sheets {sheets[0].number} to {sheets[-1].number}",
-            SHEET_TIMEOUT,
-        )
+        args = CheckSheets(self._ref, sheets, repair=repair, discard=discard, deep=deep)
+        summary = f"check sheets {sheets[0].number} to {sheets[-1].number}"
+        return await self._call(STORAGE_QUEUE, UploadActivities.check_sheets, args, summary, SHEET_TIMEOUT)
 
     async def prune_sheets(self, total_pages: int) -> int:
         """Removes the objects that belong to no sheet of the document; returns how many objects were removed."""
-        return await self._on_storage(
-            UploadActivities.prune_sheets, PruneSheets(self._ref, total_pages), "remove objects that belong to no sheet"
-        )
+        args = PruneSheets(self._ref, total_pages)
+        return await self._call(STORAGE_QUEUE, UploadActivities.prune_sheets, args, "remove objects that belong to no sheet")
 
     async def write_manifest(self, snapshot: Snapshot) -> None:
         """Writes the final progress to the bucket."""
-        await self._on_storage(UploadActivities.write_manifest, WriteManifest(self._ref, snapshot), "write the manifest")
-
-    async def _on_storage(
-        self, method: MethodAsyncSingleParam[UploadActivities, A, T], args: A, summary: str, timeout: timedelta = STORAGE_TIMEOUT
-    ) -> T:
-        return await workflow.execute_activity_method(
-            method,
-            args,
-            task_queue=STORAGE_QUEUE,
-            start_to_close_timeout=timeout,
-            heartbeat_timeout=HEARTBEAT,
-            retry_policy=RETRIES,
-            cancellation_type=CANCELLATION,
-            priority=self._priority(),
-            summary=summary,
-        )
+        await self._call(STORAGE_QUEUE, UploadActivities.write_manifest, WriteManifest(self._ref, snapshot), "write the manifest")
 
     # ------------------------------------------------------------------ on the tile queue, with a slot for each core
 
     async def count_pages(self) -> Document:
         """Measures every page of the document."""
-        return await self._on_cores(UploadActivities.count_pages, CountPages(self._ref), "count pages", COUNT_TIMEOUT, first=True)
+        args = CountPages(self._ref)
+        return await self._call(TILE_QUEUE, UploadActivities.count_pages, args, "count pages", COUNT_TIMEOUT, first=True)
 
     async def halve_page(self, sheet: SheetState, *, first: bool) -> Page | None:
         """Measures a page at half its resolution; None when the page is halved already or would become too coarse."""
         args = HalvePage(self._ref, sheet.number, sheet.dpi or 0)
         summary = f"halve the resolution of {_summary(sheet)}"
         timeout = 2 * COUNT_TIMEOUT  # the activity counts twice
-        return await self._on_cores(UploadActivities.halve_page, args, summary, timeout, first=first)
+        return await self._call(TILE_QUEUE, UploadActivities.halve_page, args, summary, timeout, first=first)
 
     async def tile_page(self, sheet: SheetState, options: UploadOptions, *, first: bool) -> TiledPage:
         """Renders a page and cuts it into tiles, on any host that is free."""
         args = TilePage(self._ref, sheet.number, sheet.width or 0, sheet.height or 0, options)
-        return await self._on_cores(UploadActivities.tile_page, args, _summary(sheet), SHEET_TIMEOUT, first=first)
+        return await self._call(TILE_QUEUE, UploadActivities.tile_page, args, _summary(sheet), SHEET_TIMEOUT, first=first)
 
-    async def _on_cores(
-        self, method: MethodAsyncSingleParam[UploadActivities, A, T], args: A, summary: str, timeout: timedelta, *, first: bool
+    async def _call(
+        self,
+        queue: str,
+        method: MethodAsyncSingleParam[UploadActivities, A, T],
+        args: A,
+        summary: str,
+        timeout: timedelta = STORAGE_TIMEOUT,
+        *,
+        first: bool = False,
     ) -> T:
+        """Calls an activity that any host may take from the queue."""
         return await workflow.execute_activity_method(
             method,
             args,
-            task_queue=TILE_QUEUE,
+            task_queue=queue,
             start_to_close_timeout=timeout,
             heartbeat_timeout=HEARTBEAT,
             retry_policy=RETRIES,
             cancellation_type=CANCELLATION,
-            priority=self._priority(first=first),
+            # Organizations take turns in a queue, so that the 2,000 pages of one do not delay the 3 pages of another.
+            priority=Priority(priority_key=1 if first else None, fairness_key=self._organization),
             summary=summary,
         )
-
-    def _priority(self, *, first: bool = False) -> Priority:
-        # Organizations take turns in a queue, so that the 2,000 pages of one do not delay the 3 pages of another.
-        return Priority(priority_key=1 if first else None, fairness_key=self._organization)
 
     # ------------------------------------------------------------------ on the queue of one host
 

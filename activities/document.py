@@ -8,18 +8,13 @@ from activities.bucket.dzi import MINIMUM_DPI
 from activities.bucket.keys import UploadRef
 from activities.bucket.records import bounded_notes, scaled_note
 from activities.bucket.storage import PART_BYTES
-from activities.bucket.uploads import UploadStore
-from activities.host import Host
-from activities.interface import CountPages, Document, HalvePage, Page, UploadActivities
+from activities.host import HostActivities
+from activities.interface import CountPages, Document, HalvePage, Page
 from activities.render.attempt import RenderAttempt
 
 
-class DocumentActivities(UploadActivities):
+class DocumentActivities(HostActivities):
     """The activities that look at the document as a whole."""
-
-    def __init__(self, host: Host) -> None:
-        self._host = host
-        self._store = UploadStore(host.bucket)
 
     @activity.defn
     async def count_pages(self, args: CountPages) -> Document:

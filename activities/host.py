@@ -1,9 +1,11 @@
-"""What one machine has for the activities that run on it."""
+"""The parts of one machine that its activities share."""
 
 from dataclasses import dataclass, field
 
 from activities.bucket.forecast import Forecaster
 from activities.bucket.storage import Bucket
+from activities.bucket.uploads import UploadStore
+from activities.interface import UploadActivities
 from activities.render.child import ChildPool
 from activities.scratch import Scratch
 from activities.threads import FairThreads
@@ -11,7 +13,7 @@ from activities.threads import FairThreads
 
 @dataclass(frozen=True, kw_only=True)
 class Host:
-    """What the activities of one host share.
+    """The parts that the activities of one host share.
 
     Args:
         bucket: The bucket of the uploads.
@@ -30,3 +32,15 @@ class Host:
     uploads: FairThreads
     max_pages: int = 2000
     forecaster: Forecaster = field(default_factory=Forecaster)
+
+
+class HostActivities(UploadActivities):
+    """Activities that use the parts of a host.
+
+    Args:
+        host: The parts.
+    """
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._store = UploadStore(host.bucket)

@@ -13,10 +13,9 @@ from activities.bucket.keys import UploadRef, sheet_of_directory
 from activities.bucket.listing import Listing
 from activities.bucket.records import SheetRecord, SheetState, SheetStatus, UploadOptions
 from activities.bucket.report import SheetReport
-from activities.bucket.uploads import UploadStore
 from activities.bucket.verify import bounded_map, verify_sheet
 from activities.errors import DamagedRecord
-from activities.host import Host
+from activities.host import HostActivities
 from activities.interface import (
     BrokenSheet,
     BucketState,
@@ -24,7 +23,6 @@ from activities.interface import (
     CheckSheets,
     ListSheets,
     PruneSheets,
-    UploadActivities,
     WriteManifest,
 )
 from activities.render.attempt import RenderAttempt
@@ -36,12 +34,8 @@ GROUP_SIZE = 16
 """Sheets that a thread looks up in one turn. That takes about as many requests as a turn that uploads tiles (``sheets.CHUNK_TILES``)."""
 
 
-class ReconcileActivities(UploadActivities):
+class ReconcileActivities(HostActivities):
     """The activities that compare the bucket with the progress."""
-
-    def __init__(self, host: Host) -> None:
-        self._host = host
-        self._store = UploadStore(host.bucket)
 
     @activity.defn
     async def list_sheets(self, args: ListSheets) -> BucketState:

@@ -17,10 +17,9 @@ from activities.bucket.listing import Listing
 from activities.bucket.records import SheetRecord, bounded_notes, tiles_digest, to_json
 from activities.bucket.storage import Bucket, ObjectInfo
 from activities.bucket.store_errors import not_written_error
-from activities.bucket.uploads import UploadStore
 from activities.errors import TilesMissing
-from activities.host import Host
-from activities.interface import DiscardScratch, TiledPage, TilePage, UploadActivities, UploadPage, host_queue
+from activities.host import HostActivities
+from activities.interface import DiscardScratch, TiledPage, TilePage, UploadPage, host_queue
 from activities.render.attempt import RenderAttempt
 from activities.render.tilezip import THUMBNAIL, TILES, TileZip
 from activities.threads import turn_of
@@ -29,12 +28,8 @@ CHUNK_TILES = 32
 """Tiles that a thread writes before another sheet gets its turn."""
 
 
-class SheetActivities(UploadActivities):
+class SheetActivities(HostActivities):
     """The activities that make one sheet."""
-
-    def __init__(self, host: Host) -> None:
-        self._host = host
-        self._store = UploadStore(host.bucket)
 
     @activity.defn
     async def tile_page(self, args: TilePage) -> TiledPage:

@@ -15,7 +15,7 @@ from playwright.async_api import Page, Response, Route, async_playwright, expect
 
 from deploy.stack import Stack
 from tests.resources import make_pdfs
-from tests.workflow.runs import until
+from tests.waiting import until_async
 
 CHROMIUM_ARGUMENTS = [
     "--no-sandbox",
@@ -72,7 +72,7 @@ class WatchedPage:
         async def says_so() -> bool:
             return bool((await (await self.page.request.get(url)).json())["status"] == status)
 
-        await until(says_so, PROCESSING_MS / 1000)
+        await until_async(says_so)
 
     def check_quiet(self) -> None:
         """The console has no error, and every request went to the page's own server."""

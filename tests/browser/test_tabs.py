@@ -9,10 +9,10 @@ from playwright.async_api import Page, expect
 
 from deploy.stack import Stack
 from tests.browser.test_page import PROCESSING_MS, WatchedPage, chromium_page, plan_pdf
+from tests.waiting import DEADLINE_S
 
 PLAN = "/v1/organizations/local/projects/demo/plans/tabs/uploads"
 TABS = 8
-DEADLINE_S = 240
 
 COUNT_STREAMS = """
     window.streams = 0;

@@ -20,9 +20,9 @@ from activities.bucket.setup import BucketSetup
 from activities.bucket.storage import Bucket
 from activities.bucket.verify import verify_upload
 from deploy.stack import Stack
+from tests.waiting import DEADLINE_S
 
 PLAN = "/v1/organizations/acme/projects/tower/plans/{plan}/uploads"
-DEADLINE_S = 240
 
 
 def accepted(stack: Stack, body: bytes, plan: str = "a1") -> UploadRef:
@@ -83,14 +83,6 @@ def wait_for(stack: Stack, upload: str, condition: Callable[[dict[str, Any]], bo
             return status
         time.sleep(0.05)
     pytest.fail(f"not within {DEADLINE_S} s, last seen {status}")
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    """Waits until the condition holds."""
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {DEADLINE_S} s"
-        time.sleep(0.02)
 
 
 def wait_until_scratch_is_empty(stack: Stack) -> None:

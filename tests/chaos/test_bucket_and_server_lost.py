@@ -18,19 +18,18 @@ from activities.bucket.setup import BucketSetup
 from activities.bucket.storage import ROOM_KEY, Bucket, ObjectInfo
 from deploy.stack import Stack
 from tests.chaos.guarantees import (
-    DEADLINE_S,
     Watch,
     accepted,
     address,
     assert_whole,
     sheets_of,
-    wait_until,
     wait_until_scratch_is_empty,
 )
 from tests.resources.make_pdfs import plan_set
 from tests.servers.faults import Faults, Rule, delays, faulty
 from tests.servers.s3 import TestServer
 from tests.servers.versitygw import S3Server
+from tests.waiting import DEADLINE_S, until
 
 PAGES = 8
 
@@ -160,7 +159,7 @@ def test_killed_worker_api_and_s3_server_change_nothing(new_stack: Callable[...,
                 stack.start_process("api")
                 server.process.kill()
                 asked = len(faults.passed)
-                wait_until(lambda: len(faults.passed) > asked + 10)
+                until(lambda: len(faults.passed) > asked + 10)
                 server.start()
                 faults.lay()
                 for client in (watch, other):

@@ -11,10 +11,10 @@ from activities.bucket.keys import UploadRef
 from activities.bucket.location import BucketSettings
 from activities.bucket.storage import Bucket
 from deploy.stack import Stack
-from tests.chaos.guarantees import DEADLINE_S, accepted, address, path_of, wait_for, wait_until_scratch_is_empty
+from tests.chaos.guarantees import accepted, address, path_of, wait_for, wait_until_scratch_is_empty
 from tests.resources.make_pdfs import plan_set
 from tests.servers.s3 import TestServer
-from tests.workflow.runs import until
+from tests.waiting import DEADLINE_S, until_async
 from worker.schedules import SWEEP
 from workflows.starting import is_running, start_deletion
 
@@ -61,7 +61,7 @@ async def test_deletion_survives_the_death_of_its_workers(stack_to_kill: Stack) 
     assert await ask("DELETE", stack, ref) == 202
     for name in ("worker-tile", "worker-workflow"):
         stack.start_process(name)
-    await until(lambda: objects(bucket, ref) == [ref.record], DEADLINE_S)
+    await until_async(lambda: objects(bucket, ref) == [ref.record])
     assert not await is_running(client, ref)
     bucket.put(ref.descriptor(8), b"from a worker that could not be reached")
     await look_again_soon(client, ref)
@@ -78,7 +78,7 @@ async def test_deletion_on_a_server_leaves_nothing(new_stack: Callable[..., Stac
     client = await Client.connect(stack.temporal_address)
     ref = await begun(stack, 4, "deleted")
     assert await ask("DELETE", stack, ref) == 202
-    await until(lambda: objects(bucket, ref) == [ref.record], DEADLINE_S)
+    await until_async(lambda: objects(bucket, ref) == [ref.record])
     await look_again_soon(client, ref)
     assert objects(bucket, ref) == []
 
@@ -87,17 +87,17 @@ async def test_paused_schedule_stays_paused_over_a_new_start(stack_to_kill: Stac
     """A worker that starts again does not resume a schedule. Triggered by hand, the schedule still runs, and its run says what it did."""
     client = await Client.connect(stack_to_kill.temporal_address)
     schedule = client.get_schedule_handle(SWEEP)
-    await until(lambda: is_there(client, SWEEP))
+    await until_async(lambda: is_there(client, SWEEP))
     await schedule.pause(note="not now")
     stack_to_kill.kill("worker-workflow")
     log = stack_to_kill.processes["worker-workflow"].log
     said = len(log.read_text())
     stack_to_kill.start_process("worker-workflow")
-    await until(lambda: "workflow worker runs" in log.read_text()[said:])
+    await until_async(lambda: "workflow worker runs" in log.read_text()[said:])
     await begun(stack_to_kill, 1, "swept")
     runs = await run_ids(schedule)
     await schedule.trigger()
-    await until(lambda: has_new_run(schedule, runs))
+    await until_async(lambda: has_new_run(schedule, runs))
     run = (await schedule.describe()).info.recent_actions[-1].action
     assert isinstance(run, ScheduleActionExecutionStartWorkflow)
     report = await client.get_workflow_handle(run.workflow_id, run_id=run.first_execution_run_id).result()
@@ -131,10 +131,10 @@ async def test_pages_of_an_ended_run_hold_nobody_up(stack_to_kill: Stack) -> Non
     ref = await begun(stack, 8, "ended")
     stack.kill("worker-workflow")  # so that tiled pages wait for their upload
     pages = stack.data_dir / "scratch" / "pages"
-    await until(lambda: any(path.suffix == "" for path in pages.iterdir()), DEADLINE_S)
+    await until_async(lambda: any(path.suffix == "" for path in pages.iterdir()))
     await client.get_workflow_handle(ref.workflow_id).terminate()
     worker = stack.processes["worker-tile"]
     first = worker.pid
     worker.terminate()
-    await until(lambda: worker.pid != first or not worker.is_running, DEADLINE_S)
+    await until_async(lambda: worker.pid != first or not worker.is_running)
     assert [*pages.iterdir()] == []

@@ -11,8 +11,9 @@ from activities.bucket.location import BucketSettings
 from activities.bucket.storage import Bucket
 from activities.bucket.verify import verify_sheet
 from deploy.stack import Stack
-from tests.chaos.guarantees import DEADLINE_S, PLAN, accepted, address, path_of, sheets_in, wait_for, wait_until
+from tests.chaos.guarantees import PLAN, accepted, address, path_of, sheets_in, wait_for
 from tests.resources.make_pdfs import plan_set
+from tests.waiting import DEADLINE_S, until
 
 PAGES = 6
 
@@ -43,7 +44,7 @@ def test_killed_repair_leaves_no_lie_and_is_finished(new_stack: Callable[..., St
         return int(answer["completedPages"]) if answer["status"] == "processing" else PAGES
 
     damage()
-    wait_until(lambda: 2 <= ready() < PAGES)
+    until(lambda: 2 <= ready() < PAGES)
     stack.kill("worker-tile")
     assert lies(bucket, ref) == []
     stack.start_process("worker-tile")
@@ -52,11 +53,11 @@ def test_killed_repair_leaves_no_lie_and_is_finished(new_stack: Callable[..., St
     assert sheets_in(bucket_directory, upload) == expected
 
     damage()
-    wait_until(lambda: 2 <= ready() < PAGES)
+    until(lambda: 2 <= ready() < PAGES)
     stack.kill("worker-tile")
     assert lies(bucket, ref) == []
     plan = stack.api_url + PLAN.format(plan=ref.plan).removesuffix("/uploads")
     httpx2.post(f"{plan}/reconcile?deep=true", timeout=DEADLINE_S).raise_for_status()
     stack.start_process("worker-tile")
-    wait_until(lambda: httpx2.get(f"{address(stack, ref)}/verify", timeout=DEADLINE_S).json()["verified"] and ready() == PAGES)
+    until(lambda: httpx2.get(f"{address(stack, ref)}/verify", timeout=DEADLINE_S).json()["verified"] and ready() == PAGES)
     assert sheets_in(bucket_directory, upload) == expected

@@ -8,8 +8,9 @@ from activities.bucket.report import UploadReport
 from activities.bucket.storage import Bucket
 from activities.bucket.verify import verify_upload
 from deploy.stack import Stack
-from tests.chaos.guarantees import DEADLINE_S, Watch, accepted, path_of, send, sheets_in, wait_for, wait_until, wait_until_scratch_is_empty
+from tests.chaos.guarantees import Watch, accepted, path_of, send, sheets_in, wait_for, wait_until_scratch_is_empty
 from tests.resources.make_pdfs import plan_set
+from tests.waiting import DEADLINE_S, until
 
 PAGES = 8
 FILES_BESIDE_TILES = ("thumbnail.jpeg", "sheet.json", ".dzi")
@@ -77,7 +78,7 @@ def test_stopped_tile_worker_hands_back_its_work(stack_to_kill: Stack, body: byt
     worker = stack_to_kill.processes["worker-tile"]
     first = worker.pid
     worker.terminate()
-    wait_until(lambda: worker.pid != first or not worker.is_running)
+    until(lambda: worker.pid != first or not worker.is_running)
     assert_complete_and_equal(stack_to_kill, upload, undisturbed)
 
 

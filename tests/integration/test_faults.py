@@ -18,7 +18,7 @@ from activities.bucket.setup import BucketSetup
 from activities.bucket.storage import PART_BYTES, Bucket
 from activities.errors import ObjectMissing, StorageUnavailable
 from deploy.stack import Stack
-from tests.chaos.guarantees import DEADLINE_S, Watch, accepted, address, assert_whole, sheets_of
+from tests.chaos.guarantees import Watch, accepted, address, assert_whole, sheets_of
 from tests.resources.make_pdfs import plan_set
 from tests.servers.faults import (
     Fault,
@@ -36,7 +36,7 @@ from tests.servers.faults import (
     reset_in_body,
 )
 from tests.servers.s3 import TestServer
-from tests.waiting import ASK_S, until
+from tests.waiting import ASK_S, DEADLINE_S, until
 
 PAGES = 3
 PLAN = plan_set(PAGES, 500, 400)

@@ -13,10 +13,10 @@ from deploy.stack import Stack
 from tests.chaos.guarantees import send, wait_for
 from tests.resources.make_pdfs import Writer
 from tests.servers.s3 import TestServer
+from tests.waiting import DEADLINE_S
 
 pytestmark = pytest.mark.usefixtures("temporal_binary")
 
-DEADLINE_S = 240
 
 OURS = ("api", "worker-workflow", "worker-tile")
 TEXT_LINE = re.compile(

@@ -20,6 +20,7 @@ from api.cli.event_stream import EventParser
 from deploy.stack import Stack
 from tests.resources.make_pdfs import plan_set
 from tests.servers.s3 import TestServer
+from tests.waiting import DEADLINE_S
 from workflows.messages import SheetNumbers
 from workflows.starting import reopen_upload
 
@@ -28,7 +29,6 @@ pytestmark = pytest.mark.usefixtures("temporal_binary")
 PLAN = PlanRef("acme", "tower", "reconcile")
 UPLOADS = "/v1/organizations/acme/projects/tower/plans/reconcile/uploads"
 PAGES = 3
-DEADLINE_S = 240
 
 
 @dataclass

@@ -16,7 +16,8 @@ from activities.interface import WORKFLOW_QUEUE, SweepBucket, Swept
 from api.uploads import new_upload_id
 from deploy.temporal import TemporalServer
 from tests.servers.s3 import TestServer
-from tests.workflow.runs import handle_of, until
+from tests.waiting import until_async
+from tests.workflow.runs import handle_of
 from tests.workflow.test_housekeeping import OLD, Activities, accept, at_work, mark, new_ref
 from workflows.starting import start_deletion, start_upload
 from workflows.sweep import Sweep
@@ -61,12 +62,12 @@ async def test_deleted_while_processing_leaves_nothing_on_a_server(client: Clien
         setup.start_upload(ref.source, PART, 60)
         fake.gate.clear()
         await start_upload(client, ref)
-        await until(lambda: len(fake.tiled) == 2)
+        await until_async(lambda: len(fake.tiled) == 2)
         for n in range(1005):
             await bucket.put_async(f"{ref.tiles_prefix(1)}11/{n}_0.jpeg", b"tile")
         mark(bucket, ref)
         await start_deletion(client, ref, look_again_s=10)
-        await until(lambda: keys(bucket, ref.prefix) == [ref.record])
+        await until_async(lambda: keys(bucket, ref.prefix) == [ref.record])
         bucket.put(ref.descriptor(1), b"late")
         result = await client.get_workflow_handle(ref.delete_workflow_id).result()
         assert result["objects"] == 1007
@@ -87,7 +88,7 @@ async def test_sweep_over_a_server(client: Client, s3_server: TestServer) -> Non
         assert {upload.upload_id for upload in setup.unfinished_uploads()} == {begun.upload_id, elsewhere.upload_id}
         assert keys(bucket, fresh.prefix) == [fresh.source]
 
-        await until(lambda: is_older(bucket, old, 2))
+        await until_async(lambda: is_older(bucket, old, 2))
         swept = await sweep(client, 1)
         assert str(old) in swept.removed.first
         assert keys(bucket, old.prefix) == []

@@ -25,6 +25,7 @@ from activities.render.attempt import RenderAttempt
 from activities.render.child import ChildPool
 from activities.scratch import Scratch
 from activities.threads import FairThreads
+from tests.unit.attempts import Attempts
 from tests.unit.sheets import accept
 from tests.waiting import until_async
 from worker.app import Activities
@@ -90,20 +91,11 @@ async def test_source_that_is_not_what_was_accepted_is_final_at_the_third_read(t
     ref = UploadRef.parse(REF)
     accept(bucket, ref)
     bucket.put(ref.source, b"another")
-    faults: tuple[object, ...] = ()
-
-    def beaten(*details: object) -> None:
-        nonlocal faults
-        faults = details
-
-    finals = []
+    attempts, finals = Attempts(), []
     for host in range(SourceAltered.tries):
-        environment = ActivityEnvironment()
-        environment.info = replace(environment.info, heartbeat_details=faults)
-        environment.on_heartbeat = beaten
         async with activities(bucket, tmp_path / f"scratch {host}") as each:
             with pytest.raises(ApplicationError, match=r"source\.pdf has sha256 .* was accepted") as failure:
-                await environment.run(each.count_pages, CountPages(REF))
+                await attempts.next().run(each.count_pages, CountPages(REF))
         assert (failure.value.type, failure.value.next_retry_delay) == ("SourceAltered", timedelta(seconds=30))
         finals.append(failure.value.non_retryable)
     assert finals == [False, False, True]

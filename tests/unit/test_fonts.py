@@ -6,8 +6,6 @@ import json
 import string
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import permutations
 from pathlib import Path
 
@@ -20,24 +18,13 @@ from activities.render.fonts.faces import FACES, FACES_BY_COVERAGE, Face, charac
 from activities.render.fonts.mapper import prefer
 from activities.render.pdf_file import PdfFile
 from tests.resources import make_pdfs
+from tests.unit.documents import opened
 
 WIDTH, HEIGHT = 1600, 400
 SCALE = WIDTH // 400
 """Pixels of a point: the pages are 400 x 100 pt."""
 
 ROOT = Path(__file__).parents[2]
-
-
-@contextmanager
-def opened(directory: Path, data: bytes) -> Iterator[PdfFile]:
-    """An open document."""
-    path = directory / "source.pdf"
-    path.write_bytes(data)
-    document = PdfFile(path)
-    try:
-        yield document
-    finally:
-        document.close()
 
 
 def draw(document: PdfFile, number: int = 1) -> tuple[bytes, list[tuple[str, str]]]:

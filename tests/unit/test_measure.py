@@ -1,7 +1,6 @@
 """The sizes, titles and notes of a document's pages, and the documents that are refused."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,24 +9,12 @@ from activities.bucket.records import Note, UploadOptions
 from activities.errors import PdfPortfolio, TooManyPages
 from activities.interface import Page
 from activities.render.measure import measure
-from activities.render.pdf_file import PdfFile
 from activities.render.structure import read_structure
 from activities.render.titles import clean_title
 from tests.resources import make_pdfs
+from tests.unit.documents import opened
 
 DPI_72 = UploadOptions(dpi=72)
-
-
-@contextmanager
-def opened(directory: Path, data: bytes) -> Iterator[PdfFile]:
-    """An open PDF."""
-    path = directory / "source.pdf"
-    path.write_bytes(data)
-    pdf = PdfFile(path)
-    try:
-        yield pdf
-    finally:
-        pdf.close()
 
 
 def pages_of(directory: Path, data: bytes, options: UploadOptions = DPI_72) -> tuple[Page, ...]:

@@ -5,17 +5,14 @@ from pathlib import Path
 import pytest
 
 from activities.errors import NoPages, NotAPdf, PasswordRequired, SiteLinkError, UnreadablePdf
-from activities.render.pdf_file import PdfFile
 from tests.resources import make_pdfs
+from tests.unit.documents import opened
 
 
 def open_and_close(directory: Path, data: bytes) -> int:
     """Opens a PDF; returns how many pages it has."""
-    path = directory / "source.pdf"
-    path.write_bytes(data)
-    pdf = PdfFile(path)
-    pdf.close()
-    return pdf.page_count
+    with opened(directory, data) as pdf:
+        return pdf.page_count
 
 
 @pytest.mark.parametrize(

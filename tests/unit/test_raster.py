@@ -1,8 +1,6 @@
 """Pages to pixels: against a bare call of PDFium."""
 
 import ctypes
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pypdfium2.raw as pdfium
@@ -11,21 +9,9 @@ import pytest
 from activities.bucket.records import UploadOptions
 from activities.errors import PageUnreadable
 from activities.render.measure import measure
-from activities.render.pdf_file import PdfFile
 from activities.render.raster import PixelBuffer, draw
 from tests.resources import make_pdfs
-
-
-@contextmanager
-def opened(directory: Path, data: bytes) -> Iterator[PdfFile]:
-    """An open PDF."""
-    path = directory / "source.pdf"
-    path.write_bytes(data)
-    pdf = PdfFile(path)
-    try:
-        yield pdf
-    finally:
-        pdf.close()
+from tests.unit.documents import opened
 
 
 def drawn(directory: Path, data: bytes, width: int, height: int) -> bytes:

@@ -24,6 +24,7 @@ from activities.host import Host
 from activities.interface import BucketState, CheckedSheets, CheckSheets, ListSheets, PruneSheets
 from activities.reconcile import ReconcileActivities
 from activities.threads import FairThreads
+from tests.unit.attempts import Attempts
 from tests.unit.sheets import NAMES, PYRAMID, REF, Md5Bucket, accept, progress, put_sheet, put_upload
 from worker.app import Activities
 
@@ -104,19 +105,10 @@ async def test_decoder_that_cannot_start_is_final_at_the_third_attempt(bucket: B
     """A deep reconcile then fails with a warning; with retries without end, the upload could neither go on nor be cancelled."""
     manifest = put_upload(bucket)
     monkeypatch.setenv("PYTHONHOME", "/nowhere")  # no Python starts with it
-    beaten: tuple[object, ...] = ()
-
-    def beat(*details: object) -> None:
-        nonlocal beaten
-        beaten = details
-
-    finals = []
+    attempts, finals = Attempts(), []
     for _ in range(RenderCrashed.tries):
-        environment = ActivityEnvironment()
-        environment.info = replace(environment.info, heartbeat_details=beaten)
-        environment.on_heartbeat = beat
         with pytest.raises(ApplicationError, match="did not start") as failure:
-            await environment.run(activities(bucket).check_sheets, CheckSheets(str(REF), manifest.sheets, repair=True, deep=True))
+            await attempts.next().run(activities(bucket).check_sheets, CheckSheets(str(REF), manifest.sheets, repair=True, deep=True))
         assert failure.value.type == RenderCrashed.__name__
         finals.append(failure.value.non_retryable)
     assert finals == [False, False, True]

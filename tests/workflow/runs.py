@@ -1,9 +1,8 @@
 """What the tests of the workflows share: a run is started, held, cancelled, and its end is read."""
 
-import asyncio
 import json
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from temporalio.exceptions import ApplicationError, CancelledError
 
 from activities.bucket.keys import UploadRef
 from activities.bucket.records import Snapshot
+from tests.waiting import until_async
 from tests.workflow.fakes import FakeActivities, working
 from workflows.starting import start_upload
 from workflows.upload import ProcessUpload
@@ -25,16 +25,6 @@ HISTORIES = Path(__file__).parents[1] / "replay" / "histories"
 def handle_of(client: Client, ref: UploadRef) -> WorkflowHandle[Any, Snapshot]:
     """The upload's latest run, whichever that is when it is asked."""
     return client.get_workflow_handle_for(ProcessUpload.run, ref.workflow_id)
-
-
-async def until(condition: Callable[[], bool | Awaitable[bool]], seconds: float = 240) -> None:
-    """Waits until the condition holds."""
-    async with asyncio.timeout(seconds):
-        while True:
-            holds = condition()
-            if holds if isinstance(holds, bool) else await holds:
-                return
-            await asyncio.sleep(0.05)
 
 
 async def keep_history(handle: WorkflowHandle[Any, Any], name: str) -> None:
@@ -59,7 +49,7 @@ async def held_in_flight(
     fake.gate.clear()
     async with working(client, fake, tile_slots=tile_slots):
         await start_upload(client, ref)
-        await until(lambda: fake.in_flight == sheets)
+        await until_async(lambda: fake.in_flight == sheets)
         yield handle_of(client, ref)
 
 
@@ -80,9 +70,9 @@ async def end_as_cancelled(handle: WorkflowHandle[Any, Any]) -> None:
 
 async def cancel_in_step(handle: WorkflowHandle[Any, Any], fake: FakeActivities, step: str) -> None:
     """Cancels a run while ``fake.stubborn`` holds it in this step; returns when Temporal has recorded that the activity shall stop."""
-    await until(lambda: fake.reached == step)
+    await until_async(lambda: fake.reached == step)
     await handle.cancel()
-    await until(lambda: has_cancelled_its_activities(handle))
+    await until_async(lambda: has_cancelled_its_activities(handle))
 
 
 async def has_cancelled_its_activities(handle: WorkflowHandle[Any, Any]) -> bool:
@@ -94,7 +84,7 @@ async def has_cancelled_its_activities(handle: WorkflowHandle[Any, Any]) -> bool
 async def cancelled_after_one(client: Client, ref: UploadRef, fake: FakeActivities) -> list[int]:
     """Cancels the upload when its first sheet is committed, waits for its end and opens the gate; what was tiled until then."""
     await start_upload(client, ref)
-    await until(lambda: len(fake.committed) == 1)
+    await until_async(lambda: len(fake.committed) == 1)
     await handle_of(client, ref).cancel()
     await end_as_cancelled(handle_of(client, ref))
     fake.gate.set()

@@ -6,6 +6,7 @@ from temporalio.client import Client, WorkflowExecutionStatus
 from activities.bucket.keys import UploadRef
 from activities.bucket.records import SheetStatus, UploadStatus
 from activities.errors import NotAPdf, PageUnreadable, SiteLinkError, StorageUnavailable, TilesMissing, UploadNotFound
+from tests.waiting import until_async
 from tests.workflow.fakes import FakeActivities, activity_workers, pages, working
 from tests.workflow.runs import (
     cancel_in_step,
@@ -17,7 +18,6 @@ from tests.workflow.runs import (
     has_cancelled_its_activities,
     held_in_flight,
     keep_history,
-    until,
 )
 from worker.app import workflow_worker
 from workflows.messages import Reconcile, SheetNumbers
@@ -31,7 +31,7 @@ async def test_cancel_leaves_nothing_in_flight(client: Client, ref: UploadRef) -
     async with working(client, fake):
         await start_upload(client, ref)
         handle = handle_of(client, ref)
-        await until(lambda: len(fake.committed) >= 1 and fake.in_flight > 0)
+        await until_async(lambda: len(fake.committed) >= 1 and fake.in_flight > 0)
         await handle.cancel()
         await end_as_cancelled(handle)
         assert fake.in_flight == 0
@@ -97,7 +97,7 @@ async def test_cancel_leaves_no_half_sheet(client: Client, ref: UploadRef) -> No
     fake.stubborn = "upload_page"
     async with working(client, fake):
         await start_upload(client, ref)
-        await until(lambda: len(fake.partial) == 3)
+        await until_async(lambda: len(fake.partial) == 3)
         await handle_of(client, ref).cancel()
         fake.upload_errors = {1: [StorageUnavailable("503")], 2: [StorageUnavailable("503")]}
         fake.released.set()
@@ -129,7 +129,7 @@ async def test_cancel_while_a_refused_upload_closes_leaves_its_manifest(client: 
     fake.manifest_errors = [StorageUnavailable("503")]
     async with working(client, fake):
         await start_upload(client, ref)
-        await until(lambda: not fake.manifest_errors)
+        await until_async(lambda: not fake.manifest_errors)
         await handle_of(client, ref).cancel()
         failure = await end_as_failed(handle_of(client, ref))
     assert fake.manifest is not None
@@ -183,12 +183,12 @@ async def test_what_is_asked_while_a_cancelled_run_closes_is_done(client: Client
     fake.gate.clear()
     async with working(client, fake):
         await start_upload(client, ref)
-        await until(lambda: fake.tiled == [1])
+        await until_async(lambda: fake.tiled == [1])
         first_run = (await handle_of(client, ref).describe()).run_id
         await handle_of(client, ref).cancel()
         if step == "tile_page":
-            await until(lambda: has_cancelled_its_activities(handle_of(client, ref)))
-        await until(lambda: fake.reached == step)
+            await until_async(lambda: has_cancelled_its_activities(handle_of(client, ref)))
+        await until_async(lambda: fake.reached == step)
         fake.commit(fake.pages[2])  # type: ignore[index]
         await reopen_upload(client, ref, signal, Reconcile() if signal == "force_reconcile" else SheetNumbers((3,)))
         fake.gate.set()
@@ -216,7 +216,7 @@ async def test_cancel_and_retry_that_reach_the_run_at_once_keep_their_order(clie
     async with activity_workers(client, fake):
         async with workflow_worker(client):
             await start_upload(client, ref)
-            await until(lambda: fake.tiled == [1])
+            await until_async(lambda: fake.tiled == [1])
         handle = handle_of(client, ref)
         first_run = (await handle.describe()).run_id
         for what in order:

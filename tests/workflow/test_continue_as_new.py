@@ -12,8 +12,9 @@ from activities.bucket.records import UploadStatus
 from activities.errors import NoPages
 from activities.interface import WORKFLOW_QUEUE
 from deploy.temporal import TemporalServer
+from tests.waiting import until_async
 from tests.workflow.fakes import FakeActivities, pages, working
-from tests.workflow.runs import HISTORIES, cancelled_after_one, handle_of, handover_in, keep_history, until
+from tests.workflow.runs import HISTORIES, cancelled_after_one, handle_of, handover_in, keep_history
 from workflows.starting import start_upload
 from workflows.upload import ProcessUpload
 
@@ -46,7 +47,7 @@ async def test_continue_as_new_loses_and_repeats_nothing(forgetful_server: Tempo
             versions.append((snapshot.version, snapshot.completed_pages))
             return snapshot.status.is_final
 
-        await until(ended)
+        await until_async(ended)
         result = await handle.result()
         description = await handle.describe()
         await keep_history(client.get_workflow_handle(ref.workflow_id, run_id=first_run), "continue-as-new-first")

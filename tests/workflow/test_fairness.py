@@ -10,8 +10,9 @@ from activities.bucket.keys import UploadRef
 from activities.bucket.records import UploadStatus
 from activities.errors import NoPages
 from activities.interface import STORAGE_QUEUE, BucketState, ListSheets
+from tests.waiting import until_async
 from tests.workflow.fakes import FakeActivities, pages, working
-from tests.workflow.runs import handle_of, until
+from tests.workflow.runs import handle_of
 from worker.app import activity_worker, workflow_worker
 from workflows.starting import start_upload
 
@@ -45,9 +46,9 @@ async def test_an_organization_with_much_to_do_does_not_stand_before_others(clie
     async with workflow_worker(client):
         for ref in refs:
             await start_upload(client, ref)
-            await until(lambda ref=ref: is_waiting(ref))  # type: ignore[misc]
+            await until_async(lambda ref=ref: is_waiting(ref))  # type: ignore[misc]
         async with activity_worker(client, STORAGE_QUEUE, 1, fake.list_sheets):
-            await until(lambda: len(served) == len(refs))
+            await until_async(lambda: len(served) == len(refs))
         for ref in refs:
             await handle_of(client, ref).terminate()
     assert [place for place, organization in enumerate(served) if organization == "few"][-1] < 10

@@ -16,9 +16,10 @@ from activities.bucket.records import UploadStatus
 from activities.errors import StorageUnavailable, TilesMissing
 from activities.interface import WORKFLOW_QUEUE, TiledPage, TilePage
 from activities.scratch import Scratch
+from tests.waiting import until_async
 from tests.workflow.fakes import HOST_QUEUE, FakeActivities, activity_workers, pages, working
 from tests.workflow.impatient import ImpatientUpload
-from tests.workflow.runs import handle_of, keep_history, until
+from tests.workflow.runs import handle_of, keep_history
 from worker.app import discard_unwanted
 from workflows.processing.sheet import MAX_LOSSES
 from workflows.starting import start_upload, tiles_wanted
@@ -70,12 +71,12 @@ async def test_sheet_of_a_host_that_fell_silent_is_not_removed_at_once(client: C
 
     async with impatient_worker(client), activity_workers(client, fake):
         await start_upload(client, ref)
-        await until(lambda: fake.reached == "upload_page")
+        await until_async(lambda: fake.reached == "upload_page")
         await handle.cancel()
-        await until(waits)
+        await until_async(waits)
         assert fake.checked == []
         fake.released.set()
-        await until(lambda: bool(fake.committed))
+        await until_async(lambda: bool(fake.committed))
         result = await handle.result()
         await keep_history(handle, "fell-silent")
     assert (result.status, result.completed_pages) == (UploadStatus.COMPLETE, 1)
@@ -97,7 +98,7 @@ async def test_tiled_page_stays_for_as_long_as_its_run_wants_it(client: Client, 
     with closing(Scratch(tmp_path / "scratch", 1 << 30, clock=lambda: time.time() + later_s)) as scratch:
         async with working(client, fake):
             await start_upload(client, ref)
-            await until(lambda: len(fake.upload_errors[1]) < 998 and set(fake.committed) == {2})
+            await until_async(lambda: len(fake.upload_errors[1]) < 998 and set(fake.committed) == {2})
             wanted = await tiles_wanted(client, ref)
             later_s = 7 * 24 * 60 * 60.0
             (unwanted,) = (path.name for path in scratch.idle_pages(ref) if path.name not in wanted)

@@ -47,8 +47,9 @@ from activities.interface import (
 from api.progress.runs import Runs
 from api.progress.status import Status
 from api.uploads import new_upload_id
+from tests.waiting import until_async
 from tests.workflow.fakes import FakeActivities, pages, working
-from tests.workflow.runs import handle_of, keep_history, until
+from tests.workflow.runs import handle_of, keep_history
 from worker.app import housekeeping_worker
 from worker.housekeeping import Housekeeping
 from worker.schedules import RECONCILE, SWEEP, SWEEP_ALL, create_schedules
@@ -198,7 +199,7 @@ async def test_deleted_while_processing_leaves_nothing(client: Client, bucket: B
     house.gate.clear()
     async with at_work(client, house, housekeeping=BesideALateWriter(client, bucket, None)):
         await start_upload(client, ref)
-        await until(lambda: len(house.tiled) == 2)
+        await until_async(lambda: len(house.tiled) == 2)
         bucket.put(ref.tiles_prefix(1) + "0/0_0.jpeg", b"tile")
         (directory / ref.prefix / "manifest.json#1").write_bytes(b"half")
         mark(bucket, ref)
@@ -220,7 +221,7 @@ async def test_deletion_that_was_ended_is_begun_again(client: Client, bucket: Bu
     """Terminated between its two looks, or never begun: the sweep finds the mark, and starts one that goes to the end."""
     waiting, lost = accept(bucket, new_ref(), deleted=True), accept(bucket, new_ref(age=timedelta(days=30)), deleted=True)
     await start_deletion(client, waiting)
-    await until(lambda: files(directory, waiting.prefix) == [waiting.prefix.rstrip("/"), waiting.record])
+    await until_async(lambda: files(directory, waiting.prefix) == [waiting.prefix.rstrip("/"), waiting.record])
     assert (await sweep(client)).deleted == NameList(1, (str(lost),))  # the other is at it
     for ref in (waiting, lost):
         await client.get_workflow_handle(ref.delete_workflow_id).terminate()
@@ -248,9 +249,9 @@ async def test_run_of_a_deleted_upload_starts_nothing(client: Client, bucket: Bu
     """Who still starts or reopens it gets a run that ends at once."""
     ref = accept(bucket, new_ref(), deleted=True)
     await start_upload(client, ref)
-    await until(lambda: has_ended(client, ref))
+    await until_async(lambda: has_ended(client, ref))
     await reopen_upload(client, ref, "force_reconcile")
-    await until(lambda: has_ended(client, ref))
+    await until_async(lambda: has_ended(client, ref))
     assert house.tiled == []
     assert house.manifest is None
 
@@ -309,7 +310,7 @@ async def test_run_ended_from_outside_gets_its_manifest(client: Client, bucket: 
     house.committed = {1: house.commit(house.pages[0])}  # type: ignore[index]
     house.gate.clear()
     await start_upload(client, ref)
-    await until(lambda: house.tiled == [2])
+    await until_async(lambda: house.tiled == [2])
     before = await handle_of(client, ref).query(ProcessUpload.progress)
     await handle_of(client, ref).terminate()
     assert (await sweep(client)).terminated == NameList(1, (str(ref),))
@@ -322,7 +323,7 @@ async def test_run_ended_from_outside_gets_its_manifest(client: Client, bucket: 
 
     # Somebody asks for the rest, and that run is ended from outside, too: now there is a manifest, an older one.
     await reopen_upload(client, ref, "retry_sheets", SheetNumbers())
-    await until(lambda: house.tiled == [2, 2])
+    await until_async(lambda: house.tiled == [2, 2])
     await handle_of(client, ref).terminate()
     again = Swept()
 
@@ -331,7 +332,7 @@ async def test_run_ended_from_outside_gets_its_manifest(client: Client, bucket: 
         again = await sweep(client)
         return bool(again.terminated.count)
 
-    await until(is_told)
+    await until_async(is_told)
     assert again.terminated == NameList(1, (str(ref),))
     second = await manifest_of(bucket, ref)
     assert (second.status, second.reason, second.completed_pages) == (UploadStatus.FAILED, "Terminated", 1)
@@ -347,7 +348,7 @@ async def test_run_ended_from_outside_before_the_count_is_resumed_only_by_retry(
     ref = accept(bucket, new_ref())
     house.stubborn = "count_pages"
     await start_upload(client, ref)
-    await until(lambda: house.reached == "count_pages")
+    await until_async(lambda: house.reached == "count_pages")
     await handle_of(client, ref).terminate()
     house.released.set()
     assert (await sweep(client)).terminated == NameList(1, (str(ref),))
@@ -380,9 +381,9 @@ async def test_ended_run_without_manifest_gets_what_it_said_last(
         house.gate.clear()
     await start_upload(client, ref)
     if end is UploadStatus.CANCELLED:
-        await until(lambda: len(house.tiled) == 2)
+        await until_async(lambda: len(house.tiled) == 2)
         await handle_of(client, ref).cancel()
-    await until(lambda: has_ended(client, ref))
+    await until_async(lambda: has_ended(client, ref))
     body = bucket.get(ref.manifest).body
     bucket.delete([ref.manifest])
     status = Status(bucket, Runs(lambda: asyncio.sleep(0, client)))
@@ -398,7 +399,7 @@ async def test_ended_run_that_does_not_know_how_is_followed_by_another(client: C
     """A run of an older release ended in the middle of its work, and left nothing: the sweep begins again with what the bucket holds."""
     ref = accept(bucket, new_ref(), deleted=True)
     await start_upload(client, ref)
-    await until(lambda: has_ended(client, ref))
+    await until_async(lambda: has_ended(client, ref))
     accept(bucket, ref)
     known = await Status(bucket, Runs(lambda: asyncio.sleep(0, client))).read(ref)
     assert (known.snapshot.status, known.certain, known.final) == (UploadStatus.QUEUED, False, None)
@@ -476,7 +477,7 @@ async def test_pass_goes_on_where_its_worker_died(client: Client, bucket: Bucket
             self.looked_at.append(ref)
             if ref == refs[-1] and not self.died:
                 Dying.died = True
-                await until(lambda: is_reported(client, refs[0]), 240)
+                await until_async(lambda: is_reported(client, refs[0]))
                 msg = "the bucket is away"
                 raise RuntimeError(msg)
 
@@ -507,7 +508,7 @@ async def test_schedules_are_made_once_and_stay_as_the_operator_left_them(client
     assert states[SWEEP].note == "an operator looks at something"
     ref = accept(bucket, new_ref())
     await handles[SWEEP].trigger()
-    await until(lambda: is_known(client, ref))
+    await until_async(lambda: is_known(client, ref))
     assert (await handle_of(client, ref).result()).status is UploadStatus.COMPLETE
     for handle in handles.values():
         await handle.delete()

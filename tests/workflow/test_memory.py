@@ -6,8 +6,9 @@ from activities.bucket.keys import UploadRef
 from activities.bucket.records import SheetStatus, UploadStatus
 from activities.errors import RenderOutOfMemory, TilesMissing
 from activities.interface import HalvePage
+from tests.waiting import until_async
 from tests.workflow.fakes import FakeActivities, activity_workers, pages, working
-from tests.workflow.runs import end_as_failed, handle_of, keep_history, until
+from tests.workflow.runs import end_as_failed, handle_of, keep_history
 from worker.app import workflow_worker
 from workflows.messages import SheetNumbers
 from workflows.starting import reopen_upload, start_upload
@@ -41,7 +42,7 @@ async def test_decision_to_halve_outlives_the_worker(client: Client, ref: Upload
     async with activity_workers(client, fake):
         async with workflow_worker(client):
             await start_upload(client, ref)
-            await until(lambda: fake.reached == "upload_page")
+            await until_async(lambda: fake.reached == "upload_page")
         async with workflow_worker(client):
             sheet = (await handle_of(client, ref).query(ProcessUpload.progress)).sheets[0]
             assert (sheet.width, sheet.dpi, sheet.scaled) == (50, 150, True)

@@ -10,8 +10,9 @@ from activities.bucket.keys import UploadRef
 from activities.bucket.records import SheetStatus, UploadStatus
 from activities.errors import PageUnreadable, RenderCrashed
 from deploy.temporal import TemporalServer
+from tests.waiting import until_async
 from tests.workflow.fakes import FakeActivities, activity_workers, pages, working
-from tests.workflow.runs import cancelled_after_one, end_as_cancelled, handle_of, held_in_flight, keep_history, until
+from tests.workflow.runs import cancelled_after_one, end_as_cancelled, handle_of, held_in_flight, keep_history
 from worker.app import workflow_worker
 from workflows.messages import Reconcile, SheetNumbers
 from workflows.starting import reopen_upload, start_upload
@@ -28,7 +29,7 @@ async def test_reconcile_of_a_running_upload_counts_what_is_there(client: Client
         async def seen() -> bool:
             return (await handle.query(ProcessUpload.progress)).reconciled
 
-        await until(seen)
+        await until_async(seen)
         fake.gate.set()
         result = await handle.result()
     assert fake.tiled == [1, 2, 3, 4, 6]
@@ -59,7 +60,7 @@ async def test_half_of_a_sheet_is_never_complete(client: Client, ref: UploadRef)
         fake.half, fake.junk = {2}, 7
         fake.gate.clear()
         await reopen_upload(client, ref, "force_reconcile")
-        await until(lambda: fake.in_flight == 1)
+        await until_async(lambda: fake.in_flight == 1)
         during = await handle_of(client, ref).query(ProcessUpload.progress)
         fake.gate.set()
         after = await handle_of(client, ref).result()
@@ -95,7 +96,7 @@ async def test_reconcile_judges_a_sheet_in_flight_only_when_it_has_landed(client
     fake = FakeActivities(pages(3), window=1)
     async with held_in_flight(client, ref, fake, 1) as handle:
         await handle.signal(ProcessUpload.force_reconcile)
-        await until(lambda: len(fake.checked) == 1)
+        await until_async(lambda: len(fake.checked) == 1)
         assert [sheet.number for sheet in fake.checked[0].sheets] == [2, 3]
         fake.gate.set()
         result = await handle.result()
@@ -110,14 +111,14 @@ async def test_sheet_that_is_judged_is_not_tiled_meanwhile(client: Client, ref: 
     async with held_in_flight(client, ref, fake, 1) as handle:
         fake.stubborn = "check_sheets"
         await handle.signal(ProcessUpload.force_reconcile)
-        await until(lambda: fake.reached == "check_sheets")
+        await until_async(lambda: fake.reached == "check_sheets")
         fake.gate.set()
-        await until(lambda: 1 in fake.committed)
+        await until_async(lambda: 1 in fake.committed)
 
         async def landed() -> bool:
             return (await handle.query(ProcessUpload.progress)).completed_pages == 1
 
-        await until(landed)
+        await until_async(landed)
         assert fake.tiled == [1]
         fake.released.set()
         await handle.result()
@@ -131,7 +132,7 @@ async def test_many_requests_at_once_make_one_pass(client: Client, ref: UploadRe
     async with activity_workers(client, fake):
         async with workflow_worker(client):
             await start_upload(client, ref)
-            await until(lambda: fake.in_flight == 1)
+            await until_async(lambda: fake.in_flight == 1)
         for finished in (False, True):
             # Without a workflow worker the requests gather in Temporal, however slow the machine is.
             for number in range(20):
@@ -191,7 +192,7 @@ async def test_check_that_fails_is_a_finding_and_the_sheets_go_on(client: Client
     async with held_in_flight(client, ref, fake, 1) as handle:
         (fake.check_errors if step == "check_sheets" else fake.prune_errors).append(broken)
         await reopen_upload(client, ref, "force_reconcile", Reconcile(deep=True))
-        await until(lambda: len(fake.checked) == 1)
+        await until_async(lambda: len(fake.checked) == 1)
         fake.gate.set()
         result = await handle.result()
         metadata = await handle.query("__temporal_workflow_metadata")

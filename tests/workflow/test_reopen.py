@@ -7,8 +7,9 @@ from temporalio.exceptions import ActivityError
 from activities.bucket.keys import UploadRef
 from activities.bucket.records import UploadStatus
 from activities.errors import PageUnreadable, SourceMissing, UploadNotFound
+from tests.waiting import until_async
 from tests.workflow.fakes import FakeActivities, pages, working
-from tests.workflow.runs import cancelled_after_one, handle_of, until
+from tests.workflow.runs import cancelled_after_one, handle_of
 from workflows.messages import Reconcile, SheetNumbers
 from workflows.starting import reopen_upload, start_upload
 
@@ -48,7 +49,7 @@ async def test_signal_while_a_refused_upload_closes_is_heard(client: Client, ref
     fake.stubborn = "write_manifest"
     async with working(client, fake):
         await start_upload(client, ref)
-        await until(lambda: fake.reached == "write_manifest")
+        await until_async(lambda: fake.reached == "write_manifest")
         fake.pages = pages(2)
         await reopen_upload(client, ref, signal, SheetNumbers() if signal == "retry_sheets" else Reconcile())
         fake.released.set()

@@ -1,0 +1,19 @@
+"""PDFs of the tests, opened as a render child opens them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from activities.render.pdf_file import PdfFile
+
+
+@contextmanager
+def opened(directory: Path, data: bytes) -> Iterator[PdfFile]:
+    """The PDF, open; it is written into the directory as ``source.pdf``."""
+    path = directory / "source.pdf"
+    path.write_bytes(data)
+    pdf = PdfFile(path)
+    try:
+        yield pdf
+    finally:
+        pdf.close()

@@ -10,6 +10,7 @@ from http import HTTPMethod
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
+from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from activities.errors import CredentialRequired, ForeignOrigin, NotAllowed, PlanNotFound, SiteLinkError, UploadNotFound
@@ -153,6 +154,12 @@ class AccessLayer:
                 await self._app(scope, receive, audited)
             finally:
                 audited.log(policy, principal)
+
+
+def principal_of(request: Request) -> Principal | None:
+    """The sender of a request; None where the server does not ask who sends requests."""
+    principal: Principal | None = request.scope.get("principal")
+    return principal
 
 
 def _not_found(path: Mapping[str, str]) -> SiteLinkError:

@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from starlette.requests import Request
-
 
 class Scope(StrEnum):
     """What a token allows. No scope includes another."""
@@ -50,9 +48,3 @@ class Principal:
         return all(
             own is None or path.get(name) == own for name, own in (("project", self.project), ("plan", self.plan), ("upload", self.upload))
         )
-
-
-def principal_of(request: Request) -> Principal | None:
-    """The sender of a request; None where the server does not ask who sends requests."""
-    principal: Principal | None = request.scope.get("principal")
-    return principal

@@ -9,8 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from api.access.credentials import SESSION_COOKIE
-from api.access.layer import Access
-from api.access.principal import principal_of
+from api.access.layer import Access, principal_of
 from api.access.tokens import SKEW_S
 
 

@@ -12,8 +12,8 @@ from starlette.responses import JSONResponse, Response
 from activities.bucket.keys import PlanRef
 from activities.bucket.records import timestamp
 from activities.errors import InvalidRequest
-from api.access.layer import Access
-from api.access.principal import Principal, Scope, principal_of
+from api.access.layer import Access, principal_of
+from api.access.principal import Principal, Scope
 from api.http.parameters import plan_ref, upload_ref
 from api.progress.status import Status
 

@@ -88,8 +88,15 @@ class Guard:
         site, origin = headers.get("sec-fetch-site"), headers.get("origin")
         if origin in self._origins:
             return None
-        if site not in (None, "same-origin", "none") or (origin is not None and urlsplit(origin).netloc != host):
+        if site not in (None, "same-origin", "none") or (origin is not None and _authority(origin) != host):
             return ForeignOrigin(f"a page of {(origin or 'another site')[:200]} may not change anything here")
+        return None
+
+
+def _authority(origin: str) -> str | None:
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
         return None
 
 

@@ -1,17 +1,23 @@
 """One log line for each request that changes something or is refused: who, what, with which outcome."""
 
 import logging
+import re
 
 from starlette.datastructures import Headers
 from starlette.types import Message, Scope, Send
 
+from activities.bucket.keys import ID_PATTERN
 from activities.errors import SiteLinkError
 from api.access.policies import Policy
 from api.access.principal import Principal
+from api.paths import UPLOAD
 
 logger = logging.getLogger(__name__)
 
 LONGEST_NAME = 200
+
+_ID = f"({ID_PATTERN.pattern})"
+_UPLOAD = re.compile(UPLOAD.format(organization=_ID, project=_ID, plan=_ID, upload=_ID))
 
 
 class Audited:
@@ -34,10 +40,10 @@ class Audited:
         await self._send(message)
 
     def log(self, policy: Policy, principal: Principal | None) -> None:
-        """Writes the line. The log's context adds the upload that the path names."""
+        """Writes the line. Its ref is the upload that the request has made; else the log's context adds the upload that the path names."""
         extra: dict[str, object] = {"action": policy.action, "status": self._status or "no answer", **_sender(principal)}
-        if self._location is not None:
-            extra["location"] = self._location
+        if created := _UPLOAD.fullmatch(self._location or ""):
+            extra["ref"] = "/".join(created.groups())
         logger.info("request", extra=extra)
 
 

@@ -5,6 +5,7 @@ Every reader raises ``ValueError`` for a value that cannot be used; the message 
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 
 def whole_number(
@@ -42,8 +43,29 @@ def choice(environ: Mapping[str, str], name: str, choices: Sequence[str]) -> str
     """One of ``choices``, of which the first is the default."""
     text = environ.get(name) or choices[0]
     if text not in choices:
-        raise _refusal(name, text, " or ".join(choices))
+        raise _refusal(name, text, " or ".join(filter(None, choices)))
     return text
+
+
+def secret(environ: Mapping[str, str], name: str) -> str:
+    """A secret: the value of ``name``, or the text of the file that ``{name}_FILE`` names, without the newline at its end.
+
+    Returns:
+        The empty string when neither is set.
+    """
+    text, path = environ.get(name) or "", environ.get(f"{name}_FILE") or ""
+    if not path:
+        return text
+    if text:
+        msg = f"{name} and {name}_FILE are both set; only one of them is wanted"
+        raise ValueError(msg)
+    try:
+        return Path(path).read_text().rstrip("\r\n")
+    except OSError as error:
+        msg = f"{name}_FILE is {path!r}: {error.strerror}"
+    except UnicodeDecodeError:
+        msg = f"{name}_FILE is {path!r}: this file is not text"
+    raise ValueError(msg)
 
 
 def _refusal(name: str, text: str, wanted: str) -> ValueError:

@@ -16,8 +16,10 @@
       UnreadableRecord DamagedRecord NewerSchema                                                  retried, and a warning of the upload
       Terminated       an operator ended the run                                                  final, the whole upload
       RequestError     InvalidRequest MalformedId SheetNotFound IdempotencyConflict AlreadyFinished
-                       ForeignHost ForeignOrigin BadSignature                                     the API's answer to one request
+                       ForeignHost ForeignOrigin BadSignature
+                       CredentialRequired NotAllowed PlanNotFound                                 the API's answer to one request
       TemporalUnavailable                                                                         the API's answer until Temporal is back
+      KeysUnavailable  the public keys of tokens are not known yet                                the API's answer until they are
 
 The class name is the ``ApplicationError.type`` in Temporal, the ``type`` of the API's problem documents and a sheet's ``reason``.
 """
@@ -244,6 +246,22 @@ class ForeignOrigin(RequestError):
 
 class BadSignature(RequestError):
     """The request's signature is missing, wrong or too old."""
+
+
+class CredentialRequired(RequestError):
+    """The request has no credential, or one that is not accepted."""
+
+
+class NotAllowed(RequestError):
+    """The credential does not allow this request."""
+
+
+class PlanNotFound(RequestError):
+    """The sender of the request has no such plan."""
+
+
+class KeysUnavailable(SiteLinkError):
+    """The public keys that sign tokens are not known yet."""
 
 
 class TemporalUnavailable(SiteLinkError):

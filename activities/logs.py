@@ -35,7 +35,9 @@ _TEMPORAL_FIELDS = {"activity_type": "activity", "attempt": "attempt", "update_n
 
 _UPLOAD_WORKFLOW_ID = re.compile(r"\w+/([\w-]+/[\w-]+/[\w-]+/[\w-]+)", re.ASCII)
 
-_SECRET = re.compile(r"(X-Amz-(?:Credential|Signature|Security-Token)=|\bBearer\s+)[^\s&\"'<>\\]+", re.IGNORECASE)
+_SECRET = re.compile(
+    r"(X-Amz-(?:Credential|Signature|Security-Token)=|\bticket=|__Host-sitelink=|\bBearer\s+)[^\s&\"'<>\\;]+", re.IGNORECASE
+)
 """SiteLink logs no secret, but a library may."""
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 

@@ -13,19 +13,26 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
-from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from temporalio.client import Client
 
 from activities.bucket.keys import UploadRef
 from activities.bucket.records import SheetStatus, UploadStatus
 from activities.bucket.storage import Bucket
-from activities.errors import AlreadyFinished, SheetNotFound, TemporalUnavailable
+from activities.errors import AlreadyFinished, SheetNotFound, SiteLinkError, TemporalUnavailable
+from api.access.cors import cors
+from api.access.layer import Access
+from api.access.policies import PUBLIC, SYSTEM, Needs, Policy, scoped
+from api.access.principal import Scope
+from api.access.routes import GuardedRoute, PublicFiles
+from api.access.session import Sessions
+from api.access.settings import Mode
+from api.access.tickets import Tickets
 from api.http.caching import cacheable
 from api.http.middleware import AboutRequests, Guard
 from api.http.parameters import flag, page_cursor, page_limit, plan_ref, sheet_number, upload_ref
 from api.http.problems import HANDLERS
-from api.paths import PLAN, R2_EVENTS, UNREADABLE_EVENTS, UPLOAD, UPLOADS
+from api.paths import PLAN, R2_EVENTS, SESSION, UNREADABLE_EVENTS, UPLOAD, UPLOADS
 from api.plans import Plans
 from api.progress.documents import full_document
 from api.progress.runs import NoRun, Runs
@@ -45,6 +52,10 @@ logger = logging.getLogger(__name__)
 STATIC = Path(__file__).parent / "static"
 LIVE, READY = "/livez", "/readyz"
 
+READ, WRITE, OPERATE = Scope
+
+OPEN_WARNING = "SITELINK_ACCESS is open: everybody who reaches this server may read, change and delete everything"
+
 
 class Api:
     """The handlers of the routes.
@@ -52,7 +63,7 @@ class Api:
     Args:
         bucket: Holds the uploads.
         connect: Gives the Temporal client when it is first needed.
-        settings: Limits of the API, and the secrets of R2's push.
+        settings: Limits of the API, the secrets of R2's push, and who may send requests.
     """
 
     def __init__(self, bucket: Bucket, connect: Callable[[], Awaitable[Client]], settings: ApiSettings) -> None:
@@ -67,34 +78,50 @@ class Api:
         self._readiness = Readiness(bucket, self._runs)
         self._r2_events = R2Events(bucket, self._status, self._runs, attempts=settings.push.attempts, gather_s=settings.push.gather_s)
         self._push = PushEndpoint(self._r2_events, settings.push.secrets) if settings.push.secrets else None
+        self._access = Access(settings.access)
+        self._mode = settings.access.mode
+        self._tickets = Tickets(self._access, self._status)
+        self._sessions = Sessions(self._access)
 
-    def routes(self) -> list[Route | Mount]:
+    def routes(self) -> list[GuardedRoute | PublicFiles]:
         """Every route of the API and of the page."""
+
+        def route(method: str, path: str, endpoint: Callable[[Request], Awaitable[Response]], policy: Policy) -> GuardedRoute:
+            return GuardedRoute(path, endpoint, methods=[method], policy=policy, access=self._access)
+
         return [
-            Route(f"{PLAN}/reconcile", self.reconcile_plan, methods=["POST"]),
-            Route(UPLOADS, self.create, methods=["POST"]),
-            Route(UPLOADS, self.list_uploads, methods=["GET"]),
-            Route(UPLOAD, self.show, methods=["GET"]),
-            Route(UPLOAD, self.delete, methods=["DELETE"]),
-            Route(f"{UPLOAD}/events", self.stream_events, methods=["GET"]),
-            Route(f"{UPLOAD}/verify", self.verify, methods=["GET"]),
-            Route(f"{UPLOAD}/cancel", self.cancel, methods=["POST"]),
-            Route(f"{UPLOAD}/reconcile", self.reconcile, methods=["POST"]),
-            Route(f"{UPLOAD}/sheets/{{sheet}}/prioritize", self.prioritize, methods=["POST"]),
-            Route(f"{UPLOAD}/sheets/{{sheet}}/retry", self.retry, methods=["POST"]),
-            Route(f"{UPLOAD}/sheets/{{path:path}}", self.sheet_object, methods=["GET"]),
-            *([Route(R2_EVENTS, self._push.respond, methods=["POST"])] if self._push else []),
-            Route(UNREADABLE_EVENTS, self.list_unreadable_events, methods=["GET"]),
-            Route(LIVE, self.live, methods=["GET"]),
-            Route(READY, self.ready, methods=["GET"]),
-            Route("/", self.page, methods=["GET"]),
-            Mount("/static", StaticFiles(directory=STATIC, check_dir=False)),
+            route("POST", f"{PLAN}/reconcile", self.reconcile_plan, scoped(OPERATE, action="reconcile plan")),
+            route("POST", f"{PLAN}/tickets", self._tickets.for_plan, scoped(READ, action="ticket")),
+            route("POST", UPLOADS, self.create, scoped(WRITE, action="upload")),
+            route("GET", UPLOADS, self.list_uploads, scoped(READ)),
+            route("GET", UPLOAD, self.show, scoped(READ)),
+            route("DELETE", UPLOAD, self.delete, scoped(OPERATE, action="delete")),
+            route("GET", f"{UPLOAD}/events", self.stream_events, scoped(READ, is_stream=True)),
+            route("GET", f"{UPLOAD}/verify", self.verify, scoped(READ, deep=OPERATE)),
+            route("POST", f"{UPLOAD}/tickets", self._tickets.for_upload, scoped(READ, action="ticket")),
+            route("POST", f"{UPLOAD}/cancel", self.cancel, scoped(WRITE, action="cancel")),
+            route("POST", f"{UPLOAD}/reconcile", self.reconcile, scoped(WRITE, deep=OPERATE, action="reconcile")),
+            route("POST", f"{UPLOAD}/sheets/{{sheet}}/prioritize", self.prioritize, scoped(WRITE, action="prioritize")),
+            route("POST", f"{UPLOAD}/sheets/{{sheet}}/retry", self.retry, scoped(WRITE, action="retry")),
+            route("GET", f"{UPLOAD}/sheets/{{path:path}}", self.sheet_object, scoped(READ)),
+            *([route("POST", R2_EVENTS, self._push.respond, PUBLIC)] if self._push else []),
+            route("GET", UNREADABLE_EVENTS, self.list_unreadable_events, SYSTEM),
+            route("POST", SESSION, self._sessions.begin, Policy(Needs.TOKEN, action="begin session")),
+            route("DELETE", SESSION, self._sessions.end, PUBLIC),
+            route("GET", LIVE, self.live, PUBLIC),
+            route("GET", READY, self.ready, PUBLIC),
+            route("GET", "/", self.page, PUBLIC),
+            PublicFiles("/static", StaticFiles(directory=STATIC, check_dir=False)),
         ]
 
     @asynccontextmanager
     async def lifespan(self, _: Starlette) -> AsyncIterator[None]:
         """Ends the watchers, the handling of R2 events and the writes of uploads when the server stops."""
+        if self._mode is Mode.OPEN:
+            logger.warning(OPEN_WARNING)
+        await self._access.start()
         yield
+        await self._access.close()
         await self._hub.close()
         await self._r2_events.close()
         await self._uploads.close()
@@ -220,9 +247,16 @@ class Api:
         return PlainTextResponse("ok\n", headers={"Cache-Control": "no-store"})
 
     async def ready(self, _: Request) -> Response:
-        """Says whether the process can work."""
-        await self._readiness.check()
-        return PlainTextResponse("ok\n", headers={"Cache-Control": "no-store"})
+        """Says whether the process can work; what is wrong, only where no stranger can ask."""
+        try:
+            await self._readiness.check()
+        except SiteLinkError as error:
+            if self._mode is not Mode.JWT:
+                raise
+            logger.warning("not ready", extra={"problem": f"{error.type}: {error}"})
+            return PlainTextResponse("not ready\n", HTTPStatus.SERVICE_UNAVAILABLE, {"Cache-Control": "no-store"})
+        text = f"ok\nwarning: {OPEN_WARNING}\n" if self._mode is Mode.OPEN else "ok\n"
+        return PlainTextResponse(text, headers={"Cache-Control": "no-store"})
 
     async def page(self, _: Request) -> Response:
         """The web page."""
@@ -235,14 +269,21 @@ def create_app(bucket: Bucket, connect: Callable[[], Awaitable[Client]], setting
     Args:
         bucket: Holds the uploads.
         connect: Gives the Temporal client when it is first needed; a lazy client, so that the API also runs without Temporal.
-        settings: Limits of the API, the host name in its address, and the secrets of R2's push.
+        settings: Limits of the API, the host names in its address, the secrets of R2's push, and who may send requests.
     """
+    access = settings.access
     api = Api(bucket, connect, settings)
     return Starlette(
         routes=api.routes(),
         middleware=[
             Middleware(AboutRequests),
-            Middleware(Guard, host=settings.host, unguarded=(LIVE, READY, *([R2_EVENTS] if settings.push.secrets else []))),
+            *cors(access.cors_origins),
+            Middleware(
+                Guard,
+                hosts=(settings.host, *access.public_hosts),
+                origins=access.cors_origins,
+                unguarded=(LIVE, READY, *([R2_EVENTS] if settings.push.secrets else [])),
+            ),
         ],
         exception_handlers=HANDLERS,
         lifespan=api.lifespan,

@@ -9,6 +9,8 @@ UPLOAD = f"{UPLOADS}/{{upload}}"
 R2_EVENTS = "/v1/events/r2"
 UNREADABLE_EVENTS = "/v1/events/unreadable"
 
+SESSION = "/v1/session"
+
 
 def plan_path(plan: PlanRef) -> str:
     """The path of a plan."""

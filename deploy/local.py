@@ -22,8 +22,11 @@ from types import FrameType
 from typing import NoReturn
 
 from activities.bucket.storage import Bucket
+from activities.environment import secret
 from activities.errors import SiteLinkError
 from activities.logs import log_format
+from api.access.settings import AccessSettings, Mode
+from api.access.tokens import sign
 from api.addresses import StackAddresses, is_locked
 from api.r2.settings import PullSettings
 from api.settings import ApiSettings
@@ -36,6 +39,8 @@ from worker.settings import WorkerSettings
 COMPLETE, FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
 ATTACH_LIMIT_S = 90
 """How long to wait until another stack has started or stopped."""
+TOKEN_S = 24 * 3600
+"""How long the token of ``make run`` lasts."""
 TERMINAL_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SAME_SIGNAL_S = 1.0
 """Signals within this time count as one, because ``timeout`` and ``make`` both pass on the same signal."""
@@ -195,6 +200,9 @@ class _Session:
             write_sample(draft)
             draft.replace(pdf)  # another start may be sending it
         environ = {**self._environ, "SITELINK_URL": addresses.api}
+        access = AccessSettings.from_env(environ)
+        if access.mode is Mode.JWT and access.secrets and not secret(environ, "SITELINK_TOKEN"):
+            environ["SITELINK_TOKEN"] = self._token(access)
         command = subprocess.Popen([sys.executable, "-m", "api.cli", "upload", str(pdf)], env=environ)
         guard = Guard(command.pid)
         try:
@@ -210,6 +218,12 @@ class _Session:
                 command.kill()
                 command.wait()
             guard.release()
+
+    def _token(self, access: AccessSettings) -> str:
+        """A token for the organization to which ``sitelink upload`` sends by default; it lasts long, as the upload may."""
+        claims = {"sub": "make run", "org": "local", "scope": "read write"}
+        expires_at = int(time.time()) + TOKEN_S
+        return sign(access.secrets[0].encode(), claims, issuer=access.issuer, audience=access.audience, expires_at=expires_at)
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         now = time.monotonic()

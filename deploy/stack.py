@@ -37,6 +37,23 @@ LOCK_TIMEOUT_S = 1.0
 Say = Callable[[str], None]
 
 
+SECRETS = {
+    "SITELINK_JWT_SECRET": ("api",),
+    "SITELINK_TICKET_SECRET": ("api",),
+    "SITELINK_EVENTS_SECRET": ("api",),
+    "SITELINK_EVENTS_TOKEN": ("r2-events",),
+    "AWS_SECRET_ACCESS_KEY": ("api", "worker-tile", "r2-events"),
+    "SITELINK_TOKEN": (),
+}
+"""The processes that need a secret; no other process gets it."""
+
+
+def secrets_for(process: str, environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment without the secrets that a process does not need, and without the files that hold them."""
+    foreign = {name for name, processes in SECRETS.items() if process not in processes}
+    return {name: value for name, value in environ.items() if name.removesuffix("_FILE") not in foreign}
+
+
 class StackInUse(Exception):
     """Another stack runs, starts or stops on the data directory."""
 
@@ -230,7 +247,7 @@ class Stack:
         if PullSettings.from_env(environ) is not None:
             programs.append(("r2-events", ("api", "events")))
         for name, module in programs:
-            self.processes[name] = Process([sys.executable, "-m", *module], log=self._new_log(name), environ=environ)
+            self.processes[name] = Process([sys.executable, "-m", *module], log=self._new_log(name), environ=secrets_for(name, environ))
             self.start_process(name)
 
     def _take_port(self, port: int, host: str = "127.0.0.1") -> int:

@@ -179,7 +179,9 @@ class TemporalServer:
         for key, value in {**DYNAMIC_CONFIG, **(dynamic_config or {})}.items():
             command += ["--dynamic-config-value", f"{key}={value}"]
         log = log or self._database.with_suffix(".log")
-        self.process = Process(command, log=log, environ=os.environ, directory=self._database.parent)
+        # The server needs no setting of ours, and none of our secrets.
+        environ = {name: value for name, value in os.environ.items() if not name.startswith(("SITELINK_", "AWS_"))}
+        self.process = Process(command, log=log, environ=environ, directory=self._database.parent)
 
     @property
     def address(self) -> str:

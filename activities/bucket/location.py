@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Self
 from urllib.parse import unquote_to_bytes, urlsplit
 
+from activities.environment import secret
+
 R2_DOMAIN = ".r2.cloudflarestorage.com"
 
 _BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
@@ -40,7 +42,7 @@ class BucketSettings:
             url=environ.get("SITELINK_BUCKET") or (data_directory.absolute() / "bucket").as_uri(),
             endpoint=environ.get("SITELINK_S3_ENDPOINT") or "",
             access_key_id=environ.get("AWS_ACCESS_KEY_ID") or "",
-            secret_access_key=environ.get("AWS_SECRET_ACCESS_KEY") or "",
+            secret_access_key=secret(environ, "AWS_SECRET_ACCESS_KEY"),
             region=environ.get("AWS_REGION") or "",
         )
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from activities.bucket.keys import PlanRef, UploadRef
+from activities.bucket.keys import PlanRef, UploadRef, check_id
 from api.cli.client import Server
 from api.cli.commands import (
     INTERRUPTED,
@@ -27,6 +27,7 @@ from api.cli.commands import (
 )
 from api.cli.errors import CommandError, NotReached, WrongUse
 from api.cli.streams import abandon_stdout, prepare_streams
+from api.cli.tokens import lifetime, scopes, token_command
 from api.cli.words import say
 
 T = TypeVar("T")
@@ -54,9 +55,10 @@ exit codes:
   130  interrupted by Ctrl-C; an accepted upload goes on
 
 environment:
-  SITELINK_URL       the server; default: the stack of SITELINK_DATA_DIR (default `var`), else http://127.0.0.1:8000
-  SITELINK_TOKEN     a bearer token; sent only to the SITELINK_URL, and only by https or to this machine
-  SITELINK_BUCKET    for --bucket; default: the directory `bucket` in SITELINK_DATA_DIR
+  SITELINK_URL          the server; default: the stack of SITELINK_DATA_DIR (default `var`), else http://127.0.0.1:8000
+  SITELINK_TOKEN        a bearer token; sent only to the SITELINK_URL, and only by https or to this machine
+  SITELINK_JWT_SECRET   for token; also SITELINK_JWT_ISSUER and SITELINK_JWT_AUDIENCE
+  SITELINK_BUCKET       for --bucket; default: the directory `bucket` in SITELINK_DATA_DIR
 """
 
 
@@ -107,6 +109,14 @@ def build_parser() -> argparse.ArgumentParser:
     listing = add("list", list_command, "list a plan's uploads, newest first")
     listing.add_argument("plan", type=plan, nargs="?", default=DEFAULT_PLAN, metavar="ORG/PROJECT/PLAN")
     add("events", events_command, "list the messages that were kept aside because they are not R2 events")
+    token = add("token", lambda _, arguments: token_command(arguments), "sign a token with SITELINK_JWT_SECRET")
+    for flag in ("--org", "--project", "--plan"):
+        meaning = f"only for this {'organization' if flag == '--org' else flag[2:]}"
+        token.add_argument(flag, type=_argument(lambda text: check_id("the name", text)), metavar="ID", help=meaning)
+    token.add_argument("--scope", type=_argument(scopes), default="read", help='words of "read write operate"; default: read')
+    token.add_argument("--ttl", type=_argument(lifetime), default="1h", metavar="TIME", help="90s, 30m, 1h or 7d; default: 1h")
+    token.add_argument("--subject", default="sitelink-token", metavar="NAME", help="who it is, for the log; default: sitelink-token")
+    token.add_argument("--system", action="store_true", help="also for what belongs to no organization")
     return parser
 
 
@@ -138,6 +148,8 @@ def run(argv: list[str], environ: Mapping[str, str]) -> int:
     try:
         if getattr(arguments, "bucket", False):
             return verify_command(None, arguments)
+        if arguments.command == "token":
+            return token_command(arguments)
         with Server.from_env(environ) as server:
             code: int = arguments.run(server, arguments)
             return code

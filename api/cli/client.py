@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from activities.bucket.keys import PlanRef, UploadRef
+from activities.environment import secret
 from api.addresses import StackAddresses, is_loopback
 from api.cli.errors import CommandError, NotReached, Refused, Unavailable, WrongUse, join_by_colon
 from api.paths import page_path, upload_path, uploads_path
@@ -134,7 +135,11 @@ class Server:
         Raises:
             WrongUse: ``Server`` refuses the values; or there is a token but no ``SITELINK_URL``, and anybody may own the data directory.
         """
-        url, token = environ.get("SITELINK_URL"), environ.get("SITELINK_TOKEN", "")
+        url = environ.get("SITELINK_URL")
+        try:
+            token = secret(environ, "SITELINK_TOKEN")
+        except ValueError as error:
+            raise WrongUse(str(error)) from error
         if url:
             return cls(url, token)
         if token:

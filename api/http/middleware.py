@@ -1,7 +1,7 @@
 """ASGI middleware: every request passes through these layers before it comes to a route."""
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -41,19 +41,21 @@ class AboutRequests:
 class Guard:
     """Refuses requests that a browser sends for a page of another site, and tells browsers what our own page may do.
 
-    There is no authentication, so every program that reaches the server may use it. But a page of another site, open in a browser on this
-    machine, must not use it: neither under a host name of the other site that leads to this address (DNS rebinding), nor by a request
-    that changes something. Programs other than browsers send neither ``Origin`` nor ``Sec-Fetch-Site``, so they pass.
+    A page of another site, open in a browser that reaches this server, must not use it: neither under a host name of the other site that
+    leads to this address (DNS rebinding), nor by a request that changes something. Programs other than browsers send neither ``Origin``
+    nor ``Sec-Fetch-Site``, so they pass.
 
     Args:
         app: The guarded application.
-        host: The host name in the server's address.
+        hosts: The host names under which the server is reached, in lower case; first, the one in its address.
+        origins: Other origins whose pages may send requests.
         unguarded: Paths that answer under any host name or none: the health checks, and R2's push, which is signed.
     """
 
-    def __init__(self, app: ASGIApp, host: str, unguarded: Collection[str] = ()) -> None:
+    def __init__(self, app: ASGIApp, hosts: Sequence[str], origins: Collection[str] = (), unguarded: Collection[str] = ()) -> None:
         self._app = app
-        self._host = host
+        self._hosts = hosts
+        self._origins = origins
         self._unguarded = unguarded
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -79,13 +81,22 @@ class Guard:
     def _refusal(self, method: str, headers: Headers) -> SiteLinkError | None:
         host = headers.get("host", "")
         name = _host_name(host)
-        if name != self._host and not is_loopback(name):
-            return ForeignHost(f"this server is not {host[:200]!r}, it is reached as {self._host}")
+        if name not in self._hosts and not is_loopback(name):
+            return ForeignHost(f"this server is not {host[:200]!r}, it is reached as {self._hosts[-1]}")
         if method in ("GET", "HEAD"):
             return None
         site, origin = headers.get("sec-fetch-site"), headers.get("origin")
-        if site not in (None, "same-origin", "none") or (origin is not None and urlsplit(origin).netloc != host):
+        if origin in self._origins:
+            return None
+        if site not in (None, "same-origin", "none") or (origin is not None and _authority(origin) != host):
             return ForeignOrigin(f"a page of {(origin or 'another site')[:200]} may not change anything here")
+        return None
+
+
+def _authority(origin: str) -> str | None:
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
         return None
 
 

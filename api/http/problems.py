@@ -31,12 +31,19 @@ STATUS: dict[type[errors.SiteLinkError], int] = {
     errors.ForeignHost: 421,
     errors.ForeignOrigin: 403,
     errors.BadSignature: 401,
+    errors.CredentialRequired: 401,
+    errors.NotAllowed: 403,
+    errors.PlanNotFound: 404,
+    errors.KeysUnavailable: 503,
     errors.UnreadableRecord: 409,
     errors.BucketError: 503,
     errors.TemporalUnavailable: 503,
     errors.SiteLinkError: 500,
 }
 """The HTTP status of each error. An error that is not in this table has the status of its nearest base class."""
+
+CHALLENGES: dict[type[errors.SiteLinkError], str] = {errors.BadSignature: "SiteLink-Signature", errors.CredentialRequired: "Bearer"}
+"""The ``WWW-Authenticate`` of each error with the status 401."""
 
 RETRY_AFTER_S = 5
 
@@ -73,10 +80,9 @@ def named_problem(
     """
     status = status or next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
     title = (type(error).__doc__ or error.type).split("\n", 1)[0].rstrip(".")
-    headers = {
-        HTTPStatus.SERVICE_UNAVAILABLE: {"Retry-After": str(RETRY_AFTER_S)},
-        HTTPStatus.UNAUTHORIZED: {"WWW-Authenticate": "SiteLink-Signature"},
-    }.get(HTTPStatus(status))
+    headers = {"Retry-After": str(RETRY_AFTER_S)} if status == HTTPStatus.SERVICE_UNAVAILABLE else {}
+    if challenge := CHALLENGES.get(type(error)):
+        headers["WWW-Authenticate"] = challenge
     return problem(error.type, title, status, str(error), instance, headers, members)
 
 

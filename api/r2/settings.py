@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Self
 from urllib.parse import urlsplit
 
-from activities.environment import whole_number
+from activities.environment import secret, whole_number
 from api.addresses import is_loopback
 
 CLOUDFLARE = "https://api.cloudflare.com/client/v4"
@@ -65,7 +65,7 @@ class PullSettings:
             ValueError: Some of the three are missing, or a value cannot be used.
         """
         names = ("SITELINK_EVENTS_ACCOUNT", "SITELINK_EVENTS_QUEUE", "SITELINK_EVENTS_TOKEN")
-        account, queue, token = values = [environ.get(name) or "" for name in names]
+        account, queue, token = values = [*(environ.get(name) or "" for name in names[:2]), secret(environ, names[2])]
         if not any(values):
             return None
         if missing := [name for name, value in zip(names, values, strict=True) if not value]:
@@ -100,7 +100,7 @@ class PushSettings:
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Self:
         """Reads the environment."""
-        secrets = map(str.strip, (environ.get("SITELINK_EVENTS_SECRET") or "").split(","))
+        secrets = map(str.strip, secret(environ, "SITELINK_EVENTS_SECRET").split(","))
         return cls(tuple(filter(None, secrets)), _attempts(environ))
 
 

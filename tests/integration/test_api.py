@@ -86,6 +86,11 @@ class ApiProcess:
         return self._process.wait(DEADLINE_S)
 
     @property
+    def title(self) -> str:
+        """The process's command line, as every user of the machine sees it."""
+        return Path(f"/proc/{self._process.pid}/cmdline").read_text()
+
+    @property
     def peak_memory_bytes(self) -> int:
         """Largest resident size so far."""
         status = Path(f"/proc/{self._process.pid}/status").read_text()

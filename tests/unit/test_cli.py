@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import jwt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -324,3 +325,40 @@ def test_help_loads_no_library() -> None:
     code = f"import sys, api.cli.__main__; print(sorted({libraries!r} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True, cwd=Path(__file__).parents[2])
     assert result.stdout == "[]\n"
+
+
+def test_token_is_what_its_options_say(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Signed with the first secret, for the issuer and the audience of the server; no server is asked."""
+    file = tmp_path / "secret"
+    file.write_text(f"{'a' * 32},{'b' * 32}\n")
+    environ = {"SITELINK_JWT_SECRET_FILE": str(file), "SITELINK_JWT_ISSUER": "backend", "SITELINK_JWT_AUDIENCE": "plans"}
+    words = ["token", "--org", "acme", "--project", "tower", "--plan", "a1", "--scope", "read  write", "--ttl", "90s", "--subject", "jo"]
+    assert run_command(words, environ) == 0
+    claims = jwt.decode(capsys.readouterr().out.strip(), "a" * 32, ["HS256"], issuer="backend", audience="plans")
+    assert claims.pop("exp") - claims.pop("iat") == 90
+    expected = {"sub": "jo", "org": "acme", "project": "tower", "plan": "a1", "scope": "read write", "iss": "backend", "aud": "plans"}
+    assert claims == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "environ", "why"),
+    [
+        ("--org acme", {}, "SITELINK_JWT_SECRET"),
+        ("--org acme", {"SITELINK_JWT_SECRET": "short"}, "32 bytes"),
+        ("--org acme --plan a1", {"SITELINK_JWT_SECRET": "a" * 32}, "--project"),
+        ("", {"SITELINK_JWT_SECRET": "a" * 32}, "--org"),
+    ],
+)
+def test_token_that_cannot_be_made_is_refused(capsys: pytest.CaptureFixture[str], words: str, environ: dict[str, str], why: str) -> None:
+    """Exit code 2, and nothing on stdout that a script could take for a token."""
+    assert run_command(["token", *words.split()], environ) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert why in output.err
+
+
+@pytest.mark.parametrize("words", ["--scope admin", "--ttl 1", "--ttl 0s", "--ttl 400d", "--org ../acme"])
+def test_malformed_option_of_a_token_is_refused(words: str) -> None:
+    """By the parser of the arguments."""
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(["token", "--org", "acme", *words.split()])

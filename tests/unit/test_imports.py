@@ -24,7 +24,7 @@ PURE = {"activities.errors", *(f"activities.bucket.{name}" for name in ("keys", 
 LIGHT = PURE | {"temporalio", "activities.interface", "activities.bucket.forecast"}
 BUCKET = LIGHT | {"activities.bucket"}
 HOST = BUCKET | {f"activities.{name}" for name in ("host", "attempt", "threads", "render.attempt", "render.tilezip")}
-CLI = PURE | {"api.cli", "api.addresses", "api.paths"}
+CLI = PURE | {"api.cli", "api.addresses", "api.paths", "activities.environment"}
 SERVER_ROOM = BUCKET | {"activities.environment", "activities.logs", "workflows", "api"}
 SERVER_ROOM |= {"starlette", "sse_starlette", "uvicorn", "python_multipart"}
 
@@ -36,7 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "activities.bucket.report": {"activities.bucket.records"},
     "activities.bucket.forecast": PURE | {"activities.interface"},
     "activities.interface": PURE | {"temporalio"},
-    "activities.bucket.location": set(),
+    "activities.bucket.location": {"activities.environment"},
     "activities.bucket.store_errors": PURE | {"obstore"},
     "activities.bucket.storage": PURE | {"activities.bucket.location", "activities.bucket.store_errors", "obstore"},
     "activities.bucket.setup": PURE
@@ -89,13 +89,18 @@ MAY_IMPORT: dict[str, set[str]] = {
     "api.progress.recent": set(),
     "api.progress.documents": LIGHT | {"api.paths", "api.progress.status"},
     "api.paths": {"activities.bucket.keys"},
+    "api.access.principal": set(),
+    "api.access.settings": {"activities.environment", "api.addresses"},
+    "api.access.tokens": {"activities.bucket.keys", "activities.errors", "api.access.principal", "jwt"},
+    "api.access.public_keys": {"activities.errors", "api.access.tokens", "api.addresses", "jwt", "httpx2"},
     "api.cli.client": CLI | {"httpx2"},
+    "api.cli.tokens": CLI | {f"api.access.{name}" for name in ("principal", "settings", "tokens")},
     "api.cli.offline": CLI | BUCKET,
     "api.cli.terminal": CLI | {"rich"},
     "api.cli.*": CLI,
     "api.r2.pull": SERVER_ROOM | {"httpx2"},
     "api.r2.settings": {"activities.environment", "api.addresses"},
-    "api.settings": {"activities.bucket.location", "activities.environment", "api.addresses", "api.r2.settings"},
+    "api.settings": {"activities.bucket.location", "activities.environment", "api.addresses", "api.access.settings", "api.r2.settings"},
     "api.*": SERVER_ROOM,
     "worker.*": {"activities", "workflows", "worker", "temporalio"},
 }

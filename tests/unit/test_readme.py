@@ -18,6 +18,8 @@ from activities.bucket.keys import UploadRef, unreadable_event
 from activities.bucket.records import Forecast, Receipt, SheetState, Snapshot, UploadOptions, camel_case
 from activities.bucket.storage import ROOM_KEY, Bucket
 from activities.errors import InvalidRequest, SiteLinkError
+from api.access.policies import Needs
+from api.access.routes import GuardedRoute
 from api.app import create_app
 from api.cli.__main__ import build_parser
 from api.http.problems import STATUS
@@ -195,6 +197,23 @@ def test_every_route_is_in_the_table(app: Starlette) -> None:
         for request in CODE.findall(first)
     ]
     assert sorted(told) == sorted(routes)
+
+
+def test_every_route_says_what_it_needs(app: Starlette) -> None:
+    """The second column of the table is the policy of the route."""
+    for first, needs, *_ in rows(section(EMBED, "Routes")):
+        for request, need in zip(CODE.findall(first), needs.split("; ") if "session" in first else [needs] * 2, strict=False):
+            method, path = re.sub(r"\bP/", f"{PLAN_PATH}/", re.sub(r"\bB\b", "P/uploads", request)).split(" ")
+            (policy,) = (
+                route.policy
+                for route in app.routes
+                if isinstance(route, GuardedRoute) and method in (route.methods or ()) and re.sub(":path}", "}", route.path) == path
+            )
+            deep = f"; {policy.deep_scope} if deep" if policy.deep_scope else ""
+            kinds = {Needs.TOKEN: "a token", Needs.SYSTEM: "`system`", Needs.NOTHING: need, Needs.SCOPE: f"{policy.scope}{deep}"}
+            told = kinds[policy.needs]
+            assert told == need, request
+            assert policy.needs is not Needs.NOTHING or need in ("", "nothing", "a signature")
 
 
 def test_every_option_of_an_upload_is_in_the_table() -> None:

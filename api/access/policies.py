@@ -1,0 +1,60 @@
+"""What a request needs: the policies that routes declare."""
+
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from starlette.datastructures import QueryParams
+
+from api.access.principal import Scope
+
+
+class Needs(Enum):
+    """What kind of sender a route answers."""
+
+    NOTHING = auto()
+    """Everybody. Some of these routes check a signature of their own."""
+    TOKEN = auto()
+    """A sender with a token in ``Authorization``; no cookie and no ticket."""
+    SCOPE = auto()
+    """A sender who may see what the path names and has the scope."""
+    SYSTEM = auto()
+    """A sender who may see what belongs to no organization."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What the requests of one route need.
+
+    Args:
+        needs: The kind of sender.
+        scope: The scope that the sender needs; for ``Needs.SCOPE`` only.
+        deep_scope: The scope of a request with ``?deep=true``, which costs much more; None where it is the same.
+        is_stream: Whether the answer is an event stream, which must end when the credential expires.
+        action: The name of the request in the audit log; None for requests that change nothing.
+    """
+
+    needs: Needs
+    scope: Scope | None = None
+    deep_scope: Scope | None = None
+    is_stream: bool = False
+    action: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.needs is Needs.SCOPE) != (self.scope is not None):
+            msg = "a policy has a scope if, and only if, it needs one"
+            raise ValueError(msg)
+
+    def scope_for(self, query: bytes) -> Scope | None:
+        """The scope that a request with this query string needs."""
+        if self.deep_scope is not None and any(value not in ("0", "false") for value in QueryParams(query).getlist("deep")):
+            return self.deep_scope
+        return self.scope
+
+
+PUBLIC = Policy(Needs.NOTHING)
+SYSTEM = Policy(Needs.SYSTEM)
+
+
+def scoped(scope: Scope, *, deep: Scope | None = None, is_stream: bool = False, action: str | None = None) -> Policy:
+    """The policy of a route about an organization's plans and uploads."""
+    return Policy(Needs.SCOPE, scope, deep, is_stream, action)

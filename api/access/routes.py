@@ -1,0 +1,50 @@
+"""Routes that cannot be built without a policy."""
+
+from collections.abc import Awaitable, Callable, Collection
+
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Mount, Route
+from starlette.types import ASGIApp
+
+from api.access.layer import Access, AccessLayer
+from api.access.policies import PUBLIC, Policy
+
+
+class GuardedRoute(Route):
+    """A route whose handler is called only for requests that its policy allows.
+
+    Args:
+        path: The path, with its parameters in braces.
+        endpoint: The handler.
+        methods: The HTTP methods.
+        policy: What a request needs.
+        access: Decides.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        endpoint: Callable[[Request], Awaitable[Response]],
+        *,
+        methods: Collection[str],
+        policy: Policy,
+        access: Access,
+    ) -> None:
+        self.policy = policy
+        super().__init__(path, endpoint, methods=methods, middleware=[Middleware(AccessLayer, policy=policy, access=access)])
+
+
+class PublicFiles(Mount):
+    """Files that everybody may read.
+
+    Args:
+        path: The path of the directory.
+        app: Serves the files.
+    """
+
+    policy = PUBLIC
+
+    def __init__(self, path: str, app: ASGIApp) -> None:
+        super().__init__(path, app)

@@ -18,6 +18,7 @@
       RequestError     InvalidRequest MalformedId SheetNotFound IdempotencyConflict AlreadyFinished
                        ForeignHost ForeignOrigin BadSignature                                     the API's answer to one request
       TemporalUnavailable                                                                         the API's answer until Temporal is back
+      ServerBusy                                                                                  the API's answer until it has less to do
 
 The class name is the ``ApplicationError.type`` in Temporal, the ``type`` of the API's problem documents and a sheet's ``reason``.
 """
@@ -248,6 +249,10 @@ class BadSignature(RequestError):
 
 class TemporalUnavailable(SiteLinkError):
     """Temporal does not answer."""
+
+
+class ServerBusy(SiteLinkError):
+    """The server has as much to do as it may."""
 
 
 def is_error_name(name: str) -> bool:

@@ -25,7 +25,7 @@ from api.http.caching import cacheable
 from api.http.middleware import AboutRequests, Guard
 from api.http.parameters import flag, page_cursor, page_limit, plan_ref, sheet_number, upload_ref
 from api.http.problems import HANDLERS
-from api.paths import PLAN, R2_EVENTS, UNREADABLE_EVENTS, UPLOAD, UPLOADS
+from api.paths import LIVE, PLAN, R2_EVENTS, READY, UNREADABLE_EVENTS, UPLOAD, UPLOADS
 from api.plans import Plans
 from api.progress.documents import full_document
 from api.progress.runs import NoRun, Runs
@@ -43,7 +43,6 @@ from workflows.messages import Reconcile, SheetNumbers
 logger = logging.getLogger(__name__)
 
 STATIC = Path(__file__).parent / "static"
-LIVE, READY = "/livez", "/readyz"
 
 
 class Api:

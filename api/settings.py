@@ -21,6 +21,7 @@ class ApiSettings:
         host: Address to listen on. It must be loopback, because there is no authentication.
         port: The port to listen on; 0 picks a free port.
         max_file_bytes: The largest PDF that is accepted.
+        max_connections: How many connections may be open at once.
         push: Who may send R2 events.
 
     Raises:
@@ -31,6 +32,7 @@ class ApiSettings:
     host: str = "127.0.0.1"
     port: int = 8000
     max_file_bytes: int = DEFAULT_MAX_FILE_BYTES
+    max_connections: int = 8192
     push: PushSettings = field(default_factory=PushSettings)
 
     def __post_init__(self) -> None:
@@ -49,5 +51,6 @@ class ApiSettings:
             host=environ.get("SITELINK_HOST") or cls.host,
             port=whole_number(environ, "SITELINK_PORT", cls.port, low=0, high=65_535, digits_only=True),
             max_file_bytes=whole_number(environ, "SITELINK_MAX_FILE_BYTES", cls.max_file_bytes, high=1 << 42, digits_only=True),
+            max_connections=whole_number(environ, "SITELINK_MAX_CONNECTIONS", cls.max_connections, low=32, high=1 << 20, digits_only=True),
             push=PushSettings.from_env(environ),
         )

@@ -34,6 +34,7 @@ STATUS: dict[type[errors.SiteLinkError], int] = {
     errors.UnreadableRecord: 409,
     errors.BucketError: 503,
     errors.TemporalUnavailable: 503,
+    errors.ServerBusy: 503,
     errors.SiteLinkError: 500,
 }
 """The HTTP status of each error. An error that is not in this table has the status of its nearest base class."""

@@ -16,7 +16,7 @@
       UnreadableRecord DamagedRecord NewerSchema                                                  retried, and a warning of the upload
       Terminated       an operator ended the run                                                  final, the whole upload
       RequestError     InvalidRequest MalformedId SheetNotFound IdempotencyConflict AlreadyFinished
-                       ForeignHost ForeignOrigin BadSignature                                     the API's answer to one request
+                       ForeignHost ForeignOrigin BadSignature TooManyRequests                     the API's answer to one request
       TemporalUnavailable                                                                         the API's answer until Temporal is back
       ServerBusy                                                                                  the API's answer until it has less to do
 
@@ -245,6 +245,12 @@ class ForeignOrigin(RequestError):
 
 class BadSignature(RequestError):
     """The request's signature is missing, wrong or too old."""
+
+
+class TooManyRequests(RequestError):
+    """There are too many requests of this client or organization."""
+
+    final = False
 
 
 class TemporalUnavailable(SiteLinkError):

@@ -59,7 +59,7 @@ class Api:
         self._runs = Runs(connect)
         self._status = Status(bucket, self._runs)
         self._hub = Hub(self._status, self._runs)
-        self._uploads = Uploads(bucket, self._status, self._runs, settings.max_file_bytes)
+        self._uploads = Uploads(bucket, self._status, self._runs, settings.max_file_bytes, settings.upload_memory_bytes)
         self._tiles = Tiles(bucket, self._status)
         self._verifier = Verifier(bucket, self._status)
         self._plans = Plans(bucket, self._status, self._runs)

@@ -22,6 +22,7 @@ class ApiSettings:
         port: The port to listen on; 0 picks a free port.
         max_file_bytes: The largest PDF that is accepted.
         max_connections: How many connections may be open at once.
+        upload_memory_bytes: How much memory the uploads that are being received may take together.
         push: Who may send R2 events.
 
     Raises:
@@ -33,6 +34,7 @@ class ApiSettings:
     port: int = 8000
     max_file_bytes: int = DEFAULT_MAX_FILE_BYTES
     max_connections: int = 8192
+    upload_memory_bytes: int = 512 << 20
     push: PushSettings = field(default_factory=PushSettings)
 
     def __post_init__(self) -> None:
@@ -52,5 +54,8 @@ class ApiSettings:
             port=whole_number(environ, "SITELINK_PORT", cls.port, low=0, high=65_535, digits_only=True),
             max_file_bytes=whole_number(environ, "SITELINK_MAX_FILE_BYTES", cls.max_file_bytes, high=1 << 42, digits_only=True),
             max_connections=whole_number(environ, "SITELINK_MAX_CONNECTIONS", cls.max_connections, low=32, high=1 << 20, digits_only=True),
+            upload_memory_bytes=whole_number(
+                environ, "SITELINK_UPLOAD_MEMORY_BYTES", cls.upload_memory_bytes, low=1 << 26, digits_only=True
+            ),
             push=PushSettings.from_env(environ),
         )

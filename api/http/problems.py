@@ -5,6 +5,7 @@ https://www.rfc-editor.org/rfc/rfc9457
 
 import json
 import logging
+import math
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import cast
@@ -31,6 +32,7 @@ STATUS: dict[type[errors.SiteLinkError], int] = {
     errors.ForeignHost: 421,
     errors.ForeignOrigin: 403,
     errors.BadSignature: 401,
+    errors.TooManyRequests: 429,
     errors.UnreadableRecord: 409,
     errors.BucketError: 503,
     errors.TemporalUnavailable: 503,
@@ -74,8 +76,10 @@ def named_problem(
     """
     status = status or next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
     title = (type(error).__doc__ or error.type).split("\n", 1)[0].rstrip(".")
+    retry_after = {"Retry-After": str(math.ceil(error.retry_delay.total_seconds()) if error.retry_delay else RETRY_AFTER_S)}
     headers = {
-        HTTPStatus.SERVICE_UNAVAILABLE: {"Retry-After": str(RETRY_AFTER_S)},
+        HTTPStatus.SERVICE_UNAVAILABLE: retry_after,
+        HTTPStatus.TOO_MANY_REQUESTS: retry_after,
         HTTPStatus.UNAUTHORIZED: {"WWW-Authenticate": "SiteLink-Signature"},
     }.get(HTTPStatus(status))
     return problem(error.type, title, status, str(error), instance, headers, members)

@@ -3,11 +3,15 @@
 import asyncio
 import resource
 import socket
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx2
 import pytest
 
+from api.paths import R2_EVENTS
+from api.r2.push import signature
 from tests.integration.test_api import ApiProcess, running
 from tests.unit.api_fakes import BASE, PDF
 from tests.unit.api_server import RawConnection
@@ -15,6 +19,7 @@ from tests.unit.api_server import RawConnection
 NO_TEMPORAL = "127.0.0.1:1"
 DESCRIPTORS = 256
 MEGABYTE = 1 << 20
+SECRET = "a secret of the tests"  # noqa: S105 - not a secret
 ATTACK_S = 3
 """How long an attack sends. The bounds must hold however much arrives in this time."""
 
@@ -23,7 +28,13 @@ ATTACK_S = 3
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiProcess]:
     """An API process without Temporal, with few descriptors and small limits."""
     directory = tmp_path_factory.mktemp("exhaustion") / "api"
-    with running(directory, NO_TEMPORAL, SITELINK_MAX_CONNECTIONS="128", SITELINK_UPLOAD_MEMORY_BYTES=str(64 * MEGABYTE)) as process:
+    with running(
+        directory,
+        NO_TEMPORAL,
+        SITELINK_MAX_CONNECTIONS="128",
+        SITELINK_UPLOAD_MEMORY_BYTES=str(64 * MEGABYTE),
+        SITELINK_EVENTS_SECRET=SECRET,
+    ) as process:
         resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (DESCRIPTORS, DESCRIPTORS))
         yield process
 
@@ -38,6 +49,12 @@ async def test_half_sent_requests_use_up_no_descriptors(http: httpx2.AsyncClient
     finally:
         for connection in half:
             connection.close()
+
+
+def memory_now(api: ApiProcess) -> int:
+    """The bytes of memory of a process, from which its peak begins again."""
+    Path(f"/proc/{api.pid}/clear_refs").write_text("5")  # https://man7.org/linux/man-pages/man5/proc_pid_clear_refs.5.html
+    return api.peak_memory_bytes
 
 
 async def attack(port: int, head: str, body: bytes, connections: int) -> list[socket.socket]:
@@ -57,7 +74,7 @@ async def attack(port: int, head: str, body: bytes, connections: int) -> list[so
 
 async def test_stalled_uploads_take_bounded_memory(http: httpx2.AsyncClient, api: ApiProcess) -> None:
     """Fifty uploads that stop in the middle hold little memory, and another organization can still upload."""
-    before = api.peak_memory_bytes
+    before = memory_now(api)
     head = f"POST {BASE} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/pdf\r\nContent-Length: {100 * MEGABYTE}\r\n\r\n"
     stalled = await attack(api.port, head, PDF + b"x" * 7 * MEGABYTE, 50)
     try:
@@ -68,3 +85,21 @@ async def test_stalled_uploads_take_bounded_memory(http: httpx2.AsyncClient, api
     finally:
         for connection in stalled:
             connection.close()
+
+
+@pytest.mark.parametrize("signed", ["", f"SiteLink-Signature: {'0' * 64}\r\n"])
+async def test_unsigned_pushes_take_bounded_memory(http: httpx2.AsyncClient, api: ApiProcess, signed: str) -> None:
+    """Without a signature nothing is read, and with a wrong one only a few bodies are. A signed message is read when they have ended."""
+    before = memory_now(api)
+    head = (
+        f"POST {R2_EVENTS} HTTP/1.1\r\nHost: a\r\nSiteLink-Timestamp: {int(time.time())}\r\n{signed}Content-Length: {16 * MEGABYTE}\r\n\r\n"
+    )
+    pushes = await attack(api.port, head, b"x" * (16 * MEGABYTE - 1), 30)
+    grown = (api.peak_memory_bytes - before) // MEGABYTE
+    for connection in pushes:
+        connection.close()
+    assert grown < 120, f"{grown} MiB"
+    body, now = b'{"messages":[]}', str(int(time.time()))
+    headers = {"SiteLink-Timestamp": now, "SiteLink-Signature": signature(SECRET, now, body)}
+    answer = await http.post(api.url + R2_EVENTS, content=body, headers=headers)
+    assert answer.json() == {"acks": [], "retries": []}

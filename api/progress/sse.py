@@ -8,6 +8,7 @@ import asyncio
 import logging
 import secrets
 import time
+from bisect import bisect_right
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Any
@@ -38,6 +39,10 @@ LONGEST_PAUSE_S = 30.0
 POLLING_S = 60.0
 """How long the watcher only queries, after its update has failed to deliver a change."""
 REPEAT_PAUSE_S = 0.05
+MAX_FRAMES = 16
+"""How many events a watcher keeps for its clients. Nearly all clients need the newest change or the snapshot."""
+NO_SHEET = -1
+"""Older than every version."""
 
 _PROCESS = secrets.token_hex(6)
 """Names this process in the ids of its updates."""
@@ -67,6 +72,8 @@ class Watcher:
         self._status = status
         self._runs = runs
         self._frames: dict[int | None, bytes] = {}
+        self._versions: list[int] | None = None
+        """The versions of the sheets, sorted; made when a client asks for changes."""
         self._ended_updates = 0
         """Counts the updates that ended without a change: their ids are used up."""
 
@@ -78,22 +85,35 @@ class Watcher:
     def frame(self, snapshot: Snapshot, since: int | None) -> bytes:
         """The event that brings a client from version ``since`` to the current ``snapshot``; None is a client without a version.
 
-        It is encoded once for all clients.
+        It is encoded once for all clients. Clients that lack the same sheets share it, whatever version they name, so there are at most as
+        many events as versions of sheets. Only the events of the last ``MAX_FRAMES`` versions that a client asked for are kept.
         """
+        if since is not None:
+            since = self._known_version(snapshot, since)
         if since not in self._frames:
             if since is None:
                 event = _encode_event("snapshot", snapshot.version, to_json(snapshot))
             else:
                 changed = tuple(sheet for sheet in snapshot.sheets if sheet.version > since)
                 event = _encode_event("change", snapshot.version, to_json(replace(snapshot, sheets=changed)))
+            if len(self._frames) >= MAX_FRAMES:
+                del self._frames[next(iter(self._frames))]
             self._frames[since] = event
         return self._frames[since]
+
+    def _known_version(self, snapshot: Snapshot, since: int) -> int:
+        """The newest version of a sheet that a client with version ``since`` has: clients with the same one lack the same sheets."""
+        if self._versions is None:
+            self._versions = sorted({sheet.version for sheet in snapshot.sheets})
+        index = bisect_right(self._versions, since)
+        return self._versions[index - 1] if index else NO_SHEET
 
     def _publish(self, snapshot: Snapshot | None, *, certain: bool = True, final: bytes | None = None, deleted: bool = False) -> None:
         if self.deleted or (snapshot, certain, final, deleted) == (self.snapshot, self.certain, self.final, self.deleted):
             return
         self.snapshot, self.certain, self.final, self.deleted = snapshot, certain, final, deleted
         self._frames.clear()
+        self._versions = None
         changed, self.changed = self.changed, asyncio.Event()
         changed.set()
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
+from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Mount, Route
@@ -24,7 +25,7 @@ from activities.errors import AlreadyFinished, SheetNotFound, TemporalUnavailabl
 from api.http.caching import cacheable
 from api.http.middleware import AboutRequests, Guard
 from api.http.parameters import flag, page_cursor, page_limit, plan_ref, sheet_number, upload_ref
-from api.http.problems import HANDLERS
+from api.http.problems import HANDLERS, answer_unexpected_error
 from api.paths import LIVE, PLAN, R2_EVENTS, READY, UNREADABLE_EVENTS, UPLOAD, UPLOADS
 from api.plans import Plans
 from api.progress.documents import full_document
@@ -242,6 +243,8 @@ def create_app(bucket: Bucket, connect: Callable[[], Awaitable[Client]], setting
         middleware=[
             Middleware(AboutRequests),
             Middleware(Guard, host=settings.host, unguarded=(LIVE, READY, *([R2_EVENTS] if settings.push.secrets else []))),
+            # Starlette has one of its own around all of these, whose answer would lack the guard's headers.
+            Middleware(ServerErrorMiddleware, handler=answer_unexpected_error),
         ],
         exception_handlers=HANDLERS,
         lifespan=api.lifespan,

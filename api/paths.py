@@ -2,6 +2,7 @@
 
 from activities.bucket.keys import PlanRef, UploadRef
 
+V1 = "/v1/"
 PLAN = "/v1/organizations/{organization}/projects/{project}/plans/{plan}"
 UPLOADS = f"{PLAN}/uploads"
 UPLOAD = f"{UPLOADS}/{{upload}}"

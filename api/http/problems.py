@@ -103,7 +103,8 @@ async def _answer_http_exception(request: Request, error: HTTPException) -> Resp
     return problem(phrase.title().replace(" ", "").replace("-", ""), phrase, error.status_code, detail, request.url.path, error.headers)
 
 
-async def _answer_unexpected_error(request: Request, _: Exception) -> Response:
+async def answer_unexpected_error(request: Request, _: Exception) -> Response:
+    """The answer for a bug, which shows nothing of it."""
     # uvicorn writes the traceback to the log.
     return problem("InternalError", "Something is wrong on the server", 500, "the server's log says what", request.url.path)
 
@@ -119,6 +120,5 @@ HANDLERS = cast(
         errors.SiteLinkError: _answer_named_error,
         HTTPException: _answer_http_exception,
         ClientDisconnect: _answer_disconnect,
-        Exception: _answer_unexpected_error,
     },
 )

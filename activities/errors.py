@@ -16,7 +16,7 @@
       UnreadableRecord DamagedRecord NewerSchema                                                  retried, and a warning of the upload
       Terminated       an operator ended the run                                                  final, the whole upload
       RequestError     InvalidRequest MalformedId SheetNotFound IdempotencyConflict AlreadyFinished
-                       ForeignHost ForeignOrigin BadSignature TooManyRequests                     the API's answer to one request
+                       ForeignHost ForeignOrigin BadSignature TooManyRequests QuotaExceeded       the API's answer to one request
       TemporalUnavailable                                                                         the API's answer until Temporal is back
       ServerBusy                                                                                  the API's answer until it has less to do
 
@@ -251,6 +251,13 @@ class TooManyRequests(RequestError):
     """There are too many requests of this client or organization."""
 
     final = False
+
+
+class QuotaExceeded(RequestError):
+    """The organization has too many unfinished uploads."""
+
+    final = False
+    retry_delay = timedelta(minutes=1)
 
 
 class TemporalUnavailable(SiteLinkError):

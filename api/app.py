@@ -23,6 +23,7 @@ from activities.bucket.records import SheetStatus, UploadStatus
 from activities.bucket.storage import Bucket
 from activities.errors import AlreadyFinished, SheetNotFound, TemporalUnavailable
 from api.http.caching import cacheable
+from api.http.limits import LimitRequests, RateLimits
 from api.http.middleware import AboutRequests, Guard
 from api.http.parameters import flag, page_cursor, page_limit, plan_ref, sheet_number, upload_ref
 from api.http.problems import HANDLERS, answer_unexpected_error
@@ -59,8 +60,8 @@ class Api:
         self._bucket = bucket
         self._runs = Runs(connect)
         self._status = Status(bucket, self._runs)
-        self._hub = Hub(self._status, self._runs)
-        self._uploads = Uploads(bucket, self._status, self._runs, settings.max_file_bytes, settings.upload_memory_bytes)
+        self._hub = Hub(self._status, self._runs, settings.max_streams)
+        self._uploads = Uploads(bucket, self._status, self._runs, settings)
         self._tiles = Tiles(bucket, self._status)
         self._verifier = Verifier(bucket, self._status)
         self._plans = Plans(bucket, self._status, self._runs)
@@ -236,13 +237,19 @@ def create_app(bucket: Bucket, connect: Callable[[], Awaitable[Client]], setting
         bucket: Holds the uploads.
         connect: Gives the Temporal client when it is first needed; a lazy client, so that the API also runs without Temporal.
         settings: Limits of the API, the host name in its address, and the secrets of R2's push.
+
+    Raises:
+        ValueError: A limit cannot be used; the message names its variable.
     """
     api = Api(bucket, connect, settings)
+    limits = RateLimits(settings.limit_address, settings.limit_organization, settings.limits_storage)
+    unguarded = (LIVE, READY, *([R2_EVENTS] if settings.push.secrets else []))
     return Starlette(
         routes=api.routes(),
         middleware=[
             Middleware(AboutRequests),
-            Middleware(Guard, host=settings.host, unguarded=(LIVE, READY, *([R2_EVENTS] if settings.push.secrets else []))),
+            Middleware(Guard, host=settings.host, unguarded=unguarded),
+            Middleware(LimitRequests, limits=limits, unlimited=unguarded),
             # Starlette has one of its own around all of these, whose answer would lack the guard's headers.
             Middleware(ServerErrorMiddleware, handler=answer_unexpected_error),
         ],

@@ -3,6 +3,7 @@
 from activities.bucket.keys import PlanRef, UploadRef
 
 V1 = "/v1/"
+ORGANIZATION_PREFIX = f"{V1}organizations/"
 PLAN = "/v1/organizations/{organization}/projects/{project}/plans/{plan}"
 UPLOADS = f"{PLAN}/uploads"
 UPLOAD = f"{UPLOADS}/{{upload}}"

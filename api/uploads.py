@@ -37,6 +37,7 @@ from activities.errors import (
     IdempotencyConflict,
     InvalidRequest,
     NotAPdf,
+    QuotaExceeded,
     TemporalUnavailable,
 )
 from api.http.headers import file_name, parameters
@@ -44,6 +45,7 @@ from api.http.turns import Turns
 from api.progress.documents import links
 from api.progress.runs import Runs
 from api.progress.status import Status
+from api.settings import ApiSettings
 
 logger = logging.getLogger(__name__)
 
@@ -355,16 +357,17 @@ class Uploads:
         bucket: Stores the uploads.
         status: Reads the state of an upload.
         runs: Starts the workflows of the uploads.
-        max_file_bytes: The largest file that is accepted.
-        memory_bytes: How much memory the uploads that are being received may take together.
+        settings: The limits of a file, of an organization and of memory.
     """
 
-    def __init__(self, bucket: Bucket, status: Status, runs: Runs, max_file_bytes: int, memory_bytes: int) -> None:
+    def __init__(self, bucket: Bucket, status: Status, runs: Runs, settings: ApiSettings) -> None:
         self._bucket = bucket
         self._store = UploadStore(bucket)
         self._status = status
         self._runs = runs
-        self._max_file_bytes = max_file_bytes
+        self._max_file_bytes = settings.max_file_bytes
+        self._max_open_uploads = settings.max_open_uploads
+        memory_bytes = settings.upload_memory_bytes
         self._turns = Turns(memory_bytes, share=memory_bytes * 3 // 4, line=UPLOADS_WAITING, what="uploads that are being received")
         self._writers: set[asyncio.Task[None]] = set()
 
@@ -379,6 +382,8 @@ class Uploads:
         key = _idempotency_key(plan, request.headers.get("idempotency-key"))
         file = IncomingFile(request, self._max_file_bytes)
         earlier = await self._store.key_record_async(key) if key else None
+        if earlier is None:
+            await self._check_quota(plan)
         async with self._turns.turn(plan.organization, file.held_bytes):
             if earlier is None:
                 ref = UploadRef(*_parts(plan), new_upload_id())
@@ -400,6 +405,15 @@ class Uploads:
             status = (await self._status.read(ref)).snapshot.status
         body = {"ref": str(ref), "upload": ref.upload, "status": status.value, "links": links(ref)}
         return JSONResponse(body, HTTPStatus.ACCEPTED, {"Location": links(ref)["self"], "Cache-Control": "no-store"})
+
+    async def _check_quota(self, plan: PlanRef) -> None:
+        try:
+            count = await self._runs.count_open(plan.organization)
+        except TemporalUnavailable:
+            return  # an upload is accepted without Temporal, too
+        if count >= self._max_open_uploads:
+            msg = f"{count:,} uploads of {plan.organization} are not finished, limit {self._max_open_uploads:,}"
+            raise QuotaExceeded(msg)
 
     async def _start(self, ref: UploadRef) -> None:
         try:

@@ -23,7 +23,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import Server, ServerState
 
 from activities.errors import ServerBusy
-from api.http.problems import named_problem
+from api.http.problems import refusal
 from api.paths import LIVE
 
 logger = logging.getLogger(__name__)
@@ -150,7 +150,7 @@ class BoundedProtocol(H11Protocol):
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         app = self._served_app
         if len(self.connections) - len(self.waiting) > self.limits.connections - RESERVED and scope["path"] != LIVE:
-            app = named_problem(ServerBusy("too many requests are in progress"), scope["path"])
+            app = refusal(ServerBusy("too many requests are in progress"), scope)
             app.headers["Connection"] = "close"
         await app(scope, receive, send)
 

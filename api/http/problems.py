@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import cast
 
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.types import ExceptionHandler
+from starlette.types import ExceptionHandler, Scope
 
 from activities import errors
 
@@ -33,6 +34,7 @@ STATUS: dict[type[errors.SiteLinkError], int] = {
     errors.ForeignOrigin: 403,
     errors.BadSignature: 401,
     errors.TooManyRequests: 429,
+    errors.QuotaExceeded: 429,
     errors.UnreadableRecord: 409,
     errors.BucketError: 503,
     errors.TemporalUnavailable: 503,
@@ -83,6 +85,23 @@ def named_problem(
         HTTPStatus.UNAUTHORIZED: {"WWW-Authenticate": "SiteLink-Signature"},
     }.get(HTTPStatus(status))
     return problem(error.type, title, status, str(error), instance, headers, members)
+
+
+def refusal(error: errors.SiteLinkError, scope: Scope) -> Response:
+    """The answer to a request that should come again later: a problem, or for an EventSource an event stream that ends at once.
+
+    Any error answer ends an EventSource for good. After an end it connects again, when the time of ``retry`` is over.
+    https://html.spec.whatwg.org/multipage/server-sent-events.html#sse-processing-model
+    """
+    response = named_problem(error, scope["path"])
+    if "text/event-stream" not in Headers(scope=scope).get("accept", ""):
+        return response
+    retry_after_s = response.headers.get("Retry-After", str(RETRY_AFTER_S))
+    return Response(
+        f"retry: {retry_after_s}000\n: {error.type}\n\n",
+        headers={"Cache-Control": "no-store, no-transform", "Retry-After": retry_after_s},
+        media_type="text/event-stream",
+    )
 
 
 async def _answer_named_error(request: Request, error: errors.SiteLinkError) -> Response:

@@ -9,6 +9,7 @@ import logging
 import secrets
 import time
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Any
@@ -21,7 +22,8 @@ from starlette.types import Receive, Scope, Send
 
 from activities.bucket.keys import UploadRef
 from activities.bucket.records import Snapshot, to_json
-from activities.errors import BucketError, SiteLinkError, TemporalUnavailable, UploadNotFound
+from activities.errors import BucketError, ServerBusy, SiteLinkError, TemporalUnavailable, TooManyRequests, UploadNotFound
+from api.http.problems import refusal
 from api.progress.runs import NoRun, Runs
 from api.progress.status import Status, UploadState, is_unloaded
 
@@ -207,11 +209,15 @@ class Hub:
     Args:
         status: Reads states.
         runs: Waits for changes.
+        max_streams: How many streams may be open at once; of one organization at most three quarters of them.
     """
 
-    def __init__(self, status: Status, runs: Runs) -> None:
+    def __init__(self, status: Status, runs: Runs, max_streams: int = 6000) -> None:
         self._status = status
         self._runs = runs
+        self._max_streams = max_streams
+        self._streams: Counter[str] = Counter()
+        """How many streams each organization has."""
         self._watchers: dict[UploadRef, tuple[Watcher, asyncio.Task[None]]] = {}
 
     def subscribe(self, ref: UploadRef) -> Watcher:
@@ -252,21 +258,41 @@ class Hub:
         Raises:
             UploadNotFound: There is no such upload. No other error is raised, because an error answer ends an EventSource for good.
         """
+        if (error := self._too_many_error(ref)) is not None:
+            return refusal(error, request.scope)
         after = _last_event_id(request)
         try:
             await self._status.check(ref)
         except BucketError as error:
             logger.warning("opens an event stream before the bucket answers", extra={"ref": str(ref), "problem": str(error)})
-        watcher = self.subscribe(ref)
+        watcher = self._subscribe_stream(ref)
         try:
             await _first_state(watcher)
             if watcher.final is not None and watcher.snapshot is not None and watcher.snapshot.version == after:
-                self.release(watcher)
+                self._release_stream(watcher)
                 return Response(status_code=204, headers={"Cache-Control": "no-store"})
         except BaseException:
-            self.release(watcher)
+            self._release_stream(watcher)
             raise
-        return _Stream(stream_events(watcher, after), lambda: self.release(watcher))
+        return _Stream(stream_events(watcher, after), lambda: self._release_stream(watcher))
+
+    def _too_many_error(self, ref: UploadRef) -> SiteLinkError | None:
+        if self._streams.total() >= self._max_streams:
+            return ServerBusy(f"{self._max_streams:,} event streams are open, and no more may be")
+        share = max(1, self._max_streams * 3 // 4)
+        if self._streams[ref.organization] >= share:
+            return TooManyRequests(f"{share:,} event streams of {ref.organization} are open, and no more may be")
+        return None
+
+    def _subscribe_stream(self, ref: UploadRef) -> Watcher:
+        self._streams[ref.organization] += 1
+        return self.subscribe(ref)
+
+    def _release_stream(self, watcher: Watcher) -> None:
+        self._streams[watcher.ref.organization] -= 1
+        if not self._streams[watcher.ref.organization]:
+            del self._streams[watcher.ref.organization]
+        self.release(watcher)
 
 
 class _Stream(EventSourceResponse):

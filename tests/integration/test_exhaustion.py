@@ -9,12 +9,16 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from temporalio.client import Client
 
+from activities.bucket.keys import UploadRef
 from api.paths import R2_EVENTS
 from api.r2.push import signature
+from deploy.temporal import TemporalServer
 from tests.integration.test_api import ApiProcess, running
 from tests.unit.api_fakes import BASE, PDF
 from tests.unit.api_server import RawConnection
+from tests.waiting import until_async
 
 NO_TEMPORAL = "127.0.0.1:1"
 DESCRIPTORS = 256
@@ -103,3 +107,33 @@ async def test_unsigned_pushes_take_bounded_memory(http: httpx2.AsyncClient, api
     headers = {"SiteLink-Timestamp": now, "SiteLink-Signature": signature(SECRET, now, body)}
     answer = await http.post(api.url + R2_EVENTS, content=body, headers=headers)
     assert answer.json() == {"acks": [], "retries": []}
+
+
+async def test_unfinished_uploads_are_counted_by_temporal(
+    http: httpx2.AsyncClient, tmp_path: Path, temporal_server: TemporalServer, temporal: Client
+) -> None:
+    """Temporal's visibility counts the open runs of the organization, and a run that has ended makes room."""
+    uploads = BASE.replace("acme", "quota")
+    with running(tmp_path / "api", temporal_server.address, SITELINK_MAX_OPEN_UPLOADS="1") as api:
+        first = await http.post(api.url + uploads, content=PDF)
+        assert first.status_code == 202
+
+        async def send_status() -> int:
+            answer = await http.post(api.url + uploads, content=PDF)
+            if answer.status_code == 202:
+                accepted.append(UploadRef.parse(answer.json()["ref"]))
+            return answer.status_code
+
+        async def refused() -> bool:
+            return await send_status() == 429
+
+        async def taken() -> bool:
+            return await send_status() == 202
+
+        accepted = [UploadRef.parse(first.json()["ref"])]
+        await until_async(refused)  # visibility is some milliseconds late
+        while accepted:
+            await temporal.get_workflow_handle(accepted.pop().workflow_id).terminate()
+        await until_async(taken)
+        while accepted:
+            await temporal.get_workflow_handle(accepted.pop().workflow_id).terminate()

@@ -115,7 +115,7 @@ async def test_an_older_secret_is_accepted_while_it_is_replaced(app: Starlette) 
         ({}, {"SiteLink-Timestamp": ""}),
         ({}, {"SiteLink-Timestamp": "-5"}),
         ({}, {"SiteLink-Timestamp": "9" * 400}),
-        ({}, {"SiteLink-Timestamp": str(int(time.time()) + 1)}),
+        ({}, {"SiteLink-Timestamp": str(int(time.time()) - 100)}),
         ({}, {"SiteLink-Signature": ""}),
         ({}, {"SiteLink-Signature": "0" * 64}),
     ],

@@ -16,10 +16,11 @@
       UnreadableRecord DamagedRecord NewerSchema                                                  retried, and a warning of the upload
       Terminated       an operator ended the run                                                  final, the whole upload
       RequestError     InvalidRequest MalformedId SheetNotFound IdempotencyConflict AlreadyFinished
-                       ForeignHost ForeignOrigin BadSignature
-                       CredentialRequired NotAllowed PlanNotFound                                 the API's answer to one request
+                       ForeignHost ForeignOrigin BadSignature CredentialRequired NotAllowed
+                       PlanNotFound TooManyRequests QuotaExceeded                                 the API's answer to one request
       TemporalUnavailable                                                                         the API's answer until Temporal is back
       KeysUnavailable  the public keys of tokens are not known yet                                the API's answer until they are
+      ServerBusy                                                                                  the API's answer until it has less to do
 
 The class name is the ``ApplicationError.type`` in Temporal, the ``type`` of the API's problem documents and a sheet's ``reason``.
 """
@@ -260,12 +261,29 @@ class PlanNotFound(RequestError):
     """The sender of the request has no such plan."""
 
 
+class TooManyRequests(RequestError):
+    """There are too many requests of this client or organization."""
+
+    final = False
+
+
+class QuotaExceeded(RequestError):
+    """The organization has too many unfinished uploads."""
+
+    final = False
+    retry_delay = timedelta(minutes=1)
+
+
 class KeysUnavailable(SiteLinkError):
     """The public keys that sign tokens are not known yet."""
 
 
 class TemporalUnavailable(SiteLinkError):
     """Temporal does not answer."""
+
+
+class ServerBusy(SiteLinkError):
+    """The server has as much to do as it may."""
 
 
 def is_error_name(name: str) -> bool:

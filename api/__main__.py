@@ -8,7 +8,6 @@ import signal
 import socket
 import sys
 
-import uvicorn
 from temporalio.client import Client
 
 from activities.bucket.location import BucketSettings
@@ -16,6 +15,7 @@ from activities.bucket.storage import Bucket
 from activities.errors import BucketError, SiteLinkError
 from activities.logs import set_up
 from api.app import create_app
+from api.http.connections import BoundedServer, ConnectionLimits, possible_connections
 from api.r2.settings import PullSettings
 from api.settings import ApiSettings
 from workflows.connection import connect
@@ -53,7 +53,9 @@ def serve() -> int:
     """
     try:
         settings = ApiSettings.from_env(os.environ)
+        limits = ConnectionLimits(possible_connections(settings.max_connections))
         bucket = Bucket(settings.bucket)
+        app = create_app(bucket, connect_later, settings)
         listener = bind(settings.host, settings.port)
     except (ValueError, BucketError) as error:
         sys.stderr.write(f"{error}\n")
@@ -62,15 +64,7 @@ def serve() -> int:
         sys.stderr.write(f"SITELINK_HOST {settings.host}, SITELINK_PORT {settings.port}: {error.strerror}\n")
         return WRONG_USE
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    server = uvicorn.Server(
-        uvicorn.Config(
-            create_app(bucket, connect_later, settings),
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=GRACE_S,
-        )
-    )
+    server = BoundedServer(app, limits, GRACE_S)
     # After uvicorn has stopped, it raises the signal again for the earlier handlers. The default handler would end the process and lose
     # the exit code, so uvicorn's own handler is set here as the earlier one.
     for number in (signal.SIGTERM, signal.SIGINT):

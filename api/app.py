@@ -11,6 +11,7 @@ from pathlib import Path
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
+from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from starlette.staticfiles import StaticFiles
@@ -29,10 +30,11 @@ from api.access.session import Sessions
 from api.access.settings import Mode
 from api.access.tickets import Tickets
 from api.http.caching import cacheable
+from api.http.limits import LimitAddresses, LimitOrganizations, RateLimits
 from api.http.middleware import AboutRequests, Guard
 from api.http.parameters import flag, page_cursor, page_limit, plan_ref, sheet_number, upload_ref
-from api.http.problems import HANDLERS
-from api.paths import PLAN, R2_EVENTS, SESSION, UNREADABLE_EVENTS, UPLOAD, UPLOADS
+from api.http.problems import HANDLERS, answer_unexpected_error
+from api.paths import LIVE, PLAN, R2_EVENTS, READY, SESSION, UNREADABLE_EVENTS, UPLOAD, UPLOADS
 from api.plans import Plans
 from api.progress.documents import full_document
 from api.progress.runs import NoRun, Runs
@@ -50,7 +52,6 @@ from workflows.messages import Reconcile, SheetNumbers
 logger = logging.getLogger(__name__)
 
 STATIC = Path(__file__).parent / "static"
-LIVE, READY = "/livez", "/readyz"
 
 READ, WRITE, OPERATE = Scope
 
@@ -70,14 +71,15 @@ class Api:
         self._bucket = bucket
         self._runs = Runs(connect)
         self._status = Status(bucket, self._runs)
-        self._hub = Hub(self._status, self._runs)
-        self._uploads = Uploads(bucket, self._status, self._runs, settings.max_file_bytes)
+        self._hub = Hub(self._status, self._runs, settings.max_streams)
+        self._uploads = Uploads(bucket, self._status, self._runs, settings)
         self._tiles = Tiles(bucket, self._status)
         self._verifier = Verifier(bucket, self._status)
         self._plans = Plans(bucket, self._status, self._runs)
         self._readiness = Readiness(bucket, self._runs)
         self._r2_events = R2Events(bucket, self._status, self._runs, attempts=settings.push.attempts, gather_s=settings.push.gather_s)
         self._push = PushEndpoint(self._r2_events, settings.push.secrets) if settings.push.secrets else None
+        self.limits = RateLimits(settings.limit_address, settings.limit_organization, settings.limits_storage)
         self._access = Access(settings.access)
         self._mode = settings.access.mode
         self._tickets = Tickets(self._access, self._status)
@@ -87,7 +89,8 @@ class Api:
         """Every route of the API and of the page."""
 
         def route(method: str, path: str, endpoint: Callable[[Request], Awaitable[Response]], policy: Policy) -> GuardedRoute:
-            return GuardedRoute(path, endpoint, methods=[method], policy=policy, access=self._access)
+            after_access = [Middleware(LimitOrganizations, limits=self.limits)]
+            return GuardedRoute(path, endpoint, methods=[method], policy=policy, access=self._access, then=after_access)
 
         return [
             route("POST", f"{PLAN}/reconcile", self.reconcile_plan, scoped(OPERATE, action="reconcile plan")),
@@ -270,20 +273,22 @@ def create_app(bucket: Bucket, connect: Callable[[], Awaitable[Client]], setting
         bucket: Holds the uploads.
         connect: Gives the Temporal client when it is first needed; a lazy client, so that the API also runs without Temporal.
         settings: Limits of the API, the host names in its address, the secrets of R2's push, and who may send requests.
+
+    Raises:
+        ValueError: A limit cannot be used; the message names its variable.
     """
     access = settings.access
     api = Api(bucket, connect, settings)
+    unguarded = (LIVE, READY, *([R2_EVENTS] if settings.push.secrets else []))
     return Starlette(
         routes=api.routes(),
         middleware=[
             Middleware(AboutRequests),
             *cors(access.cors_origins),
-            Middleware(
-                Guard,
-                hosts=(settings.host, *access.public_hosts),
-                origins=access.cors_origins,
-                unguarded=(LIVE, READY, *([R2_EVENTS] if settings.push.secrets else [])),
-            ),
+            Middleware(Guard, hosts=(settings.host, *access.public_hosts), origins=access.cors_origins, unguarded=unguarded),
+            Middleware(LimitAddresses, limits=api.limits, unlimited=unguarded),
+            # Starlette has one of its own around all of these, whose answer would lack the guard's headers.
+            Middleware(ServerErrorMiddleware, handler=answer_unexpected_error),
         ],
         exception_handlers=HANDLERS,
         lifespan=api.lifespan,

@@ -2,10 +2,12 @@
 
 from activities.bucket.keys import PlanRef, UploadRef
 
+V1 = "/v1/"
 PLAN = "/v1/organizations/{organization}/projects/{project}/plans/{plan}"
 UPLOADS = f"{PLAN}/uploads"
 UPLOAD = f"{UPLOADS}/{{upload}}"
 
+LIVE, READY = "/livez", "/readyz"
 R2_EVENTS = "/v1/events/r2"
 UNREADABLE_EVENTS = "/v1/events/unreadable"
 

@@ -22,6 +22,13 @@ class ApiSettings:
         host: Address to listen on. Without access control it must be loopback.
         port: The port to listen on; 0 picks a free port.
         max_file_bytes: The largest PDF that is accepted.
+        max_connections: How many connections may be open at once.
+        upload_memory_bytes: How much memory the uploads that are being received may take together.
+        max_streams: How many event streams may be open at once; of one organization at most three quarters of them.
+        max_open_uploads: How many uploads of one organization may be unfinished.
+        limit_address: How many requests an address may send.
+        limit_organization: How many requests may be sent about an organization.
+        limits_storage: Where these requests are counted; it may hold a password.
         push: Who may send R2 events.
         access: Who may send all other requests.
 
@@ -33,6 +40,13 @@ class ApiSettings:
     host: str = "127.0.0.1"
     port: int = 8000
     max_file_bytes: int = DEFAULT_MAX_FILE_BYTES
+    max_connections: int = 8192
+    upload_memory_bytes: int = 512 << 20
+    max_streams: int = 6000
+    max_open_uploads: int = 1000
+    limit_address: str = "12000/minute"
+    limit_organization: str = "60000/minute"
+    limits_storage: str = field(default="memory://", repr=False)
     push: PushSettings = field(default_factory=PushSettings)
     access: AccessSettings = field(default_factory=AccessSettings)
 
@@ -55,6 +69,15 @@ class ApiSettings:
             host=environ.get("SITELINK_HOST") or cls.host,
             port=whole_number(environ, "SITELINK_PORT", cls.port, low=0, high=65_535, digits_only=True),
             max_file_bytes=whole_number(environ, "SITELINK_MAX_FILE_BYTES", cls.max_file_bytes, high=1 << 42, digits_only=True),
+            max_connections=whole_number(environ, "SITELINK_MAX_CONNECTIONS", cls.max_connections, low=32, high=1 << 20, digits_only=True),
+            upload_memory_bytes=whole_number(
+                environ, "SITELINK_UPLOAD_MEMORY_BYTES", cls.upload_memory_bytes, low=1 << 26, digits_only=True
+            ),
+            max_streams=whole_number(environ, "SITELINK_MAX_STREAMS", cls.max_streams, digits_only=True),
+            max_open_uploads=whole_number(environ, "SITELINK_MAX_OPEN_UPLOADS", cls.max_open_uploads, digits_only=True),
+            limit_address=environ.get("SITELINK_LIMIT_ADDRESS") or cls.limit_address,
+            limit_organization=environ.get("SITELINK_LIMIT_ORGANIZATION") or cls.limit_organization,
+            limits_storage=environ.get("SITELINK_LIMITS_STORAGE") or "memory://",
             push=PushSettings.from_env(environ),
             access=AccessSettings.from_env(environ),
         )

@@ -30,19 +30,22 @@ from starlette.responses import JSONResponse, Response
 
 from activities.bucket.keys import PlanRef, UploadRef
 from activities.bucket.records import KeyRecord, UploadOptions, UploadRecord, UploadStatus, camel_case, options_digest, timestamp
-from activities.bucket.storage import Bucket
+from activities.bucket.storage import PART_BYTES, PARTS_AT_ONCE, Bucket
 from activities.bucket.uploads import UploadStore
 from activities.errors import (
     FileTooLarge,
     IdempotencyConflict,
     InvalidRequest,
     NotAPdf,
+    QuotaExceeded,
     TemporalUnavailable,
 )
 from api.http.headers import file_name, parameters
+from api.http.turns import Turns
 from api.progress.documents import links
 from api.progress.runs import Runs
 from api.progress.status import Status
+from api.settings import ApiSettings
 
 logger = logging.getLogger(__name__)
 
@@ -53,8 +56,16 @@ FORM_OVERHEAD_BYTES = 64 << 10
 HEADER_WINDOW = 1024
 """``%PDF-`` must begin and end within this many bytes: PDF 1.7, appendix H, note 13."""
 CHUNK_BYTES = 1 << 20
-IDLE_TIMEOUT_S = 60.0
+SILENCE_S = 60.0
 """A sender that is silent for longer counts as gone, even if its connection is open."""
+MIN_BYTES_PER_S = 16 << 10
+"""A sender must be this fast in the long run, apart from one silence."""
+LONGEST_UPLOAD_S = 6 * 3600.0
+UPLOADS_WAITING = 256
+MAX_HELD_BYTES = (PARTS_AT_ONCE + 2) * PART_BYTES
+"""The most memory that one upload takes: the parts on their way to the bucket, the part that fills up, and a copy."""
+COPIES = 3
+"""A file that is smaller than a part is in memory so many times at most."""
 
 
 def new_upload_id() -> str:
@@ -69,13 +80,51 @@ def new_upload_id() -> str:
     return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
 
 
+class Patience:
+    """How long to wait for a sender: it may be silent for some time, and must then have earned more time by the bytes that it sent.
+
+    Args:
+        silence_s: The longest silence, in seconds.
+        bytes_per_s: The speed at which a sender earns as much time as it takes.
+        longest_s: The longest time that an upload may take.
+    """
+
+    def __init__(self, silence_s: float = SILENCE_S, bytes_per_s: float = MIN_BYTES_PER_S, longest_s: float = LONGEST_UPLOAD_S) -> None:
+        self._silence_s = silence_s
+        self._bytes_per_s = bytes_per_s
+        self._longest_s = longest_s
+        self._left_s = silence_s
+        self._began = time.monotonic()
+
+    async def next(self, stream: AsyncIterator[bytes]) -> bytes | None:
+        """The next piece of a body; None at its end. Only the time that the sender takes counts against its silence.
+
+        Raises:
+            HTTPException: The sender was too slow (408).
+        """
+        asked = time.monotonic()
+        left_s = min(self._left_s, self._longest_s - (asked - self._began))
+        try:
+            async with asyncio.timeout(left_s):
+                piece = await anext(stream, None)
+        except TimeoutError as error:
+            detail = (
+                f"the body came too slowly: at most {self._silence_s:g} s without a byte, on average {self._bytes_per_s:,} bytes a second "
+                f"and {self._longest_s:,g} s in all are allowed"
+            )
+            raise HTTPException(HTTPStatus.REQUEST_TIMEOUT, detail) from error
+        self._left_s += len(piece or b"") / self._bytes_per_s - (time.monotonic() - asked)
+        self._left_s = min(self._left_s, self._silence_s)
+        return piece
+
+
 class IncomingFile:
     """The PDF in a request, which is checked, counted and hashed while it streams through.
 
     Args:
         request: Its body is the PDF or a form with one file.
         max_bytes: The largest file that is accepted.
-        idle_timeout_s: The longest silence of the sender.
+        patience: How slow the sender may be.
 
     Raises:
         FileTooLarge: The ``Content-Length`` is over the limit.
@@ -84,12 +133,14 @@ class IncomingFile:
         HTTPException: The body's type is neither a PDF nor a form (415).
     """
 
-    def __init__(self, request: Request, max_bytes: int, idle_timeout_s: float = IDLE_TIMEOUT_S) -> None:
+    def __init__(self, request: Request, max_bytes: int, patience: Patience | None = None) -> None:
         self._request = request
         self._max_bytes = max_bytes
-        self._idle_timeout_s = idle_timeout_s
+        self._patience = patience or Patience()
         self._digest = hashlib.sha256()
         self.size_bytes = 0
+        self.held_bytes = MAX_HELD_BYTES
+        """How much memory the upload takes at most while it is received."""
         if "content-range" in request.headers:
             msg = "Content-Range: a part of a file is not accepted, send the whole file in one request"
             raise InvalidRequest(msg)
@@ -109,6 +160,7 @@ class IncomingFile:
     def _check_announced_size(self, length: str | None) -> None:
         if length is None or not length.isdigit():
             return  # ``chunks`` counts the bytes
+        self.held_bytes = min(COPIES * (int(length) + CHUNK_BYTES), MAX_HELD_BYTES)
         if int(length) - (FORM_OVERHEAD_BYTES if self._is_form else 0) > self._max_bytes:
             raise self._too_large(int(length))
         if length == "0":
@@ -161,15 +213,7 @@ class IncomingFile:
 
     async def _body(self) -> AsyncGenerator[bytes, None]:
         async with aclosing(self._request.stream()) as stream:
-            while True:
-                try:
-                    async with asyncio.timeout(self._idle_timeout_s):
-                        piece = await anext(stream, None)
-                except TimeoutError as error:
-                    detail = f"no byte of the body came for {self._idle_timeout_s:g} s"
-                    raise HTTPException(HTTPStatus.REQUEST_TIMEOUT, detail) from error
-                if piece is None:
-                    return
+            while (piece := await self._patience.next(stream)) is not None:
                 yield piece
 
     async def _form(self) -> AsyncGenerator[bytes, None]:
@@ -178,6 +222,9 @@ class IncomingFile:
             async for piece in pieces:
                 for data in form.feed(piece):
                     yield data
+                if form.other_bytes > FORM_OVERHEAD_BYTES:
+                    detail = f"the form has more than {FORM_OVERHEAD_BYTES:,} bytes beside the file"
+                    raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, detail)
         if not form.is_complete:
             msg = "the form is cut off"
             raise InvalidRequest(msg)
@@ -194,6 +241,8 @@ class _Form:
         self.files = 0
         self.file_name: str | None = None
         self.is_complete = False
+        self.other_bytes = 0
+        """The bytes that do not belong to the file: boundaries, headers and other parts."""
         self._data: list[bytes] = []
         self._in_file = False
         self._name, self._value = b"", b""
@@ -219,6 +268,7 @@ class _Form:
             self._parser.write(piece)
         except FormParserError as error:
             raise _unreadable_form(error) from error
+        self.other_bytes += len(piece) - sum(map(len, self._data))
         return self._data
 
     def _part_begin(self) -> None:
@@ -307,15 +357,18 @@ class Uploads:
         bucket: Stores the uploads.
         status: Reads the state of an upload.
         runs: Starts the workflows of the uploads.
-        max_file_bytes: The largest file that is accepted.
+        settings: The limits of a file, of an organization and of memory.
     """
 
-    def __init__(self, bucket: Bucket, status: Status, runs: Runs, max_file_bytes: int) -> None:
+    def __init__(self, bucket: Bucket, status: Status, runs: Runs, settings: ApiSettings) -> None:
         self._bucket = bucket
         self._store = UploadStore(bucket)
         self._status = status
         self._runs = runs
-        self._max_file_bytes = max_file_bytes
+        self._max_file_bytes = settings.max_file_bytes
+        self._max_open_uploads = settings.max_open_uploads
+        memory_bytes = settings.upload_memory_bytes
+        self._turns = Turns(memory_bytes, share=memory_bytes * 3 // 4, line=UPLOADS_WAITING, what="uploads that are being received")
         self._writers: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:
@@ -330,13 +383,16 @@ class Uploads:
         file = IncomingFile(request, self._max_file_bytes)
         earlier = await self._store.key_record_async(key) if key else None
         if earlier is None:
-            ref = UploadRef(*_parts(plan), new_upload_id())
-            await self._receive(ref, file)
-            if key:
-                earlier = await self._claim(key, ref, file, options)
-        else:
-            async for _ in file.chunks():
-                pass  # only the digest is needed, to compare the file with the first one
+            await self._check_quota(plan)
+        async with self._turns.turn(plan.organization, file.held_bytes):
+            if earlier is None:
+                ref = UploadRef(*_parts(plan), new_upload_id())
+                await self._receive(ref, file)
+            else:
+                async for _ in file.chunks():
+                    pass  # only the digest is needed, to compare the file with the first one
+        if earlier is None and key:
+            earlier = await self._claim(key, ref, file, options)
         status = UploadStatus.QUEUED
         if earlier is not None:
             ref = UploadRef(*_parts(plan), earlier.upload)
@@ -349,6 +405,15 @@ class Uploads:
             status = (await self._status.read(ref)).snapshot.status
         body = {"ref": str(ref), "upload": ref.upload, "status": status.value, "links": links(ref)}
         return JSONResponse(body, HTTPStatus.ACCEPTED, {"Location": links(ref)["self"], "Cache-Control": "no-store"})
+
+    async def _check_quota(self, plan: PlanRef) -> None:
+        try:
+            count = await self._runs.count_open(plan.organization)
+        except TemporalUnavailable:
+            return  # an upload is accepted without Temporal, too
+        if count >= self._max_open_uploads:
+            msg = f"{count:,} uploads of {plan.organization} are not finished, limit {self._max_open_uploads:,}"
+            raise QuotaExceeded(msg)
 
     async def _start(self, ref: UploadRef) -> None:
         try:

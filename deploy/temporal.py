@@ -30,6 +30,8 @@ DYNAMIC_CONFIG = {
     # More partitions only add latency on one machine, and fairness holds within a partition.
     "matching.numTaskqueueReadPartitions": "1",
     "matching.numTaskqueueWritePartitions": "1",
+    # The server's HTTP API is not used. No Host is this one, so the API refuses every request, also that of a browser's page.
+    "frontend.httpAllowedHosts": '["none.invalid"]',
 }
 """https://github.com/temporalio/temporal/blob/v1.29.1/common/dynamicconfig/constants.go"""
 

@@ -1,6 +1,6 @@
 """Routes that cannot be built without a policy."""
 
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -21,6 +21,7 @@ class GuardedRoute(Route):
         methods: The HTTP methods.
         policy: What a request needs.
         access: Decides.
+        then: Layers for the allowed requests.
     """
 
     def __init__(
@@ -31,9 +32,10 @@ class GuardedRoute(Route):
         methods: Collection[str],
         policy: Policy,
         access: Access,
+        then: Sequence[Middleware] = (),
     ) -> None:
         self.policy = policy
-        super().__init__(path, endpoint, methods=methods, middleware=[Middleware(AccessLayer, policy=policy, access=access)])
+        super().__init__(path, endpoint, methods=methods, middleware=[Middleware(AccessLayer, policy=policy, access=access), *then])
 
 
 class PublicFiles(Mount):

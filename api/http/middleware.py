@@ -7,11 +7,11 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from activities.errors import ForeignHost, ForeignOrigin, SiteLinkError
+from activities.errors import ForeignHost, ForeignOrigin, InvalidRequest, SiteLinkError
 from activities.logs import set_log_context
 from api.addresses import is_loopback
 from api.http.problems import named_problem
-from api.paths import UPLOAD
+from api.paths import UPLOAD, V1
 
 _ID = r"([\w-]{1,64})"
 _SHEET = r"(?:/sheets/(?:sheet-)?(\d{1,9})\b)?"
@@ -42,8 +42,8 @@ class Guard:
     """Refuses requests that a browser sends for a page of another site, and tells browsers what our own page may do.
 
     A page of another site, open in a browser that reaches this server, must not use it: neither under a host name of the other site that
-    leads to this address (DNS rebinding), nor by a request that changes something. Programs other than browsers send neither ``Origin``
-    nor ``Sec-Fetch-Site``, so they pass.
+    leads to this address (DNS rebinding), nor by a request of the API. A GET shows that page nothing, but it would start the workflow of
+    an accepted upload, or a verification. Programs other than browsers send neither ``Origin`` nor ``Sec-Fetch-Site``, so they pass.
 
     Args:
         app: The guarded application.
@@ -74,22 +74,25 @@ class Guard:
                 headers.setdefault("Cache-Control", "no-cache")
             await send(message)
 
-        error = None if scope["path"] in self._unguarded else self._refusal(scope["method"], Headers(scope=scope))
+        error = None if scope["path"] in self._unguarded else self._refusal(scope["method"], scope["path"], Headers(scope=scope))
         app: ASGIApp = self._app if error is None else named_problem(error, scope["path"])
         await app(scope, receive, send_guarded)
 
-    def _refusal(self, method: str, headers: Headers) -> SiteLinkError | None:
+    def _refusal(self, method: str, path: str, headers: Headers) -> SiteLinkError | None:
         host = headers.get("host", "")
         name = _host_name(host)
         if name not in self._hosts and not is_loopback(name):
             return ForeignHost(f"this server is not {host[:200]!r}, it is reached as {self._hosts[-1]}")
-        if method in ("GET", "HEAD"):
+        reads = method in ("GET", "HEAD")
+        if reads and not path.startswith(V1):
             return None
         site, origin = headers.get("sec-fetch-site"), headers.get("origin")
-        if origin in self._origins:
-            return None
-        if site not in (None, "same-origin", "none") or (origin is not None and _authority(origin) != host):
-            return ForeignOrigin(f"a page of {(origin or 'another site')[:200]} may not change anything here")
+        is_foreign = site not in (None, "same-origin", "none") or (origin is not None and _authority(origin) != host)
+        if is_foreign and origin not in self._origins:
+            return ForeignOrigin(f"a page of {(origin or 'another site')[:200]} may not ask for anything here")
+        if reads and (headers.get("content-length", "0") != "0" or "transfer-encoding" in headers):
+            # Nobody would read it, and uvicorn would hold its beginning for as long as the answer takes.
+            return InvalidRequest(f"a {method} has no body")
         return None
 
 

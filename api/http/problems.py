@@ -5,14 +5,16 @@ https://www.rfc-editor.org/rfc/rfc9457
 
 import json
 import logging
+import math
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import cast
 
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.types import ExceptionHandler
+from starlette.types import ExceptionHandler, Scope
 
 from activities import errors
 
@@ -35,9 +37,12 @@ STATUS: dict[type[errors.SiteLinkError], int] = {
     errors.NotAllowed: 403,
     errors.PlanNotFound: 404,
     errors.KeysUnavailable: 503,
+    errors.TooManyRequests: 429,
+    errors.QuotaExceeded: 429,
     errors.UnreadableRecord: 409,
     errors.BucketError: 503,
     errors.TemporalUnavailable: 503,
+    errors.ServerBusy: 503,
     errors.SiteLinkError: 500,
 }
 """The HTTP status of each error. An error that is not in this table has the status of its nearest base class."""
@@ -80,10 +85,29 @@ def named_problem(
     """
     status = status or next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
     title = (type(error).__doc__ or error.type).split("\n", 1)[0].rstrip(".")
-    headers = {"Retry-After": str(RETRY_AFTER_S)} if status == HTTPStatus.SERVICE_UNAVAILABLE else {}
+    headers = {}
+    if status in (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS):
+        headers["Retry-After"] = str(math.ceil(error.retry_delay.total_seconds()) if error.retry_delay else RETRY_AFTER_S)
     if challenge := CHALLENGES.get(type(error)):
         headers["WWW-Authenticate"] = challenge
     return problem(error.type, title, status, str(error), instance, headers, members)
+
+
+def refusal(error: errors.SiteLinkError, scope: Scope) -> Response:
+    """The answer to a request that should come again later: a problem, or for an EventSource an event stream that ends at once.
+
+    Any error answer ends an EventSource for good. After an end it connects again, when the time of ``retry`` is over.
+    https://html.spec.whatwg.org/multipage/server-sent-events.html#sse-processing-model
+    """
+    response = named_problem(error, scope["path"])
+    if "text/event-stream" not in Headers(scope=scope).get("accept", ""):
+        return response
+    retry_after_s = response.headers.get("Retry-After", str(RETRY_AFTER_S))
+    return Response(
+        f"retry: {retry_after_s}000\n: {error.type}\n\n",
+        headers={"Cache-Control": "no-store, no-transform", "Retry-After": retry_after_s},
+        media_type="text/event-stream",
+    )
 
 
 async def _answer_named_error(request: Request, error: errors.SiteLinkError) -> Response:
@@ -104,7 +128,8 @@ async def _answer_http_exception(request: Request, error: HTTPException) -> Resp
     return problem(phrase.title().replace(" ", "").replace("-", ""), phrase, error.status_code, detail, request.url.path, error.headers)
 
 
-async def _answer_unexpected_error(request: Request, _: Exception) -> Response:
+async def answer_unexpected_error(request: Request, _: Exception) -> Response:
+    """The answer for a bug, which shows nothing of it."""
     # uvicorn writes the traceback to the log.
     return problem("InternalError", "Something is wrong on the server", 500, "the server's log says what", request.url.path)
 
@@ -120,6 +145,5 @@ HANDLERS = cast(
         errors.SiteLinkError: _answer_named_error,
         HTTPException: _answer_http_exception,
         ClientDisconnect: _answer_disconnect,
-        Exception: _answer_unexpected_error,
     },
 )

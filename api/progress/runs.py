@@ -30,7 +30,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from activities.bucket.keys import UploadRef
 from activities.bucket.records import Snapshot
 from activities.errors import TemporalUnavailable, is_error_name
-from workflows.messages import ProgressAfter, Reconcile, SheetNumbers
+from workflows.messages import SEARCH_ATTRIBUTES, ProgressAfter, Reconcile, SheetNumbers
 from workflows.starting import reopen_upload, start_deletion, start_upload
 from workflows.upload import ProcessUpload
 
@@ -207,6 +207,17 @@ class Runs:
             return None
         worst = max(failing, key=lambda activity: activity.attempt)
         return _failure_sentence(worst), worst.attempt
+
+    async def count_open(self, organization: str) -> int:
+        """How many uploads of an organization have a run that has not ended. A run that has just started may not be counted yet.
+
+        Raises:
+            TemporalUnavailable: Temporal does not answer.
+        """
+        query = f"WorkflowType = '{ProcessUpload.__name__}' AND ExecutionStatus = 'Running' AND {SEARCH_ATTRIBUTES[0]} = '{organization}'"
+        async with _naming_start_failures():
+            client = await self._get_client()
+            return (await client.count_workflows(query, rpc_timeout=timedelta(seconds=QUERY_TIMEOUT_S))).count
 
     async def check_health(self) -> None:
         """Returns when Temporal's frontend answers.

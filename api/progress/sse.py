@@ -8,6 +8,8 @@ import asyncio
 import logging
 import secrets
 import time
+from bisect import bisect_right
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Any
@@ -20,7 +22,8 @@ from starlette.types import Receive, Scope, Send
 
 from activities.bucket.keys import UploadRef
 from activities.bucket.records import Snapshot, to_json
-from activities.errors import BucketError, SiteLinkError, TemporalUnavailable, UploadNotFound
+from activities.errors import BucketError, ServerBusy, SiteLinkError, TemporalUnavailable, TooManyRequests, UploadNotFound
+from api.http.problems import refusal
 from api.progress.runs import NoRun, Runs
 from api.progress.status import Status, UploadState, is_unloaded
 
@@ -38,6 +41,10 @@ LONGEST_PAUSE_S = 30.0
 POLLING_S = 60.0
 """How long the watcher only queries, after its update has failed to deliver a change."""
 REPEAT_PAUSE_S = 0.05
+MAX_FRAMES = 16
+"""How many events a watcher keeps for its clients. Nearly all clients need the newest change or the snapshot."""
+NO_SHEET = -1
+"""Older than every version."""
 
 _PROCESS = secrets.token_hex(6)
 """Names this process in the ids of its updates."""
@@ -67,6 +74,8 @@ class Watcher:
         self._status = status
         self._runs = runs
         self._frames: dict[int | None, bytes] = {}
+        self._versions: list[int] | None = None
+        """The versions of the sheets, sorted; made when a client asks for changes."""
         self._ended_updates = 0
         """Counts the updates that ended without a change: their ids are used up."""
 
@@ -78,22 +87,35 @@ class Watcher:
     def frame(self, snapshot: Snapshot, since: int | None) -> bytes:
         """The event that brings a client from version ``since`` to the current ``snapshot``; None is a client without a version.
 
-        It is encoded once for all clients.
+        It is encoded once for all clients. Clients that lack the same sheets share it, whatever version they name, so there are at most as
+        many events as versions of sheets. Only the events of the last ``MAX_FRAMES`` versions that a client asked for are kept.
         """
+        if since is not None:
+            since = self._known_version(snapshot, since)
         if since not in self._frames:
             if since is None:
                 event = _encode_event("snapshot", snapshot.version, to_json(snapshot))
             else:
                 changed = tuple(sheet for sheet in snapshot.sheets if sheet.version > since)
                 event = _encode_event("change", snapshot.version, to_json(replace(snapshot, sheets=changed)))
+            if len(self._frames) >= MAX_FRAMES:
+                del self._frames[next(iter(self._frames))]
             self._frames[since] = event
         return self._frames[since]
+
+    def _known_version(self, snapshot: Snapshot, since: int) -> int:
+        """The newest version of a sheet that a client with version ``since`` has: clients with the same one lack the same sheets."""
+        if self._versions is None:
+            self._versions = sorted({sheet.version for sheet in snapshot.sheets})
+        index = bisect_right(self._versions, since)
+        return self._versions[index - 1] if index else NO_SHEET
 
     def _publish(self, snapshot: Snapshot | None, *, certain: bool = True, final: bytes | None = None, deleted: bool = False) -> None:
         if self.deleted or (snapshot, certain, final, deleted) == (self.snapshot, self.certain, self.final, self.deleted):
             return
         self.snapshot, self.certain, self.final, self.deleted = snapshot, certain, final, deleted
         self._frames.clear()
+        self._versions = None
         changed, self.changed = self.changed, asyncio.Event()
         changed.set()
 
@@ -187,11 +209,15 @@ class Hub:
     Args:
         status: Reads states.
         runs: Waits for changes.
+        max_streams: How many streams may be open at once; of one organization at most three quarters of them.
     """
 
-    def __init__(self, status: Status, runs: Runs) -> None:
+    def __init__(self, status: Status, runs: Runs, max_streams: int = 6000) -> None:
         self._status = status
         self._runs = runs
+        self._max_streams = max_streams
+        self._streams: Counter[str] = Counter()
+        """How many streams each organization has."""
         self._watchers: dict[UploadRef, tuple[Watcher, asyncio.Task[None]]] = {}
 
     def subscribe(self, ref: UploadRef) -> Watcher:
@@ -232,21 +258,41 @@ class Hub:
         Raises:
             UploadNotFound: There is no such upload. No other error is raised, because an error answer ends an EventSource for good.
         """
+        if (error := self._too_many_error(ref)) is not None:
+            return refusal(error, request.scope)
         after = _last_event_id(request)
         try:
             await self._status.check(ref)
         except BucketError as error:
             logger.warning("opens an event stream before the bucket answers", extra={"ref": str(ref), "problem": str(error)})
-        watcher = self.subscribe(ref)
+        watcher = self._subscribe_stream(ref)
         try:
             await _first_state(watcher)
             if watcher.final is not None and watcher.snapshot is not None and watcher.snapshot.version == after:
-                self.release(watcher)
+                self._release_stream(watcher)
                 return Response(status_code=204, headers={"Cache-Control": "no-store"})
         except BaseException:
-            self.release(watcher)
+            self._release_stream(watcher)
             raise
-        return _Stream(stream_events(watcher, after), lambda: self.release(watcher))
+        return _Stream(stream_events(watcher, after), lambda: self._release_stream(watcher))
+
+    def _too_many_error(self, ref: UploadRef) -> SiteLinkError | None:
+        if self._streams.total() >= self._max_streams:
+            return ServerBusy(f"{self._max_streams:,} event streams are open, and no more may be")
+        share = max(1, self._max_streams * 3 // 4)
+        if self._streams[ref.organization] >= share:
+            return TooManyRequests(f"{share:,} event streams of {ref.organization} are open, and no more may be")
+        return None
+
+    def _subscribe_stream(self, ref: UploadRef) -> Watcher:
+        self._streams[ref.organization] += 1
+        return self.subscribe(ref)
+
+    def _release_stream(self, watcher: Watcher) -> None:
+        self._streams[watcher.ref.organization] -= 1
+        if not self._streams[watcher.ref.organization]:
+            del self._streams[watcher.ref.organization]
+        self.release(watcher)
 
 
 class _Stream(EventSourceResponse):

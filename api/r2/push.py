@@ -12,6 +12,7 @@ import asyncio
 import hashlib
 import hmac
 import json
+import re
 import time
 from collections.abc import Callable, Sequence
 from http import HTTPStatus
@@ -22,19 +23,26 @@ from starlette.responses import JSONResponse, Response
 
 from activities.errors import BadSignature, InvalidRequest
 from api.http.problems import named_problem
+from api.http.turns import Turns
 from api.paths import R2_EVENTS
 from api.r2.events import Message, R2Events
 
 MAX_BODY_BYTES = 16 << 20
 """Enough for the largest batch of the Worker: 100 messages of 16,384 characters, each of up to 6 bytes."""
-READ_LIMIT_S = 30.0
+READ_LIMIT_S = 10.0
+BODIES_BYTES = 4 * MAX_BODY_BYTES
+"""The bodies that are being read take at most so much together, because nobody knows before their end who sent them. Others wait."""
+BODIES_WAITING = 64
+SIGNATURE = re.compile(r"[0-9a-f]{64}")
 TOLERANCE_S = 300
 MAX_MESSAGES = 1000
 
 
-def signature(secret: str, timestamp: str, body: bytes) -> str:
+def signature(secret: str, timestamp: str, body: bytes | bytearray) -> str:
     """The signature of a timestamp and a body."""
-    return hmac.new(secret.encode(), timestamp.encode() + b"." + body, hashlib.sha256).hexdigest()
+    digest = hmac.new(secret.encode(), timestamp.encode() + b".", hashlib.sha256)
+    digest.update(body)
+    return digest.hexdigest()
 
 
 class PushEndpoint:
@@ -50,6 +58,7 @@ class PushEndpoint:
         self._r2_events = r2_events
         self._secrets = secrets
         self._now = now
+        self._turns = Turns(BODIES_BYTES, share=BODIES_BYTES, line=BODIES_WAITING, patience_s=READ_LIMIT_S, what="R2 messages")
 
     async def respond(self, request: Request) -> Response:
         """Decides about every message of the batch.
@@ -57,18 +66,24 @@ class PushEndpoint:
         Raises:
             BadSignature: The signature is missing, wrong, or more than 5 minutes old or early.
             InvalidRequest: The body is not a batch of messages.
+            ServerBusy: Other bodies are being read.
             HTTPException: The body is too large (413), or did not come in time (408).
         """
         timestamp = request.headers.get("sitelink-timestamp", "")
         if not (timestamp.isascii() and timestamp.isdigit() and len(timestamp) <= 12) or abs(self._now() - int(timestamp)) > TOLERANCE_S:
             msg = f"SiteLink-Timestamp is {timestamp[:40]!r}; it must be the current time, in seconds since 1970"
             raise BadSignature(msg)
-        body = await _read_body(request)
-        given = request.headers.get("sitelink-signature", "").encode()
-        if not any(hmac.compare_digest(signature(secret, timestamp, body).encode(), given) for secret in self._secrets):
-            msg = "SiteLink-Signature fits the body and the timestamp with none of the secrets"
+        given = request.headers.get("sitelink-signature", "")
+        if not SIGNATURE.fullmatch(given):
+            msg = "SiteLink-Signature must be 64 hexadecimal digits"
             raise BadSignature(msg)
-        messages = _read_messages(body)
+        async with self._turns.turn("", _announced_bytes(request)):
+            body = await _read_body(request)
+            if not any(hmac.compare_digest(signature(secret, timestamp, body), given) for secret in self._secrets):
+                msg = "SiteLink-Signature fits the body and the timestamp with none of the secrets"
+                raise BadSignature(msg)
+            messages = _read_messages(body)
+            del body  # the decisions take some seconds
         verdicts = await asyncio.gather(*map(self._r2_events.decide, messages))
         decided = list(zip(messages, verdicts, strict=True))
         answer = {
@@ -82,21 +97,33 @@ class PushEndpoint:
         return JSONResponse(answer, headers={"Cache-Control": "no-store"})
 
 
-async def _read_body(request: Request) -> bytes:
+def _announced_bytes(request: Request) -> int:
+    """The most bytes that the body may have."""
+    text = request.headers.get("content-length", "")
+    length = int(text) if text.isascii() and text.isdigit() else MAX_BODY_BYTES
+    if length > MAX_BODY_BYTES:
+        raise _too_large_error()
+    return max(length, 1)
+
+
+def _too_large_error() -> HTTPException:
+    return HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the body has more than {MAX_BODY_BYTES:,} bytes")
+
+
+async def _read_body(request: Request) -> bytearray:
     body = bytearray()
     try:
         async with asyncio.timeout(READ_LIMIT_S):
             async for chunk in request.stream():
                 body += chunk
                 if len(body) > MAX_BODY_BYTES:
-                    detail = f"the body has more than {MAX_BODY_BYTES:,} bytes"
-                    raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, detail)
+                    raise _too_large_error()
     except TimeoutError as error:
         raise HTTPException(HTTPStatus.REQUEST_TIMEOUT, f"the body did not come within {READ_LIMIT_S:g} s") from error
-    return bytes(body)
+    return body
 
 
-def _read_messages(body: bytes) -> list[Message]:
+def _read_messages(body: bytearray) -> list[Message]:
     try:
         document = json.loads(body)
         messages = [_read_message(entry) for entry in document["messages"]]

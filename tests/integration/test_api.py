@@ -89,11 +89,14 @@ class ApiProcess:
     def title(self) -> str:
         """The process's command line, as every user of the machine sees it."""
         return Path(f"/proc/{self._process.pid}/cmdline").read_text()
+    def pid(self) -> int:
+        """The process's id."""
+        return self._process.pid
 
     @property
     def peak_memory_bytes(self) -> int:
         """Largest resident size so far."""
-        status = Path(f"/proc/{self._process.pid}/status").read_text()
+        status = Path(f"/proc/{self.pid}/status").read_text()
         return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024  # type: ignore[index]
 
 

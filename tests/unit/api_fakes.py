@@ -58,6 +58,7 @@ class FakeTemporal:
         self.healthy: bool | Exception = True
         self.starts: list[dict[str, Any]] = []
         self.signals: list[tuple[str, Any]] = []
+        self.open_runs = 0
         self.cancels = 0
         self.queries = 0
         self.updates: list[tuple[int, str]] = []
@@ -113,6 +114,10 @@ class FakeTemporal:
         """The pending activities and the times of the run."""
         raw = SimpleNamespace(pending_activities=self.pending, workflow_extended_info=SimpleNamespace(cancel_requested=False))
         return SimpleNamespace(start_time=self.start_time, close_time=self.close_time, raw_description=raw)
+
+    async def count_workflows(self, query: str, **_: object) -> Any:
+        """The number of open runs that the test has set, of the organization ``acme``."""
+        return SimpleNamespace(count=self.open_runs if "'acme'" in query else 0)
 
     async def check_health(self, **_: object) -> bool:
         """Returns the health that the test has set, or raises it."""

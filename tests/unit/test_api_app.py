@@ -625,6 +625,8 @@ async def test_unexpected_error_shows_no_internals(client: httpx2.AsyncClient, b
     temporal.state = ZeroDivisionError("a secret")
     answer = await client.get(PATH)
     assert (answer.status_code, answer.json()["type"]) == (500, "InternalError")
+    assert answer.headers["content-security-policy"].startswith("default-src 'none'")
+    assert answer.headers["x-content-type-options"] == "nosniff"
     assert "secret" not in answer.text
 
 
@@ -716,6 +718,26 @@ async def test_pages_of_other_sites_are_refused(client: httpx2.AsyncClient, head
     answer = await client.post(f"{PATH}/cancel", headers=headers)
     assert answer.status_code == status
     assert answer.headers["content-type"] == "application/problem+json"
+
+
+@pytest.mark.parametrize("path", [PATH, f"{PATH}/events", f"{PATH}/verify?deep=true", BASE])
+@pytest.mark.parametrize("headers", [{"Sec-Fetch-Site": "cross-site"}, {"Sec-Fetch-Site": "same-site"}, {"Origin": "https://evil.example"}])
+async def test_page_of_another_site_starts_nothing_by_a_get(
+    client: httpx2.AsyncClient, bucket: Bucket, temporal: FakeTemporal, path: str, headers: dict[str, str]
+) -> None:
+    """An image or a link of another site's page starts no workflow and no verification. A link to our page works."""
+    await accept(bucket)
+    answer = await client.get(path, headers={"Sec-Fetch-Mode": "navigate", **headers})
+    assert (answer.status_code, answer.json()["type"]) == (403, "ForeignOrigin")
+    assert temporal.starts == []
+    assert (await client.get("/", headers=headers)).status_code == 200
+
+
+@pytest.mark.parametrize("headers", [{"Content-Length": "5"}, {"Transfer-Encoding": "chunked"}])
+async def test_get_with_a_body_is_refused(client: httpx2.AsyncClient, headers: dict[str, str]) -> None:
+    """The server would hold a part of the body for as long as an event stream is open."""
+    answer = await client.request("GET", f"{PATH}/events", headers=headers)
+    assert (answer.status_code, answer.json()["type"]) == (400, "InvalidRequest")
 
 
 async def test_answers_carry_the_policy(client: httpx2.AsyncClient) -> None:

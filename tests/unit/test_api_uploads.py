@@ -20,7 +20,7 @@ from activities.bucket.location import BucketSettings
 from activities.bucket.records import KeyRecord, UploadRecord, from_json, to_json, to_wire
 from activities.bucket.storage import Bucket
 from activities.errors import StorageUnavailable
-from api.uploads import IncomingFile, new_upload_id, read_options
+from api.uploads import FORM_OVERHEAD_BYTES, IncomingFile, Patience, new_upload_id, read_options
 from tests.unit.api_fakes import (
     BASE,
     PDF,
@@ -35,7 +35,7 @@ from tests.unit.api_fakes import (
     make_app,
     make_bucket,
 )
-from tests.waiting import until_async
+from tests.waiting import DEADLINE_S, until_async
 
 KEY = {"Idempotency-Key": "one"}
 
@@ -415,7 +415,55 @@ async def test_silent_sender_is_cut_off() -> None:
         raise AssertionError
 
     scope = {"type": "http", "method": "POST", "headers": [], "query_string": b""}
-    file = IncomingFile(Request(scope, receive), 1000, idle_timeout_s=0.01)
+    file = IncomingFile(Request(scope, receive), 1000, Patience(silence_s=0.01))
     with pytest.raises(HTTPException) as refusal:
         await anext(file.chunks())
     assert refusal.value.status_code == 408
+
+
+@pytest.mark.parametrize("allowed", [{"silence_s": 0.2, "bytes_per_s": 1 << 20}, {"longest_s": 0.2}])
+async def test_sender_that_trickles_is_cut_off(allowed: dict[str, float]) -> None:
+    """A byte now and then does not keep a request alive: the average counts, and so does the whole time."""
+
+    async def trickle() -> AsyncIterator[bytes]:
+        while True:
+            yield b"x"
+            await asyncio.sleep(0.01)
+
+    async def receive(patience: Patience, stream: AsyncIterator[bytes]) -> None:
+        async with asyncio.timeout(DEADLINE_S):
+            while await patience.next(stream):
+                pass
+
+    with pytest.raises(HTTPException) as refusal:
+        await receive(Patience(**allowed), trickle())
+    assert refusal.value.status_code == 408
+
+
+async def test_sender_earns_one_silence() -> None:
+    """A fast sender may pause as long as any other, and the time that the bucket takes is not the sender's."""
+    patience = Patience(silence_s=0.4, bytes_per_s=100)
+
+    async def pauses() -> AsyncIterator[bytes]:
+        for _ in range(4):
+            await asyncio.sleep(0.15)
+            yield b"x" * 100
+
+    stream, pieces = pauses(), 0
+    while await patience.next(stream):
+        pieces += 1
+        await asyncio.sleep(0.5)  # the bucket's time
+    assert pieces == 4
+
+
+@pytest.mark.parametrize(("beginning", "status"), [(b"\r\n", 413), (b"X-Long: ", 400)])
+async def test_bytes_beside_the_file_of_a_form_are_counted(app: Starlette, directory: Path, beginning: bytes, status: int) -> None:
+    """A form cannot send without end in a field or a header, past the limit of a file."""
+    request = RawRequest(app, "POST", BASE, {"Content-Type": "multipart/form-data; boundary=b"})
+    header = b'Content-Disposition: form-data; name="a"\r\n'
+    request.feed(b"--b\r\n" + header + beginning)
+    for _ in range(FORM_OVERHEAD_BYTES // 1000 + 2):
+        request.feed(b"x" * 1000)
+    await request.task
+    assert request.status == status
+    assert files_in(directory) == []

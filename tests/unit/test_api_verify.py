@@ -1,5 +1,6 @@
 """``GET …/verify`` without a socket."""
 
+import asyncio
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,8 @@ from activities.bucket.records import to_wire
 from activities.bucket.storage import Bucket, ObjectInfo
 from activities.bucket.verify import verify_upload
 from activities.errors import StorageUnavailable
-from tests.unit.api_fakes import BASE, FakeTemporal, RawRequest, client_of, make_app
+from api.verify import DEEP_AT_ONCE, WAITING
+from tests.unit.api_fakes import BASE, FakeTemporal, RawRequest, accept, client_of, make_app
 from tests.unit.sheets import NAMES, REF, progress, put_upload
 from tests.waiting import until_async
 
@@ -109,6 +111,28 @@ async def test_many_at_once_wait_and_a_client_that_leaves_frees_its_place(bucket
     async with client_of(app) as client:
         assert (await client.get(PATH)).json()["verified"]
     assert len(bucket.listed) < 4 * 12, "uploads were verified to the end although their clients had left"
+
+
+async def test_deep_verifications_of_one_organization_do_not_block_others(bucket: FlakyBucket) -> None:
+    """While one organization has more deep ones than it may, a verification by names and another organization's deep one are done."""
+    put_upload(bucket)
+    other = UploadRef("other", "tower", "a1", REF.upload)
+    await accept(bucket, other)
+    bucket.open.clear()
+    app = make_app(bucket, FakeTemporal())
+    requests = [RawRequest(app, "GET", f"{PATH}?deep=true", {}) for _ in range(DEEP_AT_ONCE + WAITING)]
+    await until_async(lambda: any(request.status for request in requests) and len(bucket.listed) >= 2)
+    refused = [request for request in requests if request.status == 429]
+    assert len(refused) == DEEP_AT_ONCE + WAITING - 1 - WAITING // 2
+    listed = len(bucket.listed)
+    name_request = RawRequest(app, "GET", PATH, {})
+    other_request = RawRequest(app, "GET", PATH.replace("acme", "other") + "?deep=true", {})
+    await until_async(lambda: (name_request.status, other_request.status) == (200, 200) and len(bucket.listed) > listed)
+    for request in (*requests, name_request, other_request):
+        request.feed(b"", more=False)
+        request.disconnect()
+    bucket.open.set()
+    await asyncio.gather(*(request.task for request in (*requests, name_request, other_request)))
 
 
 async def test_another_plans_upload_is_not_found(bucket: FlakyBucket) -> None:

@@ -101,6 +101,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "api.r2.pull": SERVER_ROOM | {"httpx2"},
     "api.r2.settings": {"activities.environment", "api.addresses"},
     "api.settings": {"activities.bucket.location", "activities.environment", "api.addresses", "api.access.settings", "api.r2.settings"},
+    "api.settings": {"activities.bucket.location", "activities.environment", "api.addresses", "api.r2.settings"},
+    "api.http.limits": SERVER_ROOM | {"limits"},
     "api.*": SERVER_ROOM,
     "worker.*": {"activities", "workflows", "worker", "temporalio"},
 }

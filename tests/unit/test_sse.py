@@ -16,7 +16,7 @@ from activities.bucket.keys import UploadRef
 from activities.bucket.records import SheetStatus, Snapshot, UploadStatus, to_json, to_wire
 from activities.bucket.storage import Bucket
 from api.progress.runs import Runs
-from api.progress.sse import POLL_S, Hub, Watcher, stream_events
+from api.progress.sse import MAX_FRAMES, POLL_S, Hub, Watcher, stream_events
 from api.progress.status import Status
 from tests.unit.api_fakes import (
     NO_WORKER,
@@ -134,6 +134,20 @@ async def test_slow_client_gets_one_change(bucket: Bucket) -> None:
             assert await quick.next() == ("change", state.version, to_wire(delta))
         name, version, data = await slow.next()
         assert (name, version, len(data["sheets"]), data["completedPages"]) == ("change", state.version, 50, 50)
+
+
+async def test_invented_versions_take_no_memory(bucket: Bucket) -> None:
+    """Clients that lack the same sheets share one event, whatever versions they name, and a watcher keeps only a few events."""
+    await accept(bucket)
+    async with watching(make_hub(bucket, Upstream(snapshot(*[PENDING] * 1000, version=5000)))) as watcher:
+        await until_async(lambda: watcher.snapshot is not None)
+        state = watcher.snapshot
+        assert state is not None
+        assert watcher.frame(state, 17) is watcher.frame(state, 3999)
+        assert watcher.frame(state, 5000) is not watcher.frame(state, 4999)
+        for after in range(3000, 5000):
+            watcher.frame(state, after)
+        assert len(watcher._frames) == MAX_FRAMES
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,150 @@
+"""How many requests, streams and unfinished uploads an address and an organization may have."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx2
+import pytest
+from limits.aio.storage import MemoryStorage
+
+from activities.bucket.keys import UploadRef
+from activities.bucket.location import BucketSettings
+from activities.bucket.records import SheetStatus
+from activities.bucket.storage import Bucket
+from api.app import create_app
+from api.http.limits import RateLimits
+from api.settings import ApiSettings
+from tests.unit.api_fakes import BASE, PATH, PDF, REF, URL, FakeTemporal, RawRequest, Upstream, accept, snapshot
+from tests.waiting import until_async
+
+EVENT_SOURCE = {"Accept": "text/event-stream"}
+
+
+@asynccontextmanager
+async def client_with(
+    bucket: Bucket, temporal: FakeTemporal, address: str = "192.0.2.1", **settings: Any
+) -> AsyncIterator[httpx2.AsyncClient]:
+    """A client of an API with these settings."""
+    app = create_app(bucket, temporal.connect, ApiSettings(BucketSettings("file:///unused"), **settings))
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app, client=(address, 1)), base_url=URL) as client:
+        yield client
+
+
+async def test_address_has_a_limit(bucket: Bucket, temporal: FakeTemporal) -> None:
+    """A refusal says when to come back; health checks are not counted."""
+    async with client_with(bucket, temporal, limit_address="3/hour") as client:
+        assert [(await client.get("/livez")).status_code for _ in range(5)] == [200] * 5
+        assert [(await client.get("/")).status_code for _ in range(4)] == [200, 200, 200, 429]
+        answer = await client.get(BASE)
+    assert (answer.status_code, answer.json()["type"]) == (429, "TooManyRequests")
+    assert "192.0.2.1" in answer.json()["detail"]
+    assert 1 <= int(answer.headers["retry-after"]) <= 3600
+    assert "content-security-policy" in answer.headers
+
+
+async def test_organization_has_a_limit(bucket: Bucket, temporal: FakeTemporal) -> None:
+    """Another organization still has its own. A name that is no id is not counted."""
+    async with client_with(bucket, temporal, limit_organization="2/hour") as client:
+        assert [(await client.get(BASE)).status_code for _ in range(3)] == [200, 200, 429]
+        assert (await client.get(BASE.replace("acme", "other"))).status_code == 200
+        assert [(await client.get(BASE.replace("acme", "-"))).status_code for _ in range(3)] == [422] * 3
+
+
+async def test_limit_can_be_off(bucket: Bucket, temporal: FakeTemporal) -> None:
+    """Then nobody is refused."""
+    async with client_with(bucket, temporal, limit_organization="off", limit_address="off") as client:
+        assert {(await client.get(BASE)).status_code for _ in range(20)} == {200}
+
+
+async def test_event_source_comes_back_after_a_refusal(bucket: Bucket, temporal: FakeTemporal) -> None:
+    """An error answer would end it for good. An empty stream makes it come back when it may."""
+    async with client_with(bucket, temporal, limit_address="1/hour") as client:
+        await client.get("/")
+        answer = await client.get(f"{PATH}/events", headers=EVENT_SOURCE)
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
+    assert answer.text == f"retry: {answer.headers['retry-after']}000\n: TooManyRequests\n\n"
+
+
+async def test_clients_of_one_ipv6_network_share_a_limit() -> None:
+    """An attacker has 2^64 addresses there."""
+    limits = RateLimits("1/hour", "off", "memory://")
+    await limits.check_address("2001:db8::1")
+    with pytest.raises(Exception, match="2001:db8::/64"):
+        await limits.check_address("2001:db8::2")
+    await limits.check_address("2001:db8:0:1::1")
+
+
+async def test_nobody_is_refused_while_the_counters_are_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that fails does not end the service."""
+
+    async def fail(*_: object, **__: object) -> int:
+        raise ConnectionError
+
+    monkeypatch.setattr(MemoryStorage, "incr", fail)
+    monkeypatch.setattr(MemoryStorage, "base_exceptions", (ConnectionError,))
+    limits = RateLimits("1/hour", "off", "memory://")
+    for _ in range(3):
+        await limits.check_address("192.0.2.1")
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({"limit_address": "many"}, "SITELINK_LIMIT_ADDRESS"),
+        ({"limit_organization": "1/week?"}, "SITELINK_LIMIT_ORGANIZATION"),
+        ({"limits_storage": "nothing://user:a-password@host"}, "SITELINK_LIMITS_STORAGE"),
+        ({"limits_storage": "redis://user:a-password@host"}, "SITELINK_LIMITS_STORAGE"),
+    ],
+)
+def test_unusable_limit_is_refused_by_name(bucket: Bucket, temporal: FakeTemporal, settings: dict[str, str], name: str) -> None:
+    """Also a storage whose client is not installed. A password is not shown."""
+    with pytest.raises(ValueError, match=name) as refusal:
+        create_app(bucket, temporal.connect, ApiSettings(BucketSettings("file:///unused"), **settings))  # type: ignore[arg-type]
+    assert "a-password" not in str(refusal.value)
+    assert "a-password" not in repr(ApiSettings.from_env({"SITELINK_LIMITS_STORAGE": "redis://user:a-password@host"}))
+
+
+async def test_streams_are_limited(bucket: Bucket) -> None:
+    """Three quarters of the streams are one organization's at most. A stream that ends makes room."""
+    upstream, other = Upstream(snapshot(SheetStatus.PENDING)), UploadRef("other", "tower", "a1", REF.upload)
+    for ref in (REF, other):
+        await accept(bucket, ref)
+    app = create_app(bucket, upstream.connect, ApiSettings(BucketSettings("file:///unused"), max_streams=4))
+    paths = [f"{path}/events" for path in (PATH, PATH.replace("acme", "other"))]
+
+    async def opened(path: str, **headers: str) -> RawRequest:
+        request = RawRequest(app, "GET", path, headers)
+        await until_async(lambda: len(request.sent) > 1)
+        return request
+
+    ours = [await opened(paths[0]) for _ in range(3)]
+    assert [request.status for request in ours] == [200] * 3
+    assert (await opened(paths[0])).status == 429
+    assert b"retry: " in (await opened(paths[0], **EVENT_SOURCE)).sent[1]["body"]
+    theirs = await opened(paths[1])
+    assert theirs.status == 200
+    assert (await opened(paths[1])).status == 503
+    ours[0].disconnect()
+    await ours[0].task
+    again = await opened(paths[0])
+    assert again.status == 200
+    for request in (*ours[1:], theirs, again):
+        request.disconnect()
+        await request.task
+
+
+async def test_unfinished_uploads_are_limited(bucket: Bucket, temporal: FakeTemporal) -> None:
+    """A further one is refused before its body is read; the same upload again is not, and other organizations are not."""
+    temporal.open_runs = 4
+    async with client_with(bucket, temporal, max_open_uploads=5) as client:
+        first = await client.post(BASE, content=PDF, headers={"Idempotency-Key": "one"})
+        assert first.status_code == 202
+        temporal.open_runs = 5
+        refused = await client.post(BASE, content=PDF)
+        assert (refused.status_code, refused.json()["type"]) == (429, "QuotaExceeded")
+        assert refused.json()["detail"] == "5 uploads of acme are not finished, limit 5"
+        assert refused.headers["retry-after"] == "60"
+        again = await client.post(BASE, content=PDF, headers={"Idempotency-Key": "one"})
+        assert again.json()["ref"] == first.json()["ref"]
+        assert (await client.post(BASE.replace("acme", "other"), content=PDF)).status_code == 202

@@ -16,6 +16,7 @@ from activities.bucket.storage import Bucket
 from activities.errors import BucketError, SiteLinkError
 from activities.logs import set_up
 from api.app import create_app
+from api.http.protocol import ProblemProtocol
 from api.r2.settings import PullSettings
 from api.settings import ApiSettings
 from workflows.connection import connect
@@ -65,6 +66,7 @@ def serve() -> int:
     server = uvicorn.Server(
         uvicorn.Config(
             create_app(bucket, connect_later, settings),
+            http=ProblemProtocol,
             log_config=None,
             access_log=False,
             server_header=False,

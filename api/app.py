@@ -22,7 +22,7 @@ from activities.bucket.records import SheetStatus, UploadStatus
 from activities.bucket.storage import Bucket
 from activities.errors import AlreadyFinished, SheetNotFound, TemporalUnavailable
 from api.http.caching import cacheable
-from api.http.middleware import AboutRequests, Guard
+from api.http.middleware import AboutRequests, Guard, ProblemAnswers
 from api.http.parameters import flag, page_cursor, page_limit, plan_ref, sheet_number, upload_ref
 from api.http.problems import HANDLERS
 from api.paths import PLAN, R2_EVENTS, UNREADABLE_EVENTS, UPLOAD, UPLOADS
@@ -243,6 +243,7 @@ def create_app(bucket: Bucket, connect: Callable[[], Awaitable[Client]], setting
         middleware=[
             Middleware(AboutRequests),
             Middleware(Guard, host=settings.host, unguarded=(LIVE, READY, *([R2_EVENTS] if settings.push.secrets else []))),
+            Middleware(ProblemAnswers),
         ],
         exception_handlers=HANDLERS,
         lifespan=api.lifespan,

@@ -12,6 +12,7 @@ from typing import cast
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.routing import Match, Route
 from starlette.types import ExceptionHandler
 
 from activities import errors
@@ -38,7 +39,10 @@ STATUS: dict[type[errors.SiteLinkError], int] = {
 }
 """The HTTP status of each error. An error that is not in this table has the status of its nearest base class."""
 
+PROBLEM_TYPE = "application/problem+json"
 RETRY_AFTER_S = 5
+KEPT_HEADERS = ("allow", "content-range", "retry-after", "www-authenticate")
+"""The headers of a plain refusal that belong to its status."""
 
 
 def problem(
@@ -56,7 +60,7 @@ def problem(
         json.dumps(body, ensure_ascii=False).encode("utf-8", "replace"),
         status,
         {"Cache-Control": "no-cache", **(headers or {})},
-        media_type="application/problem+json",
+        media_type=PROBLEM_TYPE,
     )
 
 
@@ -88,19 +92,50 @@ async def _answer_named_error(request: Request, error: errors.SiteLinkError) -> 
 
 
 async def _answer_http_exception(request: Request, error: HTTPException) -> Response:
-    phrase = HTTPStatus(error.status_code).phrase
-    detail = error.detail
-    if detail == phrase:
+    headers = dict(error.headers or {})
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        headers["Allow"] = ", ".join(_methods(request)) or headers.get("Allow", "")
+    return status_problem(error.status_code, request.url.path, headers, error.detail)
+
+
+def _methods(request: Request) -> list[str]:
+    """The methods of all routes at the request's path. Starlette names only those of the first route."""
+    routes = [route for route in request.app.routes if isinstance(route, Route) and route.matches(request.scope)[0] is Match.PARTIAL]
+    return sorted({method for route in routes for method in route.methods or ()})
+
+
+def status_problem(status: int, instance: str, headers: Mapping[str, str], detail: str = "") -> Response:
+    """The answer for an error that has only an HTTP status; its type is the status's name.
+
+    Args:
+        status: The HTTP status.
+        instance: The path of the request.
+        headers: The headers of the refusal; those of ``KEPT_HEADERS`` are kept.
+        detail: A sentence about the error, if there is one.
+    """
+    phrase = HTTPStatus(status).phrase
+    if detail in ("", phrase):
         detail = {
-            HTTPStatus.NOT_FOUND: f"nothing is at {request.url.path}",
-            HTTPStatus.METHOD_NOT_ALLOWED: f"{request.method} is not possible here",
-        }.get(HTTPStatus(error.status_code), detail)
-    return problem(phrase.title().replace(" ", "").replace("-", ""), phrase, error.status_code, detail, request.url.path, error.headers)
+            HTTPStatus.NOT_FOUND: f"nothing is at {instance}",
+            HTTPStatus.METHOD_NOT_ALLOWED: "this method is not possible here, Allow names those that are",
+            HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE: "the file has no such range, Content-Range gives its size",
+        }.get(HTTPStatus(status), phrase)
+    kept = {name.title(): value for name, value in headers.items() if name.lower() in KEPT_HEADERS}
+    return problem(status_name(status), phrase, status, detail, instance, kept)
+
+
+def status_name(status: int) -> str:
+    """The type of the problem that has only an HTTP status, such as ``MethodNotAllowed``."""
+    return HTTPStatus(status).phrase.title().replace(" ", "").replace("-", "")
+
+
+def unexpected_problem(instance: str) -> Response:
+    """The answer for a bug. It shows nothing of the error."""
+    return problem("InternalError", "Something is wrong on the server", 500, "the server's log says what", instance)
 
 
 async def _answer_unexpected_error(request: Request, _: Exception) -> Response:
-    # uvicorn writes the traceback to the log.
-    return problem("InternalError", "Something is wrong on the server", 500, "the server's log says what", request.url.path)
+    return unexpected_problem(request.url.path)
 
 
 async def _answer_disconnect(request: Request, _: ClientDisconnect) -> Response:

@@ -21,6 +21,7 @@ from starlette.types import Receive, Scope, Send
 from activities.bucket.keys import UploadRef
 from activities.bucket.records import Snapshot, to_json
 from activities.errors import BucketError, SiteLinkError, TemporalUnavailable, UploadNotFound
+from activities.logs import set_log_context
 from api.progress.runs import NoRun, Runs
 from api.progress.status import Status, UploadState, is_unloaded
 
@@ -103,6 +104,7 @@ class Watcher:
 
     async def run(self) -> None:
         """Watches until the run has ended, the upload is deleted or this task is cancelled. Even an unexpected failure does not end it."""
+        set_log_context(str(self.ref))  # the watcher serves many requests, not only the first one
         pause_s = POLL_S
         while not self.is_over:
             version = self.snapshot.version if self.snapshot else None

@@ -95,6 +95,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "api.cli.*": CLI,
     "api.r2.pull": SERVER_ROOM | {"httpx2"},
     "api.r2.settings": {"activities.environment", "api.addresses"},
+    "api.http.protocol": {"api.http.problems", "h11", "uvicorn"},
     "api.settings": {"activities.bucket.location", "activities.environment", "api.addresses", "api.r2.settings"},
     "api.*": SERVER_ROOM,
     "worker.*": {"activities", "workflows", "worker", "temporalio"},

@@ -21,13 +21,14 @@ from activities.bucket.keys import UploadRef
 from activities.bucket.records import SheetStatus, UploadStatus
 from activities.bucket.storage import Bucket
 from activities.errors import AlreadyFinished, SheetNotFound, TemporalUnavailable
+from api.contract.routes import Contract
 from api.http.caching import cacheable
 from api.http.middleware import AboutRequests, Guard, ProblemAnswers
-from api.http.parameters import flag, page_cursor, page_limit, plan_ref, sheet_number, upload_ref
+from api.http.parameters import flag, known_version, page_cursor, page_limit, plan_ref, sheet_number, upload_ref, wait_s
 from api.http.problems import HANDLERS
-from api.paths import PLAN, R2_EVENTS, UNREADABLE_EVENTS, UPLOAD, UPLOADS
+from api.paths import DOCS, HOME, LIVE, OPENAPI, PLAN, R2_EVENTS, READY, UNGUARDED, UNREADABLE_EVENTS, UPLOAD, UPLOADS
 from api.plans import Plans
-from api.progress.documents import full_document
+from api.progress.documents import changes_since, full_document
 from api.progress.runs import NoRun, Runs
 from api.progress.sse import Hub
 from api.progress.status import Status, UploadState
@@ -43,7 +44,6 @@ from workflows.messages import Reconcile, SheetNumbers
 logger = logging.getLogger(__name__)
 
 STATIC = Path(__file__).parent / "static"
-LIVE, READY = "/livez", "/readyz"
 
 
 class Api:
@@ -66,6 +66,7 @@ class Api:
         self._plans = Plans(bucket, self._status, self._runs)
         self._readiness = Readiness(bucket, self._runs)
         self._r2_events = R2Events(bucket, self._status, self._runs, attempts=settings.push.attempts, gather_s=settings.push.gather_s)
+        self._contract = Contract(self.routes)
         self._push = PushEndpoint(self._r2_events, settings.push.secrets) if settings.push.secrets else None
 
     def routes(self) -> list[Route | Mount]:
@@ -87,7 +88,9 @@ class Api:
             Route(UNREADABLE_EVENTS, self.list_unreadable_events, methods=["GET"]),
             Route(LIVE, self.live, methods=["GET"]),
             Route(READY, self.ready, methods=["GET"]),
-            Route("/", self.page, methods=["GET"]),
+            Route(OPENAPI, self._contract.document, methods=["GET"]),
+            Route(DOCS, self._contract.page, methods=["GET"]),
+            Route(HOME, self.page, methods=["GET"]),
             Mount("/static", StaticFiles(directory=STATIC, check_dir=False)),
         ]
 
@@ -108,9 +111,14 @@ class Api:
         return await self._plans.list_uploads(plan_ref(request), limit=page_limit(request), cursor=page_cursor(request))
 
     async def show(self, request: Request) -> Response:
-        """The whole progress of an upload."""
-        ref = upload_ref(request)
-        upload = await self._status.with_standstill_warning(ref, await self._status.read(ref))
+        """The progress of an upload, now or at its next change."""
+        ref, after, patience_s, only_changes = upload_ref(request), known_version(request), wait_s(request), flag(request, "changes")
+        if after is not None and patience_s:
+            upload = await self._hub.next_state(ref, after, patience_s)
+        else:
+            upload = await self._status.with_standstill_warning(ref, await self._status.read(ref))
+        if after is not None and only_changes:
+            upload = changes_since(upload, after)
         body = json.dumps(full_document(ref, upload), ensure_ascii=False, separators=(",", ":")).encode()
         etag = f'"{sha256(body).hexdigest()[:32]}"'
         return cacheable(request, body, etag=etag, media_type="application/json", cache_control="no-cache")
@@ -242,7 +250,7 @@ def create_app(bucket: Bucket, connect: Callable[[], Awaitable[Client]], setting
         routes=api.routes(),
         middleware=[
             Middleware(AboutRequests),
-            Middleware(Guard, host=settings.host, unguarded=(LIVE, READY, *([R2_EVENTS] if settings.push.secrets else []))),
+            Middleware(Guard, host=settings.host, unguarded=UNGUARDED),
             Middleware(ProblemAnswers),
         ],
         exception_handlers=HANDLERS,

@@ -9,6 +9,11 @@ UPLOAD = f"{UPLOADS}/{{upload}}"
 R2_EVENTS = "/v1/events/r2"
 UNREADABLE_EVENTS = "/v1/events/unreadable"
 
+HOME, OPENAPI, DOCS = "/", "/openapi.json", "/docs"
+LIVE, READY = "/livez", "/readyz"
+UNGUARDED = (LIVE, READY, R2_EVENTS)
+"""The paths that answer under any host name or none: the health checks, and R2's push, which is signed."""
+
 
 def plan_path(plan: PlanRef) -> str:
     """The path of a plan."""

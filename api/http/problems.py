@@ -75,7 +75,7 @@ def named_problem(
         status: The HTTP status; by default the error's own, from ``STATUS``.
         members: Further members of the document.
     """
-    status = status or next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
+    status = status or status_of(type(error))
     title = (type(error).__doc__ or error.type).split("\n", 1)[0].rstrip(".")
     headers = {
         HTTPStatus.SERVICE_UNAVAILABLE: {"Retry-After": str(RETRY_AFTER_S)},
@@ -99,9 +99,13 @@ async def _answer_http_exception(request: Request, error: HTTPException) -> Resp
 
 
 def _methods(request: Request) -> list[str]:
-    """The methods of all routes at the request's path. Starlette names only those of the first route."""
+    """The methods of all routes at the request's path. Starlette names only those of the first route.
+
+    A route that takes any path counts only where no other route is.
+    """
     routes = [route for route in request.app.routes if isinstance(route, Route) and route.matches(request.scope)[0] is Match.PARTIAL]
-    return sorted({method for route in routes for method in route.methods or ()})
+    exact = [route for route in routes if ":path}" not in route.path]
+    return sorted({method for route in exact or routes for method in route.methods or ()})
 
 
 def status_problem(status: int, instance: str, headers: Mapping[str, str], detail: str = "") -> Response:
@@ -113,8 +117,8 @@ def status_problem(status: int, instance: str, headers: Mapping[str, str], detai
         headers: The headers of the refusal; those of ``KEPT_HEADERS`` are kept.
         detail: A sentence about the error, if there is one.
     """
-    phrase = HTTPStatus(status).phrase
-    if detail in ("", phrase):
+    phrase = _phrase(status)
+    if detail in ("", HTTPStatus(status).phrase):
         detail = {
             HTTPStatus.NOT_FOUND: f"nothing is at {instance}",
             HTTPStatus.METHOD_NOT_ALLOWED: "this method is not possible here, Allow names those that are",
@@ -124,9 +128,19 @@ def status_problem(status: int, instance: str, headers: Mapping[str, str], detai
     return problem(status_name(status), phrase, status, detail, instance, kept)
 
 
+def status_of(kind: type[errors.SiteLinkError]) -> int:
+    """The HTTP status of a named error."""
+    return next(STATUS[base] for base in kind.__mro__ if base in STATUS)
+
+
 def status_name(status: int) -> str:
     """The type of the problem that has only an HTTP status, such as ``MethodNotAllowed``."""
-    return HTTPStatus(status).phrase.title().replace(" ", "").replace("-", "")
+    return _phrase(status).title().replace(" ", "").replace("-", "")
+
+
+def _phrase(status: int) -> str:
+    """The name of a status in RFC 9110. Python's own names differ between its versions."""
+    return {413: "Content Too Large", 416: "Range Not Satisfiable", 422: "Unprocessable Content"}.get(status, HTTPStatus(status).phrase)
 
 
 def unexpected_problem(instance: str) -> Response:

@@ -9,6 +9,7 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +21,7 @@ from starlette.types import Receive, Scope, Send
 
 from activities.bucket.keys import UploadRef
 from activities.bucket.records import Snapshot, to_json
-from activities.errors import BucketError, SiteLinkError, TemporalUnavailable, UploadNotFound
+from activities.errors import BucketError, SiteLinkError, TemporalUnavailable, UnreadableRecord, UploadNotFound
 from activities.logs import set_log_context
 from api.progress.runs import NoRun, Runs
 from api.progress.status import Status, UploadState, is_unloaded
@@ -75,6 +76,12 @@ class Watcher:
     def is_over(self) -> bool:
         """Whether this watcher will publish no further change."""
         return self.deleted or self.final is not None
+
+    def has_news(self, after: int) -> bool:
+        """Whether a client with the version ``after`` should have the current state. A state that would take it back is no news."""
+        if self.snapshot is None or self.snapshot.version == after:
+            return False
+        return self.snapshot.version > after or (self.certain and not is_unloaded(self.snapshot))
 
     def frame(self, snapshot: Snapshot, since: int | None) -> bytes:
         """The event that brings a client from version ``since`` to the current ``snapshot``; None is a client without a version.
@@ -214,6 +221,28 @@ class Hub:
         if watcher.subscribers == 0 and entry is not None and entry[0] is watcher:
             del self._watchers[watcher.ref]
             entry[1].cancel()
+
+    async def next_state(self, ref: UploadRef, after: int, wait_s: float) -> UploadState:
+        """The state of an upload, as soon as a client with the version ``after`` should have it, and at the latest after ``wait_s``.
+
+        Raises:
+            UploadNotFound: There is no such upload, or it was deleted while the client waited.
+            BucketError: The bucket failed before the upload was found, or there is no state yet.
+        """
+        await self._status.check(ref)
+        watcher = self.subscribe(ref)
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    while not (watcher.is_over or watcher.has_news(after)):
+                        await watcher.changed.wait()
+            if watcher.snapshot is None or watcher.deleted:
+                return await self._status.read(ref)
+            with suppress(UnreadableRecord):
+                return UploadState(watcher.snapshot, watcher.final, watcher.certain, await self._status.record(ref))
+            return UploadState(watcher.snapshot, watcher.final, watcher.certain)
+        finally:
+            self.release(watcher)
 
     def end(self, ref: UploadRef) -> None:
         """Ends the streams of an upload that was deleted."""

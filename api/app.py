@@ -246,11 +246,12 @@ def create_app(bucket: Bucket, connect: Callable[[], Awaitable[Client]], setting
         settings: Limits of the API, the host name in its address, and the secrets of R2's push.
     """
     api = Api(bucket, connect, settings)
+    unguarded = [path for path in UNGUARDED if path != R2_EVENTS or settings.push.secrets]
     return Starlette(
         routes=api.routes(),
         middleware=[
             Middleware(AboutRequests),
-            Middleware(Guard, host=settings.host, unguarded=UNGUARDED),
+            Middleware(Guard, host=settings.host, unguarded=unguarded),
             Middleware(ProblemAnswers),
         ],
         exception_handlers=HANDLERS,

@@ -3,7 +3,7 @@
 A line shows its message, then its extras, the upload's ref and the sheet first. Each extra comes from the first of these that has it:
 
 1. the ``extra`` of the call,
-2. ``set_log_context``, which names the upload of the request or the activity,
+2. ``set_log_context``, which names the upload of the request or the activity, and the request,
 3. the fields that Temporal's library adds about a workflow, an activity or an error; only those that an operator needs are shown.
 
 As text, a line may have a traceback below it. As JSON, it is always one line.
@@ -44,10 +44,22 @@ _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _log_context: ContextVar[Mapping[str, object] | None] = ContextVar("about", default=None)
 
 
-def set_log_context(ref: str | None, sheet: int | None = None) -> None:
-    """Sets the upload and the sheet that the next log lines show: those of this task, and of the threads that work for it."""
-    facts = {"ref": ref, "sheet": sheet}
+def set_log_context(ref: str | None, sheet: int | None = None, request_id: str | None = None) -> None:
+    """Sets what the next log lines show: those of this task, of the tasks that it creates, and of the threads that work for it.
+
+    Args:
+        ref: The upload.
+        sheet: The sheet, 1-based.
+        request_id: The ``X-Request-ID`` of the request.
+    """
+    facts = {"ref": ref, "sheet": sheet, "request_id": request_id}
     _log_context.set({name: value for name, value in facts.items() if value is not None})
+
+
+def current_request_id() -> str | None:
+    """The request id that ``set_log_context`` has set for this task; None outside of a request."""
+    request_id = (_log_context.get() or {}).get("request_id")
+    return None if request_id is None else str(request_id)
 
 
 def log_format(environ: Mapping[str, str]) -> str:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
-from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from starlette.staticfiles import StaticFiles
@@ -29,14 +28,15 @@ from api.access.routes import GuardedRoute, PublicFiles
 from api.access.session import Sessions
 from api.access.settings import Mode
 from api.access.tickets import Tickets
+from api.contract.routes import Contract
 from api.http.caching import cacheable
 from api.http.limits import LimitAddresses, LimitOrganizations, RateLimits
-from api.http.middleware import AboutRequests, Guard
-from api.http.parameters import flag, page_cursor, page_limit, plan_ref, sheet_number, upload_ref
-from api.http.problems import HANDLERS, answer_unexpected_error
-from api.paths import LIVE, PLAN, R2_EVENTS, READY, SESSION, UNREADABLE_EVENTS, UPLOAD, UPLOADS
+from api.http.middleware import AboutRequests, Guard, ProblemAnswers
+from api.http.parameters import flag, known_version, page_cursor, page_limit, plan_ref, sheet_number, upload_ref, wait_s
+from api.http.problems import HANDLERS, status_problem
+from api.paths import DOCS, HOME, LIVE, OPENAPI, PLAN, R2_EVENTS, READY, SESSION, UNGUARDED, UNREADABLE_EVENTS, UPLOAD, UPLOADS
 from api.plans import Plans
-from api.progress.documents import full_document
+from api.progress.documents import changes_since, full_document
 from api.progress.runs import NoRun, Runs
 from api.progress.sse import Hub
 from api.progress.status import Status, UploadState
@@ -78,6 +78,7 @@ class Api:
         self._plans = Plans(bucket, self._status, self._runs)
         self._readiness = Readiness(bucket, self._runs)
         self._r2_events = R2Events(bucket, self._status, self._runs, attempts=settings.push.attempts, gather_s=settings.push.gather_s)
+        self._contract = Contract(self.routes)
         self._push = PushEndpoint(self._r2_events, settings.push.secrets) if settings.push.secrets else None
         self.limits = RateLimits(settings.limit_address, settings.limit_organization, settings.limits_storage)
         self._access = Access(settings.access)
@@ -113,7 +114,9 @@ class Api:
             route("DELETE", SESSION, self._sessions.end, PUBLIC),
             route("GET", LIVE, self.live, PUBLIC),
             route("GET", READY, self.ready, PUBLIC),
-            route("GET", "/", self.page, PUBLIC),
+            route("GET", OPENAPI, self._contract.document, PUBLIC),
+            route("GET", DOCS, self._contract.page, PUBLIC),
+            route("GET", HOME, self.page, PUBLIC),
             PublicFiles("/static", StaticFiles(directory=STATIC, check_dir=False)),
         ]
 
@@ -138,9 +141,14 @@ class Api:
         return await self._plans.list_uploads(plan_ref(request), limit=page_limit(request), cursor=page_cursor(request))
 
     async def show(self, request: Request) -> Response:
-        """The whole progress of an upload."""
-        ref = upload_ref(request)
-        upload = await self._status.with_standstill_warning(ref, await self._status.read(ref))
+        """The progress of an upload, now or at its next change."""
+        ref, after, patience_s, only_changes = upload_ref(request), known_version(request), wait_s(request), flag(request, "changes")
+        if after is not None and patience_s:
+            upload = await self._hub.next_state(ref, after, patience_s)
+        else:
+            upload = await self._status.with_standstill_warning(ref, await self._status.read(ref))
+        if after is not None and only_changes:
+            upload = changes_since(upload, after)
         body = json.dumps(full_document(ref, upload), ensure_ascii=False, separators=(",", ":")).encode()
         etag = f'"{sha256(body).hexdigest()[:32]}"'
         return cacheable(request, body, etag=etag, media_type="application/json", cache_control="no-cache")
@@ -257,7 +265,7 @@ class Api:
             if self._mode is not Mode.JWT:
                 raise
             logger.warning("not ready", extra={"problem": f"{error.type}: {error}"})
-            return PlainTextResponse("not ready\n", HTTPStatus.SERVICE_UNAVAILABLE, {"Cache-Control": "no-store"})
+            return status_problem(HTTPStatus.SERVICE_UNAVAILABLE, READY, {}, "the server's log says what is wrong")
         text = f"ok\nwarning: {OPEN_WARNING}\n" if self._mode is Mode.OPEN else "ok\n"
         return PlainTextResponse(text, headers={"Cache-Control": "no-store"})
 
@@ -279,16 +287,15 @@ def create_app(bucket: Bucket, connect: Callable[[], Awaitable[Client]], setting
     """
     access = settings.access
     api = Api(bucket, connect, settings)
-    unguarded = (LIVE, READY, *([R2_EVENTS] if settings.push.secrets else []))
+    unguarded = [path for path in UNGUARDED if path != R2_EVENTS or settings.push.secrets]
     return Starlette(
         routes=api.routes(),
         middleware=[
             Middleware(AboutRequests),
             *cors(access.cors_origins),
             Middleware(Guard, hosts=(settings.host, *access.public_hosts), origins=access.cors_origins, unguarded=unguarded),
+            Middleware(ProblemAnswers),
             Middleware(LimitAddresses, limits=api.limits, unlimited=unguarded),
-            # Starlette has one of its own around all of these, whose answer would lack the guard's headers.
-            Middleware(ServerErrorMiddleware, handler=answer_unexpected_error),
         ],
         exception_handlers=HANDLERS,
         lifespan=api.lifespan,

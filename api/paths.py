@@ -12,6 +12,9 @@ R2_EVENTS = "/v1/events/r2"
 UNREADABLE_EVENTS = "/v1/events/unreadable"
 
 SESSION = "/v1/session"
+HOME, OPENAPI, DOCS = "/", "/openapi.json", "/docs"
+UNGUARDED = (LIVE, READY, R2_EVENTS)
+"""The paths that answer under any host name or none: the health checks, and R2's push, which is signed."""
 
 
 def plan_path(plan: PlanRef) -> str:

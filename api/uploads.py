@@ -52,6 +52,7 @@ logger = logging.getLogger(__name__)
 OPTIONS = {camel_case(name): name for name in ("dpi", "tile_size", "overlap", "quality", "budget_bytes", "window")}
 DEFAULT_FILE_NAME = "plan.pdf"
 MAX_FILE_NAME = 255
+MAX_KEY_CHARACTERS = 255
 FORM_OVERHEAD_BYTES = 64 << 10
 HEADER_WINDOW = 1024
 """``%PDF-`` must begin and end within this many bytes: PDF 1.7, appendix H, note 13."""
@@ -484,8 +485,8 @@ async def _hand_over(queue: asyncio.Queue[bytes | None], chunk: bytes | None, wr
 def _idempotency_key(plan: PlanRef, header: str | None) -> str | None:
     if header is None:
         return None
-    if not 1 <= len(header) <= 255:
-        msg = f"the Idempotency-Key has {len(header):,} characters, allowed are 1 to 255"
+    if not 1 <= len(header) <= MAX_KEY_CHARACTERS:
+        msg = f"the Idempotency-Key has {len(header):,} characters, allowed are 1 to {MAX_KEY_CHARACTERS}"
         raise InvalidRequest(msg)
     return plan.idempotency_key(header)
 

@@ -41,8 +41,17 @@ def _summary(ref: UploadRef) -> str:
     return f"plan {ref.plan} of {ref.project}, {ref.organization}"
 
 
-async def start_upload(client: Client, ref: UploadRef) -> None:
+def _memo(request_id: str | None) -> dict[str, str]:
+    return {"requestId": request_id} if request_id else {}
+
+
+async def start_upload(client: Client, ref: UploadRef, *, request_id: str | None = None) -> None:
     """Starts the workflow of an accepted upload, unless there has been a run already.
+
+    Args:
+        client: Connected to the namespace.
+        ref: The upload.
+        request_id: The ``X-Request-ID`` of the request that starts the run. An operator finds it as ``requestId`` in the run's memo.
 
     Raises:
         RPCError: Temporal does not answer.
@@ -56,6 +65,7 @@ async def start_upload(client: Client, ref: UploadRef) -> None:
             id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
             id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
             search_attributes=_search_attributes(ref, UploadStatus.QUEUED),
+            memo=_memo(request_id),
             static_summary=_summary(ref),
             priority=Priority(fairness_key=ref.organization),
         )
@@ -68,6 +78,8 @@ async def reopen_upload(
     ref: UploadRef,
     signal: str,
     args: SheetNumbers | Reconcile = Reconcile(),  # noqa: B008 - frozen
+    *,
+    request_id: str | None = None,
 ) -> None:
     """Signals the running workflow, or starts it again with the signal when it has ended.
 
@@ -78,6 +90,7 @@ async def reopen_upload(
         ref: The upload.
         signal: ``force_reconcile``, ``sheets_stored``, ``retry_sheets`` or ``prioritize``.
         args: The signal's argument.
+        request_id: See ``start_upload``; only a run that the signal starts has it.
 
     Raises:
         RPCError: Temporal does not answer.
@@ -95,18 +108,20 @@ async def reopen_upload(
         start_signal=signal,
         start_signal_args=[args],
         search_attributes=_search_attributes(ref, UploadStatus.QUEUED),
+        memo=_memo(request_id),
         static_summary=_summary(ref),
         priority=Priority(fairness_key=ref.organization),
     )
 
 
-async def start_deletion(client: Client, ref: UploadRef, *, look_again_s: float = LOOK_AGAIN_S) -> bool:
+async def start_deletion(client: Client, ref: UploadRef, *, look_again_s: float = LOOK_AGAIN_S, request_id: str | None = None) -> bool:
     """Starts the workflow that removes an upload. The caller has marked the upload deleted.
 
     Args:
         client: Connected to the namespace.
         ref: The upload.
         look_again_s: See ``DeleteInput``.
+        request_id: See ``start_upload``.
 
     Returns:
         False if the workflow was running already.
@@ -122,6 +137,7 @@ async def start_deletion(client: Client, ref: UploadRef, *, look_again_s: float 
             task_queue=WORKFLOW_QUEUE,
             id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
             search_attributes=_search_attributes(ref),
+            memo=_memo(request_id),
             static_summary=f"delete: {_summary(ref)}",
             priority=Priority(fairness_key=ref.organization),
         )

@@ -48,6 +48,17 @@ class SheetStatus(StrEnum):
     FAILED = "failed"
 
 
+OPTION_RANGES = {
+    "dpi": (30, 1200),
+    "tile_size": (128, 2048),
+    "overlap": (0, 8),
+    "quality": (1, 100),
+    "budget_bytes": (1 << 20, 4 << 30),
+    "window": (1, 256),
+}
+"""The least and the greatest value of each option of an upload."""
+
+
 @dataclass(frozen=True)
 class UploadOptions:
     """The options of an upload. All options that decide a tile's bytes are here, so that no host has its own.
@@ -72,14 +83,7 @@ class UploadOptions:
     window: int = 16
 
     def __post_init__(self) -> None:
-        for name, low, high in (
-            ("dpi", 30, 1200),
-            ("tile_size", 128, 2048),
-            ("overlap", 0, 8),
-            ("quality", 1, 100),
-            ("budget_bytes", 1 << 20, 4 << 30),
-            ("window", 1, 256),
-        ):
+        for name, (low, high) in OPTION_RANGES.items():
             value = getattr(self, name)
             if not low <= value <= high:
                 msg = f"{camel_case(name)} is {value:,}, allowed are {low:,} to {high:,}"

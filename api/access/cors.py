@@ -4,9 +4,14 @@ They send a token or a ticket. The cookie of a session is for our own pages only
 """
 
 from collections.abc import Sequence
+from http import HTTPStatus
 
+from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
+
+from api.http.problems import status_problem
 
 METHODS = ("GET", "HEAD", "POST", "DELETE")
 REQUEST_HEADERS = (
@@ -23,13 +28,26 @@ ANSWER_HEADERS = ("ETag", "Link", "Location", "Retry-After", "X-Request-ID")
 MAX_AGE_S = 600
 
 
+class _Cors(CORSMiddleware):
+    """Starlette's layer, whose refusals are problem documents, too."""
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        """The answer to a preflight request."""
+        response = super().preflight_response(request_headers)
+        if response.status_code < HTTPStatus.BAD_REQUEST:
+            return response
+        problem = status_problem(response.status_code, "", response.headers, bytes(response.body).decode())
+        problem.headers["Vary"] = response.headers["Vary"]
+        return problem
+
+
 def cors(origins: Sequence[str]) -> list[Middleware]:
     """The layer that lets pages of these origins use the API; nothing without an origin."""
     if not origins:
         return []
     return [
         Middleware(
-            CORSMiddleware,
+            _Cors,
             allow_origins=origins,
             allow_methods=METHODS,
             allow_headers=REQUEST_HEADERS,

@@ -19,11 +19,12 @@ from typing import Any
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.config import Config
-from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import Server, ServerState
 
 from activities.errors import ServerBusy
+from api.http.middleware import AboutRequests
 from api.http.problems import refusal
+from api.http.protocol import ProblemProtocol
 from api.paths import LIVE
 
 logger = logging.getLogger(__name__)
@@ -74,7 +75,7 @@ def possible_connections(wanted: int) -> int:
     return possible
 
 
-class BoundedProtocol(H11Protocol):
+class BoundedProtocol(ProblemProtocol):
     """One connection. ``BoundedServer`` makes a subclass for each server."""
 
     limits: ConnectionLimits
@@ -150,8 +151,9 @@ class BoundedProtocol(H11Protocol):
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         app = self._served_app
         if len(self.connections) - len(self.waiting) > self.limits.connections - RESERVED and scope["path"] != LIVE:
-            app = refusal(ServerBusy("too many requests are in progress"), scope)
-            app.headers["Connection"] = "close"
+            answer = refusal(ServerBusy("too many requests are in progress"), scope)
+            answer.headers["Connection"] = "close"
+            app = AboutRequests(answer)
         await app(scope, receive, send)
 
 

@@ -1,7 +1,10 @@
 """ASGI middleware: every request passes through these layers before it comes to a route."""
 
+import asyncio
 import re
+import uuid
 from collections.abc import Collection, Sequence
+from http import HTTPStatus
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -10,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from activities.errors import ForeignHost, ForeignOrigin, InvalidRequest, SiteLinkError
 from activities.logs import set_log_context
 from api.addresses import is_loopback
-from api.http.problems import named_problem
+from api.http.problems import PROBLEM_TYPE, named_problem, status_problem, unexpected_problem
 from api.paths import UPLOAD, V1
 
 _ID = r"([\w-]{1,64})"
@@ -23,8 +26,15 @@ CONTENT_SECURITY_POLICY = (
 )
 
 
+REQUEST_ID = re.compile(r"[A-Za-z0-9._~:/+=@-]{1,128}")
+"""The request ids that are taken from a client. In place of any other id, the server makes one."""
+
+
 class AboutRequests:
-    """Makes the log lines of a request show the upload and the sheet that its path names."""
+    """Names a request: in the log lines the upload and the sheet of its path; in the log lines and the answer its ``X-Request-ID``.
+
+    The id comes from the client, or from the proxy before this server, so that one id finds the request in the logs of both.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -34,8 +44,65 @@ class AboutRequests:
         if scope["type"] == "http":
             # A path without an upload clears the upload, because the server may serve a request in the context of the previous request.
             *ids, sheet = found.groups() if (found := _UPLOAD.match(scope["path"])) else (None,)
-            set_log_context("/".join(ids) if ids else None, int(sheet) if sheet else None)
+            request_id = _request_id(Headers(scope=scope).get("x-request-id", ""))
+            set_log_context("/".join(ids) if ids else None, int(sheet) if sheet else None, request_id)
+            send = _naming_answer(request_id, send)
         await self._app(scope, receive, send)
+
+
+def _request_id(given: str) -> str:
+    return given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+
+
+def _naming_answer(request_id: str, send: Send) -> Send:
+    async def send_named(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            MutableHeaders(scope=message)["X-Request-ID"] = request_id
+        await send(message)
+
+    return send_named
+
+
+class ProblemAnswers:
+    """Makes every refusal a problem document, whoever refuses: a library that answers in plain text, or an error that nobody expected.
+
+    It stands inside the layers that add headers, so that also the answer to an unexpected error has them.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves a request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began = replaced = False
+
+        async def send_problem(message: Message) -> None:
+            nonlocal began, replaced
+            if message["type"] == "http.response.start":
+                began = True
+                headers = Headers(raw=message["headers"])
+                if message["status"] >= HTTPStatus.BAD_REQUEST and headers.get("content-type") != PROBLEM_TYPE:
+                    replaced = True
+                    await status_problem(message["status"], scope["path"], headers)(scope, receive, send)
+            if not replaced:
+                await send(message)
+
+        try:
+            await self._app(scope, receive, send_problem)
+        except asyncio.CancelledError:
+            # uvicorn cancels the requests that are still open some seconds after SIGTERM.
+            if not began:
+                await status_problem(HTTPStatus.SERVICE_UNAVAILABLE, scope["path"], {"Retry-After": "1"}, "the server stops")(
+                    scope, receive, send
+                )
+            raise
+        except Exception:
+            if not began:
+                await unexpected_problem(scope["path"])(scope, receive, send)
+            raise  # uvicorn writes the traceback to the log
 
 
 class Guard:

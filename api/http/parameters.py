@@ -7,6 +7,8 @@ from activities.errors import InvalidRequest, MalformedId, SheetNotFound
 
 DEFAULT_LIMIT, MAX_LIMIT = 50, 200
 """How many uploads a page of a plan's list has, by default and at most."""
+LONGEST_WAIT_S = 50
+"""Proxies commonly cut off an answer that has not begun after 60 s."""
 
 
 def plan_ref(request: Request) -> PlanRef:
@@ -85,6 +87,34 @@ def flag(request: Request, name: str) -> bool:
         msg = f"{name} is {text[:80]!r}, it must be true or false"
         raise InvalidRequest(msg)
     return text not in ("0", "false")
+
+
+def known_version(request: Request) -> int | None:
+    """The version that the client has: ``?after=``.
+
+    Raises:
+        InvalidRequest: It is not a version.
+    """
+    text = request.query_params.get("after")
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) <= 18):
+        msg = f"after is {text[:80]!r}, it must be the version of an answer"
+        raise InvalidRequest(msg)
+    return int(text)
+
+
+def wait_s(request: Request) -> int:
+    """How many seconds the answer may wait for a change: ``?wait=``.
+
+    Raises:
+        InvalidRequest: It is not a whole number from 0 to ``LONGEST_WAIT_S``.
+    """
+    text = request.query_params.get("wait", "0")
+    if not (text.isascii() and text.isdigit() and len(text) <= 9 and int(text) <= LONGEST_WAIT_S):
+        msg = f"wait is {text[:80]!r}, it must be a whole number of seconds from 0 to {LONGEST_WAIT_S}"
+        raise InvalidRequest(msg)
+    return int(text)
 
 
 def _is_positive_number(text: str) -> bool:

@@ -14,6 +14,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.routing import Match, Route
 from starlette.types import ExceptionHandler, Scope
 
 from activities import errors
@@ -50,7 +51,10 @@ STATUS: dict[type[errors.SiteLinkError], int] = {
 CHALLENGES: dict[type[errors.SiteLinkError], str] = {errors.BadSignature: "SiteLink-Signature", errors.CredentialRequired: "Bearer"}
 """The ``WWW-Authenticate`` of each error with the status 401."""
 
+PROBLEM_TYPE = "application/problem+json"
 RETRY_AFTER_S = 5
+KEPT_HEADERS = ("allow", "content-range", "retry-after", "www-authenticate")
+"""The headers of a plain refusal that belong to its status."""
 
 
 def problem(
@@ -68,7 +72,7 @@ def problem(
         json.dumps(body, ensure_ascii=False).encode("utf-8", "replace"),
         status,
         {"Cache-Control": "no-cache", **(headers or {})},
-        media_type="application/problem+json",
+        media_type=PROBLEM_TYPE,
     )
 
 
@@ -83,7 +87,7 @@ def named_problem(
         status: The HTTP status; by default the error's own, from ``STATUS``.
         members: Further members of the document.
     """
-    status = status or next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
+    status = status or status_of(type(error))
     title = (type(error).__doc__ or error.type).split("\n", 1)[0].rstrip(".")
     headers = {}
     if status in (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS):
@@ -118,20 +122,64 @@ async def _answer_named_error(request: Request, error: errors.SiteLinkError) -> 
 
 
 async def _answer_http_exception(request: Request, error: HTTPException) -> Response:
-    phrase = HTTPStatus(error.status_code).phrase
-    detail = error.detail
-    if detail == phrase:
+    headers = dict(error.headers or {})
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        headers["Allow"] = ", ".join(_methods(request)) or headers.get("Allow", "")
+    return status_problem(error.status_code, request.url.path, headers, error.detail)
+
+
+def _methods(request: Request) -> list[str]:
+    """The methods of all routes at the request's path. Starlette names only those of the first route.
+
+    A route that takes any path counts only where no other route is.
+    """
+    routes = [route for route in request.app.routes if isinstance(route, Route) and route.matches(request.scope)[0] is Match.PARTIAL]
+    exact = [route for route in routes if ":path}" not in route.path]
+    return sorted({method for route in exact or routes for method in route.methods or ()})
+
+
+def status_problem(status: int, instance: str, headers: Mapping[str, str], detail: str = "") -> Response:
+    """The answer for an error that has only an HTTP status; its type is the status's name.
+
+    Args:
+        status: The HTTP status.
+        instance: The path of the request.
+        headers: The headers of the refusal; those of ``KEPT_HEADERS`` are kept.
+        detail: A sentence about the error, if there is one.
+    """
+    phrase = _phrase(status)
+    if detail in ("", HTTPStatus(status).phrase):
         detail = {
-            HTTPStatus.NOT_FOUND: f"nothing is at {request.url.path}",
-            HTTPStatus.METHOD_NOT_ALLOWED: f"{request.method} is not possible here",
-        }.get(HTTPStatus(error.status_code), detail)
-    return problem(phrase.title().replace(" ", "").replace("-", ""), phrase, error.status_code, detail, request.url.path, error.headers)
+            HTTPStatus.NOT_FOUND: f"nothing is at {instance}",
+            HTTPStatus.METHOD_NOT_ALLOWED: "this method is not possible here, Allow names those that are",
+            HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE: "the file has no such range, Content-Range gives its size",
+        }.get(HTTPStatus(status), phrase)
+    kept = {name.title(): value for name, value in headers.items() if name.lower() in KEPT_HEADERS}
+    return problem(status_name(status), phrase, status, detail, instance, kept)
 
 
-async def answer_unexpected_error(request: Request, _: Exception) -> Response:
-    """The answer for a bug, which shows nothing of it."""
-    # uvicorn writes the traceback to the log.
-    return problem("InternalError", "Something is wrong on the server", 500, "the server's log says what", request.url.path)
+def status_of(kind: type[errors.SiteLinkError]) -> int:
+    """The HTTP status of a named error."""
+    return next(STATUS[base] for base in kind.__mro__ if base in STATUS)
+
+
+def status_name(status: int) -> str:
+    """The type of the problem that has only an HTTP status, such as ``MethodNotAllowed``."""
+    return _phrase(status).title().replace(" ", "").replace("-", "")
+
+
+def _phrase(status: int) -> str:
+    """The name of a status in RFC 9110. Python's own names differ between its versions."""
+    return {413: "Content Too Large", 416: "Range Not Satisfiable", 422: "Unprocessable Content"}.get(status, HTTPStatus(status).phrase)
+
+
+def unexpected_problem(instance: str) -> Response:
+    """The answer for a bug. It shows nothing of the error."""
+    return problem("InternalError", "Something is wrong on the server", 500, "the server's log says what", instance)
+
+
+async def _answer_unexpected_error(request: Request, _: Exception) -> Response:
+    return unexpected_problem(request.url.path)
 
 
 async def _answer_disconnect(request: Request, _: ClientDisconnect) -> Response:

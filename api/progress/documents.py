@@ -1,5 +1,6 @@
 """The JSON documents about an upload in the API's answers."""
 
+from dataclasses import replace
 from typing import Any
 
 from activities.bucket.keys import UploadRef
@@ -29,6 +30,14 @@ def describe(ref: UploadRef, record: UploadRecord | None) -> dict[str, Any]:
 def full_document(ref: UploadRef, state: UploadState) -> dict[str, Any]:
     """The whole progress, with the fields from ``upload.json``."""
     return {**to_wire(state.snapshot), **describe(ref, state.record)}
+
+
+def changes_since(state: UploadState, version: int) -> UploadState:
+    """The state with only the sheets that changed since a version; with all sheets when the version is newer than the state."""
+    if version > state.snapshot.version:
+        return state
+    sheets = tuple(sheet for sheet in state.snapshot.sheets if sheet.version > version)
+    return replace(state, snapshot=replace(state.snapshot, sheets=sheets))
 
 
 def list_entry(ref: UploadRef, state: UploadState) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from activities.bucket.keys import UploadRef
 from activities.bucket.records import Snapshot
 from activities.errors import TemporalUnavailable, is_error_name
+from activities.logs import current_request_id
 from workflows.messages import SEARCH_ATTRIBUTES, ProgressAfter, Reconcile, SheetNumbers
 from workflows.starting import reopen_upload, start_deletion, start_upload
 from workflows.upload import ProcessUpload
@@ -148,7 +149,7 @@ class Runs:
             TemporalUnavailable: Temporal does not answer.
         """
         async with _naming_start_failures():
-            await start_upload(await self._get_client(), ref)
+            await start_upload(await self._get_client(), ref, request_id=current_request_id())
 
     async def reopen(self, ref: UploadRef, signal: str, args: SheetNumbers | Reconcile) -> None:
         """Sends a signal to the run, or starts the run again with the signal.
@@ -157,7 +158,7 @@ class Runs:
             TemporalUnavailable: Temporal does not answer.
         """
         async with _naming_start_failures():
-            await reopen_upload(await self._get_client(), ref, signal, args)
+            await reopen_upload(await self._get_client(), ref, signal, args, request_id=current_request_id())
 
     async def delete(self, ref: UploadRef) -> None:
         """Starts the workflow that removes an upload, unless it runs already. The upload must be marked deleted before.
@@ -166,7 +167,7 @@ class Runs:
             TemporalUnavailable: Temporal does not answer.
         """
         async with _naming_start_failures():
-            await start_deletion(await self._get_client(), ref)
+            await start_deletion(await self._get_client(), ref, request_id=current_request_id())
 
     async def prioritize(self, ref: UploadRef, sheet: int) -> None:
         """Asks the run to tile a sheet next; raises the same errors as ``cancel``."""

@@ -11,6 +11,7 @@ import time
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -22,7 +23,16 @@ from starlette.types import Receive, Scope, Send
 
 from activities.bucket.keys import UploadRef
 from activities.bucket.records import Snapshot, to_json
-from activities.errors import BucketError, ServerBusy, SiteLinkError, TemporalUnavailable, TooManyRequests, UploadNotFound
+from activities.errors import (
+    BucketError,
+    ServerBusy,
+    SiteLinkError,
+    TemporalUnavailable,
+    TooManyRequests,
+    UnreadableRecord,
+    UploadNotFound,
+)
+from activities.logs import set_log_context
 from api.http.problems import refusal
 from api.progress.runs import NoRun, Runs
 from api.progress.status import Status, UploadState, is_unloaded
@@ -84,6 +94,12 @@ class Watcher:
         """Whether this watcher will publish no further change."""
         return self.deleted or self.final is not None
 
+    def has_news(self, after: int) -> bool:
+        """Whether a client with the version ``after`` should have the current state. A state that would take it back is no news."""
+        if self.snapshot is None or self.snapshot.version == after:
+            return False
+        return self.snapshot.version > after or (self.certain and not is_unloaded(self.snapshot))
+
     def frame(self, snapshot: Snapshot, since: int | None) -> bytes:
         """The event that brings a client from version ``since`` to the current ``snapshot``; None is a client without a version.
 
@@ -125,6 +141,7 @@ class Watcher:
 
     async def run(self) -> None:
         """Watches until the run has ended, the upload is deleted or this task is cancelled. Even an unexpected failure does not end it."""
+        set_log_context(str(self.ref))  # the watcher serves many requests, not only the first one
         pause_s = POLL_S
         while not self.is_over:
             version = self.snapshot.version if self.snapshot else None
@@ -209,7 +226,7 @@ class Hub:
     Args:
         status: Reads states.
         runs: Waits for changes.
-        max_streams: How many streams may be open at once; of one organization at most three quarters of them.
+        max_streams: How many clients may stream or wait at once; of one organization at most three quarters of them.
     """
 
     def __init__(self, status: Status, runs: Runs, max_streams: int = 6000) -> None:
@@ -217,7 +234,7 @@ class Hub:
         self._runs = runs
         self._max_streams = max_streams
         self._streams: Counter[str] = Counter()
-        """How many streams each organization has."""
+        """How many clients of each organization stream or wait."""
         self._watchers: dict[UploadRef, tuple[Watcher, asyncio.Task[None]]] = {}
 
     def subscribe(self, ref: UploadRef) -> Watcher:
@@ -238,6 +255,31 @@ class Hub:
         if watcher.subscribers == 0 and entry is not None and entry[0] is watcher:
             del self._watchers[watcher.ref]
             entry[1].cancel()
+
+    async def next_state(self, ref: UploadRef, after: int, wait_s: float) -> UploadState:
+        """The state of an upload, as soon as a client with the version ``after`` should have it, and at the latest after ``wait_s``.
+
+        Raises:
+            UploadNotFound: There is no such upload, or it was deleted while the client waited.
+            BucketError: The bucket failed before the upload was found, or there is no state yet.
+            ServerBusy, TooManyRequests: Too many clients stream or wait already.
+        """
+        if (error := self._too_many_error(ref)) is not None:
+            raise error
+        await self._status.check(ref)
+        watcher = self._subscribe_stream(ref)
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    while not (watcher.is_over or watcher.has_news(after)):
+                        await watcher.changed.wait()
+            if watcher.snapshot is None or watcher.deleted:
+                return await self._status.read(ref)
+            with suppress(UnreadableRecord):
+                return UploadState(watcher.snapshot, watcher.final, watcher.certain, await self._status.record(ref))
+            return UploadState(watcher.snapshot, watcher.final, watcher.certain)
+        finally:
+            self._release_stream(watcher)
 
     def end(self, ref: UploadRef) -> None:
         """Ends the streams of an upload that was deleted."""

@@ -28,6 +28,7 @@ from activities.bucket.keys import UNREADABLE_EVENTS_PREFIX, UploadRef, sheet_of
 from activities.bucket.records import SCHEMA, SheetStatus, timestamp, to_json, to_wire
 from activities.bucket.storage import Bucket
 from activities.errors import BucketError, ObjectMissing, SiteLinkError, StorageUnavailable, Terminated, UnreadableRecord, UploadNotFound
+from activities.logs import set_log_context
 from api.progress.runs import Runs
 from api.progress.status import Status
 from api.r2.settings import DEFAULT_ATTEMPTS, GATHER_S
@@ -194,6 +195,7 @@ class R2Events:
         Returns:
             The error because of which the messages should come again, if there was one.
         """
+        set_log_context(str(ref))  # the events of an upload come by many requests
         try:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._gather_s):

@@ -89,6 +89,8 @@ class ApiProcess:
     def title(self) -> str:
         """The process's command line, as every user of the machine sees it."""
         return Path(f"/proc/{self._process.pid}/cmdline").read_text()
+
+    @property
     def pid(self) -> int:
         """The process's id."""
         return self._process.pid
@@ -598,3 +600,64 @@ def test_unusable_setting_ends_the_process_with_2(name: str, value: str) -> None
     assert done.returncode == 2
     assert name in done.stderr
     assert "Traceback" not in done.stderr
+
+
+async def test_request_is_found_by_its_id(http: httpx2.AsyncClient, api: ApiProcess, temporal: Client) -> None:
+    """The id of the client is in the answer, in the log lines of the request and in the memo of the run that it started."""
+    ref = await send(http, api, headers={"X-Request-ID": "from-the-gateway-7"})
+    memo = await (await temporal.get_workflow_handle(ref.workflow_id).describe()).memo()
+    assert memo == {"requestId": "from-the-gateway-7"}
+    assert re.search(rf"accepted an upload ref={ref} request_id=from-the-gateway-7 ", api.log.read_text())
+    answer = await http.get(url_of(api, ref) + "/nothing")
+    assert (answer.status_code, len(answer.headers["x-request-id"])) == (404, 32)
+
+
+async def test_long_poll_follows_an_upload_to_its_end(http: httpx2.AsyncClient, api: ApiProcess, bucket: Bucket, temporal: Client) -> None:
+    """By changes alone, a client without a stream knows in the end what the manifest says."""
+    fake = Activities(pages(8), bucket)
+    fake.gate.clear()
+    async with working(temporal, fake):
+        ref = await send(http, api)
+        known = await state_of(http, api, ref)
+        waiting = asyncio.create_task(http.get(url_of(api, ref), params={"after": known["version"], "wait": 50, "changes": "true"}))
+        fake.gate.set()
+        while known["status"] in ("queued", "processing"):
+            document = (await waiting).json()
+            assert document["version"] >= known["version"]
+            known = merged([("snapshot", json.dumps(known)), ("change", json.dumps(document))])
+            waiting = asyncio.create_task(http.get(url_of(api, ref), params={"after": known["version"], "wait": 50, "changes": "true"}))
+        await waiting  # the run has ended, so nobody waits
+    manifest = json.loads(bucket.get(ref.manifest).body)
+    assert {name: known[name] for name in manifest} == manifest
+
+
+async def test_server_that_stops_says_so_to_those_who_wait(http: httpx2.AsyncClient, new_api: Callable[..., ApiProcess]) -> None:
+    """It ends within seconds. They may ask again, and come to another process."""
+    api = new_api()
+    ref = await send(http, api)  # no worker runs, so nothing changes
+    version = (await state_of(http, api, ref))["version"]
+    sent: list[str] = []
+
+    async def trace(event: str, _: object) -> None:
+        if event.endswith("send_request_body.complete"):
+            sent.append(event)
+
+    query, extensions = {"after": version, "wait": 50}, {"trace": trace}
+    waits = [asyncio.create_task(http.get(url_of(api, ref), params=query, extensions=extensions)) for _ in range(3)]
+    await until_async(lambda: len(sent) == len(waits))
+    await http.get(f"{api.url}/livez")  # a later request is answered, so the earlier ones have come to their handlers
+    assert await asyncio.to_thread(api.end, signal.SIGTERM) == 0
+    for answer in await asyncio.gather(*waits):
+        assert (answer.status_code, answer.json()["type"]) == (503, "ServiceUnavailable")
+        assert "x-request-id" in answer.headers
+
+
+def test_bytes_that_are_no_request_get_a_problem(api_of_module: ApiProcess) -> None:
+    """Also what is refused before it comes to a route is a problem document."""
+    with socket.create_connection(("127.0.0.1", api_of_module.port), timeout=DEADLINE_S) as connection:
+        connection.sendall(b"GET nonsense\r\n\r\n")
+        head, _, body = b"".join(iter(lambda: connection.recv(4096), b"")).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+    assert b"\r\nContent-Type: application/problem+json\r\n" in head
+    assert b"\r\nX-Request-ID: " in head
+    assert json.loads(body)["type"] == "BadRequest"

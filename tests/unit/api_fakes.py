@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import httpx2
 from starlette.applications import Starlette
-from starlette.types import Message
+from starlette.types import ASGIApp, Message
 from temporalio.api.workflow.v1 import PendingActivityInfo
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowQueryRejectedError
 from temporalio.service import RPCError, RPCStatusCode
@@ -170,7 +170,7 @@ def make_app(bucket: Bucket, temporal: FakeTemporal, *, max_file_bytes: int = 1 
     return create_app(bucket, temporal.connect, ApiSettings(BucketSettings("file:///unused"), max_file_bytes=max_file_bytes))
 
 
-def client_of(app: Starlette) -> httpx2.AsyncClient:
+def client_of(app: ASGIApp) -> httpx2.AsyncClient:
     """An HTTP client without a socket."""
     return httpx2.AsyncClient(transport=httpx2.ASGITransport(app, raise_app_exceptions=False), base_url=URL)
 

@@ -48,7 +48,8 @@ async def test_every_change_is_one_line(client: httpx2.AsyncClient, caplog: pyte
     actions = ["upload", "cancel", "reconcile", "retry", "ticket", "delete", '"begin session"']
     assert [line.split("action=")[1].split(" status=")[0] for line in said] == actions
     assert all(line.startswith("INFO api.access.audit: request ") and 'sub="jo from\\nacme"' in line for line in said)
-    assert said[0].startswith(f"INFO api.access.audit: request ref={answer.json()['ref']} action=upload status=202 ")
+    names = f"ref={answer.json()['ref']} request_id={answer.headers['X-Request-ID']}"
+    assert said[0].startswith(f"INFO api.access.audit: request {names} action=upload status=202 ")
 
 
 async def test_every_refusal_is_one_line_without_the_credential(client: httpx2.AsyncClient, caplog: pytest.LogCaptureFixture) -> None:
@@ -101,7 +102,7 @@ async def test_health_says_no_details_to_strangers(bucket: Bucket, temporal: Fak
         assert (await client.get("/readyz")).text == "ok\n"
         temporal.healthy = UNAVAILABLE
         answer = await client.get("/readyz")
-        assert (answer.status_code, answer.text) == (503, "not ready\n")
+        assert (answer.status_code, answer.json()["detail"]) == (503, "the server's log says what is wrong")
         assert any("TemporalUnavailable" in str(vars(record)) for record in caplog.records)
     temporal.healthy = True
     app = make_api(bucket, temporal, replace(ACCESS, mode=Mode.OPEN))

@@ -628,6 +628,21 @@ async def test_unexpected_error_shows_no_internals(client: httpx2.AsyncClient, b
     assert answer.headers["content-security-policy"].startswith("default-src 'none'")
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert "secret" not in answer.text
+    assert {"content-security-policy", "x-request-id"} <= answer.headers.keys()
+
+
+@pytest.mark.parametrize(("method", "path", "allowed"), [("PUT", BASE, "GET, HEAD, POST"), ("POST", PATH, "DELETE, GET, HEAD")])
+async def test_allow_names_the_methods_of_all_routes_at_a_path(client: httpx2.AsyncClient, method: str, path: str, allowed: str) -> None:
+    """Not only those of the first route: https://www.rfc-editor.org/rfc/rfc9110#section-15.5.6."""
+    answer = await client.request(method, path)
+    assert (answer.status_code, answer.headers["allow"]) == (405, allowed)
+
+
+@pytest.mark.parametrize(("span", "status"), [("bytes=9999999-", 416), ("bytes=9-1", 400)])
+async def test_refused_range_is_a_problem(client: httpx2.AsyncClient, span: str, status: int) -> None:
+    """Starlette refuses a range of a static file in plain text."""
+    answer = await client.get("/static/style.css", headers={"Range": span})
+    assert (answer.status_code, answer.headers["content-type"], answer.json()["status"]) == (status, "application/problem+json", status)
 
 
 def test_every_named_error_has_a_status() -> None:

@@ -24,6 +24,7 @@ PURE = {"activities.errors", *(f"activities.bucket.{name}" for name in ("keys", 
 LIGHT = PURE | {"temporalio", "activities.interface", "activities.bucket.forecast"}
 BUCKET = LIGHT | {"activities.bucket"}
 HOST = BUCKET | {f"activities.{name}" for name in ("host", "attempt", "threads", "render.attempt", "render.tilezip")}
+CONTRACT = PURE | {"api.contract", "api.access", "api.http", "api.paths", "api.r2.events", "api.uploads"}
 CLI = PURE | {"api.cli", "api.addresses", "api.paths", "activities.environment"}
 SERVER_ROOM = BUCKET | {"activities.environment", "activities.logs", "workflows", "api"}
 SERVER_ROOM |= {"starlette", "sse_starlette", "uvicorn", "python_multipart"}
@@ -101,7 +102,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "api.r2.pull": SERVER_ROOM | {"httpx2"},
     "api.r2.settings": {"activities.environment", "api.addresses"},
     "api.settings": {"activities.bucket.location", "activities.environment", "api.addresses", "api.access.settings", "api.r2.settings"},
-    "api.settings": {"activities.bucket.location", "activities.environment", "api.addresses", "api.r2.settings"},
+    "api.contract.schemas": PURE | {"api.r2.events"},
+    "api.contract.page": {"api.contract.schemas"},
+    "api.contract.routes": {"api.access.routes", "api.contract.document", "api.contract.page", "api.http.caching", "starlette"},
+    "api.contract.*": CONTRACT,
+    "api.http.protocol": {"api.http.problems", "h11", "uvicorn"},
     "api.http.limits": SERVER_ROOM | {"limits"},
     "api.*": SERVER_ROOM,
     "worker.*": {"activities", "workflows", "worker", "temporalio"},

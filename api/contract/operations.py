@@ -1,0 +1,421 @@
+"""What each route takes and answers: the one place to describe a new route for ``/openapi.json`` and ``/docs``.
+
+``document.py`` adds what is the same everywhere: the ids in the path, ``X-Request-ID``, and the refusals that any route may give.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from http import HTTPStatus
+
+from activities import errors
+from activities.bucket.records import OPTION_RANGES, UploadOptions
+from api.access.tickets import DEFAULT_TTL_S, MAX_TTL_S
+from api.contract.schemas import ID, TEXT, VERSION, Schema, field_descriptions, ref
+from api.http.parameters import DEFAULT_LIMIT, LONGEST_WAIT_S, MAX_LIMIT
+from api.paths import DOCS, HOME, LIVE, OPENAPI, PLAN, R2_EVENTS, READY, SESSION, UNREADABLE_EVENTS, UPLOAD, UPLOADS
+from api.uploads import MAX_KEY_CHARACTERS, OPTIONS
+
+Problem = type[errors.SiteLinkError] | HTTPStatus
+"""A refusal: a named error, with all errors below it, or only an HTTP status."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A value in the query or in a header.
+
+    Args:
+        name: The name on the wire.
+        place: ``query`` or ``header``.
+        description: What the value does, in a sentence.
+        schema: The values that are taken.
+        required: Whether a request without the value is refused.
+    """
+
+    name: str
+    place: str
+    description: str
+    schema: Schema
+    required: bool = False
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer that is no refusal.
+
+    Args:
+        description: When it is given.
+        content: The schema of each media type that it may have; none for an answer without a body. That of a stream of Server-Sent Events
+            is the schema of one event.
+        headers: The headers that belong to it, with their descriptions.
+    """
+
+    description: str
+    content: Mapping[str, Schema] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Operation:
+    """A method of a route.
+
+    Args:
+        method: The HTTP method.
+        path: The route's path, as in ``api/paths.py``.
+        id: The name of the operation in generated clients.
+        summary: A sentence for a list.
+        answers: The answers, by HTTP status.
+        problems: The refusals, beside those that any route may give.
+        parameters: The values in the query and in headers.
+        body: The schema of each media type of the request's body.
+        description: More about it, in Markdown.
+        creates: Whether a request that is sent twice would make two things. Then it takes an ``Idempotency-Key``.
+    """
+
+    method: str
+    path: str
+    id: str
+    summary: str
+    answers: Mapping[int, Answer]
+    problems: tuple[Problem, ...] = ()
+    parameters: tuple[Parameter, ...] = ()
+    body: Mapping[str, Schema] = field(default_factory=dict)
+    description: str = ""
+    creates: bool = False
+
+
+JSON = "application/json"
+BINARY: Schema = {"type": "string", "format": "binary"}
+FLAG: Schema = {"anyOf": [{"type": "boolean"}, {"enum": ["1", "0", ""]}]}
+
+_SHEET = "sheet-[1-9][0-9]{0,8}"
+PATH_PARAMETERS: dict[str, Parameter] = {
+    **{name: Parameter(name, "path", f"The id of the {name}.", ID, required=True) for name in ("organization", "project", "plan")},
+    "upload": Parameter("upload", "path", "The id of the upload, which the server has made.", ID, required=True),
+    "sheet": Parameter(
+        "sheet", "path", "The number of the sheet, from 1.", {"type": "integer", "minimum": 1, "maximum": 999_999_999}, required=True
+    ),
+    "path": Parameter(
+        "path",
+        "path",
+        "`sheet-{n}/thumbnail.jpeg`, `sheet-{n}/tiles/sheet-{n}.dzi` or `sheet-{n}/tiles/sheet-{n}_files/{level}/{column}_{row}.jpeg`.",
+        {
+            "type": "string",
+            "pattern": rf"^{_SHEET}/(thumbnail\.jpeg|tiles/{_SHEET}(\.dzi|_files/[0-9]{{1,2}}/[0-9]+_[0-9]+\.jpeg))$",
+        },
+        required=True,
+    ),
+}
+"""The parts of paths."""
+
+IDEMPOTENCY_KEY = Parameter(
+    "Idempotency-Key",
+    "header",
+    "Makes the request safe to repeat: the same key with the same content gives the same answer, other content is refused.",
+    {"type": "string", "minLength": 1, "maxLength": MAX_KEY_CHARACTERS},
+)
+IF_NONE_MATCH = Parameter("If-None-Match", "header", "The ETags that the client has: if one is current, the answer is 304.", TEXT)
+DEEP = Parameter("deep", "query", "Also read and decode every tile.", FLAG)
+DRY_RUN = Parameter("dryRun", "query", "Change nothing, and answer with what would be done.", FLAG)
+
+EVENT: Schema = {"oneOf": [ref("SnapshotEvent"), ref("ChangeEvent"), ref("EndEvent"), ref("ExpiredEvent")]}
+ETAG = {"ETag": "The version of the body, for `If-None-Match`."}
+NOT_MODIFIED = Answer("The client has the current version.", headers=ETAG)
+ACCEPTED = Answer("The request is accepted.", {JSON: ref("Accepted")})
+VERIFICATION = Answer("The report. It is sent sheet by sheet.", {JSON: ref("Verification")})
+
+TICKET = Answer("A ticket.", {JSON: ref("Ticket")})
+TTL = Parameter(
+    "ttl",
+    "query",
+    "How long the ticket is taken, in seconds.",
+    {"type": "integer", "minimum": 1, "maximum": MAX_TTL_S, "default": DEFAULT_TTL_S},
+)
+
+BUCKET = (errors.BucketError,)
+EXISTING = (errors.UploadNotFound, errors.BucketError)
+CHANGING = (*EXISTING, errors.UnreadableRecord, errors.TemporalUnavailable)
+_OPTION_MEANINGS = field_descriptions(UploadOptions)
+
+OPERATIONS: tuple[Operation, ...] = (
+    Operation(
+        "POST",
+        UPLOADS,
+        "createUpload",
+        "Accept a PDF as a new upload.",
+        {
+            202: Answer(
+                "The upload is accepted and will be processed.", {JSON: ref("AcceptedUpload")}, {"Location": "The path of the upload."}
+            )
+        },
+        (
+            errors.InvalidRequest,
+            errors.NotAPdf,
+            errors.FileTooLarge,
+            errors.QuotaExceeded,
+            errors.IdempotencyConflict,
+            errors.UnreadableRecord,
+            errors.BucketError,
+            errors.TemporalUnavailable,
+            HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+            HTTPStatus.REQUEST_TIMEOUT,
+        ),
+        (
+            IDEMPOTENCY_KEY,
+            Parameter("filename", "query", "The name of the file, for people. `Content-Disposition` and the form may have it, too.", TEXT),
+            *(
+                Parameter(
+                    wire,
+                    "query",
+                    _OPTION_MEANINGS[name],
+                    {"type": "integer", "minimum": low, "maximum": high, "default": getattr(UploadOptions(), name)},
+                )
+                for wire, name in OPTIONS.items()
+                for low, high in [OPTION_RANGES[name]]
+            ),
+        ),
+        {
+            "application/pdf": BINARY,
+            "multipart/form-data": {
+                "type": "object",
+                "properties": {"file": {**BINARY, "contentMediaType": "application/pdf"}},
+                "required": ["file"],
+            },
+        },
+        "The body is the PDF, or a form with one file.",
+        creates=True,
+    ),
+    Operation(
+        "GET",
+        UPLOADS,
+        "listUploads",
+        "List the uploads of a plan, newest first.",
+        {200: Answer("A page of the list.", {JSON: ref("UploadList")}, {"Link": 'The address of the next page: `rel="next"`.'})},
+        (errors.InvalidRequest, *BUCKET),
+        (
+            Parameter(
+                "limit",
+                "query",
+                f"How many uploads the page may have; more than {MAX_LIMIT} count as {MAX_LIMIT}.",
+                {"type": "integer", "minimum": 1, "maximum": 999_999_999, "default": DEFAULT_LIMIT},
+            ),
+            Parameter("cursor", "query", "`nextCursor` of the page before.", ID),
+        ),
+    ),
+    Operation(
+        "POST",
+        f"{PLAN}/reconcile",
+        "reconcilePlan",
+        "Reconcile every upload of a plan.",
+        {202: Answer("The uploads are being reconciled.", {JSON: ref("AcceptedOfPlan")})},
+        (errors.InvalidRequest, *BUCKET, errors.TemporalUnavailable),
+        (DEEP,),
+    ),
+    Operation(
+        "POST",
+        f"{PLAN}/tickets",
+        "createPlanTicket",
+        "Make a ticket that reads all uploads of a plan.",
+        {201: TICKET},
+        parameters=(TTL,),
+    ),
+    Operation(
+        "GET",
+        UPLOAD,
+        "getUpload",
+        "The progress of an upload, now or at its next change.",
+        {200: Answer("The progress.", {JSON: ref("Upload")}, ETAG), 304: NOT_MODIFIED},
+        (errors.InvalidRequest, *EXISTING),
+        (
+            IF_NONE_MATCH,
+            Parameter("after", "query", "The version that the client has. The answer comes when the version is another one.", VERSION),
+            Parameter(
+                "wait",
+                "query",
+                "Seconds to wait for that. When they are over, the answer is the progress as it is.",
+                {"type": "integer", "minimum": 0, "maximum": LONGEST_WAIT_S, "default": 0},
+            ),
+            Parameter("changes", "query", "`sheets` has only the sheets that changed since `after`.", FLAG),
+        ),
+        description=(
+            "For clients whose network buffers a stream of events. Ask with `wait=25` and the `version` of the last answer as `after`, "
+            "again and again, until `status` is final. With `If-None-Match`, a wait without a change ends as a 304 without a body. With "
+            "`changes`, keep the sheets by number and take in those of each answer. An answer whose `version` is less than `after` has all "
+            "sheets: then forget those you have."
+        ),
+    ),
+    Operation(
+        "DELETE",
+        UPLOAD,
+        "deleteUpload",
+        "Remove an upload and all its sheets for good.",
+        {202: ACCEPTED},
+        (*EXISTING, errors.UnreadableRecord),
+    ),
+    Operation(
+        "GET",
+        f"{UPLOAD}/events",
+        "watchUpload",
+        "The progress of an upload as Server-Sent Events.",
+        {
+            200: Answer("The events, until the upload has ended.", {"text/event-stream": EVENT}),
+            204: Answer("The client has the final version. This ends an EventSource."),
+        },
+        (errors.UploadNotFound,),
+        (
+            Parameter(
+                "Last-Event-ID", "header", "The version that the client has, as an EventSource sends it. Others count as none.", TEXT
+            ),
+            Parameter("after", "query", "The same, for a client that cannot send the header.", TEXT),
+        ),
+        description="A comment every 15 seconds keeps the connection open. A client that comes back gets exactly what changed since.",
+    ),
+    Operation(
+        "GET",
+        f"{UPLOAD}/verify",
+        "verifyUpload",
+        "Report whether the bucket holds every tile.",
+        {200: VERIFICATION},
+        (errors.InvalidRequest, *EXISTING),
+        (DEEP,),
+    ),
+    Operation(
+        "POST",
+        f"{UPLOAD}/tickets",
+        "createUploadTicket",
+        "Make a ticket that reads one upload.",
+        {201: TICKET},
+        EXISTING,
+        (TTL,),
+    ),
+    Operation(
+        "POST",
+        f"{UPLOAD}/cancel",
+        "cancelUpload",
+        "Stop an upload that still runs.",
+        {202: ACCEPTED},
+        (*CHANGING, errors.AlreadyFinished),
+    ),
+    Operation(
+        "POST",
+        f"{UPLOAD}/reconcile",
+        "reconcileUpload",
+        "Make the progress and the bucket agree.",
+        {200: VERIFICATION, 202: ACCEPTED},
+        (errors.InvalidRequest, *CHANGING),
+        (DEEP, DRY_RUN),
+    ),
+    Operation(
+        "POST",
+        f"{UPLOAD}/sheets/{{sheet}}/prioritize",
+        "prioritizeSheet",
+        "Tile a sheet next.",
+        {202: ACCEPTED},
+        (*CHANGING, errors.SheetNotFound, errors.AlreadyFinished),
+    ),
+    Operation(
+        "POST",
+        f"{UPLOAD}/sheets/{{sheet}}/retry",
+        "retrySheet",
+        "Try a failed sheet again, or resume a cancelled upload.",
+        {202: ACCEPTED},
+        (*CHANGING, errors.SheetNotFound, errors.AlreadyFinished),
+    ),
+    Operation(
+        "GET",
+        f"{UPLOAD}/sheets/{{path}}",
+        "getSheetObject",
+        "A thumbnail, the descriptor or a tile of a sheet.",
+        {200: Answer("The object.", {"image/jpeg": BINARY, "application/xml": TEXT}, ETAG), 304: NOT_MODIFIED},
+        (*EXISTING, errors.ObjectMissing),
+        (IF_NONE_MATCH,),
+        description="Point a Deep Zoom viewer at the `.dzi`.",
+    ),
+    Operation(
+        "POST",
+        R2_EVENTS,
+        "pushR2Events",
+        "Take events of R2 that a Worker passes on.",
+        {200: Answer("What is to be done with each message.", {JSON: ref("R2Verdicts")})},
+        (
+            errors.InvalidRequest,
+            errors.BadSignature,
+            errors.BucketError,
+            errors.TemporalUnavailable,
+            HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+            HTTPStatus.REQUEST_TIMEOUT,
+        ),
+        (
+            Parameter("SiteLink-Timestamp", "header", "Seconds since 1970.", {"type": "string", "pattern": "^[0-9]{1,12}$"}, required=True),
+            Parameter(
+                "SiteLink-Signature",
+                "header",
+                "Hexadecimal HMAC-SHA256 of the timestamp, a dot and the body.",
+                {"type": "string", "pattern": "^[0-9a-f]{64}$"},
+                required=True,
+            ),
+        ),
+        {JSON: ref("R2Batch")},
+        "A 503 has the members of the 200, too.",
+    ),
+    Operation(
+        "GET",
+        UNREADABLE_EVENTS,
+        "listUnreadableEvents",
+        "List the messages that were kept aside because they are not R2 events.",
+        {200: Answer("The newest messages.", {JSON: ref("UnreadableEvents")})},
+        BUCKET,
+    ),
+    Operation(
+        "POST",
+        SESSION,
+        "beginSession",
+        "Exchange a token for the cookie of a session.",
+        {204: Answer("The cookie is set, or not needed.", headers={"Set-Cookie": "The session."})},
+    ),
+    Operation(
+        "DELETE",
+        SESSION,
+        "endSession",
+        "Remove the cookie of a session.",
+        {204: Answer("The cookie is removed.", headers={"Set-Cookie": "An empty session, which has expired."})},
+    ),
+    Operation("GET", LIVE, "isLive", "Whether the process answers.", {200: Answer("It does.", {"text/plain": TEXT})}),
+    Operation(
+        "GET",
+        READY,
+        "isReady",
+        "Whether Temporal and the bucket answer, and the bucket has room.",
+        {200: Answer("They do.", {"text/plain": TEXT})},
+        (*BUCKET, errors.TemporalUnavailable),
+    ),
+    Operation(
+        "GET",
+        OPENAPI,
+        "getContract",
+        "This document.",
+        {200: Answer("OpenAPI 3.1.", {JSON: {"type": "object"}}, ETAG), 304: NOT_MODIFIED},
+        (),
+        (IF_NONE_MATCH,),
+    ),
+    Operation(
+        "GET",
+        DOCS,
+        "getDocumentation",
+        "This document as a page for people.",
+        {200: Answer("HTML.", {"text/html": TEXT}, ETAG), 304: NOT_MODIFIED},
+        (),
+        (IF_NONE_MATCH,),
+    ),
+    Operation("GET", HOME, "getPage", "The web page.", {200: Answer("HTML.", {"text/html": TEXT})}),
+)
+"""Every operation."""
+
+EXAMPLES = {
+    "organization": "acme",
+    "project": "tower",
+    "plan": "architectural",
+    "upload": "0198c0de-0000-7000-8000-000000000001",
+    "sheet": 1,
+    "path": "sheet-1/tiles/sheet-1.dzi",
+}
+"""An example of each part of a path."""

@@ -1,0 +1,216 @@
+"""JSON Schemas of the documents that the API sends. Those of dataclasses are made from the dataclasses, as ``to_wire`` writes them.
+
+https://json-schema.org/draft/2020-12, the dialect of OpenAPI 3.1
+"""
+
+import dataclasses
+import inspect
+import re
+import types
+import typing
+from enum import StrEnum
+from typing import Any
+
+from activities.bucket.keys import ID_PATTERN
+from activities.bucket.records import SCHEMA, Snapshot, camel_case
+from activities.bucket.report import SheetReport, UploadReport
+from api.r2.events import UnreadableEvent
+
+Schema = dict[str, Any]
+
+WIRE_CLASSES: tuple[type, ...] = (Snapshot, SheetReport, UploadReport, UnreadableEvent)
+"""The dataclasses that answers consist of; those in their fields are found from them."""
+
+_PLAIN: dict[Any, Schema] = {
+    str: {"type": "string"},
+    int: {"type": "integer"},
+    float: {"type": "number"},
+    bool: {"type": "boolean"},
+}
+_ARGUMENT = re.compile(r"^ {4}(\w+): (.*(?:\n {8,}.*)*)", re.MULTILINE)
+
+ID: Schema = {"type": "string", "pattern": f"^{ID_PATTERN.pattern}$"}
+TIME: Schema = {"type": "string", "format": "date-time"}
+VERSION: Schema = {"type": "integer", "minimum": 0, "maximum": 10**18 - 1}
+
+
+def ref(name: str) -> Schema:
+    """A reference to a component."""
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def an_object(description: str, **properties: Schema) -> Schema:
+    """The schema of an object that has all of these properties. A later release may add properties."""
+    return {"type": "object", "description": description, "properties": properties, "required": list(properties)}
+
+
+def a_list(items: Schema, **limits: int) -> Schema:
+    """The schema of a list."""
+    return {"type": "array", "items": items, **limits}
+
+
+def or_null(schema: Schema) -> Schema:
+    """The schema, or null."""
+    if "$ref" in schema:
+        return {"anyOf": [schema, {"type": "null"}]}
+    return {**schema, "type": [schema["type"], "null"]}
+
+
+def wire_schemas() -> dict[str, Schema]:
+    """The components of all dataclasses and enumerations that answers consist of, by name."""
+    found: dict[str, Schema] = {}
+    for kind in WIRE_CLASSES:
+        _add(kind, found)
+    return found
+
+
+def _add(kind: type, found: dict[str, Schema]) -> None:
+    if kind.__name__ in found:
+        return
+    if issubclass(kind, StrEnum):
+        found[kind.__name__] = {"type": "string", "description": _summary(kind), "enum": [str(member) for member in kind]}
+        return
+    schema = found[kind.__name__] = an_object(_summary(kind))
+    hints, arguments = typing.get_type_hints(kind), field_descriptions(kind)
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type] # every other kind is a dataclass
+        name = camel_case(field.name)
+        value = {"const": SCHEMA} if field.name == "schema" else _schema_of(hints[field.name], found)
+        if name.endswith("At"):
+            value = {**value, "format": "date-time"}
+        if description := arguments.get(field.name):
+            value = {**value, "description": description}
+        schema["properties"][name] = value
+        schema["required"].append(name)
+
+
+def _schema_of(hint: Any, found: dict[str, Schema]) -> Schema:
+    """The schema of a field's type; adds the components that it needs."""
+    if typing.get_origin(hint) is types.UnionType:
+        return or_null(_schema_of(typing.get_args(hint)[0], found))
+    if typing.get_origin(hint) is tuple:
+        return a_list(_schema_of(typing.get_args(hint)[0], found))
+    if hint in _PLAIN:
+        return _PLAIN[hint]
+    _add(hint, found)
+    return ref(hint.__name__)
+
+
+def _summary(kind: type) -> str:
+    return _plain(inspect.cleandoc(kind.__doc__ or "").split("\n\n", 1)[0])
+
+
+def field_descriptions(kind: type) -> dict[str, str]:
+    """What the docstring of a dataclass says of each field, by name."""
+    _, _, text = inspect.cleandoc(kind.__doc__ or "").partition("Args:\n")
+    return {name: _plain(description) for name, description in _ARGUMENT.findall(text)}
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"\bNone\b", "null", re.sub(r"\s+", " ", text).replace("``", "`").strip())
+
+
+def _event(name: str, description: str) -> Schema:
+    """An event of a stream, with the fields that https://html.spec.whatwg.org/multipage/server-sent-events.html gives it."""
+    return an_object(
+        description,
+        event={"const": name},
+        id={"type": "string", "pattern": "^[0-9]+$", "description": "The version."},
+        data={"type": "string", "contentMediaType": "application/json", "contentSchema": ref("Snapshot")},
+    )
+
+
+TEXT, COUNT = _PLAIN[str], {"type": "integer", "minimum": 0}
+
+_LINKS = an_object("Paths on this server.", self=TEXT, events=TEXT, page=TEXT)
+_ABOUT: dict[str, Schema] = {
+    "ref": {"type": "string", "description": "`org/project/plan/upload`."},
+    "upload": ID,
+    "fileName": or_null(TEXT) | {"description": "Null if the record of the upload cannot be read, like the size."},
+    "sizeBytes": or_null(COUNT),
+    "createdAt": TIME,
+    "links": ref("Links"),
+}
+
+API_SCHEMAS: dict[str, Schema] = {
+    "Links": _LINKS,
+    "Upload": {"allOf": [ref("Snapshot"), an_object("The progress of an upload, and facts about its file.", **_ABOUT)]},
+    "UploadEntry": an_object(
+        "An upload in a list.",
+        **_ABOUT,
+        status=ref("UploadStatus"),
+        warning=or_null(TEXT),
+        progress=COUNT,
+        completedPages=COUNT,
+        totalPages=COUNT,
+    ),
+    "UploadList": an_object(
+        "Uploads of a plan, newest first.",
+        uploads=a_list(ref("UploadEntry")),
+        nextCursor=or_null(ID) | {"description": "The value for `cursor`, if more uploads follow."},
+    ),
+    "AcceptedUpload": an_object(
+        "A new upload, or the earlier one of the key.", ref=TEXT, upload=ID, status=ref("UploadStatus"), links=ref("Links")
+    ),
+    "Accepted": an_object("The request is accepted.", ref={"type": "string", "description": "`org/project/plan/upload`."}),
+    "AcceptedOfPlan": an_object(
+        "The uploads that are being reconciled.",
+        plan=TEXT,
+        refs=a_list(TEXT),
+        passedOver=a_list(an_object("An upload that is not reconciled, and why.", ref=TEXT, type=TEXT, detail=TEXT)),
+    ),
+    "Verification": {
+        "allOf": [an_object("The report on each sheet, then on the upload.", sheets=a_list(ref("SheetReport"))), ref("UploadReport")]
+    },
+    "Ticket": an_object(
+        "Signed, and not stored.",
+        ticket={"type": "string", "description": "The value for `?ticket=` or the header `SiteLink-Ticket`."},
+        expiresAt=TIME,
+    ),
+    "UnreadableEvents": an_object(
+        "Messages that are not R2 events, newest first.",
+        unreadable=a_list({"allOf": [ref("UnreadableEvent"), an_object("Its place in the bucket.", key=TEXT)]}),
+    ),
+    "R2Batch": an_object(
+        "Messages of a queue.",
+        messages=a_list(
+            an_object(
+                "A message as the queue delivers it.",
+                id=TEXT,
+                attempts=_PLAIN[int] | {"description": "How often it was delivered, this time included."},
+                body=TEXT | {"description": "The message as it was sent: R2's JSON."},
+            ),
+            maxItems=1000,
+        ),
+    ),
+    "R2Verdicts": an_object(
+        "What is to be done with each message.",
+        acks=a_list(TEXT),
+        retries=a_list(an_object("A message that should come again.", id=TEXT, delaySeconds=COUNT)),
+    ),
+    "Problem": an_object(
+        "A refusal: https://www.rfc-editor.org/rfc/rfc9457. The type is the name of an error, or of an HTTP status.",
+        type=TEXT,
+        title=TEXT,
+        status={"type": "integer", "minimum": 400, "maximum": 599},
+        detail={"type": "string", "description": "A sentence for people. It gives the value and the limit."},
+        instance={"type": "string", "description": "The path of the request."},
+    ),
+    "SnapshotEvent": _event("snapshot", "The whole progress: the first event of a client without a version."),
+    "ChangeEvent": _event("change", "The progress, with only the sheets that changed since the client's version."),
+    "EndEvent": _event("end", "The whole final progress. Then the stream ends."),
+    "ExpiredEvent": an_object(
+        "The client's credential has expired. Then the stream ends; open it again with a new credential.",
+        event={"const": "expired"},
+        data={
+            "type": "string",
+            "contentMediaType": "application/json",
+            "contentSchema": an_object("The reason.", type=TEXT, detail=TEXT),
+        },
+    ),
+}
+"""The documents that the API makes itself."""
+
+
+def components() -> dict[str, Schema]:
+    """Every schema of the document, by name."""
+    return {**wire_schemas(), **API_SCHEMAS}

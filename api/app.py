@@ -22,6 +22,7 @@ from activities.bucket.records import SheetStatus, UploadStatus
 from activities.bucket.storage import Bucket
 from activities.errors import AlreadyFinished, SheetNotFound, TemporalUnavailable
 from api.http.caching import cacheable
+from api.http.client_files import ClientFiles
 from api.http.middleware import AboutRequests, Guard
 from api.http.parameters import flag, page_cursor, page_limit, plan_ref, sheet_number, upload_ref
 from api.http.problems import HANDLERS
@@ -43,6 +44,7 @@ from workflows.messages import Reconcile, SheetNumbers
 logger = logging.getLogger(__name__)
 
 STATIC = Path(__file__).parent / "static"
+CLIENT = Path(__file__).parent / "client"
 LIVE, READY = "/livez", "/readyz"
 
 
@@ -89,6 +91,7 @@ class Api:
             Route(READY, self.ready, methods=["GET"]),
             Route("/", self.page, methods=["GET"]),
             Mount("/static", StaticFiles(directory=STATIC, check_dir=False)),
+            Mount("/client", ClientFiles(directory=CLIENT, check_dir=False)),
         ]
 
     @asynccontextmanager

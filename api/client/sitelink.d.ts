@@ -177,13 +177,10 @@ export interface TileSource {
  */
 export function tileSource(ref: UploadRef, sheet: number, options?: Place & ReadAccess & { signal?: AbortSignal }): Promise<TileSource>;
 
-/** The address of a thumbnail for an `<img>`, with the ticket in it. `refused` is a ticket that no longer works. */
-export function thumbnail(
-  ref: UploadRef,
-  sheet: number,
-  options?: Place & ReadAccess,
-  refused?: string | null,
-): Promise<{ url: string; ticket: string | null }>;
+/** The address of a thumbnail for an `<img>`, with the ticket in it. Another origin's `<img>` needs `crossorigin="anonymous"`. */
+export function thumbnail(ref: UploadRef, sheet: number, options?: Place & ReadAccess): Promise<string>;
+/** The thumbnail itself: for when the ticket in an address has expired, and for access by a token. */
+export function thumbnailBlob(ref: UploadRef, sheet: number, options?: Place & ReadAccess & { signal?: AbortSignal }): Promise<Blob>;
 
 export function isFinal(status: UploadStatus): boolean;
 /** The ids of a path with `length` ids; null when it is malformed. */

@@ -657,7 +657,7 @@ export async function tileSource(ref, sheet, options = {}) {
     downloadTileStart(job) {
       const download = new AbortController();
       downloads.set(job, download);
-      loadTile(credential, job.src, download.signal).then(
+      loadBlob(credential, job.src, download.signal).then(
         (blob) => job.finish(blob, null, "rasterBlob"),
         (error) => download.signal.aborted || job.fail(error.message, null),
       );
@@ -668,17 +668,20 @@ export async function tileSource(ref, sheet, options = {}) {
   };
 }
 
-async function loadTile(credential, url, signal) {
+async function loadBlob(credential, url, signal) {
   const response = await send(credential, url, { signal });
   if (!response.ok) throw Problem.from(response.status, await response.text());
   return response.blob();
 }
 
-/** A thumbnail's address with the ticket in it, for an <img>, which sends no header. `refused` is a ticket that the server has refused. */
-export async function thumbnail(ref, sheet, options = {}, refused = undefined) {
-  const credential = credentialOf({ ticket: options.ticket }, ref);
-  if (refused !== undefined) credential.discard(refused);
-  const ticket = await credential.value();
+/** A thumbnail's address with the ticket in it, for an <img>, which sends no header. */
+export async function thumbnail(ref, sheet, options = {}) {
   const url = thumbnailUrl(ref, sheet, options);
-  return { url: ticket === null ? url : `${url}?ticket=${encodeURIComponent(ticket)}`, ticket };
+  const ticket = options.ticket === undefined ? null : await credentialOf(options, ref).value();
+  return ticket === null ? url : `${url}?ticket=${encodeURIComponent(ticket)}`;
+}
+
+/** The thumbnail itself, with a new ticket if the first is refused. */
+export function thumbnailBlob(ref, sheet, options = {}) {
+  return loadBlob(credentialOf(options, ref), thumbnailUrl(ref, sheet, options), options.signal);
 }

@@ -29,7 +29,7 @@ PRELUDE = f"""
 import * as sitelink from {json.dumps((CLIENT / "sitelink.js").as_uri())};
 const [server, ref, ...rest] = process.argv.slice(1);
 const say = (value) => process.stdout.write(JSON.stringify(value) + "\\n");
-const told = (state) => ({{ version: state.version, status: state.status, ended: state.ended, changed: state.changed.map((sheet) => sheet.number) }});
+const told = ({{ version, status, ended, changed }}) => ({{ version, status, ended, changed: changed.map((sheet) => sheet.number) }});
 const hurry = (factor) => {{
   const wait = globalThis.setTimeout;
   globalThis.setTimeout = (call, milliseconds, ...more) => wait(call, milliseconds / factor, ...more);
@@ -304,8 +304,7 @@ async def test_refused_ticket_is_replaced(api: str, upstream: Upstream, bucket: 
         TICKETS
         + """
     const source = await sitelink.tileSource(ref, 1, { server, ticket });
-    const { url } = await sitelink.thumbnail(ref, 1, { server, ticket });
-    say((await fetch(url)).status);
+    say((await fetch(await sitelink.thumbnail(ref, 1, { server, ticket }))).status);
     for await (const state of sitelink.watch(ref, { server, ticket })) say(told(state));
     """
     )

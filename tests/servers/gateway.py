@@ -15,7 +15,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tests.waiting import until_async
 
 LONG_POLL_S = 25
-ASK_S = 0.05
 
 
 class Cut(Exception):
@@ -120,9 +119,7 @@ class Gateway:
             kept = {
                 name: value for name, value in answer.headers.items() if name not in ("transfer-encoding", "connection", "date", "server")
             }
-            if cors:
-                kept |= {**cors, "cross-origin-resource-policy": "cross-origin"}
-            raw = [(name.encode(), value.encode()) for name, value in kept.items()]
+            raw = [(name.encode(), value.encode()) for name, value in {**kept, **cors}.items()]
             start = {"type": "http.response.start", "status": answer.status_code, "headers": raw}
             if answer.headers.get("content-type", "").startswith("text/event-stream"):
                 await self._stream(request, answer, start, send)
@@ -131,10 +128,12 @@ class Gateway:
             await send({"type": "http.response.body", "body": await answer.aread()})
 
     async def _wait_for_newer(self, path: str, version: int, wait_s: float) -> None:
+        async def is_newer() -> bool:
+            return bool((await self._http.get(path)).json().get("version") != version)
+
         with suppress(TimeoutError):
             async with asyncio.timeout(min(wait_s, LONG_POLL_S)):
-                while (await self._http.get(path)).json().get("version") == version:
-                    await asyncio.sleep(ASK_S)
+                await until_async(is_newer)
 
     async def _stream(self, request: Request, answer: httpx2.Response, start: Message, send: Send) -> None:
         self.open_streams += 1

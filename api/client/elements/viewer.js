@@ -305,7 +305,7 @@ export class ViewerElement extends HTMLElement {
       navigatorBorderColor: "#556270",
       navigatorDisplayRegionColor: "#b3261e",
       keyboardNavEnabled: false, // its keys also flip and rotate the drawing; this element's keys work from every button
-      gestureSettingsMouse: { clickToZoom: false, dblClickToZoom: true, ...(this.#isDialog ? {} : { scrollToZoom: true }) },
+      gestureSettingsMouse: { clickToZoom: false, dblClickToZoom: true },
       gestureSettingsPen: { clickToZoom: false, dblClickToZoom: true },
       animationTime: reducedMotion ? 0 : 0.5,
       maxZoomPixelRatio: 4,

@@ -110,8 +110,8 @@ class Credential {
     return value === null ? {} : this.#header(value);
   }
 
-  /** After the server has refused a value: whether another one may be had. */
-  discard(refused) {
+  /** After the server has refused a value, or said that it has expired: whether another one may be had. */
+  discard(refused = this.#value) {
     if (!this.#ask) return false;
     if (this.#value === refused) this.#value = null;
     return true;
@@ -508,7 +508,10 @@ class Watching {
     }
   }
 
-  /** Where streams do not get through: the server holds each answer back until there is a change. A server that does not is asked seldom. */
+  /**
+   * Where streams do not get through: the server holds each answer back until there is a change, and sends only the sheets that changed. A server
+   * that answers at once is asked seldom.
+   */
   async #longPoll(signal) {
     while (!this.#isOver && !signal.aborted) {
       const asked = now();
@@ -554,8 +557,14 @@ class Watching {
         this.#failures = 0;
         this.#tell("live");
         expectBytes(SILENCE_MS);
-        for (const event of parser.push(decoder.decode(value, { stream: true }))) this.#receive(event);
-        if (this.#isOver) return undefined;
+        for (const event of parser.push(decoder.decode(value, { stream: true }))) {
+          if (event.name === "expired") {
+            if (this.#credential.discard()) return undefined; // the next turn has a new ticket
+            throw Problem.noConnection;
+          }
+          this.#receive(event);
+          if (this.#isOver) return undefined;
+        }
       }
     } catch (error) {
       if (signal.aborted) throw error;
@@ -565,7 +574,7 @@ class Watching {
       reading.abort();
       unfollow();
     }
-    if (!isSilent) throw Problem.noConnection; // the server ends a stream only after the event `end`, when it stops, or when the ticket expires
+    if (!isSilent) throw Problem.noConnection; // the server ends a stream only after an event that says so, or when it stops
     this.#tell("checking");
     const isNewer = await this.#fetchStatus(signal);
     // The server answers. So something between keeps the stream's events back, if there was one to send.
@@ -596,7 +605,7 @@ class Watching {
   /** Fetches the status, or waits some seconds for a newer one; returns whether it is newer than the known one. */
   async #fetchStatus(signal, waitS = 0) {
     const isBrowser = hasDocument(); // its cache asks with the ETag by itself
-    const answer = await read(this.#credential, waitS ? `${this.#url}?after=${this.#head.version}&wait=${waitS}` : this.#url, {
+    const answer = await read(this.#credential, waitS ? `${this.#url}?after=${this.#head.version}&wait=${waitS}&changes=true` : this.#url, {
       signal,
       timeoutMs: REQUEST_MS + waitS * 1000,
       cache: "no-cache",
@@ -608,7 +617,7 @@ class Watching {
       if (answer.etag) this.#etag = answer.etag;
       const document = JSON.parse(answer.text);
       isNewer = document.version !== this.#head?.version;
-      this.#merge(document, { isWhole: true, isLast: isFinal(document.status) });
+      this.#merge(document, { isWhole: waitS === 0, isLast: isFinal(document.status) });
     }
     this.#tell("live");
     return isNewer;

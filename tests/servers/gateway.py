@@ -63,6 +63,8 @@ class Gateway:
         self.open_streams = 0
         self.broken = False
         """Set by a test to break all connections."""
+        self.expired = False
+        """Set by a test to end one stream, at its next bytes, because its ticket has expired."""
         self.url = ""
         self._target = target
         self._cut_after, self._silent_after, self._waits = cut_after, silent_after, waits
@@ -157,6 +159,10 @@ class Gateway:
         async for data in answer.aiter_raw():
             if self.broken:
                 raise Cut
+            if self.expired:
+                self.expired = False
+                await send({"type": "http.response.body", "body": b"event: expired\ndata: {}\n\n"})
+                return
             held += data
             if self.holds_streams:
                 continue

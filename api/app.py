@@ -30,6 +30,7 @@ from api.access.settings import Mode
 from api.access.tickets import Tickets
 from api.contract.routes import Contract
 from api.http.caching import cacheable
+from api.http.client_files import ClientFiles
 from api.http.limits import LimitAddresses, LimitOrganizations, RateLimits
 from api.http.middleware import AboutRequests, Guard, ProblemAnswers
 from api.http.parameters import flag, known_version, page_cursor, page_limit, plan_ref, sheet_number, upload_ref, wait_s
@@ -52,6 +53,7 @@ from workflows.messages import Reconcile, SheetNumbers
 logger = logging.getLogger(__name__)
 
 STATIC = Path(__file__).parent / "static"
+CLIENT = Path(__file__).parent / "client"
 
 READ, WRITE, OPERATE = Scope
 
@@ -118,6 +120,7 @@ class Api:
             route("GET", DOCS, self._contract.page, PUBLIC),
             route("GET", HOME, self.page, PUBLIC),
             PublicFiles("/static", StaticFiles(directory=STATIC, check_dir=False)),
+            PublicFiles("/client", ClientFiles(directory=CLIENT, check_dir=False)),
         ]
 
     @asynccontextmanager

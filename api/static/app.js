@@ -1,9 +1,14 @@
 // Chooses the view for the address: `?ref=org/project/plan/upload` shows an upload, `?plan=org/project/plan` the plan's uploads and the form.
 
-import { DEFAULT_PLAN, parsePath } from "./api.js";
+import "/client/elements.js";
+import { BASE } from "/client/elements/style.js";
+import { parsePath } from "/client/sitelink.js";
+import { DEFAULT_PLAN } from "./api.js";
 import { $ } from "./dom.js";
 import { Home } from "./home.js";
 import { UploadView } from "./upload.js";
+
+document.adoptedStyleSheets = [BASE];
 
 const home = new Home(openUpload);
 const upload = new UploadView();
@@ -30,7 +35,7 @@ function show(ref, plan) {
   for (const id of ["brand", "back"]) {
     $(id).href = usable === DEFAULT_PLAN ? "/" : `/?plan=${usable}`;
   }
-  document.querySelector("#verdict-again a").href = $("brand").href;
+  $("again").href = $("brand").href;
   if (ref) upload.show(ref);
   else home.show(usable, plan);
 }
@@ -40,7 +45,7 @@ function openUpload(ref) {
   history.pushState(null, "", `/?ref=${ref}`);
   scrollTo(0, 0);
   route();
-  $("file-name").focus();
+  $("progress").focus();
 }
 
 addEventListener("popstate", route);

@@ -1,8 +1,9 @@
 // The form that sends a PDF: choose or drop a file, watch it being sent, read why it was refused.
 
-import { sendFile } from "./api.js";
-import { $, showBar } from "./dom.js";
-import { duration, refusal, sentence, size } from "./text.js";
+import { showBar } from "/client/elements/shared.js";
+import { duration, refusal, sentence, size } from "/client/elements/words.js";
+import { upload } from "/client/sitelink.js";
+import { $ } from "./dom.js";
 
 export class UploadForm {
   /** `opened(ref)` is called when the API has accepted a file. */
@@ -66,11 +67,13 @@ export class UploadForm {
     this.#showSent(0, file.size, 0);
     $("abort").focus();
     addEventListener("beforeunload", askBeforeLeaving);
-    this.sending = sendFile(this.plan, file, (sent, total) => this.#showSent(sent, total, performance.now() - started));
+    const sending = new AbortController();
+    this.sending = sending;
     let answer = null;
     let problem = null;
     try {
-      answer = await this.sending.done;
+      const onProgress = (sent, total) => this.#showSent(sent, total, performance.now() - started);
+      answer = await upload(file, { to: this.plan, onProgress, signal: sending.signal });
     } catch (error) {
       problem = error;
     }
@@ -82,7 +85,7 @@ export class UploadForm {
       $("form").reset();
       this.#fileChosen();
       this.opened(answer.ref);
-    } else if (problem) {
+    } else if (!sending.signal.aborted) {
       this.showError(problem.type, problem.message, "The upload was refused");
     } else {
       $("submit").focus();

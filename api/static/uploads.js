@@ -1,8 +1,10 @@
 // The list of a plan's uploads, refreshed while one of them runs.
 
-import { getJson, uploadsUrl } from "./api.js";
-import { $, showBadge } from "./dom.js";
-import { isFinal, moment, sentence, sheets, sheetsOf, size, UNKNOWN_NAME, UPLOAD_WORDS } from "./text.js";
+import { showBadge } from "/client/elements/shared.js";
+import { moment, sentence, sheets, sheetsOf, size, UNKNOWN_NAME, UPLOAD_WORDS } from "/client/elements/words.js";
+import { isFinal, uploadsUrl } from "/client/sitelink.js";
+import { getJson } from "./api.js";
+import { $ } from "./dom.js";
 
 const REFRESH_MS = 10_000;
 const NEWEST = 200; // the API lists no more

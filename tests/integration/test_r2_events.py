@@ -30,10 +30,11 @@ from tests.chaos.guarantees import send as send_plan
 from tests.chaos.guarantees import wait_for
 from tests.integration.test_api import Activities, ApiProcess, send, state_of, url_of
 from tests.resources.make_pdfs import plan_set
+from tests.servers.npm_packages import NoPackages
 from tests.servers.queue import TOKEN, FakeQueue, event, serving
 from tests.servers.recorder import Answer, Request, recording
 from tests.servers.versitygw import S3Server
-from tests.servers.workerd import NoWorkerd, RunningWorker, installed_workerd, running_worker
+from tests.servers.workerd import RunningWorker, installed_workerd, running_worker
 from tests.waiting import DEADLINE_S, until, until_async
 from tests.workflow.fakes import pages, working
 
@@ -46,7 +47,7 @@ def workerd() -> Path:
     """Cloudflare's runtime. Without it a test run on CI fails; elsewhere its tests are skipped, with the reason."""
     try:
         return installed_workerd()
-    except (NoWorkerd, subprocess.TimeoutExpired) as error:
+    except (NoPackages, subprocess.TimeoutExpired) as error:
         if os.environ.get("CI"):
             pytest.fail(str(error))
         pytest.skip(str(error))

@@ -1,12 +1,10 @@
 """Runs the Worker that forwards R2's events in Cloudflare's own runtime, with real queues: miniflare from npm, which brings workerd."""
 
-import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 import tomllib
 from base64 import b64encode
@@ -16,46 +14,20 @@ from pathlib import Path
 from queue import Empty, Queue
 from typing import Any
 
-from deploy.programs import CACHE
+from tests.servers.npm_packages import NoPackages, installed_packages
 
 HERE = Path(__file__).with_name("npm")
 WORKER = Path(__file__).parents[2] / "deploy" / "r2-events"
-INSTALL_LIMIT_S = 600
 ANSWER_LIMIT_S = 240
-
-
-class NoWorkerd(Exception):
-    """The runtime cannot be had; the message says why."""
 
 
 def installed_workerd() -> Path:
     """The directory of the locked packages, which npm installs once into the cache.
 
     Raises:
-        NoWorkerd: There is no Node.js or npm, or npm failed.
+        NoPackages: There is no Node.js or npm, or npm failed.
     """
-    lock = (HERE / "package-lock.json").read_bytes()
-    directory = CACHE.parent / f"workerd-{hashlib.sha256(lock).hexdigest()[:16]}"
-    if directory.is_dir():
-        return directory
-    if not shutil.which("node") or not shutil.which("npm"):
-        msg = "Cloudflare's runtime needs Node.js and npm, and they are not here."
-        raise NoWorkerd(msg)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=directory.parent) as temporary:
-        draft = Path(temporary) / "packages"
-        draft.mkdir()
-        for name in ("package.json", "package-lock.json"):
-            shutil.copy(HERE / name, draft)
-        # The packages contain their programs, so no install script has to run.
-        command = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
-        npm = subprocess.run(command, cwd=draft, capture_output=True, text=True, timeout=INSTALL_LIMIT_S, check=False)
-        if npm.returncode != 0:
-            msg = f"npm could not install Cloudflare's runtime:\n{npm.stderr[-2000:]}"
-            raise NoWorkerd(msg)
-        if not directory.is_dir():
-            draft.rename(directory)
-    return directory
+    return installed_packages(HERE, "workerd")
 
 
 class RunningWorker:
@@ -153,7 +125,7 @@ def main() -> int:
     """Gets the runtime and says where it is; returns the exit code."""
     try:
         sys.stdout.write(f"Cloudflare's runtime: {installed_workerd()}\n")
-    except (NoWorkerd, subprocess.TimeoutExpired) as error:
+    except (NoPackages, subprocess.TimeoutExpired) as error:
         sys.stderr.write(f"{error}\n")
         return 1
     return 0

@@ -48,8 +48,8 @@ async def test_every_change_is_one_line(client: httpx2.AsyncClient, caplog: pyte
     actions = ["upload", "cancel", "reconcile", "retry", "ticket", "delete", '"begin session"']
     assert [line.split("action=")[1].split(" status=")[0] for line in said] == actions
     assert all(line.startswith("INFO api.access.audit: request ") and 'sub="jo from\\nacme"' in line for line in said)
-    names = f"ref={answer.json()['ref']} request_id={answer.headers['X-Request-ID']}"
-    assert said[0].startswith(f"INFO api.access.audit: request {names} action=upload status=202 ")
+    assert f" ref={answer.json()['ref']} " in said[0]
+    assert " action=upload status=202 " in said[0]
 
 
 async def test_every_refusal_is_one_line_without_the_credential(client: httpx2.AsyncClient, caplog: pytest.LogCaptureFixture) -> None:

@@ -40,10 +40,6 @@ export function sentence(text) {
   return /[.!?]$/.test(whole) ? whole : `${whole}.`;
 }
 
-export function isFinal(status) {
-  return status !== "queued" && status !== "processing";
-}
-
 const number = new Intl.NumberFormat("en");
 export const count = (value) => number.format(value);
 export const sheets = (value) => `${count(value)} ${value === 1 ? "sheet" : "sheets"}`;

@@ -1,0 +1,193 @@
+export type UploadStatus = "queued" | "processing" | "complete" | "partial" | "failed" | "cancelled";
+export type SheetStatus = "pending" | "tiling" | "uploading" | "ready" | "failed";
+
+/** `organization/project/plan/upload`. */
+export type UploadRef = string;
+/** `organization/project/plan`. */
+export type PlanRef = string;
+
+/** A sheet. Fields that are not known yet are null. */
+export interface Sheet {
+  /** Counts from 1. */
+  number: number;
+  status: SheetStatus;
+  /** The upload's version when the sheet last changed. */
+  version: number;
+  title: string | null;
+  /** Pixels. */
+  width: number | null;
+  /** Pixels. */
+  height: number | null;
+  dpi: number | null;
+  scaled: boolean;
+  tiles: number | null;
+  bytes: number | null;
+  reason: string | null;
+  detail: string | null;
+  notes: { type: string; message: string }[];
+}
+
+/** The server's status of an upload: api/README.md, "The progress". */
+export interface Status {
+  ref: UploadRef;
+  upload: string;
+  status: UploadStatus;
+  version: number;
+  completedPages: number;
+  totalPages: number;
+  /** Percent, 100 only when every sheet is ready. */
+  progress: number;
+  fileName: string | null;
+  sizeBytes: number | null;
+  /** Times are RFC 3339 in UTC. */
+  createdAt: string;
+  startedAt: string | null;
+  updatedAt: string;
+  completedAt: string | null;
+  reconciled: boolean;
+  reconciledAt: string | null;
+  warning: string | null;
+  reason: string | null;
+  detail: string | null;
+  forecast: Record<string, number> | null;
+  receipt: Record<string, number> | null;
+  sheets: Sheet[];
+  links: { self: string; events: string; page: string };
+}
+
+/** One state of a watched upload. */
+export interface Progress extends Status {
+  /** The sheets that are new or different since the state before. */
+  changed: Sheet[];
+  /** True in the last state, and only there. */
+  ended: boolean;
+}
+
+/**
+ * `live`, `reconnecting` after a lost connection, `checking` when the server was silent for too long, `unreachable` when tries to connect fail,
+ * `ended` at the end.
+ */
+export type Connection = "live" | "reconnecting" | "checking" | "unreachable" | "ended";
+
+export interface Place {
+  /** The server's address, as `https://plans.example.com`. Default: the server that the page came from. */
+  server?: string;
+}
+
+/**
+ * What is sent to be let in; nothing by default, except the browser's cookie to its own server. A function is called when the first request
+ * needs the value, and again after each 401, with the REF (with an empty string by `upload`). When it fails, it is called again later.
+ */
+export interface ReadAccess {
+  /** Lets its holder read one upload or plan. Sent in the header `SiteLink-Ticket`; in an address only for thumbnails. */
+  ticket?: string | ((ref: UploadRef) => string | Promise<string>);
+  /** Sent as `Authorization: Bearer`. */
+  token?: WriteAccess["token"];
+}
+
+export interface WriteAccess {
+  token?: string | ((ref: UploadRef) => string | Promise<string>);
+}
+
+/** A refused or failed request. */
+export class Problem extends Error {
+  constructor(type: string, detail: string, status: number);
+  /** A name from api/README.md, "Errors"; `NoConnection`, `NoTicket` and `BadReference` are this client's own. */
+  readonly type: string;
+  /** The HTTP status; 0 when no answer came. */
+  readonly status: number;
+  /** Whether the same request may succeed later. */
+  readonly transient: boolean;
+}
+
+export interface UploadOptions extends Place, WriteAccess {
+  to: PlanRef;
+  /** Default: the file's own name. */
+  name?: string;
+  /** Options of the upload: api/README.md, "Sending a plan". */
+  options?: Record<string, number | string>;
+  /** Makes it safe to send the same file again after a lost connection. */
+  idempotencyKey?: string;
+  /** Called with bytes. Where there is no XMLHttpRequest, as in Node.js, only at the beginning and the end. */
+  onProgress?: (sent: number, total: number) => void;
+  /** Stops the upload, which then throws the signal's reason. */
+  signal?: AbortSignal;
+}
+
+/**
+ * Sends a plan; returns when the server has accepted it. In React Native `file` is `{ uri, name }`.
+ *
+ * @throws {Problem} The server refused the file or was not reached.
+ */
+export function upload(
+  file: Blob | { uri: string; name?: string },
+  options: UploadOptions,
+): Promise<{ ref: UploadRef; upload: string; status: UploadStatus; links: Status["links"] }>;
+
+export interface WatchOptions extends Place, ReadAccess {
+  /** Ends the watching; the iterator then ends without an error. */
+  signal?: AbortSignal;
+  /** `poll` never opens a stream. Default: `auto`, a stream, and long polls where streams do not get through. */
+  transport?: "auto" | "poll";
+  onConnection?: (connection: Connection) => void;
+}
+
+export interface Watching extends AsyncIterableIterator<Progress> {
+  next(): Promise<IteratorResult<Progress, undefined>>;
+  return(): Promise<IteratorResult<Progress, undefined>>;
+  /** Connects again at once. A browser needs no call; an app calls it when it comes back to the foreground. */
+  wake(): void;
+}
+
+/**
+ * Follows an upload until its end. Each state is the newest one: a slow consumer gets fewer states and misses no change. Lost connections are
+ * restored without end, at the version that is known. After the state with `ended` the iterator ends.
+ *
+ * @throws {Problem} By the iterator: the server has no such upload, or refuses access also with a new ticket.
+ */
+export function watch(ref: UploadRef, options?: WatchOptions): Watching;
+
+/** One answer with the whole state now. */
+export function status(ref: UploadRef, options?: Place & ReadAccess & { signal?: AbortSignal }): Promise<Status>;
+
+/** Stops an upload; its ready sheets stay. */
+export function cancel(ref: UploadRef, options?: Place & WriteAccess): Promise<{ ref: UploadRef }>;
+/** Deletes an upload and its sheets. */
+export function remove(ref: UploadRef, options?: Place & WriteAccess): Promise<{ ref: UploadRef }>;
+/** Tries a failed sheet again, also after the end of the upload. */
+export function retry(ref: UploadRef, sheet: number, options?: Place & WriteAccess): Promise<{ ref: UploadRef }>;
+
+/** A tile source for OpenSeadragon 4 or later: `viewer.open(await tileSource(ref, 1))`. */
+export interface TileSource {
+  width: number;
+  height: number;
+  tileSize: number;
+  tileOverlap: number;
+  minLevel: number;
+  maxLevel: number;
+  getTileUrl(level: number, column: number, row: number): string;
+  downloadTileStart(job: unknown): void;
+  downloadTileAbort(job: unknown): void;
+}
+
+/**
+ * Reads the sheet's `.dzi`. The tiles are loaded with the ticket in a header.
+ *
+ * @throws {Problem} The sheet is not ready, or the server was not reached.
+ */
+export function tileSource(ref: UploadRef, sheet: number, options?: Place & ReadAccess & { signal?: AbortSignal }): Promise<TileSource>;
+
+/** The address of a thumbnail for an `<img>`, with the ticket in it. Another origin's `<img>` needs `crossorigin="anonymous"`. */
+export function thumbnail(ref: UploadRef, sheet: number, options?: Place & ReadAccess): Promise<string>;
+/** The thumbnail itself: for when the ticket in an address has expired, and for access by a token. */
+export function thumbnailBlob(ref: UploadRef, sheet: number, options?: Place & ReadAccess & { signal?: AbortSignal }): Promise<Blob>;
+
+export function isFinal(status: UploadStatus): boolean;
+/** The ids of a path with `length` ids; null when it is malformed. */
+export function parsePath(text: string, length: number): string[] | null;
+export function uploadsUrl(plan: PlanRef, options?: Place): string;
+export function uploadUrl(ref: UploadRef, options?: Place): string;
+export function thumbnailUrl(ref: UploadRef, sheet: number, options?: Place): string;
+export function descriptorUrl(ref: UploadRef, sheet: number, options?: Place): string;
+/** With `{z}` for the level, `{x}` for the column and `{y}` for the row. */
+export function tileUrlTemplate(ref: UploadRef, sheet: number, options?: Place): string;

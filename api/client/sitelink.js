@@ -1,0 +1,696 @@
+// A client of SiteLink for browsers, Node.js and React Native, in one module without dependencies: sends a plan, follows its progress, and gives
+// its sheets to OpenSeadragon. What each option means is written in sitelink.d.ts.
+//
+// 1. Streams are read by fetch, not by EventSource: EventSource cannot send a ticket in a header, hides the status of a refused answer, and does
+//    not show the server's heartbeat.
+// 2. A browser has six connections to an HTTP/1.1 server, for all its tabs together, and a stream holds one for hours. So all tabs of an origin
+//    share one stream. One visible tab holds it, and relays its events to the tabs that show the same upload. Every other tab polls the status,
+//    a hidden tab seldom.
+// 3. React Native has no streams in its fetch, no import.meta and no async generators: none of them is needed here.
+
+const FIRST_BYTE_MS = 12_000; // the server sends something within 6 s
+const SILENCE_MS = 40_000; // the server sends a heartbeat every 15 s
+const WAIT_S = 25;
+const REQUEST_MS = 30_000;
+const POLL_MS = 2000;
+const HIDDEN_POLL_MS = 15_000; // of a hidden tab a person sees the title only
+const NEXT_POLL_MS = 1000; // after a change: there may be many a second
+const RELAY_FRESH_MS = 5000;
+const BACK_OFF_MS = [1000, 2000, 4000, 8000, 15_000, 30_000];
+const STREAM_LOCK = "sitelink stream";
+const ID = /^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$/;
+
+/** A refused or failed request: the problem's `type`, and a sentence. Status 0 means that no answer came. */
+export class Problem extends Error {
+  constructor(type, detail, status) {
+    super(detail);
+    this.name = "Problem";
+    this.type = type;
+    this.status = status;
+  }
+
+  /** Whether the same request may succeed later. */
+  get transient() {
+    return this.status === 0 || this.status >= 500 || this.status === 408 || this.status === 429;
+  }
+
+  static from(status, text) {
+    try {
+      const problem = JSON.parse(text);
+      return new Problem(String(problem.type), String(problem.detail ?? problem.title), status);
+    } catch {
+      return new Problem(`HTTP ${status}`, "The server gave an answer that this client does not understand.", status);
+    }
+  }
+
+  static get noConnection() {
+    return new Problem("NoConnection", "No answer came from the server.", 0);
+  }
+}
+
+export function isFinal(status) {
+  return status !== "queued" && status !== "processing";
+}
+
+// Addresses
+
+/** The ids in `organization/project/plan` or `organization/project/plan/upload`; null when their number or the form of one is wrong. */
+export function parsePath(text, length) {
+  const ids = String(text).split("/");
+  return ids.length === length && ids.every((id) => ID.test(id)) ? ids : null;
+}
+
+function idsOf(text, form) {
+  const ids = parsePath(text, form.split("/").length);
+  if (!ids) throw new Problem("BadReference", `“${String(text).slice(0, 200)}” does not have the form ${form}.`, 400);
+  return ids;
+}
+
+export function uploadsUrl(plan, { server = "" } = {}) {
+  const [organization, project, name] = idsOf(plan, "organization/project/plan");
+  return `${server.replace(/\/+$/, "")}/v1/organizations/${organization}/projects/${project}/plans/${name}/uploads`;
+}
+
+export function uploadUrl(ref, { server = "" } = {}) {
+  const ids = idsOf(ref, "organization/project/plan/upload");
+  return `${uploadsUrl(ids.slice(0, 3).join("/"), { server })}/${ids[3]}`;
+}
+
+export const thumbnailUrl = (ref, sheet, options) => `${uploadUrl(ref, options)}/sheets/sheet-${sheet}/thumbnail.jpeg`;
+export const descriptorUrl = (ref, sheet, options) => `${uploadUrl(ref, options)}/sheets/sheet-${sheet}/tiles/sheet-${sheet}.dzi`;
+export const tileUrlTemplate = (ref, sheet, options) => `${descriptorUrl(ref, sheet, options).slice(0, -4)}_files/{z}/{x}_{y}.jpeg`;
+
+// Requests
+
+/** A ticket or token: given once, or by a function that is asked again when the server refuses its last answer. */
+class Credential {
+  #ask;
+  #header;
+  #value = null;
+  #asking = null;
+
+  constructor(source, header) {
+    this.#ask = typeof source === "function" ? source : null;
+    if (!this.#ask) this.#value = source ?? null;
+    this.#header = header;
+  }
+
+  /** The ticket or token; null without one. */
+  async value() {
+    if (this.#ask && this.#value === null) {
+      this.#asking ??= this.#fresh().finally(() => {
+        this.#asking = null;
+      });
+      await this.#asking;
+    }
+    return this.#value;
+  }
+
+  headers(value) {
+    return value === null ? {} : this.#header(value);
+  }
+
+  /** After the server has refused a value, or said that it has expired: whether another one may be had. */
+  discard(refused = this.#value) {
+    if (!this.#ask) return false;
+    if (this.#value === refused) this.#value = null;
+    return true;
+  }
+
+  async #fresh() {
+    try {
+      this.#value = (await this.#ask()) ?? null;
+    } catch (error) {
+      throw error instanceof Problem ? error : new Problem("NoTicket", `No ticket or token could be had: ${error?.message ?? error}`, 0);
+    }
+  }
+}
+
+const credentials = new WeakMap(); // a function's credential of each upload, so that watch() and every tileSource() share one ticket
+
+function credentialOf({ ticket, token } = {}, ref = "") {
+  const source = ticket ?? token;
+  const header = ticket === undefined ? (value) => ({ Authorization: `Bearer ${value}` }) : (value) => ({ "SiteLink-Ticket": value });
+  if (typeof source !== "function") return new Credential(source, header);
+  if (!credentials.has(source)) credentials.set(source, new Map());
+  const known = credentials.get(source);
+  if (!known.has(ref)) known.set(ref, new Credential(() => source(ref), header));
+  return known.get(ref);
+}
+
+/** Makes one controller's signal follow others; the returned function ends that. */
+function follow(controller, ...signals) {
+  const abort = () => controller.abort();
+  const followed = signals.filter(Boolean);
+  for (const signal of followed) {
+    if (signal.aborted) abort();
+    signal.addEventListener("abort", abort);
+  }
+  return () => followed.forEach((signal) => signal.removeEventListener("abort", abort));
+}
+
+/** Sends a request; with a new ticket or token again when the first is refused. */
+async function send(credential, url, { headers = {}, ...options } = {}) {
+  for (let attempt = 1; ; attempt++) {
+    const value = await credential.value();
+    let response;
+    try {
+      response = await fetch(url, { ...options, headers: { ...headers, ...credential.headers(value) } });
+    } catch (error) {
+      throw options.signal?.aborted ? error : Problem.noConnection;
+    }
+    if (response.status !== 401 || attempt === 2 || !credential.discard(value)) return response;
+    await response.text().catch(() => ""); // gives the connection back
+  }
+}
+
+/** The answer's status, ETag and text, within a time. */
+async function read(credential, url, { signal, timeoutMs = REQUEST_MS, ...options } = {}) {
+  const controller = new AbortController();
+  const unfollow = follow(controller, signal);
+  const timer = setTimeout(() => controller.abort(), timeoutMs);
+  try {
+    const response = await send(credential, url, { ...options, signal: controller.signal });
+    const text = await response.text();
+    if (!response.ok && response.status !== 304) throw Problem.from(response.status, text);
+    return { status: response.status, etag: response.headers.get("ETag"), text };
+  } catch (error) {
+    if (signal?.aborted) throw signal.reason ?? error;
+    throw error instanceof Problem ? error : Problem.noConnection;
+  } finally {
+    clearTimeout(timer);
+    unfollow();
+  }
+}
+
+async function act(method, url, options, ref) {
+  const { text } = await read(credentialOf({ token: options?.token }, ref), url, { method });
+  return JSON.parse(text);
+}
+
+export const cancel = (ref, options) => act("POST", `${uploadUrl(ref, options)}/cancel`, options, ref);
+export const remove = (ref, options) => act("DELETE", uploadUrl(ref, options), options, ref);
+export const retry = (ref, sheet, options) => act("POST", `${uploadUrl(ref, options)}/sheets/${sheet}/retry`, options, ref);
+
+export async function status(ref, options = {}) {
+  const { text } = await read(credentialOf(options, ref), uploadUrl(ref, options), { signal: options.signal, cache: "no-cache" });
+  return JSON.parse(text);
+}
+
+// Upload
+
+export async function upload(file, { server, to, name = file.name ?? "plan.pdf", options = {}, idempotencyKey, token, onProgress, signal } = {}) {
+  const query = Object.entries({ filename: name, ...options }).map(([key, value]) => `${key}=${encodeURIComponent(value)}`);
+  const url = `${uploadsUrl(to, { server })}?${query.join("&")}`;
+  const credential = credentialOf({ token });
+  const headers = { "Content-Type": "application/pdf", ...(idempotencyKey ? { "Idempotency-Key": idempotencyKey } : {}) };
+  for (let attempt = 1; ; attempt++) {
+    const value = await credential.value();
+    const answer = await sendFile(url, file, { ...headers, ...credential.headers(value) }, onProgress ?? (() => {}), signal);
+    if (answer.status >= 200 && answer.status < 300) return JSON.parse(answer.text);
+    if (answer.status !== 401 || attempt === 2 || !credential.discard(value)) throw Problem.from(answer.status, answer.text);
+  }
+}
+
+function abortError(signal) {
+  return signal.reason ?? Object.assign(new Error("The upload was stopped."), { name: "AbortError" });
+}
+
+/** By XMLHttpRequest where there is one, because fetch does not report the bytes that are sent. */
+async function sendFile(url, file, headers, onProgress, signal) {
+  if (signal?.aborted) throw abortError(signal);
+  if (typeof XMLHttpRequest === "undefined") {
+    try {
+      onProgress(0, file.size);
+      const response = await fetch(url, { method: "POST", headers, body: file, signal });
+      const text = await response.text();
+      onProgress(file.size, file.size);
+      return { status: response.status, text };
+    } catch {
+      throw signal?.aborted ? abortError(signal) : Problem.noConnection;
+    }
+  }
+  const xhr = new XMLHttpRequest();
+  const abort = () => xhr.abort();
+  signal?.addEventListener("abort", abort);
+  try {
+    return await new Promise((resolve, reject) => {
+      xhr.upload.onprogress = (event) => onProgress(event.loaded, event.total);
+      xhr.onload = () => resolve({ status: xhr.status, text: xhr.responseText });
+      xhr.onerror = () => reject(Problem.noConnection);
+      xhr.onabort = () => reject(abortError(signal));
+      xhr.open("POST", url);
+      for (const [name, value] of Object.entries(headers)) xhr.setRequestHeader(name, value);
+      xhr.send(file);
+    });
+  } finally {
+    signal?.removeEventListener("abort", abort);
+  }
+}
+
+// Progress
+
+export function watch(ref, options = {}) {
+  return new Watching(ref, options);
+}
+
+const now = () => Date.now();
+const hasDocument = () => typeof document !== "undefined" && typeof document.addEventListener === "function";
+const isHidden = () => hasDocument() && document.hidden;
+
+/** Resolves after a time, or as soon as the signal is aborted. */
+function pause(milliseconds, signal) {
+  return new Promise((resolve) => {
+    if (signal.aborted) return resolve();
+    const done = () => {
+      clearTimeout(timer);
+      signal.removeEventListener("abort", done);
+      resolve();
+    };
+    const timer = setTimeout(done, milliseconds);
+    signal.addEventListener("abort", done);
+  });
+}
+
+/** Splits a stream's text into events: https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation. */
+class EventParser {
+  #rest = "";
+  #name = "";
+  #data = [];
+
+  /** The events that this piece of text completes. */
+  push(text) {
+    const lines = (this.#rest + text).split(/\r\n|\n|\r(?!$)/);
+    this.#rest = lines.pop();
+    const events = [];
+    for (const line of lines) {
+      if (line === "") {
+        if (this.#data.length) events.push({ name: this.#name || "message", data: this.#data.join("\n") });
+        this.#name = "";
+        this.#data = [];
+        continue;
+      }
+      const [, field, value] = /^([^:]*)(?:: ?(.*))?$/s.exec(line);
+      if (field === "event") this.#name = value ?? "";
+      else if (field === "data") this.#data.push(value ?? "");
+    }
+    return events;
+  }
+}
+
+/**
+ * The states of one upload, as an async iterator. Its own loop works in turns. A turn ends when the connection is lost, when the tab is hidden or
+ * shown, or when somebody calls wake(); the next one resumes at the version that is known.
+ */
+class Watching {
+  #ref;
+  #url;
+  #credential;
+  #options;
+  #head = null;
+  #sheets = new Map();
+  #etag = null;
+  #changed = new Set(); // numbers of the sheets that are new or different since the last state that was taken
+  #warning;
+  #fresh = false; // whether there is a state that was not taken
+  #isOver = false; // whether the last state is known
+  #isDone = false; // whether the iterator has ended
+  #error = null;
+  #takers = [];
+  #started = false;
+  #turn = null;
+  #failures = 0;
+  #streamsAreBlocked = false;
+  #checkStatus = true;
+  #relayedAt = -Infinity; // the time of the last event from another tab
+  #channel = null;
+  #connection = null;
+  #onReturn = (event) => {
+    if (this.#head && (event.type !== "pageshow" || event.persisted)) this.wake(); // a page that has just loaded needs no wake-up
+  };
+  #onStop = () => this.#stop();
+
+  constructor(ref, options) {
+    this.#ref = ref;
+    this.#url = uploadUrl(ref, options);
+    this.#options = options;
+    this.#credential = credentialOf(options, ref);
+  }
+
+  [Symbol.asyncIterator]() {
+    return this;
+  }
+
+  next() {
+    this.#start();
+    return new Promise((resolve, reject) => {
+      this.#takers.push({ resolve, reject });
+      this.#give();
+    });
+  }
+
+  return() {
+    this.#stop();
+    return Promise.resolve({ value: undefined, done: true });
+  }
+
+  wake() {
+    this.#checkStatus = true;
+    this.#streamsAreBlocked = false;
+    this.#failures = 0;
+    this.#turn?.abort();
+  }
+
+  #start() {
+    if (this.#started || this.#isDone) return;
+    this.#started = true;
+    const { signal } = this.#options;
+    if (signal?.aborted) return this.#stop();
+    signal?.addEventListener("abort", this.#onStop);
+    if (hasDocument()) {
+      document.addEventListener("visibilitychange", this.#onReturn);
+      for (const type of ["online", "pageshow"]) addEventListener(type, this.#onReturn);
+      this.#channel = new BroadcastChannel(`sitelink ${this.#url}`);
+      this.#channel.onmessage = ({ data }) => this.#receiveFromTab(data);
+    }
+    this.#run();
+  }
+
+  #stop() {
+    if (this.#isDone) return;
+    this.#isDone = true;
+    this.#fresh = false;
+    this.#release();
+    this.#give();
+  }
+
+  #release() {
+    this.#turn?.abort();
+    this.#channel?.close();
+    this.#channel = null;
+    this.#options.signal?.removeEventListener("abort", this.#onStop);
+    if (!hasDocument()) return;
+    document.removeEventListener("visibilitychange", this.#onReturn);
+    for (const type of ["online", "pageshow"]) removeEventListener(type, this.#onReturn);
+  }
+
+  /** Hands the newest state to whoever waits for it. */
+  #give() {
+    while (this.#takers.length) {
+      if (this.#fresh) {
+        this.#fresh = false;
+        this.#takers.shift().resolve({ value: this.#state(), done: false });
+        if (this.#isOver) this.#isDone = true;
+      } else if (this.#error) {
+        const error = this.#error;
+        this.#error = null;
+        this.#isDone = true;
+        this.#takers.shift().reject(error);
+      } else if (this.#isDone) {
+        this.#takers.shift().resolve({ value: undefined, done: true });
+      } else {
+        return;
+      }
+    }
+  }
+
+  #state() {
+    const changed = [...this.#changed].filter((number) => this.#sheets.has(number));
+    this.#changed.clear();
+    const sheets = [...this.#sheets.values()].sort((one, other) => one.number - other.number);
+    return { ...this.#head, sheets, changed: changed.map((number) => this.#sheets.get(number)), ended: this.#isOver };
+  }
+
+  #publish() {
+    this.#fresh = true;
+    this.#give();
+  }
+
+  #tell(connection) {
+    if (this.#isDone || connection === this.#connection || this.#connection === "ended") return;
+    this.#connection = connection;
+    this.#options.onConnection?.(connection);
+  }
+
+  #end() {
+    if (this.#isOver || this.#isDone) return;
+    this.#isOver = true;
+    this.#tell("ended");
+    this.#release();
+    this.#publish();
+  }
+
+  async #run() {
+    while (!this.#isOver && !this.#isDone) {
+      const turn = new AbortController();
+      this.#turn = turn;
+      try {
+        await this.#takeTurn(turn.signal);
+      } catch (error) {
+        if (turn.signal.aborted) continue;
+        if (!(error instanceof Problem && error.transient)) {
+          this.#release();
+          this.#error = error;
+          this.#give();
+          return;
+        }
+        this.#tell(this.#failures || !this.#head ? "unreachable" : "reconnecting");
+        const wait = BACK_OFF_MS[Math.min(this.#failures++, BACK_OFF_MS.length - 1)];
+        await pause(wait * (0.75 + Math.random() / 2), turn.signal); // a server that comes back is not asked by everybody at once
+      } finally {
+        turn.abort();
+      }
+    }
+  }
+
+  async #takeTurn(signal) {
+    if (this.#checkStatus) {
+      await this.#fetchStatus(signal); // only the status has the file's name and size
+      this.#checkStatus = false;
+    }
+    if (this.#isOver) return;
+    if (isHidden()) await this.#poll(signal);
+    else if (hasDocument() && navigator.locks) await this.#share(signal);
+    // Browsers offer locks to secure origins only (https, and http on loopback). Elsewhere each visible tab has its own stream.
+    else await this.#stream(signal);
+  }
+
+  /** Polls until no other tab holds the stream, then holds it until this turn ends. */
+  async #share(signal) {
+    const turn = new AbortController();
+    const polling = new AbortController();
+    const unfollow = [follow(turn, signal), follow(polling, signal)];
+    try {
+      const streaming = navigator.locks.request(STREAM_LOCK, { signal: turn.signal }, () => {
+        polling.abort();
+        return this.#stream(turn.signal);
+      });
+      streaming.catch(() => {}); // it is aborted when the polling ends first
+      await Promise.race([streaming, this.#poll(polling.signal).then(() => (polling.signal.aborted ? streaming : undefined))]);
+    } finally {
+      turn.abort();
+      for (const end of unfollow) end();
+    }
+  }
+
+  /** Without a stream: fetches the status after a while, unless the tab that holds the stream has relayed an event lately. */
+  async #poll(signal) {
+    while (!this.#isOver) {
+      await pause(isHidden() ? HIDDEN_POLL_MS : POLL_MS, signal);
+      if (signal.aborted) return;
+      if (now() - this.#relayedAt <= RELAY_FRESH_MS) continue;
+      try {
+        await this.#fetchStatus(signal);
+      } catch (error) {
+        if (signal.aborted) return;
+        throw error;
+      }
+    }
+  }
+
+  /**
+   * Where streams do not get through: the server holds each answer back until there is a change, and sends only the sheets that changed. A server
+   * that answers at once is asked seldom.
+   */
+  async #longPoll(signal) {
+    while (!this.#isOver && !signal.aborted) {
+      const asked = now();
+      const isNewer = await this.#fetchStatus(signal, WAIT_S);
+      await pause((isNewer ? NEXT_POLL_MS : POLL_MS) - (now() - asked), signal);
+    }
+  }
+
+  async #stream(signal) {
+    if (this.#streamsAreBlocked || this.#options.transport === "poll") return this.#longPoll(signal);
+    const reading = new AbortController();
+    const unfollow = follow(reading, signal);
+    let timer;
+    let isSilent = false;
+    let hasSpoken = false;
+    const expectBytes = (milliseconds) => {
+      clearTimeout(timer);
+      timer = setTimeout(() => {
+        isSilent = true;
+        reading.abort();
+      }, milliseconds);
+    };
+    try {
+      expectBytes(FIRST_BYTE_MS);
+      const url = `${this.#url}/events?after=${this.#head.version}`;
+      const response = await send(this.#credential, url, { signal: reading.signal, cache: "no-store", headers: { Accept: "text/event-stream" } });
+      if (response.status === 204) {
+        await this.#fetchStatus(signal);
+        return undefined;
+      }
+      if (!response.ok) throw Problem.from(response.status, await response.text());
+      if (!response.body?.getReader) {
+        this.#streamsAreBlocked = true;
+        return undefined;
+      }
+      const reader = response.body.getReader();
+      const decoder = new TextDecoder();
+      const parser = new EventParser();
+      for (;;) {
+        const { done, value } = await reader.read();
+        if (done) break;
+        hasSpoken = true;
+        this.#failures = 0;
+        this.#tell("live");
+        expectBytes(SILENCE_MS);
+        for (const event of parser.push(decoder.decode(value, { stream: true }))) {
+          if (event.name === "expired") {
+            if (this.#credential.discard()) return undefined; // the next turn has a new ticket
+            throw Problem.noConnection;
+          }
+          this.#receive(event);
+          if (this.#isOver) return undefined;
+        }
+      }
+    } catch (error) {
+      if (signal.aborted) throw error;
+      if (!isSilent) throw error instanceof Problem ? error : Problem.noConnection;
+    } finally {
+      clearTimeout(timer);
+      reading.abort();
+      unfollow();
+    }
+    if (!isSilent) throw Problem.noConnection; // the server ends a stream only after an event that says so, or when it stops
+    this.#tell("checking");
+    const isNewer = await this.#fetchStatus(signal);
+    // The server answers. So something between keeps the stream's events back, if there was one to send.
+    if (!hasSpoken || isNewer) this.#streamsAreBlocked = true;
+    return undefined;
+  }
+
+  #receive({ name, data }) {
+    if (name !== "snapshot" && name !== "change" && name !== "end") return;
+    const document = JSON.parse(data);
+    this.#channel?.postMessage({ name, document, since: this.#head.version });
+    this.#take(name, document);
+  }
+
+  #take(name, document) {
+    this.#merge(document, { isWhole: name !== "change", isLast: name === "end" });
+  }
+
+  /** Takes an event that another tab relays; `since` is the version to which the event's changes apply. */
+  async #receiveFromTab({ name, document, since }) {
+    if (!this.#head || this.#isOver || this.#isDone) return;
+    this.#relayedAt = now();
+    if (name !== "change" || this.#head.version >= since) this.#take(name, document);
+    else await this.#fetchStatus(this.#turn.signal).catch(() => {}); // this tab lacks the version that the event changes
+    this.#tell("live");
+  }
+
+  /** Fetches the status, or waits some seconds for a newer one; returns whether it is newer than the known one. */
+  async #fetchStatus(signal, waitS = 0) {
+    const isBrowser = hasDocument(); // its cache asks with the ETag by itself
+    const answer = await read(this.#credential, waitS ? `${this.#url}?after=${this.#head.version}&wait=${waitS}&changes=true` : this.#url, {
+      signal,
+      timeoutMs: REQUEST_MS + waitS * 1000,
+      cache: "no-cache",
+      headers: !isBrowser && this.#etag ? { "If-None-Match": this.#etag } : {},
+    });
+    this.#failures = 0;
+    let isNewer = false;
+    if (answer.status === 200) {
+      if (answer.etag) this.#etag = answer.etag;
+      const document = JSON.parse(answer.text);
+      isNewer = document.version !== this.#head?.version;
+      this.#merge(document, { isWhole: waitS === 0, isLast: isFinal(document.status) });
+    }
+    this.#tell("live");
+    return isNewer;
+  }
+
+  #merge(document, { isWhole, isLast }) {
+    if (this.#isDone || this.#isOver || (this.#head && document.version < this.#head.version)) return; // an event was faster
+    const { sheets, ...head } = document;
+    const isKnown = document.version === this.#head?.version && (document.warning ?? null) === this.#warning;
+    this.#head = { ...this.#head, ...head }; // events lack the file's name and size
+    this.#warning = document.warning ?? null;
+    if (isWhole) {
+      const present = new Set(sheets.map((sheet) => sheet.number));
+      for (const number of this.#sheets.keys()) if (!present.has(number)) this.#sheets.delete(number);
+    }
+    for (const sheet of sheets) {
+      if (this.#sheets.get(sheet.number)?.version === sheet.version) continue;
+      this.#sheets.set(sheet.number, sheet);
+      this.#changed.add(sheet.number);
+    }
+    if (isLast) this.#end();
+    else if (!isKnown) this.#publish();
+  }
+}
+
+// Tiles
+
+export async function tileSource(ref, sheet, options = {}) {
+  const credential = credentialOf(options, ref);
+  const { text } = await read(credential, descriptorUrl(ref, sheet, options), { signal: options.signal, cache: "no-cache" });
+  const attribute = (name) => new RegExp(`\\s${name}="([^"]+)"`).exec(text)?.[1];
+  const [width, height, tileSize, tileOverlap] = ["Width", "Height", "TileSize", "Overlap"].map((name) => Number(attribute(name)));
+  const format = attribute("Format");
+  if (!(width && height && tileSize && format)) throw new Problem("DamagedRecord", "The sheet's .dzi cannot be read.", 200);
+  const folder = `${descriptorUrl(ref, sheet, options).slice(0, -4)}_files`;
+  const downloads = new WeakMap();
+  return {
+    width,
+    height,
+    tileSize,
+    tileOverlap,
+    minLevel: 0,
+    maxLevel: Math.ceil(Math.log2(Math.max(width, height))),
+    getTileUrl: (level, column, row) => `${folder}/${level}/${column}_${row}.${format}`,
+    /** Called by OpenSeadragon. A new ticket changes no tile's address, so no tile is loaded or drawn again. */
+    downloadTileStart(job) {
+      const download = new AbortController();
+      downloads.set(job, download);
+      loadBlob(credential, job.src, download.signal).then(
+        (blob) => job.finish(blob, null, "rasterBlob"),
+        (error) => download.signal.aborted || job.fail(error.message, null),
+      );
+    },
+    downloadTileAbort(job) {
+      downloads.get(job)?.abort();
+    },
+  };
+}
+
+async function loadBlob(credential, url, signal) {
+  const response = await send(credential, url, { signal });
+  if (!response.ok) throw Problem.from(response.status, await response.text());
+  return response.blob();
+}
+
+/** A thumbnail's address with the ticket in it, for an <img>, which sends no header. */
+export async function thumbnail(ref, sheet, options = {}) {
+  const url = thumbnailUrl(ref, sheet, options);
+  const ticket = options.ticket === undefined ? null : await credentialOf(options, ref).value();
+  return ticket === null ? url : `${url}?ticket=${encodeURIComponent(ticket)}`;
+}
+
+/** The thumbnail itself, with a new ticket if the first is refused. */
+export function thumbnailBlob(ref, sheet, options = {}) {
+  return loadBlob(credentialOf(options, ref), thumbnailUrl(ref, sheet, options), options.signal);
+}

@@ -18,6 +18,7 @@ from api.http.counters import MemoryCounters
 from api.http.limits import RateLimits
 from api.settings import ApiSettings
 from tests.unit.api_fakes import BASE, PATH, PDF, REF, URL, FakeTemporal, RawRequest, Upstream, accept, snapshot
+from tests.unit.api_server import RawConnection, serving
 from tests.waiting import until_async
 
 EVENT_SOURCE = {"Accept": "text/event-stream"}
@@ -188,3 +189,26 @@ async def test_counters_are_bounded_and_end() -> None:
     for _ in range(60):
         await counters.incr("c", 60)
     assert len(counters) == 1
+
+
+@pytest.mark.parametrize(("proxies", "status"), [(("127.0.0.0/8", "192.0.2.66"), b"200"), (("192.0.2.66",), b"429")])
+async def test_only_listed_proxies_name_the_address(
+    bucket: Bucket, temporal: FakeTemporal, proxies: tuple[str, ...], status: bytes
+) -> None:
+    """An address that anybody else writes into X-Forwarded-For does not count, nor does one that a client wrote before the proxy."""
+    app = create_app(bucket, temporal.connect, ApiSettings(BucketSettings("file:///unused"), limit_address="1/hour"))
+    answers = []
+    async with serving(app, proxies=proxies) as port:
+        for number in (1, 2):
+            forwarded = f"X-Forwarded-For: 203.0.113.9, 198.51.100.{number}, 192.0.2.66"
+            head = f"GET / HTTP/1.1\r\nHost: localhost\r\n{forwarded}\r\nConnection: close\r\n\r\n"
+            answers.append((await (await RawConnection.open(port, head)).rest()).split()[1])
+    assert answers == [b"200", status]
+
+
+@pytest.mark.parametrize("text", ["*", "a-proxy", "10.0.0.1/8", ","])
+def test_unusable_proxy_is_refused_by_name(text: str) -> None:
+    """Above all not every address: then every client would choose its own."""
+    with pytest.raises(ValueError, match="SITELINK_PROXIES"):
+        ApiSettings.from_env({"SITELINK_PROXIES": text})
+    assert ApiSettings.from_env({"SITELINK_PROXIES": "10.0.0.0/8, ::1"}).proxies == ("10.0.0.0/8", "::1")

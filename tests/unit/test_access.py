@@ -309,3 +309,13 @@ def test_deep_is_recognized_however_it_is_written() -> None:
         assert policy.scope_for(query) is Scope.OPERATE
     assert policy.scope_for(b"deep=false") is Scope.READ
     assert PUBLIC.scope_for(b"deep") is None
+
+
+async def test_expiry_beyond_every_clock_is_taken(client: httpx2.AsyncClient) -> None:
+    """By every route: a number with 400 digits is no error of the server."""
+    headers = bearer(token(exp=10**400))
+    for method, path in (("GET", UPLOADS), ("GET", f"{UPLOAD}/events"), ("POST", f"{UPLOAD}/tickets"), ("POST", "/v1/session")):
+        answer = await client.request(method, path_of(path).replace(MINE.upload, ABSENT), headers=headers)
+        assert answer.status_code < 500, path
+    assert "Max-Age=" in answer.headers["set-cookie"]
+    assert len(answer.headers["set-cookie"]) < 1000

@@ -6,7 +6,7 @@ from ipaddress import ip_network
 from typing import Self
 
 from activities.bucket.location import BucketSettings
-from activities.environment import whole_number
+from activities.environment import secret, whole_number
 from api.access.settings import AccessSettings, Mode
 from api.addresses import is_loopback
 from api.r2.settings import PushSettings
@@ -87,7 +87,7 @@ class ApiSettings:
             proxies=tuple(map(str.strip, (environ.get("SITELINK_PROXIES") or ",".join(cls.proxies)).split(","))),
             limit_address=environ.get("SITELINK_LIMIT_ADDRESS") or cls.limit_address,
             limit_organization=environ.get("SITELINK_LIMIT_ORGANIZATION") or cls.limit_organization,
-            limits_storage=environ.get("SITELINK_LIMITS_STORAGE") or "memory://",
+            limits_storage=secret(environ, "SITELINK_LIMITS_STORAGE") or "memory://",
             push=PushSettings.from_env(environ),
             access=AccessSettings.from_env(environ),
         )

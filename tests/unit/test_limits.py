@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -212,3 +213,10 @@ def test_unusable_proxy_is_refused_by_name(text: str) -> None:
     with pytest.raises(ValueError, match="SITELINK_PROXIES"):
         ApiSettings.from_env({"SITELINK_PROXIES": text})
     assert ApiSettings.from_env({"SITELINK_PROXIES": "10.0.0.0/8, ::1"}).proxies == ("10.0.0.0/8", "::1")
+
+
+def test_store_of_the_limits_may_come_from_a_file(tmp_path: Path) -> None:
+    """As every setting that may hold a password."""
+    file = tmp_path / "store"
+    file.write_text("redis://user:a-password@host\n")
+    assert ApiSettings.from_env({"SITELINK_LIMITS_STORAGE_FILE": str(file)}).limits_storage == "redis://user:a-password@host"

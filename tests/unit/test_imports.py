@@ -108,6 +108,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "api.contract.routes": {"api.access.routes", "api.contract.document", "api.contract.page", "api.http.caching", "starlette"},
     "api.contract.*": CONTRACT,
     "api.http.protocol": {"api.http.problems", "h11", "uvicorn"},
+    "api.http.counters": SERVER_ROOM | {"limits"},
     "api.http.limits": SERVER_ROOM | {"limits"},
     "api.*": SERVER_ROOM,
     "worker.*": {"activities", "workflows", "worker", "temporalio"},

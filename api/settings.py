@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from activities.bucket.location import BucketSettings
-from activities.environment import whole_number
+from activities.environment import secret, whole_number
 from api.access.settings import AccessSettings, Mode
 from api.addresses import is_loopback
 from api.r2.settings import PushSettings
+from workflows.codec import codec_keys
 
 DEFAULT_MAX_FILE_BYTES = 2 << 30
 
@@ -31,6 +32,7 @@ class ApiSettings:
         limits_storage: Where these requests are counted; it may hold a password.
         push: Who may send R2 events.
         access: Who may send all other requests.
+        codec_keys: Encrypt what Temporal stores, as from ``workflows.codec.codec_keys``.
 
     Raises:
         ValueError: A value cannot be used; the message names its variable.
@@ -49,6 +51,7 @@ class ApiSettings:
     limits_storage: str = field(default="memory://", repr=False)
     push: PushSettings = field(default_factory=PushSettings)
     access: AccessSettings = field(default_factory=AccessSettings)
+    codec_keys: tuple[bytes, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         if self.access.mode is Mode.LOOPBACK and not is_loopback(self.host):
@@ -77,7 +80,8 @@ class ApiSettings:
             max_open_uploads=whole_number(environ, "SITELINK_MAX_OPEN_UPLOADS", cls.max_open_uploads, digits_only=True),
             limit_address=environ.get("SITELINK_LIMIT_ADDRESS") or cls.limit_address,
             limit_organization=environ.get("SITELINK_LIMIT_ORGANIZATION") or cls.limit_organization,
-            limits_storage=environ.get("SITELINK_LIMITS_STORAGE") or "memory://",
+            limits_storage=secret(environ, "SITELINK_LIMITS_STORAGE") or "memory://",
             push=PushSettings.from_env(environ),
             access=AccessSettings.from_env(environ),
+            codec_keys=codec_keys(environ),
         )

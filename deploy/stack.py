@@ -40,6 +40,8 @@ Say = Callable[[str], None]
 SECRETS = {
     "SITELINK_JWT_SECRET": ("api",),
     "SITELINK_TICKET_SECRET": ("api",),
+    "SITELINK_LIMITS_STORAGE": ("api",),
+    "SITELINK_CODEC_KEY": ("api", "worker-workflow", "worker-tile", "r2-events", "temporal-ui"),
     "SITELINK_EVENTS_SECRET": ("api",),
     "SITELINK_EVENTS_TOKEN": ("r2-events",),
     "AWS_SECRET_ACCESS_KEY": ("api", "worker-tile", "r2-events"),

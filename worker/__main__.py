@@ -6,12 +6,14 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Sequence
 
 from activities.errors import SiteLinkError, TemporalUnavailable
 from activities.logs import set_up
 from activities.scratch import ScratchInUse
 from worker.app import run_tile_role, run_workflow_role
 from worker.settings import WorkerSettings
+from workflows.codec import codec_keys
 from workflows.connection import connect
 
 NICENESS = 10
@@ -20,12 +22,12 @@ NICENESS = 10
 logger = logging.getLogger("worker")
 
 
-async def _run(role: str, settings: WorkerSettings) -> None:
+async def _run(role: str, settings: WorkerSettings, keys: Sequence[bytes]) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     try:
-        client = await connect(lazy=False)
+        client = await connect(keys, lazy=False)
     except RuntimeError as error:
         raise TemporalUnavailable(str(error)) from error
     logger.info("%s worker runs", role)
@@ -54,7 +56,7 @@ def main() -> int:
         settings = WorkerSettings.from_env(os.environ)
         if role == "tile":
             os.nice(NICENESS)
-        asyncio.run(_run(role, settings))
+        asyncio.run(_run(role, settings, codec_keys(os.environ)))
     except TemporalUnavailable as error:
         logger.error("Temporal is not reached: %s", error)
         return 3

@@ -47,7 +47,7 @@ SECRETS = {
     "SITELINK_EVENTS_SECRET": ("api",),
     "SITELINK_EVENTS_TOKEN": ("r2-events",),
     "AWS_SECRET_ACCESS_KEY": ("api", "worker-tile", "r2-events"),
-    "SITELINK_TOKEN": (),
+    "SITELINK_TOKEN": ("sitelink",),
 }
 """The processes that need a secret; no other process gets it."""
 

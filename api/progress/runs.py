@@ -259,7 +259,8 @@ async def _naming_failures(timeout_s: float | None) -> AsyncIterator[None]:
         raise _silent_temporal_error() from error
     except PayloadUnreadable as error:
         logger.warning("what Temporal answers cannot be read: %s", error)
-        raise TemporalUnavailable(f"{error.type}: {error}") from error
+        msg = f"{error.type}: what Temporal answers cannot be decrypted; the log says why"
+        raise TemporalUnavailable(msg) from error
     except RuntimeError as error:
         if not str(error).startswith(_CONNECT_FAILURE):
             raise

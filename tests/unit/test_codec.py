@@ -1,7 +1,6 @@
 """The codec of what Temporal stores, and its server below the API."""
 
 import base64
-import json
 import logging
 from collections.abc import Sequence
 
@@ -14,9 +13,10 @@ from temporalio.exceptions import ApplicationError
 from activities.bucket.location import BucketSettings
 from activities.bucket.storage import Bucket
 from activities.errors import PayloadUnreadable
+from api.access.settings import AccessSettings
 from api.app import create_app
 from api.settings import ApiSettings
-from tests.unit.api_fakes import FakeTemporal, client_of
+from tests.unit.api_fakes import PATH, REF, FakeTemporal, accept, client_of
 from workflows.codec import Codec, codec_keys, data_converter
 
 OLD, NEW, OTHER = (bytes([number]) * 32 for number in (1, 2, 3))
@@ -125,14 +125,27 @@ async def test_codec_server_answers_as_temporal_asks(bucket: Bucket, temporal: F
 
 async def test_progress_without_the_key_is_a_warning(bucket: Bucket, temporal: FakeTemporal, caplog: pytest.LogCaptureFixture) -> None:
     """The API answers as if Temporal did not, and says in its log which key is missing."""
-    temporal.healthy = PayloadUnreadable("a payload in Temporal is encrypted by the key '0123'")
+    await accept(bucket, REF)
+    temporal.state = PayloadUnreadable("a payload in Temporal is encrypted by the key '0123'")
     app = create_app(bucket, temporal.connect, ApiSettings(BucketSettings("file:///unused")))
     with caplog.at_level(logging.WARNING):
         async with client_of(app) as client:
-            answer = await client.get("/readyz")
-    assert answer.json()["type"] == "TemporalUnavailable"
+            answer = await client.get(PATH)
+    assert (answer.status_code, answer.json()["status"]) == (200, "queued")
+    assert "PayloadUnreadable: " in answer.json()["warning"]
     assert "encrypted by the key '0123'" in caplog.text
-    assert json.loads(answer.content)["detail"].startswith("PayloadUnreadable: ")
+
+
+async def test_ui_of_another_origin_may_use_the_codec_server(bucket: Bucket, temporal: FakeTemporal) -> None:
+    """It sends the headers of a codec server's client from an allowed origin, and from no other."""
+    access = AccessSettings(cors_origins=("https://temporal.example.com",))
+    app = create_app(bucket, temporal.connect, ApiSettings(BucketSettings("file:///unused"), codec_keys=(NEW,), access=access))
+    asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,content-type,x-namespace"}
+    async with client_of(app) as client:
+        for origin, allowed in (("https://temporal.example.com", True), ("https://evil.example", False)):
+            answer = await client.options("/v1/codec/decode", headers={"Origin": origin, **asked})
+            assert answer.is_success is allowed
+            assert (await client.post("/v1/codec/decode", content=b"{}", headers={"Origin": origin})).is_success is allowed
 
 
 async def test_default_converter_reads_what_names_nothing() -> None:

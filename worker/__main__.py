@@ -5,6 +5,7 @@ import asyncio
 import logging
 import os
 import sys
+from collections.abc import Sequence
 
 from activities.errors import SiteLinkError, TemporalUnavailable
 from activities.logs import set_up
@@ -12,6 +13,7 @@ from activities.program import run, stop_request
 from activities.scratch import ScratchInUse
 from worker.app import run_tile_role, run_workflow_role
 from worker.settings import WorkerSettings
+from workflows.codec import codec_keys
 from workflows.connection import connect
 
 NICENESS = 10
@@ -20,10 +22,10 @@ NICENESS = 10
 logger = logging.getLogger("worker")
 
 
-async def _run(role: str, settings: WorkerSettings) -> None:
+async def _run(role: str, settings: WorkerSettings, keys: Sequence[bytes]) -> None:
     stop = stop_request()
     try:
-        client = await connect(lazy=False)
+        client = await connect(keys, lazy=False)
     except RuntimeError as error:
         raise TemporalUnavailable(str(error)) from error
     logger.info("%s worker runs", role)
@@ -52,7 +54,7 @@ def main() -> int:
         settings = WorkerSettings.from_env(os.environ)
         if role == "tile":
             os.nice(NICENESS)
-        asyncio.run(_run(role, settings))
+        asyncio.run(_run(role, settings, codec_keys(os.environ)))
     except TemporalUnavailable as error:
         logger.error("Temporal is not reached: %s", error)
         return 3

@@ -185,9 +185,11 @@ async def _until_gone(request: Request) -> None:
 
 
 @asynccontextmanager
-async def serving(app: ASGIApp) -> AsyncIterator[str]:
-    """Serves an application on a free port of this machine; gives its address."""
-    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=1)
+async def serving(app: ASGIApp, port: int = 0) -> AsyncIterator[str]:
+    """Serves an application on this machine, on a free port unless one is given; gives its address."""
+    config = uvicorn.Config(
+        app, host="127.0.0.1", port=port, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=1
+    )
     server = uvicorn.Server(config)
     task = asyncio.create_task(server.serve())
     await until_async(lambda: server.started or task.done())

@@ -102,7 +102,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "api.r2.pull": SERVER_ROOM | {"httpx2"},
     "api.r2.settings": {"activities.environment", "api.addresses"},
     "api.settings": {"activities.bucket.location", "activities.environment", "api.addresses", "api.access.settings", "api.r2.settings"},
-    "api.contract.schemas": PURE | {"api.r2.events"},
+    "api.contract.schemas": PURE | {"api.access.principal", "api.r2.events"},
     "api.contract.page": {"api.contract.schemas"},
     "api.contract.routes": {"api.access.routes", "api.contract.document", "api.contract.page", "api.http.caching", "starlette"},
     "api.contract.*": CONTRACT,

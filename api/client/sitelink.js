@@ -95,7 +95,7 @@ const HEADERS = {
 function lifetimeMs(value) {
   try {
     const { iat, exp } = JSON.parse(atob(value.split(".")[1].replace(/-/g, "+").replace(/_/g, "/")));
-    return (exp - iat) * 1000;
+    return exp > iat ? (exp - iat) * 1000 : NaN;
   } catch {
     return NaN;
   }

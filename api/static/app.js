@@ -47,6 +47,7 @@ function show(ref, plan) {
     home.show(usable, plan);
   } else {
     $("plan").textContent = "";
+    $("change-plan").hidden = true;
     choose.show();
   }
 }

@@ -4,22 +4,27 @@ import asyncio
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import httpx2
 import pytest
 
 from activities.bucket.keys import UploadRef
+from api.access.tokens import sign
 from api.paths import upload_path
 from deploy.process import free_port
 from deploy.temporal import TemporalServer
 from tests.integration.test_api import ApiProcess, running, streaming
 from tests.unit.api_fakes import BASE, PDF
-from tests.waiting import DEADLINE_S, until
+from tests.waiting import DEADLINE_S, until, until_async
 
 CONFIGURATION = Path(__file__).parents[2] / "deploy" / "nginx" / "sitelink.conf"
 MAX_FILE_BYTES = 100_000
+SECRET = "a secret of one's own backend for the tests"  # noqa: S105 - for tests
+CLAIMS = {"sub": "jo", "org": "acme", "scope": "read write operate"}
+HOST = "plans.example.com"
 MAIN = """
 daemon off;
 pid {directory}/nginx.pid;
@@ -52,15 +57,26 @@ def program() -> str:
 def api(temporal_server: TemporalServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiProcess]:
     """An API process. No worker runs, so nothing happens to an upload until a test asks for it."""
     directory = tmp_path_factory.mktemp("nginx") / "api"
-    with running(directory, temporal_server.address, SITELINK_MAX_FILE_BYTES=str(MAX_FILE_BYTES)) as process:
+    access = {"SITELINK_ACCESS": "jwt", "SITELINK_JWT_SECRET": SECRET, "SITELINK_PUBLIC_HOSTS": HOST}
+    with running(directory, temporal_server.address, SITELINK_MAX_FILE_BYTES=str(MAX_FILE_BYTES), **access) as process:
         yield process
 
 
 @pytest.fixture(scope="module")
-def site(program: str, api: ApiProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def access_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The access log of nginx."""
+    return tmp_path_factory.mktemp("nginx-log") / "access.log"
+
+
+@pytest.fixture(scope="module")
+def site(program: str, api: ApiProcess, access_log: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of nginx. Only the addresses in its configuration are changed."""
     directory, port = tmp_path_factory.mktemp("nginx"), free_port()
-    changes = {"127.0.0.1:8000": f"127.0.0.1:{api.port}", "127.0.0.1:8080": f"127.0.0.1:{port}"}
+    changes = {
+        "127.0.0.1:8000": f"127.0.0.1:{api.port}",
+        "127.0.0.1:8080": f"127.0.0.1:{port}",
+        "/var/log/nginx/sitelink.log": str(access_log),
+    }
     text = CONFIGURATION.read_text()
     for old, new in changes.items():
         assert old in text
@@ -84,6 +100,14 @@ def _answers(url: str, server: subprocess.Popen[bytes], log: Path) -> bool:
         return httpx2.get(url, trust_env=False).status_code == 200
     except httpx2.TransportError:
         return False
+
+
+@pytest.fixture
+async def http() -> AsyncIterator[httpx2.AsyncClient]:
+    """A client with a token."""
+    token = sign(SECRET.encode(), CLAIMS, issuer="sitelink", audience="sitelink", expires_at=int(time.time()) + 3600)
+    async with httpx2.AsyncClient(timeout=120, trust_env=False, headers={"Authorization": f"Bearer {token}"}) as client:
+        yield client
 
 
 async def send(http: httpx2.AsyncClient, site: str) -> UploadRef:
@@ -118,13 +142,25 @@ async def test_refusals_are_the_words_of_the_api(http: httpx2.AsyncClient, site:
     assert f"limit {MAX_FILE_BYTES:,}" in answer.json()["detail"]
 
 
-@pytest.mark.parametrize(
-    ("origin", "status"), [("http://localhost:8080", 202), ("https://evil.example", 403), ("http://localhost.evil.example", 403)]
-)
-async def test_only_the_own_page_may_change_something(http: httpx2.AsyncClient, site: str, origin: str, status: int) -> None:
-    """The API sees its own origin for the page of this server, and that of any other page as it is."""
-    answer = await http.post(f"{site}{BASE.removesuffix('/uploads')}/reconcile".replace("a1", "a2"), headers={"Origin": origin})
-    assert answer.status_code == status
+async def test_only_the_own_page_may_change_something(http: httpx2.AsyncClient, site: str) -> None:
+    """The API sees host and origin as the browser sent them. A session works under the public name, by https."""
+    plan = f"{site}{BASE.removesuffix('/uploads')}"
+    for origin, status in ((site, 202), ("https://evil.example", 403), (site.replace("127.0.0.1", "127.0.0.1.evil.example"), 403)):
+        assert (await http.post(f"{plan}/reconcile", headers={"Origin": origin})).status_code == status
+    begun = await http.post(f"{site}/v1/session", headers={"Host": HOST, "Origin": f"https://{HOST}"})
+    page = {"Cookie": begun.headers["set-cookie"].split(";")[0], "Host": HOST, "Origin": f"https://{HOST}"}
+    async with httpx2.AsyncClient(trust_env=False) as browser:
+        assert (await browser.post(f"{plan}/reconcile", headers=page)).status_code == 202
+        assert (await browser.post(f"{plan}/reconcile", headers=page | {"Origin": "https://evil.example"})).status_code == 403
+
+
+async def test_log_has_no_ticket(http: httpx2.AsyncClient, site: str, access_log: Path) -> None:
+    """Nginx writes no query string."""
+    ticket = (await http.post(f"{site}{BASE.removesuffix('/uploads')}/tickets")).json()["ticket"]
+    async with httpx2.AsyncClient(trust_env=False) as viewer:
+        assert (await viewer.get(site + BASE, params={"ticket": ticket})).status_code == 200
+    await until_async(lambda: f"GET {BASE} 200" in access_log.read_text())
+    assert ticket not in await asyncio.to_thread(access_log.read_text)
 
 
 async def test_one_request_id_for_both(http: httpx2.AsyncClient, site: str) -> None:

@@ -16,6 +16,8 @@ from deploy.stack import Stack
 
 SECRET = "a secret of one's own backend for the tests"  # noqa: S105 - for tests
 
+PUBLIC_HOST = "plans.example.com"
+
 
 @dataclass(frozen=True)
 class Guarded:
@@ -67,5 +69,6 @@ def guarded(new_stack_of_session: Callable[..., Stack]) -> Guarded:
     """One stack with access control, for the tests that kill nothing."""
     port = free_port()
     origins = f"http://localhost:{port}"
-    stack = new_stack_of_session(SITELINK_ACCESS="jwt", SITELINK_JWT_SECRET=SECRET, SITELINK_CORS_ORIGINS=origins)
+    access = {"SITELINK_ACCESS": "jwt", "SITELINK_JWT_SECRET": SECRET, "SITELINK_PUBLIC_HOSTS": PUBLIC_HOST}
+    stack = new_stack_of_session(**access, SITELINK_CORS_ORIGINS=origins)
     return Guarded(stack.api_url, port)

@@ -5,7 +5,7 @@ import time
 
 from playwright.async_api import Page, expect
 
-from tests.browser.conftest import Guarded
+from tests.browser.conftest import PUBLIC_HOST, Guarded
 from tests.browser.test_page import PROCESSING_MS, WatchedPage, chromium_page, plan_pdf, wait_until_drawn
 from tests.waiting import DEADLINE_S
 
@@ -91,6 +91,18 @@ async def test_sign_in_shows_a_plan_and_sign_out_leaves_nothing(guarded: Guarded
         await expect(page.locator("#file-name")).to_have_text("tower.pdf")
         await page.goto(f"{guarded.url}/")
         await expect(page.locator("#plan")).to_have_text(PLAN)  # the last one of this organization
+
+
+async def test_page_says_that_a_session_needs_https(guarded: Guarded) -> None:
+    """By http under another name than this machine's, a browser keeps no such cookie, and tells nobody."""
+    address = guarded.url.replace("127.0.0.1", PUBLIC_HOST)
+    async with chromium_page(address, arguments=[f"--host-resolver-rules=MAP {PUBLIC_HOST} 127.0.0.1"]) as watched:
+        page = watched.page
+        await page.goto(address)
+        await page.locator("#token").fill(guarded.token())
+        await page.keyboard.press("Enter")
+        await expect(page.get_by_role("alert")).to_contain_text("Open this page by https")
+        assert await page.context.cookies() == []
 
 
 async def test_expired_session_asks_again_and_goes_on(guarded: Guarded) -> None:

@@ -436,7 +436,7 @@ def test_package_holds_all_that_is_served_and_nothing_else(project: Path) -> Non
 
 
 TYPED = """
-import { tileSource, upload, watch, type Connection, type Progress, type Sheet } from "sitelink-client";
+import { tileSource, upload, uploads, watch, type Connection, type Progress, type Sheet } from "sitelink-client";
 import type { ProgressElement } from "sitelink-client/elements";
 import "sitelink-client/elements";
 
@@ -447,6 +447,8 @@ for await (const progress of watch("a/b/c/d", options)) {
   const sheet: Sheet | undefined = progress.changed[0];
   if (progress.status === "complete" && progress.ended) console.log(sheet?.title);
 }
+const listed = await uploads("a/b/c", { session: async () => {}, limit: 5 });
+console.log(listed.uploads[0]?.fileName, listed.nextCursor);
 const { ref } = await upload(new File([], "a.pdf"), { to: "a/b/c", onProgress: (sent, total) => console.log(sent / total) });
 const source = await tileSource(ref, 1);
 const element: ProgressElement = document.createElement("sitelink-progress");

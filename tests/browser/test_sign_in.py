@@ -1,8 +1,11 @@
 """The page of a server with access control: signing in and out, a session that expires, and what a token does not allow."""
 
+import io
+import random
 import re
 import time
 
+import pikepdf
 from playwright.async_api import Page, expect
 
 from tests.browser.conftest import PUBLIC_HOST, Guarded
@@ -10,6 +13,7 @@ from tests.browser.test_page import PROCESSING_MS, WatchedPage, chromium_page, p
 from tests.waiting import DEADLINE_S
 
 PLAN = "acme/tower/architectural"
+SIZE_BYTES = 400_000
 UPLOADS = "/v1/organizations/acme/projects/tower/plans/architectural/uploads"
 
 
@@ -145,6 +149,34 @@ async def test_file_is_sent_after_signing_in_again(guarded: Guarded) -> None:
         check_refusals(watched)
 
 
+async def test_file_that_is_being_sent_outlasts_the_session(guarded: Guarded) -> None:
+    """The session counts when the sending begins. The page asks again when it shows the upload, and nothing is sent twice."""
+    with pikepdf.open(io.BytesIO(plan_pdf(1))) as pdf, io.BytesIO() as out:
+        pdf.Root.Padding = pdf.make_stream(random.Random(7).randbytes(SIZE_BYTES))  # noqa: S311 - a repeatable test
+        pdf.save(out)
+        body = out.getvalue()
+    async with chromium_page(guarded.url) as watched:
+        page = watched.page
+        await page.goto(f"{guarded.url}/?plan={PLAN}")
+        await sign_in(page, guarded.token())
+        network = await page.context.new_cdp_session(page)
+        await network.send("Network.enable")
+        slow = {"offline": False, "latency": 0, "downloadThroughput": -1, "uploadThroughput": SIZE_BYTES / 4}
+        await network.send("Network.emulateNetworkConditions", slow)
+        await page.set_input_files("#file", {"name": "long.pdf", "mimeType": "application/pdf", "buffer": body})
+        async with page.expect_request(lambda request: request.method == "POST"):
+            await page.click("#submit")
+        await expect(page.locator("#sending-percent")).not_to_have_text("0 %")
+        await page.context.clear_cookies()
+        await expect(page.get_by_role("dialog", name="Your session has ended")).to_be_visible()
+        await expect(page).to_have_url(re.compile(rf"\?ref={PLAN}/"))
+        await sign_in(page, guarded.token())
+        await watched.wait_until_complete()
+        sent = [response.status for response in watched.responses if response.url.endswith("filename=long.pdf")]
+        assert sent == [202]
+        check_refusals(watched)
+
+
 async def test_page_offers_only_what_the_token_allows(guarded: Guarded) -> None:
     """A reader of one plan sees it at once, without the form, with the reason, and without buttons that change something."""
     async with chromium_page(guarded.url) as watched:
@@ -162,6 +194,15 @@ async def test_page_offers_only_what_the_token_allows(guarded: Guarded) -> None:
             await expect(page.locator(button)).to_be_hidden()
         await page.goto(f"{guarded.url}/?ref={ref.replace('tower', 'bridge')}")
         await expect(page.locator("#verdict-title")).to_have_text("The server has nothing at this address")
+
+        await page.get_by_role("button", name="Sign out").click()
+        await sign_in(page, guarded.token("read write"))
+        await page.goto(f"{guarded.url}/?ref={await send(watched, guarded.token(), 'slow.pdf', 40, '&window=1')}")
+        await expect(page.get_by_role("button", name="Cancel")).to_be_visible()
+        page.once("dialog", lambda dialog: dialog.accept())
+        await page.get_by_role("button", name="Cancel").click()
+        await expect(page.locator("#status")).to_have_text("Cancelled", timeout=PROCESSING_MS)
+        await expect(page.locator("#delete")).to_be_hidden()
 
         await page.get_by_role("button", name="Sign out").click()
         await sign_in(page, guarded.token("write", project="tower", plan="architectural"))

@@ -91,7 +91,7 @@ def site(name: str, api: ApiProcess, tmp_path_factory: pytest.TempPathFactory) -
 
 @contextmanager
 def proxy(name: str, api: ApiProcess, directory: Path) -> Iterator[str]:
-    """Runs a proxy in front of the API; gives its address. Only addresses, names and the path of the log in its configuration are changed."""
+    """Runs a proxy in front of the API; gives its address. Only addresses, names and the log's path in its configuration are changed."""
     program, port = program_of(name), free_port()
     text = CONFIGURATIONS[name].read_text()
     changes = {"127.0.0.1:8000": f"127.0.0.1:{api.port}", "127.0.0.1:8080": f"127.0.0.1:{port}"}

@@ -135,6 +135,10 @@ class Api:
         await self._r2_events.close()
         await self._uploads.close()
 
+    def stop(self) -> None:
+        """Ends all event streams. The server calls it when it was asked to stop: it would wait for them without end."""
+        self._hub.stop()
+
     async def create(self, request: Request) -> Response:
         """Accepts a PDF as a new upload."""
         return await self._uploads.create(plan_ref(request), request)
@@ -291,7 +295,7 @@ def create_app(bucket: Bucket, connect: Callable[[], Awaitable[Client]], setting
     access = settings.access
     api = Api(bucket, connect, settings)
     unguarded = [path for path in UNGUARDED if path != R2_EVENTS or settings.push.secrets]
-    return Starlette(
+    app = Starlette(
         routes=api.routes(),
         middleware=[
             Middleware(AboutRequests),
@@ -303,6 +307,8 @@ def create_app(bucket: Bucket, connect: Callable[[], Awaitable[Client]], setting
         exception_handlers=HANDLERS,
         lifespan=api.lifespan,
     )
+    app.state.stop = api.stop
+    return app
 
 
 def _accepted(ref: UploadRef) -> Response:

@@ -14,6 +14,7 @@ import asyncio
 import logging
 import resource
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +39,9 @@ ACCEPTED_AT_ONCE = 32
 QUEUE = 2048
 """How many connections may wait in the kernel to be accepted."""
 MIN_CONNECTIONS = 32
+SEND_BUFFER_BYTES = 128 << 10
+"""What the kernel holds of an answer that its client has not read; the kernel doubles it for its own needs."""
+MAX_USER_TIMEOUT_MS = (1 << 31) - 1
 RESERVED = 16
 """Connections that stay free for ``/livez``."""
 
@@ -164,9 +168,12 @@ class BoundedServer(Server):
         app: The application.
         limits: What its connections may take.
         graceful_shutdown_s: How long a request may go on after the server was asked to stop, in seconds.
+        on_stop: Called when the server was asked to stop, before it waits for the requests that are in progress.
     """
 
-    def __init__(self, app: ASGIApp, limits: ConnectionLimits, graceful_shutdown_s: int) -> None:
+    def __init__(self, app: ASGIApp, limits: ConnectionLimits, graceful_shutdown_s: int, on_stop: Callable[[], None]) -> None:
+        self._limits = limits
+        self._on_stop = on_stop
         config = Config(
             app,
             http=type("Protocol", (BoundedProtocol,), {"limits": limits, "waiting": {}}),
@@ -182,6 +189,18 @@ class BoundedServer(Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Accepts connections, a few at once."""
+        for listener in sockets or ():
+            # Every accepted connection gets these options. Without the first, the kernel alone holds megabytes for a client that does not
+            # read. The second ends the connection of a client that has vanished, which answers nothing.
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+            listener.setsockopt(
+                socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, min(round(self._limits.read_timeout_s * 1000), MAX_USER_TIMEOUT_MS)
+            )
         await super().startup(sockets)
         for listener in sockets or ():
             listener.listen(QUEUE)  # asyncio has set its backlog for the kernel's queue, too
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Ends the event streams, and waits for all other requests."""
+        self._on_stop()
+        await super().shutdown(sockets)

@@ -29,8 +29,8 @@ from activities.bucket.storage import Bucket
 from activities.errors import PageUnreadable, StorageUnavailable
 from activities.interface import BucketState, CountPages, Document, ListSheets, Page, WriteManifest
 from api.__main__ import GRACE_S
+from api.progress.delivery import PING_S
 from api.progress.runs import QUERY_TIMEOUT_S
-from api.progress.sse import PING_S
 from deploy.temporal import TemporalServer
 from tests.unit.api_fakes import BASE, PATH, PDF, REF, Upstream, accept, change, files_below, make_app, make_bucket, snapshot
 from tests.waiting import DEADLINE_S, until, until_async

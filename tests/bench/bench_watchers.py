@@ -101,7 +101,7 @@ def measure_job(stack: dict[str, str], bucket: Path, pdf: bytes, count: int) -> 
         with urlopen(request, timeout=LIMIT_S) as answer:
             upload = json.load(answer)["upload"]
         seen: list[tuple[bytes, int]] = []
-        clients = Clients(f"{stack['url']}{UPLOADS}/{upload}/events", lambda body, now: seen.append((body, now)))
+        clients = Clients(f"{stack['url']}{UPLOADS}/{upload}/events", on_events=lambda body, now: seen.append((body, now)))
         clients.connect(1)
         before_bytes = memory_bytes(api)
         clients.connect(count - 1)

@@ -17,12 +17,14 @@ class Client:
 
     Args:
         socket: Its connection.
+        pieces: The body of its answer, in pieces of whole events.
         buffer: What it has read of an event that is not whole yet.
         events: How many events it has read.
         ended: Whether the server has ended the answer.
     """
 
     socket: socket.socket
+    pieces: list[bytes] = field(default_factory=list)
     buffer: bytes = b""
     events: int = 0
     ended: bool = False
@@ -34,10 +36,12 @@ class Clients:
 
     Args:
         url: The address of the stream.
+        headers: Further headers of each request.
         on_events: Called for each piece of whole events: the body of the answer, and the nanoseconds since 1970 when it was read.
     """
 
     url: str
+    headers: str = ""
     on_events: Callable[[bytes, int], None] = lambda *_: None
     clients: dict[int, Client] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)
@@ -51,7 +55,7 @@ class Clients:
         """Opens further streams, and returns when each has its first event."""
         target = urlsplit(self.url)
         path = target.path + (f"?{target.query}" if target.query else "")
-        request = f"GET {path} HTTP/1.1\r\nHost: {target.netloc}\r\nAccept: text/event-stream\r\n\r\n".encode()
+        request = f"GET {path} HTTP/1.1\r\nHost: {target.netloc}\r\nAccept: text/event-stream\r\n{self.headers}\r\n".encode()
         for begun in range(0, count, CONNECT_AT_ONCE):
             group = []
             for _ in range(min(CONNECT_AT_ONCE, count - begun)):
@@ -101,6 +105,7 @@ class Clients:
             return
         client.events += events
         client.ended = client.ended or ended
+        client.pieces.append(body)
         self.on_events(body, now)
         if ended:
             self._end(client, "")

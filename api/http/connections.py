@@ -98,6 +98,13 @@ class BoundedProtocol(ProblemProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as in uvicorn
         """Begins to wait for a request; closes another connection if there are too many."""
         super().connection_made(transport)
+        connection: socket.socket | None = transport.get_extra_info("socket")
+        if connection is not None:
+            # Without the first option, the kernel alone holds megabytes for a client that does not read. The second ends the connection of
+            # a client that has vanished without a word.
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+            timeout_ms = min(round(self.limits.read_timeout_s * 1000), MAX_USER_TIMEOUT_MS)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_ms)
         self._wait_for_request()
         if len(self.connections) > self.limits.connections:
             next(iter(self.waiting))._cut_off("too many connections are open")
@@ -172,7 +179,6 @@ class BoundedServer(Server):
     """
 
     def __init__(self, app: ASGIApp, limits: ConnectionLimits, graceful_shutdown_s: int, on_stop: Callable[[], None]) -> None:
-        self._limits = limits
         self._on_stop = on_stop
         config = Config(
             app,
@@ -189,13 +195,6 @@ class BoundedServer(Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Accepts connections, a few at once."""
-        for listener in sockets or ():
-            # Every accepted connection gets these options. Without the first, the kernel alone holds megabytes for a client that does not
-            # read. The second ends the connection of a client that has vanished, which answers nothing.
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
-            listener.setsockopt(
-                socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, min(round(self._limits.read_timeout_s * 1000), MAX_USER_TIMEOUT_MS)
-            )
         await super().startup(sockets)
         for listener in sockets or ():
             listener.listen(QUEUE)  # asyncio has set its backlog for the kernel's queue, too

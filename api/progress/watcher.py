@@ -8,6 +8,7 @@ import asyncio
 import logging
 import secrets
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -49,6 +50,8 @@ class Watcher:
         self.subscribers = 0
         self.audience = Audience()
         """The event streams of this upload."""
+        self.listeners: set[Callable[[], None]] = set()
+        """Called at each change."""
         self.certain = True
         """False when Temporal or the bucket does not answer, so that ``snapshot`` is only the last known state."""
         self.final: bytes | None = None
@@ -124,6 +127,8 @@ class Watcher:
         changed, self.changed = self.changed, asyncio.Event()
         changed.set()
         self.audience.notify()
+        for listener in self.listeners:
+            listener()
 
     def end(self) -> None:
         """Ends every stream, because the upload was deleted. A client that reconnects gets ``UploadNotFound``."""
@@ -227,11 +232,12 @@ class Cursor:
             is older than its version, nor the state of a run that lost its history and has not counted the pages again.
     """
 
-    __slots__ = ("_after", "_knows_pages", "_warning", "_watcher", "is_over")
+    __slots__ = ("_knows_pages", "_warning", "is_over", "version", "watcher")
 
     def __init__(self, watcher: Watcher, after: int | None) -> None:
-        self._watcher = watcher
-        self._after = after
+        self.watcher = watcher
+        self.version = after
+        """The version that the client has, if any."""
         self._knows_pages = after is not None  # a client that has a version has probably seen the pages
         self._warning: str | None = None
         self.is_over = False
@@ -239,7 +245,7 @@ class Cursor:
 
     def take(self) -> bytes | None:
         """The event that brings the client to the current state; None if it has this state."""
-        watcher, head, after = self._watcher, self._watcher.head, self._after
+        watcher, head, after = self.watcher, self.watcher.head, self.version
         if watcher.deleted or self.is_over:
             self.is_over = True
             return None
@@ -247,7 +253,7 @@ class Cursor:
             return None
         is_sent = (head.version, head.warning) == (after, self._warning)
         if not is_sent and not (self._is_ahead(head) or (self._knows_pages and is_unloaded(head))):
-            self._after, self._warning = head.version, head.warning
+            self.version, self._warning = head.version, head.warning
             self._knows_pages = self._knows_pages or not is_unloaded(head)
             return watcher.frame(after if after is not None and after <= head.version else None)
         if watcher.final is not None:
@@ -257,7 +263,7 @@ class Cursor:
 
     def _is_ahead(self, head: Snapshot) -> bool:
         """Whether the watcher has only a last known state, and this state is older than the client's."""
-        return not self._watcher.certain and self._after is not None and head.version < self._after
+        return not self.watcher.certain and self.version is not None and head.version < self.version
 
 
 def log_failure(task: asyncio.Task[Any]) -> None:

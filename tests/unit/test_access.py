@@ -38,6 +38,7 @@ ABSENT = "0198c0de-0000-7000-8000-000000000009"
 EXPECTED: dict[str, tuple[str, str]] = {
     f"POST {PLAN}/reconcile": ("operate", "operate"),
     f"POST {PLAN}/tickets": ("read", "read"),
+    f"GET {PLAN}/events": ("read", "read"),
     f"POST {UPLOADS}": ("write", "write"),
     f"GET {UPLOADS}": ("read", "read"),
     f"GET {UPLOAD}": ("read", "read"),

@@ -42,7 +42,7 @@ READY, PENDING, TILING = SheetStatus.READY, SheetStatus.PENDING, SheetStatus.TIL
 def make_hub(bucket: Bucket, temporal: FakeTemporal) -> Hub:
     """A hub over a bucket and a Temporal."""
     runs = Runs(temporal.connect)
-    return Hub(Status(bucket, runs), runs)
+    return Hub(bucket, Status(bucket, runs), runs)
 
 
 @asynccontextmanager

@@ -61,7 +61,7 @@ def serve() -> int:
         sys.stderr.write(f"SITELINK_HOST {settings.host}, SITELINK_PORT {settings.port}: {error.strerror}\n")
         return WRONG_USE
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    server = BoundedServer(app, limits, GRACE_S, settings.proxies)
+    server = BoundedServer(app, limits, GRACE_S, app.state.stop, settings.proxies)
     # After uvicorn has stopped, it raises the signal again for the earlier handlers. The default handler would end the process and lose
     # the exit code, so uvicorn's own handler is set here as the earlier one.
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -74,7 +74,7 @@ class Api:
         self._bucket = bucket
         self._runs = Runs(connect)
         self._status = Status(bucket, self._runs)
-        self._hub = Hub(self._status, self._runs, settings.max_streams)
+        self._hub = Hub(bucket, self._status, self._runs, settings.max_streams)
         self._uploads = Uploads(bucket, self._status, self._runs, settings)
         self._tiles = Tiles(bucket, self._status)
         self._verifier = Verifier(bucket, self._status)
@@ -100,6 +100,7 @@ class Api:
         return [
             route("POST", f"{PLAN}/reconcile", self.reconcile_plan, scoped(OPERATE, action="reconcile plan")),
             route("POST", f"{PLAN}/tickets", self._tickets.for_plan, scoped(READ, action="ticket")),
+            route("GET", f"{PLAN}/events", self.stream_events_of_plan, scoped(READ, waits=True)),
             route("POST", UPLOADS, self.create, scoped(WRITE, action="upload")),
             route("GET", UPLOADS, self.list_uploads, scoped(READ)),
             route("GET", UPLOAD, self.show, scoped(READ, waits=True)),
@@ -140,9 +141,16 @@ class Api:
         await self._r2_events.close()
         await self._uploads.close()
 
+    def stop(self) -> None:
+        """Ends all event streams. The server calls it when it was asked to stop: it would wait for them without end."""
+        self._hub.stop()
+
     async def create(self, request: Request) -> Response:
         """Accepts a PDF as a new upload."""
-        return await self._uploads.create(plan_ref(request), request)
+        plan = plan_ref(request)
+        answer = await self._uploads.create(plan, request)
+        self._hub.show_new(plan)
+        return answer
 
     async def list_uploads(self, request: Request) -> Response:
         """The plan's uploads, newest first, page by page."""
@@ -163,6 +171,10 @@ class Api:
     async def stream_events(self, request: Request) -> Response:
         """The progress of an upload as Server-Sent Events."""
         return await self._hub.respond(upload_ref(request), request)
+
+    async def stream_events_of_plan(self, request: Request) -> Response:
+        """The progress of a plan's newest uploads as Server-Sent Events."""
+        return await self._hub.respond_of_plan(plan_ref(request), request)
 
     async def verify(self, request: Request) -> Response:
         """Reports whether the bucket holds every tile of the ready sheets; changes nothing."""
@@ -319,6 +331,7 @@ def create_app(bucket: Bucket, connect: Callable[[], Awaitable[Client]], setting
     )
     # Behind a proxy that ends TLS, a redirect would lead to an address without TLS, and take the credentials along.
     app.router.redirect_slashes = False
+    app.state.stop = api.stop
     return app
 
 

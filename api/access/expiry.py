@@ -20,7 +20,7 @@ async def serve_for(seconds: float, app: ASGIApp, scope: Scope, receive: Receive
 
     Then an event stream gets the event ``expired``, without an id, and ends. A request without an answer is refused.
 
-    Each message of the application must be whole events, because the event ``expired`` may follow any of them.
+    If the client has read only a part of an event, the stream ends without ``expired``: the rest of the event is not there any more.
 
     Args:
         seconds: The time until the credential expires.
@@ -30,15 +30,17 @@ async def serve_for(seconds: float, app: ASGIApp, scope: Scope, receive: Receive
         send: Sends the answer.
     """
     has_begun = is_over = is_stream = False
+    is_whole = True
 
     async def send_noting(message: Message) -> None:
-        nonlocal has_begun, is_over, is_stream
+        nonlocal has_begun, is_over, is_stream, is_whole
         if message["type"] == "http.response.start":
             has_begun = True
             headers = dict(message["headers"])
             is_stream = headers.get(b"content-type", b"").startswith(b"text/event-stream")
-        elif not message.get("more_body", False):
-            is_over = True
+        else:
+            is_over = not message.get("more_body", False)
+            is_whole = message.get("body", b"").endswith(b"\n\n")
         await send(message)
 
     timer = asyncio.timeout(max(0, seconds))
@@ -56,4 +58,4 @@ async def serve_for(seconds: float, app: ASGIApp, scope: Scope, receive: Receive
     event = b"event: expired\ndata: " + json.dumps({"type": "CredentialRequired", "detail": _DETAIL}).encode() + b"\n\n"
     with suppress(TimeoutError):
         async with asyncio.timeout(FAREWELL_S):
-            await send({"type": "http.response.body", "body": event if is_stream else b"", "more_body": False})
+            await send({"type": "http.response.body", "body": event if is_stream and is_whole else b"", "more_body": False})

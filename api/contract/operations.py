@@ -13,6 +13,7 @@ from api.access.tickets import DEFAULT_TTL_S, MAX_TTL_S
 from api.contract.schemas import ID, TEXT, VERSION, Schema, field_descriptions, ref
 from api.http.parameters import DEFAULT_LIMIT, LONGEST_WAIT_S, MAX_LIMIT
 from api.paths import CODEC, DOCS, HOME, LIVE, OPENAPI, PLAN, R2_EVENTS, READY, SESSION, UNREADABLE_EVENTS, UPLOAD, UPLOADS
+from api.progress.plan import FOLLOWED
 from api.uploads import MAX_KEY_CHARACTERS, OPTIONS
 
 Problem = type[errors.SiteLinkError] | HTTPStatus
@@ -118,6 +119,12 @@ DEEP = Parameter("deep", "query", "Also read and decode every tile.", FLAG)
 DRY_RUN = Parameter("dryRun", "query", "Change nothing, and answer with what would be done.", FLAG)
 
 EVENT: Schema = {"oneOf": [ref("SnapshotEvent"), ref("ChangeEvent"), ref("EndEvent"), ref("ExpiredEvent")]}
+PLAN_EVENT: Schema = {
+    "oneOf": [
+        *(ref(f"Plan{name}Event") for name in ("Snapshot", "Change", "End", "Deleted")),
+        ref("ExpiredEvent"),
+    ]
+}
 ETAG = {"ETag": "The version of the body, for `If-None-Match`."}
 NOT_MODIFIED = Answer("The client has the current version.", headers=ETAG)
 ACCEPTED = Answer("The request is accepted.", {JSON: ref("Accepted")})
@@ -209,6 +216,21 @@ OPERATIONS: tuple[Operation, ...] = (
         {202: Answer("The uploads are being reconciled.", {JSON: ref("AcceptedOfPlan")})},
         (errors.InvalidRequest, *BUCKET, errors.TemporalUnavailable),
         (DEEP,),
+    ),
+    Operation(
+        "GET",
+        f"{PLAN}/events",
+        "watchPlan",
+        "The progress of a plan's newest uploads as Server-Sent Events.",
+        {200: Answer("The events. The stream does not end by itself.", {"text/event-stream": PLAN_EVENT})},
+        parameters=(
+            Parameter("Last-Event-ID", "header", "The id of the last event, as an EventSource sends it. Others count as none.", TEXT),
+            Parameter("after", "query", "The same, for a client that cannot send the header.", TEXT),
+        ),
+        description=(
+            f"The stream follows the newest {FOLLOWED} uploads of the plan, also when they have ended. A new upload begins with its "
+            "`snapshot`. The id of an event says what the client has of every upload, so a returning client gets exactly what changed."
+        ),
     ),
     Operation(
         "POST",

@@ -120,6 +120,16 @@ def _event(name: str, description: str) -> Schema:
     )
 
 
+def _plan_event(name: str, description: str, content: Schema | None = None) -> Schema:
+    content = content or {"allOf": [ref("Snapshot"), an_object("The upload.", upload=ID)]}
+    return an_object(
+        description,
+        event={"const": name},
+        id={"type": "string", "description": "What the client has of every upload."},
+        data={"type": "string", "contentMediaType": "application/json", "contentSchema": content},
+    )
+
+
 TEXT, COUNT = _PLAIN[str], {"type": "integer", "minimum": 0}
 BASE64: Schema = {"type": "string", "contentEncoding": "base64", "pattern": "^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$"}
 
@@ -224,6 +234,10 @@ API_SCHEMAS: dict[str, Schema] = {
     "SnapshotEvent": _event("snapshot", "The whole progress: the first event of a client without a version."),
     "ChangeEvent": _event("change", "The progress, with only the sheets that changed since the client's version."),
     "EndEvent": _event("end", "The whole final progress. Then the stream ends."),
+    "PlanSnapshotEvent": _plan_event("snapshot", "The whole progress of an upload: its first event."),
+    "PlanChangeEvent": _plan_event("change", "The progress of an upload, with only the sheets that changed since its last event."),
+    "PlanEndEvent": _plan_event("end", "The whole final progress of an upload. It may be reopened; then a `change` follows."),
+    "PlanDeletedEvent": _plan_event("deleted", "The upload was deleted.", an_object("The upload.", upload=ID)),
     "ExpiredEvent": an_object(
         "The client's credential has expired. Then the stream ends; open it again with a new credential.",
         event={"const": "expired"},

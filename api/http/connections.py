@@ -14,7 +14,7 @@ import asyncio
 import logging
 import resource
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +39,9 @@ ACCEPTED_AT_ONCE = 32
 QUEUE = 2048
 """How many connections may wait in the kernel to be accepted."""
 MIN_CONNECTIONS = 32
+SEND_BUFFER_BYTES = 128 << 10
+"""What the kernel holds of an answer that its client has not read; the kernel doubles it for its own needs."""
+MAX_USER_TIMEOUT_MS = (1 << 31) - 1
 RESERVED = 16
 """Connections that stay free for ``/livez``."""
 
@@ -95,6 +98,13 @@ class BoundedProtocol(ProblemProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as in uvicorn
         """Begins to wait for a request; closes another connection if there are too many."""
         super().connection_made(transport)
+        connection: socket.socket | None = transport.get_extra_info("socket")
+        if connection is not None:
+            # Without the first option, the kernel alone holds megabytes for a client that does not read. The second ends the connection of
+            # a client that has vanished without a word.
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+            timeout_ms = min(round(self.limits.read_timeout_s * 1000), MAX_USER_TIMEOUT_MS)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_ms)
         self._wait_for_request()
         if len(self.connections) > self.limits.connections:
             next(iter(self.waiting))._cut_off("too many connections are open")
@@ -165,10 +175,14 @@ class BoundedServer(Server):
         app: The application.
         limits: What its connections may take.
         graceful_shutdown_s: How long a request may go on after the server was asked to stop, in seconds.
+        on_stop: Called when the server was asked to stop, before it waits for the requests that are in progress.
         proxies: Addresses and networks whose ``X-Forwarded-For`` says from which address a request came.
     """
 
-    def __init__(self, app: ASGIApp, limits: ConnectionLimits, graceful_shutdown_s: int, proxies: Sequence[str] = ()) -> None:
+    def __init__(
+        self, app: ASGIApp, limits: ConnectionLimits, graceful_shutdown_s: int, on_stop: Callable[[], None], proxies: Sequence[str] = ()
+    ) -> None:
+        self._on_stop = on_stop
         config = Config(
             app,
             http=type("Protocol", (BoundedProtocol,), {"limits": limits, "waiting": {}}),
@@ -188,3 +202,8 @@ class BoundedServer(Server):
         await super().startup(sockets)
         for listener in sockets or ():
             listener.listen(QUEUE)  # asyncio has set its backlog for the kernel's queue, too
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Ends the event streams, and waits for all other requests."""
+        self._on_stop()
+        await super().shutdown(sockets)

@@ -23,6 +23,7 @@ from activities.bucket.records import (
 from activities.bucket.storage import Bucket
 from activities.bucket.uploads import Manifest, UploadStore, upload_deleted_error
 from activities.errors import BucketError, TemporalUnavailable, Terminated, UnreadableRecord
+from api.progress.live import LiveProgress
 from api.progress.recent import Recent
 from api.progress.runs import NoRun, RunClosed, Runs
 from workflows.processing.progress import ready_sheet
@@ -80,7 +81,7 @@ class Status:
         self._store = UploadStore(bucket)
         self._runs = runs
         self._records: Recent[UploadRef, tuple[float, UploadRecord]] = Recent(REMEMBERED_RECORDS)
-        self._snapshots: Recent[UploadRef, Snapshot] = Recent(REMEMBERED_SNAPSHOTS)
+        self._snapshots: Recent[UploadRef, UploadState | LiveProgress] = Recent(REMEMBERED_SNAPSHOTS)
         self._deleted: Recent[UploadRef, str] = Recent(REMEMBERED_RECORDS)
 
     async def record(self, ref: UploadRef) -> UploadRecord:
@@ -128,9 +129,13 @@ class Status:
         self._records.drop(ref)
         self._snapshots.drop(ref)
 
-    def remember(self, ref: UploadRef, snapshot: Snapshot) -> None:
+    def remember(self, ref: UploadRef, state: "UploadState | LiveProgress") -> None:
         """Keeps a progress for the time when Temporal does not answer."""
-        self._snapshots.put(ref, snapshot)
+        self._snapshots.put(ref, state)
+
+    def _remembered(self, ref: UploadRef) -> Snapshot | None:
+        state = self._snapshots.get(ref)
+        return state.snapshot if state else None
 
     async def read(self, ref: UploadRef, *, ask_temporal: bool = True, patience_s: float = LOAD_S) -> UploadState:
         """The progress of an upload; starts its workflow if it was accepted and has no run.
@@ -159,7 +164,7 @@ class Status:
                 return replace(await self._last_known_state(ref, record, error, ask_temporal=ask_temporal), record=record)
         except UnreadableRecord as error:
             return await self._state_beside_unreadable_record(ref, record, error, ask_temporal=ask_temporal)
-        self.remember(ref, state.snapshot)
+        self.remember(ref, state)
         return replace(state, record=record)
 
     async def _ask_temporal(self, ref: UploadRef, record: UploadRecord, patience_s: float) -> UploadState:
@@ -172,7 +177,7 @@ class Status:
                 # or else the sheets in the bucket. So the version does not fall.
                 if manifest := await self._store.manifest_async(ref):
                     return UploadState(manifest.snapshot)
-                if (last := self._snapshots.get(ref)) and not is_unloaded(last):
+                if (last := self._remembered(ref)) and not is_unloaded(last):
                     return UploadState(last)
                 snapshot = await self._wait_until_loaded(ref, snapshot, patience_s)
             return UploadState(snapshot)
@@ -234,7 +239,7 @@ class Status:
         if manifest and datetime.fromisoformat(manifest.snapshot.updated_at) >= began:
             return _ended_state(manifest)
         candidates = [_queued_snapshot(timestamp(ended))]
-        if remembered := self._snapshots.get(ref):
+        if remembered := self._remembered(ref):
             candidates.append(remembered)
         if manifest:
             candidates.append(manifest.snapshot)
@@ -247,7 +252,7 @@ class Status:
         self, ref: UploadRef, record: UploadRecord | None, error: UnreadableRecord, *, ask_temporal: bool
     ) -> UploadState:
         """The newest state from the run, from memory and from the readable records in the bucket, with a warning."""
-        snapshots = [self._snapshots.get(ref)]
+        snapshots = [self._remembered(ref)]
         with suppress(UnreadableRecord):
             manifest = await self._store.manifest_async(ref)
             snapshots.append(manifest.snapshot if manifest else None)
@@ -287,7 +292,7 @@ class Status:
     ) -> UploadState:
         """The newest state from memory and from the bucket, while Temporal does not answer."""
         manifest = await self._store.manifest_async(ref)
-        candidates = [self._snapshots.get(ref), manifest.snapshot if manifest else None]
+        candidates = [self._remembered(ref), manifest.snapshot if manifest else None]
         newest = max(filter(None, candidates), key=lambda snapshot: snapshot.version, default=None)
         if newest is None:
             newest = _queued_snapshot(record.created_at)
@@ -295,7 +300,7 @@ class Status:
                 with suppress(NoRun, TemporalUnavailable):  # perhaps only the workers do not answer, and Temporal does
                     newest = _first_snapshot(record, (await self._runs.run_times(ref))[0])
             newest = await self._with_committed(ref, newest, await self._store.begun_async(ref))
-            self.remember(ref, newest)
+            self.remember(ref, UploadState(newest))
         return UploadState(replace(newest, warning=f"this may not be the latest state: {error}"), certain=False)
 
     async def with_standstill_warning(self, ref: UploadRef, state: UploadState) -> UploadState:

@@ -265,3 +265,5 @@ class RawRequest:
 
     async def _send(self, message: Message) -> None:
         self.sent.append(message)
+        if message["type"] == "http.response.body" and not message.get("more_body", False):
+            self.disconnect()  # as every server says once the answer has ended

@@ -15,7 +15,8 @@ from tests.waiting import DEADLINE_S
 async def serving(app: Starlette, limits: ConnectionLimits | None = None, proxies: Sequence[str] = ()) -> AsyncIterator[int]:
     """Serves the application as ``python -m api`` does; gives the port."""
     with socket.create_server(("127.0.0.1", 0), backlog=2048) as listener:
-        server = BoundedServer(app, limits or ConnectionLimits(100), graceful_shutdown_s=1, proxies=proxies)
+        on_stop = getattr(app.state, "stop", lambda: None)
+        server = BoundedServer(app, limits or ConnectionLimits(100), graceful_shutdown_s=1, on_stop=on_stop, proxies=proxies)
         task = asyncio.create_task(server.serve(sockets=[listener]))
         yield listener.getsockname()[1]
         server.should_exit = True

@@ -111,7 +111,7 @@ async def test_deletion_ends_the_streams_here_at_once(bucket: Bucket) -> None:
     await accept(bucket)
     runs = Runs(upstream.connect)
     status = Status(bucket, runs)
-    hub = Hub(status, runs)
+    hub = Hub(bucket, status, runs)
     watcher = hub.subscribe(REF)
     async with asyncio.timeout(120):
         while watcher.snapshot is None:

@@ -16,8 +16,9 @@ from activities.bucket.keys import UploadRef
 from activities.bucket.records import SheetStatus, Snapshot, UploadStatus, to_json, to_wire
 from activities.bucket.storage import Bucket
 from api.progress.runs import Runs
-from api.progress.sse import MAX_FRAMES, POLL_S, Hub, Watcher, stream_events
+from api.progress.sse import Hub
 from api.progress.status import Status
+from api.progress.watcher import MAX_FRAMES, POLL_S, Cursor, Watcher
 from tests.unit.api_fakes import (
     NO_WORKER,
     NOT_FOUND,
@@ -42,7 +43,7 @@ READY, PENDING, TILING = SheetStatus.READY, SheetStatus.PENDING, SheetStatus.TIL
 def make_hub(bucket: Bucket, temporal: FakeTemporal) -> Hub:
     """A hub over a bucket and a Temporal."""
     runs = Runs(temporal.connect)
-    return Hub(Status(bucket, runs), runs)
+    return Hub(bucket, Status(bucket, runs), runs)
 
 
 @asynccontextmanager
@@ -59,25 +60,33 @@ class Reader:
     """Takes the events of one stream."""
 
     def __init__(self, watcher: Watcher, after: int | None = None) -> None:
-        self.frames = stream_events(watcher, after)
+        self._watcher = watcher
+        self._cursor = Cursor(watcher, after)
+
+    async def frame(self) -> bytes | None:
+        """The next event, as it is sent; None at the end of the stream."""
+        async with asyncio.timeout(120):
+            while (frame := self._cursor.take()) is None and not self._cursor.is_over:
+                await self._watcher.changed.wait()
+        return frame
 
     async def next(self) -> tuple[str, int, dict[str, Any]]:
         """The next event: name, id and data."""
-        async with asyncio.timeout(120):
-            frame = (await anext(self.frames)).decode()
-        lines = dict(line.split(": ", 1) for line in frame.strip().split("\n"))
-        if "event" not in lines:
-            return await self.next()
-        return lines["event"], int(lines["id"]), json.loads(lines["data"])
+        frame = await self.frame()
+        assert frame is not None
+        return _parsed(frame)
 
     async def rest(self) -> list[str]:
         """The names of all events until the stream ends."""
         names = []
-        try:
-            while True:
-                names.append((await self.next())[0])
-        except StopAsyncIteration:
-            return names
+        while (frame := await self.frame()) is not None:
+            names.append(_parsed(frame)[0])
+        return names
+
+
+def _parsed(frame: bytes) -> tuple[str, int, dict[str, Any]]:
+    fields = dict(line.split(": ", 1) for line in frame.decode().strip().split("\n"))
+    return fields["event"], int(fields["id"]), json.loads(fields["data"])
 
 
 async def test_stream_is_snapshot_changes_end(bucket: Bucket) -> None:
@@ -95,7 +104,8 @@ async def test_stream_is_snapshot_changes_end(bucket: Bucket) -> None:
         manifest = to_json(snapshot(READY, READY, version=state.version)) + b"\n"
         await bucket.put_async(REF.manifest, manifest)
         await upstream.set(closed_run())
-        frame = await anext(reader.frames)
+        frame = await reader.frame()
+        assert frame is not None
         data = b"\n".join(line.removeprefix(b"data: ") for line in frame.split(b"\n") if line.startswith(b"data: "))
         assert data == manifest
         assert await reader.rest() == []
@@ -142,12 +152,10 @@ async def test_invented_versions_take_no_memory(bucket: Bucket) -> None:
     await accept(bucket)
     async with watching(make_hub(bucket, Upstream(snapshot(*[PENDING] * 1000, version=5000)))) as watcher:
         await until_async(lambda: watcher.snapshot is not None)
-        state = watcher.snapshot
-        assert state is not None
-        assert watcher.frame(state, 17) is watcher.frame(state, 3999)
-        assert watcher.frame(state, 5000) is not watcher.frame(state, 4999)
+        assert watcher.frame(17) is watcher.frame(3999)
+        assert watcher.frame(5000) is not watcher.frame(4999)
         for after in range(3000, 5000):
-            watcher.frame(state, after)
+            watcher.frame(after)
         assert len(watcher._frames) == MAX_FRAMES
 
 

@@ -30,6 +30,9 @@ from activities.render import memorylimit
 
 _PR_SET_PDEATHSIG = 1
 
+NICENESS = 9
+"""How much nicer a child is than the worker. Otherwise the upload of a sheet, and the news of it, would wait for the sheets after it."""
+
 
 def main() -> None:
     """Serves fork and kill requests until the worker ends. Arguments: the descriptor of the socket to the worker, and the worker's pid."""
@@ -170,6 +173,7 @@ def _run_child(server: int, descriptor: int, listener_descriptor: int, memory_by
     status = 1
     try:
         _die_with_parent(server)
+        os.nice(NICENESS)
         # First both are copied to numbers above 4: otherwise the copy of one to 3 or 4 could close the other.
         descriptor, listener_descriptor = (fcntl.fcntl(number, fcntl.F_DUPFD, 5) for number in (descriptor, listener_descriptor))
         channel = socket.socket(fileno=os.dup2(descriptor, 3))

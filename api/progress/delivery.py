@@ -16,6 +16,7 @@ from sse_starlette import ServerSentEvent
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from activities.logs import set_log_context
 from api.http.eager import run_now
 
 logger = logging.getLogger(__name__)
@@ -85,6 +86,7 @@ class Audience:
             self._task = None
 
     async def _deliver(self) -> None:
+        set_log_context(None)  # it serves many requests, not only the first one
         loop = asyncio.get_running_loop()
         while True:
             await self._news.wait()
@@ -121,6 +123,7 @@ class Heart:
         self._streams.pop(stream, None)
 
     async def _beat(self) -> None:
+        set_log_context(None)
         loop = asyncio.get_running_loop()
         while self._streams:
             stream, due = next(iter(self._streams.items()))

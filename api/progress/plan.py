@@ -90,6 +90,8 @@ class PlanWatcher:
                     await self._scan()
                 except SiteLinkError as error:
                     logger.warning("a plan is not listed", extra={"plan": str(self.plan), "problem": str(error)})
+                except Exception:
+                    logger.exception("a plan is not listed", extra={"plan": str(self.plan)})
                 self.listed.set()
                 with suppress(TimeoutError):
                     async with asyncio.timeout(SCAN_S):

@@ -29,14 +29,14 @@ class Policy:
         needs: The kind of sender.
         scope: The scope that the sender needs; for ``Needs.SCOPE`` only.
         deep_scope: The scope of a request with ``?deep=true``, which costs much more; None where it is the same.
-        is_stream: Whether the answer is an event stream, which must end when the credential expires.
+        waits: Whether the answer tells of changes to come, such as an event stream. It ends when the credential expires.
         action: The name of the request in the audit log; None for requests that change nothing.
     """
 
     needs: Needs
     scope: Scope | None = None
     deep_scope: Scope | None = None
-    is_stream: bool = False
+    waits: bool = False
     action: str | None = None
 
     def __post_init__(self) -> None:
@@ -55,6 +55,6 @@ PUBLIC = Policy(Needs.NOTHING)
 SYSTEM = Policy(Needs.SYSTEM)
 
 
-def scoped(scope: Scope, *, deep: Scope | None = None, is_stream: bool = False, action: str | None = None) -> Policy:
+def scoped(scope: Scope, *, deep: Scope | None = None, waits: bool = False, action: str | None = None) -> Policy:
     """The policy of a route about an organization's plans and uploads."""
-    return Policy(Needs.SCOPE, scope, deep, is_stream, action)
+    return Policy(Needs.SCOPE, scope, deep, waits, action)

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx2
@@ -22,14 +23,15 @@ from tests.waiting import DEADLINE_S, until
 DEPLOY = Path(__file__).parents[2] / "deploy"
 CONFIGURATIONS = {"nginx": DEPLOY / "nginx" / "sitelink.conf", "caddy": DEPLOY / "caddy" / "Caddyfile"}
 PACKAGES = {"nginx": "nginx-light", "caddy": "caddy"}
+LOGGED = {"nginx": '"GET /livez HTTP/1.1" 200', "caddy": '"uri":"/livez"'}
 MAX_FILE_BYTES = 100_000
+ACCESS_LOG = "access.log"
 MAIN = """
 daemon off;
 pid {directory}/nginx.pid;
 error_log stderr warn;
 events {{}}
 http {{
-    access_log off;
     client_body_temp_path {directory}/body;
     proxy_temp_path {directory}/proxy;
     fastcgi_temp_path {directory}/fastcgi;
@@ -48,6 +50,19 @@ def api(temporal_server: TemporalServer, tmp_path_factory: pytest.TempPathFactor
         yield process
 
 
+@pytest.fixture(scope="module", params=["nginx", "caddy"])
+def name(request: pytest.FixtureRequest) -> str:
+    """The name of a proxy."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def site(name: str, api: ApiProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of the proxy."""
+    with proxy(name, api, tmp_path_factory.mktemp("proxy")) as address:
+        yield address
+
+
 def program_of(name: str) -> str:
     """The path of a proxy. Without it a test run on CI fails; elsewhere its tests are skipped."""
     if found := shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin") or next(installed(name, CACHE), None):
@@ -58,30 +73,35 @@ def program_of(name: str) -> str:
     pytest.skip(reason)
 
 
-def command_of(name: str, directory: Path, configuration: str) -> list[str]:
-    """Writes the configuration; returns the command that runs the proxy with it."""
+def write_configuration(name: str, directory: Path, text: str) -> list[str]:
+    """Writes the configuration; returns the arguments of the proxy."""
     if name == "nginx":
-        (directory / "sitelink.conf").write_text(configuration)
+        (directory / "sitelink.conf").write_text(text)
         (directory / "nginx.conf").write_text(MAIN.format(directory=directory))
         return ["-p", str(directory), "-c", str(directory / "nginx.conf"), "-g", "user root;"]
     # Caddy's port for administration would be the same for all.
-    (directory / "Caddyfile").write_text(configuration.replace("{\n\tservers", "{\n\tadmin off\n\tservers", 1))
+    (directory / "Caddyfile").write_text(text.replace("{\n\tservers", "{\n\tadmin off\n\tservers", 1))
     return ["run", "--config", str(directory / "Caddyfile"), "--adapter", "caddyfile"]
 
 
-@pytest.fixture(scope="module", params=["nginx", "caddy"])
-def site(request: pytest.FixtureRequest, api: ApiProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a proxy. Only the addresses in its configuration are changed."""
-    name, directory, port = request.param, tmp_path_factory.mktemp("proxy"), free_port()
-    program = program_of(name)
+@contextmanager
+def proxy(name: str, api: ApiProcess, directory: Path) -> Iterator[str]:
+    """Runs a proxy in front of the API; gives its address. Only the addresses and the path of the log in its configuration are changed."""
+    program, port = program_of(name), free_port()
+    changes = {
+        "127.0.0.1:8000": f"127.0.0.1:{api.port}",
+        "127.0.0.1:8080": f"127.0.0.1:{port}",
+        f"/var/log/{name}/sitelink.log": str(directory / ACCESS_LOG),
+    }
     text = CONFIGURATIONS[name].read_text()
-    for old, new in {"127.0.0.1:8000": f"127.0.0.1:{api.port}", "127.0.0.1:8080": f"127.0.0.1:{port}"}.items():
+    for old, new in changes.items():
         assert old in text
         text = text.replace(old, new)
+    arguments = write_configuration(name, directory, text)
     directory.chmod(0o755)
     environ = {**os.environ, "XDG_DATA_HOME": str(directory), "XDG_CONFIG_HOME": str(directory)}
     with (directory / "log").open("wb") as log:
-        server = subprocess.Popen([program, *command_of(name, directory, text)], stderr=log, env=environ)
+        server = subprocess.Popen([program, *arguments], stderr=log, env=environ)
         try:
             until(lambda: _answers(f"http://127.0.0.1:{port}/livez", server, directory / "log"))
             yield f"http://127.0.0.1:{port}"
@@ -145,3 +165,28 @@ async def test_one_request_id_for_both(http: httpx2.AsyncClient, site: str) -> N
     assert given.headers["x-request-id"] == "mine-7"
     made = await asyncio.gather(*(http.get(f"{site}/livez") for _ in range(2)))
     assert len({answer.headers["x-request-id"] for answer in made}) == 2
+
+
+async def test_clients_have_their_own_address(http: httpx2.AsyncClient, name: str, temporal_server: TemporalServer, tmp_path: Path) -> None:
+    """The API counts those of the address that the proxy sees: not of the proxy's, nor of one that the client made up."""
+    directory = tmp_path / "proxy"
+    directory.mkdir()
+    limited = running(tmp_path / "api", temporal_server.address, SITELINK_LIMIT_ADDRESS="2/hour")
+    with limited as api, proxy(name, api, directory) as site:
+        answers = [await http.get(site, headers={"X-Forwarded-For": f"192.0.2.{number}"}) for number in range(3)]
+        assert [answer.status_code for answer in answers] == [200, 200, 429]
+        assert "127.0.0.1" in answers[-1].json()["detail"]
+        own = await http.get(f"http://127.0.0.1:{api.port}/", headers={"X-Forwarded-For": "192.0.2.9"})
+        assert own.status_code == 200
+
+
+async def test_log_holds_no_ticket(http: httpx2.AsyncClient, name: str, api: ApiProcess, tmp_path: Path) -> None:
+    """It has the path and the request id, and no query: whoever reads the log must not be able to use the tickets in it."""
+    with proxy(name, api, tmp_path) as site:
+        await http.get(
+            f"{site}/livez", params={"ticket": "a-secret"}, headers={"X-Request-ID": "mine-8", "Referer": f"{site}/?ticket=a-secret"}
+        )
+    log = (tmp_path / ACCESS_LOG).read_text()
+    assert LOGGED[name] in log
+    assert "mine-8" in log
+    assert "a-secret" not in log

@@ -23,7 +23,7 @@ from api.access.principal import Principal, Scope
 from api.access.routes import GuardedRoute, PublicFiles
 from api.access.settings import AccessSettings, Mode
 from api.access.tokens import OwnTokens
-from api.app import create_app
+from api.app import Api, create_app
 from api.paths import PLAN, UPLOAD, UPLOADS
 from api.r2.settings import PushSettings
 from api.settings import ApiSettings
@@ -171,6 +171,14 @@ def test_every_route_has_the_expected_policy(app: Starlette) -> None:
     assert found == EXPECTED
 
 
+def test_route_without_policy_does_not_start(bucket: Bucket, temporal: FakeTemporal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A route of Starlette's own would answer everybody."""
+    routes = Api.routes
+    monkeypatch.setattr(Api, "routes", lambda api: [*routes(api), Route("/v1/backdoor", api.live)])
+    with pytest.raises(TypeError, match="/v1/backdoor"):
+        make_api(bucket, temporal)
+
+
 def test_route_without_policy_cannot_be_built() -> None:
     """The policy is no option of a route."""
     with pytest.raises(TypeError, match="policy"):
@@ -313,3 +321,13 @@ def test_deep_is_recognized_however_it_is_written() -> None:
         assert policy.scope_for(query) is Scope.OPERATE
     assert policy.scope_for(b"deep=false") is Scope.READ
     assert PUBLIC.scope_for(b"deep") is None
+
+
+async def test_expiry_beyond_every_clock_is_taken(client: httpx2.AsyncClient) -> None:
+    """By every route: a number with 400 digits is no error of the server."""
+    headers = bearer(token(exp=10**400))
+    for method, path in (("GET", UPLOADS), ("GET", f"{UPLOAD}/events"), ("POST", f"{UPLOAD}/tickets"), ("POST", "/v1/session")):
+        answer = await client.request(method, path_of(path).replace(MINE.upload, ABSENT), headers=headers)
+        assert answer.status_code < 500, path
+    assert "Max-Age=" in answer.headers["set-cookie"]
+    assert len(answer.headers["set-cookie"]) < 1000

@@ -20,6 +20,7 @@ from activities.bucket.records import SheetStatus, UploadStatus
 from activities.bucket.storage import Bucket
 from activities.errors import AlreadyFinished, SheetNotFound, SiteLinkError, TemporalUnavailable
 from api.access.cors import cors
+from api.access.credentials import is_sent_on_purpose
 from api.access.layer import Access
 from api.access.policies import PUBLIC, SYSTEM, Needs, Policy, scoped
 from api.access.principal import Scope
@@ -116,6 +117,7 @@ class Api:
             *([route("POST", f"{CODEC}/decode", self._codec.decode, SYSTEM)] if self._codec else []),
             *([route("POST", f"{CODEC}/encode", self._codec.encode, SYSTEM)] if self._codec else []),
             route("POST", SESSION, self._sessions.begin, Policy(Needs.TOKEN, action="begin session")),
+            route("GET", SESSION, self._sessions.show, Policy(Needs.CREDENTIAL)),
             route("DELETE", SESSION, self._sessions.end, PUBLIC),
             route("GET", LIVE, self.live, PUBLIC),
             route("GET", READY, self.ready, PUBLIC),
@@ -302,7 +304,13 @@ def create_app(bucket: Bucket, connect: Callable[[], Awaitable[Client]], setting
         middleware=[
             Middleware(AboutRequests),
             *cors(access.cors_origins),
-            Middleware(Guard, hosts=(settings.host, *access.public_hosts), origins=access.cors_origins, unguarded=unguarded),
+            Middleware(
+                Guard,
+                hosts=(settings.host, *access.public_hosts),
+                origins=access.cors_origins,
+                unguarded=unguarded,
+                is_no_forgery=is_sent_on_purpose if access.mode is Mode.JWT else None,
+            ),
             Middleware(ProblemAnswers),
             Middleware(LimitAddresses, limits=api.limits, unlimited=unguarded),
         ],

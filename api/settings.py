@@ -69,6 +69,12 @@ class ApiSettings:
                 "127.0.0.1, ::1 or localhost. To reach it from elsewhere, set SITELINK_ACCESS=jwt, or tunnel to it, for example by ssh -L"
             )
             raise ValueError(msg)
+        if self.access.mode is Mode.LOOPBACK and (self.access.ticket_secrets or self.access.public_keys):
+            msg = (
+                "a secret or a JWKS for tokens is set, but SITELINK_ACCESS is not, so that nobody would be asked for a token: "
+                "set SITELINK_ACCESS=jwt, or remove SITELINK_JWT_SECRET, SITELINK_JWT_JWKS and SITELINK_TICKET_SECRET"
+            )
+            raise ValueError(msg)
         if self.host in ("0.0.0.0", "::") and not self.access.public_hosts:  # noqa: S104 - compared, not bound
             msg = f"SITELINK_HOST is {self.host!r}: SITELINK_PUBLIC_HOSTS must say under which host names clients reach the server"
             raise ValueError(msg)

@@ -36,6 +36,12 @@ class Credential:
     text: str
 
 
+def is_sent_on_purpose(scope: Scope) -> bool:
+    """Whether the sender of an HTTP request holds its credential. A browser adds only the cookie by itself."""
+    credential = find_credential(scope)
+    return credential is not None and credential.carrier is not Carrier.COOKIE
+
+
 def find_credential(scope: Scope) -> Credential | None:
     """The credential of an HTTP request; None for a request without one."""
     headers = Headers(scope=scope)

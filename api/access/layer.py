@@ -106,7 +106,7 @@ class Access:
             PlanNotFound: The sender may not see the plan that the path names.
             NotAllowed: The sender's credential lacks the scope.
         """
-        if principal is None or policy.needs is Needs.TOKEN:
+        if principal is None or policy.needs in (Needs.TOKEN, Needs.CREDENTIAL):
             return
         if policy.needs is Needs.SYSTEM:
             if not principal.is_system:

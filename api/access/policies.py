@@ -15,6 +15,8 @@ class Needs(Enum):
     """Everybody. Some of these routes check a signature of their own."""
     TOKEN = auto()
     """A sender with a token in ``Authorization``; no cookie and no ticket."""
+    CREDENTIAL = auto()
+    """A sender with any credential, whatever it allows."""
     SCOPE = auto()
     """A sender who may see what the path names and has the scope."""
     SYSTEM = auto()

@@ -7,14 +7,15 @@ declare class UploadElement extends HTMLElement {
   server: string | null;
   ticket: ReadAccess["ticket"];
   token: WriteAccess["token"];
+  session: WriteAccess["session"];
 }
 
 /**
  * `<sitelink-progress upload="…">`: state, progress, forecast and sheets of an upload.
  *
- * Attributes: `controls` shows the buttons that change something, `compact` leaves the sheets out, `heading-level` is 1 to 6 (default 2).
- * Slot: `again`, shown when the upload failed. Parts: heading, status, facts, panel, bar, fill, measures, news, warning, verdict, filter, sheets,
- * sheet, open, thumbnail, title, state, button.
+ * Attributes: `controls` shows the buttons that change something, `controls="cancel retry"` only some of `cancel`, `retry` and `delete`; `compact`
+ * leaves the sheets out, `heading-level` is 1 to 6 (default 2). Slot: `again`, shown when the upload failed. Parts: heading, status, facts, panel,
+ * bar, fill, measures, news, warning, verdict, filter, sheets, sheet, open, thumbnail, title, state, button.
  */
 export class ProgressElement extends UploadElement {
   controls: boolean;

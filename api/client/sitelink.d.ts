@@ -76,17 +76,19 @@ export interface Place {
 
 /**
  * What is sent to be let in; nothing by default, except the browser's cookie to its own server. A function is called when the first request
- * needs the value, and again after each 401, with the REF (with an empty string by `upload`). When it fails, it is called again later.
+ * needs the value, again in good time before the value expires, and after each 401, with the REF (with an empty string by `upload`, with the
+ * plan by `uploads`). When it fails, it is called again later.
  */
-export interface ReadAccess {
+export interface ReadAccess extends WriteAccess {
   /** Lets its holder read one upload or plan. Sent in the header `SiteLink-Ticket`; in an address only for thumbnails. */
   ticket?: string | ((ref: UploadRef) => string | Promise<string>);
-  /** Sent as `Authorization: Bearer`. */
-  token?: WriteAccess["token"];
 }
 
 export interface WriteAccess {
+  /** Sent as `Authorization: Bearer`. */
   token?: string | ((ref: UploadRef) => string | Promise<string>);
+  /** For a page of the server itself: called after a 401, returns when the browser has a new cookie. All calls wait for it, without a time limit. */
+  session?: () => unknown;
 }
 
 /** A refused or failed request. */
@@ -149,6 +151,18 @@ export function watch(ref: UploadRef, options?: WatchOptions): Watching;
 
 /** One answer with the whole state now. */
 export function status(ref: UploadRef, options?: Place & ReadAccess & { signal?: AbortSignal }): Promise<Status>;
+
+/** An upload in the list of its plan. */
+export type ListedUpload = Pick<
+  Status,
+  "ref" | "upload" | "fileName" | "sizeBytes" | "createdAt" | "links" | "status" | "warning" | "progress" | "completedPages" | "totalPages"
+>;
+
+/** The uploads of a plan, newest first: 50, or `limit`, at most 200. `nextCursor` of the answer is the `cursor` of the next call. */
+export function uploads(
+  plan: PlanRef,
+  options?: Place & ReadAccess & { limit?: number; cursor?: string; signal?: AbortSignal },
+): Promise<{ uploads: ListedUpload[]; nextCursor: string | null }>;
 
 /** Stops an upload; its ready sheets stay. */
 export function cancel(ref: UploadRef, options?: Place & WriteAccess): Promise<{ ref: UploadRef }>;

@@ -17,6 +17,8 @@ const HIDDEN_POLL_MS = 15_000; // of a hidden tab a person sees the title only
 const NEXT_POLL_MS = 1000; // after a change: there may be many a second
 const RELAY_FRESH_MS = 5000;
 const BACK_OFF_MS = [1000, 2000, 4000, 8000, 15_000, 30_000];
+const RENEW_SHARE = 0.8; // of the life of a ticket or token
+const RENEW_AGAIN_MS = 10_000;
 const STREAM_LOCK = "sitelink stream";
 const ID = /^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$/;
 
@@ -82,44 +84,74 @@ export const tileUrlTemplate = (ref, sheet, options) => `${descriptorUrl(ref, sh
 
 // Requests
 
-/** A ticket or token: given once, or by a function that is asked again when the server refuses its last answer. */
+// How each kind of credential is sent. The cookie of a session is sent by the browser itself, to the page's own server.
+const HEADERS = {
+  ticket: (value) => ({ "SiteLink-Ticket": value }),
+  token: (value) => ({ Authorization: `Bearer ${value}` }),
+  session: () => ({}),
+};
+
+/** How long a ticket or token lasts in milliseconds, by its own times, because this machine's clock may be wrong; NaN if it does not say. */
+function lifetimeMs(value) {
+  try {
+    const { iat, exp } = JSON.parse(atob(value.split(".")[1].replace(/-/g, "+").replace(/_/g, "/")));
+    return exp > iat ? (exp - iat) * 1000 : NaN;
+  } catch {
+    return NaN;
+  }
+}
+
+/**
+ * A ticket or token, given once or by a function; or a session, whose function renews the browser's cookie. A pass is what it is at one time. A
+ * function is asked again when the server refuses its last pass, and in good time before a ticket or token expires.
+ */
 class Credential {
+  #kind;
   #ask;
-  #header;
-  #value = null;
+  #pass;
   #asking = null;
+  #renewAt = NaN;
 
-  constructor(source, header) {
-    this.#ask = typeof source === "function" ? source : null;
-    if (!this.#ask) this.#value = source ?? null;
-    this.#header = header;
+  constructor(kind, source, ref) {
+    this.#kind = kind;
+    this.#ask = typeof source === "function" ? () => source(ref) : null;
+    this.#pass = this.#ask && kind !== "session" ? null : this.#passOf(this.#ask ? null : source);
   }
 
-  /** The ticket or token; null without one. */
-  async value() {
-    if (this.#ask && this.#value === null) {
-      this.#asking ??= this.#fresh().finally(() => {
-        this.#asking = null;
-      });
-      await this.#asking;
+  #passOf(value) {
+    const isAbsent = value === null || value === undefined;
+    return { value: isAbsent ? null : value, headers: isAbsent ? {} : HEADERS[this.#kind](value) };
+  }
+
+  /** The pass that is to be sent with a request. */
+  async pass() {
+    if (this.#pass && now() >= this.#renewAt) {
+      this.#renewAt = now() + RENEW_AGAIN_MS; // if the function fails now
+      this.#renew().catch(() => {}); // the pass at hand is still good
     }
-    return this.#value;
+    while (!this.#pass) await this.#renew();
+    return this.#pass;
   }
 
-  headers(value) {
-    return value === null ? {} : this.#header(value);
-  }
-
-  /** After the server has refused a value, or said that it has expired: whether another one may be had. */
-  discard(refused = this.#value) {
+  /** After the server has refused a pass, or said that it has expired: whether another one may be had. */
+  discard(refused) {
     if (!this.#ask) return false;
-    if (this.#value === refused) this.#value = null;
+    if (this.#pass === refused) this.#pass = null;
     return true;
+  }
+
+  #renew() {
+    this.#asking ??= this.#fresh().finally(() => {
+      this.#asking = null;
+    });
+    return this.#asking;
   }
 
   async #fresh() {
     try {
-      this.#value = (await this.#ask()) ?? null;
+      const value = await this.#ask();
+      this.#pass = this.#passOf(this.#kind === "session" ? null : value);
+      this.#renewAt = now() + lifetimeMs(this.#pass.value) * RENEW_SHARE;
     } catch (error) {
       throw error instanceof Problem ? error : new Problem("NoTicket", `No ticket or token could be had: ${error?.message ?? error}`, 0);
     }
@@ -128,15 +160,19 @@ class Credential {
 
 const credentials = new WeakMap(); // a function's credential of each upload, so that watch() and every tileSource() share one ticket
 
-function credentialOf({ ticket, token } = {}, ref = "") {
-  const source = ticket ?? token;
-  const header = ticket === undefined ? (value) => ({ Authorization: `Bearer ${value}` }) : (value) => ({ "SiteLink-Ticket": value });
-  if (typeof source !== "function") return new Credential(source, header);
+function credentialOf(options, ref = "") {
+  const kind = ["ticket", "token"].find((name) => options[name] !== undefined) ?? "session";
+  const source = options[kind];
+  if (typeof source !== "function") return new Credential(kind, source, ref);
   if (!credentials.has(source)) credentials.set(source, new Map());
   const known = credentials.get(source);
-  if (!known.has(ref)) known.set(ref, new Credential(() => source(ref), header));
-  return known.get(ref);
+  const key = kind === "session" ? "" : ref; // a browser has one session for all uploads
+  if (!known.has(key)) known.set(key, new Credential(kind, source, key));
+  return known.get(key);
 }
+
+/** The credential of a request that changes something, for which a ticket does not count. */
+const writingCredentialOf = ({ token, session } = {}, ref = "") => credentialOf({ token, session }, ref);
 
 /** Makes one controller's signal follow others; the returned function ends that. */
 function follow(controller, ...signals) {
@@ -149,18 +185,23 @@ function follow(controller, ...signals) {
   return () => followed.forEach((signal) => signal.removeEventListener("abort", abort));
 }
 
-/** Sends a request; with a new ticket or token again when the first is refused. */
-async function send(credential, url, { headers = {}, ...options } = {}) {
+/**
+ * Sends a request; with a new pass again when the first is refused. Returns the response and its pass. `timing(true)` is called when the server's
+ * time begins, `timing(false)` when it ends: a person may take minutes to sign in.
+ */
+async function send(credential, url, { headers = {}, timing = () => {}, ...options } = {}) {
   for (let attempt = 1; ; attempt++) {
-    const value = await credential.value();
+    const pass = await credential.pass();
+    timing(true);
     let response;
     try {
-      response = await fetch(url, { ...options, headers: { ...headers, ...credential.headers(value) } });
+      response = await fetch(url, { ...options, headers: { ...headers, ...pass.headers } });
     } catch (error) {
       throw options.signal?.aborted ? error : Problem.noConnection;
     }
-    if (response.status !== 401 || attempt === 2 || !credential.discard(value)) return response;
+    if (response.status !== 401 || attempt === 2 || !credential.discard(pass)) return { response, pass };
     await response.text().catch(() => ""); // gives the connection back
+    timing(false);
   }
 }
 
@@ -168,9 +209,13 @@ async function send(credential, url, { headers = {}, ...options } = {}) {
 async function read(credential, url, { signal, timeoutMs = REQUEST_MS, ...options } = {}) {
   const controller = new AbortController();
   const unfollow = follow(controller, signal);
-  const timer = setTimeout(() => controller.abort(), timeoutMs);
+  let timer;
+  const timing = (runs) => {
+    clearTimeout(timer);
+    if (runs) timer = setTimeout(() => controller.abort(), timeoutMs);
+  };
   try {
-    const response = await send(credential, url, { ...options, signal: controller.signal });
+    const { response } = await send(credential, url, { ...options, timing, signal: controller.signal });
     const text = await response.text();
     if (!response.ok && response.status !== 304) throw Problem.from(response.status, text);
     return { status: response.status, etag: response.headers.get("ETag"), text };
@@ -184,7 +229,7 @@ async function read(credential, url, { signal, timeoutMs = REQUEST_MS, ...option
 }
 
 async function act(method, url, options, ref) {
-  const { text } = await read(credentialOf({ token: options?.token }, ref), url, { method });
+  const { text } = await read(writingCredentialOf(options, ref), url, { method });
   return JSON.parse(text);
 }
 
@@ -197,18 +242,26 @@ export async function status(ref, options = {}) {
   return JSON.parse(text);
 }
 
+/** The newest uploads of a plan. */
+export async function uploads(plan, { limit, cursor, ...options } = {}) {
+  const query = Object.entries({ limit, cursor }).filter(([, value]) => value !== undefined && value !== null);
+  const url = `${uploadsUrl(plan, options)}?${query.map(([name, value]) => `${name}=${encodeURIComponent(value)}`).join("&")}`;
+  const { text } = await read(credentialOf(options, plan), url, { signal: options.signal, cache: "no-cache" });
+  return JSON.parse(text);
+}
+
 // Upload
 
-export async function upload(file, { server, to, name = file.name ?? "plan.pdf", options = {}, idempotencyKey, token, onProgress, signal } = {}) {
+export async function upload(file, { server, to, name = file.name ?? "plan.pdf", options = {}, idempotencyKey, token, session, onProgress, signal } = {}) {
   const query = Object.entries({ filename: name, ...options }).map(([key, value]) => `${key}=${encodeURIComponent(value)}`);
   const url = `${uploadsUrl(to, { server })}?${query.join("&")}`;
-  const credential = credentialOf({ token });
+  const credential = writingCredentialOf({ token, session });
   const headers = { "Content-Type": "application/pdf", ...(idempotencyKey ? { "Idempotency-Key": idempotencyKey } : {}) };
   for (let attempt = 1; ; attempt++) {
-    const value = await credential.value();
-    const answer = await sendFile(url, file, { ...headers, ...credential.headers(value) }, onProgress ?? (() => {}), signal);
+    const pass = await credential.pass();
+    const answer = await sendFile(url, file, { ...headers, ...pass.headers }, onProgress ?? (() => {}), signal);
     if (answer.status >= 200 && answer.status < 300) return JSON.parse(answer.text);
-    if (answer.status !== 401 || attempt === 2 || !credential.discard(value)) throw Problem.from(answer.status, answer.text);
+    if (answer.status !== 401 || attempt === 2 || !credential.discard(pass)) throw Problem.from(answer.status, answer.text);
   }
 }
 
@@ -534,10 +587,11 @@ class Watching {
         reading.abort();
       }, milliseconds);
     };
+    const timing = (runs) => (runs ? expectBytes(FIRST_BYTE_MS) : clearTimeout(timer));
     try {
-      expectBytes(FIRST_BYTE_MS);
       const url = `${this.#url}/events?after=${this.#head.version}`;
-      const response = await send(this.#credential, url, { signal: reading.signal, cache: "no-store", headers: { Accept: "text/event-stream" } });
+      const headers = { Accept: "text/event-stream" };
+      const { response, pass } = await send(this.#credential, url, { signal: reading.signal, timing, cache: "no-store", headers });
       if (response.status === 204) {
         await this.#fetchStatus(signal);
         return undefined;
@@ -559,7 +613,7 @@ class Watching {
         expectBytes(SILENCE_MS);
         for (const event of parser.push(decoder.decode(value, { stream: true }))) {
           if (event.name === "expired") {
-            if (this.#credential.discard()) return undefined; // the next turn has a new ticket
+            if (this.#credential.discard(pass)) return undefined; // the next turn has a new pass
             throw Problem.noConnection;
           }
           this.#receive(event);
@@ -678,7 +732,7 @@ export async function tileSource(ref, sheet, options = {}) {
 }
 
 async function loadBlob(credential, url, signal) {
-  const response = await send(credential, url, { signal });
+  const { response } = await send(credential, url, { signal });
   if (!response.ok) throw Problem.from(response.status, await response.text());
   return response.blob();
 }
@@ -686,7 +740,7 @@ async function loadBlob(credential, url, signal) {
 /** A thumbnail's address with the ticket in it, for an <img>, which sends no header. */
 export async function thumbnail(ref, sheet, options = {}) {
   const url = thumbnailUrl(ref, sheet, options);
-  const ticket = options.ticket === undefined ? null : await credentialOf(options, ref).value();
+  const ticket = options.ticket === undefined ? null : (await credentialOf(options, ref).pass()).value;
   return ticket === null ? url : `${url}?ticket=${encodeURIComponent(ticket)}`;
 }
 

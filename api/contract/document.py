@@ -123,6 +123,7 @@ def _security(method: str, policy: Policy) -> list[dict[str, list[str]]]:
     names = {
         Needs.NOTHING: (),
         Needs.TOKEN: ("token",),
+        Needs.CREDENTIAL: ("token", "ticket", "ticketHeader", "session"),
         Needs.SYSTEM: ("token", "session"),
         Needs.SCOPE: ("token", *(("ticket", "ticketHeader") if takes_ticket else ()), "session"),
     }[policy.needs]

@@ -391,6 +391,13 @@ OPERATIONS: tuple[Operation, ...] = (
         {204: Answer("The cookie is set, or not needed.", headers={"Set-Cookie": "The session."})},
     ),
     Operation(
+        "GET",
+        SESSION,
+        "getSession",
+        "Who the sender is, and what the credential allows.",
+        {200: Answer("What it allows. Without access control, everything.", {JSON: ref("Session")})},
+    ),
+    Operation(
         "DELETE",
         SESSION,
         "endSession",

@@ -14,6 +14,7 @@ from typing import Any
 from activities.bucket.keys import ID_PATTERN
 from activities.bucket.records import SCHEMA, Snapshot, camel_case
 from activities.bucket.report import SheetReport, UploadReport
+from api.access.principal import Scope
 from api.r2.events import UnreadableEvent
 
 Schema = dict[str, Any]
@@ -166,6 +167,18 @@ API_SCHEMAS: dict[str, Schema] = {
         "Signed, and not stored.",
         ticket={"type": "string", "description": "The value for `?ticket=` or the header `SiteLink-Ticket`."},
         expiresAt=TIME,
+    ),
+    "Session": an_object(
+        "What a credential allows.",
+        checked={"type": "boolean", "description": "Whether the server checks credentials. If not, everybody may do everything."},
+        subject=or_null(TEXT) | {"description": "The sender's name in the log."},
+        **{
+            name: or_null(ID) | {"description": f"The only {name} that the sender may see."}
+            for name in ("organization", "project", "plan", "upload")
+        },
+        scopes=a_list({"enum": [str(scope) for scope in Scope]}),
+        system={"type": "boolean", "description": "Whether the sender may see what belongs to no organization."},
+        expiresAt=or_null(TIME),
     ),
     "UnreadableEvents": an_object(
         "Messages that are not R2 events, newest first.",

@@ -3,7 +3,7 @@
 import asyncio
 import re
 import uuid
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from http import HTTPStatus
 from urllib.parse import urlsplit
 
@@ -28,6 +28,9 @@ CONTENT_SECURITY_POLICY = (
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._~:/+=@-]{1,128}")
 """The request ids that are taken from a client. In place of any other id, the server makes one."""
+
+
+READING = ("GET", "HEAD")
 
 
 class AboutRequests:
@@ -112,18 +115,31 @@ class Guard:
     leads to this address (DNS rebinding), nor by a request of the API. A GET shows that page nothing, but it would start the workflow of
     an accepted upload, or a verification. Programs other than browsers send neither ``Origin`` nor ``Sec-Fetch-Site``, so they pass.
 
+    An image of another site's page sends no ``Origin``. Where the server checks credentials, it passes with a ticket in its address: who
+    was given the ticket may read, and the browser has added nothing of its own to the request.
+
     Args:
         app: The guarded application.
         hosts: The host names under which the server is reached, in lower case; first, the one in its address.
         origins: Other origins whose pages may send requests.
         unguarded: Paths that answer under any host name or none: the health checks, and R2's push, which is signed.
+        is_no_forgery: Whether a request has a credential that will be checked and that a browser does not add by itself; None where
+            nobody checks credentials.
     """
 
-    def __init__(self, app: ASGIApp, hosts: Sequence[str], origins: Collection[str] = (), unguarded: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        hosts: Sequence[str],
+        origins: Collection[str] = (),
+        unguarded: Collection[str] = (),
+        is_no_forgery: Callable[[Scope], bool] | None = None,
+    ) -> None:
         self._app = app
         self._hosts = hosts
         self._origins = origins
         self._unguarded = unguarded
+        self._is_no_forgery = is_no_forgery or (lambda _: False)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes the request on, or answers with a problem."""
@@ -131,31 +147,35 @@ class Guard:
             await self._app(scope, receive, send)
             return
 
+        is_no_forgery = scope["method"] in READING and scope["path"].startswith(V1) and self._is_no_forgery(scope)
+
         async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 headers.setdefault("Content-Security-Policy", CONTENT_SECURITY_POLICY)
                 headers.setdefault("X-Content-Type-Options", "nosniff")
                 headers.setdefault("Referrer-Policy", "same-origin")
-                headers.setdefault("Cross-Origin-Resource-Policy", "same-origin")
+                headers.setdefault("Cross-Origin-Resource-Policy", "cross-origin" if is_no_forgery else "same-origin")
                 headers.setdefault("Cache-Control", "no-cache")
             await send(message)
 
-        error = None if scope["path"] in self._unguarded else self._refusal(scope["method"], scope["path"], Headers(scope=scope))
+        error = (
+            None if scope["path"] in self._unguarded else self._refusal(scope["method"], scope["path"], Headers(scope=scope), is_no_forgery)
+        )
         app: ASGIApp = self._app if error is None else named_problem(error, scope["path"])
         await app(scope, receive, send_guarded)
 
-    def _refusal(self, method: str, path: str, headers: Headers) -> SiteLinkError | None:
+    def _refusal(self, method: str, path: str, headers: Headers, is_no_forgery: bool) -> SiteLinkError | None:
         host = headers.get("host", "")
         name = _host_name(host)
         if name not in self._hosts and not is_loopback(name):
             return ForeignHost(f"this server is not {host[:200]!r}, it is reached as {self._hosts[-1]}")
-        reads = method in ("GET", "HEAD")
+        reads = method in READING
         if reads and not path.startswith(V1):
             return None
         site, origin = headers.get("sec-fetch-site"), headers.get("origin")
         is_foreign = site not in (None, "same-origin", "none") or (origin is not None and _authority(origin) != host)
-        if is_foreign and origin not in self._origins:
+        if is_foreign and origin not in self._origins and not (is_no_forgery and origin is None):
             return ForeignOrigin(f"a page of {(origin or 'another site')[:200]} may not ask for anything here")
         if reads and (headers.get("content-length", "0") != "0" or "transfer-encoding" in headers):
             # Nobody would read it, and uvicorn would hold its beginning for as long as the answer takes.

@@ -3,22 +3,25 @@
 import "/client/elements.js";
 import { BASE } from "/client/elements/style.js";
 import { parsePath } from "/client/sitelink.js";
-import { DEFAULT_PLAN } from "./api.js";
 import { $ } from "./dom.js";
 import { Home } from "./home.js";
+import { firstPlan, PlanForm, remember } from "./plans.js";
+import { Session } from "./session.js";
 import { UploadView } from "./upload.js";
 
 document.adoptedStyleSheets = [BASE];
 
-const home = new Home(openUpload);
-const upload = new UploadView();
+const session = new Session();
+const home = new Home(session, openUpload);
+const upload = new UploadView(session);
+const choose = new PlanForm(session, (plan) => go(`/?plan=${plan}`));
 let shownTarget = null;
 
 /** Shows the view that the address names. */
 function route() {
   const query = new URLSearchParams(location.search);
   const ref = query.get("ref");
-  const plan = ref ? ref.split("/").slice(0, 3).join("/") : (query.get("plan") ?? DEFAULT_PLAN);
+  const plan = ref ? ref.split("/").slice(0, 3).join("/") : (query.get("plan") ?? firstPlan(session.allowed));
   const target = ref ? `ref ${ref}` : `plan ${plan}`;
   if (target !== shownTarget) {
     shownTarget = target;
@@ -28,25 +31,39 @@ function route() {
 }
 
 function show(ref, plan) {
-  home.hide();
-  upload.hide();
-  const usable = parsePath(plan, 3) ? plan : DEFAULT_PLAN;
-  $("plan").textContent = usable;
+  for (const view of [home, upload, choose]) view.hide();
+  const first = firstPlan(session.allowed);
+  const usable = plan && parsePath(plan, 3) ? plan : first;
+  $("plan").textContent = usable ?? "";
   for (const id of ["brand", "back"]) {
-    $(id).href = usable === DEFAULT_PLAN ? "/" : `/?plan=${usable}`;
+    $(id).href = !usable || usable === first ? "/" : `/?plan=${usable}`;
   }
   $("again").href = $("brand").href;
-  if (ref) upload.show(ref);
-  else home.show(usable, plan);
+  $("change-plan").hidden = !session.isChecked || Boolean(session.allowed.plan);
+  if (ref) {
+    upload.show(ref);
+  } else if (usable && (plan || !session.isChecked)) {
+    if (session.isChecked && usable === plan) remember(plan);
+    home.show(usable, plan);
+  } else {
+    $("plan").textContent = "";
+    $("change-plan").hidden = true;
+    choose.show();
+  }
+}
+
+function go(address) {
+  history.pushState(null, "", address);
+  scrollTo(0, 0);
+  route();
 }
 
 /** Goes to an upload that the API has just accepted. */
 function openUpload(ref) {
-  history.pushState(null, "", `/?ref=${ref}`);
-  scrollTo(0, 0);
-  route();
+  go(`/?ref=${ref}`);
   $("progress").focus();
 }
 
+await session.start();
 addEventListener("popstate", route);
 route();

@@ -7,7 +7,8 @@ import { $ } from "./dom.js";
 
 export class UploadForm {
   /** `opened(ref)` is called when the API has accepted a file. */
-  constructor(opened) {
+  constructor(session, opened) {
+    this.session = session;
     this.opened = opened;
     this.plan = null;
     this.sending = null;
@@ -31,12 +32,12 @@ export class UploadForm {
     // Otherwise the browser opens a file that is dropped beside the box, in place of the page.
     for (const type of ["dragover", "drop"]) addEventListener(type, (event) => carriesFile(event) && event.preventDefault());
     addEventListener("dragover", (event) => {
-      if (!$("home").hidden && carriesFile(event)) drop.classList.add("dragging");
+      if (!$("home").hidden && !$("form").hidden && carriesFile(event)) drop.classList.add("dragging");
     });
     addEventListener("dragleave", (event) => event.relatedTarget === null && drop.classList.remove("dragging"));
     addEventListener("drop", (event) => {
       drop.classList.remove("dragging");
-      if ($("home").hidden || this.sending || !carriesFile(event)) return;
+      if ($("home").hidden || $("form").hidden || this.sending || !carriesFile(event)) return;
       const [file] = event.dataTransfer.files;
       if (!file) return;
       const transfer = new DataTransfer();
@@ -59,7 +60,7 @@ export class UploadForm {
   async #send() {
     const [file] = $("file").files;
     if (!file || this.sending) return;
-    const started = performance.now();
+    let started = performance.now();
     $("form-error").hidden = true;
     $("drop").hidden = true;
     $("sending").hidden = false;
@@ -73,7 +74,9 @@ export class UploadForm {
     let problem = null;
     try {
       const onProgress = (sent, total) => this.#showSent(sent, total, performance.now() - started);
-      answer = await upload(file, { to: this.plan, onProgress, signal: sending.signal });
+      await this.session.ensure();
+      started = performance.now();
+      answer = await upload(file, { to: this.plan, onProgress, signal: sending.signal, session: this.session.renew });
     } catch (error) {
       problem = error;
     }

@@ -6,15 +6,21 @@ import { UploadList } from "./uploads.js";
 
 export class Home {
   /** `opened(ref)` is called when the API has accepted a file. */
-  constructor(opened) {
-    this.form = new UploadForm(opened);
-    this.uploads = new UploadList();
+  constructor(session, opened) {
+    this.session = session;
+    this.form = new UploadForm(session, opened);
+    this.uploads = new UploadList(session);
   }
 
   /** `namedPlan` is the plan in the address; when it is not well-formed, `plan` is another one. */
   show(plan, namedPlan) {
     document.title = "SiteLink";
     $("home").hidden = false;
+    const mayUpload = this.session.may("write");
+    $("form").hidden = !mayUpload;
+    $("home-title").textContent = mayUpload ? "Upload a plan set" : "View a plan set";
+    $("home-lead").hidden = !mayUpload;
+    $("home-read-only").hidden = mayUpload;
     this.form.show(plan);
     this.uploads.show(plan);
     if (namedPlan !== plan) {

@@ -5,7 +5,8 @@ import { UNKNOWN_NAME, UPLOAD_WORDS } from "/client/elements/words.js";
 import { $ } from "./dom.js";
 
 export class UploadView {
-  constructor() {
+  constructor(session) {
+    this.session = session;
     const progress = $("progress");
     progress.addEventListener("sitelink-change", ({ detail }) => this.#changed(detail));
     progress.addEventListener("sitelink-refused", () => {
@@ -21,6 +22,11 @@ export class UploadView {
   show(ref) {
     this.isKnown = false;
     document.title = "SiteLink";
+    $("progress").session = this.session.renew;
+    const actions = [...(this.session.may("write") ? ["cancel", "retry"] : []), ...(this.session.may("operate") ? ["delete"] : [])];
+    if (actions.length) $("progress").setAttribute("controls", actions.join(" "));
+    else $("progress").removeAttribute("controls");
+    $("again").hidden = !this.session.may("write");
     $("progress").upload = ref;
     $("upload").hidden = false;
   }

@@ -2,15 +2,15 @@
 
 import { showBadge } from "/client/elements/shared.js";
 import { moment, sentence, sheets, sheetsOf, size, UNKNOWN_NAME, UPLOAD_WORDS } from "/client/elements/words.js";
-import { isFinal, uploadsUrl } from "/client/sitelink.js";
-import { getJson } from "./api.js";
+import { isFinal, uploads as listUploads } from "/client/sitelink.js";
 import { $ } from "./dom.js";
 
 const REFRESH_MS = 10_000;
 const NEWEST = 200; // the API lists no more
 
 export class UploadList {
-  constructor() {
+  constructor(session) {
+    this.session = session;
     this.plan = null;
     this.timer = 0;
     this.shownList = "";
@@ -22,7 +22,8 @@ export class UploadList {
     $("uploads").replaceChildren();
     $("uploads-note").hidden = false;
     $("uploads-note").textContent = "Loading…";
-    this.#refresh();
+    if (this.session.may("read")) this.#refresh();
+    else $("uploads-note").textContent = "You may not see the uploads of this plan: your token lacks the scope “read”.";
   }
 
   hide() {
@@ -34,7 +35,7 @@ export class UploadList {
     const plan = this.plan;
     let uploads = null;
     try {
-      ({ uploads } = await getJson(`${uploadsUrl(plan)}?limit=${NEWEST}`));
+      ({ uploads } = await listUploads(plan, { limit: NEWEST, session: this.session.renew }));
     } catch (problem) {
       if (plan === this.plan) $("uploads-note").textContent = `The list of uploads could not be loaded (${problem.type}). ${sentence(problem.message)}`;
     }

@@ -4,7 +4,7 @@ import io
 import os
 import re
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -93,11 +93,11 @@ def chromium_path() -> str:
 
 
 @asynccontextmanager
-async def chromium_page(api_url: str, **context: Any) -> AsyncIterator[WatchedPage]:
-    """A fresh browser with one page."""
+async def chromium_page(api_url: str, *, arguments: Sequence[str] = (), **context: Any) -> AsyncIterator[WatchedPage]:
+    """A fresh browser with one page; further arguments are the browser's own."""
     expect.set_options(timeout=EXPECT_MS)
     async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=chromium_path(), args=CHROMIUM_ARGUMENTS)
+        browser = await playwright.chromium.launch(executable_path=chromium_path(), args=[*CHROMIUM_ARGUMENTS, *arguments])
         try:
             settings = {"viewport": {"width": 1280, "height": 800}, **context}
             page = await (await browser.new_context(**settings)).new_page()

@@ -5,6 +5,7 @@ import json
 import os
 import random
 import shutil
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -17,6 +18,10 @@ import pytest
 from activities.bucket.dzi import Pyramid, tile_name
 from activities.bucket.records import SheetStatus, Snapshot, UploadStatus, to_json
 from activities.bucket.storage import Bucket
+from api.access.credentials import SESSION_COOKIE
+from api.access.principal import Principal, Scope
+from api.access.settings import AccessSettings, Mode
+from api.access.tokens import SKEW_S, OwnTokens
 from api.app import CLIENT
 from tests.servers.gateway import Gateway, serving, serving_gateway
 from tests.unit.api_fakes import PATH, REF, Upstream, accept, change, closed_run, make_app, make_bucket, snapshot
@@ -198,7 +203,7 @@ async def test_watch_survives_connections_that_break_anywhere(api: str, upstream
 
 async def test_watch_polls_where_streams_do_not_get_through(api: str, upstream: Upstream, bucket: Bucket) -> None:
     """Behind a proxy that holds streams back the client polls instead, and sees the end."""
-    gateway = Gateway(api, holds_streams=True)
+    gateway = Gateway(api, holds_streams=True, drops_wait=True)
     async with serving_gateway(gateway), running("hurry(20);" + WATCH, gateway.url) as script:
         await script.next()
         await make_ready(upstream, range(1, SHEETS + 1))
@@ -212,7 +217,7 @@ async def test_watch_polls_where_streams_do_not_get_through(api: str, upstream: 
 
 async def test_watch_notices_a_stream_that_falls_silent(api: str, upstream: Upstream, bucket: Bucket) -> None:
     """Without heartbeats the stream is given up. If it kept changes back, the client polls from then on."""
-    gateway = Gateway(api, silent_after=lambda: 30)  # the first bytes, and then nothing
+    gateway = Gateway(api, silent_after=lambda: 30, drops_wait=True)  # the first bytes, and then nothing
     async with serving_gateway(gateway), running("hurry(20);" + WATCH, gateway.url) as script:
         await script.next()
         await until_async(lambda: gateway.open_streams == 1)
@@ -232,7 +237,7 @@ for await (const state of sitelink.watch(ref, { server, transport: "poll" })) sa
 
 async def test_poll_waits_for_the_next_change(api: str, upstream: Upstream, bucket: Bucket) -> None:
     """A server that holds the answer back until there is a change is asked once for each change."""
-    gateway = Gateway(api, waits=True)
+    gateway = Gateway(api)
     async with serving_gateway(gateway), running(POLL, gateway.url, "1") as script:
         await script.next()
         await make_ready(upstream, range(1, 2))
@@ -249,7 +254,7 @@ async def test_poll_waits_for_the_next_change(api: str, upstream: Upstream, buck
 
 async def test_poll_of_a_server_that_does_not_wait_is_seldom_and_saves_the_transfer(api: str, upstream: Upstream, bucket: Bucket) -> None:
     """Answers that come at once are asked for again after a pause, with the ETag: nothing new is a 304."""
-    gateway = Gateway(api)
+    gateway = Gateway(api, drops_wait=True)
     async with serving_gateway(gateway), running(POLL, gateway.url, "20") as script:
         await script.next()
         await until_async(lambda: [passed.status for passed in gateway.passed].count(304) >= 3)
@@ -293,17 +298,35 @@ async def test_wake_connects_at_once(api: str, upstream: Upstream, bucket: Bucke
         assert "ended" in script.lines
 
 
+SECRET = "a secret of one's own backend for the tests"  # noqa: S105 - for tests
+
+
+@pytest.fixture
+async def guarded(bucket: Bucket, upstream: Upstream) -> AsyncIterator[str]:
+    """The API with access control on a socket; gives its address."""
+    access = AccessSettings(Mode.JWT, secrets=(SECRET,), ticket_secrets=(SECRET,))
+    async with serving(make_app(bucket, upstream, access=access)) as url:
+        yield url
+
+
+def ticket(*, left_s: float = 600) -> str:
+    """A ticket for the upload that the API accepts for so many more seconds."""
+    reader = Principal("jo", REF.organization, 0, REF.project, REF.plan, None, frozenset({Scope.READ}))
+    return OwnTokens("ticket", (SECRET,)).make(reader, int(time.time() + left_s) - SKEW_S)
+
+
 TICKETS = """
-let asked = 0;
-const ticket = async (of) => { say(`${of} asks`); return `ticket-${++asked}`; };
+const tickets = JSON.parse(rest.pop());
+const ticket = async (of) => { say(`${of} asks`); return tickets.shift(); };
 """
 
 
-async def test_refused_ticket_is_replaced(api: str, upstream: Upstream, bucket: Bucket) -> None:
+async def test_refused_ticket_is_replaced(guarded: str, upstream: Upstream, bucket: Bucket) -> None:
     """The function that gives tickets is called again when the server says 401; watching and tiles share the ticket."""
     await make_ready(upstream, range(1, 2))
     await put_sheet(bucket)
-    gateway = Gateway(api, tickets={"ticket-2"})
+    gateway = Gateway(guarded)
+    tickets = [ticket(left_s=-60), ticket()]
     script_text = (
         TICKETS
         + """
@@ -313,48 +336,63 @@ async def test_refused_ticket_is_replaced(api: str, upstream: Upstream, bucket: 
     for await (const state of sitelink.watch(ref, { server, ticket, onConnection })) say(told(state));
     """
     )
-    async with serving_gateway(gateway), running(script_text, gateway.url) as script:
+    async with serving_gateway(gateway), running(script_text, gateway.url, json.dumps(tickets)) as script:
         assert [await script.next() for _ in range(3)] == [f"{REF} asks", f"{REF} asks", 200]
         assert (await script.next())["version"] == 101
         await until_async(lambda: gateway.open_streams == 1)
-        gateway.tickets = {"ticket-3"}
-        gateway.expired = True
-        await make_ready(upstream, range(2, 3))
-        assert await script.next() == f"{REF} asks"
         await end(upstream, bucket)
         assert (await script.rest())[-1]["ended"]
-    assert [passed.ticket for passed in gateway.passed if passed.status == 401] == ["ticket-1"]
+    assert [passed.ticket for passed in gateway.passed if passed.status == 401] == tickets[:1]
     assert all("ticket" not in passed.query for passed in gateway.passed if not passed.path.endswith("thumbnail.jpeg"))
 
 
-async def test_ticket_that_cannot_be_replaced_ends_the_watching(api: str, upstream: Upstream) -> None:
+async def test_ticket_that_cannot_be_replaced_ends_the_watching(guarded: str, upstream: Upstream) -> None:
     """A refused string, a function that only gives refused tickets, and an upload that does not exist: one error, then the end."""
     script_text = """
-    for (const [of, ticket] of [[ref, "old"], [ref, () => "old"], [ref.slice(0, -1) + "9", "good"]]) {
+    const [old, good] = rest;
+    for (const [of, ticket] of [[ref, old], [ref, () => old], [ref.slice(0, -1) + "9", good]]) {
       const watching = sitelink.watch(of, { server, ticket });
       await watching.next().catch((problem) => say([problem.type, problem.status, problem.transient]));
       say(await watching.next());
     }
     """
-    gateway = Gateway(api, tickets={"good"})
-    async with serving_gateway(gateway):
-        lines = await said_by(script_text, gateway.url)
+    lines = await said_by(script_text, guarded, ticket(left_s=-60), ticket())
     done = {"done": True}
-    refused = ["Unauthorized", 401, False]
+    refused = ["CredentialRequired", 401, False]
     assert lines == [refused, done, refused, done, ["UploadNotFound", 404, False], done]
 
 
-async def test_ticket_function_that_fails_is_asked_again(api: str, upstream: Upstream) -> None:
+async def test_ticket_function_that_fails_is_asked_again(guarded: str, upstream: Upstream) -> None:
     """The page's own backend may be down for a moment, too."""
     script_text = """
     hurry(20);
     let asked = 0;
-    const ticket = () => { if (++asked < 3) throw new Error("offline"); return "good"; };
+    const ticket = () => { if (++asked < 3) throw new Error("offline"); return rest[0]; };
     for await (const state of sitelink.watch(ref, { server, ticket, onConnection: say })) { say(state.version); break; }
     """
-    gateway = Gateway(api, tickets={"good"})
-    async with serving_gateway(gateway):
-        assert await said_by(script_text, gateway.url) == ["unreachable", "live", 100]
+    assert await said_by(script_text, guarded, ticket()) == ["unreachable", "live", 100]
+
+
+async def test_session_is_waited_for(guarded: str, upstream: Upstream) -> None:
+    """After a refusal, calls wait until there is a new session, for longer than any request may take; then each is sent once more."""
+    script_text = """
+    hurry(10);
+    const load = globalThis.fetch;
+    let signedIn = false;
+    globalThis.fetch = (url, options) => load(url, signedIn ? { ...options, headers: { ...options.headers, Cookie: rest[0] } } : options);
+    let asked = 0;
+    const session = async () => {
+      asked++;
+      await new Promise((resolve) => setTimeout(resolve, 35_000)); // 3.5 s
+      signedIn = true;
+    };
+    const options = { server, session };
+    const [one, two] = await Promise.all([sitelink.status(ref, options), sitelink.uploads(ref.split("/").slice(0, 3).join("/"), options)]);
+    say([one.ref === ref, two.uploads.length, asked]);
+    """
+    reader = Principal("jo", REF.organization, 0, scopes=frozenset({Scope.READ}))
+    cookie = f"{SESSION_COOKIE}={OwnTokens('session', (SECRET,)).make(reader, int(time.time()) + 600)}"
+    assert await said_by(script_text, guarded, cookie) == [[True, 1, 1]]
 
 
 async def test_watch_is_left_without_a_trace(api: str, upstream: Upstream) -> None:
@@ -400,7 +438,7 @@ async def put_sheet(bucket: Bucket) -> Pyramid:
     return pyramid
 
 
-async def test_tile_source_has_the_geometry_and_loads_every_tile(api: str, bucket: Bucket) -> None:
+async def test_tile_source_has_the_geometry_and_loads_every_tile(guarded: str, bucket: Bucket) -> None:
     """Size, levels and addresses are those of the ``.dzi``; a tile that is refused is loaded with a new ticket at the same address."""
     await accept(bucket, REF)
     pyramid = await put_sheet(bucket)
@@ -418,9 +456,8 @@ async def test_tile_source_has_the_geometry_and_loads_every_tile(api: str, bucke
     await sitelink.tileSource(ref, 2, { server, ticket }).catch((problem) => say(problem.type));
     """
     )
-    gateway = Gateway(api, tickets={"ticket-2"})
-    async with serving_gateway(gateway):
-        lines = await said_by(script_text, gateway.url, json.dumps(list(pyramid.tiles())))
+    tickets = [ticket(left_s=-60), ticket()]
+    lines = await said_by(script_text, guarded, json.dumps(list(pyramid.tiles())), json.dumps(tickets))
     assert lines[:2] == [f"{REF} asks"] * 2
     assert lines[2] == {"width": 1000, "height": 700, "tileSize": 254, "tileOverlap": 1, "minLevel": 0, "maxLevel": pyramid.max_level}
     names = [f"\ufffd\ufffd {tile_name(*tile)}" for tile in pyramid.tiles()]

@@ -4,7 +4,8 @@ import asyncio
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import httpx2
 import pytest
 
 from activities.bucket.keys import UploadRef
+from api.access.tokens import sign
 from api.paths import upload_path
 from deploy.process import free_port
 from deploy.programs import CACHE, installed
@@ -26,6 +28,10 @@ PACKAGES = {"nginx": "nginx-light", "caddy": "caddy"}
 LOGGED = {"nginx": '"GET /livez HTTP/1.1" 200', "caddy": '"uri":"/livez"'}
 MAX_FILE_BYTES = 100_000
 ACCESS_LOG = "access.log"
+SECRET = "a secret of one's own backend for the tests"  # noqa: S105 - for tests
+HOST = "plans.example.com"
+ACCESS = {"SITELINK_ACCESS": "jwt", "SITELINK_JWT_SECRET": SECRET, "SITELINK_PUBLIC_HOSTS": HOST}
+CLAIMS = {"sub": "jo", "org": "acme", "scope": "read write operate"}
 MAIN = """
 daemon off;
 pid {directory}/nginx.pid;
@@ -46,21 +52,8 @@ http {{
 def api(temporal_server: TemporalServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiProcess]:
     """An API process. No worker runs, so nothing happens to an upload until a test asks for it."""
     directory = tmp_path_factory.mktemp("proxied") / "api"
-    with running(directory, temporal_server.address, SITELINK_MAX_FILE_BYTES=str(MAX_FILE_BYTES)) as process:
+    with running(directory, temporal_server.address, SITELINK_MAX_FILE_BYTES=str(MAX_FILE_BYTES), **ACCESS) as process:
         yield process
-
-
-@pytest.fixture(scope="module", params=["nginx", "caddy"])
-def name(request: pytest.FixtureRequest) -> str:
-    """The name of a proxy."""
-    return str(request.param)
-
-
-@pytest.fixture(scope="module")
-def site(name: str, api: ApiProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of the proxy."""
-    with proxy(name, api, tmp_path_factory.mktemp("proxy")) as address:
-        yield address
 
 
 def program_of(name: str) -> str:
@@ -73,35 +66,49 @@ def program_of(name: str) -> str:
     pytest.skip(reason)
 
 
-def write_configuration(name: str, directory: Path, text: str) -> list[str]:
-    """Writes the configuration; returns the arguments of the proxy."""
+def command_of(name: str, directory: Path, configuration: str) -> list[str]:
+    """Writes the configuration; returns the command that runs the proxy with it."""
     if name == "nginx":
-        (directory / "sitelink.conf").write_text(text)
+        (directory / "sitelink.conf").write_text(configuration)
         (directory / "nginx.conf").write_text(MAIN.format(directory=directory))
         return ["-p", str(directory), "-c", str(directory / "nginx.conf"), "-g", "user root;"]
     # Caddy's port for administration would be the same for all.
-    (directory / "Caddyfile").write_text(text.replace("{\n\tservers", "{\n\tadmin off\n\tservers", 1))
+    (directory / "Caddyfile").write_text(configuration.replace("{\n\tservers", "{\n\tadmin off\n\tservers", 1))
     return ["run", "--config", str(directory / "Caddyfile"), "--adapter", "caddyfile"]
+
+
+@pytest.fixture(scope="module", params=["nginx", "caddy"])
+def name(request: pytest.FixtureRequest) -> str:
+    """Which proxy."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def site(name: str, api: ApiProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a proxy."""
+    with proxy(name, api, tmp_path_factory.mktemp("proxy")) as address:
+        yield address
 
 
 @contextmanager
 def proxy(name: str, api: ApiProcess, directory: Path) -> Iterator[str]:
-    """Runs a proxy in front of the API; gives its address. Only the addresses and the path of the log in its configuration are changed."""
+    """Runs a proxy in front of the API; gives its address. Only addresses, names and the log's path in its configuration are changed."""
     program, port = program_of(name), free_port()
+    text = CONFIGURATIONS[name].read_text()
     changes = {
         "127.0.0.1:8000": f"127.0.0.1:{api.port}",
         "127.0.0.1:8080": f"127.0.0.1:{port}",
         f"/var/log/{name}/sitelink.log": str(directory / ACCESS_LOG),
     }
-    text = CONFIGURATIONS[name].read_text()
+    if name == "caddy":
+        changes["http://localhost:8080"] = f"http://{HOST}:{port}"
     for old, new in changes.items():
         assert old in text
         text = text.replace(old, new)
-    arguments = write_configuration(name, directory, text)
     directory.chmod(0o755)
     environ = {**os.environ, "XDG_DATA_HOME": str(directory), "XDG_CONFIG_HOME": str(directory)}
     with (directory / "log").open("wb") as log:
-        server = subprocess.Popen([program, *arguments], stderr=log, env=environ)
+        server = subprocess.Popen([program, *command_of(name, directory, text)], stderr=log, env=environ)
         try:
             until(lambda: _answers(f"http://127.0.0.1:{port}/livez", server, directory / "log"))
             yield f"http://127.0.0.1:{port}"
@@ -116,6 +123,14 @@ def _answers(url: str, server: subprocess.Popen[bytes], log: Path) -> bool:
         return httpx2.get(url, trust_env=False).status_code == 200
     except httpx2.TransportError:
         return False
+
+
+@pytest.fixture
+async def http() -> AsyncIterator[httpx2.AsyncClient]:
+    """A client with a token."""
+    token = sign(SECRET.encode(), CLAIMS, issuer="sitelink", audience="sitelink", expires_at=int(time.time()) + 3600)
+    async with httpx2.AsyncClient(timeout=120, trust_env=False, headers={"Authorization": f"Bearer {token}"}) as client:
+        yield client
 
 
 async def send(http: httpx2.AsyncClient, site: str) -> UploadRef:
@@ -150,13 +165,16 @@ async def test_refusals_are_the_words_of_the_api(http: httpx2.AsyncClient, site:
     assert f"limit {MAX_FILE_BYTES:,}" in answer.json()["detail"]
 
 
-@pytest.mark.parametrize(
-    ("origin", "status"), [("http://localhost:8080", 202), ("https://evil.example", 403), ("http://localhost.evil.example", 403)]
-)
-async def test_only_the_own_page_may_change_something(http: httpx2.AsyncClient, site: str, origin: str, status: int) -> None:
-    """The API sees its own origin for the page of this server, and that of any other page as it is."""
-    answer = await http.post(f"{site}{BASE.removesuffix('/uploads')}/reconcile".replace("a1", "a2"), headers={"Origin": origin})
-    assert answer.status_code == status
+async def test_only_the_own_page_may_change_something(http: httpx2.AsyncClient, site: str) -> None:
+    """The API sees host and origin as the browser sent them. A session works under the public name, by https."""
+    plan = f"{site}{BASE.removesuffix('/uploads')}"
+    for origin, status in ((site, 202), ("https://evil.example", 403), (site.replace("127.0.0.1", "127.0.0.1.evil.example"), 403)):
+        assert (await http.post(f"{plan}/reconcile", headers={"Origin": origin})).status_code == status
+    begun = await http.post(f"{site}/v1/session", headers={"Host": HOST, "Origin": f"https://{HOST}"})
+    page = {"Cookie": begun.headers["set-cookie"].split(";")[0], "Host": HOST, "Origin": f"https://{HOST}"}
+    async with httpx2.AsyncClient(trust_env=False) as browser:
+        assert (await browser.post(f"{plan}/reconcile", headers=page)).status_code == 202
+        assert (await browser.post(f"{plan}/reconcile", headers=page | {"Origin": "https://evil.example"})).status_code == 403
 
 
 async def test_one_request_id_for_both(http: httpx2.AsyncClient, site: str) -> None:
@@ -168,7 +186,7 @@ async def test_one_request_id_for_both(http: httpx2.AsyncClient, site: str) -> N
 
 
 async def test_clients_have_their_own_address(http: httpx2.AsyncClient, name: str, temporal_server: TemporalServer, tmp_path: Path) -> None:
-    """The API counts those of the address that the proxy sees: not of the proxy's, nor of one that the client made up."""
+    """The API counts the requests of the address that the proxy sees: not those of the proxy, nor of an address that a client made up."""
     directory = tmp_path / "proxy"
     directory.mkdir()
     limited = running(tmp_path / "api", temporal_server.address, SITELINK_LIMIT_ADDRESS="2/hour")

@@ -1,20 +1,16 @@
-"""A backend before the API, as a company has one: it lets in who has a ticket, allows pages of other origins, and may be a bad proxy."""
+"""A proxy before the API that notes what it passes on, and may be a bad one."""
 
 import asyncio
-import json
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 import httpx2
 import uvicorn
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tests.waiting import until_async
-
-LONG_POLL_S = 25
 
 
 class Cut(Exception):
@@ -37,37 +33,30 @@ class Gateway:
 
     Args:
         target: The API's address.
-        tickets: The tickets that let somebody in; None lets everybody in. A test may change it.
-        origins: The origins whose pages may read answers.
         holds_streams: Keeps every byte of a stream back, like a proxy that buffers whole answers.
         cut_after: Called for each stream, gives the number of bytes after which the connection breaks; None for no break.
         silent_after: Gives the number of bytes after which a stream falls silent, and stays open.
-        waits: Answers ``?after=VERSION&wait=SECONDS`` only when the upload has a newer version, or after that time.
+        drops_wait: Hides from the API that a client would wait for the next change, so that it answers at once.
     """
 
     def __init__(
         self,
         target: str,
         *,
-        tickets: Collection[str] | None = None,
-        origins: Collection[str] = (),
         holds_streams: bool = False,
         cut_after: Callable[[], int | None] = lambda: None,
         silent_after: Callable[[], int | None] = lambda: None,
-        waits: bool = False,
+        drops_wait: bool = False,
     ) -> None:
-        self.tickets = tickets
-        self.origins = origins
         self.holds_streams = holds_streams
         self.passed: list[Passed] = []
         self.open_streams = 0
         self.broken = False
         """Set by a test to break all connections."""
-        self.expired = False
-        """Set by a test to end one stream, at its next bytes, because its ticket has expired."""
         self.url = ""
         self._target = target
-        self._cut_after, self._silent_after, self._waits = cut_after, silent_after, waits
+        self._cut_after, self._silent_after = cut_after, silent_after
+        self._drops_wait = drops_wait
         self._http = httpx2.AsyncClient(base_url=target, timeout=None, trust_env=False)
 
     async def close(self) -> None:
@@ -85,57 +74,32 @@ class Gateway:
         request = Request(scope, receive)
         if self.broken:
             raise Cut
-        origin = request.headers.get("origin", "")
-        cors = {"access-control-allow-origin": origin, "vary": "Origin"} if origin in self.origins else {}
-        if request.method == "OPTIONS":
-            allowed = {"access-control-allow-headers": "SiteLink-Ticket, Authorization, Content-Type", "access-control-max-age": "600"}
-            await Response(status_code=204, headers={**cors, **allowed, "access-control-allow-methods": "*"})(scope, receive, send)
-            return
-        ticket = request.headers.get("sitelink-ticket") or request.query_params.get("ticket")
-        is_public = not request.url.path.startswith("/v1/")
-        if not is_public and self.tickets is not None and ticket not in self.tickets:
-            self._note(request, ticket, 401)
-            problem = json.dumps({"type": "Unauthorized", "title": "Unauthorized", "status": 401, "detail": "the ticket has expired"})
-            await Response(problem, 401, cors, "application/problem+json")(scope, receive, send)
-            return
         with suppress(ClientDisconnect):
-            await self._pass_on(request, ticket, cors, send)
+            await self._pass_on(request, send)
 
-    def _note(self, request: Request, ticket: str | None, status: int) -> None:
-        self.passed.append(Passed(request.method, request.url.path, request.url.query, ticket, status))
-
-    async def _pass_on(self, request: Request, ticket: str | None, cors: dict[str, str], send: Send) -> None:
+    async def _pass_on(self, request: Request, send: Send) -> None:
         query = request.query_params
-        if self._waits and "wait" in query:
-            await self._wait_for_newer(request.url.path, int(query["after"]), float(query["wait"]))
-        dropped = {"host", "origin", "sec-fetch-site", "sitelink-ticket", "accept-encoding", "connection"}
+        dropped = {"host", "accept-encoding", "connection"}
         headers = [(name, value) for name, value in request.headers.items() if name not in dropped]
         async with self._http.stream(
             request.method,
             request.url.path,
-            params={name: value for name, value in query.items() if name not in ("ticket", "wait")},
+            params={name: value for name, value in query.items() if name != "wait" or not self._drops_wait},
             headers=headers,
             content=await request.body() or None,
         ) as answer:
-            self._note(request, ticket, answer.status_code)
+            ticket = request.headers.get("sitelink-ticket") or query.get("ticket")
+            self.passed.append(Passed(request.method, request.url.path, request.url.query, ticket, answer.status_code))
             kept = {
                 name: value for name, value in answer.headers.items() if name not in ("transfer-encoding", "connection", "date", "server")
             }
-            raw = [(name.encode(), value.encode()) for name, value in {**kept, **cors}.items()]
+            raw = [(name.encode(), value.encode()) for name, value in kept.items()]
             start = {"type": "http.response.start", "status": answer.status_code, "headers": raw}
             if answer.headers.get("content-type", "").startswith("text/event-stream"):
                 await self._stream(request, answer, start, send)
                 return
             await send(start)
             await send({"type": "http.response.body", "body": await answer.aread()})
-
-    async def _wait_for_newer(self, path: str, version: int, wait_s: float) -> None:
-        async def is_newer() -> bool:
-            return bool((await self._http.get(path)).json().get("version") != version)
-
-        with suppress(TimeoutError):
-            async with asyncio.timeout(min(wait_s, LONG_POLL_S)):
-                await until_async(is_newer)
 
     async def _stream(self, request: Request, answer: httpx2.Response, start: Message, send: Send) -> None:
         self.open_streams += 1
@@ -159,10 +123,6 @@ class Gateway:
         async for data in answer.aiter_raw():
             if self.broken:
                 raise Cut
-            if self.expired:
-                self.expired = False
-                await send({"type": "http.response.body", "body": b"event: expired\ndata: {}\n\n"})
-                return
             held += data
             if self.holds_streams:
                 continue
@@ -185,9 +145,11 @@ async def _until_gone(request: Request) -> None:
 
 
 @asynccontextmanager
-async def serving(app: ASGIApp) -> AsyncIterator[str]:
-    """Serves an application on a free port of this machine; gives its address."""
-    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=1)
+async def serving(app: ASGIApp, port: int = 0) -> AsyncIterator[str]:
+    """Serves an application on this machine, on a free port unless one is given; gives its address."""
+    config = uvicorn.Config(
+        app, host="127.0.0.1", port=port, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=1
+    )
     server = uvicorn.Server(config)
     task = asyncio.create_task(server.serve())
     await until_async(lambda: server.started or task.done())

@@ -21,6 +21,7 @@ from activities.bucket.keys import PlanRef, UploadRef
 from activities.bucket.location import BucketSettings
 from activities.bucket.records import SheetState, SheetStatus, Snapshot, UploadOptions, UploadRecord, UploadStatus, timestamp, to_json
 from activities.bucket.storage import Bucket
+from api.access.settings import AccessSettings
 from api.app import create_app
 from api.settings import ApiSettings
 
@@ -167,9 +168,10 @@ def make_bucket(directory: Path) -> Bucket:
     return Bucket(BucketSettings(directory.as_uri()))
 
 
-def make_app(bucket: Bucket, temporal: FakeTemporal, *, max_file_bytes: int = 1 << 20) -> Starlette:
-    """The application over a bucket and a Temporal."""
-    return create_app(bucket, temporal.connect, ApiSettings(BucketSettings("file:///unused"), max_file_bytes=max_file_bytes))
+def make_app(bucket: Bucket, temporal: FakeTemporal, *, max_file_bytes: int = 1 << 20, access: AccessSettings | None = None) -> Starlette:
+    """The application over a bucket and a Temporal; without access control unless settings of it are given."""
+    settings = ApiSettings(BucketSettings("file:///unused"), max_file_bytes=max_file_bytes, access=access or AccessSettings())
+    return create_app(bucket, temporal.connect, settings)
 
 
 def client_of(app: ASGIApp) -> httpx2.AsyncClient:

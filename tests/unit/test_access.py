@@ -55,6 +55,7 @@ EXPECTED: dict[str, tuple[str, str]] = {
     "POST /v1/codec/decode": ("system", "system"),
     "POST /v1/codec/encode": ("system", "system"),
     "POST /v1/session": ("token", "token"),
+    "GET /v1/session": ("credential", "credential"),
     "DELETE /v1/session": ("public", "public"),
     "GET /livez": ("public", "public"),
     "GET /readyz": ("public", "public"),
@@ -163,7 +164,7 @@ def without_instance(answer: httpx2.Response) -> dict[str, object]:
 
 def test_every_route_has_the_expected_policy(app: Starlette) -> None:
     """No route is missing here, and none is open by mistake."""
-    kinds = {Needs.TOKEN: "token", Needs.SYSTEM: "system"}
+    kinds = {Needs.TOKEN: "token", Needs.SYSTEM: "system", Needs.CREDENTIAL: "credential"}
     found = {}
     for method, path, policy in requests_of(app):
         kind = kinds.get(policy.needs) or ("signed" if path == "/v1/events/r2" else "public")
@@ -220,7 +221,7 @@ def bad_tokens() -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize("request_line", [*SCOPED, "GET /v1/events/unreadable", "POST /v1/session"])
+@pytest.mark.parametrize("request_line", [*SCOPED, "GET /v1/events/unreadable", "POST /v1/session", "GET /v1/session"])
 async def test_bad_credential_is_refused(client: httpx2.AsyncClient, request_line: str) -> None:
     """401 with a challenge, for no credential and for each bad one, before the bucket is asked."""
     method, template = request_line.split(" ")

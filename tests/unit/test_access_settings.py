@@ -20,6 +20,17 @@ def test_without_access_only_this_machine_is_served() -> None:
         ApiSettings.from_env({"SITELINK_PUBLIC_HOSTS": "plans.example.com"})
 
 
+def test_secret_that_nobody_would_ask_for_is_refused(tmp_path: Path) -> None:
+    """Who sets a secret wants access control: behind a proxy on this machine, a server without it would let everybody in."""
+    file = tmp_path / "jwt"
+    file.write_text(SECRET)
+    for name, value in (("SITELINK_JWT_SECRET", SECRET), ("SITELINK_JWT_SECRET_FILE", str(file)), ("SITELINK_TICKET_SECRET", SECRET)):
+        with pytest.raises(ValueError, match="SITELINK_ACCESS is not") as refused:
+            ApiSettings.from_env({name: value})
+        assert SECRET not in str(refused.value)
+        assert ApiSettings.from_env({name: value, "SITELINK_ACCESS": "open"}).access.mode is Mode.OPEN
+
+
 @pytest.mark.parametrize("access", [JWT, {"SITELINK_ACCESS": "open"}])
 def test_with_access_other_machines_are_served(access: dict[str, str]) -> None:
     """An address that stands for all needs the names by which it is reached."""

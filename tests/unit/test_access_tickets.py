@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import httpx2
 import jwt
@@ -18,6 +18,7 @@ from api.access.credentials import SESSION_COOKIE
 from api.access.expiry import serve_for
 from api.access.principal import Principal
 from api.access.principal import Scope as TokenScope
+from api.access.settings import AccessSettings
 from api.access.tokens import SKEW_S, OwnTokens
 from api.paths import SESSION, plan_path, upload_path, uploads_path
 from tests.unit.api_fakes import FakeTemporal, RawRequest, Upstream, accept, client_of, snapshot
@@ -154,6 +155,64 @@ async def test_session_is_a_cookie_of_our_own_pages(client: httpx2.AsyncClient) 
         assert (answer.status_code, answer.json().get("type", "")) == (status, "" if status == 202 else "ForeignOrigin"), origin
     for site, status in (("same-origin", 200), ("none", 200), ("same-site", 403), ("cross-site", 403)):
         assert (await client.get(PATH, headers=mine | {"Sec-Fetch-Site": site})).status_code == status
+
+
+async def test_session_says_what_it_allows(client: httpx2.AsyncClient) -> None:
+    """For each kind of credential; JavaScript cannot read the cookie."""
+    begun = await client.post(SESSION, headers=bearer(token(scope="read write", project="tower")))
+    expires_at = (await client.get(SESSION, headers=bearer(token(scope="read write", project="tower")))).json()["expiresAt"]
+    answer = await client.get(SESSION, headers={"Cookie": begun.headers["set-cookie"].split(";")[0]})
+    assert (answer.status_code, answer.headers["cache-control"]) == (200, "no-store")
+    session = answer.json()
+    assert abs(datetime.fromisoformat(session.pop("expiresAt")) - datetime.fromisoformat(expires_at)) < timedelta(seconds=60)
+    assert session == {
+        "checked": True,
+        "subject": "jo",
+        "organization": "acme",
+        "project": "tower",
+        "plan": None,
+        "upload": None,
+        "scopes": ["read", "write"],
+        "system": False,
+    }
+    shown = (await client.get(SESSION, params={"ticket": await ticket(client, PATH)})).json()
+    assert (shown["upload"], shown["scopes"]) == (MINE.upload, ["read"])
+
+
+async def test_session_of_everybody_allows_everything(bucket: Bucket, temporal: FakeTemporal) -> None:
+    """Without access control the page need not ask anybody to sign in."""
+    async with client_of(make_api(bucket, temporal, AccessSettings())) as client:
+        session = (await client.get(SESSION)).json()
+    assert (session["checked"], session["scopes"], session["expiresAt"]) == (False, ["read", "write", "operate"], None)
+
+
+async def test_page_of_another_site_reads_only_with_a_credential(client: httpx2.AsyncClient) -> None:
+    """An image of another site's page sends no origin. It is loaded with a ticket in its address, but not with a cookie."""
+    image = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "image"}
+    reader = {"ticket": await ticket(client, PATH)}
+    answer = await client.get(PATH, params=reader, headers=image)
+    assert (answer.status_code, answer.headers["cross-origin-resource-policy"]) == (200, "cross-origin")
+    assert (await client.get(PATH, params={"ticket": "bad"}, headers=image)).status_code == 401
+    cookie = (await client.post(SESSION, headers=bearer(token()))).headers["set-cookie"].split(";")[0]
+    for headers in ({}, {"Cookie": cookie}):
+        answer = await client.get(PATH, headers=image | headers)
+        assert (answer.status_code, answer.headers["cross-origin-resource-policy"]) == (403, "same-origin")
+    own = await client.get(PATH, headers={"Cookie": cookie, "Sec-Fetch-Site": "same-origin"})
+    assert (own.status_code, own.headers["cross-origin-resource-policy"]) == (200, "same-origin")
+    foreign = await client.get(PATH, params=reader, headers={"Origin": "https://evil.example.com"})
+    assert foreign.json()["type"] == "ForeignOrigin"
+    posted = await client.post(f"{PATH}/cancel", params=reader, headers=image | bearer(token()))
+    assert posted.json()["type"] == "ForeignOrigin"
+
+
+async def test_without_access_a_ticket_excuses_nothing(bucket: Bucket, temporal: FakeTemporal) -> None:
+    """Nobody would check it."""
+    await accept(bucket, MINE)
+    async with client_of(make_api(bucket, temporal, AccessSettings())) as client:
+        made = (await client.post(f"{PATH}/tickets")).json()["ticket"]
+        answer = await client.get(PATH, params={"ticket": made}, headers={"Sec-Fetch-Site": "cross-site"} | bearer(token()))
+    assert answer.json()["type"] == "ForeignOrigin"
+    assert temporal.starts == []
 
 
 async def test_session_ends(client: httpx2.AsyncClient) -> None:

@@ -111,7 +111,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "api.r2.settings",
         "workflows.codec",
     },
-    "api.contract.schemas": PURE | {"api.r2.events"},
+    "api.contract.schemas": PURE | {"api.access.principal", "api.r2.events"},
     "api.contract.page": {"api.contract.schemas"},
     "api.contract.routes": {"api.access.routes", "api.contract.document", "api.contract.page", "api.http.caching", "starlette"},
     "api.contract.*": CONTRACT,

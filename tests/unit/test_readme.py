@@ -212,7 +212,8 @@ def test_every_route_says_what_it_needs(app: Starlette) -> None:
                 if isinstance(route, GuardedRoute) and method in (route.methods or ()) and re.sub(":path}", "}", route.path) == path
             )
             deep = f"; {policy.deep_scope} if deep" if policy.deep_scope else ""
-            kinds = {Needs.TOKEN: "a token", Needs.SYSTEM: "`system`", Needs.NOTHING: need, Needs.SCOPE: f"{policy.scope}{deep}"}
+            kinds = {Needs.TOKEN: "a token", Needs.CREDENTIAL: "any credential", Needs.SYSTEM: "`system`"}
+            kinds |= {Needs.NOTHING: need, Needs.SCOPE: f"{policy.scope}{deep}"}
             told = kinds[policy.needs]
             assert told == need, request
             assert policy.needs is not Needs.NOTHING or need in ("", "nothing", "a signature")

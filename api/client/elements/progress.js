@@ -8,6 +8,7 @@ import { about, count, duration, moment, money, refusal, sentence, sheets, sheet
 
 const ANNOUNCE_MS = 10_000;
 const RESUME_TRIES = 30;
+const ACTIONS = ["cancel", "retry", "delete"];
 
 const html = (level) => `
   <div class="heading" part="heading">
@@ -61,7 +62,7 @@ export class ProgressElement extends HTMLElement {
   #connection = null;
 
   connectedCallback() {
-    upgrade(this, "upload", "server", "ticket", "token", "controls");
+    upgrade(this, "upload", "server", "ticket", "token", "session", "controls");
     if (!this.#cards) this.#build();
     this.#showSoon();
   }
@@ -84,6 +85,12 @@ export class ProgressElement extends HTMLElement {
     this.toggleAttribute("controls", Boolean(value));
   }
 
+  /** Whether the attribute `controls` has this action; without a word it stands for all. */
+  #offers(action) {
+    const words = (this.getAttribute("controls") ?? "").split(/\s+/).filter((word) => ACTIONS.includes(word));
+    return this.controls && (words.length === 0 || words.includes(action));
+  }
+
   get ticket() {
     return this.#access.ticket;
   }
@@ -101,6 +108,16 @@ export class ProgressElement extends HTMLElement {
   set token(value) {
     if (value === this.#access.token) return;
     this.#access.token = value;
+    this.#showSoon();
+  }
+
+  get session() {
+    return this.#access.session;
+  }
+
+  set session(value) {
+    if (value === this.#access.session) return;
+    this.#access.session = value;
     this.#showSoon();
   }
 
@@ -145,6 +162,7 @@ export class ProgressElement extends HTMLElement {
       opened: (number) => this.#tell("sitelink-open", { sheet: number }),
       announce: (text) => this.announce(text),
       resume: (number) => this.#resume(number),
+      offersRetry: () => this.#offers("retry"),
     });
     this.#$("cancel").addEventListener("click", () => this.#cancel());
     this.#$("delete").addEventListener("click", () => this.#delete());
@@ -258,9 +276,9 @@ export class ProgressElement extends HTMLElement {
   #showControls() {
     if (!this.#cards) return;
     const final = this.#status !== null && isFinal(this.#status);
-    this.#$("cancel").hidden = !this.controls || this.#status === null || final;
+    this.#$("cancel").hidden = !this.#offers("cancel") || this.#status === null || final;
     this.#$("cancel").disabled = this.#isCancelling;
-    this.#$("delete").hidden = !this.controls || !final;
+    this.#$("delete").hidden = !this.#offers("delete") || !final;
   }
 
   /** Shows the forecast; at the end the receipt, with the forecast below. */
@@ -295,7 +313,7 @@ export class ProgressElement extends HTMLElement {
       const { title, help } = refusal(reason, total ? "No sheet could be made" : "This upload failed");
       verdict = { title, detail: sentence(detail ?? ""), help, type: reason, kind: "bad" };
     } else if (state === "partial") {
-      const again = this.controls ? ", and can be tried again" : "";
+      const again = this.#offers("retry") ? ", and can be tried again" : "";
       verdict = { title: `${sheets(failed)} failed`, detail: `All other sheets are ready. Each failed sheet says why it failed${again}.`, kind: "warn" };
     } else if (state === "cancelled") {
       verdict = { title: "This upload was cancelled", detail: `${sheetsOf(done, total)} were ready before that and stay usable.`, kind: "warn" };

@@ -4,6 +4,8 @@ import { retry, thumbnail, thumbnailBlob } from "../sitelink.js";
 import { icon, showBadge } from "./shared.js";
 import { count, sentence, SHEET_WORDS } from "./words.js";
 
+const AHEAD = "600px"; // thumbnails so far below the window are loaded, too
+
 export const SHEETS_HTML = `
   <section part="sheets" aria-labelledby="sheets-title" id="sheets-section" hidden>
     <h2 class="hidden" id="sheets-title">Sheets</h2>
@@ -43,14 +45,16 @@ export class Sheets {
 
   /**
    * `element` is the <sitelink-progress>, `opened(number)` is called when a person opens a sheet, `announce(text)` with what a screen reader should
-   * say, `resume()` after a request for more work, which may come after the end.
+   * say, `resume()` after a request for more work, which may come after the end, `offersRetry()` tells whether a person may ask for it.
    */
-  constructor(root, element, { opened, announce, resume }) {
+  constructor(root, element, { opened, announce, resume, offersRetry }) {
     this.#root = root;
     this.#element = element;
     this.opened = opened;
     this.announce = announce;
     this.resume = resume;
+    this.offersRetry = offersRetry;
+    this.seen = new IntersectionObserver((entries) => this.#seen(entries), { rootMargin: AHEAD });
     this.cards = new Map();
     this.counts = {};
     this.#$("filter").addEventListener("change", () => this.#showFilter());
@@ -59,6 +63,7 @@ export class Sheets {
 
   /** Shows no sheet: those of another upload follow. */
   clear() {
+    this.seen.disconnect();
     this.cards.clear();
     this.counts = { all: 0, open: 0, ready: 0, failed: 0, noted: 0 };
     this.#$("sheets").replaceChildren();
@@ -129,11 +134,10 @@ export class Sheets {
       paper.replaceChildren();
     } else if (!paper.firstElementChild) {
       const image = new Image();
-      image.loading = "lazy";
       image.decoding = "async";
       image.alt = "";
       paper.append(image);
-      this.#loadThumbnail(image, sheet.number);
+      this.seen.observe(card);
     }
 
     const notes = card.querySelector(".notes");
@@ -158,7 +162,7 @@ export class Sheets {
       card.querySelector(".detail").textContent = sentence(sheet.detail ?? "");
       card.querySelector("code").textContent = sheet.reason ?? "";
       const button = card.querySelector(".retry");
-      button.hidden = !this.#element.controls;
+      button.hidden = !this.offersRetry();
       button.setAttribute("aria-disabled", false);
       button.textContent = "Retry";
       button.setAttribute("aria-label", `Retry sheet ${sheet.number}`);
@@ -193,17 +197,32 @@ export class Sheets {
     }
   }
 
-  /** The browser loads the image when it is scrolled into view. If its ticket has expired by then, it is loaded with a new one. */
+  /** Loads the thumbnails of cards that come into view. Not by `loading="lazy"`: a ticket in an address could have expired by then. */
+  #seen(entries) {
+    for (const { isIntersecting, target: card } of entries) {
+      if (!isIntersecting) continue;
+      this.seen.unobserve(card);
+      const image = card.querySelector(".paper img");
+      if (image) this.#loadThumbnail(image, Number(card.dataset.number));
+    }
+  }
+
   async #loadThumbnail(image, number) {
     const { upload, access } = this.#element;
-    const loadAgain = async () => {
+    const loadBlob = async () => {
       const address = URL.createObjectURL(await thumbnailBlob(upload, number, access));
       image.addEventListener("load", () => URL.revokeObjectURL(address), { once: true });
       image.src = address;
     };
-    if (access.server) image.crossOrigin = "anonymous";
-    image.addEventListener("error", () => loadAgain().catch(() => image.remove()), { once: true });
-    image.src = await thumbnail(upload, number, access).catch(() => "data:,"); // without a ticket it fails, too
+    try {
+      if (access.ticket === undefined && access.token !== undefined) return await loadBlob(); // an image sends no token
+      const address = await thumbnail(upload, number, access);
+      if (access.server) image.crossOrigin = "anonymous";
+      image.addEventListener("error", () => loadBlob().catch(() => image.remove()), { once: true });
+      image.src = address;
+    } catch {
+      image.remove();
+    }
   }
 
   async #retry(number, button) {

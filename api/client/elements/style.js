@@ -162,7 +162,8 @@ export const PROGRESS = styleSheet(`:host { display: grid; gap: 0.9rem; color: v
 
 export const VIEWER = styleSheet(`/* Viewer */
 :host { display: block; color: var(--ink); }
-:host(:not([modal])) { height: 32rem; }
+:host(:not([modal])) { height: 32rem; margin-top: 0.9rem; }
+:host(:not([modal])) .viewer { border: 1px solid var(--line); border-radius: 10px; }
 :host([modal]) { display: contents; }
 .viewer { display: grid; grid-template-rows: auto 1fr auto; position: relative; height: 100%; background: var(--sunken); color: var(--ink); overflow: hidden; }
 dialog.viewer { position: fixed; inset: 0; width: 100vw; height: 100vh; height: 100dvh; max-width: none; max-height: none; margin: 0; padding: 0; border: 0; }

@@ -51,7 +51,7 @@ export class ViewerElement extends HTMLElement {
   #onChange = (event) => this.#changed(event.detail);
 
   connectedCallback() {
-    upgrade(this, "upload", "server", "ticket", "token", "sheet");
+    upgrade(this, "upload", "server", "ticket", "token", "session", "sheet");
     if (!this.#frame) this.#build();
     this.#followSoon();
   }
@@ -94,6 +94,15 @@ export class ViewerElement extends HTMLElement {
 
   set token(value) {
     this.#access.token = value;
+    this.#followSoon();
+  }
+
+  get session() {
+    return this.#access.session;
+  }
+
+  set session(value) {
+    this.#access.session = value;
     this.#followSoon();
   }
 

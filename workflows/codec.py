@@ -13,6 +13,7 @@ Oddities, all on purpose:
    https://nvlpubs.nist.gov/nistpubs/Legacy/SP/nistspecialpublication800-38d.pdf, 8.3.
 """
 
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,7 @@ from hashlib import sha256
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from google.protobuf.json_format import MessageToJson, Parse, ParseError
+from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
 from temporalio.api.common.v1 import Payload, Payloads
 from temporalio.converter import DataConverter, DefaultFailureConverter, DefaultFailureConverterWithEncodedAttributes, PayloadCodec
 
@@ -116,12 +117,13 @@ def read_payloads(body: bytes | bytearray) -> Sequence[Payload]:
         InvalidRequest: The body is not the JSON of payloads.
     """
     try:
-        return Parse(bytes(body), Payloads()).payloads
-    except (ParseError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        document = json.loads(body)
+        return ParseDict({"payloads": document["payloads"]}, Payloads(), ignore_unknown_fields=True).payloads
+    except (ParseError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         msg = 'the body is not {"payloads": [...]} in the JSON form of protobuf'
         raise InvalidRequest(msg) from error
 
 
 def write_payloads(payloads: Sequence[Payload]) -> str:
     """The answer of a codec server."""
-    return MessageToJson(Payloads(payloads=payloads), indent=None)
+    return json.dumps({"payloads": [MessageToDict(payload) for payload in payloads]}, separators=(",", ":"))

@@ -25,6 +25,7 @@ from tests.waiting import DEADLINE_S, until
 DEPLOY = Path(__file__).parents[2] / "deploy"
 CONFIGURATIONS = {"nginx": DEPLOY / "nginx" / "sitelink.conf", "caddy": DEPLOY / "caddy" / "Caddyfile"}
 PACKAGES = {"nginx": "nginx-light", "caddy": "caddy"}
+LOGGED = {"nginx": '"GET /livez HTTP/1.1" 200', "caddy": '"uri":"/livez"'}
 MAX_FILE_BYTES = 100_000
 ACCESS_LOG = "access.log"
 SECRET = "a secret of one's own backend for the tests"  # noqa: S105 - for tests
@@ -94,10 +95,12 @@ def proxy(name: str, api: ApiProcess, directory: Path) -> Iterator[str]:
     """Runs a proxy in front of the API; gives its address. Only addresses, names and the log's path in its configuration are changed."""
     program, port = program_of(name), free_port()
     text = CONFIGURATIONS[name].read_text()
-    changes = {"127.0.0.1:8000": f"127.0.0.1:{api.port}", "127.0.0.1:8080": f"127.0.0.1:{port}"}
-    if name == "nginx":
-        changes["/var/log/nginx/sitelink.log"] = str(directory / ACCESS_LOG)
-    else:
+    changes = {
+        "127.0.0.1:8000": f"127.0.0.1:{api.port}",
+        "127.0.0.1:8080": f"127.0.0.1:{port}",
+        f"/var/log/{name}/sitelink.log": str(directory / ACCESS_LOG),
+    }
+    if name == "caddy":
         changes["http://localhost:8080"] = f"http://{HOST}:{port}"
     for old, new in changes.items():
         assert old in text
@@ -195,13 +198,13 @@ async def test_clients_have_their_own_address(http: httpx2.AsyncClient, name: st
         assert own.status_code == 200
 
 
-async def test_log_of_nginx_holds_no_ticket(http: httpx2.AsyncClient, api: ApiProcess, tmp_path: Path) -> None:
+async def test_log_holds_no_ticket(http: httpx2.AsyncClient, name: str, api: ApiProcess, tmp_path: Path) -> None:
     """It has the path and the request id, and no query: whoever reads the log must not be able to use the tickets in it."""
-    with proxy("nginx", api, tmp_path) as site:
+    with proxy(name, api, tmp_path) as site:
         await http.get(
             f"{site}/livez", params={"ticket": "a-secret"}, headers={"X-Request-ID": "mine-8", "Referer": f"{site}/?ticket=a-secret"}
         )
     log = (tmp_path / ACCESS_LOG).read_text()
-    assert '"GET /livez HTTP/1.1" 200' in log
+    assert LOGGED[name] in log
     assert "mine-8" in log
     assert "a-secret" not in log

@@ -178,7 +178,7 @@ async def test_ui_answers_only_its_own_pages(sealed_stack: Sealed, http: httpx2.
     url = sealed_stack.stack.temporal_ui_url
     assert (await http.get(f"{url}/api/v1/namespaces/default/workflows", headers=headers)).status_code == status
     if "Sec-Fetch-Mode" not in headers or status != 200:
-        assert (await http.post(f"{url}/codec/decode", content=b"{}", headers=headers)).status_code == status
+        assert (await http.post(f"{url}/codec/decode", json={"payloads": []}, headers=headers)).status_code == status
 
 
 async def test_ui_itself_is_not_at_an_address_that_a_page_can_guess(sealed_stack: Sealed, http: httpx2.AsyncClient) -> None:

@@ -19,6 +19,7 @@
                        ForeignHost ForeignOrigin BadSignature CredentialRequired NotAllowed
                        PlanNotFound TooManyRequests QuotaExceeded                                 the API's answer to one request
       TemporalUnavailable                                                                         the API's answer until Temporal is back
+      PayloadUnreadable the key of an encrypted payload in Temporal is missing                     retried
       KeysUnavailable  the public keys of tokens are not known yet                                the API's answer until they are
       ServerBusy                                                                                  the API's answer until it has less to do
 
@@ -280,6 +281,10 @@ class KeysUnavailable(SiteLinkError):
 
 class TemporalUnavailable(SiteLinkError):
     """Temporal does not answer."""
+
+
+class PayloadUnreadable(SiteLinkError):
+    """A payload in Temporal cannot be decrypted. What needs it waits until a process with its key tries again."""
 
 
 class ServerBusy(SiteLinkError):

@@ -7,28 +7,25 @@ import os
 import signal
 import socket
 import sys
-
-from temporalio.client import Client
+from collections.abc import Sequence
+from functools import partial
 
 from activities.bucket.location import BucketSettings
 from activities.bucket.storage import Bucket
 from activities.errors import BucketError, SiteLinkError
 from activities.logs import set_up
+from activities.program import run, stop_request
 from api.app import create_app
 from api.http.connections import BoundedServer, ConnectionLimits, possible_connections
 from api.r2.settings import PullSettings
 from api.settings import ApiSettings
+from workflows.codec import codec_keys
 from workflows.connection import connect
 
 logger = logging.getLogger("api")
 
 GRACE_S = 3
 OK, FAILED, WRONG_USE = 0, 1, 2
-
-
-async def connect_later() -> Client:
-    """The Temporal client. It connects at its first call, so this process also runs without Temporal."""
-    return await connect(lazy=True)
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -55,7 +52,7 @@ def serve() -> int:
         settings = ApiSettings.from_env(os.environ)
         limits = ConnectionLimits(possible_connections(settings.max_connections))
         bucket = Bucket(settings.bucket)
-        app = create_app(bucket, connect_later, settings)
+        app = create_app(bucket, partial(connect, settings.codec_keys, lazy=True), settings)
         listener = bind(settings.host, settings.port)
     except (ValueError, BucketError) as error:
         sys.stderr.write(f"{error}\n")
@@ -86,21 +83,19 @@ def consume() -> int:
             names = "SITELINK_EVENTS_ACCOUNT, SITELINK_EVENTS_QUEUE and SITELINK_EVENTS_TOKEN"
             msg = f"{names} are not set: there is no queue to take events from"
             raise ValueError(msg)
-        asyncio.run(_consume(settings, BucketSettings.from_env(os.environ)))
+        asyncio.run(_consume(settings, BucketSettings.from_env(os.environ), codec_keys(os.environ)))
     except (ValueError, SiteLinkError) as error:
         logger.error("%s", error)
         return WRONG_USE
     return OK
 
 
-async def _consume(settings: PullSettings, bucket_settings: BucketSettings) -> None:
+async def _consume(settings: PullSettings, bucket_settings: BucketSettings, keys: Sequence[bytes]) -> None:
     from api.r2.pull import take_events  # imported here, because it loads an HTTP client that the server does not need
 
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    stop = stop_request()
     logger.info("takes R2 events from a queue")
-    await take_events(connect_later, settings, bucket_settings, stop)
+    await take_events(partial(connect, keys, lazy=True), settings, bucket_settings, stop)
     logger.info("takes no R2 events any more")
 
 
@@ -118,10 +113,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    os.umask(0o077)  # other users of this machine must not read the plans
-    code = main()
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # The interpreter's own exit can crash in temporalio's native library: https://github.com/temporalio/sdk-python/issues/300
-    os._exit(code)
+    run(main)

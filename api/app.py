@@ -27,6 +27,7 @@ from api.access.routes import GuardedRoute, PublicFiles, check_policies
 from api.access.session import Sessions
 from api.access.settings import Mode
 from api.access.tickets import Tickets
+from api.codec import CodecEndpoint
 from api.contract.routes import Contract
 from api.http.caching import body_etag, cacheable
 from api.http.client_files import ClientFiles
@@ -34,7 +35,7 @@ from api.http.limits import LimitAddresses, LimitOrganizations, RateLimits
 from api.http.middleware import AboutRequests, Guard, ProblemAnswers
 from api.http.parameters import flag, known_version, page_cursor, page_limit, plan_ref, sheet_number, upload_ref, wait_s
 from api.http.problems import HANDLERS, status_problem
-from api.paths import DOCS, HOME, LIVE, OPENAPI, PLAN, R2_EVENTS, READY, SESSION, UNGUARDED, UNREADABLE_EVENTS, UPLOAD, UPLOADS
+from api.paths import CODEC, DOCS, HOME, LIVE, OPENAPI, PLAN, R2_EVENTS, READY, SESSION, UNGUARDED, UNREADABLE_EVENTS, UPLOAD, UPLOADS
 from api.plans import Plans
 from api.progress.documents import changes_since, full_document
 from api.progress.runs import NoRun, Runs
@@ -81,6 +82,7 @@ class Api:
         self._r2_events = R2Events(bucket, self._status, self._runs, attempts=settings.push.attempts, gather_s=settings.push.gather_s)
         self._contract = Contract(self.routes)
         self._push = PushEndpoint(self._r2_events, settings.push.secrets) if settings.push.secrets else None
+        self._codec = CodecEndpoint(settings.codec_keys) if settings.codec_keys else None
         self.limits = RateLimits(settings.limit_address, settings.limit_organization, settings.limits_storage)
         self._access = Access(settings.access)
         self._mode = settings.access.mode
@@ -111,6 +113,8 @@ class Api:
             route("GET", f"{UPLOAD}/sheets/{{path:path}}", self.sheet_object, scoped(READ)),
             *([route("POST", R2_EVENTS, self._push.respond, PUBLIC)] if self._push else []),
             route("GET", UNREADABLE_EVENTS, self.list_unreadable_events, SYSTEM),
+            *([route("POST", f"{CODEC}/decode", self._codec.decode, SYSTEM)] if self._codec else []),
+            *([route("POST", f"{CODEC}/encode", self._codec.encode, SYSTEM)] if self._codec else []),
             route("POST", SESSION, self._sessions.begin, Policy(Needs.TOKEN, action="begin session")),
             route("DELETE", SESSION, self._sessions.end, PUBLIC),
             route("GET", LIVE, self.live, PUBLIC),

@@ -10,6 +10,7 @@ UPLOAD = f"{UPLOADS}/{{upload}}"
 LIVE, READY = "/livez", "/readyz"
 R2_EVENTS = "/v1/events/r2"
 UNREADABLE_EVENTS = "/v1/events/unreadable"
+CODEC = "/v1/codec"
 
 SESSION = "/v1/session"
 HOME, OPENAPI, DOCS = "/", "/openapi.json", "/docs"

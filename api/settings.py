@@ -10,6 +10,7 @@ from activities.environment import secret, whole_number
 from api.access.settings import AccessSettings, Mode
 from api.addresses import is_loopback
 from api.r2.settings import PushSettings
+from workflows.codec import codec_keys
 
 DEFAULT_MAX_FILE_BYTES = 2 << 30
 
@@ -33,6 +34,7 @@ class ApiSettings:
         limits_storage: Where these requests are counted; it may hold a password.
         push: Who may send R2 events.
         access: Who may send all other requests.
+        codec_keys: Encrypt what Temporal stores, as from ``workflows.codec.codec_keys``.
 
     Raises:
         ValueError: A value cannot be used; the message names its variable.
@@ -52,6 +54,7 @@ class ApiSettings:
     limits_storage: str = field(default="memory://", repr=False)
     push: PushSettings = field(default_factory=PushSettings)
     access: AccessSettings = field(default_factory=AccessSettings)
+    codec_keys: tuple[bytes, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         for proxy in self.proxies:
@@ -90,4 +93,5 @@ class ApiSettings:
             limits_storage=secret(environ, "SITELINK_LIMITS_STORAGE") or "memory://",
             push=PushSettings.from_env(environ),
             access=AccessSettings.from_env(environ),
+            codec_keys=codec_keys(environ),
         )

@@ -32,15 +32,18 @@ from api.r2.settings import PullSettings
 from api.settings import ApiSettings
 from deploy.process import Guard, is_free
 from deploy.sample import write_sample
-from deploy.stack import CHECK_INTERVAL_S, GRACE_S, Stack, StackFailed, StackInUse
+from deploy.stack import CHECK_INTERVAL_S, GRACE_S, Stack, StackFailed, StackInUse, secrets_for
 from deploy.temporal import NoTemporal
 from worker.settings import WorkerSettings
 
 COMPLETE, FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
+
 ATTACH_LIMIT_S = 90
 """How long to wait until another stack has started or stopped."""
+
 TOKEN_S = 24 * 3600
 """How long the token of ``make run`` lasts."""
+
 TERMINAL_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SAME_SIGNAL_S = 1.0
 """Signals within this time count as one, because ``timeout`` and ``make`` both pass on the same signal."""
@@ -199,8 +202,8 @@ class _Session:
             draft = pdf.with_suffix(".new")
             write_sample(draft)
             draft.replace(pdf)  # another start may be sending it
-        environ = {**self._environ, "SITELINK_URL": addresses.api}
-        access = AccessSettings.from_env(environ)
+        environ = {**secrets_for("sitelink", self._environ), "SITELINK_URL": addresses.api}
+        access = AccessSettings.from_env(self._environ)
         if access.mode is Mode.JWT and access.secrets and not secret(environ, "SITELINK_TOKEN"):
             environ["SITELINK_TOKEN"] = self._token(access)
         command = subprocess.Popen([sys.executable, "-m", "api.cli", "upload", str(pdf)], env=environ)

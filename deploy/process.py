@@ -109,6 +109,8 @@ class Guard:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
             close_fds=True,
+            # It needs no variable. The data directory tells a person whose guard it is.
+            env={name: value for name, value in os.environ.items() if name == "SITELINK_DATA_DIR"},
         )
 
     def release(self) -> None:

@@ -1,4 +1,4 @@
-"""The embedded stack: a Temporal server, the workers and the API as separate processes on this machine.
+"""The embedded stack: a Temporal server, the guard of its UI, the workers and the API as separate processes on this machine.
 
 Each process of the stack has its own process group, so that Ctrl-C in the terminal reaches only the process that started the stack.
 """
@@ -17,34 +17,40 @@ from typing import IO
 from urllib.error import HTTPError
 from urllib.request import ProxyHandler, build_opener
 
+from activities.environment import secret
 from api.addresses import FILE, LOCK, StackAddresses
 from api.r2.settings import PullSettings
 from deploy.process import Process, take_port
 from deploy.programs import CACHE
 from deploy.temporal import TemporalFailed, TemporalServer, temporal_binary
+from deploy.temporal_ui import CODEC_PATH
+
+Say = Callable[[str], None]
 
 READY_LIMIT_S = 60
+
 GRACE_S = 30
 """How long the tile worker may take to finish the pages that are being tiled or uploaded."""
 QUICK_GRACE_S = 10
 """How long the other processes may take to end. They have no pages to finish."""
+
 CHECK_INTERVAL_S = 0.2
 FIRST_DELAY_S, LONGEST_DELAY_S = 0.5, 30.0
 HEALTHY_S = 60
 """A process that ended after a longer run is started again without delay."""
+
 LOCK_TIMEOUT_S = 1.0
 """How long to try to get the lock. A process that checks whether a stack runs holds the lock for a moment."""
-Say = Callable[[str], None]
-
 
 SECRETS = {
     "SITELINK_JWT_SECRET": ("api",),
     "SITELINK_TICKET_SECRET": ("api",),
+    "SITELINK_LIMITS_STORAGE": ("api",),
+    "SITELINK_CODEC_KEY": ("api", "worker-workflow", "worker-tile", "r2-events", "temporal-ui"),
     "SITELINK_EVENTS_SECRET": ("api",),
     "SITELINK_EVENTS_TOKEN": ("r2-events",),
     "AWS_SECRET_ACCESS_KEY": ("api", "worker-tile", "r2-events"),
-    "SITELINK_LIMITS_STORAGE": ("api",),
-    "SITELINK_TOKEN": (),
+    "SITELINK_TOKEN": ("sitelink",),
 }
 """The processes that need a secret; no other process gets it."""
 
@@ -156,7 +162,7 @@ class Stack:
             self._supervisor = None
         self.forget_addresses()
         self._stop_processes(grace_s, "worker-tile")
-        self._stop_processes(min(grace_s, QUICK_GRACE_S), "r2-events", "worker-workflow", "api")
+        self._stop_processes(min(grace_s, QUICK_GRACE_S), "r2-events", "worker-workflow", "api", "temporal-ui")
         if self._temporal is not None:
             self._temporal.stop()
         while self._claims:
@@ -215,28 +221,32 @@ class Stack:
     def _start_temporal(self) -> None:
         binary = temporal_binary(CACHE, say=self._say)
         port, ui_port = map(self._take_port, self._temporal_ports)
+        has_key = bool(secret(self._environ, "SITELINK_CODEC_KEY"))
         server = TemporalServer(
             binary,
             self.data_dir / "temporal.db",
             port=port,
-            ui_port=ui_port,
+            codec_url=CODEC_PATH if has_key else None,
             dynamic_config=self._dynamic_config,
             log=self._new_log("temporal"),
         )
         self._temporal = server
-        self.temporal_address, self.temporal_ui_url = server.address, server.ui_url
+        self.temporal_address, self.temporal_ui_url = server.address, f"http://127.0.0.1:{ui_port}"
         self.processes["temporal"] = server.process
         try:
             self.start_process("temporal")
         except TemporalFailed as error:
             raise StackFailed(str(error)) from error
+        environ = secrets_for("temporal-ui", self._own_environ()) | {"SITELINK_DATA_DIR": str(self.data_dir)}
+        guard = [sys.executable, "-m", "deploy.temporal_ui", str(ui_port), server.ui_url]
+        self.processes["temporal-ui"] = Process(guard, log=self._new_log("temporal-ui"), environ=environ)
+        self.start_process("temporal-ui")
 
     def _start_programs(self) -> None:
         host = self._environ.get("SITELINK_HOST") or "127.0.0.1"
         port = self._take_port(self._port, host)
         self.api_url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-        # Settings for another Temporal server, such as a profile or a key, must not reach these processes.
-        environ = {name: value for name, value in self._environ.items() if not name.startswith("TEMPORAL_")} | {
+        environ = self._own_environ() | {
             "SITELINK_DATA_DIR": str(self.data_dir),
             "SITELINK_PORT": str(port),
             "TEMPORAL_ADDRESS": self.temporal_address,
@@ -250,6 +260,10 @@ class Stack:
         for name, module in programs:
             self.processes[name] = Process([sys.executable, "-m", *module], log=self._new_log(name), environ=secrets_for(name, environ))
             self.start_process(name)
+
+    def _own_environ(self) -> dict[str, str]:
+        """The environment without settings for another Temporal server, such as a profile or a key."""
+        return {name: value for name, value in self._environ.items() if not name.startswith("TEMPORAL_")}
 
     def _take_port(self, port: int, host: str = "127.0.0.1") -> int:
         port, claim = take_port(port, host)
@@ -274,7 +288,7 @@ class Stack:
                     msg = f"{name} ended (exit code {process.kill()}); the end of {process.log}:\n{process.tail()}"
                     raise StackFailed(msg)
             try:
-                with opener.open(f"{self.api_url}/readyz", timeout=5):
+                with opener.open(f"{self.temporal_ui_url}/healthz", timeout=5), opener.open(f"{self.api_url}/readyz", timeout=5):
                     return
             except HTTPError as error:
                 with error:

@@ -5,6 +5,7 @@
 import json
 import os
 import re
+import secrets
 import shutil
 import subprocess
 import sys
@@ -152,7 +153,7 @@ class TemporalServer:
         binary: The program.
         database: The SQLite file, made if absent.
         port: The server's port; 0 picks a free one, once.
-        ui_port: The UI's port, likewise.
+        codec_url: Where pages of the UI find their codec server, as an address or a path; default: nowhere.
         dynamic_config: More dynamic settings of the server, as JSON values.
         log: The file for the server's output; default: beside the database.
     """
@@ -163,17 +164,21 @@ class TemporalServer:
         database: Path,
         *,
         port: int = 0,
-        ui_port: int = 0,
+        codec_url: str | None = None,
         dynamic_config: Mapping[str, str] | None = None,
         log: Path | None = None,
     ) -> None:
         self._binary = binary
         self._database = database.absolute()
         self._port = port or free_port()
-        self._ui_port = ui_port or free_port()
+        # The UI answers any page, under any host name. On this address no page of another site finds it: 2^24 addresses with 12,000 ports.
+        self._ui_host = f"127.{'.'.join(str(secrets.choice(range(1, 255))) for _ in range(3))}"
+        self._ui_port = free_port(self._ui_host)
         command = [
             str(binary.absolute()),
-            *("server", "start-dev", "--ip", "127.0.0.1", "--port", str(self._port), "--ui-port", str(self._ui_port)),
+            *("server", "start-dev", "--ip", "127.0.0.1", "--port", str(self._port)),
+            *("--ui-ip", self._ui_host, "--ui-port", str(self._ui_port)),
+            *(("--ui-codec-endpoint", codec_url) if codec_url else ()),
             *("--db-filename", self._database.name, "--disable-config-env", "--disable-config-file"),
             *(argument for pragma in PRAGMAS for argument in ("--sqlite-pragma", pragma)),
             *(argument for name in SEARCH_ATTRIBUTES for argument in ("--search-attribute", f"{name}=Keyword")),
@@ -182,7 +187,7 @@ class TemporalServer:
             command += ["--dynamic-config-value", f"{key}={value}"]
         log = log or self._database.with_suffix(".log")
         # The server needs no setting of ours, and none of our secrets.
-        environ = {name: value for name, value in os.environ.items() if not name.startswith(("SITELINK_", "AWS_"))}
+        environ = {name: value for name, value in os.environ.items() if not name.startswith(("SITELINK_", "AWS_", "TEMPORAL_"))}
         self.process = Process(command, log=log, environ=environ, directory=self._database.parent)
 
     @property
@@ -192,8 +197,8 @@ class TemporalServer:
 
     @property
     def ui_url(self) -> str:
-        """The address of the server's UI."""
-        return f"http://127.0.0.1:{self._ui_port}"
+        """The address of the UI's own server. Browsers reach it by ``deploy.temporal_ui``."""
+        return f"http://{self._ui_host}:{self._ui_port}"
 
     def start(self) -> None:
         """Starts the server, always on the same ports and database, and returns when it answers.

@@ -149,7 +149,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.is_relative_to(UNIT))
 
 
-SHARED = frozenset({"stack", "site", "chaos_stack"})
+SHARED = frozenset({"stack", "site", "chaos_stack", "sealed_stack"})
 """Fixtures that are a whole stack."""
 
 

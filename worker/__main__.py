@@ -4,14 +4,16 @@ import argparse
 import asyncio
 import logging
 import os
-import signal
 import sys
+from collections.abc import Sequence
 
 from activities.errors import SiteLinkError, TemporalUnavailable
 from activities.logs import set_up
+from activities.program import run, stop_request
 from activities.scratch import ScratchInUse
 from worker.app import run_tile_role, run_workflow_role
 from worker.settings import WorkerSettings
+from workflows.codec import codec_keys
 from workflows.connection import connect
 
 NICENESS = 10
@@ -20,12 +22,10 @@ NICENESS = 10
 logger = logging.getLogger("worker")
 
 
-async def _run(role: str, settings: WorkerSettings) -> None:
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+async def _run(role: str, settings: WorkerSettings, keys: Sequence[bytes]) -> None:
+    stop = stop_request()
     try:
-        client = await connect(lazy=False)
+        client = await connect(keys, lazy=False)
     except RuntimeError as error:
         raise TemporalUnavailable(str(error)) from error
     logger.info("%s worker runs", role)
@@ -54,7 +54,7 @@ def main() -> int:
         settings = WorkerSettings.from_env(os.environ)
         if role == "tile":
             os.nice(NICENESS)
-        asyncio.run(_run(role, settings))
+        asyncio.run(_run(role, settings, codec_keys(os.environ)))
     except TemporalUnavailable as error:
         logger.error("Temporal is not reached: %s", error)
         return 3
@@ -65,9 +65,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    os.umask(0o077)  # no other user of this machine may read the plans
-    code = main()
-    logging.shutdown()
-    sys.stdout.flush()
-    # With a normal exit, the client's native threads may abort the process: https://github.com/temporalio/sdk-python/issues/300
-    os._exit(code)
+    run(main)

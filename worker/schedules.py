@@ -4,6 +4,7 @@ import asyncio
 import logging
 from datetime import timedelta
 
+from temporalio.api.common.v1 import Payload
 from temporalio.client import (
     Client,
     Schedule,
@@ -16,6 +17,7 @@ from temporalio.client import (
     ScheduleSpec,
     ScheduleState,
 )
+from temporalio.converter import DataConverter
 
 from activities.interface import WORKFLOW_QUEUE, ReconcileFinished, SweepBucket
 from workflows.sweep import NightlyReconcile, Sweep
@@ -33,13 +35,13 @@ SWEEP, SWEEP_ALL, RECONCILE = "sitelink-sweep", "sitelink-sweep-all", "sitelink-
 def _schedules() -> dict[str, Schedule]:
     return {
         SWEEP: Schedule(
-            ScheduleActionStartWorkflow(Sweep.run, SweepBucket(days=RECENT_DAYS), id=SWEEP, task_queue=WORKFLOW_QUEUE),
+            ScheduleActionStartWorkflow(Sweep.run, args=_in_clear(SweepBucket(days=RECENT_DAYS)), id=SWEEP, task_queue=WORKFLOW_QUEUE),
             ScheduleSpec(intervals=[ScheduleIntervalSpec(timedelta(hours=1))]),
             SchedulePolicy(catchup_window=timedelta(hours=1)),
             ScheduleState(note=f"hourly, uploads of the last {RECENT_DAYS} days"),
         ),
         SWEEP_ALL: Schedule(
-            ScheduleActionStartWorkflow(Sweep.run, SweepBucket(), id=SWEEP_ALL, task_queue=WORKFLOW_QUEUE),
+            ScheduleActionStartWorkflow(Sweep.run, args=_in_clear(SweepBucket()), id=SWEEP_ALL, task_queue=WORKFLOW_QUEUE),
             _nightly(2),
             SchedulePolicy(
                 catchup_window=timedelta(days=1)
@@ -47,12 +49,17 @@ def _schedules() -> dict[str, Schedule]:
             ScheduleState(note="nightly, all uploads"),
         ),
         RECONCILE: Schedule(
-            ScheduleActionStartWorkflow(NightlyReconcile.run, ReconcileFinished(), id=RECONCILE, task_queue=WORKFLOW_QUEUE),
+            ScheduleActionStartWorkflow(NightlyReconcile.run, args=_in_clear(ReconcileFinished()), id=RECONCILE, task_queue=WORKFLOW_QUEUE),
             _nightly(3),
             SchedulePolicy(catchup_window=timedelta(days=1)),
             ScheduleState(note=f"nightly, uploads that finished in the last {ReconcileFinished.days} days"),
         ),
     }
+
+
+def _in_clear(args: SweepBucket | ReconcileFinished) -> list[Payload]:
+    """Not encrypted: a schedule outlives the keys, and its arguments name nothing."""
+    return [DataConverter.default.payload_converter.to_payload(args)]
 
 
 def _nightly(hour: int) -> ScheduleSpec:

@@ -22,6 +22,7 @@ REQUEST_HEADERS = (
     "If-None-Match",
     "Last-Event-ID",
     "SiteLink-Ticket",
+    "X-Namespace",
     "X-Request-ID",
 )
 ANSWER_HEADERS = ("ETag", "Link", "Location", "Retry-After", "X-Request-ID")

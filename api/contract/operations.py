@@ -12,7 +12,7 @@ from activities.bucket.records import OPTION_RANGES, UploadOptions
 from api.access.tickets import DEFAULT_TTL_S, MAX_TTL_S
 from api.contract.schemas import ID, TEXT, VERSION, Schema, field_descriptions, ref
 from api.http.parameters import DEFAULT_LIMIT, LONGEST_WAIT_S, MAX_LIMIT
-from api.paths import DOCS, HOME, LIVE, OPENAPI, PLAN, R2_EVENTS, READY, SESSION, UNREADABLE_EVENTS, UPLOAD, UPLOADS
+from api.paths import CODEC, DOCS, HOME, LIVE, OPENAPI, PLAN, R2_EVENTS, READY, SESSION, UNREADABLE_EVENTS, UPLOAD, UPLOADS
 from api.uploads import MAX_KEY_CHARACTERS, OPTIONS
 
 Problem = type[errors.SiteLinkError] | HTTPStatus
@@ -364,6 +364,24 @@ OPERATIONS: tuple[Operation, ...] = (
         "List the messages that were kept aside because they are not R2 events.",
         {200: Answer("The newest messages.", {JSON: ref("UnreadableEvents")})},
         BUCKET,
+    ),
+    *(
+        Operation(
+            "POST",
+            f"{CODEC}/{verb}",
+            f"{verb}Payloads",
+            f"{verb.title()} payloads of Temporal, for its UI and its command line.",
+            {200: Answer("The payloads, in the same order.", {JSON: ref("Payloads")})},
+            (
+                errors.InvalidRequest,
+                *((errors.PayloadUnreadable,) if verb == "decode" else ()),
+                HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+                HTTPStatus.REQUEST_TIMEOUT,
+            ),
+            body={JSON: ref("Payloads")},
+            description="That of a [codec server](https://docs.temporal.io/codec-server). Decoding leaves payloads in clear as they are.",
+        )
+        for verb in ("decode", "encode")
     ),
     Operation(
         "POST",

@@ -120,6 +120,7 @@ def _event(name: str, description: str) -> Schema:
 
 
 TEXT, COUNT = _PLAIN[str], {"type": "integer", "minimum": 0}
+BASE64: Schema = {"type": "string", "contentEncoding": "base64", "pattern": "^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$"}
 
 _LINKS = an_object("Paths on this server.", self=TEXT, events=TEXT, page=TEXT)
 _ABOUT: dict[str, Schema] = {
@@ -186,6 +187,18 @@ API_SCHEMAS: dict[str, Schema] = {
         "What is to be done with each message.",
         acks=a_list(TEXT),
         retries=a_list(an_object("A message that should come again.", id=TEXT, delaySeconds=COUNT)),
+    ),
+    "Payloads": an_object(
+        "Payloads of Temporal, in the JSON form of protobuf.",
+        payloads=a_list(
+            {
+                "type": "object",
+                "properties": {
+                    "metadata": {"type": "object", "additionalProperties": BASE64},
+                    "data": BASE64,
+                },
+            }
+        ),
     ),
     "Problem": an_object(
         "A refusal: https://www.rfc-editor.org/rfc/rfc9457. The type is the name of an error, or of an HTTP status.",

@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 OFF = "off"
 IN_MEMORY = "memory://"
+REDIS: dict[str, str | float] = {"implementation": "redispy", "socket_timeout": 1.0, "socket_connect_timeout": 1.0}
+"""The client of Redis: redis-py, which waits so many seconds for the server, once for each limit of a request."""
 
 
 class RateLimits:
@@ -151,7 +153,7 @@ def _open_storage(uri: str) -> Storage:
         return MemoryCounters()
     scheme = uri.partition("://")[0]
     try:
-        storage = storage_from_string(f"async+{uri}")
+        storage = storage_from_string(f"async+{uri}", **(REDIS if scheme.startswith("redis") else {}))
     except ConfigurationError as error:  # the address may hold a password, so only its scheme is shown
         msg = f"SITELINK_LIMITS_STORAGE begins with {scheme!r}: no such storage is known, or its client is not installed"
         raise ValueError(msg) from error

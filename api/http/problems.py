@@ -43,6 +43,7 @@ STATUS: dict[type[errors.SiteLinkError], int] = {
     errors.UnreadableRecord: 409,
     errors.BucketError: 503,
     errors.TemporalUnavailable: 503,
+    errors.PayloadUnreadable: 503,
     errors.ServerBusy: 503,
     errors.SiteLinkError: 500,
 }

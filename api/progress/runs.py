@@ -25,11 +25,12 @@ from temporalio.client import (
     WorkflowUpdateFailedError,
 )
 from temporalio.common import QueryRejectCondition
+from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 
 from activities.bucket.keys import UploadRef
 from activities.bucket.records import Snapshot
-from activities.errors import TemporalUnavailable, is_error_name
+from activities.errors import PayloadUnreadable, TemporalUnavailable, is_error_name
 from activities.logs import current_request_id
 from workflows.messages import SEARCH_ATTRIBUTES, ProgressAfter, Reconcile, SheetNumbers
 from workflows.starting import reopen_upload, start_deletion, start_upload
@@ -203,11 +204,12 @@ class Runs:
         """
         async with _naming_failures(QUERY_TIMEOUT_S):
             description = await (await self._handle(ref)).describe(rpc_timeout=timedelta(seconds=QUERY_TIMEOUT_S))
-        failing = [activity for activity in description.raw_description.pending_activities if activity.HasField("last_failure")]
-        if not failing:
-            return None
-        worst = max(failing, key=lambda activity: activity.attempt)
-        return _failure_sentence(worst), worst.attempt
+            failing = [activity for activity in description.raw_description.pending_activities if activity.HasField("last_failure")]
+            if not failing:
+                return None
+            worst = max(failing, key=lambda activity: activity.attempt)
+            error = await (await self._get_client()).data_converter.decode_failure(worst.last_failure)
+        return _failure_sentence(worst, error), worst.attempt
 
     async def count_open(self, organization: str) -> int:
         """How many uploads of an organization have a run that has not ended. A run that has just started may not be counted yet.
@@ -233,11 +235,10 @@ class Runs:
                 raise TemporalUnavailable(msg)
 
 
-def _failure_sentence(activity: PendingActivityInfo) -> str:
-    failure, attempt = activity.last_failure, f"(attempt {activity.attempt})"
-    name = failure.application_failure_info.type
-    if is_error_name(name):
-        return f"{name}: {failure.message[:300]} {attempt}"
+def _failure_sentence(activity: PendingActivityInfo, error: BaseException) -> str:
+    attempt = f"(attempt {activity.attempt})"
+    if isinstance(error, ApplicationError) and error.type and is_error_name(error.type):
+        return f"{error.type}: {error.message[:300]} {attempt}"
     # Any other failure is an error of a library or of Temporal, such as a missed heartbeat. Its message is not for clients.
     return f"{activity.activity_type.name} failed; Temporal's UI and the worker's log say why {attempt}"
 
@@ -256,6 +257,10 @@ async def _naming_failures(timeout_s: float | None) -> AsyncIterator[None]:
         raise _unavailable_error(error) from error
     except TimeoutError as error:
         raise _silent_temporal_error() from error
+    except PayloadUnreadable as error:
+        logger.warning("what Temporal answers cannot be read: %s", error)
+        msg = f"{error.type}: what Temporal answers cannot be decrypted; the log says why"
+        raise TemporalUnavailable(msg) from error
     except RuntimeError as error:
         if not str(error).startswith(_CONNECT_FAILURE):
             raise

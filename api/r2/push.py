@@ -17,11 +17,11 @@ import time
 from collections.abc import Callable, Sequence
 from http import HTTPStatus
 
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from activities.errors import BadSignature, InvalidRequest
+from api.http.bodies import READ_LIMIT_S, announced_bytes, read_body
 from api.http.problems import named_problem
 from api.http.turns import Turns
 from api.paths import R2_EVENTS
@@ -29,7 +29,6 @@ from api.r2.events import Message, R2Events
 
 MAX_BODY_BYTES = 16 << 20
 """Enough for the largest batch of the Worker: 100 messages of 16,384 characters, each of up to 6 bytes."""
-READ_LIMIT_S = 10.0
 BODIES_BYTES = 4 * MAX_BODY_BYTES
 """The bodies that are being read take at most so much together, because nobody knows before their end who sent them. Others wait."""
 BODIES_WAITING = 64
@@ -77,8 +76,8 @@ class PushEndpoint:
         if not SIGNATURE.fullmatch(given):
             msg = "SiteLink-Signature must be 64 hexadecimal digits"
             raise BadSignature(msg)
-        async with self._turns.turn("", _announced_bytes(request)):
-            body = await _read_body(request)
+        async with self._turns.turn("", announced_bytes(request, MAX_BODY_BYTES)):
+            body = await read_body(request, MAX_BODY_BYTES)
             if not any(hmac.compare_digest(signature(secret, timestamp, body), given) for secret in self._secrets):
                 msg = "SiteLink-Signature fits the body and the timestamp with none of the secrets"
                 raise BadSignature(msg)
@@ -95,32 +94,6 @@ class PushEndpoint:
         if failure := next((verdict.failure for verdict in verdicts if verdict.failure), None):
             return named_problem(failure, R2_EVENTS, status=HTTPStatus.SERVICE_UNAVAILABLE, members=answer)
         return JSONResponse(answer, headers={"Cache-Control": "no-store"})
-
-
-def _announced_bytes(request: Request) -> int:
-    """The most bytes that the body may have."""
-    text = request.headers.get("content-length", "")
-    length = int(text) if text.isascii() and text.isdigit() else MAX_BODY_BYTES
-    if length > MAX_BODY_BYTES:
-        raise _too_large_error()
-    return max(length, 1)
-
-
-def _too_large_error() -> HTTPException:
-    return HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the body has more than {MAX_BODY_BYTES:,} bytes")
-
-
-async def _read_body(request: Request) -> bytearray:
-    body = bytearray()
-    try:
-        async with asyncio.timeout(READ_LIMIT_S):
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > MAX_BODY_BYTES:
-                    raise _too_large_error()
-    except TimeoutError as error:
-        raise HTTPException(HTTPStatus.REQUEST_TIMEOUT, f"the body did not come within {READ_LIMIT_S:g} s") from error
-    return body
 
 
 def _read_messages(body: bytearray) -> list[Message]:

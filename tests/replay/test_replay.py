@@ -11,17 +11,26 @@ from temporalio.api.enums.v1 import EventType
 from temporalio.client import WorkflowHistory
 from temporalio.worker import Replayer
 
+from workflows.codec import data_converter
 from workflows.delete import DeleteUpload
 from workflows.sweep import NightlyReconcile, Sweep
 from workflows.upload import ProcessUpload
 
 HISTORIES = Path(__file__).parent / "histories"
+KEY = bytes(range(32))
+"""That of the encrypted history, from ``tests/workflow/test_encryption.py``."""
 
 
 @pytest.mark.parametrize("path", sorted(HISTORIES.glob("*.json")), ids=lambda path: path.stem)
 async def test_history_replays(path: Path) -> None:
-    """The workflow issues the same commands as when the history was recorded."""
-    await Replayer(workflows=[ProcessUpload, DeleteUpload, Sweep, NightlyReconcile]).replay_workflow(_history(path.stem))
+    """The workflow issues the same commands as when the history was recorded: in clear, or encrypted."""
+    workflows = [ProcessUpload, DeleteUpload, Sweep, NightlyReconcile]
+    await Replayer(workflows=workflows, data_converter=data_converter([KEY])).replay_workflow(_history(path.stem))
+
+
+def test_encrypted_history_shows_no_title() -> None:
+    """The history that was recorded with a key is encrypted."""
+    assert b"A-10" not in b"".join(event.SerializeToString() for event in _history("encrypted").events)
 
 
 @pytest.mark.parametrize(

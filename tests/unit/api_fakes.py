@@ -14,6 +14,7 @@ from starlette.applications import Starlette
 from starlette.types import ASGIApp, Message
 from temporalio.api.workflow.v1 import PendingActivityInfo
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowQueryRejectedError
+from temporalio.converter import DataConverter
 from temporalio.service import RPCError, RPCStatusCode
 
 from activities.bucket.keys import PlanRef, UploadRef
@@ -65,6 +66,7 @@ class FakeTemporal:
         """The version and the id of every update."""
         self.update: Callable[[int], Awaitable[Snapshot]] = _never
         self.service_client = self
+        self.data_converter = DataConverter.default
 
     async def connect(self) -> Client:
         """The client of this Temporal."""

@@ -52,6 +52,8 @@ EXPECTED: dict[str, tuple[str, str]] = {
     f"GET {UPLOAD}/sheets/{{path:path}}": ("read", "read"),
     "POST /v1/events/r2": ("signed", "signed"),
     "GET /v1/events/unreadable": ("system", "system"),
+    "POST /v1/codec/decode": ("system", "system"),
+    "POST /v1/codec/encode": ("system", "system"),
     "POST /v1/session": ("token", "token"),
     "DELETE /v1/session": ("public", "public"),
     "GET /livez": ("public", "public"),
@@ -104,7 +106,9 @@ def bucket(tmp_path: Path) -> Bucket:
 def make_api(bucket: Bucket, temporal: FakeTemporal, access: AccessSettings = ACCESS) -> Starlette:
     """The API with every route that it can have."""
     push = PushSettings(secrets=("0123456789abcdef",))
-    return create_app(bucket, temporal.connect, ApiSettings(BucketSettings("file:///unused"), push=push, access=access))
+    return create_app(
+        bucket, temporal.connect, ApiSettings(BucketSettings("file:///unused"), push=push, access=access, codec_keys=(bytes(32),))
+    )
 
 
 @pytest.fixture

@@ -35,7 +35,9 @@ REASONS = {
 @pytest.fixture
 def app(bucket: Bucket, temporal: FakeTemporal) -> Starlette:
     """The API with every route that it can have."""
-    return create_app(bucket, temporal.connect, ApiSettings.from_env({"SITELINK_EVENTS_SECRET": "0123456789abcdef"}))
+    return create_app(
+        bucket, temporal.connect, ApiSettings.from_env({"SITELINK_EVENTS_SECRET": "0123456789abcdef", "SITELINK_CODEC_KEY": "0" * 64})
+    )
 
 
 @pytest.fixture
@@ -52,11 +54,11 @@ def test_every_route_is_described(app: Starlette) -> None:
 
 
 async def test_document_has_only_the_routes_of_the_server(bucket: Bucket, temporal: FakeTemporal) -> None:
-    """Without a secret for R2's push, neither the route nor its description is there."""
+    """Without a secret for R2's push or a key for Temporal's payloads, neither their routes nor the descriptions are there."""
     app = create_app(bucket, temporal.connect, ApiSettings.from_env({}))
     async with client_of(app) as client:
         answer = await client.get("/openapi.json")
-        assert "/v1/events/r2" not in answer.json()["paths"]
+        assert not {"/v1/events/r2", "/v1/codec/decode", "/v1/codec/encode"} & answer.json()["paths"].keys()
         assert (await client.get("/openapi.json", headers={"If-None-Match": answer.headers["etag"]})).status_code == 304
 
 

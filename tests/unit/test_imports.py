@@ -26,7 +26,7 @@ BUCKET = LIGHT | {"activities.bucket"}
 HOST = BUCKET | {f"activities.{name}" for name in ("host", "attempt", "threads", "render.attempt", "render.tilezip")}
 CONTRACT = PURE | {"api.contract", "api.access", "api.http", "api.paths", "api.r2.events", "api.uploads"}
 CLI = PURE | {"api.cli", "api.addresses", "api.paths", "activities.environment"}
-SERVER_ROOM = BUCKET | {"activities.environment", "activities.logs", "workflows", "api"}
+SERVER_ROOM = BUCKET | {"activities.environment", "activities.logs", "activities.program", "workflows", "api"}
 SERVER_ROOM |= {"starlette", "sse_starlette", "uvicorn", "python_multipart"}
 
 MAY_IMPORT: dict[str, set[str]] = {
@@ -76,6 +76,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "activities.render.memorylimit": set(),
     "activities.environment": set(),
     "activities.logs": {"temporalio", "activities.environment"},
+    "activities.program": set(),
     "activities.attempt": {"activities.errors", "temporalio"},
     "activities.scratch": BUCKET | {"activities.attempt"},
     "activities.threads": {"activities.bucket.keys"},
@@ -85,6 +86,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "workflows.processing.patches": set(),
     "workflows.messages": {"activities.bucket.records", "workflows.processing.window"},
     "workflows.processing.progress": {"activities.interface", "activities.bucket.records", "activities.bucket.forecast"},
+    "workflows.codec": {"activities.environment", "activities.errors", "cryptography", "google", "temporalio"},
     "workflows.*": LIGHT | {"workflows"},
     "api.addresses": set(),
     "api.progress.recent": set(),
@@ -101,7 +103,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "api.cli.*": CLI,
     "api.r2.pull": SERVER_ROOM | {"httpx2"},
     "api.r2.settings": {"activities.environment", "api.addresses"},
-    "api.settings": {"activities.bucket.location", "activities.environment", "api.addresses", "api.access.settings", "api.r2.settings"},
+    "api.settings": {
+        "activities.bucket.location",
+        "activities.environment",
+        "api.addresses",
+        "api.access.settings",
+        "api.r2.settings",
+        "workflows.codec",
+    },
     "api.contract.schemas": PURE | {"api.r2.events"},
     "api.contract.page": {"api.contract.schemas"},
     "api.contract.routes": {"api.access.routes", "api.contract.document", "api.contract.page", "api.http.caching", "starlette"},

@@ -102,6 +102,26 @@ def test_log_tail_is_that_of_the_last_start(tmp_path: Path) -> None:
     assert len((tmp_path / "log").read_text().splitlines()) == 2
 
 
+def test_guard_has_no_secret(tmp_path: Path) -> None:
+    """It gets none of the variables of the process that starts it."""
+    process = Process(["sleep", "60"], log=tmp_path / "log", environ={})
+    process.start()
+    guards = [command for command in Path("/proc").glob("[0-9]*/cmdline") if f"\0guard\0-{process.pid}\0" in read(command)]
+    try:
+        assert len(guards) == 1
+        assert {variable.split("=")[0] for variable in read(guards[0].with_name("environ")).split("\0")} <= {"", "PWD", "SITELINK_DATA_DIR"}
+    finally:
+        process.kill()
+
+
+def read(file: Path) -> str:
+    """The text of a file of ``/proc``; empty when its process has just ended."""
+    try:
+        return file.read_text()
+    except OSError:
+        return ""
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "0.0.0.0"])  # noqa: S104 - nothing is served
 def test_free_port_can_be_taken(host: str) -> None:
     """A port that is reported free can be taken."""

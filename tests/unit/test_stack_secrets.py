@@ -8,7 +8,7 @@ import pytest
 from deploy.stack import SECRETS, secrets_for
 
 
-@pytest.mark.parametrize("process", ["api", "worker-workflow", "worker-tile", "r2-events"])
+@pytest.mark.parametrize("process", ["api", "worker-workflow", "worker-tile", "r2-events", "temporal-ui", "sitelink"])
 def test_process_gets_only_its_secrets(process: str) -> None:
     """Neither the others nor the names of their files; everything else stays."""
     environ = dict.fromkeys(SECRETS, "secret") | {f"{name}_FILE": "/secret" for name in SECRETS} | {"SITELINK_ACCESS": "jwt"}

@@ -1,4 +1,4 @@
-"""nginx in front of the API, with the configuration of ``deploy/nginx``."""
+"""Proxies in front of the API, with the configurations of ``deploy``: what a client sees is the same."""
 
 import asyncio
 import os
@@ -14,12 +14,15 @@ import pytest
 from activities.bucket.keys import UploadRef
 from api.paths import upload_path
 from deploy.process import free_port
+from deploy.programs import CACHE, installed
 from deploy.temporal import TemporalServer
 from tests.integration.test_api import ApiProcess, running, streaming
 from tests.unit.api_fakes import BASE, PDF
 from tests.waiting import DEADLINE_S, until
 
-CONFIGURATION = Path(__file__).parents[2] / "deploy" / "nginx" / "sitelink.conf"
+DEPLOY = Path(__file__).parents[2] / "deploy"
+CONFIGURATIONS = {"nginx": DEPLOY / "nginx" / "sitelink.conf", "caddy": DEPLOY / "caddy" / "Caddyfile"}
+PACKAGES = {"nginx": "nginx-light", "caddy": "caddy"}
 MAX_FILE_BYTES = 100_000
 ACCESS_LOG = "access.log"
 MAIN = """
@@ -39,49 +42,62 @@ http {{
 
 
 @pytest.fixture(scope="module")
-def program() -> str:
-    """Nginx. Without it a test run on CI fails; elsewhere its tests are skipped."""
-    if found := shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin"):
-        return found
-    reason = "No nginx here; on Debian: apt-get install nginx-light."
+def api(temporal_server: TemporalServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiProcess]:
+    """An API process. No worker runs, so nothing happens to an upload until a test asks for it."""
+    directory = tmp_path_factory.mktemp("proxied") / "api"
+    with running(directory, temporal_server.address, SITELINK_MAX_FILE_BYTES=str(MAX_FILE_BYTES)) as process:
+        yield process
+
+
+def program_of(name: str) -> str:
+    """The path of a proxy. Without it a test run on CI fails; elsewhere its tests are skipped."""
+    if found := shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin") or next(installed(name, CACHE), None):
+        return str(found)
+    reason = f"No {name} here; on Debian: apt-get install {PACKAGES[name]}."
     if os.environ.get("CI"):
         pytest.fail(reason)
     pytest.skip(reason)
 
 
-@pytest.fixture(scope="module")
-def api(temporal_server: TemporalServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiProcess]:
-    """An API process. No worker runs, so nothing happens to an upload until a test asks for it."""
-    directory = tmp_path_factory.mktemp("nginx") / "api"
-    with running(directory, temporal_server.address, SITELINK_MAX_FILE_BYTES=str(MAX_FILE_BYTES)) as process:
-        yield process
+def command_of(name: str, directory: Path, configuration: str) -> list[str]:
+    """Writes the configuration; returns the command that runs the proxy with it."""
+    if name == "nginx":
+        (directory / "sitelink.conf").write_text(configuration)
+        (directory / "nginx.conf").write_text(MAIN.format(directory=directory))
+        return ["-p", str(directory), "-c", str(directory / "nginx.conf"), "-g", "user root;"]
+    # Caddy's port for administration would be the same for all.
+    (directory / "Caddyfile").write_text(configuration.replace("{\n\tservers", "{\n\tadmin off\n\tservers", 1))
+    return ["run", "--config", str(directory / "Caddyfile"), "--adapter", "caddyfile"]
+
+
+@pytest.fixture(scope="module", params=["nginx", "caddy"])
+def name(request: pytest.FixtureRequest) -> str:
+    """Which proxy."""
+    return str(request.param)
 
 
 @pytest.fixture(scope="module")
-def site(program: str, api: ApiProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of nginx."""
-    with nginx(program, api, tmp_path_factory.mktemp("nginx")) as address:
+def site(name: str, api: ApiProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a proxy."""
+    with proxy(name, api, tmp_path_factory.mktemp("proxy")) as address:
         yield address
 
 
 @contextmanager
-def nginx(program: str, api: ApiProcess, directory: Path) -> Iterator[str]:
-    """Runs nginx in front of the API; gives its address. Only the addresses and the path of the log in its configuration are changed."""
-    port = free_port()
-    changes = {
-        "127.0.0.1:8000": f"127.0.0.1:{api.port}",
-        "127.0.0.1:8080": f"127.0.0.1:{port}",
-        "/var/log/nginx/sitelink.log": str(directory / ACCESS_LOG),
-    }
-    text = CONFIGURATION.read_text()
+def proxy(name: str, api: ApiProcess, directory: Path) -> Iterator[str]:
+    """Runs a proxy in front of the API; gives its address. Only the addresses and the path of the log in its configuration are changed."""
+    program, port = program_of(name), free_port()
+    text = CONFIGURATIONS[name].read_text()
+    changes = {"127.0.0.1:8000": f"127.0.0.1:{api.port}", "127.0.0.1:8080": f"127.0.0.1:{port}"}
+    if name == "nginx":
+        changes["/var/log/nginx/sitelink.log"] = str(directory / ACCESS_LOG)
     for old, new in changes.items():
         assert old in text
         text = text.replace(old, new)
-    (directory / "sitelink.conf").write_text(text)
-    (directory / "nginx.conf").write_text(MAIN.format(directory=directory))
     directory.chmod(0o755)
+    environ = {**os.environ, "XDG_DATA_HOME": str(directory), "XDG_CONFIG_HOME": str(directory)}
     with (directory / "log").open("wb") as log:
-        server = subprocess.Popen([program, "-p", directory, "-c", directory / "nginx.conf", "-g", "user root;"], stderr=log)
+        server = subprocess.Popen([program, *command_of(name, directory, text)], stderr=log, env=environ)
         try:
             until(lambda: _answers(f"http://127.0.0.1:{port}/livez", server, directory / "log"))
             yield f"http://127.0.0.1:{port}"
@@ -99,7 +115,7 @@ def _answers(url: str, server: subprocess.Popen[bytes], log: Path) -> bool:
 
 
 async def send(http: httpx2.AsyncClient, site: str) -> UploadRef:
-    """Uploads a PDF through nginx."""
+    """Uploads a PDF through the proxy."""
     answer = await http.post(site + BASE, content=PDF)
     assert answer.status_code == 202, answer.text
     return UploadRef.parse(answer.json()["ref"])
@@ -124,7 +140,7 @@ async def test_wait_for_a_change_comes_through(http: httpx2.AsyncClient, site: s
 
 
 async def test_refusals_are_the_words_of_the_api(http: httpx2.AsyncClient, site: str) -> None:
-    """Nginx has no limit on a body of its own."""
+    """The proxy has no limit on a body of its own."""
     answer = await http.post(site + BASE, content=PDF + bytes(MAX_FILE_BYTES))
     assert (answer.status_code, answer.json()["type"]) == (413, "FileTooLarge")
     assert f"limit {MAX_FILE_BYTES:,}" in answer.json()["detail"]
@@ -140,21 +156,19 @@ async def test_only_the_own_page_may_change_something(http: httpx2.AsyncClient, 
 
 
 async def test_one_request_id_for_both(http: httpx2.AsyncClient, site: str) -> None:
-    """Nginx takes the client's id or makes one."""
+    """The proxy takes the client's id or makes one."""
     given = await http.get(f"{site}/livez", headers={"X-Request-ID": "mine-7"})
     assert given.headers["x-request-id"] == "mine-7"
     made = await asyncio.gather(*(http.get(f"{site}/livez") for _ in range(2)))
     assert len({answer.headers["x-request-id"] for answer in made}) == 2
 
 
-async def test_clients_have_their_own_address(
-    http: httpx2.AsyncClient, program: str, temporal_server: TemporalServer, tmp_path: Path
-) -> None:
-    """The API counts the requests of the address that nginx sees: not those of nginx, nor those of an address that the client made up."""
-    directory = tmp_path / "nginx"
+async def test_clients_have_their_own_address(http: httpx2.AsyncClient, name: str, temporal_server: TemporalServer, tmp_path: Path) -> None:
+    """The API counts the requests of the address that the proxy sees: not those of the proxy, nor of an address that a client made up."""
+    directory = tmp_path / "proxy"
     directory.mkdir()
     limited = running(tmp_path / "api", temporal_server.address, SITELINK_LIMIT_ADDRESS="2/hour")
-    with limited as api, nginx(program, api, directory) as site:
+    with limited as api, proxy(name, api, directory) as site:
         answers = [await http.get(site, headers={"X-Forwarded-For": f"192.0.2.{number}"}) for number in range(3)]
         assert [answer.status_code for answer in answers] == [200, 200, 429]
         assert "127.0.0.1" in answers[-1].json()["detail"]
@@ -162,9 +176,9 @@ async def test_clients_have_their_own_address(
         assert own.status_code == 200
 
 
-async def test_log_holds_no_ticket(http: httpx2.AsyncClient, program: str, api: ApiProcess, tmp_path: Path) -> None:
+async def test_log_of_nginx_holds_no_ticket(http: httpx2.AsyncClient, api: ApiProcess, tmp_path: Path) -> None:
     """It has the path and the request id, and no query: whoever reads the log must not be able to use the tickets in it."""
-    with nginx(program, api, tmp_path) as site:
+    with proxy("nginx", api, tmp_path) as site:
         await http.get(
             f"{site}/livez", params={"ticket": "a-secret"}, headers={"X-Request-ID": "mine-8", "Referer": f"{site}/?ticket=a-secret"}
         )

@@ -80,7 +80,7 @@ class Api:
         self._plans = Plans(bucket, self._status, self._runs)
         self._readiness = Readiness(bucket, self._runs)
         self._r2_events = R2Events(bucket, self._status, self._runs, attempts=settings.push.attempts, gather_s=settings.push.gather_s)
-        self._contract = Contract(self.routes)
+        self._contract = Contract(self.routes, checks_access=settings.access.mode is Mode.JWT)
         self._push = PushEndpoint(self._r2_events, settings.push.secrets) if settings.push.secrets else None
         self._codec = CodecEndpoint(settings.codec_keys) if settings.codec_keys else None
         self.limits = RateLimits(settings.limit_address, settings.limit_organization, settings.limits_storage)

@@ -110,7 +110,7 @@ def _operation(operation: Operation, policy: Policy, *, checks_access: bool) -> 
         },
     }
     document["security"] = _security(operation.method, policy) if checks_access else []
-    if description := "\n\n".join(filter(None, (operation.description, checks_access and _needs(policy)))):
+    if description := "\n\n".join(filter(None, (operation.description, _needs(policy) if checks_access else ""))):
         document["description"] = description
     if operation.body:
         document["requestBody"] = {"required": True, "content": {kind: {"schema": schema} for kind, schema in operation.body.items()}}

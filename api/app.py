@@ -34,6 +34,7 @@ from api.http.client_files import ClientFiles
 from api.http.limits import LimitAddresses, LimitOrganizations, RateLimits
 from api.http.middleware import AboutRequests, Guard, ProblemAnswers
 from api.http.parameters import flag, known_version, page_cursor, page_limit, plan_ref, sheet_number, upload_ref, wait_s
+from api.http.presence import while_connected
 from api.http.problems import HANDLERS, status_problem
 from api.paths import CODEC, DOCS, HOME, LIVE, OPENAPI, PLAN, R2_EVENTS, READY, SESSION, UNGUARDED, UNREADABLE_EVENTS, UPLOAD, UPLOADS
 from api.plans import Plans
@@ -150,7 +151,7 @@ class Api:
         """The progress of an upload, now or at its next change."""
         ref, after, patience_s, only_changes = upload_ref(request), known_version(request), wait_s(request), flag(request, "changes")
         if after is not None and patience_s:
-            upload = await self._hub.next_state(ref, after, patience_s)
+            upload = await while_connected(request, self._hub.next_state(ref, after, patience_s))
         else:
             upload = await self._status.with_standstill_warning(ref, await self._status.read(ref))
         if after is not None and only_changes:

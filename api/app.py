@@ -35,6 +35,7 @@ from api.http.client_files import ClientFiles
 from api.http.limits import LimitAddresses, LimitOrganizations, RateLimits
 from api.http.middleware import AboutRequests, Guard, ProblemAnswers
 from api.http.parameters import flag, known_version, page_cursor, page_limit, plan_ref, sheet_number, upload_ref, wait_s
+from api.http.presence import while_connected
 from api.http.problems import HANDLERS, status_problem
 from api.paths import CODEC, DOCS, HOME, LIVE, OPENAPI, PLAN, R2_EVENTS, READY, SESSION, UNGUARDED, UNREADABLE_EVENTS, UPLOAD, UPLOADS
 from api.plans import Plans
@@ -81,7 +82,7 @@ class Api:
         self._plans = Plans(bucket, self._status, self._runs)
         self._readiness = Readiness(bucket, self._runs)
         self._r2_events = R2Events(bucket, self._status, self._runs, attempts=settings.push.attempts, gather_s=settings.push.gather_s)
-        self._contract = Contract(self.routes)
+        self._contract = Contract(self.routes, checks_access=settings.access.mode is Mode.JWT)
         self._push = PushEndpoint(self._r2_events, settings.push.secrets) if settings.push.secrets else None
         self._codec = CodecEndpoint(settings.codec_keys) if settings.codec_keys else None
         self.limits = RateLimits(settings.limit_address, settings.limit_organization, settings.limits_storage)
@@ -160,7 +161,7 @@ class Api:
         """The progress of an upload, now or at its next change."""
         ref, after, patience_s, only_changes = upload_ref(request), known_version(request), wait_s(request), flag(request, "changes")
         if after is not None and patience_s:
-            upload = await self._hub.next_state(ref, after, patience_s)
+            upload = await while_connected(request, self._hub.next_state(ref, after, patience_s))
         else:
             upload = await self._status.with_standstill_warning(ref, await self._status.read(ref))
         if after is not None and only_changes:

@@ -29,7 +29,8 @@ PAUSE_S = 10.0
 """The shortest time between two fetches that unknown keys cause."""
 FIRST_PAUSE_S = 1.0
 """The shortest time between two fetches while no key is known."""
-TIMEOUT_S = 5.0
+TIMEOUT_S, LONGEST_S = 5.0, 15.0
+"""How long the server of the keys may be silent, and how long its whole answer may take."""
 MAX_BYTES = 1 << 20
 
 
@@ -124,7 +125,8 @@ def parse_keys(body: bytes) -> dict[str | None, jwt.PyJWK]:
         raise ValueError(msg) from error
     keys: dict[str | None, jwt.PyJWK] = {}
     for key in key_set.keys:
-        if key.algorithm_name in PUBLIC_KEY_ALGORITHMS and key.public_key_use in (None, "sig"):
+        is_usable = key.algorithm_name in PUBLIC_KEY_ALGORITHMS and key.public_key_use in (None, "sig")
+        if is_usable and isinstance(key.key_id, str | None):
             keys.setdefault(key.key_id, key)
     if not keys:
         msg = "the JWKS has no public key for signatures"
@@ -132,11 +134,11 @@ def parse_keys(body: bytes) -> dict[str | None, jwt.PyJWK]:
     return keys
 
 
-def read_source(source: str) -> bytes:
+def read_source(source: str, *, longest_s: float = LONGEST_S) -> bytes:
     """The JWKS at a URL, or in a file.
 
     Raises:
-        OSError: It cannot be read.
+        OSError: It cannot be read, or takes longer than ``longest_s`` seconds.
         ValueError: It is too large, or the server answers with an error or elsewhere.
     """
     parts = urlsplit(source)
@@ -144,17 +146,17 @@ def read_source(source: str) -> bytes:
         with Path(source).open("rb") as file:
             body = file.read(MAX_BYTES + 1)
     else:
-        body = _download(source, is_local=is_loopback(parts.hostname or ""))
+        body = _download(source, longest_s, is_local=is_loopback(parts.hostname or ""))
     if len(body) > MAX_BYTES:
         msg = f"the JWKS has more than {MAX_BYTES:,} bytes"
         raise ValueError(msg)
     return body
 
 
-def _download(url: str, *, is_local: bool) -> bytes:
+def _download(url: str, longest_s: float, *, is_local: bool) -> bytes:
     import httpx2  # imported here, because servers without a URL of keys need no HTTP client
 
-    body = bytearray()
+    body, deadline = bytearray(), time.monotonic() + longest_s
     try:
         with (
             httpx2.Client(timeout=TIMEOUT_S, follow_redirects=False, trust_env=not is_local) as client,
@@ -167,6 +169,9 @@ def _download(url: str, *, is_local: bool) -> bytes:
                 body += chunk
                 if len(body) > MAX_BYTES:
                     break
+                if time.monotonic() > deadline:
+                    msg = f"the answer takes more than {longest_s:g} seconds"
+                    raise TimeoutError(msg)
     except httpx2.HTTPError as error:
         raise OSError(type(error).__name__) from error
     return bytes(body)

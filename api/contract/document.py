@@ -57,16 +57,17 @@ class DescribedRoute(NamedTuple):
     policy: Policy
 
 
-def build_document(routes: Iterable[DescribedRoute]) -> dict[str, Any]:
+def build_document(routes: Iterable[DescribedRoute], *, checks_access: bool) -> dict[str, Any]:
     """The document.
 
     Args:
         routes: Every route that the server has.
+        checks_access: Whether requests need a credential.
     """
     known = {(operation.method, operation.path): operation for operation in OPERATIONS}
     paths: dict[str, Any] = {}
     for method, path, policy in routes:
-        paths.setdefault(path, {})[method.lower()] = _operation(known[method, path], policy)
+        paths.setdefault(path, {})[method.lower()] = _operation(known[method, path], policy, checks_access=checks_access)
     return {
         "openapi": "3.1.1",
         "jsonSchemaDialect": "https://json-schema.org/draft/2020-12/schema",
@@ -93,7 +94,7 @@ def build_document(routes: Iterable[DescribedRoute]) -> dict[str, Any]:
     }
 
 
-def _operation(operation: Operation, policy: Policy) -> dict[str, Any]:
+def _operation(operation: Operation, policy: Policy, *, checks_access: bool) -> dict[str, Any]:
     names = re.findall(r"{(\w+)}", operation.path)
     document: dict[str, Any] = {
         "operationId": operation.id,
@@ -108,8 +109,8 @@ def _operation(operation: Operation, policy: Policy) -> dict[str, Any]:
             **{str(status): _refusal(types) for status, types in sorted(problem_types(operation, policy).items())},
         },
     }
-    document["security"] = _security(operation.method, policy)
-    if description := "\n\n".join(filter(None, (operation.description, _needs(policy)))):
+    document["security"] = _security(operation.method, policy) if checks_access else []
+    if description := "\n\n".join(filter(None, (operation.description, _needs(policy) if checks_access else ""))):
         document["description"] = description
     if operation.body:
         document["requestBody"] = {"required": True, "content": {kind: {"schema": schema} for kind, schema in operation.body.items()}}

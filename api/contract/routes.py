@@ -20,10 +20,12 @@ class Contract:
 
     Args:
         routes: Gives all routes of the server.
+        checks_access: Whether requests need a credential.
     """
 
-    def __init__(self, routes: Callable[[], Iterable[BaseRoute]]) -> None:
+    def __init__(self, routes: Callable[[], Iterable[BaseRoute]], *, checks_access: bool) -> None:
         self._routes = routes
+        self._checks_access = checks_access
 
     async def document(self, request: Request) -> Response:
         """The OpenAPI document."""
@@ -35,7 +37,7 @@ class Contract:
 
     @cached_property
     def _bodies(self) -> tuple[bytes, bytes]:
-        document = build_document(described_routes(self._routes()))
+        document = build_document(described_routes(self._routes()), checks_access=self._checks_access)
         return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode(), build_page(document).encode()
 
 

@@ -16,6 +16,7 @@ import resource
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -24,14 +25,17 @@ from uvicorn.server import Server, ServerState
 
 from activities.errors import ServerBusy
 from api.http.middleware import AboutRequests
-from api.http.problems import refusal
+from api.http.problems import refusal, status_problem
 from api.http.protocol import ProblemProtocol
 from api.paths import LIVE
 
 logger = logging.getLogger(__name__)
 
 MAX_HEAD_BYTES = 16 << 10
-"""The longest head of a request that uvicorn gathers."""
+"""The longest head of a request. A head of many short lines takes long to read."""
+PIECE_BYTES = 4 << 10
+LINE_BYTES = 4
+"""The colon, the space and the end of a header's line."""
 OTHER_DESCRIPTORS = 128
 """File descriptors that are kept for the bucket, for Temporal, for the log, and for connections that were just accepted."""
 ACCEPTED_AT_ONCE = 32
@@ -115,6 +119,15 @@ class BoundedProtocol(ProblemProtocol):
         self._end_read_timer()
         super().connection_lost(exc)
 
+    def data_received(self, data: bytes) -> None:
+        """Takes bytes. A head is taken piece by piece: asyncio reads up to 256 KiB at once, and h11 bounds only what it has gathered."""
+        while self in self.waiting and len(data) > PIECE_BYTES:
+            super().data_received(data[:PIECE_BYTES])
+            if self.transport.is_closing():
+                return
+            data = data[PIECE_BYTES:]
+        super().data_received(data)
+
     def handle_events(self) -> None:
         """Ends the deadline for a request's head, once the head is there."""
         super().handle_events()
@@ -161,7 +174,11 @@ class BoundedProtocol(ProblemProtocol):
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         app = self._served_app
-        if len(self.connections) - len(self.waiting) > self.limits.connections - RESERVED and scope["path"] != LIVE:
+        if sum(len(name) + len(value) + LINE_BYTES for name, value in scope["headers"]) > MAX_HEAD_BYTES:  # it came behind another request
+            answer = status_problem(HTTPStatus.BAD_REQUEST, scope["path"], {}, f"the head has more than {MAX_HEAD_BYTES:,} bytes")
+            answer.headers["Connection"] = "close"
+            app = AboutRequests(answer)
+        elif len(self.connections) - len(self.waiting) > self.limits.connections - RESERVED and scope["path"] != LIVE:
             answer = refusal(ServerBusy("too many requests are in progress"), scope)
             answer.headers["Connection"] = "close"
             app = AboutRequests(answer)

@@ -6,6 +6,7 @@ use up what another organization may send.
 The counters are this process's own, or those of a store that several processes share. While that store does not answer, nobody is refused.
 """
 
+import asyncio
 import ipaddress
 import logging
 import time
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 OFF = "off"
 IN_MEMORY = "memory://"
+TIMEOUT_S = 1.0
 REDIS: dict[str, str | float] = {"implementation": "redispy", "socket_timeout": 1.0, "socket_connect_timeout": 1.0}
 """The client of Redis: redis-py, which waits so many seconds for the server, once for each limit of a request."""
 
@@ -39,15 +41,17 @@ class RateLimits:
         address: The limit of an address, such as ``200/second;6000/minute``, or ``off``.
         organization: The limit of an organization.
         storage: The address of the counters: ``memory://``, or another storage of the library ``limits``, whose client is installed.
+        timeout_s: How long the counters of one request may take to answer, in seconds.
 
     Raises:
         ValueError: One of them cannot be used; the message names its variable.
     """
 
-    def __init__(self, address: str, organization: str, storage: str) -> None:
+    def __init__(self, address: str, organization: str, storage: str, *, timeout_s: float = TIMEOUT_S) -> None:
         self._address = _parse("SITELINK_LIMIT_ADDRESS", address)
         self._organization = _parse("SITELINK_LIMIT_ORGANIZATION", organization)
         self._storage = _open_storage(storage)
+        self._timeout_s = timeout_s
         self._limiter = FixedWindowRateLimiter(self._storage)
 
     async def check_address(self, address: str) -> None:
@@ -64,12 +68,15 @@ class RateLimits:
 
     async def _count(self, limits: Sequence[RateLimitItem], kind: str, name: str) -> None:
         try:
-            for limit in limits:
-                await self._hit(limit, kind, name)
+            async with asyncio.timeout(self._timeout_s):
+                for limit in limits:
+                    await self._hit(limit, kind, name)
+        except TooManyRequests:
+            raise
+        except TimeoutError as error:
+            _log_silence(error)
         except self._storage.base_exceptions as error:  # the client's errors, which limits leaves as they are
-            if isinstance(error, TooManyRequests):
-                raise
-            logger.warning("the counters of requests do not answer: %s", type(error).__name__)
+            _log_silence(error)
 
     async def _hit(self, limit: RateLimitItem, kind: str, name: str) -> None:
         if await self._limiter.hit(limit, kind, name):
@@ -129,6 +136,10 @@ async def _limited(app: ASGIApp, check: Awaitable[None], scope: Scope) -> ASGIAp
     except TooManyRequests as error:
         return refusal(error, scope)
     return app
+
+
+def _log_silence(error: Exception) -> None:
+    logger.warning("the counters of requests do not answer: %s", type(error).__name__)
 
 
 def _network(address: str) -> str:

@@ -144,6 +144,17 @@ async def test_head_is_bounded() -> None:
         assert (await connection.rest()).startswith(b"HTTP/1.1 400")
 
 
+@pytest.mark.parametrize("before", ["", LIVEZ.replace("Connection: close\r\n", "")])
+async def test_head_that_comes_at_once_is_bounded(before: str) -> None:
+    """Also behind another request, and also a head of many short lines, which would take the longest to read."""
+    app, _ = make_app()
+    async with serving(app) as port:
+        for lines in ("X-Long: " + "y" * 20_000 + "\r\n", "a:\r\n" * 5000):
+            connection = await RawConnection.open(port, f"{before}GET /livez HTTP/1.1\r\nHost: 127.0.0.1\r\n{lines}\r\n")
+            answer = (await connection.rest()).removeprefix(b"HTTP/1.1 200").partition(b"HTTP/1.1 ")[2]
+            assert answer[:3] in (b"400", b"431")
+
+
 @pytest.fixture
 def soft_limit() -> Iterator[int]:
     """The process's limit on open files; it is set back after the test."""

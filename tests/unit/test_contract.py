@@ -1,5 +1,6 @@
 """The OpenAPI document and its page: they have every route, parameter, problem and document of the API."""
 
+import json
 import re
 from dataclasses import replace
 from typing import Any
@@ -43,7 +44,7 @@ def app(bucket: Bucket, temporal: FakeTemporal) -> Starlette:
 @pytest.fixture
 def document(app: Starlette) -> dict[str, Any]:
     """The document of all routes."""
-    return build_document(described_routes(app.routes))
+    return build_document(described_routes(app.routes), checks_access=True)
 
 
 def test_every_route_is_described(app: Starlette) -> None:
@@ -106,6 +107,14 @@ def test_every_operation_names_its_credentials(document: dict[str, Any]) -> None
         name for methods in document["paths"].values() for operation in methods.values() for way in operation["security"] for name in way
     }
     assert used == document["components"]["securitySchemes"].keys()
+
+
+async def test_server_that_asks_nobody_names_no_credentials(app: Starlette) -> None:
+    """A generated client must not ask its user for a token that nobody checks."""
+    async with client_of(app) as client:
+        paths = (await client.get("/openapi.json")).json()["paths"]
+    assert all(operation["security"] == [] for methods in paths.values() for operation in methods.values())
+    assert "Needs the scope" not in json.dumps(paths)
 
 
 def test_every_problem_is_documented(app: Starlette) -> None:

@@ -20,7 +20,7 @@ from api.http.limits import RateLimits
 from api.settings import ApiSettings
 from tests.unit.api_fakes import BASE, PATH, PDF, REF, URL, FakeTemporal, RawRequest, Upstream, accept, snapshot
 from tests.unit.api_server import RawConnection, serving
-from tests.waiting import until_async
+from tests.waiting import DEADLINE_S, until_async
 
 EVENT_SOURCE = {"Accept": "text/event-stream"}
 
@@ -90,6 +90,20 @@ async def test_nobody_is_refused_while_the_counters_are_away(monkeypatch: pytest
     limits = RateLimits("1/hour", "off", "memory://")
     for _ in range(3):
         await limits.check_address("192.0.2.1")
+
+
+async def test_silent_store_holds_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that does not answer, not even by an error, counts as away."""
+
+    async def silent(*_: object, **__: object) -> int:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    monkeypatch.setattr(MemoryCounters, "incr", silent)
+    limits = RateLimits("1/hour;1/day", "off", "memory://", timeout_s=0.01)
+    async with asyncio.timeout(DEADLINE_S):
+        for _ in range(3):
+            await limits.check_address("192.0.2.1")
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,12 @@ import httpx2
 import pytest
 from starlette.applications import Starlette
 
+from activities.bucket.location import BucketSettings
 from activities.bucket.records import SheetStatus, to_json
 from activities.bucket.storage import Bucket
-from tests.unit.api_fakes import NO_WORKER, PATH, REF, Upstream, accept, change, client_of, closed_run, make_app, snapshot
+from api.app import create_app
+from api.settings import ApiSettings
+from tests.unit.api_fakes import NO_WORKER, PATH, REF, RawRequest, Upstream, accept, change, client_of, closed_run, make_app, snapshot
 from tests.waiting import until_async
 
 READY, PENDING = SheetStatus.READY, SheetStatus.PENDING
@@ -125,3 +128,17 @@ async def test_upload_that_does_not_exist_is_not_waited_for(client: httpx2.Async
     """It is a 404 at once."""
     answer = await client.get(PATH[:-1] + "9", params={"after": 1, "wait": LONG})
     assert (answer.status_code, answer.json()["type"]) == (404, "UploadNotFound")
+
+
+async def test_client_that_goes_away_waits_no_longer(bucket: Bucket) -> None:
+    """Else a reader without a single open connection could hold all that an organization may stream and wait."""
+    await accept(bucket)
+    app = create_app(bucket, Upstream(snapshot(PENDING)).connect, ApiSettings(BucketSettings("file:///unused"), max_streams=2))
+    for _ in range(5):
+        request = RawRequest(app, "GET", f"{PATH}?after=100&wait={LONG}", {})
+        request.feed(b"", more=False)
+        await until_async(lambda request=request: request.received > 1)  # type: ignore[misc]
+        request.disconnect()
+        async with asyncio.timeout(LONG / 2):
+            await request.task
+        assert request.status == 400  # which nobody reads; one too many would be 429

@@ -2,9 +2,11 @@
 
 import asyncio
 import json
+import socket
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -162,6 +164,31 @@ def test_secret_and_encryption_keys_are_no_public_keys() -> None:
     for body in (jwks(secret), b"{}", b"[]", b"nonsense", b'{"keys": 1}', b"[" * 100_000):
         with pytest.raises(ValueError, match="JWKS"):
             parse_keys(body)
+
+
+def test_key_with_an_id_of_a_wrong_type_is_left_out() -> None:
+    """It must not take the other keys with it, nor keep the API from starting."""
+    odd = [{**jwk(ECAlgorithm, EC, "odd"), "kid": key_id} for key_id in (["list"], {"a": 1}, 5)]
+    assert set(parse_keys(jwks(*odd, jwk(ECAlgorithm, EC, "ec")))) == {"ec"}
+
+
+def test_server_that_drips_is_given_up() -> None:
+    """Each byte comes in time, and the whole never. Until then, neither the API would start, nor a new key be known."""
+
+    def drip(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with connection, suppress(OSError):
+            connection.recv(65_536)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
+            while not given_up.wait(0.01):
+                connection.sendall(b" ")
+
+    given_up = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=drip, args=(listener,), daemon=True).start()
+        with pytest.raises(OSError, match="seconds"):
+            read_source(f"http://127.0.0.1:{listener.getsockname()[1]}/jwks.json", longest_s=0.3)
+        given_up.set()
 
 
 def test_source_is_a_file_or_a_server(tmp_path: Path) -> None:

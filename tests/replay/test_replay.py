@@ -14,6 +14,7 @@ from temporalio.worker import Replayer
 from workflows.delete import DeleteUpload
 from workflows.sweep import NightlyReconcile, Sweep
 from workflows.upload import ProcessUpload
+from workflows.webhook import DeliverWebhook
 
 HISTORIES = Path(__file__).parent / "histories"
 
@@ -21,7 +22,7 @@ HISTORIES = Path(__file__).parent / "histories"
 @pytest.mark.parametrize("path", sorted(HISTORIES.glob("*.json")), ids=lambda path: path.stem)
 async def test_history_replays(path: Path) -> None:
     """The workflow issues the same commands as when the history was recorded."""
-    await Replayer(workflows=[ProcessUpload, DeleteUpload, Sweep, NightlyReconcile]).replay_workflow(_history(path.stem))
+    await Replayer(workflows=[ProcessUpload, DeleteUpload, DeliverWebhook, Sweep, NightlyReconcile]).replay_workflow(_history(path.stem))
 
 
 @pytest.mark.parametrize(
@@ -43,6 +44,9 @@ async def test_history_replays(path: Path) -> None:
         ("terminated-then-reconciled", "EVENT_TYPE_WORKFLOW_EXECUTION_FAILED"),
         ("swept", "EVENT_TYPE_WORKFLOW_EXECUTION_COMPLETED"),
         ("nightly", "EVENT_TYPE_WORKFLOW_EXECUTION_COMPLETED"),
+        ("webhooks", "EVENT_TYPE_CHILD_WORKFLOW_EXECUTION_STARTED"),
+        ("webhooks-of-sheets", "EVENT_TYPE_TIMER_FIRED"),
+        ("redelivered", "EVENT_TYPE_ACTIVITY_TASK_CANCEL_REQUESTED"),
     ],
 )
 def test_history_proves_what_its_name_says(name: str, event: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from activities.interface import HousekeepingActivities, UploadActivities
+from activities.interface import HousekeepingActivities, UploadActivities, WebhookActivities
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("activities", "workflows", "api", "worker", "deploy")
@@ -79,11 +79,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "activities.attempt": {"activities.errors", "temporalio"},
     "activities.scratch": BUCKET | {"activities.attempt"},
     "activities.threads": {"activities.bucket.keys"},
+    "activities.webhooks.settings": {"activities.environment"},
+    "activities.webhooks.signing": {"activities.bucket.keys", "standardwebhooks"},
+    "activities.webhooks.network": {"activities.errors", "httpcore2"},
+    "activities.webhooks.delivery": BUCKET | {"activities.attempt", "activities.webhooks"},
     "activities.host": BUCKET | {"activities.render.child", "activities.scratch", "activities.threads"},
     "activities.*": HOST | {"activities.document"},
     "workflows.processing.window": set(),
     "workflows.processing.patches": set(),
-    "workflows.messages": {"activities.bucket.records", "workflows.processing.window"},
+    "workflows.messages": {"activities.bucket.records", "activities.interface", "workflows.processing.window"},
     "workflows.processing.progress": {"activities.interface", "activities.bucket.records", "activities.bucket.forecast"},
     "workflows.*": LIGHT | {"workflows"},
     "api.addresses": set(),
@@ -253,6 +257,7 @@ def definition(function: object) -> object:
     [
         *((UploadActivities, ("activities.document", "activities.sheets", "activities.reconcile"), name) for name in ABSTRACT),
         *((HousekeepingActivities, ("worker.housekeeping",), name) for name in HOUSEKEEPING),
+        (WebhookActivities, ("activities.webhooks.delivery",), "send_webhook"),
     ],
 )
 def test_every_activity_is_implemented_as_one(interface: type, modules: tuple[str, ...], name: str) -> None:

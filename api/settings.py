@@ -6,6 +6,7 @@ from typing import Self
 
 from activities.bucket.location import BucketSettings
 from activities.environment import whole_number
+from activities.webhooks.settings import WebhookSettings
 from api.access.settings import AccessSettings, Mode
 from api.addresses import is_loopback
 from api.r2.settings import PushSettings
@@ -31,6 +32,7 @@ class ApiSettings:
         limits_storage: Where these requests are counted; it may hold a password.
         push: Who may send R2 events.
         access: Who may send all other requests.
+        webhooks: How webhooks are signed, and where they may be sent.
 
     Raises:
         ValueError: A value cannot be used; the message names its variable.
@@ -49,6 +51,7 @@ class ApiSettings:
     limits_storage: str = field(default="memory://", repr=False)
     push: PushSettings = field(default_factory=PushSettings)
     access: AccessSettings = field(default_factory=AccessSettings)
+    webhooks: WebhookSettings = field(default_factory=WebhookSettings)
 
     def __post_init__(self) -> None:
         if self.access.mode is Mode.LOOPBACK and not is_loopback(self.host):
@@ -80,4 +83,5 @@ class ApiSettings:
             limits_storage=environ.get("SITELINK_LIMITS_STORAGE") or "memory://",
             push=PushSettings.from_env(environ),
             access=AccessSettings.from_env(environ),
+            webhooks=WebhookSettings.from_env(environ),
         )

@@ -37,6 +37,7 @@ STATUS: dict[type[errors.SiteLinkError], int] = {
     errors.CredentialRequired: 401,
     errors.NotAllowed: 403,
     errors.PlanNotFound: 404,
+    errors.WebhookNotFound: 404,
     errors.KeysUnavailable: 503,
     errors.TooManyRequests: 429,
     errors.QuotaExceeded: 429,

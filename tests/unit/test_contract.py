@@ -27,6 +27,7 @@ from tests.unit.api_fakes import FakeTemporal, client_of, snapshot
 REASONS = {
     *("UnreadablePdf", "PasswordRequired", "NoPages", "PdfPortfolio", "TooManyPages"),  # found when the PDF is opened
     *("PageUnreadable", "PageTooLarge", "RenderTimeout", "RenderCrashed", "RenderOutOfMemory", "WorkerLost"),  # of a sheet
+    *("WebhookUnreachable", "WebhookRefused", "WebhookForbidden", "WebhookGone"),  # of a delivery
     *("SourceMissing", "SourceAltered", "ShareFull", "TilesMissing", "Terminated"),
 }
 """The errors that are only the reason of an upload or a sheet, or a warning: no request is answered with them."""
@@ -35,7 +36,11 @@ REASONS = {
 @pytest.fixture
 def app(bucket: Bucket, temporal: FakeTemporal) -> Starlette:
     """The API with every route that it can have."""
-    return create_app(bucket, temporal.connect, ApiSettings.from_env({"SITELINK_EVENTS_SECRET": "0123456789abcdef"}))
+    return create_app(
+        bucket,
+        temporal.connect,
+        ApiSettings.from_env({"SITELINK_EVENTS_SECRET": "0123456789abcdef", "SITELINK_WEBHOOK_SECRET": "0123456789abcdef" * 2}),
+    )
 
 
 @pytest.fixture

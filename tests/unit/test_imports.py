@@ -26,7 +26,15 @@ BUCKET = LIGHT | {"activities.bucket"}
 HOST = BUCKET | {f"activities.{name}" for name in ("host", "attempt", "threads", "render.attempt", "render.tilezip")}
 CONTRACT = PURE | {"api.contract", "api.access", "api.http", "api.paths", "api.r2.events", "api.uploads"}
 CLI = PURE | {"api.cli", "api.addresses", "api.paths", "activities.environment"}
-SERVER_ROOM = BUCKET | {"activities.environment", "activities.logs", "workflows", "api"}
+SERVER_ROOM = BUCKET | {
+    "activities.environment",
+    "activities.webhooks.settings",
+    "activities.webhooks.signing",
+    "activities.webhooks.network",
+    "activities.logs",
+    "workflows",
+    "api",
+}
 SERVER_ROOM |= {"starlette", "sse_starlette", "uvicorn", "python_multipart"}
 
 MAY_IMPORT: dict[str, set[str]] = {
@@ -105,8 +113,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "api.cli.*": CLI,
     "api.r2.pull": SERVER_ROOM | {"httpx2"},
     "api.r2.settings": {"activities.environment", "api.addresses"},
-    "api.settings": {"activities.bucket.location", "activities.environment", "api.addresses", "api.access.settings", "api.r2.settings"},
-    "api.contract.schemas": PURE | {"api.r2.events"},
+    "api.settings": {
+        "activities.bucket.location",
+        "activities.environment",
+        "activities.webhooks.settings",
+        "api.addresses",
+        "api.access.settings",
+        "api.r2.settings",
+    },
+    "api.contract.schemas": PURE | {"api.progress.runs", "api.r2.events"},
     "api.contract.page": {"api.contract.schemas"},
     "api.contract.routes": {"api.access.routes", "api.contract.document", "api.contract.page", "api.http.caching", "starlette"},
     "api.contract.*": CONTRACT,

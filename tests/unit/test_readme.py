@@ -180,7 +180,11 @@ def test_every_path_of_where_to_change_what_exists() -> None:
 @pytest.fixture
 def app(bucket: Bucket, temporal: FakeTemporal) -> Starlette:
     """The API with every route that it can have."""
-    return create_app(bucket, temporal.connect, ApiSettings.from_env({"SITELINK_EVENTS_SECRET": "0123456789abcdef"}))
+    return create_app(
+        bucket,
+        temporal.connect,
+        ApiSettings.from_env({"SITELINK_EVENTS_SECRET": "0123456789abcdef", "SITELINK_WEBHOOK_SECRET": "0123456789abcdef" * 2}),
+    )
 
 
 def test_every_route_is_in_the_table(app: Starlette) -> None:

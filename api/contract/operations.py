@@ -181,7 +181,13 @@ OPERATIONS: tuple[Operation, ...] = (
                 "SiteLink-Webhook",
                 "header",
                 "The address of a receiver of webhooks about this upload alone. Needs the scope `operate`, too.",
-                {"type": "string", "pattern": "^https://[!-~]+$", "maxLength": 2000, "examples": ["https://hooks.example.com/sitelink"]},
+                {
+                    "type": "string",
+                    "pattern": "^https://[!-~]+$",
+                    "minLength": 9,
+                    "maxLength": 2000,
+                    "examples": ["https://hooks.example.com/sitelink"],
+                },
             ),
             Parameter(
                 "SiteLink-Webhook-Events",
@@ -431,12 +437,13 @@ OPERATIONS: tuple[Operation, ...] = (
             HTTPStatus.REQUEST_TIMEOUT,
         ),
         (
-            Parameter("SiteLink-Timestamp", "header", "Seconds since 1970.", {"type": "string", "pattern": "^[0-9]{1,12}$"}, required=True),
+            Parameter("webhook-id", "header", "Names the request.", {"type": "string", "pattern": "^[!-~]{1,256}$"}, required=True),
+            Parameter("webhook-timestamp", "header", "Seconds since 1970.", {"type": "string", "pattern": "^[0-9]{1,12}$"}, required=True),
             Parameter(
-                "SiteLink-Signature",
+                "webhook-signature",
                 "header",
-                "Hexadecimal HMAC-SHA256 of the timestamp, a dot and the body.",
-                {"type": "string", "pattern": "^[0-9a-f]{64}$"},
+                "The signature of Standard Webhooks. That of a Worker of an earlier release is taken, too.",
+                {"type": "string", "pattern": "^v1,[A-Za-z0-9+/]{43}=$"},
                 required=True,
             ),
         ),

@@ -135,6 +135,7 @@ _ABOUT: dict[str, Schema] = {
 _URL: Schema = {
     "type": "string",
     "pattern": "^https?://[!-~]+$",
+    "minLength": 9,
     "maxLength": 2000,
     "description": "The address: https, and public, unless the server allows others. It may hold a credential of the receiver.",
     "examples": ["https://hooks.example.com/sitelink"],

@@ -160,7 +160,12 @@ async def test_page_shows_the_whole_document(app: Starlette, document: dict[str,
     page = answer.text
     anchors = set(re.findall(r'id="([^"]+)"', page))
     assert answer.headers["content-type"] == "text/html; charset=utf-8"
-    assert anchors == {*(operation.id for operation in OPERATIONS), *(f"schema-{name}" for name in document["components"]["schemas"])}
+    webhooks = {methods["post"]["operationId"] for methods in document["webhooks"].values()}
+    assert anchors == {
+        *(operation.id for operation in OPERATIONS),
+        *webhooks,
+        *(f"schema-{name}" for name in document["components"]["schemas"]),
+    }
     assert set(re.findall(r'href="#([^"]+)"', page)) <= anchors
     assert problems(app).keys() <= set(re.findall(r"\w+", page))
     assert set(re.findall(r'<link[^>]+href="([^"]+)"', page)) == {"/static/icon.svg", "/static/style.css", "/static/docs.css"}

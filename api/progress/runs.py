@@ -270,9 +270,11 @@ class Runs:
         async with _naming_start_failures():
             client = await self._get_client()
             found = [each async for each in client.list_workflows(query, limit=limit, page_size=limit)]
+        newest = {each.id: each for each in reversed(found)}  # the list is newest first; a webhook that was sent again has several runs
         async with _naming_start_failures():
             turns = asyncio.Semaphore(DESCRIBED_AT_ONCE)
-            return await asyncio.gather(*(_delivery(client, each, turns) for each in found))
+            deliveries = await asyncio.gather(*(_delivery(client, each, turns, is_newest=status is None) for each in newest.values()))
+        return sorted(filter(None, deliveries), key=lambda each: each.started_at, reverse=True)
 
     async def redeliver(self, organization: str, delivery: str) -> None:
         """Sends a webhook again.
@@ -302,18 +304,21 @@ class Runs:
                 raise TemporalUnavailable(msg)
 
 
-async def _delivery(client: Client, execution: WorkflowExecution, turns: asyncio.Semaphore) -> Delivery:
+async def _delivery(client: Client, execution: WorkflowExecution, turns: asyncio.Semaphore, *, is_newest: bool) -> Delivery | None:
+    """The delivery, as its newest run tells; None when a newer run than this one is found. ``is_newest`` says that there is none."""
     attributes = {pair.key.name: str(pair.value) for pair in execution.typed_search_attributes}
     status, reason = attributes.get(SEARCH_ATTRIBUTES[3], ""), attributes.get(SEARCH_ATTRIBUTES[4])
     attempts = None
-    if execution.status is WorkflowExecutionStatus.RUNNING:
+    if execution.status is WorkflowExecutionStatus.RUNNING or not is_newest:
         async with turns:
-            description = await client.get_workflow_handle(execution.id, run_id=execution.run_id).describe()
+            description = await client.get_workflow_handle(execution.id).describe()
+        if description.run_id != execution.run_id:
+            return None
         for activity in description.raw_description.pending_activities:
             attempts = activity.attempt
             if activity.HasField("last_failure"):
                 reason = _failure_sentence(activity)
-    elif status == DELIVERING:  # cancelled or terminated by an operator
+    if status == DELIVERING and execution.status is not WorkflowExecutionStatus.RUNNING:  # cancelled or terminated by an operator
         status, reason = GIVEN_UP, execution.status.name.title() if execution.status else None
     memo = await execution.memo()
     return Delivery(

@@ -14,6 +14,7 @@ from activities.bucket.location import BucketSettings
 from activities.bucket.storage import Bucket
 from activities.errors import BucketError, SiteLinkError
 from activities.logs import set_up
+from activities.program import run, stop_request
 from api.app import create_app
 from api.http.connections import BoundedServer, ConnectionLimits, possible_connections
 from api.r2.settings import PullSettings
@@ -64,7 +65,7 @@ def serve() -> int:
         sys.stderr.write(f"SITELINK_HOST {settings.host}, SITELINK_PORT {settings.port}: {error.strerror}\n")
         return WRONG_USE
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    server = BoundedServer(app, limits, GRACE_S)
+    server = BoundedServer(app, limits, GRACE_S, settings.proxies)
     # After uvicorn has stopped, it raises the signal again for the earlier handlers. The default handler would end the process and lose
     # the exit code, so uvicorn's own handler is set here as the earlier one.
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -96,9 +97,7 @@ def consume() -> int:
 async def _consume(settings: PullSettings, bucket_settings: BucketSettings) -> None:
     from api.r2.pull import take_events  # imported here, because it loads an HTTP client that the server does not need
 
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    stop = stop_request()
     logger.info("takes R2 events from a queue")
     await take_events(connect_later, settings, bucket_settings, stop)
     logger.info("takes no R2 events any more")
@@ -118,10 +117,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    os.umask(0o077)  # other users of this machine must not read the plans
-    code = main()
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # The interpreter's own exit can crash in temporalio's native library: https://github.com/temporalio/sdk-python/issues/300
-    os._exit(code)
+    run(main)

@@ -5,14 +5,13 @@ import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from hashlib import sha256
 from http import HTTPStatus
 from pathlib import Path
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.staticfiles import StaticFiles
 from temporalio.client import Client
 
@@ -25,12 +24,12 @@ from api.access.credentials import WEBHOOK_HEADER
 from api.access.layer import Access
 from api.access.policies import PUBLIC, SYSTEM, Needs, Policy, scoped
 from api.access.principal import Scope
-from api.access.routes import GuardedRoute, PublicFiles
+from api.access.routes import GuardedRoute, PublicFiles, check_policies
 from api.access.session import Sessions
 from api.access.settings import Mode
 from api.access.tickets import Tickets
 from api.contract.routes import Contract
-from api.http.caching import cacheable
+from api.http.caching import body_etag, cacheable
 from api.http.client_files import ClientFiles
 from api.http.limits import LimitAddresses, LimitOrganizations, RateLimits
 from api.http.middleware import AboutRequests, Guard, ProblemAnswers
@@ -119,9 +118,9 @@ class Api:
             route("POST", f"{PLAN}/tickets", self._tickets.for_plan, scoped(READ, action="ticket")),
             route("POST", UPLOADS, self.create, scoped(WRITE, action="upload", with_header=(WEBHOOK_HEADER, OPERATE))),
             route("GET", UPLOADS, self.list_uploads, scoped(READ)),
-            route("GET", UPLOAD, self.show, scoped(READ)),
+            route("GET", UPLOAD, self.show, scoped(READ, waits=True)),
             route("DELETE", UPLOAD, self.delete, scoped(OPERATE, action="delete")),
-            route("GET", f"{UPLOAD}/events", self.stream_events, scoped(READ, is_stream=True)),
+            route("GET", f"{UPLOAD}/events", self.stream_events, scoped(READ, waits=True)),
             route("GET", f"{UPLOAD}/verify", self.verify, scoped(READ, deep=OPERATE)),
             route("POST", f"{UPLOAD}/tickets", self._tickets.for_upload, scoped(READ, action="ticket")),
             route("POST", f"{UPLOAD}/cancel", self.cancel, scoped(WRITE, action="cancel")),
@@ -184,8 +183,7 @@ class Api:
         if after is not None and only_changes:
             upload = changes_since(upload, after)
         body = json.dumps(full_document(ref, upload), ensure_ascii=False, separators=(",", ":")).encode()
-        etag = f'"{sha256(body).hexdigest()[:32]}"'
-        return cacheable(request, body, etag=etag, media_type="application/json", cache_control="no-cache")
+        return cacheable(request, body, etag=body_etag(body), media_type="application/json", cache_control="no-cache")
 
     async def stream_events(self, request: Request) -> Response:
         """The progress of an upload as Server-Sent Events."""
@@ -303,9 +301,10 @@ class Api:
         text = f"ok\nwarning: {OPEN_WARNING}\n" if self._mode is Mode.OPEN else "ok\n"
         return PlainTextResponse(text, headers={"Cache-Control": "no-store"})
 
-    async def page(self, _: Request) -> Response:
+    async def page(self, request: Request) -> Response:
         """The web page."""
-        return FileResponse(STATIC / "index.html", media_type="text/html", headers={"Cache-Control": "no-cache"})
+        body = await asyncio.to_thread((STATIC / "index.html").read_bytes)
+        return cacheable(request, body, etag=body_etag(body), media_type="text/html", cache_control="no-cache")
 
 
 def create_app(bucket: Bucket, connect: Callable[[], Awaitable[Client]], settings: ApiSettings) -> Starlette:
@@ -318,12 +317,15 @@ def create_app(bucket: Bucket, connect: Callable[[], Awaitable[Client]], setting
 
     Raises:
         ValueError: A limit cannot be used; the message names its variable.
+        TypeError: A route has no policy.
     """
     access = settings.access
     api = Api(bucket, connect, settings)
+    routes = api.routes()
+    check_policies(routes)
     unguarded = [path for path in UNGUARDED if path != R2_EVENTS or settings.push.secrets]
-    return Starlette(
-        routes=api.routes(),
+    app = Starlette(
+        routes=routes,
         middleware=[
             Middleware(AboutRequests),
             *cors(access.cors_origins),
@@ -334,6 +336,9 @@ def create_app(bucket: Bucket, connect: Callable[[], Awaitable[Client]], setting
         exception_handlers=HANDLERS,
         lifespan=api.lifespan,
     )
+    # Behind a proxy that ends TLS, a redirect would lead to an address without TLS, and take the credentials along.
+    app.router.redirect_slashes = False
+    return app
 
 
 def _accepted(ref: UploadRef) -> Response:

@@ -32,17 +32,22 @@ class Readiness:
         self._runs = runs
         self._room_asked_at: float | None = None
         self._room_failure: SiteLinkError | None = None
+        self._checking: asyncio.Task[list[SiteLinkError]] | None = None
 
     async def check(self) -> None:
-        """Returns when Temporal and the bucket answer, and the bucket has room.
+        """Returns when Temporal and the bucket answer, and the bucket has room. Calls at the same time share one check.
 
         Raises:
             TemporalUnavailable: Temporal does not answer. If the bucket fails, too, the message names both failures.
             BucketError: The bucket does not answer, or is full.
         """
-        failures = [error for error in await asyncio.gather(self._temporal_failure(), self._bucket_failure()) if error]
-        if failures:
+        if self._checking is None or self._checking.done():
+            self._checking = asyncio.create_task(self._failures())
+        if failures := await asyncio.shield(self._checking):
             raise type(failures[0])("; ".join(str(error) for error in failures))
+
+    async def _failures(self) -> list[SiteLinkError]:
+        return [error for error in await asyncio.gather(self._temporal_failure(), self._bucket_failure()) if error]
 
     async def _temporal_failure(self) -> SiteLinkError | None:
         try:
@@ -59,7 +64,6 @@ class Readiness:
             return failure
         now = time.monotonic()
         if self._room_asked_at is None or now - self._room_asked_at >= (NO_ROOM_S if self._room_failure else ROOM_S):
-            # Only one request asks at a time. Requests that come meanwhile take the last answer.
             self._room_asked_at = now
             self._room_failure = await _failure_of(self._bucket.check_room())
         return self._room_failure

@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from ipaddress import ip_network
 from typing import Self
 
 from activities.bucket.location import BucketSettings
-from activities.environment import whole_number
+from activities.environment import secret, whole_number
 from activities.webhooks.settings import WebhookSettings
 from api.access.settings import AccessSettings, Mode
 from api.addresses import is_loopback
@@ -27,6 +28,7 @@ class ApiSettings:
         upload_memory_bytes: How much memory the uploads that are being received may take together.
         max_streams: How many event streams may be open at once; of one organization at most three quarters of them.
         max_open_uploads: How many uploads of one organization may be unfinished.
+        proxies: Addresses and networks of the proxies before the API; they say from which address a request came.
         limit_address: How many requests an address may send.
         limit_organization: How many requests may be sent about an organization.
         limits_storage: Where these requests are counted; it may hold a password.
@@ -46,6 +48,7 @@ class ApiSettings:
     upload_memory_bytes: int = 512 << 20
     max_streams: int = 6000
     max_open_uploads: int = 1000
+    proxies: tuple[str, ...] = ("127.0.0.1", "::1")
     limit_address: str = "12000/minute"
     limit_organization: str = "60000/minute"
     limits_storage: str = field(default="memory://", repr=False)
@@ -54,6 +57,12 @@ class ApiSettings:
     webhooks: WebhookSettings = field(default_factory=WebhookSettings)
 
     def __post_init__(self) -> None:
+        for proxy in self.proxies:
+            try:
+                ip_network(proxy)
+            except ValueError as error:
+                msg = f"SITELINK_PROXIES has {proxy[:80]!r}; addresses or networks like 10.0.0.0/8 are wanted, separated by commas"
+                raise ValueError(msg) from error
         if self.access.mode is Mode.LOOPBACK and not is_loopback(self.host):
             msg = (
                 f"SITELINK_HOST is {self.host!r}: without SITELINK_ACCESS the API listens on this machine only, "
@@ -78,9 +87,10 @@ class ApiSettings:
             ),
             max_streams=whole_number(environ, "SITELINK_MAX_STREAMS", cls.max_streams, digits_only=True),
             max_open_uploads=whole_number(environ, "SITELINK_MAX_OPEN_UPLOADS", cls.max_open_uploads, digits_only=True),
+            proxies=tuple(map(str.strip, (environ.get("SITELINK_PROXIES") or ",".join(cls.proxies)).split(","))),
             limit_address=environ.get("SITELINK_LIMIT_ADDRESS") or cls.limit_address,
             limit_organization=environ.get("SITELINK_LIMIT_ORGANIZATION") or cls.limit_organization,
-            limits_storage=environ.get("SITELINK_LIMITS_STORAGE") or "memory://",
+            limits_storage=secret(environ, "SITELINK_LIMITS_STORAGE") or "memory://",
             push=PushSettings.from_env(environ),
             access=AccessSettings.from_env(environ),
             webhooks=WebhookSettings.from_env(environ),

@@ -37,10 +37,13 @@ from deploy.temporal import NoTemporal
 from worker.settings import WorkerSettings
 
 COMPLETE, FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
+
 ATTACH_LIMIT_S = 90
 """How long to wait until another stack has started or stopped."""
+
 TOKEN_S = 24 * 3600
 """How long the token of ``make run`` lasts."""
+
 TERMINAL_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SAME_SIGNAL_S = 1.0
 """Signals within this time count as one, because ``timeout`` and ``make`` both pass on the same signal."""

@@ -24,19 +24,22 @@ from deploy.process import Process, take_port
 from deploy.programs import CACHE
 from deploy.temporal import TemporalFailed, TemporalServer, temporal_binary
 
+Say = Callable[[str], None]
+
 READY_LIMIT_S = 60
+
 GRACE_S = 30
 """How long the tile worker may take to finish the pages that are being tiled or uploaded."""
 QUICK_GRACE_S = 10
 """How long the other processes may take to end. They have no pages to finish."""
+
 CHECK_INTERVAL_S = 0.2
 FIRST_DELAY_S, LONGEST_DELAY_S = 0.5, 30.0
 HEALTHY_S = 60
 """A process that ended after a longer run is started again without delay."""
+
 LOCK_TIMEOUT_S = 1.0
 """How long to try to get the lock. A process that checks whether a stack runs holds the lock for a moment."""
-Say = Callable[[str], None]
-
 
 SECRETS = {
     "SITELINK_JWT_SECRET": ("api",),
@@ -45,6 +48,7 @@ SECRETS = {
     "SITELINK_EVENTS_TOKEN": ("r2-events",),
     "SITELINK_WEBHOOK_SECRET": ("api", "worker-webhook"),
     "AWS_SECRET_ACCESS_KEY": ("api", "worker-tile", "worker-webhook", "r2-events"),
+    "SITELINK_LIMITS_STORAGE": ("api",),
     "SITELINK_TOKEN": (),
 }
 """The processes that need a secret; no other process gets it."""

@@ -4,11 +4,11 @@ import argparse
 import asyncio
 import logging
 import os
-import signal
 import sys
 
 from activities.errors import SiteLinkError, TemporalUnavailable
 from activities.logs import set_up
+from activities.program import run, stop_request
 from activities.scratch import ScratchInUse
 from worker.app import run_tile_role, run_webhook_role, run_workflow_role
 from worker.settings import WebhookRoleSettings, WorkerSettings
@@ -21,9 +21,7 @@ logger = logging.getLogger("worker")
 
 
 async def _run(role: str, settings: WorkerSettings | WebhookRoleSettings) -> None:
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    stop = stop_request()
     try:
         client = await connect(lazy=False)
     except RuntimeError as error:
@@ -67,9 +65,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    os.umask(0o077)  # no other user of this machine may read the plans
-    code = main()
-    logging.shutdown()
-    sys.stdout.flush()
-    # With a normal exit, the client's native threads may abort the process: https://github.com/temporalio/sdk-python/issues/300
-    os._exit(code)
+    run(main)

@@ -305,7 +305,7 @@ class SheetState:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What an upload will probably take. ``activities.bucket.forecast`` makes it, and says what the numbers rest on.
+    """An estimate of the tiles, requests, seconds and dollars of an upload. ``activities.bucket.forecast`` says what it rests on.
 
     Args:
         tiles: The exact number of tiles of all sheets.
@@ -334,7 +334,10 @@ class Forecast:
 
 @dataclass(frozen=True)
 class Receipt:
-    """What an upload has taken. ``activities.bucket.forecast.receipt`` says what is counted. ``Forecast`` explains the fields."""
+    """The tiles, requests, seconds and dollars that an upload took. ``receipt`` in ``activities.bucket.forecast`` says what is counted.
+
+    ``Forecast`` explains the fields.
+    """
 
     tiles: int
     puts: int

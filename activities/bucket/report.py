@@ -1,4 +1,4 @@
-"""What verification and housekeeping report: on a sheet, on an upload, and bounded lists of names. Pure."""
+"""The reports of verification and housekeeping: on a sheet, on an upload, and bounded lists of names. Pure."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ NO_NAMES = NameList()
 
 
 class Repair(StrEnum):
-    """What a reconcile would do with a sheet."""
+    """The repair that a sheet needs; reconcile carries it out."""
 
     TILE = "tile"
     """The sheet is not whole. Its ``.dzi`` is deleted and, unless the upload was stopped, its page is tiled again."""
@@ -43,7 +43,7 @@ class Repair(StrEnum):
 
 
 class Proof(StrEnum):
-    """What the verification of a sheet has proved."""
+    """The proof that the verification of a sheet gives."""
 
     DIGEST = "digest"
     """The bytes of every tile."""

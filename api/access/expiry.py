@@ -1,4 +1,4 @@
-"""Ends an event stream when the credential of its client expires."""
+"""Ends an event stream, or the wait for a change, when the credential of its client expires."""
 
 import asyncio
 import json
@@ -12,11 +12,13 @@ from api.http.problems import named_problem
 FAREWELL_S = 5.0
 """How long a client that reads slowly may take for the last event."""
 
-_DETAIL = "the credential of this stream has expired; open the stream again with a new one"
+_DETAIL = "the credential has expired while changes were waited for; ask again with a new one"
 
 
 async def serve_for(seconds: float, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-    """Serves an event stream for at most so many seconds; then sends the event ``expired``, without an id, and ends the stream.
+    """Serves a request for at most so many seconds.
+
+    Then an event stream gets the event ``expired``, without an id, and ends. A request without an answer is refused.
 
     Each message of the application must be whole events, because the event ``expired`` may follow any of them.
 

@@ -147,7 +147,7 @@ class AccessLayer:
             await named_problem(error, scope["path"])(scope, receive, send)
             return
         scope["principal"] = principal
-        if policy.is_stream and principal is not None:
+        if policy.waits and principal is not None:
             await serve_for(principal.expires_at - access.now(), self._app, scope, receive, send)
         elif policy.action is None:
             await self._app(scope, receive, send)

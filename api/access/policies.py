@@ -29,7 +29,7 @@ class Policy:
         needs: The kind of sender.
         scope: The scope that the sender needs; for ``Needs.SCOPE`` only.
         deep_scope: The scope of a request with ``?deep=true``, which costs much more; None where it is the same.
-        is_stream: Whether the answer is an event stream, which must end when the credential expires.
+        waits: Whether the answer tells of changes to come, such as an event stream. It ends when the credential expires.
         action: The name of the request in the audit log; None for requests that change nothing.
         header_scope: A header, in lower case, and the scope that a request with this header needs, too.
     """
@@ -37,7 +37,7 @@ class Policy:
     needs: Needs
     scope: Scope | None = None
     deep_scope: Scope | None = None
-    is_stream: bool = False
+    waits: bool = False
     action: str | None = None
     header_scope: tuple[str, Scope] | None = None
 
@@ -67,9 +67,9 @@ def scoped(
     scope: Scope,
     *,
     deep: Scope | None = None,
-    is_stream: bool = False,
+    waits: bool = False,
     action: str | None = None,
     with_header: tuple[str, Scope] | None = None,
 ) -> Policy:
     """The policy of a route about an organization's plans and uploads."""
-    return Policy(Needs.SCOPE, scope, deep, is_stream, action, with_header)
+    return Policy(Needs.SCOPE, scope, deep, waits, action, with_header)

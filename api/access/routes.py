@@ -1,11 +1,11 @@
 """Routes that cannot be built without a policy."""
 
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Mount, Route
+from starlette.routing import BaseRoute, Mount, Route
 from starlette.types import ASGIApp
 
 from api.access.layer import Access, AccessLayer
@@ -50,3 +50,11 @@ class PublicFiles(Mount):
 
     def __init__(self, path: str, app: ASGIApp) -> None:
         super().__init__(path, app)
+
+
+def check_policies(routes: Iterable[BaseRoute]) -> None:
+    """Returns if each route has a policy; raises TypeError for a route that would answer everybody."""
+    for route in routes:
+        if not isinstance(route, GuardedRoute | PublicFiles):
+            msg = f"the route {getattr(route, 'path', route)!r} has no policy"
+            raise TypeError(msg)

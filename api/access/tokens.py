@@ -26,6 +26,8 @@ from api.access.principal import Principal, Scope
 SKEW_S = 30
 """How far the clocks of two machines may be apart."""
 LONGEST_TOKEN = 8192
+LATEST_EXPIRY = 253_402_300_799
+"""The end of the year 9999. A token that expires later counts as one that expires then."""
 SECRET_ALGORITHM = "HS256"  # noqa: S105 - a name
 PUBLIC_KEY_ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
 
@@ -183,4 +185,5 @@ def _principal(kind: str, claims: Mapping[str, Any], *, upload: object = None) -
         msg = f"the {kind} has a plan, but not the plan's project"
         raise CredentialRequired(msg)
     granted = frozenset(Scope(word) for word in scopes.split() if word in list(Scope))
-    return Principal(subject=claims["sub"], expires_at=int(claims["exp"]) + SKEW_S, scopes=granted, is_system=is_system, **path)
+    expires_at = min(int(claims["exp"]), LATEST_EXPIRY) + SKEW_S
+    return Principal(subject=claims["sub"], expires_at=expires_at, scopes=granted, is_system=is_system, **path)

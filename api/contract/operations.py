@@ -499,7 +499,15 @@ OPERATIONS: tuple[Operation, ...] = (
         (),
         (IF_NONE_MATCH,),
     ),
-    Operation("GET", HOME, "getPage", "The web page.", {200: Answer("HTML.", {"text/html": TEXT})}),
+    Operation(
+        "GET",
+        HOME,
+        "getPage",
+        "The web page.",
+        {200: Answer("HTML.", {"text/html": TEXT}, ETAG), 304: NOT_MODIFIED},
+        (),
+        (IF_NONE_MATCH,),
+    ),
 )
 """Every operation."""
 

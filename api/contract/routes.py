@@ -4,7 +4,6 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
-from hashlib import sha256
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -13,7 +12,7 @@ from starlette.routing import BaseRoute
 from api.access.routes import GuardedRoute
 from api.contract.document import DescribedRoute, build_document
 from api.contract.page import build_page
-from api.http.caching import cacheable
+from api.http.caching import body_etag, cacheable
 
 
 class Contract:
@@ -49,4 +48,4 @@ def described_routes(routes: Iterable[BaseRoute]) -> Iterator[DescribedRoute]:
 
 
 def _answer(request: Request, body: bytes, media_type: str) -> Response:
-    return cacheable(request, body, etag=f'"{sha256(body).hexdigest()[:32]}"', media_type=media_type, cache_control="no-cache")
+    return cacheable(request, body, etag=body_etag(body), media_type=media_type, cache_control="no-cache")

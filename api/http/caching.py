@@ -1,5 +1,6 @@
 """Answers that a client may keep: a body with its ETag, or a 304 without a body."""
 
+from hashlib import sha256
 from http import HTTPStatus
 
 from starlette.requests import Request
@@ -20,6 +21,11 @@ def cacheable(request: Request, body: bytes, *, etag: str | None, media_type: st
     if etag and _has_version(request.headers.get("if-none-match"), etag):
         return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
     return Response(body, headers=headers, media_type=media_type)
+
+
+def body_etag(body: bytes) -> str:
+    """A strong ETag: the digest of the body."""
+    return f'"{sha256(body).hexdigest()[:32]}"'
 
 
 def _has_version(if_none_match: str | None, etag: str) -> bool:

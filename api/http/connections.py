@@ -14,6 +14,7 @@ import asyncio
 import logging
 import resource
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -164,15 +165,17 @@ class BoundedServer(Server):
         app: The application.
         limits: What its connections may take.
         graceful_shutdown_s: How long a request may go on after the server was asked to stop, in seconds.
+        proxies: Addresses and networks whose ``X-Forwarded-For`` says from which address a request came.
     """
 
-    def __init__(self, app: ASGIApp, limits: ConnectionLimits, graceful_shutdown_s: int) -> None:
+    def __init__(self, app: ASGIApp, limits: ConnectionLimits, graceful_shutdown_s: int, proxies: Sequence[str] = ()) -> None:
         config = Config(
             app,
             http=type("Protocol", (BoundedProtocol,), {"limits": limits, "waiting": {}}),
             h11_max_incomplete_event_size=MAX_HEAD_BYTES,
             ws="none",
             backlog=ACCEPTED_AT_ONCE,
+            forwarded_allow_ips=list(proxies),
             log_config=None,
             access_log=False,
             server_header=False,

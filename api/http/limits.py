@@ -21,11 +21,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from activities.bucket.keys import ID_PATTERN
 from activities.errors import TooManyRequests
+from api.http.counters import MemoryCounters
 from api.http.problems import refusal
 
 logger = logging.getLogger(__name__)
 
 OFF = "off"
+IN_MEMORY = "memory://"
 
 
 class RateLimits:
@@ -145,6 +147,8 @@ def _parse(name: str, text: str) -> list[RateLimitItem]:
 
 
 def _open_storage(uri: str) -> Storage:
+    if uri == IN_MEMORY:
+        return MemoryCounters()
     scheme = uri.partition("://")[0]
     try:
         storage = storage_from_string(f"async+{uri}")

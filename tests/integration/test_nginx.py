@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx2
@@ -20,13 +21,13 @@ from tests.waiting import DEADLINE_S, until
 
 CONFIGURATION = Path(__file__).parents[2] / "deploy" / "nginx" / "sitelink.conf"
 MAX_FILE_BYTES = 100_000
+ACCESS_LOG = "access.log"
 MAIN = """
 daemon off;
 pid {directory}/nginx.pid;
 error_log stderr warn;
 events {{}}
 http {{
-    access_log off;
     client_body_temp_path {directory}/body;
     proxy_temp_path {directory}/proxy;
     fastcgi_temp_path {directory}/fastcgi;
@@ -58,9 +59,20 @@ def api(temporal_server: TemporalServer, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture(scope="module")
 def site(program: str, api: ApiProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of nginx. Only the addresses in its configuration are changed."""
-    directory, port = tmp_path_factory.mktemp("nginx"), free_port()
-    changes = {"127.0.0.1:8000": f"127.0.0.1:{api.port}", "127.0.0.1:8080": f"127.0.0.1:{port}"}
+    """The address of nginx."""
+    with nginx(program, api, tmp_path_factory.mktemp("nginx")) as address:
+        yield address
+
+
+@contextmanager
+def nginx(program: str, api: ApiProcess, directory: Path) -> Iterator[str]:
+    """Runs nginx in front of the API; gives its address. Only the addresses and the path of the log in its configuration are changed."""
+    port = free_port()
+    changes = {
+        "127.0.0.1:8000": f"127.0.0.1:{api.port}",
+        "127.0.0.1:8080": f"127.0.0.1:{port}",
+        "/var/log/nginx/sitelink.log": str(directory / ACCESS_LOG),
+    }
     text = CONFIGURATION.read_text()
     for old, new in changes.items():
         assert old in text
@@ -133,3 +145,30 @@ async def test_one_request_id_for_both(http: httpx2.AsyncClient, site: str) -> N
     assert given.headers["x-request-id"] == "mine-7"
     made = await asyncio.gather(*(http.get(f"{site}/livez") for _ in range(2)))
     assert len({answer.headers["x-request-id"] for answer in made}) == 2
+
+
+async def test_clients_have_their_own_address(
+    http: httpx2.AsyncClient, program: str, temporal_server: TemporalServer, tmp_path: Path
+) -> None:
+    """The API counts the requests of the address that nginx sees: not those of nginx, nor those of an address that the client made up."""
+    directory = tmp_path / "nginx"
+    directory.mkdir()
+    limited = running(tmp_path / "api", temporal_server.address, SITELINK_LIMIT_ADDRESS="2/hour")
+    with limited as api, nginx(program, api, directory) as site:
+        answers = [await http.get(site, headers={"X-Forwarded-For": f"192.0.2.{number}"}) for number in range(3)]
+        assert [answer.status_code for answer in answers] == [200, 200, 429]
+        assert "127.0.0.1" in answers[-1].json()["detail"]
+        own = await http.get(f"http://127.0.0.1:{api.port}/", headers={"X-Forwarded-For": "192.0.2.9"})
+        assert own.status_code == 200
+
+
+async def test_log_holds_no_ticket(http: httpx2.AsyncClient, program: str, api: ApiProcess, tmp_path: Path) -> None:
+    """It has the path and the request id, and no query: whoever reads the log must not be able to use the tickets in it."""
+    with nginx(program, api, tmp_path) as site:
+        await http.get(
+            f"{site}/livez", params={"ticket": "a-secret"}, headers={"X-Request-ID": "mine-8", "Referer": f"{site}/?ticket=a-secret"}
+        )
+    log = (tmp_path / ACCESS_LOG).read_text()
+    assert '"GET /livez HTTP/1.1" 200' in log
+    assert "mine-8" in log
+    assert "a-secret" not in log

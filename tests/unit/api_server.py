@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from starlette.applications import Starlette
@@ -12,10 +12,10 @@ from tests.waiting import DEADLINE_S
 
 
 @asynccontextmanager
-async def serving(app: Starlette, limits: ConnectionLimits | None = None) -> AsyncIterator[int]:
+async def serving(app: Starlette, limits: ConnectionLimits | None = None, proxies: Sequence[str] = ()) -> AsyncIterator[int]:
     """Serves the application as ``python -m api`` does; gives the port."""
     with socket.create_server(("127.0.0.1", 0), backlog=2048) as listener:
-        server = BoundedServer(app, limits or ConnectionLimits(100), graceful_shutdown_s=1)
+        server = BoundedServer(app, limits or ConnectionLimits(100), graceful_shutdown_s=1, proxies=proxies)
         task = asyncio.create_task(server.serve(sockets=[listener]))
         yield listener.getsockname()[1]
         server.should_exit = True

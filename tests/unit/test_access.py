@@ -24,7 +24,7 @@ from api.access.principal import Principal, Scope
 from api.access.routes import GuardedRoute, PublicFiles
 from api.access.settings import AccessSettings, Mode
 from api.access.tokens import OwnTokens
-from api.app import create_app
+from api.app import Api, create_app
 from api.paths import DELIVERIES, PLAN, REDELIVER, UPLOAD, UPLOADS, WEBHOOKS
 from api.r2.settings import PushSettings
 from api.settings import ApiSettings
@@ -175,6 +175,14 @@ def test_every_route_has_the_expected_policy(app: Starlette) -> None:
         kind = kinds.get(policy.needs) or ("signed" if path == "/v1/events/r2" else "public")
         found[f"{method} {path}"] = (policy.scope_for(b"") or kind, policy.scope_for(b"deep=true") or kind)
     assert found == EXPECTED
+
+
+def test_route_without_policy_does_not_start(bucket: Bucket, temporal: FakeTemporal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A route of Starlette's own would answer everybody."""
+    routes = Api.routes
+    monkeypatch.setattr(Api, "routes", lambda api: [*routes(api), Route("/v1/backdoor", api.live)])
+    with pytest.raises(TypeError, match="/v1/backdoor"):
+        make_api(bucket, temporal)
 
 
 def test_route_without_policy_cannot_be_built() -> None:
@@ -328,3 +336,13 @@ async def test_receiver_of_an_upload_needs_a_further_scope(client: httpx2.AsyncC
     for scope, status in (("write", 403), ("operate", 403), ("write operate", 202)):
         answer = await client.post(path_of(UPLOADS), headers={**headers, **bearer(token(scope=scope))}, content=b"%PDF-1.7")
         assert answer.status_code == status, scope
+
+
+async def test_expiry_beyond_every_clock_is_taken(client: httpx2.AsyncClient) -> None:
+    """By every route: a number with 400 digits is no error of the server."""
+    headers = bearer(token(exp=10**400))
+    for method, path in (("GET", UPLOADS), ("GET", f"{UPLOAD}/events"), ("POST", f"{UPLOAD}/tickets"), ("POST", "/v1/session")):
+        answer = await client.request(method, path_of(path).replace(MINE.upload, ABSENT), headers=headers)
+        assert answer.status_code < 500, path
+    assert "Max-Age=" in answer.headers["set-cookie"]
+    assert len(answer.headers["set-cookie"]) < 1000

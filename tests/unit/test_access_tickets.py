@@ -258,3 +258,16 @@ async def test_stream_is_cancelled_from_outside() -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert len(sent) == 2
+
+
+async def test_wait_for_a_change_ends_when_its_ticket_expires(bucket: Bucket) -> None:
+    """As a stream does: nobody learns what changes after that. The client asks again with a new ticket."""
+    await accept(bucket, MINE)
+    app = make_api(bucket, Upstream(snapshot(SheetStatus.TILING)))
+    reader = Principal("jo", "acme", 0, scopes=frozenset({TokenScope.READ}))
+    text = OwnTokens("ticket", (SECRET,)).make(reader, int(time.time()) - SKEW_S + 2)
+    request = RawRequest(app, "GET", f"{PATH}?after=100&wait=50&ticket={text}", {})
+    async with asyncio.timeout(30):
+        await request.task
+    assert request.status == 401
+    assert b"CredentialRequired" in request.sent[1]["body"]

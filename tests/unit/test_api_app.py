@@ -39,6 +39,7 @@ from tests.unit.api_fakes import (
     snapshot,
 )
 from tests.unit.sheets import put_sheet
+from tests.waiting import until_async
 from workflows.messages import Reconcile, SheetNumbers
 
 READY, PENDING, FAILED = SheetStatus.READY, SheetStatus.PENDING, SheetStatus.FAILED
@@ -666,6 +667,28 @@ async def test_health(client: httpx2.AsyncClient, bucket: Bucket, temporal: Fake
     assert "Temporal" in answer.json()["detail"]
     assert "bucket" in answer.json()["detail"]
     assert (await client.get("/livez")).status_code == 200
+
+
+async def test_questions_about_readiness_share_a_check(client: httpx2.AsyncClient, temporal: FakeTemporal) -> None:
+    """A stranger who asks often makes no more requests to Temporal and to the bucket."""
+    answered, checks = asyncio.Event(), 0
+
+    async def check_health(**_: object) -> bool:
+        nonlocal checks
+        checks += 1
+        await answered.wait()
+        return True
+
+    temporal.check_health = check_health  # type: ignore[method-assign]
+    requests = [asyncio.create_task(client.get("/readyz")) for _ in range(50)]
+    await until_async(lambda: checks > 0)
+    requests[0].cancel()
+    await asyncio.sleep(0)
+    answered.set()
+    assert {(await request).status_code for request in requests[1:]} == {200}
+    assert checks == 1
+    assert (await client.get("/readyz")).status_code == 200
+    assert checks == 2
 
 
 @pytest.mark.parametrize("path", ["/livez", "/readyz"])

@@ -1,6 +1,7 @@
 """What clients can hold by their connections alone."""
 
 import asyncio
+import logging
 import resource
 import socket
 from collections.abc import AsyncIterator, Iterator
@@ -160,3 +161,20 @@ def test_descriptors_bound_the_connections(soft_limit: int) -> None:
     assert possible_connections(MIN_CONNECTIONS) == MIN_CONNECTIONS
     if hard != resource.RLIM_INFINITY:
         assert possible_connections(hard) == hard - OTHER_DESCRIPTORS
+
+
+@pytest.mark.parametrize("pause", [False, True])
+async def test_garbage_after_a_request_is_no_error_of_the_server(pause: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """Whether the request is answered already, or will be in a moment: a stranger must not fill the log with tracebacks."""
+    app, opened = make_app()
+    opened.set()
+    head = "POST /livez HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n"
+    async with serving(app) as port:
+        connection = await RawConnection.open(port, head if pause else head + "no chunk\r\n")
+        if pause:
+            assert b"405" in await connection.until(b"\r\n\r\n")
+            await connection.send("no chunk\r\n")
+        answer = await connection.rest()
+        assert pause or answer.startswith(b"HTTP/1.1 400")
+        assert (await (await RawConnection.open(port, LIVEZ)).rest()).startswith(b"HTTP/1.1 200")
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []

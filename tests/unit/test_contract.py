@@ -19,7 +19,7 @@ from api.contract.document import build_document, problem_types
 from api.contract.operations import IDEMPOTENCY_KEY, OPERATIONS
 from api.contract.routes import described_routes
 from api.http.problems import STATUS
-from api.paths import LIVE, SESSION, UPLOAD
+from api.paths import DOCS, HOME, LIVE, OPENAPI, SESSION, UPLOAD, UPLOADS
 from api.settings import ApiSettings
 from api.uploads import OPTIONS
 from tests.unit.api_fakes import FakeTemporal, client_of, snapshot
@@ -179,3 +179,25 @@ async def test_page_and_document_are_found_in_the_static_files(app: Starlette) -
         for path in re.findall(r'href="(/[^"#]*)"', page):
             answer: httpx2.Response = await client.get(path)
             assert answer.status_code == 200, path
+
+
+async def test_no_header_leads_to_an_answer_that_is_not_documented(app: Starlette, document: dict[str, Any]) -> None:
+    """A library's answers to conditions and ranges: each public page gives only the statuses that the document has."""
+    headers = {"Range": "bytes=0-3", "If-None-Match": "*", "If-Modified-Since": "Fri, 01 Jan 2100 00:00:00 GMT", "If-Match": '"x"'}
+    wrong = {"Range": "bytes=99999999-"}, {"Range": "bytes=x"}
+    async with client_of(app) as client:
+        for path in (HOME, DOCS, OPENAPI, LIVE):
+            for sent in (*({name: value} for name, value in headers.items()), *wrong):
+                status = (await client.get(path, headers=sent)).status_code
+                assert status < 400, (path, sent)
+                assert str(status) in document["paths"][path]["get"]["responses"], (path, sent)
+
+
+@pytest.mark.parametrize("path", [f"{UPLOADS}/?ticket=secret", "/static", "/docs/"])
+async def test_no_path_is_redirected(app: Starlette, path: str) -> None:
+    """Behind a proxy that ends TLS, the address would be one without TLS, and the credential of the request would go there."""
+    path = path.format(organization="acme", project="tower", plan="a1")
+    async with client_of(app) as client:
+        answer = await client.get(path)
+    assert (answer.status_code, answer.json()["type"]) == (404, "NotFound")
+    assert "location" not in answer.headers

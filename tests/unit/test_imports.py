@@ -26,15 +26,8 @@ BUCKET = LIGHT | {"activities.bucket"}
 HOST = BUCKET | {f"activities.{name}" for name in ("host", "attempt", "threads", "render.attempt", "render.tilezip")}
 CONTRACT = PURE | {"api.contract", "api.access", "api.http", "api.paths", "api.r2.events", "api.uploads"}
 CLI = PURE | {"api.cli", "api.addresses", "api.paths", "activities.environment"}
-SERVER_ROOM = BUCKET | {
-    "activities.environment",
-    "activities.webhooks.settings",
-    "activities.webhooks.signing",
-    "activities.webhooks.network",
-    "activities.logs",
-    "workflows",
-    "api",
-}
+SERVER_ROOM = BUCKET | {"activities.environment", "activities.logs", "activities.program", "workflows", "api"}
+SERVER_ROOM |= {f"activities.webhooks.{name}" for name in ("settings", "signing", "network")}
 SERVER_ROOM |= {"starlette", "sse_starlette", "uvicorn", "python_multipart"}
 
 MAY_IMPORT: dict[str, set[str]] = {
@@ -84,6 +77,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "activities.render.memorylimit": set(),
     "activities.environment": set(),
     "activities.logs": {"temporalio", "activities.environment"},
+    "activities.program": set(),
     "activities.attempt": {"activities.errors", "temporalio"},
     "activities.scratch": BUCKET | {"activities.attempt"},
     "activities.threads": {"activities.bucket.keys"},
@@ -126,6 +120,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "api.contract.routes": {"api.access.routes", "api.contract.document", "api.contract.page", "api.http.caching", "starlette"},
     "api.contract.*": CONTRACT,
     "api.http.protocol": {"api.http.problems", "h11", "uvicorn"},
+    "api.http.counters": SERVER_ROOM | {"limits"},
     "api.http.limits": SERVER_ROOM | {"limits"},
     "api.*": SERVER_ROOM,
     "worker.*": {"activities", "workflows", "worker", "temporalio"},

@@ -1,21 +1,25 @@
 """How many requests, streams and unfinished uploads an address and an organization may have."""
 
+import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
-from limits.aio.storage import MemoryStorage
 
 from activities.bucket.keys import UploadRef
 from activities.bucket.location import BucketSettings
 from activities.bucket.records import SheetStatus
 from activities.bucket.storage import Bucket
 from api.app import create_app
+from api.http.counters import MemoryCounters
 from api.http.limits import RateLimits
 from api.settings import ApiSettings
 from tests.unit.api_fakes import BASE, PATH, PDF, REF, URL, FakeTemporal, RawRequest, Upstream, accept, snapshot
+from tests.unit.api_server import RawConnection, serving
 from tests.waiting import until_async
 
 EVENT_SOURCE = {"Accept": "text/event-stream"}
@@ -81,8 +85,8 @@ async def test_nobody_is_refused_while_the_counters_are_away(monkeypatch: pytest
     async def fail(*_: object, **__: object) -> int:
         raise ConnectionError
 
-    monkeypatch.setattr(MemoryStorage, "incr", fail)
-    monkeypatch.setattr(MemoryStorage, "base_exceptions", (ConnectionError,))
+    monkeypatch.setattr(MemoryCounters, "incr", fail)
+    monkeypatch.setattr(MemoryCounters, "base_exceptions", (ConnectionError,))
     limits = RateLimits("1/hour", "off", "memory://")
     for _ in range(3):
         await limits.check_address("192.0.2.1")
@@ -148,3 +152,71 @@ async def test_unfinished_uploads_are_limited(bucket: Bucket, temporal: FakeTemp
         again = await client.post(BASE, content=PDF, headers={"Idempotency-Key": "one"})
         assert again.json()["ref"] == first.json()["ref"]
         assert (await client.post(BASE.replace("acme", "other"), content=PDF)).status_code == 202
+
+
+async def test_request_costs_the_same_however_many_addresses_are_counted() -> None:
+    """Whoever owns an IPv6 network of 2^16 smaller ones must not slow down the requests of all."""
+    limits = RateLimits("12000/minute;12000/hour", "off", "memory://")
+
+    async def cost_s() -> float:
+        """The time of the fastest of many requests, so that a busy machine does not count."""
+        times = []
+        for _ in range(50):
+            began = time.perf_counter()
+            await limits.check_address("192.0.2.1")
+            await asyncio.sleep(0)  # also what the request leaves to do for later
+            times.append(time.perf_counter() - began)
+        return min(times)
+
+    alone_s = await cost_s()
+    for number in range(5000):
+        await limits.check_address(f"2001:db8:0:{number:x}::1")
+    assert await cost_s() < 5 * alone_s
+
+
+async def test_counters_are_bounded_and_end() -> None:
+    """A counter begins anew when its time is over. Old ones go, also those whose time is not over when there are too many."""
+    now = 1000.0
+    counters = MemoryCounters(now=lambda: now, most=100)
+    assert [await counters.incr("a", 60) for _ in range(3)] == [1, 2, 3]
+    assert (await counters.get("a"), await counters.get_expiry("a")) == (3, 1060.0)
+    now = 1060.0
+    assert await counters.get("a") == 0
+    assert await counters.incr("a", 60) == 1
+    for number in range(1000):
+        await counters.incr(f"b{number}", 60)
+    assert len(counters) == 100
+    now = 1120.0
+    for _ in range(60):
+        await counters.incr("c", 60)
+    assert len(counters) == 1
+
+
+@pytest.mark.parametrize(("proxies", "status"), [(("127.0.0.0/8", "192.0.2.66"), b"200"), (("192.0.2.66",), b"429")])
+async def test_only_listed_proxies_name_the_address(
+    bucket: Bucket, temporal: FakeTemporal, proxies: tuple[str, ...], status: bytes
+) -> None:
+    """An address that anybody else writes into X-Forwarded-For does not count, nor does one that a client wrote before the proxy."""
+    app = create_app(bucket, temporal.connect, ApiSettings(BucketSettings("file:///unused"), limit_address="1/hour"))
+    answers = []
+    async with serving(app, proxies=proxies) as port:
+        for number in (1, 2):
+            forwarded = f"X-Forwarded-For: 203.0.113.9, 198.51.100.{number}, 192.0.2.66"
+            head = f"GET / HTTP/1.1\r\nHost: localhost\r\n{forwarded}\r\nConnection: close\r\n\r\n"
+            answers.append((await (await RawConnection.open(port, head)).rest()).split()[1])
+    assert answers == [b"200", status]
+
+
+@pytest.mark.parametrize("text", ["*", "a-proxy", "10.0.0.1/8", ","])
+def test_unusable_proxy_is_refused_by_name(text: str) -> None:
+    """Above all not every address: then every client would choose its own."""
+    with pytest.raises(ValueError, match="SITELINK_PROXIES"):
+        ApiSettings.from_env({"SITELINK_PROXIES": text})
+    assert ApiSettings.from_env({"SITELINK_PROXIES": "10.0.0.0/8, ::1"}).proxies == ("10.0.0.0/8", "::1")
+
+
+def test_store_of_the_limits_may_come_from_a_file(tmp_path: Path) -> None:
+    """As every setting that may hold a password."""
+    file = tmp_path / "store"
+    file.write_text("redis://user:a-password@host\n")
+    assert ApiSettings.from_env({"SITELINK_LIMITS_STORAGE_FILE": str(file)}).limits_storage == "redis://user:a-password@host"

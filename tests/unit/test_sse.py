@@ -33,6 +33,7 @@ from tests.unit.api_fakes import (
     make_app,
     snapshot,
 )
+from tests.unit.api_server import RawConnection, serving
 from tests.waiting import until_async
 
 READY, PENDING, TILING = SheetStatus.READY, SheetStatus.PENDING, SheetStatus.TILING
@@ -460,3 +461,18 @@ async def test_stream_of_an_unknown_upload_is_not_found(bucket: Bucket) -> None:
     request = RawRequest(make_app(bucket, FakeTemporal()), "GET", f"{PATH}/events", {})
     await request.task
     assert request.status == 404
+
+
+async def test_head_of_a_stream_is_answered_at_once(bucket: Bucket) -> None:
+    """A client that only asks for the head must not hold a stream, nor wait on its connection for as long as the upload takes."""
+    await accept(bucket)
+    app = make_app(bucket, Upstream(snapshot(PENDING)))
+    async with serving(app) as port:
+        line = f"{PATH}/events HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+        connection = await RawConnection.open(port, f"HEAD {line}")
+        head = await connection.until(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200")
+        assert b"content-type: text/event-stream" in head
+        await connection.send("GET /livez HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        assert b"200 OK" in await connection.until(b"ok\n")
+        connection.close()

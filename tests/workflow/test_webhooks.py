@@ -33,7 +33,7 @@ from activities.bucket.records import (
     to_json,
 )
 from activities.bucket.storage import Bucket
-from activities.interface import ORGANIZATION, UPLOAD, WORKFLOW_QUEUE, SendWebhook, SentWebhook, Subscription
+from activities.interface import ORGANIZATION, UPLOAD, WORKFLOW_QUEUE, SendWebhook, SentWebhook, Subscription, SweepBucket
 from activities.webhooks.delivery import WebhookSender
 from activities.webhooks.settings import WebhookSettings
 from activities.webhooks.signing import derived_secret, organization_purpose, upload_purpose
@@ -44,10 +44,12 @@ from tests.waiting import until, until_async
 from tests.workflow.fakes import FakeActivities, pages, working
 from tests.workflow.impatient_webhook import HopelessDelivery, ImpatientDelivery
 from tests.workflow.runs import end_as_failed, handle_of, keep_history
-from worker.app import webhook_worker, workflow_worker
+from worker.app import housekeeping_worker, webhook_worker, workflow_worker
+from worker.housekeeping import Housekeeping
 from workflows.deliveries import webhooks_about
 from workflows.processing import announcements
 from workflows.starting import start_delivery, start_upload
+from workflows.sweep import Sweep
 from workflows.webhook import DeliverWebhook
 
 MASTER, OLD_MASTER = "the master secret of these tests: " + "m" * 32, "an older master secret of these: " + "o" * 32
@@ -361,6 +363,31 @@ async def test_killed_worker_loses_no_webhook(
     assert "of-the-receiver" not in log.read_text()
     assert MASTER not in log.read_text()
     assert json.loads(receiver.requests[1].body)["type"] == "upload.ended"
+
+
+async def test_end_of_a_terminated_run_is_announced(client: Client, ref: UploadRef, bucket: Bucket, receiver: Recorder) -> None:
+    """By the sweep, which writes the manifest of a run that an operator terminated; once, however often it sweeps."""
+    accept(bucket, ref)
+    subscribe(bucket, ref, receiver.url, (WebhookEvent.UPLOAD_ENDED,))
+    fake = FakeActivities(pages(1))
+    fake.gate.clear()
+    async with (
+        working(client, fake),
+        webhook_worker(client, WebhookSender(bucket, SETTINGS), 8),
+        housekeeping_worker(client, Housekeeping(client, bucket, None), 8),
+    ):
+        await start_upload(client, ref)
+        await until_async(lambda: fake.in_flight == 1)
+        await handle_of(client, ref).terminate()
+
+        async def is_announced() -> bool:  # Temporal's own index comes a little later
+            await client.execute_workflow(Sweep.run, SweepBucket(), id=f"sweep/{ref.upload}", task_queue=WORKFLOW_QUEUE)
+            return bool(receiver.answered)
+
+        await until_async(is_announced)
+        assert await is_announced()
+    (body,) = [verified(request, ref) for request in receiver.requests]
+    assert (body["type"], body["data"]["status"], body["data"]["reason"]) == ("upload.ended", "failed", "Terminated")
 
 
 async def test_cancelled_delivery_ends(client: Client, ref: UploadRef, bucket: Bucket, receiver: Recorder) -> None:

@@ -66,7 +66,7 @@ class Webhooks:
         is_new = earlier is None or wants_secret
         secret_id = secrets.token_hex(16) if earlier is None or wants_secret else earlier.secret_id
         record = WebhooksRecord(webhook.url, webhook.events, secret_id, earlier.created_at if earlier else now, now)
-        await self._store.put_async(organization, record)
+        await asyncio.to_thread(self._store.put, organization, record)
         secret = derived_secret(self._settings.secrets[0], organization_purpose(organization, secret_id)) if is_new else None
         return JSONResponse(_document(record, secret), headers={"Cache-Control": "no-store"})
 

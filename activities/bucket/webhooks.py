@@ -50,10 +50,10 @@ class WebhookStore:
             return await self._bucket.get_record_async(WebhooksRecord, webhooks_record(organization))
         return None
 
-    async def put_async(self, organization: str, record: WebhooksRecord) -> None:
+    def put(self, organization: str, record: WebhooksRecord) -> None:
         """Writes ``webhooks.json``, over any earlier one."""
-        await self._bucket.put_async(webhooks_record(organization), to_json(record))
-        await self._bucket.sync_async()
+        self._bucket.put_seen(webhooks_record(organization), to_json(record))
+        self._bucket.sync()
 
     def delete(self, organization: str) -> None:
         """Removes ``webhooks.json``."""

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 
+import httpcore2
 from temporalio import activity
 
 from activities.attempt import Attempt, to_application_error
@@ -48,6 +49,7 @@ class WebhookSender(WebhookActivities):
         self._settings = settings
         self._resolve = resolver
         self._timeout_s = timeout_s
+        self._tls = httpcore2.default_ssl_context()  # loads many certificates, so there is one for all requests
         self._now = now
 
     @activity.defn
@@ -61,7 +63,9 @@ class WebhookSender(WebhookActivities):
             headers = signed_headers(self._settings.secrets, purpose, args.id, self._now(), body)
             headers |= {"Content-Type": "application/json", "User-Agent": "SiteLink"}
             networks, timeout_s = self._settings.networks, self._timeout_s
-            status, retry_after = await post(url, headers, body.encode(), networks, resolver=self._resolve, timeout_s=timeout_s)
+            status, retry_after = await post(
+                url, headers, body.encode(), networks, resolver=self._resolve, timeout_s=timeout_s, tls=self._tls
+            )
             if status == HTTPStatus.GONE:
                 msg = "the receiver answered 410: it wants no more webhooks"
                 raise WebhookGone(msg)

@@ -8,6 +8,7 @@ is used, and of the answer only the status is read.
 import asyncio
 import re
 import socket
+import ssl
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from urllib.parse import urlsplit
@@ -161,8 +162,18 @@ async def post(
     *,
     resolver: Resolver = resolve,
     timeout_s: float = TIMEOUT_S,
+    tls: ssl.SSLContext | None = None,
 ) -> tuple[int, str]:
     """Sends a request, on a connection of its own.
+
+    Args:
+        url: The address.
+        headers: The headers, beside those of HTTP itself.
+        body: The body.
+        networks: Private networks that are allowed, also by http.
+        resolver: Gives the addresses of a name.
+        timeout_s: For the whole request, in seconds.
+        tls: Checks certificates; default: against the CA certificates of this machine, which are loaded for this request.
 
     Returns:
         The status of the answer, and its ``Retry-After``.
@@ -179,7 +190,7 @@ async def post(
     try:
         async with (
             asyncio.timeout(timeout_s),
-            httpcore2.AsyncConnectionPool(network_backend=backend) as pool,
+            httpcore2.AsyncConnectionPool(ssl_context=tls, network_backend=backend) as pool,
             pool.stream("POST", url, headers=[*headers.items(), ("Connection", "close")], content=body) as response,
         ):
             found = {name.lower(): value for name, value in response.headers}

@@ -84,7 +84,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "activities.webhooks.settings": {"activities.environment"},
     "activities.webhooks.signing": {"activities.bucket.keys", "standardwebhooks"},
     "activities.webhooks.network": {"activities.errors", "httpcore2"},
-    "activities.webhooks.delivery": BUCKET | {"activities.attempt", "activities.webhooks"},
+    "activities.webhooks.delivery": BUCKET | {"activities.attempt", "activities.webhooks", "httpcore2"},
     "activities.host": BUCKET | {"activities.render.child", "activities.scratch", "activities.threads"},
     "activities.*": HOST | {"activities.document"},
     "workflows.processing.window": set(),

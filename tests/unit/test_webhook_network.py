@@ -1,9 +1,17 @@
 """Webhooks go to public addresses only, whatever a name leads to, and no redirect is followed."""
 
+import asyncio
+import ssl
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address, ip_network
+from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from activities.errors import WebhookForbidden, WebhookUnreachable
 from activities.webhooks.network import check_url, is_allowed, post
@@ -132,6 +140,53 @@ async def test_environment_proxy_is_not_used(receiver: Recorder, monkeypatch: py
             monkeypatch.setenv(name, proxy.url)
         assert (await post(receiver.url, {}, b"{}", LOOPBACK))[0] == 200
         assert proxy.requests == []
+
+
+def certificate(directory: Path, name: str) -> Path:
+    """A file with a key, and a certificate for a host name that it signs itself."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    now = datetime.now(UTC)
+    signed = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    file = directory / f"{name}.pem"
+    private = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    file.write_bytes(private + signed.public_bytes(serialization.Encoding.PEM))
+    return file
+
+
+async def test_certificate_is_checked_against_the_name(tmp_path: Path) -> None:
+    """Not against the address to which the connection goes."""
+    file = certificate(tmp_path, "hooks.example.com")
+    served = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    served.load_cert_chain(file)
+    trusting = ssl.create_default_context(cafile=str(file))
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"{}")
+        writer.write(b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    async def resolver(host: str, port: int) -> list[str]:
+        return ["127.0.0.1"]
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0, ssl=served) as server:
+        port = server.sockets[0].getsockname()[1]
+        url = f"https://hooks.example.com:{port}/"
+        assert (await post(url, {}, b"{}", LOOPBACK, resolver=resolver, tls=trusting))[0] == 204
+        for other, tls in ((f"https://other.example.com:{port}/", trusting), (f"https://127.0.0.1:{port}/", trusting), (url, None)):
+            with pytest.raises(WebhookUnreachable, match="ConnectError"):
+                await post(other, {}, b"{}", LOOPBACK, resolver=resolver, tls=tls)
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,11 @@
       Terminated       an operator ended the run                                                  final, the whole upload
       RequestError     InvalidRequest MalformedId SheetNotFound IdempotencyConflict AlreadyFinished
                        ForeignHost ForeignOrigin BadSignature CredentialRequired NotAllowed
-                       PlanNotFound TooManyRequests QuotaExceeded                                 the API's answer to one request
+                       PlanNotFound WebhookNotFound TooManyRequests QuotaExceeded                 the API's answer to one request
       TemporalUnavailable                                                                         the API's answer until Temporal is back
       PayloadUnreadable the key of an encrypted payload in Temporal is missing                     retried
+      WebhookError     WebhookUnreachable WebhookRefused                                          retried for a day
+                       WebhookForbidden WebhookGone                                               final, one delivery
       KeysUnavailable  the public keys of tokens are not known yet                                the API's answer until they are
       ServerBusy                                                                                  the API's answer until it has less to do
 
@@ -262,6 +264,10 @@ class PlanNotFound(RequestError):
     """The sender of the request has no such plan."""
 
 
+class WebhookNotFound(RequestError):
+    """There is no such webhook or delivery."""
+
+
 class TooManyRequests(RequestError):
     """There are too many requests of this client or organization."""
 
@@ -273,6 +279,30 @@ class QuotaExceeded(RequestError):
 
     final = False
     retry_delay = timedelta(minutes=1)
+
+
+class WebhookError(SiteLinkError):
+    """A webhook could not be delivered. The message has neither the address nor the answer's body."""
+
+
+class WebhookUnreachable(WebhookError):
+    """The receiver of a webhook does not answer."""
+
+
+class WebhookRefused(WebhookError):
+    """The receiver of a webhook answered with another status than 2xx."""
+
+
+class WebhookForbidden(WebhookError):
+    """The address of a webhook leads into a network to which no webhook is sent."""
+
+    final = True
+
+
+class WebhookGone(WebhookError):
+    """The receiver of a webhook wants no more of them, or the webhook was removed."""
+
+    final = True
 
 
 class KeysUnavailable(SiteLinkError):

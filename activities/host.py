@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from activities.bucket.forecast import Forecaster
 from activities.bucket.storage import Bucket
 from activities.bucket.uploads import UploadStore
+from activities.bucket.webhooks import WebhookStore
 from activities.interface import UploadActivities
 from activities.render.child import ChildPool
 from activities.scratch import Scratch
@@ -44,3 +45,4 @@ class HostActivities(UploadActivities):
     def __init__(self, host: Host) -> None:
         self._host = host
         self._store = UploadStore(host.bucket)
+        self._webhooks = WebhookStore(host.bucket)

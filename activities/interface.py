@@ -15,6 +15,7 @@ from activities.bucket.report import NO_NAMES, NameList
 WORKFLOW_QUEUE = "sitelink"
 TILE_QUEUE = "sitelink-tile"
 STORAGE_QUEUE = "sitelink-storage"
+WEBHOOK_QUEUE = "sitelink-webhook"
 HOUSEKEEPING_QUEUE = "sitelink-housekeeping"
 """Separate from the storage queue: a deletion holds its slot until the upload's run has ended, and the run needs a storage slot to end."""
 
@@ -94,6 +95,23 @@ class ListSheets:
 
 
 @dataclass(frozen=True)
+class Subscription:
+    """A receiver of webhooks about an upload. The address stays in the bucket.
+
+    Args:
+        receiver: ``ORGANIZATION`` or ``UPLOAD``.
+        events: The types of the events that it wants.
+    """
+
+    receiver: str
+    events: tuple[str, ...]
+
+
+ORGANIZATION, UPLOAD = "organization", "upload"
+"""The receivers of webhooks: the one that the organization has set, and the one that the client named for an upload."""
+
+
+@dataclass(frozen=True)
 class BucketState:
     """Result of ``list_sheets``: what earlier runs left in the bucket.
 
@@ -101,11 +119,13 @@ class BucketState:
         options: The upload's options, from ``upload.json``.
         committed: The ``sheet.json`` of every sheet whose ``.dzi`` exists, without digest and engines.
         manifest: The final progress of an earlier run, if one ended.
+        webhooks: Who wants webhooks about the upload.
     """
 
     options: UploadOptions
     committed: tuple[SheetRecord, ...] = ()
     manifest: Snapshot | None = None
+    webhooks: tuple[Subscription, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -213,6 +233,13 @@ class WriteManifest:
 
 
 @dataclass(frozen=True)
+class WrittenManifest:
+    """Result of ``write_manifest``: who wants webhooks about the upload now."""
+
+    webhooks: tuple[Subscription, ...] = ()
+
+
+@dataclass(frozen=True)
 class DiscardScratch:
     """Argument of ``discard_scratch``."""
 
@@ -292,8 +319,11 @@ class UploadActivities(ABC):
 
     @activity.defn
     @abstractmethod
-    async def write_manifest(self, args: WriteManifest) -> None:
+    async def write_manifest(self, args: WriteManifest) -> WrittenManifest | None:
         """Writes the final progress of a run.
+
+        Returns:
+            None from a worker of an earlier release.
 
         Raises:
             ApplicationError: ``UploadNotFound`` when the upload was deleted; a ``BucketError`` is retried.
@@ -449,3 +479,48 @@ class HousekeepingActivities(ABC):
     @abstractmethod
     async def reconcile_finished(self, args: ReconcileFinished) -> Reconciled:
         """Reconciles the uploads that finished within ``args.days`` as ``complete`` or ``partial``, a few at a time."""
+
+
+# ---------------------------------------------------------------------- webhooks
+
+
+@dataclass(frozen=True)
+class SendWebhook:
+    """Argument of ``send_webhook``, and of the workflow ``DeliverWebhook``.
+
+    Args:
+        ref: The upload.
+        receiver: ``ORGANIZATION`` or ``UPLOAD``.
+        event: The type of the event.
+        at: When it happened: RFC 3339, UTC.
+        snapshot: The progress then, with the sheets that the event is about.
+        id: The ``webhook-id``.
+    """
+
+    ref: str
+    receiver: str
+    event: str
+    at: str
+    snapshot: Snapshot
+    id: str
+
+
+@dataclass(frozen=True)
+class SentWebhook:
+    """Result of ``send_webhook``: the receiver's answer, an HTTP status from 200 to 299."""
+
+    status: int
+
+
+class WebhookActivities(ABC):
+    """The activity on the queue ``WEBHOOK_QUEUE``."""
+
+    @activity.defn
+    @abstractmethod
+    async def send_webhook(self, args: SendWebhook) -> SentWebhook:
+        """Sends a webhook once to the address that the bucket has now.
+
+        Raises:
+            ApplicationError: ``WebhookForbidden``, ``WebhookGone`` or ``UploadNotFound`` when there is nobody to send it to;
+                ``WebhookUnreachable``, ``WebhookRefused`` or a ``BucketError`` is retried.
+        """

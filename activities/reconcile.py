@@ -24,6 +24,7 @@ from activities.interface import (
     ListSheets,
     PruneSheets,
     WriteManifest,
+    WrittenManifest,
 )
 from activities.render.attempt import RenderAttempt
 from activities.threads import turn_of
@@ -45,13 +46,13 @@ class ReconcileActivities(HostActivities):
             return await attempt.in_thread(lambda _: self._list(UploadRef.parse(args.ref)))
 
     def _list(self, ref: UploadRef) -> BucketState:
-        options = self._store.accepted(ref).options
+        record = self._store.accepted(ref)
         numbers = self._store.begun(ref)
         groups = [numbers[start : start + GROUP_SIZE] for start in range(0, len(numbers), GROUP_SIZE)]
         records = self._host.threads.map(turn_of(ref), lambda group: [self._committed(ref, number) for number in group], groups)
         committed = tuple(record for group in records for record in group if record)
         manifest = self._store.manifest(ref)
-        return BucketState(options, committed, manifest.snapshot if manifest else None)
+        return BucketState(record.options, committed, manifest.snapshot if manifest else None, self._webhooks.subscriptions(ref, record))
 
     @activity.defn
     async def check_sheets(self, args: CheckSheets) -> CheckedSheets:
@@ -140,16 +141,17 @@ class ReconcileActivities(HostActivities):
         return len(foreign)
 
     @activity.defn
-    async def write_manifest(self, args: WriteManifest) -> None:
+    async def write_manifest(self, args: WriteManifest) -> WrittenManifest:
         """See ``UploadActivities.write_manifest``."""
         attempt = Attempt()
         with attempt.named_errors():
-            await attempt.in_thread(lambda _: self._write(args))
+            return await attempt.in_thread(lambda _: self._write(args))
 
-    def _write(self, args: WriteManifest) -> None:
+    def _write(self, args: WriteManifest) -> WrittenManifest:
         ref = UploadRef.parse(args.ref)
-        self._store.accepted(ref)  # an upload that is being deleted gets no manifest any more
+        record = self._store.accepted(ref)  # an upload that is being deleted gets no manifest any more
         self._store.write_manifest(ref, args.snapshot)
+        return WrittenManifest(self._webhooks.subscriptions(ref, record))
 
 
 def _sheet_keys(ref: UploadRef, listing: Listing) -> list[str]:

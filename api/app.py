@@ -20,7 +20,7 @@ from activities.bucket.records import SheetStatus, UploadStatus
 from activities.bucket.storage import Bucket
 from activities.errors import AlreadyFinished, SheetNotFound, SiteLinkError, TemporalUnavailable
 from api.access.cors import cors
-from api.access.credentials import is_sent_on_purpose
+from api.access.credentials import WEBHOOK_HEADER, is_sent_on_purpose
 from api.access.layer import Access
 from api.access.policies import PUBLIC, SYSTEM, Needs, Policy, scoped
 from api.access.principal import Scope
@@ -37,7 +37,24 @@ from api.http.middleware import AboutRequests, Guard, ProblemAnswers
 from api.http.parameters import flag, known_version, page_cursor, page_limit, plan_ref, sheet_number, upload_ref, wait_s
 from api.http.presence import while_connected
 from api.http.problems import HANDLERS, status_problem
-from api.paths import CODEC, DOCS, HOME, LIVE, OPENAPI, PLAN, R2_EVENTS, READY, SESSION, UNGUARDED, UNREADABLE_EVENTS, UPLOAD, UPLOADS
+from api.paths import (
+    CODEC,
+    DELIVERIES,
+    DOCS,
+    HOME,
+    LIVE,
+    OPENAPI,
+    PLAN,
+    R2_EVENTS,
+    READY,
+    REDELIVER,
+    SESSION,
+    UNGUARDED,
+    UNREADABLE_EVENTS,
+    UPLOAD,
+    UPLOADS,
+    WEBHOOKS,
+)
 from api.plans import Plans
 from api.progress.documents import changes_since, full_document
 from api.progress.runs import NoRun, Runs
@@ -50,6 +67,7 @@ from api.settings import ApiSettings
 from api.tiles import Tiles
 from api.uploads import Uploads
 from api.verify import Verifier
+from api.webhooks import Webhooks
 from workflows.messages import Reconcile, SheetNumbers
 
 logger = logging.getLogger(__name__)
@@ -85,6 +103,7 @@ class Api:
         self._contract = Contract(self.routes, checks_access=settings.access.mode is Mode.JWT)
         self._push = PushEndpoint(self._r2_events, settings.push.secrets) if settings.push.secrets else None
         self._codec = CodecEndpoint(settings.codec_keys) if settings.codec_keys else None
+        self._webhooks = Webhooks(bucket, self._runs, settings.webhooks) if settings.webhooks.secrets else None
         self.limits = RateLimits(settings.limit_address, settings.limit_organization, settings.limits_storage)
         self._access = Access(settings.access)
         self._mode = settings.access.mode
@@ -102,7 +121,7 @@ class Api:
             route("POST", f"{PLAN}/reconcile", self.reconcile_plan, scoped(OPERATE, action="reconcile plan")),
             route("POST", f"{PLAN}/tickets", self._tickets.for_plan, scoped(READ, action="ticket")),
             route("GET", f"{PLAN}/events", self.stream_events_of_plan, scoped(READ, waits=True)),
-            route("POST", UPLOADS, self.create, scoped(WRITE, action="upload")),
+            route("POST", UPLOADS, self.create, scoped(WRITE, action="upload", with_header=(WEBHOOK_HEADER, OPERATE))),
             route("GET", UPLOADS, self.list_uploads, scoped(READ)),
             route("GET", UPLOAD, self.show, scoped(READ, waits=True)),
             route("DELETE", UPLOAD, self.delete, scoped(OPERATE, action="delete")),
@@ -114,6 +133,7 @@ class Api:
             route("POST", f"{UPLOAD}/sheets/{{sheet}}/prioritize", self.prioritize, scoped(WRITE, action="prioritize")),
             route("POST", f"{UPLOAD}/sheets/{{sheet}}/retry", self.retry, scoped(WRITE, action="retry")),
             route("GET", f"{UPLOAD}/sheets/{{path:path}}", self.sheet_object, scoped(READ)),
+            *self._webhook_routes(route),
             *([route("POST", R2_EVENTS, self._push.respond, PUBLIC)] if self._push else []),
             route("GET", UNREADABLE_EVENTS, self.list_unreadable_events, SYSTEM),
             *([route("POST", f"{CODEC}/decode", self._codec.decode, SYSTEM)] if self._codec else []),
@@ -128,6 +148,17 @@ class Api:
             route("GET", HOME, self.page, PUBLIC),
             PublicFiles("/static", StaticFiles(directory=STATIC, check_dir=False)),
             PublicFiles("/client", ClientFiles(directory=CLIENT, check_dir=False)),
+        ]
+
+    def _webhook_routes(self, route: Callable[..., GuardedRoute]) -> list[GuardedRoute]:
+        if (webhooks := self._webhooks) is None:
+            return []
+        return [
+            route("GET", WEBHOOKS, webhooks.show, scoped(OPERATE)),
+            route("PUT", WEBHOOKS, webhooks.put, scoped(OPERATE, action="set webhooks")),
+            route("DELETE", WEBHOOKS, webhooks.delete, scoped(OPERATE, action="remove webhooks")),
+            route("GET", DELIVERIES, webhooks.list_deliveries, scoped(OPERATE)),
+            route("POST", REDELIVER, webhooks.redeliver, scoped(OPERATE, action="redeliver webhook")),
         ]
 
     @asynccontextmanager

@@ -3,6 +3,10 @@
 from activities.bucket.keys import PlanRef, UploadRef
 
 V1 = "/v1/"
+ORGANIZATION = "/v1/organizations/{organization}"
+WEBHOOKS = f"{ORGANIZATION}/webhooks"
+DELIVERIES = f"{WEBHOOKS}/deliveries"
+REDELIVER = f"{WEBHOOKS}/{{delivery}}/redeliver"
 PLAN = "/v1/organizations/{organization}/projects/{project}/plans/{plan}"
 UPLOADS = f"{PLAN}/uploads"
 UPLOAD = f"{UPLOADS}/{{upload}}"

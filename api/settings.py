@@ -7,6 +7,7 @@ from typing import Self
 
 from activities.bucket.location import BucketSettings
 from activities.environment import secret, whole_number
+from activities.webhooks.settings import WebhookSettings
 from api.access.settings import AccessSettings, Mode
 from api.addresses import is_loopback
 from api.r2.settings import PushSettings
@@ -35,6 +36,7 @@ class ApiSettings:
         push: Who may send R2 events.
         access: Who may send all other requests.
         codec_keys: Encrypt what Temporal stores, as from ``workflows.codec.codec_keys``.
+        webhooks: How webhooks are signed, and where they may be sent.
 
     Raises:
         ValueError: A value cannot be used; the message names its variable.
@@ -55,6 +57,7 @@ class ApiSettings:
     push: PushSettings = field(default_factory=PushSettings)
     access: AccessSettings = field(default_factory=AccessSettings)
     codec_keys: tuple[bytes, ...] = field(default=(), repr=False)
+    webhooks: WebhookSettings = field(default_factory=WebhookSettings)
 
     def __post_init__(self) -> None:
         for proxy in self.proxies:
@@ -100,4 +103,5 @@ class ApiSettings:
             push=PushSettings.from_env(environ),
             access=AccessSettings.from_env(environ),
             codec_keys=codec_keys(environ),
+            webhooks=WebhookSettings.from_env(environ),
         )

@@ -40,12 +40,14 @@ from activities.errors import (
     QuotaExceeded,
     TemporalUnavailable,
 )
+from activities.webhooks.signing import derived_secret, upload_purpose
 from api.http.headers import file_name, parameters
 from api.http.turns import Turns
 from api.progress.documents import links
 from api.progress.runs import Runs
 from api.progress.status import Status
 from api.settings import ApiSettings
+from api.webhooks import read_webhook
 
 logger = logging.getLogger(__name__)
 
@@ -368,6 +370,7 @@ class Uploads:
         self._runs = runs
         self._max_file_bytes = settings.max_file_bytes
         self._max_open_uploads = settings.max_open_uploads
+        self._webhooks = settings.webhooks
         memory_bytes = settings.upload_memory_bytes
         self._turns = Turns(memory_bytes, share=memory_bytes * 3 // 4, line=UPLOADS_WAITING, what="uploads that are being received")
         self._writers: set[asyncio.Task[None]] = set()
@@ -379,7 +382,7 @@ class Uploads:
 
     async def create(self, plan: PlanRef, request: Request) -> Response:
         """Answers ``POST …/uploads``."""
-        options = read_options(request.query_params)
+        options, webhook = read_options(request.query_params), read_webhook(request.headers, self._webhooks)
         key = _idempotency_key(plan, request.headers.get("idempotency-key"))
         file = IncomingFile(request, self._max_file_bytes)
         earlier = await self._store.key_record_async(key) if key else None
@@ -392,19 +395,22 @@ class Uploads:
             else:
                 async for _ in file.chunks():
                     pass  # only the digest is needed, to compare the file with the first one
+        digest = options_digest(options, webhook)
         if earlier is None and key:
-            earlier = await self._claim(key, ref, file, options)
+            earlier = await self._claim(key, ref, file, digest)
         status = UploadStatus.QUEUED
         if earlier is not None:
             ref = UploadRef(*_parts(plan), earlier.upload)
-            await self._check_same(ref, earlier, file, options)
-        record = UploadRecord(file.file_name, file.size_bytes, file.sha256, options, timestamp(datetime.now(UTC)))
+            await self._check_same(ref, earlier, file, digest)
+        record = UploadRecord(file.file_name, file.size_bytes, file.sha256, options, timestamp(datetime.now(UTC)), webhook=webhook)
         if await self._store.accept_async(ref, record):
             logger.info("accepted an upload", extra={"ref": str(ref), "size_bytes": file.size_bytes})
             await self._start(ref)
         else:
             status = (await self._status.read(ref)).snapshot.status
-        body = {"ref": str(ref), "upload": ref.upload, "status": status.value, "links": links(ref)}
+        body: dict[str, object] = {"ref": str(ref), "upload": ref.upload, "status": status.value, "links": links(ref)}
+        if webhook is not None:
+            body["webhookSecret"] = derived_secret(self._webhooks.secrets[0], upload_purpose(ref))
         return JSONResponse(body, HTTPStatus.ACCEPTED, {"Location": links(ref)["self"], "Cache-Control": "no-store"})
 
     async def _check_quota(self, plan: PlanRef) -> None:
@@ -423,18 +429,18 @@ class Uploads:
             # The upload is accepted: the next GET or the sweep starts its workflow.
             logger.warning("the workflow of an accepted upload is not started yet", extra={"ref": str(ref), "problem": str(error)})
 
-    async def _claim(self, key: str, ref: UploadRef, file: IncomingFile, options: UploadOptions) -> KeyRecord | None:
+    async def _claim(self, key: str, ref: UploadRef, file: IncomingFile, digest: str) -> KeyRecord | None:
         """Makes ``ref`` the upload of the key. If another request was faster, returns the record of that request."""
-        earlier = await self._store.claim_key_async(key, KeyRecord(ref.upload, file.sha256, options_digest(options)))
+        earlier = await self._store.claim_key_async(key, KeyRecord(ref.upload, file.sha256, digest))
         if earlier is not None:
             await asyncio.to_thread(self._bucket.delete, [ref.source])
         return earlier
 
-    async def _check_same(self, ref: UploadRef, earlier: KeyRecord, file: IncomingFile, options: UploadOptions) -> None:
+    async def _check_same(self, ref: UploadRef, earlier: KeyRecord, file: IncomingFile, digest: str) -> None:
         if earlier.sha256 != file.sha256:
             msg = "this Idempotency-Key was used with another file; a new file needs a new key"
             raise IdempotencyConflict(msg)
-        if earlier.options not in (None, options_digest(options)):
+        if earlier.options not in (None, digest):
             msg = "this Idempotency-Key was used with other options; other options need a new key"
             raise IdempotencyConflict(msg)
         if await self._store.was_deleted_async(ref):

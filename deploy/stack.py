@@ -18,6 +18,7 @@ from urllib.error import HTTPError
 from urllib.request import ProxyHandler, build_opener
 
 from activities.environment import secret
+from activities.webhooks.settings import WebhookSettings
 from api.addresses import FILE, LOCK, StackAddresses
 from api.r2.settings import PullSettings
 from deploy.process import Process, take_port
@@ -46,10 +47,11 @@ SECRETS = {
     "SITELINK_JWT_SECRET": ("api",),
     "SITELINK_TICKET_SECRET": ("api",),
     "SITELINK_LIMITS_STORAGE": ("api",),
-    "SITELINK_CODEC_KEY": ("api", "worker-workflow", "worker-tile", "r2-events", "temporal-ui"),
+    "SITELINK_CODEC_KEY": ("api", "worker-workflow", "worker-tile", "worker-webhook", "r2-events", "temporal-ui"),
     "SITELINK_EVENTS_SECRET": ("api",),
     "SITELINK_EVENTS_TOKEN": ("r2-events",),
-    "AWS_SECRET_ACCESS_KEY": ("api", "worker-tile", "r2-events"),
+    "SITELINK_WEBHOOK_SECRET": ("api", "worker-webhook"),
+    "AWS_SECRET_ACCESS_KEY": ("api", "worker-tile", "worker-webhook", "r2-events"),
     "SITELINK_TOKEN": ("sitelink",),
 }
 """The processes that need a secret; no other process gets it."""
@@ -162,7 +164,7 @@ class Stack:
             self._supervisor = None
         self.forget_addresses()
         self._stop_processes(grace_s, "worker-tile")
-        self._stop_processes(min(grace_s, QUICK_GRACE_S), "r2-events", "worker-workflow", "api", "temporal-ui")
+        self._stop_processes(min(grace_s, QUICK_GRACE_S), "r2-events", "worker-webhook", "worker-workflow", "api", "temporal-ui")
         if self._temporal is not None:
             self._temporal.stop()
         while self._claims:
@@ -255,6 +257,8 @@ class Stack:
             "PYTHONUNBUFFERED": "1",
         }
         programs = [("worker-workflow", ("worker", "workflow")), ("worker-tile", ("worker", "tile")), ("api", ("api",))]
+        if WebhookSettings.from_env(environ).secrets:
+            programs.append(("worker-webhook", ("worker", "webhook")))
         if PullSettings.from_env(environ) is not None:
             programs.append(("r2-events", ("api", "events")))
         for name, module in programs:

@@ -1,4 +1,4 @@
-"""``python -m worker workflow`` or ``python -m worker tile``: runs one worker process."""
+"""``python -m worker workflow``, ``tile`` or ``webhook``: runs one worker process."""
 
 import argparse
 import asyncio
@@ -11,8 +11,8 @@ from activities.errors import SiteLinkError, TemporalUnavailable
 from activities.logs import set_up
 from activities.program import run, stop_request
 from activities.scratch import ScratchInUse
-from worker.app import run_tile_role, run_workflow_role
-from worker.settings import WorkerSettings
+from worker.app import run_tile_role, run_webhook_role, run_workflow_role
+from worker.settings import WebhookRoleSettings, WorkerSettings
 from workflows.codec import codec_keys
 from workflows.connection import connect
 
@@ -22,14 +22,16 @@ NICENESS = 10
 logger = logging.getLogger("worker")
 
 
-async def _run(role: str, settings: WorkerSettings, keys: Sequence[bytes]) -> None:
+async def _run(role: str, settings: WorkerSettings | WebhookRoleSettings, keys: Sequence[bytes]) -> None:
     stop = stop_request()
     try:
         client = await connect(keys, lazy=False)
     except RuntimeError as error:
         raise TemporalUnavailable(str(error)) from error
     logger.info("%s worker runs", role)
-    if role == "workflow":
+    if isinstance(settings, WebhookRoleSettings):
+        await run_webhook_role(client, settings, stop)
+    elif role == "workflow":
         await run_workflow_role(client, stop)
     else:
         await run_tile_role(client, settings, stop)
@@ -41,8 +43,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m worker", description="Runs one worker process.")
     parser.add_argument(
         "role",
-        choices=("workflow", "tile"),
-        help="workflow runs the workflows; tile renders pages, uploads tiles and does all other work with the bucket",
+        choices=("workflow", "tile", "webhook"),
+        help="workflow runs the workflows; tile renders pages, uploads tiles and does most work with the bucket; webhook sends webhooks",
     )
     role = parser.parse_args().role
     try:
@@ -51,7 +53,7 @@ def main() -> int:
         sys.stderr.write(f"{error}\n")
         return 2
     try:
-        settings = WorkerSettings.from_env(os.environ)
+        settings = (WebhookRoleSettings if role == "webhook" else WorkerSettings).from_env(os.environ)
         if role == "tile":
             os.nice(NICENESS)
         asyncio.run(_run(role, settings, codec_keys(os.environ)))

@@ -15,20 +15,31 @@ from activities.bucket.setup import BucketSetup
 from activities.bucket.storage import Bucket
 from activities.document import DocumentActivities
 from activities.host import Host
-from activities.interface import HOUSEKEEPING_QUEUE, STORAGE_QUEUE, TILE_QUEUE, WORKFLOW_QUEUE, HousekeepingActivities, host_queue
+from activities.interface import (
+    HOUSEKEEPING_QUEUE,
+    STORAGE_QUEUE,
+    TILE_QUEUE,
+    WEBHOOK_QUEUE,
+    WORKFLOW_QUEUE,
+    HousekeepingActivities,
+    WebhookActivities,
+    host_queue,
+)
 from activities.reconcile import ReconcileActivities
 from activities.render.child import ChildLimits, ChildPool
 from activities.scratch import Scratch
 from activities.sheets import SheetActivities
 from activities.threads import FairThreads
+from activities.webhooks.delivery import WebhookSender
 from worker.housekeeping import Housekeeping
 from worker.interceptor import ActivityLogContext
 from worker.schedules import keep_schedules
-from worker.settings import WorkerSettings
+from worker.settings import WebhookRoleSettings, WorkerSettings
 from workflows.delete import DeleteUpload
 from workflows.starting import is_running, tiles_wanted
 from workflows.sweep import NightlyReconcile, Sweep
 from workflows.upload import ProcessUpload
+from workflows.webhook import DeliverWebhook
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +50,9 @@ HEARTBEAT_THROTTLE = timedelta(seconds=1)
 """Longest delay of a heartbeat. A cancellation arrives with the answer to a heartbeat, so it is delayed by as much."""
 
 STORAGE_SLOTS = 16
+WEBHOOK_SLOTS = 100
+"""Webhooks that are sent at once: a receiver that does not answer takes a slot for some seconds."""
+
 HOUSEKEEPING_SLOTS = 16
 """More than there are cores, because housekeeping mostly waits for a run to end, or for Temporal."""
 
@@ -62,7 +76,7 @@ def workflow_worker(client: Client) -> Worker:
     return Worker(
         client,
         task_queue=WORKFLOW_QUEUE,
-        workflows=[ProcessUpload, DeleteUpload, Sweep, NightlyReconcile],
+        workflows=[ProcessUpload, DeleteUpload, DeliverWebhook, Sweep, NightlyReconcile],
         sticky_queue_schedule_to_start_timeout=timedelta(seconds=2),
         graceful_shutdown_timeout=GRACE,
     )
@@ -72,6 +86,17 @@ async def run_workflow_role(client: Client, stop: asyncio.Event) -> None:
     """Runs the workflow worker until ``stop`` is set. Meanwhile, creates schedules that are missing."""
     async with workflow_worker(client), background_task(keep_schedules(client)):
         await stop.wait()
+
+
+async def run_webhook_role(client: Client, settings: WebhookRoleSettings, stop: asyncio.Event) -> None:
+    """Runs the worker that sends webhooks until ``stop`` is set. It opens connections to strangers, and no document of theirs."""
+    async with webhook_worker(client, WebhookSender(Bucket(settings.bucket), settings.webhooks), WEBHOOK_SLOTS):
+        await stop.wait()
+
+
+def webhook_worker(client: Client, activities: WebhookActivities, slots: int) -> Worker:
+    """The worker of the activity that sends webhooks."""
+    return activity_worker(client, WEBHOOK_QUEUE, slots, activities.send_webhook)
 
 
 async def run_tile_role(client: Client, settings: WorkerSettings, stop: asyncio.Event) -> None:

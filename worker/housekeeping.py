@@ -32,11 +32,12 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from activities.attempt import BEAT_S, Attempt, background_task, raise_if_stopped
 from activities.bucket.keys import ROOT, UploadRef, walk_uploads
-from activities.bucket.records import Snapshot, UploadStatus, from_wire, timestamp, to_wire
+from activities.bucket.records import Snapshot, UploadStatus, WebhookEvent, from_wire, timestamp, to_wire
 from activities.bucket.report import NameList
 from activities.bucket.setup import BucketSetup
 from activities.bucket.storage import DELETE_BATCH, Bucket
 from activities.bucket.uploads import UploadStore
+from activities.bucket.webhooks import WebhookStore
 from activities.errors import InvalidRequest, ObjectMissing, SiteLinkError, UnreadableRecord, UploadNotFound
 from activities.interface import (
     HousekeepingActivities,
@@ -49,7 +50,8 @@ from activities.interface import (
     SweepBucket,
     Swept,
 )
-from workflows.starting import is_running, last_run, reopen_upload, start_deletion, start_upload
+from workflows.deliveries import webhooks_about
+from workflows.starting import is_running, last_run, reopen_upload, start_deletion, start_delivery, start_upload
 from workflows.terminated import ENDED_FROM_OUTSIDE, terminated_progress
 from workflows.upload import ProcessUpload
 
@@ -158,6 +160,7 @@ class Housekeeping(HousekeepingActivities):
         self._client = client
         self._bucket = bucket
         self._store = UploadStore(bucket)
+        self._webhooks = WebhookStore(bucket)
         self._setup = setup
 
     # ------------------------------------------------------------------ deletion
@@ -363,7 +366,9 @@ class Housekeeping(HousekeepingActivities):
         newest = await last_run(self._client, ref)
         if newest is None or newest.run_id != run.run_id:
             return  # a new run has started
-        await asyncio.to_thread(self._store.write_manifest, ref, terminated_progress(last, run.status, datetime.now(UTC)))
+        manifest = terminated_progress(last, run.status, datetime.now(UTC))
+        await asyncio.to_thread(self._store.write_manifest, ref, manifest)
+        await self._announce_end(ref, manifest)
         walk.add_name("terminated", ref)
 
     async def _write_missing_manifest(self, ref: UploadRef, run: WorkflowExecutionDescription, walk: _Walk[Swept]) -> None:
@@ -380,7 +385,16 @@ class Housekeeping(HousekeepingActivities):
                 walk.add_name("started", ref)
             return
         if await self._store.create_manifest_async(ref, last):  # the run may have written its manifest since
+            await self._announce_end(ref, last)
             walk.add_name("mended", ref)
+
+    async def _announce_end(self, ref: UploadRef, manifest: Snapshot) -> None:
+        """Starts the webhooks about the end of an upload whose run did not start them."""
+        record = await self._store.accepted_async(ref)
+        subscriptions = await asyncio.to_thread(self._webhooks.subscriptions, ref, record)
+        ended = replace(manifest, sheets=())
+        for webhook in webhooks_about(ref, WebhookEvent.UPLOAD_ENDED, manifest.updated_at, ended, subscriptions):
+            await start_delivery(self._client, webhook)
 
     async def _last_progress(self, ref: UploadRef, run: WorkflowExecutionDescription) -> Snapshot | None:
         """The last progress of a run, which may have ended: Temporal also answers queries for ended runs. None if there is no answer."""

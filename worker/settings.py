@@ -9,6 +9,7 @@ from typing import Self
 from activities.bucket.forecast import PRICE_CLASS_A, PRICE_CLASS_B, SECONDS_PER_MEGAPIXEL, Forecaster
 from activities.bucket.location import BucketSettings
 from activities.environment import amount, whole_number
+from activities.webhooks.settings import WebhookSettings
 
 
 @dataclass(frozen=True)
@@ -69,3 +70,29 @@ class WorkerSettings:
                 price_class_b=amount(environ, "SITELINK_PRICE_CLASS_B", PRICE_CLASS_B),
             ),
         )
+
+
+@dataclass(frozen=True)
+class WebhookRoleSettings:
+    """The settings of a worker process that sends webhooks.
+
+    Args:
+        bucket: The bucket.
+        webhooks: How webhooks are signed, and where they may be sent.
+    """
+
+    bucket: BucketSettings
+    webhooks: WebhookSettings
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str]) -> Self:
+        """Reads the settings from the environment.
+
+        Raises:
+            ValueError: There is no secret, or a value cannot be used. The message names the variable.
+        """
+        webhooks = WebhookSettings.from_env(environ)
+        if not webhooks.secrets:
+            msg = "SITELINK_WEBHOOK_SECRET is not set: webhooks cannot be signed"
+            raise ValueError(msg)
+        return cls(BucketSettings.from_env(environ), webhooks)

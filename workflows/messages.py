@@ -6,6 +6,7 @@ These are frozen dataclasses. A new field gets a default, and no field is rename
 from dataclasses import dataclass, field
 
 from activities.bucket.records import Snapshot, UploadOptions
+from activities.interface import Subscription
 from workflows.processing.window import Requests
 
 SEARCH_ATTRIBUTES = ("SiteLinkOrganization", "SiteLinkProject", "SiteLinkPlan", "SiteLinkStatus", "SiteLinkReason")
@@ -21,12 +22,14 @@ class Continued:
         options: The options of the upload.
         prioritized: Sheets to tile first, ascending.
         hosts: The queues of the hosts whose scratch was used.
+        webhooks: Who wants webhooks.
     """
 
     snapshot: Snapshot | None = None
     options: UploadOptions = field(default_factory=UploadOptions)
     prioritized: tuple[int, ...] = ()
     hosts: tuple[str, ...] = ()
+    webhooks: tuple[Subscription, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Starts, reopens and finds the workflows of an upload. Only this module decides when a workflow id may be used again."""
 
+from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 
@@ -17,11 +18,13 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from activities.bucket.keys import UploadRef
 from activities.bucket.records import UploadStatus
-from activities.interface import WORKFLOW_QUEUE
+from activities.interface import WORKFLOW_QUEUE, SendWebhook
 from workflows.delete import DeleteUpload
+from workflows.deliveries import appearance
 from workflows.messages import SEARCH_ATTRIBUTES, DeleteInput, Reconcile, SheetNumbers, UploadInput
 from workflows.processing.calls import SHEET_TIMEOUT
 from workflows.upload import ProcessUpload
+from workflows.webhook import DeliverWebhook
 
 LOOK_AGAIN_S = (SHEET_TIMEOUT + timedelta(minutes=5)).total_seconds()
 """No activity that may write to the bucket runs for longer than this."""
@@ -144,6 +147,33 @@ async def start_deletion(client: Client, ref: UploadRef, *, look_again_s: float 
     except WorkflowAlreadyStartedError:
         return False
     return True
+
+
+async def start_delivery(client: Client, webhook: SendWebhook, *, again: bool = False) -> None:
+    """Starts the delivery of a webhook, unless it was started before.
+
+    Args:
+        client: Connected to the namespace.
+        webhook: The webhook.
+        again: Send it again, also if it was delivered or given up. A delivery that waits for its next try makes that try now.
+
+    Raises:
+        RPCError: Temporal does not answer.
+    """
+    looks = appearance(webhook)
+    with suppress(WorkflowAlreadyStartedError):
+        await client.start_workflow(
+            DeliverWebhook.run,
+            webhook,
+            id=looks.id,
+            task_queue=WORKFLOW_QUEUE,
+            id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE if again else WorkflowIDReusePolicy.REJECT_DUPLICATE,
+            start_signal=DeliverWebhook.redeliver.__name__ if again else None,
+            search_attributes=looks.search_attributes,
+            memo=looks.memo,
+            static_summary=looks.summary,
+            priority=looks.priority,
+        )
 
 
 async def last_run(client: Client, ref: UploadRef) -> WorkflowExecutionDescription | None:

@@ -11,6 +11,7 @@ and writes the manifest. Signals may ask for more at any time. The parts of the 
     patches.py    changes to the commands; a run with an older history goes on without them
     progress.py   the progress that clients see
     display.py    what operators see
+    announcements.py  the webhooks about the upload
 """
 
 import asyncio
@@ -25,6 +26,7 @@ with workflow.unsafe.imports_passed_through():
     from activities.errors import Terminated
     from activities.interface import BucketState
     from workflows.messages import Continued, ProgressAfter, Reconcile, SheetNumbers, UploadInput
+    from workflows.processing.announcements import Announcements
     from workflows.processing.calls import Calls, Patience
     from workflows.processing.checks import BucketChecks
     from workflows.processing.display import Display
@@ -65,6 +67,7 @@ class ProcessUpload:
         self._calls = Calls(self._ref, self.patience)
         self._sheet_work = SheetWork(self._calls, self._progress, self._window, continued.hosts)
         self._checks = BucketChecks(self._calls, self._progress, self._window, self._display)
+        self._announcements = Announcements(self._ref, self._progress, continued.webhooks)
 
     @workflow.run
     async def run(self, args: UploadInput) -> Snapshot:
@@ -178,6 +181,9 @@ class ProcessUpload:
             self._window.size = state.options.window
             if state.manifest is not None:
                 self._progress.restore(state.manifest)
+            self._announcements.subscriptions = state.webhooks
+            if state.manifest is None:
+                self._announcements.announce_accepted()
             if not self._progress.total_pages:
                 await self._count_pages(state)
             elif trusts_descriptors or self._requests.retries:
@@ -185,6 +191,7 @@ class ProcessUpload:
                 not_committed = set(range(1, self._progress.total_pages + 1)) - committed
                 self._progress.reconcile(state.committed, not_committed, workflow.now())
             stop_if_cancelled()
+            self._announcements.skip_sheets()
         self._loaded = True
         self._window.plan(self._progress.sheets_to_do)
         self._display.show(self._progress)
@@ -267,6 +274,7 @@ class ProcessUpload:
             check, self._check_task = self._check_task, None
             check.result()
         self._display.show(self._progress)
+        self._announcements.gather_sheets()
 
     # ------------------------------------------------------------------ how a run ends
 
@@ -295,6 +303,7 @@ class ProcessUpload:
 
     async def _continue_as_new(self) -> None:
         """Hands over to a new run; returns only when a request came while the updates were answered."""
+        await self._announcements.announce_sheets()
         self._waiters.clear()
         # An update that waits would fail with the run; this await lets each of them answer.
         await workflow.wait_condition(workflow.all_handlers_finished)
@@ -309,6 +318,7 @@ class ProcessUpload:
                     options=self._options,
                     prioritized=self._window.prioritized_to_do,
                     hosts=tuple(sorted(self._sheet_work.hosts)),
+                    webhooks=self._announcements.subscriptions,
                 ),
             )
         )
@@ -323,13 +333,16 @@ class ProcessUpload:
             self._decide_ending()
         self._loaded = True
         self._display.show(self._progress)
-        await asyncio.gather(*(self._calls.discard_scratch(queue) for queue in sorted(self._sheet_work.hosts)))
+        freeing = (self._calls.discard_scratch(queue) for queue in sorted(self._sheet_work.hosts))
+        await asyncio.gather(*freeing, self._announcements.announce_sheets())
         self._sheet_work.hosts.clear()
         if not manifest_stands:
             with quiet_if_deleted():
                 manifest = self._progress.snapshot()
                 # The manifest is written last, because its readers take the upload as ended.
-                await self._calls.write_manifest(manifest)
+                written = await self._calls.write_manifest(manifest)
+                if written is not None:
+                    await self._announcements.announce_ended(manifest, written.webhooks)
                 workflow.logger.info("an upload has ended", extra={"status": manifest.status.value})
         self._waiters.clear()
         # An update that waits would fail with the run; this await lets each of them answer.

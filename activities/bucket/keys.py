@@ -1,5 +1,6 @@
 """Object keys: the only module that makes and parses them.
 
+organizations/{org}/webhooks.json
 organizations/{org}/projects/{project}/plans/{plan}/
     keys/{sha256 of Idempotency-Key}.json
     uploads/{upload}/
@@ -45,6 +46,24 @@ def check_id(kind: str, value: str) -> str:
         msg = f"{kind} {value[:80]!r} is not an id: 1 to 64 letters, digits, '-' or '_', starting with a letter or digit"
         raise ValueError(msg)
     return value
+
+
+def webhooks_record(organization: str) -> str:
+    """``webhooks.json``: where an organization's webhooks are sent.
+
+    Raises:
+        ValueError: The organization is malformed.
+    """
+    return f"{ROOT}{check_id('organization', organization)}/webhooks.json"
+
+
+def webhook_workflow_id(organization: str, delivery: str) -> str:
+    """The id of the workflow that delivers one webhook.
+
+    Raises:
+        ValueError: An id is malformed.
+    """
+    return f"webhook/{check_id('organization', organization)}/{check_id('delivery', delivery)}"
 
 
 @dataclass(frozen=True)
@@ -147,6 +166,16 @@ class UploadRef:
     def delete_workflow_id(self) -> str:
         """The id of the workflow that deletes the upload."""
         return f"delete/{self}"
+
+    def delivery(self, event: str, receiver: str, occasion: str) -> str:
+        """The id of a webhook about the upload, its ``webhook-id``. It is the same however often the webhook is sent.
+
+        Args:
+            event: The type of the event.
+            receiver: Which of the receivers gets it.
+            occasion: Tells events of one type apart.
+        """
+        return f"msg_{hashlib.sha256(f'{self} {event} {receiver} {occasion}'.encode()).hexdigest()[:32]}"
 
     @property
     def made_at(self) -> datetime | None:

@@ -9,7 +9,7 @@ import json
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from datetime import UTC, datetime
 from enum import Enum, StrEnum
 from typing import Any, TypeVar, cast
@@ -90,6 +90,50 @@ class UploadOptions:
                 raise ValueError(msg)
 
 
+class WebhookEvent(StrEnum):
+    """The types of webhooks."""
+
+    UPLOAD_ACCEPTED = "upload.accepted"
+    SHEET_READY = "sheet.ready"
+    UPLOAD_ENDED = "upload.ended"
+
+
+DEFAULT_WEBHOOK_EVENTS = (WebhookEvent.UPLOAD_ACCEPTED, WebhookEvent.UPLOAD_ENDED)
+
+
+@dataclass(frozen=True)
+class UploadWebhook:
+    """The receiver of the webhooks about one upload.
+
+    Args:
+        url: The address, which may hold a credential of the receiver.
+        events: The events that are sent.
+    """
+
+    url: str = field(repr=False)
+    events: tuple[WebhookEvent, ...] = DEFAULT_WEBHOOK_EVENTS
+
+
+@dataclass(frozen=True)
+class WebhooksRecord:
+    """``webhooks.json``: the receiver of the webhooks about all uploads of an organization.
+
+    Args:
+        url: The address, which may hold a credential of the receiver.
+        events: The events that are sent.
+        secret_id: The signing secret is derived from it and from a master secret.
+        created_at: When the receiver was set first. RFC 3339, UTC.
+        updated_at: When it was set last.
+    """
+
+    url: str = field(repr=False)
+    events: tuple[WebhookEvent, ...]
+    secret_id: str
+    created_at: str
+    updated_at: str
+    schema: int = SCHEMA
+
+
 @dataclass(frozen=True)
 class UploadRecord:
     """``upload.json``: the upload was accepted.
@@ -101,6 +145,7 @@ class UploadRecord:
         options: The options that the client chose.
         created_at: RFC 3339, UTC.
         deleted_at: When the upload was marked deleted; None before.
+        webhook: The receiver that the client named for this upload alone. An earlier release does not know this field, and sends nothing.
     """
 
     file_name: str
@@ -109,6 +154,7 @@ class UploadRecord:
     options: UploadOptions
     created_at: str
     deleted_at: str | None = None
+    webhook: UploadWebhook | None = None
     schema: int = SCHEMA
 
 
@@ -353,9 +399,11 @@ def tiles_digest(tiles: Iterable[tuple[str, int, str]]) -> str:
     return hashlib.sha256("".join(f"{name} {size} {md5}\n" for name, size, md5 in sorted(tiles)).encode()).hexdigest()
 
 
-def options_digest(options: UploadOptions) -> str:
+def options_digest(options: UploadOptions, webhook: UploadWebhook | None = None) -> str:
     """SHA-256, hexadecimal, over the options that differ from the defaults. So a release with a further option computes the same digest."""
     chosen = {name: value for name, value in to_wire(options).items() if value != to_wire(UploadOptions())[name]}
+    if webhook is not None:
+        chosen["webhook"] = to_wire(webhook)
     return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()
 
 

@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from api.http.problems import status_problem
 
-METHODS = ("GET", "HEAD", "POST", "DELETE")
+METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE")
 REQUEST_HEADERS = (
     "Authorization",
     "Content-Disposition",
@@ -22,6 +22,8 @@ REQUEST_HEADERS = (
     "If-None-Match",
     "Last-Event-ID",
     "SiteLink-Ticket",
+    "SiteLink-Webhook",
+    "SiteLink-Webhook-Events",
     "X-Namespace",
     "X-Request-ID",
 )

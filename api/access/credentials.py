@@ -13,6 +13,8 @@ SESSION_COOKIE = "__Host-sitelink"
 https://developer.mozilla.org/en-US/docs/Web/HTTP/Reference/Headers/Set-Cookie#cookie_prefixes
 """
 TICKET_HEADER, TICKET_PARAMETER = "sitelink-ticket", "ticket"
+WEBHOOK_HEADER = "sitelink-webhook"
+"""Names a receiver of webhooks. It is no credential, but a request with it needs a further scope."""
 
 
 class Carrier(Enum):

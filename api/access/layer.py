@@ -92,7 +92,7 @@ class Access:
                 _check_own_page(scope["method"], Headers(scope=scope))
                 return self.sessions.read(credential.text)
 
-    def authorize(self, policy: Policy, principal: Principal | None, path: Mapping[str, str], query: bytes) -> None:
+    def authorize(self, policy: Policy, principal: Principal | None, path: Mapping[str, str], query: bytes, headers: Headers) -> None:
         """Returns if the sender may do what the request asks for.
 
         Args:
@@ -100,6 +100,7 @@ class Access:
             principal: The sender.
             path: The parameters of the route.
             query: The query string.
+            headers: The headers of the request.
 
         Raises:
             UploadNotFound: The sender may not see the upload that the path names.
@@ -115,7 +116,9 @@ class Access:
             return
         if not principal.may_see(path):
             raise _not_found(path)
-        if (needed := policy.scope_for(query)) not in principal.scopes:
+        for needed in filter(None, (policy.scope_for(query), policy.further_scope(headers))):
+            if needed in principal.scopes:
+                continue
             msg = f"this request needs the scope {needed!s:.20}; the credential has {' '.join(sorted(principal.scopes)) or 'none'}"
             raise NotAllowed(msg)
 
@@ -138,7 +141,7 @@ class AccessLayer:
         principal = None
         try:
             principal = await access.identify(policy, scope)
-            access.authorize(policy, principal, scope["path_params"], scope["query_string"])
+            access.authorize(policy, principal, scope["path_params"], scope["query_string"], Headers(scope=scope))
         except SiteLinkError as error:
             log_refusal(scope, policy, principal, error)
             await named_problem(error, scope["path"])(scope, receive, send)

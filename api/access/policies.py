@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from starlette.datastructures import QueryParams
+from starlette.datastructures import Headers, QueryParams
 
 from api.access.principal import Scope
 
@@ -33,6 +33,7 @@ class Policy:
         deep_scope: The scope of a request with ``?deep=true``, which costs much more; None where it is the same.
         waits: Whether the answer tells of changes to come, such as an event stream. It ends when the credential expires.
         action: The name of the request in the audit log; None for requests that change nothing.
+        header_scope: A header, in lower case, and the scope that a request with this header needs, too.
     """
 
     needs: Needs
@@ -40,6 +41,7 @@ class Policy:
     deep_scope: Scope | None = None
     waits: bool = False
     action: str | None = None
+    header_scope: tuple[str, Scope] | None = None
 
     def __post_init__(self) -> None:
         if (self.needs is Needs.SCOPE) != (self.scope is not None):
@@ -52,11 +54,24 @@ class Policy:
             return self.deep_scope
         return self.scope
 
+    def further_scope(self, headers: Headers) -> Scope | None:
+        """The scope that a request with these headers needs, too."""
+        if self.header_scope is not None and self.header_scope[0] in headers:
+            return self.header_scope[1]
+        return None
+
 
 PUBLIC = Policy(Needs.NOTHING)
 SYSTEM = Policy(Needs.SYSTEM)
 
 
-def scoped(scope: Scope, *, deep: Scope | None = None, waits: bool = False, action: str | None = None) -> Policy:
+def scoped(
+    scope: Scope,
+    *,
+    deep: Scope | None = None,
+    waits: bool = False,
+    action: str | None = None,
+    with_header: tuple[str, Scope] | None = None,
+) -> Policy:
     """The policy of a route about an organization's plans and uploads."""
-    return Policy(Needs.SCOPE, scope, deep, waits, action)
+    return Policy(Needs.SCOPE, scope, deep, waits, action, with_header)

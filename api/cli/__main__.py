@@ -16,9 +16,11 @@ from api.cli.commands import (
     UPLOAD_OPTIONS,
     cancel_command,
     delete_command,
+    deliveries_command,
     events_command,
     list_command,
     reconcile_command,
+    redeliver_command,
     retry_command,
     status_command,
     upload_command,
@@ -44,7 +46,7 @@ REF is org/project/plan/upload, as `sitelink upload` and `sitelink list` print i
 EXIT_CODES = """\
 exit codes:
   0    the upload is complete; from status: complete, or still running;
-       from list, cancel, reconcile, retry and delete: the server accepted the request;
+       from list, cancel, reconcile, retry, delete, deliveries and redeliver: the server accepted the request;
        from verify and reconcile --dry-run: nothing is wrong; from events: no message was kept aside
   1    the upload is partial, failed or cancelled, or the server refused the file or the request;
        from verify and reconcile --dry-run: something is wrong; from events: some messages were kept aside;
@@ -109,6 +111,13 @@ def build_parser() -> argparse.ArgumentParser:
     listing = add("list", list_command, "list a plan's uploads, newest first")
     listing.add_argument("plan", type=plan, nargs="?", default=DEFAULT_PLAN, metavar="ORG/PROJECT/PLAN")
     add("events", events_command, "list the messages that were kept aside because they are not R2 events")
+    deliveries = add("deliveries", deliveries_command, "list the newest webhooks of an organization, and whether they were delivered")
+    organization = _argument(lambda text: check_id("the organization", text))
+    deliveries.add_argument("organization", type=organization, metavar="ORG")
+    deliveries.add_argument("--failed", action="store_true", help="only webhooks that were given up")
+    redeliver = add("redeliver", redeliver_command, "send webhooks again, with the same webhook-id")
+    redeliver.add_argument("organization", type=organization, metavar="ORG")
+    redeliver.add_argument("ids", type=_argument(lambda text: check_id("the webhook", text)), nargs="+", metavar="ID")
     token = add("token", lambda _, arguments: token_command(arguments), "sign a token with SITELINK_JWT_SECRET")
     for flag in ("--org", "--project", "--plan"):
         meaning = f"only for this {'organization' if flag == '--org' else flag[2:]}"

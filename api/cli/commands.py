@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from activities.bucket.keys import PlanRef, UploadRef
-from api.cli.client import LocalFile, Server
+from api.cli.client import PAGE_LIMIT, LocalFile, Server
 from api.cli.errors import join_by_colon
 from api.cli.reports import repair_report, sheet_report, upload_report
 from api.cli.transfer import Patience, follow, send
 from api.cli.views import RUNNING, JsonView, LinesView, Tally, View
 from api.cli.words import file_size, print_json, say, sheet_failure, sheet_name, sheet_notes
-from api.paths import UNREADABLE_EVENTS, plan_path, upload_path
+from api.paths import DELIVERIES, REDELIVER, UNREADABLE_EVENTS, plan_path, upload_path
 
 Lines = Callable[[Mapping[str, Any]], Iterable[str]]
 
@@ -221,6 +221,31 @@ def list_command(server: Server, arguments: argparse.Namespace) -> int:
         say(f"{upload['ref']}  {upload['createdAt']}  {upload['status']:<10}  {counted:>9}  {size:>9}  {upload['fileName'] or '?'}")
         if upload.get("warning"):
             say(f"  warning: {upload['warning']}")
+    return COMPLETE
+
+
+def deliveries_command(server: Server, arguments: argparse.Namespace) -> int:
+    """``sitelink deliveries``: the newest webhooks of an organization."""
+    path = DELIVERIES.format(organization=arguments.organization)
+    for delivery in server.request("GET", path, limit=PAGE_LIMIT, **({"status": "failed"} if arguments.failed else {}))["deliveries"]:
+        if arguments.json:
+            print_json("delivery", delivery)
+            continue
+        attempt = f"  attempt {delivery['attempts']}" if delivery["attempts"] else ""
+        reason = f"  {delivery['reason']}" if delivery["reason"] else ""
+        state = f"{delivery['event']:<15}  {delivery['status']:<10}"
+        say(f"{delivery['id']}  {delivery['startedAt']}  {state}  {delivery['ref']}{attempt}{reason}")
+    return COMPLETE
+
+
+def redeliver_command(server: Server, arguments: argparse.Namespace) -> int:
+    """``sitelink redeliver``."""
+    for name in arguments.ids:
+        answer = server.request("POST", REDELIVER.format(organization=arguments.organization, delivery=name))
+        if arguments.json:
+            print_json("accepted", answer)
+        else:
+            print(f"asked to send again: {name}")
     return COMPLETE
 
 

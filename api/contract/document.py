@@ -17,7 +17,7 @@ from api.access.credentials import SESSION_COOKIE, TICKET_HEADER, TICKET_PARAMET
 from api.access.policies import Needs, Policy
 from api.access.principal import Scope
 from api.contract.operations import EXAMPLES, OPERATIONS, PATH_PARAMETERS, Answer, Operation, Parameter, Problem
-from api.contract.schemas import TEXT, Schema, components, ref
+from api.contract.schemas import TEXT, WEBHOOKS, Schema, components, ref
 from api.http.middleware import REQUEST_ID
 from api.http.problems import PROBLEM_TYPE, status_name, status_of
 from api.paths import LIVE, UNGUARDED, V1
@@ -79,6 +79,7 @@ def build_document(routes: Iterable[DescribedRoute], *, checks_access: bool) -> 
         },
         "servers": [{"url": "/"}],
         "paths": paths,
+        "webhooks": {str(event): {"post": _webhook(name, description)} for event, (name, description) in WEBHOOKS.items()},
         "components": {
             "schemas": components(),
             "headers": {
@@ -117,6 +118,40 @@ def _operation(operation: Operation, policy: Policy, *, checks_access: bool) -> 
     return document
 
 
+WEBHOOK_HEADERS = (
+    Parameter("webhook-id", "header", "Names the webhook. It is the same however often the webhook is sent.", TEXT, required=True),
+    Parameter(
+        "webhook-timestamp",
+        "header",
+        "The time of this attempt, in seconds since 1970.",
+        {"type": "string", "pattern": "^[0-9]+$"},
+        required=True,
+    ),
+    Parameter(
+        "webhook-signature",
+        "header",
+        "Signatures, separated by spaces. One that fits is enough.",
+        {"type": "string", "pattern": "^v1,[A-Za-z0-9+/=]+( v1,[A-Za-z0-9+/=]+)*$"},
+        required=True,
+    ),
+)
+
+
+def _webhook(name: str, description: str) -> dict[str, Any]:
+    """A request that this server sends: https://github.com/standard-webhooks/standard-webhooks."""
+    return {
+        "operationId": f"receive{name}",
+        "summary": description,
+        "parameters": list(map(_parameter, WEBHOOK_HEADERS)),
+        "requestBody": {"required": True, "content": {"application/json": {"schema": ref(name)}}},
+        "responses": {
+            "2XX": {"description": "The receiver has it."},
+            "410": {"description": "The receiver does not want it, and it is not sent again."},
+            "default": {"description": "It is sent again, with growing pauses, for a day."},
+        },
+    }
+
+
 def _security(method: str, policy: Policy) -> list[dict[str, list[str]]]:
     """The credentials of which a request needs one."""
     scopes = [str(policy.scope)] if policy.scope else []
@@ -137,7 +172,11 @@ def _needs(policy: Policy) -> str:
         return "Needs a token with `system`."
     if policy.scope is None:
         return ""
-    return f"Needs the scope `{policy.scope}`" + (f", with `deep` `{policy.deep_scope}`." if policy.deep_scope else ".")
+    return (
+        f"Needs the scope `{policy.scope}`"
+        + (f", with `deep` `{policy.deep_scope}`." if policy.deep_scope else ".")
+        + (f" With `{policy.header_scope[0]}` also `{policy.header_scope[1]}`." if policy.header_scope else "")
+    )
 
 
 def _parameter(parameter: Parameter) -> dict[str, Any]:

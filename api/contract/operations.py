@@ -12,7 +12,23 @@ from activities.bucket.records import OPTION_RANGES, UploadOptions
 from api.access.tickets import DEFAULT_TTL_S, MAX_TTL_S
 from api.contract.schemas import ID, TEXT, VERSION, Schema, field_descriptions, ref
 from api.http.parameters import DEFAULT_LIMIT, LONGEST_WAIT_S, MAX_LIMIT
-from api.paths import CODEC, DOCS, HOME, LIVE, OPENAPI, PLAN, R2_EVENTS, READY, SESSION, UNREADABLE_EVENTS, UPLOAD, UPLOADS
+from api.paths import (
+    CODEC,
+    DELIVERIES,
+    DOCS,
+    HOME,
+    LIVE,
+    OPENAPI,
+    PLAN,
+    R2_EVENTS,
+    READY,
+    REDELIVER,
+    SESSION,
+    UNREADABLE_EVENTS,
+    UPLOAD,
+    UPLOADS,
+    WEBHOOKS,
+)
 from api.progress.plan import FOLLOWED
 from api.uploads import MAX_KEY_CHARACTERS, OPTIONS
 
@@ -92,6 +108,7 @@ _SHEET = "sheet-[1-9][0-9]{0,8}"
 PATH_PARAMETERS: dict[str, Parameter] = {
     **{name: Parameter(name, "path", f"The id of the {name}.", ID, required=True) for name in ("organization", "project", "plan")},
     "upload": Parameter("upload", "path", "The id of the upload, which the server has made.", ID, required=True),
+    "delivery": Parameter("delivery", "path", "The `webhook-id` of the webhook.", ID, required=True),
     "sheet": Parameter(
         "sheet", "path", "The number of the sheet, from 1.", {"type": "integer", "minimum": 1, "maximum": 999_999_999}, required=True
     ),
@@ -168,6 +185,24 @@ OPERATIONS: tuple[Operation, ...] = (
         ),
         (
             IDEMPOTENCY_KEY,
+            Parameter(
+                "SiteLink-Webhook",
+                "header",
+                "The address of a receiver of webhooks about this upload alone. Needs the scope `operate`, too.",
+                {
+                    "type": "string",
+                    "pattern": "^https://[!-~]+$",
+                    "minLength": 9,
+                    "maxLength": 2000,
+                    "examples": ["https://hooks.example.com/sitelink"],
+                },
+            ),
+            Parameter(
+                "SiteLink-Webhook-Events",
+                "header",
+                "The events that it gets, separated by commas. Without, `upload.accepted,upload.ended`.",
+                {"type": "string", "examples": ["upload.ended"]},
+            ),
             Parameter("filename", "query", "The name of the file, for people. `Content-Disposition` and the form may have it, too.", TEXT),
             *(
                 Parameter(
@@ -353,6 +388,64 @@ OPERATIONS: tuple[Operation, ...] = (
         description="Point a Deep Zoom viewer at the `.dzi`.",
     ),
     Operation(
+        "GET",
+        WEBHOOKS,
+        "getWebhooks",
+        "Show who gets the webhooks of an organization.",
+        {200: Answer("The receiver, without its secret.", {JSON: ref("Webhooks")})},
+        (errors.WebhookNotFound, errors.UnreadableRecord, *BUCKET),
+    ),
+    Operation(
+        "PUT",
+        WEBHOOKS,
+        "setWebhooks",
+        "Set who gets the webhooks about all uploads of an organization.",
+        {200: Answer("The receiver, with its secret if that is new.", {JSON: ref("Webhooks")})},
+        (
+            errors.InvalidRequest,
+            errors.UnreadableRecord,
+            *BUCKET,
+            HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+            HTTPStatus.REQUEST_TIMEOUT,
+        ),
+        (Parameter("newSecret", "query", "Make a new secret, from which on the earlier one verifies nothing.", FLAG),),
+        {JSON: ref("WebhookReceiver")},
+    ),
+    Operation(
+        "DELETE",
+        WEBHOOKS,
+        "removeWebhooks",
+        "Send the organization no more webhooks.",
+        {204: Answer("There is no receiver any more.")},
+        BUCKET,
+    ),
+    Operation(
+        "GET",
+        DELIVERIES,
+        "listDeliveries",
+        "List the newest deliveries of an organization's webhooks.",
+        {200: Answer("The deliveries that Temporal still knows.", {JSON: ref("Deliveries")})},
+        (errors.InvalidRequest, errors.TemporalUnavailable),
+        (
+            Parameter(
+                "limit",
+                "query",
+                f"How many deliveries; more than {MAX_LIMIT} count as {MAX_LIMIT}.",
+                {"type": "integer", "minimum": 1, "maximum": 999_999_999, "default": DEFAULT_LIMIT},
+            ),
+            Parameter("status", "query", "Only deliveries with this status.", {"enum": ["delivering", "delivered", "failed"]}),
+        ),
+    ),
+    Operation(
+        "POST",
+        REDELIVER,
+        "redeliverWebhook",
+        "Send a webhook again, with the same `webhook-id`.",
+        {202: Answer("It is being sent.", {JSON: ref("Redelivered")})},
+        (errors.WebhookNotFound, errors.TemporalUnavailable),
+        description="A delivery that waits for its next attempt makes it now; one that has ended begins anew.",
+    ),
+    Operation(
         "POST",
         R2_EVENTS,
         "pushR2Events",
@@ -367,12 +460,13 @@ OPERATIONS: tuple[Operation, ...] = (
             HTTPStatus.REQUEST_TIMEOUT,
         ),
         (
-            Parameter("SiteLink-Timestamp", "header", "Seconds since 1970.", {"type": "string", "pattern": "^[0-9]{1,12}$"}, required=True),
+            Parameter("webhook-id", "header", "Names the request.", {"type": "string", "pattern": "^[!-~]{1,256}$"}, required=True),
+            Parameter("webhook-timestamp", "header", "Seconds since 1970.", {"type": "string", "pattern": "^[0-9]{1,12}$"}, required=True),
             Parameter(
-                "SiteLink-Signature",
+                "webhook-signature",
                 "header",
-                "Hexadecimal HMAC-SHA256 of the timestamp, a dot and the body.",
-                {"type": "string", "pattern": "^[0-9a-f]{64}$"},
+                "The signature of Standard Webhooks. That of a Worker of an earlier release is taken, too.",
+                {"type": "string", "pattern": "^v1,[A-Za-z0-9+/]{43}=$"},
                 required=True,
             ),
         ),
@@ -470,6 +564,7 @@ EXAMPLES = {
     "project": "tower",
     "plan": "architectural",
     "upload": "0198c0de-0000-7000-8000-000000000001",
+    "delivery": "msg_0123456789abcdef0123456789abcdef",
     "sheet": 1,
     "path": "sheet-1/tiles/sheet-1.dzi",
 }

@@ -36,6 +36,8 @@ def build_page(document: Mapping[str, Any]) -> str:
             ),
             "</ul></nav>",
             *(_operation(method, path, operation, document) for method, path, operation in operations),
+            "<h2>Webhooks: requests that the server sends</h2>",
+            *(_operation("POST", event, methods["post"], document) for event, methods in document["webhooks"].items()),
             "<h2>Schemas</h2>",
             *(_component(name, schemas[name]) for name in sorted(schemas)),
             "</main></body></html>\n",
@@ -72,7 +74,9 @@ def _operation(method: str, path: str, operation: Mapping[str, Any], document: M
 def _answer(status: str, answer: Mapping[str, Any]) -> tuple[str, str, str]:
     contents = [f"<code>{kind}</code> {_type(media['schema'])}" for kind, media in answer.get("content", {}).items()]
     headers = [
-        f"<br><code>{name}</code>: {_prose(header['description'])}" for name, header in answer["headers"].items() if "$ref" not in header
+        f"<br><code>{name}</code>: {_prose(header['description'])}"
+        for name, header in answer.get("headers", {}).items()
+        if "$ref" not in header
     ]
     return status, _prose(answer["description"]) + "".join(headers), "<br>".join(contents)
 

@@ -12,14 +12,15 @@ from enum import StrEnum
 from typing import Any
 
 from activities.bucket.keys import ID_PATTERN
-from activities.bucket.records import SCHEMA, Snapshot, camel_case
+from activities.bucket.records import DEFAULT_WEBHOOK_EVENTS, SCHEMA, Snapshot, WebhookEvent, camel_case
 from activities.bucket.report import SheetReport, UploadReport
 from api.access.principal import Scope
+from api.progress.runs import Delivery
 from api.r2.events import UnreadableEvent
 
 Schema = dict[str, Any]
 
-WIRE_CLASSES: tuple[type, ...] = (Snapshot, SheetReport, UploadReport, UnreadableEvent)
+WIRE_CLASSES: tuple[type, ...] = (Snapshot, SheetReport, UploadReport, UnreadableEvent, Delivery)
 """The dataclasses that answers consist of; those in their fields are found from them."""
 
 _PLAIN: dict[Any, Schema] = {
@@ -143,6 +144,34 @@ _ABOUT: dict[str, Schema] = {
     "links": ref("Links"),
 }
 
+_URL: Schema = {
+    "type": "string",
+    "pattern": "^https?://[!-~]+$",
+    "minLength": 9,
+    "maxLength": 2000,
+    "description": "The address: https, and public, unless the server allows others. It may hold a credential of the receiver.",
+    "examples": ["https://hooks.example.com/sitelink"],
+}
+_EVENTS: Schema = {
+    "type": "array",
+    "items": {"enum": list(map(str, WebhookEvent))},
+    "minItems": 1,
+    "default": list(map(str, DEFAULT_WEBHOOK_EVENTS)),
+    "description": "The events that are sent.",
+}
+WEBHOOKS = {
+    WebhookEvent.UPLOAD_ACCEPTED: ("UploadAcceptedWebhook", "An upload was accepted and has begun. `data` has no sheets."),
+    WebhookEvent.SHEET_READY: (
+        "SheetReadyWebhook",
+        "Sheets have become ready: `sheets` has only these. Those of 10 seconds come together, at most 100 in one webhook.",
+    ),
+    WebhookEvent.UPLOAD_ENDED: (
+        "UploadEndedWebhook",
+        "An upload has ended: `status` is final until somebody asks for a retry or a reconcile. `data` has no sheets.",
+    ),
+}
+"""The schema of each webhook, and when it is sent."""
+
 API_SCHEMAS: dict[str, Schema] = {
     "Links": _LINKS,
     "Upload": {"allOf": [ref("Snapshot"), an_object("The progress of an upload, and facts about its file.", **_ABOUT)]},
@@ -162,7 +191,44 @@ API_SCHEMAS: dict[str, Schema] = {
     ),
     "AcceptedUpload": an_object(
         "A new upload, or the earlier one of the key.", ref=TEXT, upload=ID, status=ref("UploadStatus"), links=ref("Links")
+    )
+    | {
+        "properties": {
+            "ref": TEXT,
+            "upload": ID,
+            "status": ref("UploadStatus"),
+            "links": ref("Links"),
+            "webhookSecret": {"type": "string", "description": "Verifies the webhooks to `SiteLink-Webhook`, if the request named one."},
+        }
+    },
+    "WebhookReceiver": {
+        **an_object("Who gets the webhooks about all uploads of an organization.", url=_URL, events=_EVENTS),
+        "required": ["url"],
+        "additionalProperties": False,
+    },
+    "Webhooks": an_object(
+        "The receiver of an organization's webhooks.",
+        url=TEXT,
+        events=_EVENTS,
+        createdAt=TIME,
+        updatedAt=TIME,
+        secret=or_null(TEXT) | {"description": "Verifies the webhooks. Only the answer to the request that makes it has it."},
     ),
+    "Deliveries": an_object("Deliveries of webhooks, newest first.", deliveries=a_list(ref("Delivery"))),
+    "Redelivered": an_object("The webhook is sent again.", id=ID),
+    "AboutUpload": {
+        "allOf": [
+            ref("Snapshot"),
+            an_object(
+                "The progress of an upload, and facts about its file.",
+                **{name: _ABOUT[name] for name in ("ref", "upload", "fileName", "sizeBytes", "createdAt")},
+            ),
+        ]
+    },
+    **{
+        name: an_object(description, type={"const": str(event)}, timestamp=TIME, data=ref("AboutUpload"))
+        for event, (name, description) in WEBHOOKS.items()
+    },
     "Accepted": an_object("The request is accepted.", ref={"type": "string", "description": "`org/project/plan/upload`."}),
     "AcceptedOfPlan": an_object(
         "The uploads that are being reconciled.",

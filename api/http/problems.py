@@ -37,6 +37,7 @@ STATUS: dict[type[errors.SiteLinkError], int] = {
     errors.CredentialRequired: 401,
     errors.NotAllowed: 403,
     errors.PlanNotFound: 404,
+    errors.WebhookNotFound: 404,
     errors.KeysUnavailable: 503,
     errors.TooManyRequests: 429,
     errors.QuotaExceeded: 429,
@@ -49,7 +50,7 @@ STATUS: dict[type[errors.SiteLinkError], int] = {
 }
 """The HTTP status of each error. An error that is not in this table has the status of its nearest base class."""
 
-CHALLENGES: dict[type[errors.SiteLinkError], str] = {errors.BadSignature: "SiteLink-Signature", errors.CredentialRequired: "Bearer"}
+CHALLENGES: dict[type[errors.SiteLinkError], str] = {errors.BadSignature: "Webhook-Signature", errors.CredentialRequired: "Bearer"}
 """The ``WWW-Authenticate`` of each error with the status 401."""
 
 PROBLEM_TYPE = "application/problem+json"

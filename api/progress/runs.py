@@ -12,12 +12,14 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from temporalio.api.workflow.v1 import PendingActivityInfo
 from temporalio.client import (
     Client,
     RPCTimeoutOrCancelledError,
+    WorkflowExecution,
     WorkflowExecutionStatus,
     WorkflowHandle,
     WorkflowQueryFailedError,
@@ -28,23 +30,54 @@ from temporalio.common import QueryRejectCondition
 from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 
-from activities.bucket.keys import UploadRef
-from activities.bucket.records import Snapshot
+from activities.bucket.keys import UploadRef, webhook_workflow_id
+from activities.bucket.records import Snapshot, timestamp
 from activities.errors import PayloadUnreadable, TemporalUnavailable, is_error_name
+from activities.interface import SendWebhook
 from activities.logs import current_request_id
+from workflows.deliveries import DELIVERING
 from workflows.messages import SEARCH_ATTRIBUTES, ProgressAfter, Reconcile, SheetNumbers
-from workflows.starting import reopen_upload, start_deletion, start_upload
+from workflows.starting import reopen_upload, start_deletion, start_delivery, start_upload
 from workflows.upload import ProcessUpload
+from workflows.webhook import GIVEN_UP, DeliverWebhook
 
 logger = logging.getLogger(__name__)
 
 QUERY_TIMEOUT_S = 2.0
 UPDATE_TIMEOUT_S = 25.0
+DESCRIBED_AT_ONCE = 16
 _CONNECT_FAILURE = "Failed client connect"
 
 
 class NoRun(Exception):
     """Temporal has no run of this upload, or no open run where the request needs one."""
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """The delivery of one webhook.
+
+    Args:
+        id: The `webhook-id`.
+        event: The type of the event.
+        ref: The upload, `org/project/plan/upload`.
+        receiver: `organization` or `upload`.
+        status: `delivering`, `delivered` or `failed`.
+        attempts: Which attempt is made, or comes next; None when the delivery has ended.
+        reason: Why the last attempt failed, or why the delivery was given up.
+        started_at: When the delivery began.
+        ended_at: When it ended.
+    """
+
+    id: str
+    event: str
+    ref: str
+    receiver: str
+    status: str
+    attempts: int | None
+    reason: str | None
+    started_at: str
+    ended_at: str | None
 
 
 class RunClosed(Exception):
@@ -203,13 +236,13 @@ class Runs:
             TemporalUnavailable: Temporal does not answer.
         """
         async with _naming_failures(QUERY_TIMEOUT_S):
+            client = await self._get_client()
             description = await (await self._handle(ref)).describe(rpc_timeout=timedelta(seconds=QUERY_TIMEOUT_S))
             failing = [activity for activity in description.raw_description.pending_activities if activity.HasField("last_failure")]
             if not failing:
                 return None
             worst = max(failing, key=lambda activity: activity.attempt)
-            error = await (await self._get_client()).data_converter.decode_failure(worst.last_failure)
-        return _failure_sentence(worst, error), worst.attempt
+            return await _failure_sentence(client, worst), worst.attempt
 
     async def count_open(self, organization: str) -> int:
         """How many uploads of an organization have a run that has not ended. A run that has just started may not be counted yet.
@@ -221,6 +254,44 @@ class Runs:
         async with _naming_start_failures():
             client = await self._get_client()
             return (await client.count_workflows(query, rpc_timeout=timedelta(seconds=QUERY_TIMEOUT_S))).count
+
+    async def deliveries(self, organization: str, status: str | None, limit: int) -> list[Delivery]:
+        """The newest deliveries of an organization's webhooks. One that has just started may not be listed yet.
+
+        Args:
+            organization: The organization.
+            status: Only deliveries with this status; None for all.
+            limit: At most so many.
+
+        Raises:
+            TemporalUnavailable: Temporal does not answer.
+        """
+        query = f"WorkflowType = '{DeliverWebhook.__name__}' AND {SEARCH_ATTRIBUTES[0]} = '{organization}'"
+        if status is not None:
+            query += f" AND {SEARCH_ATTRIBUTES[3]} = '{status}'"
+        async with _naming_start_failures():
+            client = await self._get_client()
+            found = [each async for each in client.list_workflows(query, limit=limit, page_size=limit)]
+        newest = {each.id: each for each in reversed(found)}  # the list is newest first; a webhook that was sent again has several runs
+        async with _naming_start_failures():
+            turns = asyncio.Semaphore(DESCRIBED_AT_ONCE)
+            deliveries = await asyncio.gather(*(_delivery(client, each, turns, is_newest=status is None) for each in newest.values()))
+        return sorted(filter(None, deliveries), key=lambda each: each.started_at, reverse=True)
+
+    async def redeliver(self, organization: str, delivery: str) -> None:
+        """Sends a webhook again.
+
+        Raises:
+            NoRun: Temporal knows no such delivery any more.
+            TemporalUnavailable: Temporal does not answer.
+        """
+        async with _naming_failures(QUERY_TIMEOUT_S):
+            client = await self._get_client()
+            handle = client.get_workflow_handle(webhook_workflow_id(organization, delivery))
+            first = await anext(handle.fetch_history_events(page_size=1))
+            payloads = first.workflow_execution_started_event_attributes.input.payloads
+            (webhook,) = await client.data_converter.decode(payloads, [SendWebhook])
+            await start_delivery(client, webhook, again=True)
 
     async def check_health(self) -> None:
         """Returns when Temporal's frontend answers.
@@ -235,8 +306,38 @@ class Runs:
                 raise TemporalUnavailable(msg)
 
 
-def _failure_sentence(activity: PendingActivityInfo, error: BaseException) -> str:
-    attempt = f"(attempt {activity.attempt})"
+async def _delivery(client: Client, execution: WorkflowExecution, turns: asyncio.Semaphore, *, is_newest: bool) -> Delivery | None:
+    """The delivery, as its newest run tells; None when a newer run than this one is found. ``is_newest`` says that there is none."""
+    attributes = {pair.key.name: str(pair.value) for pair in execution.typed_search_attributes}
+    status, reason = attributes.get(SEARCH_ATTRIBUTES[3], ""), attributes.get(SEARCH_ATTRIBUTES[4])
+    attempts = None
+    if execution.status is WorkflowExecutionStatus.RUNNING or not is_newest:
+        async with turns:
+            description = await client.get_workflow_handle(execution.id).describe()
+        if description.run_id != execution.run_id:
+            return None
+        for activity in description.raw_description.pending_activities:
+            attempts = activity.attempt
+            if activity.HasField("last_failure"):
+                reason = await _failure_sentence(client, activity)
+    if status == DELIVERING and execution.status is not WorkflowExecutionStatus.RUNNING:  # cancelled or terminated by an operator
+        status, reason = GIVEN_UP, execution.status.name.title() if execution.status else None
+    memo = await execution.memo()
+    return Delivery(
+        id=execution.id.rsplit("/", 1)[1],
+        event=str(memo.get("event")),
+        ref=str(memo.get("ref")),
+        receiver=str(memo.get("receiver")),
+        status=status,
+        attempts=attempts,
+        reason=reason,
+        started_at=timestamp(execution.start_time),
+        ended_at=timestamp(execution.close_time) if execution.close_time else None,
+    )
+
+
+async def _failure_sentence(client: Client, activity: PendingActivityInfo) -> str:
+    error, attempt = await client.data_converter.decode_failure(activity.last_failure), f"(attempt {activity.attempt})"
     if isinstance(error, ApplicationError) and error.type and is_error_name(error.type):
         return f"{error.type}: {error.message[:300]} {attempt}"
     # Any other failure is an error of a library or of Temporal, such as a missed heartbeat. Its message is not for clients.

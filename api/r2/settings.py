@@ -1,5 +1,6 @@
 """The settings of the two ways in which R2 events come: pulled from a Cloudflare Queue, or pushed to the API."""
 
+import base64
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Self
@@ -96,6 +97,12 @@ class PushSettings:
         if any(len(secret) < SHORTEST_SECRET for secret in self.secrets):
             msg = f"a secret in SITELINK_EVENTS_SECRET has less than {SHORTEST_SECRET} characters"
             raise ValueError(msg)
+        for text in self.secrets:
+            try:
+                base64.b64decode(text.removeprefix("whsec_") if text.startswith("whsec_") else "", validate=True)
+            except ValueError as error:
+                msg = "a secret in SITELINK_EVENTS_SECRET begins with whsec_, and the rest is not base64"
+                raise ValueError(msg) from error
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Self:

@@ -1,4 +1,4 @@
-// Forwards R2's event notifications from a queue to SiteLink by a signed POST /v1/events/r2. SiteLink answers which messages are done.
+// Forwards R2's event notifications from a queue to SiteLink by a POST /v1/events/r2, signed by Standard Webhooks. SiteLink answers which messages are done.
 
 const MAX_BODY_CHARS = 16384; // an event is far shorter; the beginning of any other message is enough to recognize it
 const ANSWER_TIMEOUT_MS = 60_000;
@@ -18,14 +18,16 @@ export default {
 
 async function forward(body, env) {
   try {
+    const id = crypto.randomUUID();
     const timestamp = String(Math.floor(Date.now() / 1000));
     const response = await fetch(env.SITELINK_EVENTS_URL, {
       method: "POST",
       body,
       headers: {
         "Content-Type": "application/json",
-        "SiteLink-Timestamp": timestamp,
-        "SiteLink-Signature": await signature(env.SITELINK_EVENTS_SECRET, `${timestamp}.${body}`),
+        "webhook-id": id,
+        "webhook-timestamp": timestamp,
+        "webhook-signature": `v1,${await signature(env.SITELINK_EVENTS_SECRET, `${id}.${timestamp}.${body}`)}`,
       },
       redirect: "manual",
       signal: AbortSignal.timeout(ANSWER_TIMEOUT_MS),
@@ -39,11 +41,13 @@ async function forward(body, env) {
   return {}; // no message is done: the queue sends each again
 }
 
+// As Standard Webhooks signs: a secret with whsec_ is base64, any other is the key as it stands.
 async function signature(secret, data) {
   const bytes = (value) => new TextEncoder().encode(value);
-  const key = await crypto.subtle.importKey("raw", bytes(secret), { name: "HMAC", hash: "SHA-256" }, false, ["sign"]);
+  const raw = secret.startsWith("whsec_") ? Uint8Array.from(atob(secret.slice(6)), (letter) => letter.charCodeAt(0)) : bytes(secret);
+  const key = await crypto.subtle.importKey("raw", raw, { name: "HMAC", hash: "SHA-256" }, false, ["sign"]);
   const digest = new Uint8Array(await crypto.subtle.sign("HMAC", key, bytes(data)));
-  return Array.from(digest, (byte) => byte.toString(16).padStart(2, "0")).join("");
+  return btoa(String.fromCharCode(...digest));
 }
 
 // The message's body as text. A body that cannot be JSON is not an event, so any text does.

@@ -27,7 +27,7 @@ from activities.bucket.location import BucketSettings
 from activities.bucket.records import SheetStatus, Snapshot, from_json, to_json
 from activities.bucket.storage import Bucket
 from activities.errors import PageUnreadable, StorageUnavailable
-from activities.interface import BucketState, CountPages, Document, ListSheets, Page, WriteManifest
+from activities.interface import BucketState, CountPages, Document, ListSheets, Page, WriteManifest, WrittenManifest
 from api.__main__ import GRACE_S
 from api.progress.delivery import PING_S
 from api.progress.runs import QUERY_TIMEOUT_S
@@ -185,10 +185,11 @@ class Activities(FakeActivities):
         return await super().list_sheets(args)
 
     @activity.defn
-    async def write_manifest(self, args: WriteManifest) -> None:
+    async def write_manifest(self, args: WriteManifest) -> WrittenManifest:
         """Writes it as the real one does."""
-        await super().write_manifest(args)
+        written = await super().write_manifest(args)
         await self._bucket.put_async(UploadRef.parse(args.ref).manifest, to_json(args.snapshot))
+        return written
 
 
 class Stream:

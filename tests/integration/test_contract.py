@@ -44,6 +44,7 @@ def test_server_keeps_its_contract(stack: Stack, tmp_path: Path) -> None:
         "SITELINK_ACCESS": "jwt",
         "SITELINK_JWT_SECRET": SECRET,
         "SITELINK_EVENTS_SECRET": "0123456789abcdef",
+        "SITELINK_WEBHOOK_SECRET": SECRET,  # no worker of the stack sends any, because the receivers are made up
     }
     with running(tmp_path / "api", stack.temporal_address, **settings) as api:
         tried = subprocess.run(

@@ -15,6 +15,7 @@ from workflows.codec import data_converter
 from workflows.delete import DeleteUpload
 from workflows.sweep import NightlyReconcile, Sweep
 from workflows.upload import ProcessUpload
+from workflows.webhook import DeliverWebhook
 
 HISTORIES = Path(__file__).parent / "histories"
 KEY = bytes(range(32))
@@ -24,7 +25,7 @@ KEY = bytes(range(32))
 @pytest.mark.parametrize("path", sorted(HISTORIES.glob("*.json")), ids=lambda path: path.stem)
 async def test_history_replays(path: Path) -> None:
     """The workflow issues the same commands as when the history was recorded: in clear, or encrypted."""
-    workflows = [ProcessUpload, DeleteUpload, Sweep, NightlyReconcile]
+    workflows = [ProcessUpload, DeleteUpload, DeliverWebhook, Sweep, NightlyReconcile]
     await Replayer(workflows=workflows, data_converter=data_converter([KEY])).replay_workflow(_history(path.stem))
 
 
@@ -52,6 +53,9 @@ def test_encrypted_history_shows_no_title() -> None:
         ("terminated-then-reconciled", "EVENT_TYPE_WORKFLOW_EXECUTION_FAILED"),
         ("swept", "EVENT_TYPE_WORKFLOW_EXECUTION_COMPLETED"),
         ("nightly", "EVENT_TYPE_WORKFLOW_EXECUTION_COMPLETED"),
+        ("webhooks", "EVENT_TYPE_CHILD_WORKFLOW_EXECUTION_STARTED"),
+        ("webhooks-of-sheets", "EVENT_TYPE_TIMER_FIRED"),
+        ("redelivered", "EVENT_TYPE_ACTIVITY_TASK_CANCEL_REQUESTED"),
     ],
 )
 def test_history_proves_what_its_name_says(name: str, event: str) -> None:

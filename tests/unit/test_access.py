@@ -18,6 +18,7 @@ from starlette.routing import Route
 from activities.bucket.keys import UploadRef
 from activities.bucket.location import BucketSettings
 from activities.bucket.storage import Bucket
+from activities.webhooks.settings import WebhookSettings
 from api.access.layer import Access
 from api.access.policies import PUBLIC, Needs, Policy, scoped
 from api.access.principal import Principal, Scope
@@ -25,7 +26,7 @@ from api.access.routes import GuardedRoute, PublicFiles
 from api.access.settings import AccessSettings, Mode
 from api.access.tokens import OwnTokens
 from api.app import Api, create_app
-from api.paths import PLAN, UPLOAD, UPLOADS
+from api.paths import DELIVERIES, PLAN, REDELIVER, UPLOAD, UPLOADS, WEBHOOKS
 from api.r2.settings import PushSettings
 from api.settings import ApiSettings
 from tests.unit.api_fakes import FakeTemporal, RawRequest, accept, client_of
@@ -53,6 +54,11 @@ EXPECTED: dict[str, tuple[str, str]] = {
     f"POST {UPLOAD}/sheets/{{sheet}}/prioritize": ("write", "write"),
     f"POST {UPLOAD}/sheets/{{sheet}}/retry": ("write", "write"),
     f"GET {UPLOAD}/sheets/{{path:path}}": ("read", "read"),
+    f"GET {WEBHOOKS}": ("operate", "operate"),
+    f"PUT {WEBHOOKS}": ("operate", "operate"),
+    f"DELETE {WEBHOOKS}": ("operate", "operate"),
+    f"GET {DELIVERIES}": ("operate", "operate"),
+    f"POST {REDELIVER}": ("operate", "operate"),
     "POST /v1/events/r2": ("signed", "signed"),
     "GET /v1/events/unreadable": ("system", "system"),
     "POST /v1/codec/decode": ("system", "system"),
@@ -111,7 +117,11 @@ def make_api(bucket: Bucket, temporal: FakeTemporal, access: AccessSettings = AC
     """The API with every route that it can have."""
     push = PushSettings(secrets=("0123456789abcdef",))
     return create_app(
-        bucket, temporal.connect, ApiSettings(BucketSettings("file:///unused"), push=push, access=access, codec_keys=(bytes(32),))
+        bucket,
+        temporal.connect,
+        ApiSettings(
+            BucketSettings("file:///unused"), push=push, access=access, codec_keys=(bytes(32),), webhooks=WebhookSettings((SECRET,))
+        ),
     )
 
 
@@ -144,7 +154,7 @@ def requests_of(app: Starlette) -> Iterator[tuple[str, str, Policy]]:
 def path_of(template: str, ref: UploadRef = MINE) -> str:
     """The path of a route for an upload."""
     return template.replace("{path:path}", "sheet-1/thumbnail.jpeg").format(
-        organization=ref.organization, project=ref.project, plan=ref.plan, upload=ref.upload, sheet="1"
+        organization=ref.organization, project=ref.project, plan=ref.plan, upload=ref.upload, sheet="1", delivery="msg_1"
     )
 
 
@@ -276,7 +286,8 @@ async def test_scope_decides_within_the_own_organization(app: Starlette, client:
         answer = await client.request(method, path, headers=bearer(token(scope=scope)))
         assert (answer.status_code, answer.json()["type"]) == (403, "NotAllowed")
     assert Untouchable.asked == 0
-    for narrowed in ({}, {"project": "tower"}, {"project": "tower", "plan": "a1"}):
+    own_plan: list[dict[str, str]] = [{"project": "tower"}, {"project": "tower", "plan": "a1"}] if "{plan}" in template else []
+    for narrowed in ({}, *own_plan):
         request = RawRequest(app, method, path, bearer(token(scope=needed, **narrowed)))
         request.feed(b"", more=False)
         await until_async(partial(_has_begun, request))
@@ -333,6 +344,14 @@ def test_deep_is_recognized_however_it_is_written() -> None:
         assert policy.scope_for(query) is Scope.OPERATE
     assert policy.scope_for(b"deep=false") is Scope.READ
     assert PUBLIC.scope_for(b"deep") is None
+
+
+async def test_receiver_of_an_upload_needs_a_further_scope(client: httpx2.AsyncClient) -> None:
+    """Who may only write cannot have the server send requests to an address of its choice."""
+    headers = {"Content-Type": "application/pdf", "SiteLink-Webhook": "https://hooks.example.com/"}
+    for scope, status in (("write", 403), ("operate", 403), ("write operate", 202)):
+        answer = await client.post(path_of(UPLOADS), headers={**headers, **bearer(token(scope=scope))}, content=b"%PDF-1.7")
+        assert answer.status_code == status, scope
 
 
 async def test_expiry_beyond_every_clock_is_taken(client: httpx2.AsyncClient) -> None:

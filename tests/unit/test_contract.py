@@ -28,6 +28,7 @@ from tests.unit.api_fakes import FakeTemporal, client_of, snapshot
 REASONS = {
     *("UnreadablePdf", "PasswordRequired", "NoPages", "PdfPortfolio", "TooManyPages"),  # found when the PDF is opened
     *("PageUnreadable", "PageTooLarge", "RenderTimeout", "RenderCrashed", "RenderOutOfMemory", "WorkerLost"),  # of a sheet
+    *("WebhookUnreachable", "WebhookRefused", "WebhookForbidden", "WebhookGone"),  # of a delivery
     *("SourceMissing", "SourceAltered", "ShareFull", "TilesMissing", "Terminated"),
 }
 """The errors that are only the reason of an upload or a sheet, or a warning: no request is answered with them."""
@@ -37,7 +38,15 @@ REASONS = {
 def app(bucket: Bucket, temporal: FakeTemporal) -> Starlette:
     """The API with every route that it can have."""
     return create_app(
-        bucket, temporal.connect, ApiSettings.from_env({"SITELINK_EVENTS_SECRET": "0123456789abcdef", "SITELINK_CODEC_KEY": "0" * 64})
+        bucket,
+        temporal.connect,
+        ApiSettings.from_env(
+            {
+                "SITELINK_EVENTS_SECRET": "0123456789abcdef",
+                "SITELINK_CODEC_KEY": "0" * 64,
+                "SITELINK_WEBHOOK_SECRET": "0123456789abcdef" * 2,
+            }
+        ),
     )
 
 
@@ -166,7 +175,12 @@ async def test_page_shows_the_whole_document(app: Starlette, document: dict[str,
     page = answer.text
     anchors = set(re.findall(r'id="([^"]+)"', page))
     assert answer.headers["content-type"] == "text/html; charset=utf-8"
-    assert anchors == {*(operation.id for operation in OPERATIONS), *(f"schema-{name}" for name in document["components"]["schemas"])}
+    webhooks = {methods["post"]["operationId"] for methods in document["webhooks"].values()}
+    assert anchors == {
+        *(operation.id for operation in OPERATIONS),
+        *webhooks,
+        *(f"schema-{name}" for name in document["components"]["schemas"]),
+    }
     assert set(re.findall(r'href="#([^"]+)"', page)) <= anchors
     assert problems(app).keys() <= set(re.findall(r"\w+", page))
     assert set(re.findall(r'<link[^>]+href="([^"]+)"', page)) == {"/static/icon.svg", "/static/style.css", "/static/docs.css"}

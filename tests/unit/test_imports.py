@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from activities.interface import HousekeepingActivities, UploadActivities
+from activities.interface import HousekeepingActivities, UploadActivities, WebhookActivities
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("activities", "workflows", "api", "worker", "deploy")
@@ -27,6 +27,7 @@ HOST = BUCKET | {f"activities.{name}" for name in ("host", "attempt", "threads",
 CONTRACT = PURE | {"api.contract", "api.access", "api.http", "api.paths", "api.progress.plan", "api.r2.events", "api.uploads"}
 CLI = PURE | {"api.cli", "api.addresses", "api.paths", "activities.environment"}
 SERVER_ROOM = BUCKET | {"activities.environment", "activities.logs", "activities.program", "workflows", "api"}
+SERVER_ROOM |= {f"activities.webhooks.{name}" for name in ("settings", "signing", "network")}
 SERVER_ROOM |= {"starlette", "sse_starlette", "uvicorn", "python_multipart"}
 
 MAY_IMPORT: dict[str, set[str]] = {
@@ -80,11 +81,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "activities.attempt": {"activities.errors", "temporalio"},
     "activities.scratch": BUCKET | {"activities.attempt"},
     "activities.threads": {"activities.bucket.keys"},
+    "activities.webhooks.settings": {"activities.environment"},
+    "activities.webhooks.signing": {"activities.bucket.keys", "standardwebhooks"},
+    "activities.webhooks.network": {"activities.errors", "httpcore2"},
+    "activities.webhooks.delivery": BUCKET | {"activities.attempt", "activities.webhooks", "httpcore2"},
     "activities.host": BUCKET | {"activities.render.child", "activities.scratch", "activities.threads"},
     "activities.*": HOST | {"activities.document"},
     "workflows.processing.window": set(),
     "workflows.processing.patches": set(),
-    "workflows.messages": {"activities.bucket.records", "workflows.processing.window"},
+    "workflows.messages": {"activities.bucket.records", "activities.interface", "workflows.processing.window"},
     "workflows.processing.progress": {"activities.interface", "activities.bucket.records", "activities.bucket.forecast"},
     "workflows.codec": {"activities.environment", "activities.errors", "cryptography", "google", "temporalio"},
     "workflows.*": LIGHT | {"workflows"},
@@ -106,12 +111,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "api.settings": {
         "activities.bucket.location",
         "activities.environment",
+        "activities.webhooks.settings",
         "api.addresses",
         "api.access.settings",
         "api.r2.settings",
         "workflows.codec",
     },
-    "api.contract.schemas": PURE | {"api.access.principal", "api.r2.events"},
+    "api.contract.schemas": PURE | {"api.access.principal", "api.progress.runs", "api.r2.events"},
     "api.contract.page": {"api.contract.schemas"},
     "api.contract.routes": {"api.access.routes", "api.contract.document", "api.contract.page", "api.http.caching", "starlette"},
     "api.contract.*": CONTRACT,
@@ -263,6 +269,7 @@ def definition(function: object) -> object:
     [
         *((UploadActivities, ("activities.document", "activities.sheets", "activities.reconcile"), name) for name in ABSTRACT),
         *((HousekeepingActivities, ("worker.housekeeping",), name) for name in HOUSEKEEPING),
+        (WebhookActivities, ("activities.webhooks.delivery",), "send_webhook"),
     ],
 )
 def test_every_activity_is_implemented_as_one(interface: type, modules: tuple[str, ...], name: str) -> None:

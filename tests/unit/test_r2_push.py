@@ -1,12 +1,15 @@
 """``POST /v1/events/r2``: its signature, its answers, and that it is off by default."""
 
+import base64
 import json
 import time
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 import httpx2
 import pytest
+from standardwebhooks import Webhook
 from starlette.applications import Starlette
 
 from activities.bucket.location import BucketSettings
@@ -48,10 +51,16 @@ async def push(
     secret: str = SECRET,
     age_s: float = 0,
     headers: Mapping[str, str] | None = None,
+    library: Webhook | None = None,
 ) -> httpx2.Response:
-    """Sends a signed batch."""
+    """Sends a signed batch: as an earlier release did, or by the library of Standard Webhooks."""
     data = json.dumps({"messages": messages}).encode() if body is None else body
     timestamp = str(int(time.time() - age_s))
+    if library is not None:
+        sent_at = datetime.fromtimestamp(int(timestamp), UTC)
+        signed = {"webhook-id": "msg_1", "webhook-timestamp": timestamp, "webhook-signature": library.sign("msg_1", sent_at, data.decode())}
+        async with client_of(app) as client:
+            return await client.post(R2_EVENTS, content=data, headers={**signed, **(headers or {})})
     signed = {"SiteLink-Timestamp": timestamp, "SiteLink-Signature": signature(secret, timestamp, data)}
     async with client_of(app) as client:
         return await client.post(R2_EVENTS, content=data, headers={**signed, **(headers or {})})
@@ -103,6 +112,34 @@ async def test_any_host_and_origin_may_carry_a_signed_request(app: Starlette, bu
 async def test_an_older_secret_is_accepted_while_it_is_replaced(app: Starlette) -> None:
     """A request may be signed with any of the configured secrets."""
     assert (await push(app, secret=OLD_SECRET)).status_code == 200
+
+
+async def test_standard_webhooks_are_accepted(app: Starlette, bucket: Bucket, temporal: FakeTemporal) -> None:
+    """The library signs with a secret as it stands, or with one in base64; other signatures beside ours do not matter."""
+    encoded = f"whsec_{base64.b64encode(b'0123456789abcdef01234567').decode()}"
+    encoding = create_app(
+        bucket, temporal.connect, ApiSettings(BucketSettings("file:///unused"), push=PushSettings((encoded,), gather_s=0.05))
+    )
+    assert (await push(app, library=Webhook(SECRET.encode()))).status_code == 200
+    assert (await push(encoding, library=Webhook(encoded))).status_code == 200
+    sent_at = datetime.now(UTC)
+    good = Webhook(SECRET.encode()).sign("msg_1", sent_at, '{"messages": []}')
+    several = {"webhook-timestamp": str(int(sent_at.timestamp())), "webhook-signature": f"v1a,other v1,AAAA {good}"}
+    assert (await push(app, library=Webhook(SECRET.encode()), headers=several)).status_code == 200
+    for bad in (
+        {"webhook-id": "msg_2"},
+        {"webhook-id": ""},
+        {"webhook-signature": ""},
+        {"webhook-signature": "v1,AAAA"},
+        {"webhook-signature": "x" * 5000},
+        {"webhook-timestamp": str(int(time.time()) - TOLERANCE_S - 2)},
+        {"webhook-timestamp": "soon"},
+    ):
+        answer = await push(app, library=Webhook(SECRET.encode()), headers=bad)
+        assert (answer.status_code, answer.json()["type"]) == (401, "BadSignature"), bad
+    assert (await push(app, library=Webhook(b"some other secret"))).status_code == 401
+    with pytest.raises(ValueError, match="base64"):
+        PushSettings(("whsec_this is not base64",))
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from starlette.routing import Match, Route
 
 from activities import errors
 from activities.bucket.dzi import tile_name
-from activities.bucket.keys import UploadRef, unreadable_event
+from activities.bucket.keys import UploadRef, unreadable_event, webhooks_record
 from activities.bucket.records import Forecast, Receipt, SheetState, Snapshot, UploadOptions, camel_case
 from activities.bucket.storage import ROOM_KEY, Bucket
 from activities.errors import InvalidRequest, SiteLinkError
@@ -23,6 +23,7 @@ from api.access.routes import GuardedRoute
 from api.app import create_app
 from api.cli.__main__ import build_parser
 from api.http.problems import STATUS
+from api.paths import ORGANIZATION
 from api.settings import ApiSettings
 from api.uploads import OPTIONS, read_options
 from tests.unit.api_fakes import FakeTemporal
@@ -129,7 +130,7 @@ def test_directories_exist() -> None:
 def test_curl_asks_for_a_route(words: list[str], app: Starlette) -> None:
     """The API has the address for the method."""
     path = words[-1].removeprefix("http://127.0.0.1:8000").split("?")[0]
-    scope: dict[str, object] = {"type": "http", "path": path, "method": "POST" if "POST" in words else "GET", "headers": []}
+    scope: dict[str, object] = {"type": "http", "path": path, "method": dict(pairwise(words)).get("-X", "GET"), "headers": []}
     assert any(route.matches(scope)[0] is Match.FULL for route in app.routes)
 
 
@@ -181,7 +182,15 @@ def test_every_path_of_where_to_change_what_exists() -> None:
 def app(bucket: Bucket, temporal: FakeTemporal) -> Starlette:
     """The API with every route that it can have."""
     return create_app(
-        bucket, temporal.connect, ApiSettings.from_env({"SITELINK_EVENTS_SECRET": "0123456789abcdef", "SITELINK_CODEC_KEY": "0" * 64})
+        bucket,
+        temporal.connect,
+        ApiSettings.from_env(
+            {
+                "SITELINK_EVENTS_SECRET": "0123456789abcdef",
+                "SITELINK_CODEC_KEY": "0" * 64,
+                "SITELINK_WEBHOOK_SECRET": "0123456789abcdef" * 2,
+            }
+        ),
     )
 
 
@@ -194,7 +203,7 @@ def test_every_route_is_in_the_table(app: Starlette) -> None:
         for method in (route.methods or set()) - {"HEAD"}
     }
     told = [
-        re.sub(r"\bP/", f"{PLAN_PATH}/", re.sub(r"\bB\b", "P/uploads", request))
+        re.sub(r"\bO/", f"{ORGANIZATION}/", re.sub(r"\bP/", f"{PLAN_PATH}/", re.sub(r"\bB\b", "P/uploads", request)))
         for first, *_ in rows(section(EMBED, "Routes"))
         for request in CODE.findall(first)
     ]
@@ -204,14 +213,18 @@ def test_every_route_is_in_the_table(app: Starlette) -> None:
 def test_every_route_says_what_it_needs(app: Starlette) -> None:
     """The second column of the table is the policy of the route."""
     for first, needs, *_ in rows(section(EMBED, "Routes")):
-        for request, need in zip(CODE.findall(first), needs.split("; ") if "session" in first else [needs] * 2, strict=False):
-            method, path = re.sub(r"\bP/", f"{PLAN_PATH}/", re.sub(r"\bB\b", "P/uploads", request)).split(" ")
+        for request, need in zip(CODE.findall(first), needs.split("; ") if "session" in first else [needs] * 9, strict=False):
+            method, path = re.sub(
+                r"\bO/", f"{ORGANIZATION}/", re.sub(r"\bP/", f"{PLAN_PATH}/", re.sub(r"\bB\b", "P/uploads", request))
+            ).split(" ")
             (policy,) = (
                 route.policy
                 for route in app.routes
                 if isinstance(route, GuardedRoute) and method in (route.methods or ()) and re.sub(":path}", "}", route.path) == path
             )
             deep = f"; {policy.deep_scope} if deep" if policy.deep_scope else ""
+            if policy.header_scope:
+                deep += f"; {policy.header_scope[1]} with `SiteLink-Webhook`"
             kinds = {Needs.TOKEN: "a token", Needs.CREDENTIAL: "any credential", Needs.SYSTEM: "`system`"}
             kinds |= {Needs.NOTHING: need, Needs.SCOPE: f"{policy.scope}{deep}"}
             told = kinds[policy.needs]
@@ -267,6 +280,7 @@ def test_every_key_of_the_bucket_is_spelled_as_the_code_spells_it() -> None:
     ref = UploadRef("org", "project", "plan", "upload")
     hashed = re.compile(r"[0-9a-f]{64}")
     spelled = {
+        webhooks_record("org"),
         ref.source,
         ref.record,
         ref.manifest,

@@ -198,6 +198,7 @@ def test_wire_names_are_those_of_the_design() -> None:
         "options",
         "createdAt",
         "deletedAt",
+        "webhook",
         "schema",
     }
 

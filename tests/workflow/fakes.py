@@ -26,11 +26,13 @@ from activities.interface import (
     ListSheets,
     Page,
     PruneSheets,
+    Subscription,
     TiledPage,
     TilePage,
     UploadActivities,
     UploadPage,
     WriteManifest,
+    WrittenManifest,
 )
 from worker.app import activity_worker, workflow_worker
 
@@ -50,6 +52,7 @@ class FakeActivities(UploadActivities):
         self.options = UploadOptions(window=window)
         self.committed: dict[int, SheetRecord] = {}
         self.manifest: Snapshot | None = None
+        self.webhooks: tuple[Subscription, ...] = ()
         self.tile_errors: dict[int, list[SiteLinkError]] = {}
         self.halved: list[HalvePage] = []
         self.upload_errors: dict[int, list[SiteLinkError]] = {}
@@ -106,7 +109,7 @@ class FakeActivities(UploadActivities):
     @activity.defn
     async def list_sheets(self, args: ListSheets) -> BucketState:
         """What the pretended bucket holds."""
-        state = BucketState(self.options, tuple(self.committed.values()), self.manifest)
+        state = BucketState(self.options, tuple(self.committed.values()), self.manifest, self.webhooks)
         await self._reach("list_sheets")
         _raise_next(self.list_errors)
         return state
@@ -182,11 +185,12 @@ class FakeActivities(UploadActivities):
         return record
 
     @activity.defn
-    async def write_manifest(self, args: WriteManifest) -> None:
+    async def write_manifest(self, args: WriteManifest) -> WrittenManifest:
         """Keeps the manifest."""
         await self._reach("write_manifest")
         _raise_next(self.manifest_errors)
         self.manifest = args.snapshot
+        return WrittenManifest(self.webhooks)
 
     @activity.defn
     async def discard_scratch(self, args: DiscardScratch) -> None:

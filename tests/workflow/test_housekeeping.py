@@ -43,6 +43,7 @@ from activities.interface import (
     SweepBucket,
     Swept,
     WriteManifest,
+    WrittenManifest,
 )
 from api.progress.runs import Runs
 from api.progress.status import Status
@@ -87,11 +88,12 @@ class Activities(FakeActivities):
         return replace(state, manifest=manifest)
 
     @activity.defn
-    async def write_manifest(self, args: WriteManifest) -> None:
+    async def write_manifest(self, args: WriteManifest) -> WrittenManifest:
         """Into the bucket."""
         self._accepted(args.ref)
-        await super().write_manifest(args)
+        written = await super().write_manifest(args)
         self.bucket.put(UploadRef.parse(args.ref).manifest, to_json(args.snapshot))
+        return written
 
 
 @pytest.fixture

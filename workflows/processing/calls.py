@@ -30,6 +30,7 @@ from activities.interface import (
     UploadActivities,
     UploadPage,
     WriteManifest,
+    WrittenManifest,
 )
 from workflows.retries import HEARTBEAT, RETRIES
 
@@ -100,9 +101,9 @@ class Calls:
         args = PruneSheets(self._ref, total_pages)
         return await self._call(STORAGE_QUEUE, UploadActivities.prune_sheets, args, "remove objects that belong to no sheet")
 
-    async def write_manifest(self, snapshot: Snapshot) -> None:
+    async def write_manifest(self, snapshot: Snapshot) -> WrittenManifest | None:
         """Writes the final progress to the bucket."""
-        await self._call(STORAGE_QUEUE, UploadActivities.write_manifest, WriteManifest(self._ref, snapshot), "write the manifest")
+        return await self._call(STORAGE_QUEUE, UploadActivities.write_manifest, WriteManifest(self._ref, snapshot), "write the manifest")
 
     # ------------------------------------------------------------------ on the tile queue, with a slot for each core
 

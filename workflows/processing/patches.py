@@ -19,3 +19,6 @@ HALVE_RESOLUTION = "half-resolution"
 
 STAY_TERMINATED = "stays-terminated"
 """An upload that an operator terminated before its pages were counted is resumed only by a retry. Without it, by any request."""
+
+WEBHOOKS = "webhooks"
+"""A run starts deliveries of webhooks. The marker is recorded only where somebody wants them."""

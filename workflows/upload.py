@@ -200,7 +200,7 @@ class ProcessUpload:
         # While the upload has no sheets, a retry or a reconcile can only count the pages, so this count serves the requests that wait now.
         # Requests that come during the count are kept.
         waiting, self._requests = self._requests, Requests()
-        head = self._progress.changes_since(self._progress.version)
+        head = self._progress.head
         stays_ended = not waiting.retries and (
             (head.status is UploadStatus.CANCELLED and workflow.patched(OBEY_REQUESTS_AFTER_CANCEL))
             or (head.reason == Terminated.__name__ and workflow.patched(STAY_TERMINATED))
@@ -369,7 +369,7 @@ class ProcessUpload:
             self._progress.cancel(workflow.now())
 
     def _result(self, *, cancelled: bool) -> Snapshot:
-        result = self._progress.changes_since(self._progress.version)
+        result = self._progress.head
         if result.status is UploadStatus.CANCELLED and cancelled:
             raise asyncio.CancelledError
         if result.status is UploadStatus.FAILED:

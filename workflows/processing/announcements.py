@@ -52,7 +52,7 @@ class Announcements:
     def announce_accepted(self) -> None:
         """Announces that the upload was accepted, unless an earlier run has."""
         if self._wants(WebhookEvent.UPLOAD_ACCEPTED):
-            head = self._progress.changes_since(self._progress.version)
+            head = self._progress.head
             self._accepting = asyncio.create_task(self._start(WebhookEvent.UPLOAD_ACCEPTED, head))
 
     async def announce_ended(self, manifest: Snapshot, subscriptions: tuple[Subscription, ...]) -> None:
@@ -93,7 +93,7 @@ class Announcements:
     async def _announce_new_sheets(self) -> None:
         ready = set(self._progress.sheets_in(SheetStatus.READY))
         new, self._announced = sorted(ready - self._announced), ready
-        head = self._progress.changes_since(self._progress.version)
+        head = self._progress.head
         for start in range(0, len(new), SHEETS_AT_ONCE):
             sheets = tuple(self._progress.sheet(number) for number in new[start : start + SHEETS_AT_ONCE])
             await self._start(WebhookEvent.SHEET_READY, replace(head, sheets=sheets))

@@ -22,7 +22,7 @@ class Display:
 
     def show(self, progress: Progress) -> None:
         """Shows the progress. Search attributes are written only when they change, because each write is an event in the history."""
-        head = progress.changes_since(progress.version)
+        head = progress.head
         failures = [progress.sheet(number) for number in progress.sheets_in(SheetStatus.FAILED)]
         lines = [f"**{head.status}**: {head.completed_pages} of {head.total_pages} sheets ready, {len(failures)} failed"]
         if head.reason:

@@ -97,6 +97,10 @@ async def test_stream_has_all_uploads_also_new_and_deleted_ones(
             await until_async(lambda: client.has("end", first) and client.has("end", second))
             assert client.knows(first) == manifest(bucket, first)
             assert client.knows(second) == manifest(bucket, second)
+            assert (await http.post(f"{url_of(apis[1], second)}/reconcile")).status_code == 202
+            await until_async(lambda: client.names.count(("end", second.upload)) == 2)
+            assert client.knows(second) == manifest(bucket, second)
+            assert client.knows(second)["reconciled"]
             assert (await http.delete(url_of(apis[0], first))).status_code == 202
             await until_async(lambda: client.has("deleted", first))
             assert not client.has("deleted", second)

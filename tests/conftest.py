@@ -15,6 +15,7 @@ from deploy.stack import Stack
 from deploy.temporal import TemporalServer, installed_binary
 from tests.servers import s3
 from tests.servers.versitygw import installed_s3_server
+from tests.unit.api_fakes import STACK_CODEC_KEY
 
 # A machine may be slow: only a wrong answer fails an example.
 settings.register_profile("patient", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -91,7 +92,7 @@ def new_stack_of_session(temporal_binary: Path, tmp_path_factory: pytest.TempPat
 @pytest.fixture(scope="session")
 def stack(new_stack_of_session: Callable[..., Stack]) -> Stack:
     """One whole stack, with every route, for the tests that kill nothing."""
-    return new_stack_of_session(SITELINK_EVENTS_SECRET="0123456789abcdef", SITELINK_CODEC_KEY="c0de" * 16)  # noqa: S106 - of a test
+    return new_stack_of_session(SITELINK_EVENTS_SECRET="0123456789abcdef", SITELINK_CODEC_KEY=STACK_CODEC_KEY)  # noqa: S106 - of a test
 
 
 def _stack(data_dir: Path, settings: Mapping[str, str]) -> Stack:

@@ -13,6 +13,7 @@ Oddities, all on purpose:
    https://nvlpubs.nist.gov/nistpubs/Legacy/SP/nistspecialpublication800-38d.pdf, 8.3.
 """
 
+import base64
 import json
 import os
 import re
@@ -118,6 +119,9 @@ def read_payloads(body: bytes | bytearray) -> Sequence[Payload]:
     """
     try:
         document = json.loads(body)
+        for payload in document["payloads"]:
+            for text in (payload.get("data", ""), *payload.get("metadata", {}).values()):
+                base64.b64decode(text, validate=True)  # protobuf would pass over whatever is no base64
         return ParseDict({"payloads": document["payloads"]}, Payloads(), ignore_unknown_fields=True).payloads
     except (ParseError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         msg = 'the body is not {"payloads": [...]} in the JSON form of protobuf'

@@ -188,7 +188,7 @@ OPERATIONS: tuple[Operation, ...] = (
             Parameter(
                 "SiteLink-Webhook",
                 "header",
-                "The address of a receiver of webhooks about this upload alone. Needs the scope `operate`, too.",
+                "The address of a receiver of webhooks about this upload alone.",
                 {
                     "type": "string",
                     "pattern": "^https://[!-~]+$",

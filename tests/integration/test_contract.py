@@ -16,7 +16,7 @@ from activities.bucket.records import SheetStatus, to_json
 from api.contract.operations import EXAMPLES
 from deploy.stack import Stack
 from tests.integration.test_api import running
-from tests.unit.api_fakes import accept, make_bucket, snapshot
+from tests.unit.api_fakes import STACK_CODEC_KEY, accept, make_bucket, snapshot
 from tests.unit.sheets import put_sheet
 from tests.waiting import DEADLINE_S
 
@@ -44,6 +44,7 @@ def test_server_keeps_its_contract(stack: Stack, tmp_path: Path) -> None:
         "SITELINK_ACCESS": "jwt",
         "SITELINK_JWT_SECRET": SECRET,
         "SITELINK_EVENTS_SECRET": "0123456789abcdef",
+        "SITELINK_CODEC_KEY": STACK_CODEC_KEY,
         "SITELINK_WEBHOOK_SECRET": SECRET,  # no worker of the stack sends any, because the receivers are made up
     }
     with running(tmp_path / "api", stack.temporal_address, **settings) as api:

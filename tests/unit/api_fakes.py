@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,6 +31,9 @@ BASE = "/v1/organizations/acme/projects/tower/plans/a1/uploads"
 REF = UploadRef("acme", "tower", "a1", "0198c0de-0000-7000-8000-000000000001")
 PATH = f"{BASE}/{REF.upload}"
 PDF = b"%PDF-1.7\n" + b"x" * 5000
+
+STACK_CODEC_KEY = "c0de" * 16
+"""``SITELINK_CODEC_KEY`` of the stack that the tests share."""
 
 NOT_FOUND = RPCError("no such workflow", RPCStatusCode.NOT_FOUND, b"")
 UNAVAILABLE = RPCError("connection refused", RPCStatusCode.UNAVAILABLE, b"")
@@ -112,6 +115,17 @@ class FakeTemporal:
         self.cancels += 1
         if self.cancel_error:
             raise self.cancel_error
+
+    async def list_workflows(self, *_: object, **__: object) -> AsyncIterator[Any]:
+        """No workflow."""
+        none: list[Any] = []
+        for execution in none:
+            yield execution
+
+    async def fetch_history_events(self, **_: object) -> AsyncIterator[Any]:
+        """No history, because there is no such workflow."""
+        raise NOT_FOUND
+        yield
 
     async def describe(self, **_: object) -> Any:
         """The pending activities and the times of the run."""

@@ -100,9 +100,18 @@ async def chromium_page(api_url: str, *, arguments: Sequence[str] = (), **contex
         browser = await playwright.chromium.launch(executable_path=chromium_path(), args=[*CHROMIUM_ARGUMENTS, *arguments])
         try:
             settings = {"viewport": {"width": 1280, "height": 800}, **context}
-            page = await (await browser.new_context(**settings)).new_page()
+            tabs = await browser.new_context(**settings)
+            said: list[str] = []
+            tabs.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
+            tabs.on("weberror", lambda error: said.append(f"error: {error.error}"))
+            tabs.on("requestfailed", lambda request: said.append(f"{request.failure}: {request.url}"))
+            page = await tabs.new_page()
             page.set_default_timeout(EXPECT_MS)
-            yield WatchedPage(page, api_url)
+            try:
+                yield WatchedPage(page, api_url)
+            except BaseException as error:
+                error.add_note("\n".join(["The browser said:", *said]))
+                raise
         finally:
             await browser.close()
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from temporalio.client import Client
 
 from activities.bucket.keys import UploadRef
 from api.access.tokens import sign
@@ -19,7 +18,7 @@ from api.paths import upload_path
 from deploy.process import free_port
 from deploy.programs import CACHE, installed
 from deploy.temporal import TemporalServer
-from tests.integration.test_api import ApiProcess, end_runs, running, streaming
+from tests.integration.test_api import ApiProcess, running, streaming
 from tests.unit.api_fakes import BASE, PDF
 from tests.waiting import DEADLINE_S, until
 
@@ -55,13 +54,6 @@ def api(temporal_server: TemporalServer, tmp_path_factory: pytest.TempPathFactor
     directory = tmp_path_factory.mktemp("proxied") / "api"
     with running(directory, temporal_server.address, SITELINK_MAX_FILE_BYTES=str(MAX_FILE_BYTES), **ACCESS) as process:
         yield process
-
-
-@pytest.fixture(autouse=True)
-async def end_runs_of_test(api: ApiProcess, temporal: Client) -> AsyncIterator[None]:
-    """Ends the runs that the test has started: another test has workers."""
-    yield
-    await end_runs(temporal, api)
 
 
 def program_of(name: str) -> str:
@@ -141,17 +133,16 @@ async def http() -> AsyncIterator[httpx2.AsyncClient]:
         yield client
 
 
-async def send(http: httpx2.AsyncClient, site: str, api: ApiProcess) -> UploadRef:
+async def send(http: httpx2.AsyncClient, site: str) -> UploadRef:
     """Uploads a PDF through the proxy."""
     answer = await http.post(site + BASE, content=PDF)
     assert answer.status_code == 202, answer.text
-    api.accepted.append(UploadRef.parse(answer.json()["ref"]))
-    return api.accepted[-1]
+    return UploadRef.parse(answer.json()["ref"])
 
 
-async def test_stream_is_not_held_back(http: httpx2.AsyncClient, site: str, api: ApiProcess) -> None:
+async def test_stream_is_not_held_back(http: httpx2.AsyncClient, site: str) -> None:
     """An event arrives while the stream goes on; what ends the stream at the API ends it here."""
-    ref = await send(http, site, api)
+    ref = await send(http, site)
     async with streaming(http, site + upload_path(ref)) as stream:
         assert (await stream.next())[0] == "snapshot"
         assert (await http.delete(site + upload_path(ref))).status_code == 202
@@ -159,9 +150,9 @@ async def test_stream_is_not_held_back(http: httpx2.AsyncClient, site: str, api:
     assert (await http.get(site + upload_path(ref))).json()["type"] == "UploadNotFound"
 
 
-async def test_wait_for_a_change_comes_through(http: httpx2.AsyncClient, site: str, api: ApiProcess) -> None:
+async def test_wait_for_a_change_comes_through(http: httpx2.AsyncClient, site: str) -> None:
     """With its ETag: when time is up, the client that has the current version gets a 304."""
-    ref = await send(http, site, api)
+    ref = await send(http, site)
     answer = await http.get(site + upload_path(ref))
     headers, query = {"If-None-Match": answer.headers["etag"]}, {"after": answer.json()["version"], "wait": 1}
     assert (await http.get(site + upload_path(ref), params=query, headers=headers)).status_code == 304

@@ -1,25 +1,19 @@
 """Clients of the real servers."""
 
 from collections.abc import AsyncIterator
-from contextlib import suppress
 
 import httpx2
 import pytest
 from temporalio.client import Client
-from temporalio.service import RPCError
 
 from deploy.temporal import TemporalServer
-from workflows.upload import ProcessUpload
+from tests.temporal import idle_client
 
 
 @pytest.fixture
 async def temporal(temporal_server: TemporalServer) -> Client:
-    """A client of the real server, on which no upload runs: the workers of this test would take what an earlier test has left."""
-    client = await Client.connect(temporal_server.address)
-    async for run in client.list_workflows(f"WorkflowType = '{ProcessUpload.__name__}' AND ExecutionStatus = 'Running'"):
-        with suppress(RPCError):  # it has ended by itself
-            await client.get_workflow_handle(run.id, run_id=run.run_id).terminate()
-    return client
+    """A client of the real server."""
+    return await idle_client(temporal_server)
 
 
 @pytest.fixture

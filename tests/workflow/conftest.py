@@ -7,12 +7,13 @@ from temporalio.client import Client
 
 from activities.bucket.keys import UploadRef
 from deploy.temporal import TemporalServer
+from tests.temporal import idle_client
 
 
 @pytest.fixture
 async def client(temporal_server: TemporalServer) -> Client:
     """A client of the real server."""
-    return await Client.connect(temporal_server.address, identity="test")
+    return await idle_client(temporal_server)
 
 
 @pytest.fixture

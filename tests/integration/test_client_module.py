@@ -68,6 +68,11 @@ class Script:
         self.lines.append(json.loads(line))
         return self.lines[-1]
 
+    def write(self, data: bytes) -> None:
+        """Writes to the script's standard input."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(data)
+
     async def rest(self) -> list[Any]:
         """All lines to the script's end, which must be a success."""
         async with asyncio.timeout(DEADLINE_S):
@@ -89,6 +94,7 @@ async def running(script: str, server: str, *arguments: str) -> AsyncIterator[Sc
         server,
         str(REF),
         *arguments,
+        stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
@@ -272,19 +278,7 @@ async def test_wake_connects_at_once(api: str, upstream: Upstream, bucket: Bucke
     process.exit(0);
     """
     gateway = Gateway(api)
-    async with serving_gateway(gateway):
-        process = await asyncio.create_subprocess_exec(
-            node_path(),
-            "--input-type=module",
-            "--eval",
-            PRELUDE + script_text,
-            "--",
-            gateway.url,
-            str(REF),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-        )
-        script = Script(process)
+    async with serving_gateway(gateway), running(script_text, gateway.url) as script:
         await until_async(lambda: gateway.open_streams == 1)
         gateway.broken = True
         await make_ready(upstream, range(1, 2))
@@ -292,8 +286,7 @@ async def test_wake_connects_at_once(api: str, upstream: Upstream, bucket: Bucke
             pass
         await end(upstream, bucket)
         gateway.broken = False
-        assert process.stdin is not None
-        process.stdin.write(b"wake\n")
+        script.write(b"wake\n")
         assert (await script.rest())[-1] == {"version": 102, "status": "complete", "ended": True, "changed": [1]}
         assert "ended" in script.lines
 
@@ -407,23 +400,10 @@ async def test_watch_is_left_without_a_trace(api: str, upstream: Upstream) -> No
     process.stdin.unref();
     """
     gateway = Gateway(api)
-    async with serving_gateway(gateway):
-        process = await asyncio.create_subprocess_exec(
-            node_path(),
-            "--input-type=module",
-            "--eval",
-            PRELUDE + script_text,
-            "--",
-            gateway.url,
-            str(REF),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-        )
-        script = Script(process)
+    async with serving_gateway(gateway), running(script_text, gateway.url) as script:
         assert [await script.next(), await script.next()] == [100, 100]
         await until_async(lambda: gateway.open_streams == 1)
-        assert process.stdin is not None
-        process.stdin.write(b"stop\n")
+        script.write(b"stop\n")
         assert (await script.rest())[-1] == {"done": True}
         await until_async(lambda: gateway.open_streams == 0)
 

@@ -3,8 +3,11 @@
 from pathlib import Path
 
 import pytest
+from starlette.applications import Starlette
 
 from activities.bucket.storage import Bucket
+from api.app import create_app
+from api.settings import ApiSettings
 from tests.unit.api_fakes import FakeTemporal, make_bucket
 
 
@@ -18,3 +21,19 @@ def bucket(tmp_path: Path) -> Bucket:
 def temporal() -> FakeTemporal:
     """A Temporal without any run."""
     return FakeTemporal()
+
+
+@pytest.fixture
+def app(bucket: Bucket, temporal: FakeTemporal) -> Starlette:
+    """The API with every route that it can have."""
+    return create_app(
+        bucket,
+        temporal.connect,
+        ApiSettings.from_env(
+            {
+                "SITELINK_EVENTS_SECRET": "0123456789abcdef",
+                "SITELINK_CODEC_KEY": "0" * 64,
+                "SITELINK_WEBHOOK_SECRET": "0123456789abcdef" * 2,
+            }
+        ),
+    )

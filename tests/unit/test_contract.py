@@ -35,22 +35,6 @@ REASONS = {
 
 
 @pytest.fixture
-def app(bucket: Bucket, temporal: FakeTemporal) -> Starlette:
-    """The API with every route that it can have."""
-    return create_app(
-        bucket,
-        temporal.connect,
-        ApiSettings.from_env(
-            {
-                "SITELINK_EVENTS_SECRET": "0123456789abcdef",
-                "SITELINK_CODEC_KEY": "0" * 64,
-                "SITELINK_WEBHOOK_SECRET": "0123456789abcdef" * 2,
-            }
-        ),
-    )
-
-
-@pytest.fixture
 def document(app: Starlette) -> dict[str, Any]:
     """The document of all routes."""
     return build_document(described_routes(app.routes), checks_access=True)

@@ -16,17 +16,14 @@ from activities import errors
 from activities.bucket.dzi import tile_name
 from activities.bucket.keys import UploadRef, unreadable_event, webhooks_record
 from activities.bucket.records import Forecast, Receipt, SheetState, Snapshot, UploadOptions, camel_case
-from activities.bucket.storage import ROOM_KEY, Bucket
+from activities.bucket.storage import ROOM_KEY
 from activities.errors import InvalidRequest, SiteLinkError
 from api.access.policies import Needs
 from api.access.routes import GuardedRoute
-from api.app import create_app
 from api.cli.__main__ import build_parser
 from api.http.problems import STATUS
 from api.paths import ORGANIZATION
-from api.settings import ApiSettings
 from api.uploads import OPTIONS, read_options
-from tests.unit.api_fakes import FakeTemporal
 from tests.unit.test_settings_documented import documented_settings
 from worker import schedules
 from workflows.messages import SEARCH_ATTRIBUTES
@@ -176,22 +173,6 @@ def test_every_path_of_where_to_change_what_exists() -> None:
 
 
 # Tables
-
-
-@pytest.fixture
-def app(bucket: Bucket, temporal: FakeTemporal) -> Starlette:
-    """The API with every route that it can have."""
-    return create_app(
-        bucket,
-        temporal.connect,
-        ApiSettings.from_env(
-            {
-                "SITELINK_EVENTS_SECRET": "0123456789abcdef",
-                "SITELINK_CODEC_KEY": "0" * 64,
-                "SITELINK_WEBHOOK_SECRET": "0123456789abcdef" * 2,
-            }
-        ),
-    )
 
 
 def test_every_route_is_in_the_table(app: Starlette) -> None:

@@ -1,4 +1,4 @@
-"""How a process that uses Temporal's client begins and ends."""
+"""The begin and the end of a process that uses Temporal's client."""
 
 import asyncio
 import logging

@@ -1,4 +1,4 @@
-"""How a delivery appears in Temporal: its id, and what an operator finds it by."""
+"""A delivery of a webhook in Temporal: its id, and the attributes by which an operator finds it."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -23,7 +23,7 @@ class WebhookStore:
         self._bucket = bucket
 
     def subscriptions(self, ref: UploadRef, record: UploadRecord) -> tuple[Subscription, ...]:
-        """Who wants webhooks about an upload. A ``webhooks.json`` that cannot be read counts as none: it must not hold up an upload.
+        """The receivers of webhooks about an upload. An unreadable ``webhooks.json`` counts as absent, because it must not stop an upload.
 
         Args:
             ref: The upload.

@@ -74,14 +74,14 @@ class WebhookSender(WebhookActivities):
         return SentWebhook(status)
 
     async def _receiver(self, ref: UploadRef, record: UploadRecord, receiver: str) -> tuple[str, str]:
-        """The address, and what its secret is derived from."""
+        """The receiver's address, and the purpose from which its secret is derived."""
         if receiver == UPLOAD and record.webhook is not None:
             return record.webhook.url, upload_purpose(ref)
-        own = await self._webhooks.organization_async(ref.organization) if receiver != UPLOAD else None
-        if own is None:
+        record_of_organization = await self._webhooks.organization_async(ref.organization) if receiver != UPLOAD else None
+        if record_of_organization is None:
             msg = "the webhook was removed"
             raise WebhookGone(msg)
-        return own.url, organization_purpose(ref.organization, own.secret_id)
+        return record_of_organization.url, organization_purpose(ref.organization, record_of_organization.secret_id)
 
 
 def webhook_body(args: SendWebhook, record: UploadRecord) -> str:

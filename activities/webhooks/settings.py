@@ -12,7 +12,7 @@ SHORTEST_SECRET_BYTES = 32
 
 @dataclass(frozen=True)
 class WebhookSettings:
-    """How webhooks are signed, and where they may be sent.
+    """The master secrets that sign webhooks, and the private networks to which webhooks may be sent.
 
     Args:
         secrets: The master secrets, from which the secrets of receivers are derived. The first is for new receivers; a webhook is signed

@@ -1,4 +1,4 @@
-"""How webhooks are signed: by Standard Webhooks, with secrets that are derived and stored nowhere.
+"""The signatures of webhooks, by Standard Webhooks. The secret of each receiver is derived from a master secret and stored nowhere.
 
 https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md
 """
@@ -15,12 +15,12 @@ from activities.bucket.keys import UploadRef
 
 
 def organization_purpose(organization: str, secret_id: str) -> str:
-    """What the secret of an organization's receiver is derived from."""
+    """Names an organization's receiver. The receiver's secret is derived from the master secret and this name."""
     return f"organization {organization} {secret_id}"
 
 
 def upload_purpose(ref: UploadRef) -> str:
-    """What the secret of an upload's own receiver is derived from."""
+    """Names an upload's own receiver; used in the same way."""
     return f"upload {ref}"
 
 
@@ -35,7 +35,7 @@ def signed_headers(masters: Sequence[str], purpose: str, message: str, now: date
 
     Args:
         masters: The master secrets. There is a signature for each, so that a receiver can take its new secret at any time.
-        purpose: What the receiver's secret is derived from.
+        purpose: Names the receiver: ``organization_purpose`` or ``upload_purpose``.
         message: The ``webhook-id``.
         now: The time of this attempt, in UTC.
         body: The body.

@@ -18,7 +18,7 @@ WEBHOOK_HEADER = "sitelink-webhook"
 
 
 class Carrier(Enum):
-    """How a request carries its credential."""
+    """The places in which a request can carry a credential."""
 
     AUTHORIZATION = auto()
     TICKET = auto()
@@ -52,6 +52,7 @@ def find_credential(scope: Scope) -> Credential | None:
         is_bearer = len(authorization) == 1 and scheme.lower() == "bearer"
         return Credential(Carrier.AUTHORIZATION, token.strip() if is_bearer else "")
     ticket = headers.get(TICKET_HEADER)
+    # Nearly every query has no ticket, and need not be parsed.
     if ticket is None and b"ticket" in scope["query_string"]:
         ticket = QueryParams(scope["query_string"]).get(TICKET_PARAMETER)
     if ticket is not None:

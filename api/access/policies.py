@@ -1,4 +1,4 @@
-"""What a request needs: the policies that routes declare."""
+"""The policies of routes. A policy says which credential and which scope a request needs."""
 
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -9,10 +9,10 @@ from api.access.principal import Scope
 
 
 class Needs(Enum):
-    """What kind of sender a route answers."""
+    """The kinds of senders that a route can answer."""
 
     NOTHING = auto()
-    """Everybody. Some of these routes check a signature of their own."""
+    """Every sender. Some of these routes check a signature of their own."""
     TOKEN = auto()
     """A sender with a token in ``Authorization``; no cookie and no ticket."""
     CREDENTIAL = auto()
@@ -25,7 +25,7 @@ class Needs(Enum):
 
 @dataclass(frozen=True)
 class Policy:
-    """What the requests of one route need.
+    """The credential and the scope that the requests of one route need.
 
     Args:
         needs: The kind of sender.

@@ -1,4 +1,4 @@
-"""Who sends a request, and what this sender may see and do."""
+"""The sender of a request, with the plans that the sender may see and the scopes that the sender has."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from enum import StrEnum
 
 
 class Scope(StrEnum):
-    """What a token allows. No scope includes another."""
+    """A permission of a token. No scope includes another: a token that reads and writes has both scopes."""
 
     READ = "read"
     WRITE = "write"

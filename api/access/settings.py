@@ -18,7 +18,7 @@ _HOST = re.compile(r"(?!-)[a-z0-9-]+(\.[a-z0-9-]+)*|[0-9a-f:]*:[0-9a-f:.]*")
 
 
 class Mode(Enum):
-    """How the server decides about requests."""
+    """The ways in which the server decides about requests."""
 
     LOOPBACK = ""
     """Every program on this machine may do everything, and the server listens on this machine only."""
@@ -30,7 +30,7 @@ class Mode(Enum):
 
 @dataclass(frozen=True)
 class AccessSettings:
-    """Who may reach the server, and what proves it.
+    """The senders that the server answers, and the secrets and keys that prove who they are.
 
     Args:
         mode: How the server decides about requests.

@@ -102,7 +102,7 @@ def _summary(kind: type) -> str:
 
 
 def field_descriptions(kind: type) -> dict[str, str]:
-    """What the docstring of a dataclass says of each field, by name."""
+    """The description of each field in the docstring of a dataclass, by name."""
     _, _, text = inspect.cleandoc(kind.__doc__ or "").partition("Args:\n")
     return {name: _plain(description) for name, description in _ARGUMENT.findall(text)}
 

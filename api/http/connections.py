@@ -52,7 +52,7 @@ RESERVED = 16
 
 @dataclass(frozen=True)
 class ConnectionLimits:
-    """What the connections of one process may take.
+    """The limits of the connections of one process.
 
     Args:
         connections: How many may be open.

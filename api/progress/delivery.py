@@ -48,7 +48,7 @@ _RETRY = f"retry: {RETRY_MS}\n".encode()
 
 
 class Source(Protocol):
-    """What one client is to get."""
+    """Gives the next event for one client."""
 
     is_over: bool
     """Whether no event follows."""

@@ -39,7 +39,7 @@ Release = Callable[[Watcher], None]
 
 @dataclass(frozen=True)
 class Known:
-    """What a client has of an upload.
+    """The state of an upload that a client has already received.
 
     Args:
         version: The version.
@@ -162,7 +162,7 @@ class PlanWatcher:
 
 
 class PlanCursor:
-    """What one client of a plan is to get next.
+    """The next event for one client of a plan.
 
     Args:
         plan: The plan's watcher.

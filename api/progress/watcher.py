@@ -224,7 +224,7 @@ class Watcher:
 
 
 class Cursor:
-    """What one client of an upload is to get next.
+    """The next event for one client of an upload.
 
     Args:
         watcher: The upload's watcher.

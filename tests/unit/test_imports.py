@@ -19,7 +19,7 @@ MODULES = sorted(
     if path.name != "__init__.py"
 )
 
-PURE = {"activities.errors", *(f"activities.bucket.{name}" for name in ("keys", "dzi", "records", "report"))}
+PURE = {"activities.errors", *(f"activities.bucket.{name}" for name in ("keys", "dzi", "records", "changes", "report"))}
 """No Temporal is loaded here: the command line and the decoder start in a moment."""
 LIGHT = PURE | {"temporalio", "activities.interface", "activities.bucket.forecast"}
 BUCKET = LIGHT | {"activities.bucket"}
@@ -35,6 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "activities.bucket.dzi": set(),
     "activities.bucket.keys": {"activities.bucket.dzi"},
     "activities.bucket.records": {"activities.errors"},
+    "activities.bucket.changes": {"activities.bucket.records"},
     "activities.bucket.report": {"activities.bucket.records"},
     "activities.bucket.forecast": PURE | {"activities.interface"},
     "activities.interface": PURE | {"temporalio"},
@@ -90,7 +91,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "workflows.processing.window": set(),
     "workflows.processing.patches": set(),
     "workflows.messages": {"activities.bucket.records", "activities.interface", "workflows.processing.window"},
-    "workflows.processing.progress": {"activities.interface", "activities.bucket.records", "activities.bucket.forecast"},
+    "workflows.processing.progress": {
+        "activities.interface",
+        *(f"activities.bucket.{name}" for name in ("changes", "records", "forecast")),
+    },
     "workflows.codec": {"activities.environment", "activities.errors", "cryptography", "google", "temporalio"},
     "workflows.*": LIGHT | {"workflows"},
     "api.addresses": set(),

@@ -6,8 +6,8 @@ Every change passes through ``Progress._change``, which gives it a version. So a
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime
-from itertools import takewhile
 
+from activities.bucket.changes import SheetsByChange, by_number
 from activities.bucket.forecast import SHEET_OBJECTS, receipt
 from activities.bucket.records import (
     COUNTED_NOTES,
@@ -52,20 +52,18 @@ class Progress:
     def restore(self, snapshot: Snapshot) -> None:
         """Replaces the progress by the last state of an earlier run."""
         self._head = replace(snapshot, sheets=())
-        self._forget_sheets()
-        self._put(sorted(snapshot.sheets, key=lambda sheet: sheet.version))
+        self._set_sheets(snapshot.sheets)
 
-    def _forget_sheets(self) -> None:
-        self._sheets: dict[int, SheetState] = {}
-        """In the order of their last change, so that a change costs as much as it has sheets, and not as the upload has sheets."""
+    def _set_sheets(self, sheets: Iterable[SheetState]) -> None:
+        self._sheets = SheetsByChange(sheets)
         self._numbers: dict[SheetStatus, set[int]] = {status: set() for status in SheetStatus}
-
-    def _put(self, sheets: Iterable[SheetState]) -> None:
-        for sheet in sheets:
-            if (old := self._sheets.pop(sheet.number, None)) is not None:
-                self._numbers[old.status].discard(sheet.number)
-            self._sheets[sheet.number] = sheet
+        for sheet in self._sheets.values():
             self._numbers[sheet.status].add(sheet.number)
+
+    def _put(self, sheet: SheetState) -> None:
+        if (earlier := self._sheets.put(sheet)) is not None:
+            self._numbers[earlier.status].discard(sheet.number)
+        self._numbers[sheet.status].add(sheet.number)
 
     @property
     def head(self) -> Snapshot:
@@ -89,13 +87,13 @@ class Progress:
 
     def snapshot(self) -> Snapshot:
         """The whole state."""
-        return replace(self._head, sheets=_by_number(self._sheets.values()))
+        return replace(self._head, sheets=by_number(self._sheets.values()))
 
     def changes_since(self, version: int) -> Snapshot:
         """The counters and the sheets that changed after ``version``; the whole state when ``version`` is newer than the state."""
         if version > self._head.version:
             return self.snapshot()
-        return replace(self._head, sheets=_by_number(takewhile(lambda sheet: sheet.version > version, reversed(self._sheets.values()))))
+        return replace(self._head, sheets=self._sheets.since(version)[1])
 
     def sheets_in(self, *statuses: SheetStatus) -> list[int]:
         """The numbers of the sheets in any of these states, ascending."""
@@ -158,7 +156,7 @@ class Progress:
             if record.number in sheets:
                 sheets[record.number] = ready_sheet(sheets[record.number], record)
         reopened = self._head.status.is_final
-        self._forget_sheets()
+        self._set_sheets(())
         self._head = replace(self._head, total_pages=len(sheets), forecast=forecast, sheet_puts=0)
         self._change(
             now,
@@ -259,7 +257,7 @@ class Progress:
         not_in_bucket = set(broken)
         was_stopped = self._head.status.is_final and bool(self.sheets_in(SheetStatus.PENDING))
         changed = []
-        for sheet in _by_number(self._sheets.values()):
+        for sheet in by_number(self._sheets.values()):
             record = in_bucket.get(sheet.number)
             if record is not None and sheet.status in (SheetStatus.PENDING, SheetStatus.FAILED):
                 changed.append(ready_sheet(sheet, record))
@@ -308,7 +306,8 @@ class Progress:
         version = max(self._head.version + 1, milliseconds(now))
         sheets = tuple(sheets)
         became_ready = [sheet for sheet in sheets if sheet.status is SheetStatus.READY and not self._is_ready(sheet.number)]
-        self._put(replace(sheet, version=version) for sheet in sheets)
+        for sheet in sheets:
+            self._put(replace(sheet, version=version))
         completed = len(self._numbers[SheetStatus.READY])
         worked = self._head.processing_seconds
         if self._head.status is UploadStatus.PROCESSING:
@@ -328,10 +327,6 @@ class Progress:
 
     def _is_ready(self, number: int) -> bool:
         return number in self._numbers[SheetStatus.READY]
-
-
-def _by_number(sheets: Iterable[SheetState]) -> tuple[SheetState, ...]:
-    return tuple(sorted(sheets, key=lambda sheet: sheet.number))
 
 
 def ready_sheet(sheet: SheetState, record: SheetRecord) -> SheetState:

@@ -1,4 +1,4 @@
-"""Addresses on this machine: is a host loopback, and where does the stack of a data directory answer?
+"""Addresses: where the stack of a data directory answers, whether a host is loopback, and whether another site has sent a request.
 
 A stack holds the lock ``stack.lock`` while it runs, and writes its addresses to ``stack.json`` beside it. A killed stack leaves
 ``stack.json`` behind and frees the lock. So ``stack.json`` counts only while the lock is held.
@@ -7,6 +7,7 @@ A stack holds the lock ``stack.lock`` while it runs, and writes its addresses to
 import fcntl
 import ipaddress
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -67,3 +68,11 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def is_from_another_site(headers: Mapping[str, str]) -> bool:
+    """Whether a browser says that a page of another site, or a link on it, has sent the request. Old browsers and programs say nothing.
+
+    https://developer.mozilla.org/en-US/docs/Web/HTTP/Reference/Headers/Sec-Fetch-Site
+    """
+    return headers.get("sec-fetch-site") not in (None, "same-origin", "none")

@@ -3,10 +3,11 @@
 Both take and give ``{"payloads": [...]}``: https://docs.temporal.io/codec-server.
 """
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from starlette.requests import Request
 from starlette.responses import Response
+from temporalio.api.common.v1 import Payload
 
 from api.http.bodies import announced_bytes, read_body
 from api.http.turns import Turns
@@ -37,14 +38,13 @@ class CodecEndpoint:
             ServerBusy: Too many other bodies are being read.
             HTTPException: The body is too large (413), or did not come in time (408).
         """
-        async with self._turns.turn("", announced_bytes(request, MAX_BODY_BYTES)):
-            return _answer(write_payloads(await self._codec.decode(read_payloads(await read_body(request, MAX_BODY_BYTES)))))
+        return await self._respond(request, self._codec.decode)
 
     async def encode(self, request: Request) -> Response:
         """Encrypts the payloads of the body; raises the same errors as ``decode``."""
+        return await self._respond(request, self._codec.encode)
+
+    async def _respond(self, request: Request, convert: Callable[[Sequence[Payload]], Awaitable[list[Payload]]]) -> Response:
         async with self._turns.turn("", announced_bytes(request, MAX_BODY_BYTES)):
-            return _answer(write_payloads(await self._codec.encode(read_payloads(await read_body(request, MAX_BODY_BYTES)))))
-
-
-def _answer(text: str) -> Response:
-    return Response(text, media_type="application/json", headers={"Cache-Control": "no-store"})
+            converted = await convert(read_payloads(await read_body(request, MAX_BODY_BYTES)))
+            return Response(write_payloads(converted), media_type="application/json", headers={"Cache-Control": "no-store"})

@@ -1,4 +1,4 @@
-"""Webhooks: who gets them, which were sent, and sending one again."""
+"""The routes of webhooks: they set an organization's receiver, list the deliveries, and send a webhook again."""
 
 import asyncio
 import json
@@ -9,25 +9,23 @@ from http import HTTPStatus
 from typing import Any
 
 from starlette.datastructures import Headers
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from activities.bucket.keys import check_id
 from activities.bucket.records import DEFAULT_WEBHOOK_EVENTS, UploadWebhook, WebhookEvent, WebhooksRecord, timestamp, to_wire
 from activities.bucket.storage import Bucket
 from activities.bucket.webhooks import WebhookStore
-from activities.errors import InvalidRequest, MalformedId, WebhookNotFound
+from activities.errors import InvalidRequest, WebhookNotFound
 from activities.webhooks.network import check_url
 from activities.webhooks.settings import WebhookSettings
 from activities.webhooks.signing import derived_secret, organization_purpose
 from api.access.credentials import WEBHOOK_HEADER
-from api.http.parameters import flag, page_limit
+from api.http.bodies import read_body
+from api.http.parameters import flag, page_limit, path_id
 from api.progress.runs import NoRun, Runs
 
 EVENTS_HEADER = "sitelink-webhook-events"
 MAX_BODY_BYTES = 16 << 10
-READ_LIMIT_S = 10.0
 STATUSES = ("delivering", "delivered", "failed")
 
 
@@ -37,7 +35,7 @@ class Webhooks:
     Args:
         bucket: Has the receivers.
         runs: Knows the deliveries.
-        settings: How webhooks are signed, and where they may be sent.
+        settings: The master secrets that sign webhooks, and the private networks to which webhooks may be sent.
     """
 
     def __init__(self, bucket: Bucket, runs: Runs, settings: WebhookSettings) -> None:
@@ -51,7 +49,7 @@ class Webhooks:
         Raises:
             WebhookNotFound: There is none.
         """
-        organization = _organization(request)
+        organization = path_id(request, "organization")
         record = await self._store.organization_async(organization)
         if record is None:
             raise _no_receiver_error(organization)
@@ -59,25 +57,25 @@ class Webhooks:
 
     async def put(self, request: Request) -> Response:
         """Sets the receiver. The answer has its secret if the secret is new, and no later answer has it."""
-        organization, wants_secret = _organization(request), flag(request, "newSecret")
+        organization, wants_secret = path_id(request, "organization"), flag(request, "newSecret")
         webhook = self._read(await _read_json(request))
         now = timestamp(datetime.now(UTC))
         earlier = await self._store.organization_async(organization)
-        is_new = earlier is None or wants_secret
-        secret_id = secrets.token_hex(16) if earlier is None or wants_secret else earlier.secret_id
+        kept_id = None if earlier is None or wants_secret else earlier.secret_id
+        secret_id = kept_id or secrets.token_hex(16)
         record = WebhooksRecord(webhook.url, webhook.events, secret_id, earlier.created_at if earlier else now, now)
         await asyncio.to_thread(self._store.put, organization, record)
-        secret = derived_secret(self._settings.secrets[0], organization_purpose(organization, secret_id)) if is_new else None
+        secret = derived_secret(self._settings.secrets[0], organization_purpose(organization, secret_id)) if kept_id is None else None
         return JSONResponse(_document(record, secret), headers={"Cache-Control": "no-store"})
 
     async def delete(self, request: Request) -> Response:
         """Removes the receiver; a second request is no error."""
-        await asyncio.to_thread(self._store.delete, _organization(request))
+        await asyncio.to_thread(self._store.delete, path_id(request, "organization"))
         return Response(status_code=HTTPStatus.NO_CONTENT)
 
     async def list_deliveries(self, request: Request) -> Response:
         """The newest deliveries."""
-        organization, status = _organization(request), request.query_params.get("status")
+        organization, status = path_id(request, "organization"), request.query_params.get("status")
         if status not in (None, *STATUSES):
             msg = f"status is {status[:80]!r}, there are {', '.join(STATUSES)}"
             raise InvalidRequest(msg)
@@ -86,11 +84,7 @@ class Webhooks:
 
     async def redeliver(self, request: Request) -> Response:
         """Sends a webhook again, with the same id."""
-        organization, delivery = _organization(request), request.path_params["delivery"]
-        try:
-            check_id("delivery", delivery)
-        except ValueError as error:
-            raise MalformedId(str(error)) from error
+        organization, delivery = path_id(request, "organization"), path_id(request, "delivery")
         try:
             await self._runs.redeliver(organization, delivery)
         except NoRun as error:
@@ -138,13 +132,6 @@ def _checked(url: str, events: list[object], settings: WebhookSettings) -> Uploa
     return UploadWebhook(url, tuple(event for event in WebhookEvent if event in events))
 
 
-def _organization(request: Request) -> str:
-    try:
-        return check_id("organization", request.path_params["organization"])
-    except ValueError as error:
-        raise MalformedId(str(error)) from error
-
-
 def _no_receiver_error(organization: str) -> WebhookNotFound:
     return WebhookNotFound(f"the organization {organization} has no webhooks")
 
@@ -155,15 +142,7 @@ def _document(record: WebhooksRecord, secret: str | None) -> Mapping[str, Any]:
 
 
 async def _read_json(request: Request) -> object:
-    body = bytearray()
-    try:
-        async with asyncio.timeout(READ_LIMIT_S):
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > MAX_BODY_BYTES:
-                    raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the body has more than {MAX_BODY_BYTES:,} bytes")
-    except TimeoutError as error:
-        raise HTTPException(HTTPStatus.REQUEST_TIMEOUT, f"the body did not come within {READ_LIMIT_S:g} s") from error
+    body = await read_body(request, MAX_BODY_BYTES)
     try:
         document: object = json.loads(body)
     except (ValueError, RecursionError) as error:

@@ -25,6 +25,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from activities.environment import secret
+from api.addresses import is_from_another_site
 
 CODEC_PATH = "/codec"
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
@@ -58,8 +59,7 @@ class OwnPages:
         if host not in self._hosts:
             return PlainTextResponse(f"This server is not {host[:200]!r}, it is {self._hosts[0]}.\n", 421)
         is_link = method == "GET" and origin is None and headers.get("sec-fetch-mode") == "navigate"
-        is_foreign_site = headers.get("sec-fetch-site") not in (None, "same-origin", "none")
-        if origin not in (None, f"http://{host}") or (is_foreign_site and not is_link):
+        if origin not in (None, f"http://{host}") or (is_from_another_site(headers) and not is_link):
             return PlainTextResponse("A page of another site may not ask for anything here.\n", 403)
         return None
 

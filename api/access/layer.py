@@ -22,7 +22,7 @@ from api.access.principal import Principal
 from api.access.public_keys import FetchedKeys
 from api.access.settings import AccessSettings, Mode
 from api.access.tokens import OwnTokens, TokenReader
-from api.addresses import is_loopback
+from api.addresses import is_from_another_site, is_loopback
 from api.http.problems import named_problem
 
 READING = (HTTPMethod.GET, HTTPMethod.HEAD)
@@ -174,8 +174,8 @@ def _not_found(path: Mapping[str, str]) -> SiteLinkError:
 
 def _check_own_page(method: str, headers: Headers) -> None:
     """Returns if a page of this server sent a request with a cookie. Browsers also send the cookie for pages of sibling host names."""
-    site, origin = headers.get("sec-fetch-site"), headers.get("origin")
-    if site not in (None, "same-origin", "none") or (origin is None and method not in READING):
+    origin = headers.get("origin")
+    if is_from_another_site(headers) or (origin is None and method not in READING):
         msg = "a request with a cookie must come from a page of this server"
         raise ForeignOrigin(msg)
     if origin is not None and not _is_origin_of(origin, headers.get("host", "")):

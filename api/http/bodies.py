@@ -1,4 +1,4 @@
-"""Reads a body whole that is small enough for it."""
+"""Reads the whole body of a request, up to a limit."""
 
 import asyncio
 from http import HTTPStatus

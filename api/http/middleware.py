@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from activities.errors import ForeignHost, ForeignOrigin, InvalidRequest, SiteLinkError
 from activities.logs import set_log_context
-from api.addresses import is_loopback
+from api.addresses import is_from_another_site, is_loopback
 from api.http.problems import PROBLEM_TYPE, named_problem, status_problem, unexpected_problem
 from api.paths import UPLOAD, V1
 
@@ -173,8 +173,8 @@ class Guard:
         reads = method in READING
         if reads and not path.startswith(V1):
             return None
-        site, origin = headers.get("sec-fetch-site"), headers.get("origin")
-        is_foreign = site not in (None, "same-origin", "none") or (origin is not None and _authority(origin) != host)
+        origin = headers.get("origin")
+        is_foreign = is_from_another_site(headers) or (origin is not None and _authority(origin) != host)
         if is_foreign and origin not in self._origins and not (is_no_forgery and origin is None):
             return ForeignOrigin(f"a page of {(origin or 'another site')[:200]} may not ask for anything here")
         if reads and (headers.get("content-length", "0") != "0" or "transfer-encoding" in headers):

@@ -2,13 +2,25 @@
 
 from starlette.requests import Request
 
-from activities.bucket.keys import ID_PATTERN, PlanRef, UploadRef
+from activities.bucket.keys import ID_PATTERN, PlanRef, UploadRef, check_id
 from activities.errors import InvalidRequest, MalformedId, SheetNotFound
 
 DEFAULT_LIMIT, MAX_LIMIT = 50, 200
 """How many uploads a page of a plan's list has, by default and at most."""
 LONGEST_WAIT_S = 50
 """Proxies commonly cut off an answer that has not begun after 60 s."""
+
+
+def path_id(request: Request, name: str) -> str:
+    """One id in the path, such as that of the organization.
+
+    Raises:
+        MalformedId: This part of the path cannot be an id.
+    """
+    try:
+        return check_id(name, request.path_params[name])
+    except ValueError as error:
+        raise MalformedId(str(error)) from error
 
 
 def plan_ref(request: Request) -> PlanRef:

@@ -14,7 +14,7 @@ from activities.bucket.location import BucketSettings
 from activities.bucket.storage import Bucket
 from activities.errors import BucketError, SiteLinkError
 from activities.logs import set_up
-from activities.program import run, stop_request
+from activities.program import keep_what_is_loaded, run, stop_request
 from api.app import create_app
 from api.http.connections import BoundedServer, ConnectionLimits, possible_connections
 from api.r2.settings import PullSettings
@@ -66,6 +66,7 @@ def serve() -> int:
     # the exit code, so uvicorn's own handler is set here as the earlier one.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, server.handle_exit)
+    keep_what_is_loaded()
     logger.info("listening on http://%s:%d", host, listener.getsockname()[1])
     server.run(sockets=[listener])
     return OK if server.started else FAILED

@@ -31,6 +31,9 @@ DYNAMIC_CONFIG = {
     # More partitions only add latency on one machine, and fairness holds within a partition.
     "matching.numTaskqueueReadPartitions": "1",
     "matching.numTaskqueueWritePartitions": "1",
+    # By default, a shard looks for new tasks 20 times a second at most: under load each step of a run waits for up to 50 ms.
+    "history.transferProcessorMaxPollRPS": "1000",
+    "history.timerProcessorMaxPollRPS": "1000",
     # The server's HTTP API is not used. No Host is this one, so the API refuses every request, also that of a browser's page.
     "frontend.httpAllowedHosts": '["none.invalid"]',
 }

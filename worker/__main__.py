@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from activities.errors import SiteLinkError, TemporalUnavailable
 from activities.logs import set_up
-from activities.program import run, stop_request
+from activities.program import give_way, keep_what_is_loaded, run, stop_request
 from activities.scratch import ScratchInUse
 from worker.app import run_tile_role, run_webhook_role, run_workflow_role
 from worker.settings import WebhookRoleSettings, WorkerSettings
@@ -18,6 +18,8 @@ from workflows.connection import connect
 
 NICENESS = 10
 """Rendering gives way to everything else on the machine."""
+GROUP_NICENESS = 5
+"""The niceness of the tile worker's session. At 5, an API gets three times its CPU. At 10, a busy program would get ten times as much."""
 
 logger = logging.getLogger("worker")
 
@@ -28,6 +30,7 @@ async def _run(role: str, settings: WorkerSettings | WebhookRoleSettings, keys: 
         client = await connect(keys, lazy=False)
     except RuntimeError as error:
         raise TemporalUnavailable(str(error)) from error
+    keep_what_is_loaded()
     logger.info("%s worker runs", role)
     if isinstance(settings, WebhookRoleSettings):
         await run_webhook_role(client, settings, stop)
@@ -55,7 +58,7 @@ def main() -> int:
     try:
         settings = (WebhookRoleSettings if role == "webhook" else WorkerSettings).from_env(os.environ)
         if role == "tile":
-            os.nice(NICENESS)
+            give_way(NICENESS, GROUP_NICENESS)
         asyncio.run(_run(role, settings, codec_keys(os.environ)))
     except TemporalUnavailable as error:
         logger.error("Temporal is not reached: %s", error)

@@ -25,9 +25,9 @@ PING_S = 15
 RETRY_MS = 1000
 PIECE_BYTES = 32 << 10
 """An event goes to the server in pieces of this size, so that a client that does not read holds one piece and not a whole snapshot."""
-TURN = 100
+TURN = 50
 """After so many clients, a pass lets other requests have their turn."""
-GATHERING_S = 0.03
+GATHERING_S = 0.01
 """The longest time in which changes are gathered after a pass. It is shorter where a pass takes less time: one client waits for nothing."""
 
 HEADERS = {
@@ -96,9 +96,7 @@ class Audience:
                 stream.push()
                 if index % TURN == 0:
                     await asyncio.sleep(0)
-            # A pass may take half of the time at most, however many clients there are.
-            took_s = loop.time() - began
-            await asyncio.sleep(max(took_s, min(2 * took_s, GATHERING_S)))
+            await asyncio.sleep(min(loop.time() - began, GATHERING_S))
 
 
 class Heart:

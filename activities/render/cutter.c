@@ -92,6 +92,7 @@ struct kernels {
     int (*green)(const uint8_t *row, uint32_t pixels, uint8_t *green); /* returns whether a pixel has a colour */
     void (*planes)(const uint8_t *row, uint32_t pixels, uint8_t *first, uint8_t *green, uint8_t *last);
     void (*halve)(const uint8_t *one, const uint8_t *other, uint32_t pixels, uint8_t *half);
+    void (*convert)(const uint8_t *red, const uint8_t *green, const uint8_t *blue, size_t stride, int16_t *samples, size_t apart);
     void (*transform)(const struct quantizer *, const int16_t *one, const int16_t *other, int16_t *one_out, int16_t *other_out);
 };
 
@@ -153,6 +154,21 @@ static void planes_portable(const uint8_t *row, uint32_t pixels, uint8_t *first,
 
 static void halve_portable(const uint8_t *one, const uint8_t *other, uint32_t pixels, uint8_t *half) {
     for (uint32_t i = 0; i < pixels; i++) half[i] = (uint8_t)((one[2 * i] + one[2 * i + 1] + other[2 * i] + other[2 * i + 1] + 2) >> 2);
+}
+
+/* The conversion of JFIF with 16 bits after the point, 128 subtracted. */
+#define LUMA(r, g, b) (((19595 * (r) + 38470 * (g) + 7471 * (b) + 32768) >> 16) - 128)
+#define BLUE(r, g, b) ((-11059 * (r)-21709 * (g) + 32768 * (b) + 32767) >> 16)
+#define RED(r, g, b) ((32768 * (r)-27439 * (g)-5329 * (b) + 32767) >> 16)
+
+static void convert_portable(const uint8_t *red, const uint8_t *green, const uint8_t *blue, size_t stride, int16_t *samples, size_t apart) {
+    for (int row = 0; row < 8; row++, red += stride, green += stride, blue += stride)
+        for (int i = 0; i < 8; i++, samples++) {
+            int32_t r = red[i], g = green[i], b = blue[i];
+            samples[0] = (int16_t)LUMA(r, g, b);
+            samples[apart] = (int16_t)BLUE(r, g, b);
+            samples[2 * apart] = (int16_t)RED(r, g, b);
+        }
 }
 
 /* ---- Transform: that of Loeffler, Ligtenberg and Moschytz, in integers with 13 bits after the point ---- */
@@ -223,6 +239,8 @@ AVX2 static int is_white_avx2(const uint8_t *row, uint32_t pixels) {
     return 1;
 }
 
+#define PAIR(a, b) _mm256_set1_epi32((int32_t)((uint32_t)(uint16_t)(a) | (uint32_t)(uint16_t)(b) << 16))
+
 #define GATHER(channel, part)                                                                                                       \
     _mm_setr_epi8(PICK(channel, part, 0), PICK(channel, part, 1), PICK(channel, part, 2), PICK(channel, part, 3),                   \
                   PICK(channel, part, 4), PICK(channel, part, 5), PICK(channel, part, 6), PICK(channel, part, 7),                   \
@@ -278,6 +296,26 @@ AVX2 static void halve_avx2(const uint8_t *one, const uint8_t *other, uint32_t p
     halve_portable(one + 2 * i, other + 2 * i, pixels - i, half + i);
 }
 
+AVX2 static void convert_avx2(const uint8_t *red, const uint8_t *green, const uint8_t *blue, size_t stride, int16_t *samples, size_t apart) {
+    const __m256i offset = _mm256_set1_epi32(32768 - (128 << 16)), below_half = _mm256_set1_epi32(32767);
+    for (int row = 0; row < 8; row++, red += stride, green += stride, blue += stride, samples += 8) {
+        __m128i r = _mm_cvtepu8_epi16(_mm_loadl_epi64((const __m128i *)red)), g = _mm_cvtepu8_epi16(_mm_loadl_epi64((const __m128i *)green));
+        __m128i b = _mm_cvtepu8_epi16(_mm_loadl_epi64((const __m128i *)blue));
+        __m256i rg = _mm256_set_m128i(_mm_unpackhi_epi16(r, g), _mm_unpacklo_epi16(r, g));
+        __m256i gb = _mm256_set_m128i(_mm_unpackhi_epi16(g, b), _mm_unpacklo_epi16(g, b));
+        __m256i rb = _mm256_set_m128i(_mm_unpackhi_epi16(r, b), _mm_unpacklo_epi16(r, b));
+        /* Factors of 16 bits are less than 32768: 38470 is 22086 + 16384, and 32768 is 16384 twice. */
+        __m256i y = _mm256_add_epi32(_mm256_madd_epi16(rg, PAIR(19595, 22086)), _mm256_madd_epi16(gb, PAIR(16384, 7471)));
+        __m256i cb = _mm256_add_epi32(_mm256_madd_epi16(rg, PAIR(-11059, -21709)), _mm256_slli_epi32(_mm256_madd_epi16(gb, PAIR(0, 16384)), 1));
+        __m256i cr = _mm256_add_epi32(_mm256_madd_epi16(gb, PAIR(-27439, -5329)), _mm256_slli_epi32(_mm256_madd_epi16(rb, PAIR(16384, 0)), 1));
+        const __m256i parts[3] = {_mm256_add_epi32(y, offset), _mm256_add_epi32(cb, below_half), _mm256_add_epi32(cr, below_half)};
+        for (int k = 0; k < 3; k++) {
+            __m256i words = _mm256_srai_epi32(parts[k], 16);
+            _mm_storeu_si128((__m128i *)(samples + k * apart), _mm_packs_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
+        }
+    }
+}
+
 /* Two blocks at once: one in the lower halves of the registers, the other in the upper halves. */
 AVX2 static inline void transpose(__m256i *r) {
     __m256i a[8], b[8];
@@ -296,10 +334,6 @@ AVX2 static inline void transpose(__m256i *r) {
         r[2 * i + 1] = _mm256_unpackhi_epi64(b[i], b[i + 4]);
     }
 }
-
-/* x * a + y * b, rounded. */
-#define DOT(x, y, a, b) _mm256_madd_epi16(x##_##y##_lo, PAIR(a, b)), _mm256_madd_epi16(x##_##y##_hi, PAIR(a, b))
-#define PAIR(a, b) _mm256_set1_epi32((int32_t)((uint32_t)(uint16_t)(a) | (uint32_t)(uint16_t)(b) << 16))
 
 AVX2 static inline __m256i rounded(__m256i lo, __m256i hi, int shift) {
     const __m256i half = _mm256_set1_epi32(1 << (shift - 1));
@@ -366,9 +400,9 @@ AVX2 static void transform_avx2(const struct quantizer *q, const int16_t *one, c
 
 static struct kernels choose_kernels(void) {
 #ifdef HAS_AVX2
-    if (__builtin_cpu_supports("avx2")) return (struct kernels){is_white_avx2, green_avx2, planes_avx2, halve_avx2, transform_avx2};
+    if (__builtin_cpu_supports("avx2")) return (struct kernels){is_white_avx2, green_avx2, planes_avx2, halve_avx2, convert_avx2, transform_avx2};
 #endif
-    return (struct kernels){is_white_portable, green_portable, planes_portable, halve_portable, transform_portable};
+    return (struct kernels){is_white_portable, green_portable, planes_portable, halve_portable, convert_portable, transform_portable};
 }
 
 /* ---- Tables ---- */
@@ -426,7 +460,10 @@ static inline void put_word(struct bits *b) {
             if (byte == 0xff) *b->out++ = 0;
         }
     } else {
-        for (int i = 0; i < 8; i++) b->out[i] = (uint8_t)(word >> (56 - 8 * i));
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+        word = __builtin_bswap64(word);
+#endif
+        memcpy(b->out, &word, 8);
         b->out += 8;
     }
 }
@@ -502,21 +539,6 @@ static inline int is_flat(const uint8_t *block, size_t stride) {
     return different == 0;
 }
 
-/* The conversion of JFIF with 16 bits after the point, 128 subtracted. */
-#define LUMA(r, g, b) (((19595 * (r) + 38470 * (g) + 7471 * (b) + 32768) >> 16) - 128)
-#define BLUE(r, g, b) ((-11059 * (r)-21709 * (g) + 32768 * (b) + 32767) >> 16)
-#define RED(r, g, b) ((32768 * (r)-27439 * (g)-5329 * (b) + 32767) >> 16)
-
-static inline void convert(const struct cutter *c, size_t at, int16_t *y, int16_t *cb, int16_t *cr) {
-    for (int row = 0; row < 8; row++, at += c->stride)
-        for (int i = 0; i < 8; i++) {
-            int32_t r = c->plane[0][at + (size_t)i], g = c->plane[1][at + (size_t)i], b = c->plane[2][at + (size_t)i];
-            y[8 * row + i] = (int16_t)LUMA(r, g, b);
-            cb[8 * row + i] = (int16_t)BLUE(r, g, b);
-            cr[8 * row + i] = (int16_t)RED(r, g, b);
-        }
-}
-
 static inline void copy_block(const uint8_t *from, size_t stride, int16_t *samples) {
     for (int row = 0; row < 8; row++)
         for (int i = 0; i < 8; i++) samples[8 * row + i] = (int16_t)(from[(size_t)row * stride + (size_t)i] - 128);
@@ -560,7 +582,7 @@ static void encode_colour_row(struct cutter *c, struct bits *b, size_t at, uint3
         if (is_flat(c->plane[0] + block, c->stride) && is_flat(c->plane[1] + block, c->stride) && is_flat(c->plane[2] + block, c->stride))
             continue;
         int16_t *samples = c->samples + 64 * (size_t)i;
-        convert(c, block, samples, samples + apart, samples + 2 * apart);
+        c->kernels.convert(c->plane[0] + block, c->plane[1] + block, c->plane[2] + block, c->stride, samples, apart);
         list[count++] = i;
     }
     for (uint32_t k = 0; k < 3; k++) transform_list(c, &c->quantizers[k > 0], c->samples + k * apart, c->blocks + k * apart, list, count);

@@ -8,7 +8,7 @@ from activities.render.measure import measure
 from activities.render.pdf_file import PdfFile
 O=UploadOptions(); rnd=random.Random(1)
 counters=[Counter() for _ in range(4)]; sample=[]
-for f in sorted(Path('/work/shared/corpus/plans').glob('*.pdf')):
+for f in map(Path, sys.argv[1:]):
     pdf=PdfFile(f); pages=[p for p in measure(pdf,O,2000).pages if p.reason is None]
     for p in rnd.sample(pages,min(3,len(pages))):
         buf=raster.PixelBuffer(); raster.draw(pdf,p.number,p.width,p.height,buf)

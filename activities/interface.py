@@ -206,12 +206,14 @@ class TiledPage:
         scratch: The name of the page's directory on the host's scratch, never a path.
         engines: Name to version of every library that decides a tile's bytes.
         notes: Why the sheet may differ from the author's drawing, as found while the page was drawn.
+        chroma: The chroma subsampling of tiles with colours; None from a host of an earlier release.
     """
 
     queue: str
     scratch: str
     engines: dict[str, str]
     notes: tuple[Note, ...] = ()
+    chroma: str | None = None
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from activities.errors import TilesMissing
 from activities.host import HostActivities
 from activities.interface import DiscardScratch, TiledPage, TilePage, UploadPage, host_queue
 from activities.render.attempt import RenderAttempt
-from activities.render.tilezip import THUMBNAIL, TILES, TileZip
+from activities.render.tilefile import THUMBNAIL, TILES, TileFile
 from activities.threads import turn_of
 
 CHUNK_TILES = 32
@@ -41,8 +41,9 @@ class SheetActivities(HostActivities):
             async with host.scratch.room(ref, attempt.beat), host.scratch.source(ref, record, host.bucket, attempt) as source:
                 page = host.scratch.new_page(ref, args.number)
                 try:
-                    engines, notes = await host.children.tile_page(str(ref), source, args, page, attempt.beat)
-                    return TiledPage(host_queue(host.scratch.host), host.scratch.publish(page), engines, notes)
+                    rendered = await host.children.tile_page(str(ref), source, args, page, attempt.beat)
+                    queue, name = host_queue(host.scratch.host), host.scratch.publish(page)
+                    return TiledPage(queue, name, rendered.engines, rendered.notes, rendered.chroma)
                 finally:
                     host.scratch.remove(page)
 
@@ -73,7 +74,7 @@ class SheetActivities(HostActivities):
         bucket, ref, number, options = self._host.bucket, UploadRef.parse(args.ref), args.page.number, args.options
         pyramid = Pyramid(args.page.width, args.page.height, options.tile_size, options.overlap)
         descriptor = pyramid.descriptor().encode()
-        with TileZip(page / TILES) as tiles:
+        with TileFile(page / TILES) as tiles:
             try:
                 thumbnail = (page / THUMBNAIL).read_bytes()
             except FileNotFoundError as error:
@@ -112,6 +113,7 @@ class SheetActivities(HostActivities):
             digest=tiles_digest(lines),
             engines=args.tiled.engines,
             notes=bounded_notes((*args.page.notes, *args.tiled.notes)),
+            chroma=args.tiled.chroma,
         )
         body = to_json(record)
         bucket.put(ref.sheet_record(number), body)
@@ -165,7 +167,7 @@ def _put_tiles(
     bucket: Bucket,
     prefix: str,
     pyramid: Pyramid,
-    tiles: TileZip,
+    tiles: TileFile,
     chunk: list[tuple[int, int, int]],
     stored: Mapping[str, ObjectInfo],
     stop: threading.Event,

@@ -110,7 +110,7 @@ async def run_tile_role(client: Client, settings: WorkerSettings, stop: asyncio.
     share_pages = settings.upload_slots + settings.render_slots  # enough pages of one upload to keep all slots busy
     scratch = Scratch(settings.scratch_directory, settings.scratch_limit_bytes, share_pages + settings.upload_slots, share_pages)
     limits = ChildLimits(memory_bytes=settings.render_memory_bytes, cpu_s=settings.render_cpu_s, wall_s=settings.render_wall_s)
-    children = ChildPool(settings.render_slots, limits)
+    children = ChildPool(settings.render_slots, limits, dzsave=settings.dzsave)
     # asyncio's default, 6 threads on 2 cores, is too few, because the threads mostly wait for the bucket.
     asyncio.get_running_loop().set_default_executor(
         ThreadPoolExecutor(settings.render_slots + STORAGE_SLOTS + HOUSEKEEPING_SLOTS + SCRATCH_THREADS, thread_name_prefix="activity")

@@ -8,7 +8,7 @@ from typing import Self
 
 from activities.bucket.forecast import PRICE_CLASS_A, PRICE_CLASS_B, SECONDS_PER_MEGAPIXEL, Forecaster
 from activities.bucket.location import BucketSettings
-from activities.environment import amount, whole_number
+from activities.environment import amount, choice, whole_number
 from activities.webhooks.settings import WebhookSettings
 
 
@@ -27,6 +27,7 @@ class WorkerSettings:
         upload_slots: Sheets that may be uploaded at once.
         bucket_threads: Requests to the bucket at once.
         max_pages: Most pages that a document may have.
+        dzsave: Whether libvips cuts the tiles, also where the cutter could.
         forecaster: Makes forecasts by the render slots, the speed and the prices.
     """
 
@@ -40,6 +41,7 @@ class WorkerSettings:
     upload_slots: int
     bucket_threads: int
     max_pages: int
+    dzsave: bool
     forecaster: Forecaster
 
     @classmethod
@@ -63,6 +65,7 @@ class WorkerSettings:
             upload_slots=whole_number(environ, "SITELINK_UPLOAD_SLOTS", 64),
             bucket_threads=whole_number(environ, "SITELINK_BUCKET_THREADS", 16 if bucket.is_s3 else 2),
             max_pages=whole_number(environ, "SITELINK_MAX_PAGES", 2000),
+            dzsave=choice(environ, "SITELINK_CUTTER", ("auto", "dzsave")) == "dzsave",
             forecaster=Forecaster(
                 render_slots,
                 seconds_per_megapixel=amount(environ, "SITELINK_SECONDS_PER_MEGAPIXEL", SECONDS_PER_MEGAPIXEL),

@@ -51,16 +51,33 @@ class ChildLimits:
     pages_per_child: int = 100
 
 
+@dataclass(frozen=True)
+class Rendered:
+    """A page whose tiles were written.
+
+    Args:
+        engines: Name to version of every library that decided the tiles' bytes.
+        chroma: The chroma subsampling of tiles with colours.
+        notes: What was found while the page was drawn.
+    """
+
+    engines: dict[str, str]
+    chroma: str
+    notes: tuple[Note, ...]
+
+
 class ChildPool:
     """At most ``slots`` children of one fork server. The pool belongs to the event loop in which it is first used.
 
     Args:
         slots: Children at work at once; further callers wait for a slot.
         limits: See ChildLimits.
+        dzsave: Whether libvips cuts the tiles, also where the cutter could.
     """
 
-    def __init__(self, slots: int, limits: ChildLimits | None = None) -> None:
+    def __init__(self, slots: int, limits: ChildLimits | None = None, *, dzsave: bool = False) -> None:
         self._slots = slots
+        self._dzsave = dzsave
         self._limits = limits or ChildLimits()
         self._free_slots = asyncio.Semaphore(slots)
         self._busy = 0
@@ -89,10 +106,8 @@ class ChildPool:
         }
         return from_wire(Document, await self._ask(upload, request, beat))
 
-    async def tile_page(
-        self, upload: str, source: Path, args: TilePage, target: Path, beat: Callable[[], None]
-    ) -> tuple[dict[str, str], tuple[Note, ...]]:
-        """Draws a page and writes ``tiles.zip`` and ``thumbnail.jpeg``, as ``tilezip`` reads them.
+    async def tile_page(self, upload: str, source: Path, args: TilePage, target: Path, beat: Callable[[], None]) -> Rendered:
+        """Draws a page and writes ``tiles.flat`` and ``thumbnail.jpeg``, as ``tilefile`` reads them.
 
         Args:
             upload: Names the upload and its bytes. A child serves only one upload.
@@ -100,9 +115,6 @@ class ChildPool:
             args: The page and its size.
             target: An existing, empty directory.
             beat: Called about once a second while this waits.
-
-        Returns:
-            Name to version of every library that decided the tiles' bytes, and the notes that were found while the page was drawn.
 
         Raises:
             DocumentError: The document cannot be used.
@@ -118,10 +130,11 @@ class ChildPool:
             "height": args.height,
             "options": to_wire(args.options),
             "target": _absolute(target),
+            "dzsave": self._dzsave,
         }
         answer = await self._ask(upload, request, beat)
         engines = {str(name): str(version) for name, version in answer["engines"].items()}
-        return engines, tuple(from_wire(Note, note) for note in answer["notes"])
+        return Rendered(engines, str(answer["chroma"]), tuple(from_wire(Note, note) for note in answer["notes"]))
 
     async def retire(self, upload: str) -> None:
         """Ends the idle children of an upload that has ended, so that its document and buffers are freed."""

@@ -8,11 +8,14 @@ from typing import Any
 
 from activities.bucket.records import UploadOptions, from_wire, to_wire
 from activities.errors import SiteLinkError
+from activities.render.cutter import Cutter
 from activities.render.fonts import faces
 from activities.render.measure import measure
 from activities.render.pdf_file import PdfFile
-from activities.render.pyramid import LIBVIPS_VERSION, turn_off_cache, write_sheet
+from activities.render.pyramid import turn_off_cache, write_sheet
 from activities.render.raster import PDFIUM_VERSION, REVISION, PixelBuffer, draw
+
+_CUTTER = Cutter.find()
 
 
 class Renderer:
@@ -54,15 +57,12 @@ class Renderer:
     def _tile(self, request: dict[str, Any]) -> Any:
         options = from_wire(UploadOptions, request["options"])
         width, height = request["width"], request["height"]
-        drawn = draw(self._open(Path(request["source"])), request["number"], width, height, self._buffer)
-        write_sheet(drawn.pixels, width, height, options, Path(request["target"]))
-        engines = {
-            "pdfium": PDFIUM_VERSION,
-            "libvips": LIBVIPS_VERSION,
-            "sitelink-raster": REVISION,
-            **faces.VERSIONS,
-        }
-        return {"engines": engines, "notes": to_wire(drawn.notes)}
+        cutter = None if request["dzsave"] or not Cutter.suits(options) else _CUTTER
+        pdf = self._open(Path(request["source"]))
+        drawn = draw(pdf, request["number"], width, height, self._buffer, blue_first=cutter is not None)
+        encoding = write_sheet(drawn.pixels, width, height, options, Path(request["target"]), cutter)
+        engines = {"pdfium": PDFIUM_VERSION, "sitelink-raster": REVISION, **encoding.engine, **faces.VERSIONS}
+        return {"engines": engines, "chroma": encoding.chroma, "notes": to_wire(drawn.notes)}
 
 
 def _limit_cpu(seconds: int) -> None:

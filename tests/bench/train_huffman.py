@@ -48,7 +48,9 @@ def count(jpeg: bytes, counters: list[Counter[int]]) -> None:
     tables, components, scan = segments(jpeg)
     bits, total = int.from_bytes(scan, "big"), 8 * len(scan)
     text = f"{bits:0{total}b}"
-    by_text = [{f"{code:0{length}b}": symbol for (length, code), symbol in tables.get(number, {}).items()} for number in (0x00, 0x10, 0x01, 0x11)]
+    by_text = [
+        {f"{code:0{length}b}": symbol for (length, code), symbol in tables.get(number, {}).items()} for number in (0x00, 0x10, 0x01, 0x11)
+    ]
     at = 0
 
     def read(which: int) -> int:

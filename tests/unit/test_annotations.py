@@ -367,7 +367,7 @@ async def test_notes_come_from_a_child(tmp_path: Path) -> None:
     target.mkdir()
     pool = ChildPool(1)
     try:
-        _, notes = await pool.tile_page("a", path, TilePage("o/p/q/u", 1, 200, 100, UploadOptions(dpi=72)), target, lambda: None)
+        rendered = await pool.tile_page("a", path, TilePage("o/p/q/u", 1, 200, 100, UploadOptions(dpi=72)), target, lambda: None)
     finally:
         await pool.close()
-    assert [note.type for note in notes] == ["AnnotationNotDrawn"]
+    assert [note.type for note in rendered.notes] == ["AnnotationNotDrawn"]

@@ -33,7 +33,7 @@ from activities.errors import (
 from activities.interface import TilePage
 from activities.render.child import ChildLimits, ChildPool
 from activities.render.fonts import faces
-from activities.render.tilezip import THUMBNAIL, TILES, TileZip
+from activities.render.tilefile import THUMBNAIL, TILES, TileFile
 from tests.resources import make_pdfs
 from tests.waiting import DEADLINE_S, until, until_async
 
@@ -145,8 +145,9 @@ class Sheets:
     ) -> Path:
         """Tiles a page; returns the directory."""
         target = self.target()
-        engines, _ = await pool.tile_page(upload, source, TilePage("o/p/q/u", number, *size, OPTIONS), target, beat)
-        assert engines.keys() == {"pdfium", "libvips", "sitelink-raster", *faces.VERSIONS}
+        rendered = await pool.tile_page(upload, source, TilePage("o/p/q/u", number, *size, OPTIONS), target, beat)
+        assert rendered.engines.keys() == {"pdfium", "sitelink-cutter", "sitelink-raster", *faces.VERSIONS}
+        assert rendered.chroma == "4:4:4"
         return target
 
 
@@ -173,8 +174,8 @@ async def test_count_then_tile_gives_every_tile(sheets: Sheets) -> None:
 
 
 def check_complete(target: Path, pyramid: Pyramid) -> None:
-    """Each expected tile is in the archive, or blank. No other tile is in the archive."""
-    with TileZip(target / TILES) as tiles:
+    """Each expected tile is in the file, or blank. No other tile is in the file."""
+    with TileFile(target / TILES) as tiles:
         expected = {f"{level}/{column}_{row}.jpeg": (level, column, row) for level, column, row in pyramid.tiles()}
         assert tiles.names.keys() <= expected.keys()
         for name in expected.keys() - tiles.names.keys():
@@ -343,7 +344,7 @@ async def test_page_that_eats_memory_is_out_of_memory(sheets: Sheets) -> None:
 
 def shows_image(target: Path) -> bool:
     """Whether the colour of ``make_pdfs.wide_image`` is where it must be."""
-    with TileZip(target / TILES) as tiles:
+    with TileFile(target / TILES) as tiles:
         colour = Image.open(io.BytesIO(tiles.read("8/0_0.jpeg"))).getpixel((100, 50))
     assert isinstance(colour, tuple)
     return all(abs(ours - theirs) < 8 for ours, theirs in zip(colour, (0x20, 0x40, 0x80), strict=True))
@@ -498,7 +499,7 @@ async def test_full_disk_is_an_os_error(sheets: Sheets) -> None:
     async with children() as pool:
         target = sheets.target()
         target.rmdir()
-        with pytest.raises(OSError, match=r"tiles\.zip"):
+        with pytest.raises(OSError, match=r"tiles\.flat"):
             await pool.tile_page("a", sheets.source(make_pdfs.one_page()), TilePage("o/p/q/u", 1, 200, 100, OPTIONS), target, silent)
         with pytest.raises(FileNotFoundError):
             await pool.count_pages("a", target / "absent.pdf", OPTIONS, 2000, silent)

@@ -23,7 +23,7 @@ PURE = {"activities.errors", *(f"activities.bucket.{name}" for name in ("keys", 
 """No Temporal is loaded here: the command line and the decoder start in a moment."""
 LIGHT = PURE | {"temporalio", "activities.interface", "activities.bucket.forecast"}
 BUCKET = LIGHT | {"activities.bucket"}
-HOST = BUCKET | {f"activities.{name}" for name in ("host", "attempt", "threads", "render.attempt", "render.tilezip")}
+HOST = BUCKET | {f"activities.{name}" for name in ("host", "attempt", "threads", "render.attempt", "render.tilefile")}
 CONTRACT = PURE | {"api.contract", "api.access", "api.http", "api.paths", "api.progress.plan", "api.r2.events", "api.uploads"}
 CLI = PURE | {"api.cli", "api.addresses", "api.paths", "activities.environment"}
 SERVER_ROOM = BUCKET | {"activities.environment", "activities.logs", "activities.program", "workflows", "api"}
@@ -51,7 +51,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "activities.render.process": set(),
     "activities.render.decoder": {"activities.errors", "activities.render.process"},
     "activities.render.decode": {"activities.render.decoder", "pyvips"},
-    "activities.render.tilezip": LIGHT,
+    "activities.render.tilefile": LIGHT,
+    "activities.render.compile": set(),
+    "activities.render.cutter": PURE | {"activities.render.compile"},
     "activities.render.structure": {"pikepdf"},
     "activities.render.strings": {"pypdfium2"},
     "activities.render.titles": {"activities.render.strings", "pypdfium2"},
@@ -69,9 +71,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "activities.render.measure": LIGHT
     | {*(f"activities.render.{name}" for name in ("pdf_file", "structure", "titles", "strings")), "pypdfium2"},
     "activities.render.raster": LIGHT | {*(f"activities.render.{name}" for name in ("pdf_file", "annotations.page", "fonts")), "pypdfium2"},
-    "activities.render.pyramid": LIGHT | {"activities.render.tilezip", "pyvips"},
+    "activities.render.pyramid": LIGHT | {"activities.render.tilefile", "activities.render.cutter", "pyvips"},
     "activities.render.renderer": LIGHT
-    | {*(f"activities.render.{name}" for name in ("measure", "raster", "pdf_file", "pyramid", "fonts.faces"))},
+    | {*(f"activities.render.{name}" for name in ("cutter", "measure", "raster", "pdf_file", "pyramid", "fonts.faces"))},
     "activities.render.attempt": {"activities.attempt", "activities.errors", "temporalio"},
     "activities.render.child": LIGHT | {"activities.attempt", "activities.render.process"},
     "activities.render.forkserver": {"activities.render.memorylimit"},

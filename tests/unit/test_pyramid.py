@@ -15,8 +15,9 @@ from PIL import Image, ImageChops, ImageDraw, ImageStat
 from activities.bucket.dzi import Pyramid, tile_name
 from activities.bucket.records import UploadOptions
 from activities.errors import TilesMissing
+from activities.render.cutter import Cutter
 from activities.render.pyramid import THUMBNAIL_PX, write_sheet
-from activities.render.tilezip import THUMBNAIL, TILES, TILES_PREFIX, TileZip
+from activities.render.tilefile import THUMBNAIL, TILES, TileFile, write_tile_file
 
 
 def drawing(width: int, height: int) -> Image.Image:
@@ -30,13 +31,25 @@ def drawing(width: int, height: int) -> Image.Image:
     return image
 
 
-def write(directory: Path, image: Image.Image, options: UploadOptions) -> Path:
-    """Writes a sheet; returns its ``tiles.zip``."""
-    write_sheet(memoryview(image.tobytes()), *image.size, options, directory)
+@pytest.fixture(params=["cutter", "dzsave"])
+def cutter(request: pytest.FixtureRequest) -> Cutter | None:
+    """What cuts the tiles; None is libvips."""
+    if request.param == "dzsave":
+        return None
+    found = Cutter.find()
+    if found is None:
+        pytest.skip("the cutter is not compiled here")
+    return found
+
+
+def write(directory: Path, image: Image.Image, options: UploadOptions, cutter: Cutter | None = None) -> Path:
+    """Writes a sheet; returns its ``tiles.flat``."""
+    pixels = bytearray(image.tobytes("raw", "BGR" if cutter else "RGB"))
+    write_sheet(memoryview(pixels), *image.size, options, directory, cutter)
     return directory / TILES
 
 
-def tile(tiles: TileZip, pyramid: Pyramid, level: int, column: int, row: int) -> bytes:
+def tile(tiles: TileFile, pyramid: Pyramid, level: int, column: int, row: int) -> bytes:
     """A tile, blank or not, as the uploader reads it."""
     name = tile_name(level, column, row)
     return tiles.read(name) if name in tiles.names else tiles.blank(*pyramid.tile_rectangle(level, column, row)[2:])
@@ -52,39 +65,41 @@ def test_filled_in_blanks_are_what_libvips_would_have_written(tmp_path: Path, ti
     pyvips.Image.new_from_memory(image.tobytes(), *image.size, 3, "uchar").dzsave(
         str(whole), tile_size=tile_size, overlap=overlap, Q=quality, keep="none"
     )
-    with TileZip(write(tmp_path, image, options)) as tiles, zipfile.ZipFile(whole) as archive:
+    with TileFile(write(tmp_path, image, options)) as tiles, zipfile.ZipFile(whole) as archive:
         assert 0 < len(tiles.names) < pyramid.tile_count, "the drawing has blank tiles and others"
         for each in pyramid.tiles():
             assert tile(tiles, pyramid, *each) == archive.read(f"whole_files/{tile_name(*each)}"), each
 
 
-def test_blank_sheet_keeps_every_size_of_tile(tmp_path: Path) -> None:
+def test_blank_sheet_keeps_every_size_of_tile(tmp_path: Path, cutter: Cutter | None) -> None:
     """A page with nothing on it still has all its tiles, all white."""
     image = Image.new("RGB", (700, 300), "white")
     pyramid = Pyramid(700, 300)
-    with TileZip(write(tmp_path, image, UploadOptions())) as tiles:
+    with TileFile(write(tmp_path, image, UploadOptions(), cutter)) as tiles:
         for each in pyramid.tiles():
             decoded = Image.open(io.BytesIO(tile(tiles, pyramid, *each)))
             assert decoded.size == pyramid.tile_rectangle(*each)[2:]
-            assert decoded.getextrema() == ((255, 255),) * 3
+            assert decoded.convert("RGB").getextrema() == ((255, 255),) * 3
 
 
-def test_one_pale_pixel_keeps_its_tile(tmp_path: Path) -> None:
+def test_one_pale_pixel_keeps_its_tile(tmp_path: Path, cutter: Cutter | None) -> None:
     """Only pure white tiles are left out: a tile with one pixel of almost white is kept."""
     image = Image.new("RGB", (600, 600), "white")
     image.putpixel((300, 300), (255, 254, 255))
-    with TileZip(write(tmp_path, image, UploadOptions())) as tiles:
+    with TileFile(write(tmp_path, image, UploadOptions(), cutter)) as tiles:
         assert "10/1_1.jpeg" in tiles.names
         assert "10/0_0.jpeg" not in tiles.names
 
 
 @pytest.mark.parametrize(("width", "height", "tile_size", "overlap"), [(1500, 1100, 256, 1), (513, 1025, 128, 0), (999, 7, 256, 2)])
-def test_tiles_show_the_page_level_by_level(tmp_path: Path, width: int, height: int, tile_size: int, overlap: int) -> None:
+def test_tiles_show_the_page_level_by_level(
+    tmp_path: Path, cutter: Cutter | None, width: int, height: int, tile_size: int, overlap: int
+) -> None:
     """Each tile is its rectangle of the page, which is half as large on each lower level, except for JPEG's loss."""
     level_image = drawing(width, height)
     pyramid = Pyramid(width, height, tile_size, overlap)
     options = UploadOptions(tile_size=tile_size, overlap=overlap, quality=95)
-    with TileZip(write(tmp_path, level_image, options)) as tiles:
+    with TileFile(write(tmp_path, level_image, options, cutter)) as tiles:
         for level in range(pyramid.max_level, -1, -1):
             assert level_image.size == pyramid.level_size(level)
             columns, rows = pyramid.grid(level)
@@ -114,97 +129,95 @@ def _half(image: Image.Image) -> Image.Image:
 
 
 @pytest.mark.parametrize(("width", "height", "expected"), [(1500, 1000, (512, 341)), (1000, 1500, (341, 512)), (300, 200, (300, 200))])
-def test_thumbnail_is_512_px_at_most(tmp_path: Path, width: int, height: int, expected: tuple[int, int]) -> None:
+def test_thumbnail_is_512_px_at_most(tmp_path: Path, cutter: Cutter | None, width: int, height: int, expected: tuple[int, int]) -> None:
     """Its longest side has 512 px, a smaller page is not enlarged, and it looks like the page."""
     image = drawing(width, height)
-    write(tmp_path, image, UploadOptions())
+    write(tmp_path, image, UploadOptions(), cutter)
     thumbnail = Image.open(tmp_path / THUMBNAIL)
     assert thumbnail.size == expected
     assert max(expected) <= THUMBNAIL_PX
     assert max(ImageStat.Stat(ImageChops.difference(thumbnail, image.resize(expected, Image.Resampling.BOX))).mean) < 4
 
 
-def test_sheet_is_the_same_bytes_every_time(tmp_path: Path) -> None:
+def test_sheet_is_the_same_bytes_every_time(tmp_path: Path, cutter: Cutter | None) -> None:
     """Two runs over the same pixels write the same tiles and the same thumbnail."""
     image = drawing(1200, 900)
     results = []
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        with TileZip(write(tmp_path / name, image, UploadOptions())) as tiles:
+        with TileFile(write(tmp_path / name, image, UploadOptions(), cutter)) as tiles:
             results.append(({each: tiles.read(each) for each in tiles.names}, (tmp_path / name / THUMBNAIL).read_bytes()))
     assert results[0] == results[1]
 
 
 @pytest.mark.parametrize("width", [100, 3000])
-def test_write_to_a_place_that_cannot_be_written_is_an_os_error(tmp_path: Path, width: int) -> None:
+def test_write_to_a_place_that_cannot_be_written_is_an_os_error(tmp_path: Path, cutter: Cutter | None, width: int) -> None:
     """The page is then tried again, and its PDF is not blamed."""
-    with pytest.raises(OSError, match=r"tiles\.zip"):
-        write(tmp_path / "absent", drawing(width, 100), UploadOptions())
+    with pytest.raises(OSError, match=r"tiles\.flat"):
+        write(tmp_path / "absent", drawing(width, 100), UploadOptions(), cutter)
 
 
-def test_disk_that_fills_up_is_an_os_error(tmp_path: Path) -> None:
+def test_disk_that_fills_up_is_an_os_error(tmp_path: Path, cutter: Cutter | None) -> None:
     """Wherever the disk fills up: an archive that was not written to its end is never taken for a sheet of blank tiles."""
     image = drawing(900, 600)
-    whole = write(tmp_path, image, UploadOptions()).stat().st_size
+    whole = write(tmp_path, image, UploadOptions(), cutter).stat().st_size
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         for size in (1, 1000, whole // 2, whole - 2000, whole - 1):
             (tmp_path / TILES).unlink()
             resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-            with pytest.raises(OSError, match=r"tiles\.zip|File too large"):
-                write(tmp_path, image, UploadOptions())
+            with pytest.raises(OSError, match=r"tiles\.|File too large"):
+                write(tmp_path, image, UploadOptions(), cutter)
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, ignored)
 
 
-def test_tile_zip_is_stored_uncompressed(tmp_path: Path) -> None:
-    """A tile can be read by its offset; the other files that libvips adds are not among the names."""
-    path = write(tmp_path, drawing(600, 400), UploadOptions())
-    with zipfile.ZipFile(path) as archive:
-        assert {entry.compress_type for entry in archive.infolist()} == {zipfile.ZIP_STORED}
-    with TileZip(path) as tiles:
+def test_libvips_archive_is_gone(tmp_path: Path) -> None:
+    """Only the flat file and the thumbnail are left; the other files that libvips adds to its archive are not among the names."""
+    with TileFile(write(tmp_path, drawing(600, 400), UploadOptions())) as tiles:
         assert all(name.endswith(".jpeg") and "/" in name for name in tiles.names)
+    assert {path.name for path in tmp_path.iterdir()} == {TILES, THUMBNAIL}
 
 
-def test_tile_zip_reads_from_many_threads(tmp_path: Path) -> None:
+def test_tile_file_reads_from_many_threads(tmp_path: Path, cutter: Cutter | None) -> None:
     """Threads that read in any order get the same tiles as a single reader."""
-    with TileZip(write(tmp_path, drawing(1500, 1100), UploadOptions())) as tiles, ThreadPoolExecutor(8) as threads:
+    with TileFile(write(tmp_path, drawing(1500, 1100), UploadOptions(), cutter)) as tiles, ThreadPoolExecutor(8) as threads:
         names = sorted(tiles.names) * 5
         alone = {name: tiles.read(name) for name in tiles.names}
         random.Random(1).shuffle(names)  # noqa: S311 (an order, no secret)
         assert all(alone[name] == data for name, data in zip(names, threads.map(tiles.read, names), strict=True))
 
 
-def test_tile_zip_reads_more_than_65535_tiles(tmp_path: Path) -> None:
-    """An archive of so many entries has another format of directory (ZIP64)."""
-    path = tmp_path / TILES
-    pyvips.Image.black(257, 257, bands=3).dzsave(str(path), tile_size=1, overlap=0, keep="none")
-    pyramid = Pyramid(257, 257, 1, 0)
-    with TileZip(path) as tiles:
-        assert len(tiles.names) == pyramid.tile_count > 65535
-        assert Image.open(io.BytesIO(tiles.read("9/256_256.jpeg"))).size == (1, 1)
+def test_tile_file_reads_more_than_65535_tiles(tmp_path: Path) -> None:
+    """The number of tiles has no limit of 16 bits."""
+    places = [(17, number % 300, number // 300) for number in range(70_000)]
+    with (tmp_path / TILES).open("wb") as file:
+        write_tile_file(file, ((place, str(place).encode()) for place in places), ())
+    with TileFile(tmp_path / TILES) as tiles:
+        assert len(tiles.names) == len(places)
+        assert tiles.read("17/99_233.jpeg") == b"(17, 99, 233)"
 
 
-def test_absent_or_cut_tile_zip_is_tiles_missing(tmp_path: Path) -> None:
+def test_absent_or_cut_tile_file_is_tiles_missing(tmp_path: Path, cutter: Cutter | None) -> None:
     """Wherever the file is cut off, and when there is no file."""
-    path = write(tmp_path, drawing(600, 400), UploadOptions())
+    path = write(tmp_path, drawing(600, 400), UploadOptions(), cutter)
     whole = path.read_bytes()
-    cut = tmp_path / "cut.zip"
+    cut = tmp_path / "cut.flat"
     for size in (0, 1, 100, len(whole) // 2, len(whole) - 1):
         cut.write_bytes(whole[:size])
         with pytest.raises(TilesMissing):
-            TileZip(cut)
-    with pytest.raises(TilesMissing, match=r"no absent\.zip"):
-        TileZip(tmp_path / "absent.zip")
+            TileFile(cut)
+    with pytest.raises(TilesMissing, match=r"no absent\.flat"):
+        TileFile(tmp_path / "absent.flat")
 
 
-def test_tile_zip_that_shrinks_while_open_is_tiles_missing(tmp_path: Path) -> None:
+def test_tile_file_that_shrinks_while_open_is_tiles_missing(tmp_path: Path) -> None:
     """A short read is never passed on as a tile."""
     path = write(tmp_path, drawing(600, 400), UploadOptions())
-    with TileZip(path) as tiles:
+    with TileFile(path) as tiles:
         with path.open("r+b") as file:
             file.truncate(10)
         with pytest.raises(TilesMissing, match="cut off"):
@@ -212,9 +225,24 @@ def test_tile_zip_that_shrinks_while_open_is_tiles_missing(tmp_path: Path) -> No
 
 
 def test_lost_tile_is_not_taken_for_a_blank_one(tmp_path: Path) -> None:
-    """A tile is lost when the archive has neither the tile nor a blank tile of its size."""
+    """A tile is lost when the file has neither the tile nor a blank tile of its size."""
     path = tmp_path / TILES
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr(f"{TILES_PREFIX}0/0_0.jpeg", b"x")
-    with TileZip(path) as tiles, pytest.raises(TilesMissing, match="256 x 256"):
-        tiles.blank(256, 256)
+    with path.open("wb") as file:
+        write_tile_file(file, [((0, 0, 0), b"x")], [((100, 7), b"white")])
+    with TileFile(path) as tiles:
+        assert tiles.blank(100, 7) == b"white"
+        with pytest.raises(TilesMissing, match="256 x 256"):
+            tiles.blank(256, 256)
+
+
+@pytest.mark.parametrize("entry", [(2**32 - 1, 0), (1, 2**64 - 1), (5, 0)], ids=["long", "far", "into the index"])
+def test_index_that_names_bytes_outside_the_tiles_is_tiles_missing(tmp_path: Path, entry: tuple[int, int]) -> None:
+    """A tile lies before the index."""
+    path = tmp_path / TILES
+    with path.open("wb") as file:
+        write_tile_file(file, [((0, 0, 0), b"tile")], ())
+    body = bytearray(path.read_bytes())
+    body[16:28] = entry[0].to_bytes(4, "little") + entry[1].to_bytes(8, "little")
+    path.write_bytes(body)
+    with pytest.raises(TilesMissing, match="cut off"):
+        TileFile(path)

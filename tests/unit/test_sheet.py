@@ -2,7 +2,6 @@
 
 import asyncio
 import threading
-import zipfile
 from collections.abc import AsyncIterator, Iterable
 from contextlib import closing
 from dataclasses import replace
@@ -24,7 +23,7 @@ from activities.host import Host
 from activities.interface import Page, TiledPage, TilePage, UploadPage, host_queue
 from activities.render.child import ChildPool
 from activities.render.measure import USER_UNIT_UNCERTAIN
-from activities.render.tilezip import THUMBNAIL, TILES, TILES_PREFIX
+from activities.render.tilefile import THUMBNAIL, TILES, write_tile_file
 from activities.scratch import Scratch
 from activities.threads import FairThreads
 from tests.unit.sheets import Md5Bucket, accept, etag
@@ -85,10 +84,8 @@ def tiled(host: Host, *, without: str = "", pyramid: Pyramid = PYRAMID) -> Uploa
     """A tiled page on the scratch, ``without`` one of its tiles."""
     page = host.scratch.new_page(REF, 1)
     (page / THUMBNAIL).write_bytes(b"thumbnail")
-    with zipfile.ZipFile(page / TILES, "w") as archive:
-        for name in (tile_name(*tile) for tile in pyramid.tiles()):
-            if name != without:
-                archive.writestr(TILES_PREFIX + name, name)
+    with (page / TILES).open("wb") as file:
+        write_tile_file(file, ((tile, tile_name(*tile).encode()) for tile in pyramid.tiles() if tile_name(*tile) != without), ())
     result = TiledPage(host_queue(host.scratch.host), host.scratch.publish(page), {"pretended": "1"})
     return UploadPage(str(REF), Page(1, "A-101", pyramid.width, pyramid.height, 300), UploadOptions(), result)
 

@@ -30,11 +30,11 @@ class PageAnnotations:
     notes: tuple[Note, ...]
     form: "pdfium.FPDF_FORMHANDLE | None"
 
-    def draw_fields(self, bitmap: "pdfium.FPDF_BITMAP", page: "pdfium.FPDF_PAGE", width: int, height: int) -> None:
-        """Draws the form fields over the page, which was drawn at this size in pixels."""
+    def draw_fields(self, bitmap: "pdfium.FPDF_BITMAP", page: "pdfium.FPDF_PAGE", width: int, height: int, flags: int) -> None:
+        """Draws the form fields over the page, which was drawn at this size in pixels, in the byte order that the flags name."""
         if self.form is not None:
             # Without FPDF_ANNOT: with this flag PDFium would also draw popups.
-            pdfium.FPDF_FFLDraw(self.form, bitmap, page, 0, 0, width, height, 0, pdfium.FPDF_REVERSE_BYTE_ORDER)
+            pdfium.FPDF_FFLDraw(self.form, bitmap, page, 0, 0, width, height, 0, flags)
 
 
 class DocumentAnnotations:

@@ -1,0 +1,136 @@
+"""The files that a render child writes for one sheet. Loads no native library.
+
+``tiles.flat`` holds the JPEGs of the tiles one after the other, equal ones once. Pure white tiles are left out; there is one white tile of
+each size of them. At the end are the index and a trailer, all numbers little-endian:
+
+    entry    level, column, row, bytes (32 bits each), offset (64 bits); of a white tile: 0, width, height, bytes, offset
+    trailer  offset of the first entry (64 bits), number of tiles, number of white tiles (32 bits each), ``SLTILES1``
+
+``thumbnail.jpeg`` is in the same directory.
+"""
+
+import os
+import struct
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+from activities.bucket.dzi import tile_name
+from activities.errors import TilesMissing
+
+TILES = "tiles.flat"
+THUMBNAIL = "thumbnail.jpeg"
+
+_ENTRY = struct.Struct("<IIIIQ")
+_TRAILER = struct.Struct("<QII8s")
+_MAGIC = b"SLTILES1"
+
+
+class TileFile:
+    """A context manager that reads a sheet's tiles by offset, for any number of threads.
+
+    Args:
+        path: ``tiles.flat``.
+
+    Raises:
+        TilesMissing: The file is absent, cut off, or no such file.
+    """
+
+    names: dict[str, tuple[int, int]]
+    """The name of each tile that is not pure white, ``{level}/{col}_{row}.jpeg``, and its offset and size in bytes."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            self._file = path.open("rb")
+        except FileNotFoundError as error:
+            msg = f"no {path.name} in {path.parent.name}"
+            raise TilesMissing(msg) from error
+        try:
+            self.names, self._blanks = self._read_index()
+        except BaseException:
+            self.close()
+            raise
+
+    def read(self, name: str) -> bytes:
+        """The JPEG of a tile.
+
+        Args:
+            name: A key of ``names``.
+
+        Raises:
+            KeyError: The tile is pure white; ``blank`` returns it.
+            TilesMissing: The file is cut off.
+        """
+        return self._read(*self.names[name])
+
+    def blank(self, width: int, height: int) -> bytes:
+        """The JPEG of the pure white tiles of this size in pixels.
+
+        Raises:
+            TilesMissing: No tile of this size is pure white. So a tile that is not in ``names`` was lost.
+        """
+        place = self._blanks.get((width, height))
+        if place is None:
+            msg = f"{self._path.name} in {self._path.parent.name} lacks a tile of {width} x {height} px that is not blank"
+            raise TilesMissing(msg)
+        return self._read(*place)
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _read_index(self) -> tuple[dict[str, tuple[int, int]], dict[tuple[int, int], tuple[int, int]]]:
+        end = os.fstat(self._file.fileno()).st_size - _TRAILER.size
+        if end < 0:
+            raise self._cut_off_error()
+        start, tiles, blanks, magic = _TRAILER.unpack(self._read(end, _TRAILER.size))
+        if magic != _MAGIC or start + _ENTRY.size * (tiles + blanks) != end:
+            raise self._cut_off_error()
+        entries = list(_ENTRY.iter_unpack(self._read(start, end - start)))
+        if any(offset + size > start for *_, size, offset in entries):
+            raise self._cut_off_error()
+        names = {tile_name(level, column, row): (offset, size) for level, column, row, size, offset in entries[:tiles]}
+        return names, {(width, height): (offset, size) for _, width, height, size, offset in entries[tiles:]}
+
+    def _read(self, offset: int, size: int) -> bytes:
+        data = os.pread(self._file.fileno(), size, offset)
+        if len(data) != size:
+            raise self._cut_off_error()
+        return data
+
+    def _cut_off_error(self) -> TilesMissing:
+        return TilesMissing(f"{self._path.name} in {self._path.parent.name} is cut off")
+
+
+def write_tile_file(
+    file: IO[bytes], tiles: Iterable[tuple[tuple[int, int, int], bytes]], blanks: Iterable[tuple[tuple[int, int], bytes]]
+) -> None:
+    """Writes ``tiles.flat``.
+
+    Args:
+        file: Empty.
+        tiles: Level, column and row of each tile that is not pure white, and its JPEG.
+        blanks: Width and height of each size of white tiles, and the JPEG.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    offset, index, counts = 0, bytearray(), []
+    for named in (tiles, (((0, *size), jpeg) for size, jpeg in blanks)):
+        before = len(index)
+        for place, jpeg in named:
+            file.write(jpeg)
+            index += _ENTRY.pack(*place, len(jpeg), offset)
+            offset += len(jpeg)
+        counts.append((len(index) - before) // _ENTRY.size)
+    file.write(index)
+    file.write(_TRAILER.pack(offset, *counts, _MAGIC))
+    file.flush()

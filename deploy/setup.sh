@@ -1,5 +1,5 @@
 #!/bin/sh
-# Installs the locked Python packages into .venv. Gets uv first when the machine has none.
+# Installs the locked Python packages into .venv. Gets uv first when the machine has none. Compiles the cutter where a C compiler is.
 set -eu
 cd "$(dirname "$0")/.."
 unset VIRTUAL_ENV UV_PROJECT_ENVIRONMENT
@@ -28,7 +28,7 @@ if [ -z "$uv" ]; then
     fi
 fi
 
-if [ -x .venv/bin/python ]; then
-    exec "$uv" sync --locked --quiet
-fi
-exec "$uv" sync --locked
+quiet=
+[ -x .venv/bin/python ] && quiet=--quiet
+"$uv" sync --locked $quiet
+exec .venv/bin/python -m activities.render.compile

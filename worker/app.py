@@ -27,6 +27,7 @@ from activities.interface import (
 )
 from activities.reconcile import ReconcileActivities
 from activities.render.child import ChildLimits, ChildPool
+from activities.render.compile import library_path
 from activities.scratch import Scratch
 from activities.sheets import SheetActivities
 from activities.threads import FairThreads
@@ -110,6 +111,8 @@ async def run_tile_role(client: Client, settings: WorkerSettings, stop: asyncio.
     share_pages = settings.upload_slots + settings.render_slots  # enough pages of one upload to keep all slots busy
     scratch = Scratch(settings.scratch_directory, settings.scratch_limit_bytes, share_pages + settings.upload_slots, share_pages)
     limits = ChildLimits(memory_bytes=settings.render_memory_bytes, cpu_s=settings.render_cpu_s, wall_s=settings.render_wall_s)
+    if not settings.dzsave and not library_path().exists():
+        logger.warning("tiles are cut by libvips, which takes five times the CPU: the cutter is not compiled")
     children = ChildPool(settings.render_slots, limits, dzsave=settings.dzsave)
     # asyncio's default, 6 threads on 2 cores, is too few, because the threads mostly wait for the bucket.
     asyncio.get_running_loop().set_default_executor(

@@ -1,6 +1,7 @@
 """Seconds and CPU a sheet: our calls in one warm process, and in a warm child, beside ``vips dzsave plan.pdf[page=N,dpi=300]``.
 
-``VIPS_CONCURRENCY=1 python -m tests.bench.bench_render plan.pdf [PAGE ...]`` prints a table; all files go to /dev/shm.
+``VIPS_CONCURRENCY=1 python -m tests.bench.bench_render plan.pdf[:PAGE,...] ...`` prints a table; all files go to /dev/shm. Columns: drawing as
+the cutter reads it, and as libvips does; tiling by libvips' dzsave and by the cutter, their ratio, and the bytes beside dzsave's.
 """
 
 import argparse
@@ -8,6 +9,7 @@ import asyncio
 import os
 import resource
 import shutil
+import statistics
 import subprocess
 import tempfile
 import time
@@ -17,9 +19,11 @@ from activities.bucket.records import UploadOptions
 from activities.interface import TilePage
 from activities.render import raster
 from activities.render.child import ChildPool
+from activities.render.cutter import Cutter
 from activities.render.measure import measure
 from activities.render.pdf_file import PdfFile
 from activities.render.pyramid import turn_off_cache, write_sheet
+from activities.render.tilefile import TILES
 
 OPTIONS = UploadOptions()
 
@@ -57,46 +61,81 @@ async def in_child(source: Path, pages: list[TilePage], directory: Path) -> list
     return seconds[1:]
 
 
+def tiling(page: TilePage, pixels: memoryview, cutter: Cutter | None, directory: Path, rounds: int) -> tuple[float, int]:
+    """CPU seconds to cut and encode drawn pixels, the median; bytes of the tile file."""
+    seconds, size = [], 0
+    for _ in range(rounds):
+        target = Path(tempfile.mkdtemp(dir=directory))
+        begun = cpu_s(resource.RUSAGE_SELF)
+        write_sheet(pixels, page.width, page.height, OPTIONS, target, cutter)
+        seconds.append(cpu_s(resource.RUSAGE_SELF) - begun)
+        size = (target / TILES).stat().st_size
+        shutil.rmtree(target)
+    return statistics.median(seconds), size
+
+
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("pdf", type=Path)
-    parser.add_argument("pages", type=int, nargs="*", help="numbers from 1; without, all")
+    parser.add_argument("pages", nargs="+", help="plan.pdf, or plan.pdf:1,5 for some pages")
+    parser.add_argument("--rounds", type=int, default=5, help="each number is the median of so many rounds; the original runs once")
+    parser.add_argument("--no-original", action="store_true", help="leave the original pipeline out")
     arguments = parser.parse_args()
     turn_off_cache()
-    pdf = PdfFile(arguments.pdf)
+    cutter = Cutter.find()
+    has_original = shutil.which("vips") is not None and not arguments.no_original
+    print("CPU seconds in a bare warm process; wall seconds in a warm child; the original pipeline's wall and CPU seconds")
+    print(
+        f"{'page':>24} {'px':>14} | {'draw':>6} {'RGB':>6} | {'dzsave':>6} {'cutter':>6} {'ratio':>6} {'bytes':>6} | {'child':>6} | {'original':>8} {'CPU':>6}"
+    )
+    rows = []
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
+        for argument in arguments.pages:
+            path, _, numbers = argument.partition(".pdf:")
+            source = Path(path if not numbers else f"{path}.pdf")
+            rows += _rows(
+                source, [int(number) for number in numbers.split(",") if number], cutter, Path(name), arguments.rounds, has_original
+            )
+    sums = [sum(values) for values in zip(*rows, strict=True)]
+    _print_row("sum", "", sums)
+
+
+def _rows(source: Path, numbers: list[int], cutter: Cutter | None, directory: Path, rounds: int, has_original: bool) -> list[list[float]]:
+    pdf = PdfFile(source)
     measured = {page.number: page for page in measure(pdf, OPTIONS, 2000).pages if page.reason is None}
-    pages = [TilePage("", number, measured[number].width, measured[number].height, OPTIONS) for number in arguments.pages or measured]
+    pages = [TilePage("", number, measured[number].width, measured[number].height, OPTIONS) for number in numbers or measured]
     buffer = raster.PixelBuffer()
     raster.draw(pdf, pages[0].number, pages[0].width, pages[0].height, buffer)  # warm, as a child is
-    has_original = shutil.which("vips") is not None
-    print("CPU seconds a sheet in a bare warm process; wall seconds in a warm child; the original pipeline's wall and CPU seconds")
-    print(f"{'page':>5} {'px':>14} | {'draw':>6} {'tile':>6} {'CPU':>6} | {'child':>6} | {'original':>8} {'CPU':>6} {'ratio':>6}")
-    sums = [0.0] * 5
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
-        directory = Path(name)
-        children = asyncio.run(in_child(arguments.pdf, pages, directory))
-        for page, child_s in zip(pages, children, strict=True):
+    rows = []
+    for page, child_s in zip(pages, asyncio.run(in_child(source, pages, directory)), strict=True):
+        drawing: dict[bool, list[float]] = {True: [], False: []}
+        tiles: dict[bool, tuple[float, int]] = {}
+        for blue_first in (False, True):
+            for _ in range(rounds):
+                begun = cpu_s(resource.RUSAGE_SELF)
+                pixels = raster.draw(pdf, page.number, page.width, page.height, buffer, blue_first=blue_first).pixels
+                drawing[blue_first].append(cpu_s(resource.RUSAGE_SELF) - begun)
+            tiles[blue_first] = tiling(page, pixels, cutter if blue_first else None, directory, rounds)
+        old = (0.0, 0.0)
+        if has_original:
             target = Path(tempfile.mkdtemp(dir=directory))
-            started = cpu_s(resource.RUSAGE_SELF)
-            pixels = raster.draw(pdf, page.number, page.width, page.height, buffer).pixels
-            drawn = cpu_s(resource.RUSAGE_SELF)
-            write_sheet(pixels, page.width, page.height, OPTIONS, target)
-            draw, tile = drawn - started, cpu_s(resource.RUSAGE_SELF) - drawn
-            old_s, old_cpu = original(arguments.pdf, page.number, target) if has_original else (0.0, 0.0)
+            old = original(source, page.number, target)
             shutil.rmtree(target)
-            ratio = old_s / child_s
-            print(
-                f"{page.number:>5} {f'{page.width} x {page.height}':>14} | {draw:6.2f} {tile:6.2f} {draw + tile:6.2f} | {child_s:6.2f} |"
-                f" {old_s:8.2f} {old_cpu:6.2f} {ratio:5.1f}x"
-            )
-            sums = [total + value for total, value in zip(sums, (draw, tile, child_s, old_s, old_cpu), strict=True)]
-    mean = [total / len(pages) for total in sums]
-    print(
-        f"{'mean':>5} {'':>14} | {mean[0]:6.2f} {mean[1]:6.2f} {mean[0] + mean[1]:6.2f} | {mean[2]:6.2f} |"
-        f" {mean[3]:8.2f} {mean[4]:6.2f} {mean[3] / mean[2]:5.1f}x"
-    )
+        draw, reverse = statistics.median(drawing[True]), statistics.median(drawing[False])
+        row = [draw, reverse, tiles[False][0], tiles[True][0], tiles[False][1], tiles[True][1], child_s, *old]
+        _print_row(f"{source.stem[:20]} {page.number}", f"{page.width} x {page.height}", row)
+        rows.append(row)
     pdf.close()
+    return rows
+
+
+def _print_row(name: str, size: str, row: list[float]) -> None:
+    draw, reverse, dzsave, cut, dzsave_bytes, cut_bytes, child_s, old_s, old_cpu = row
+    print(
+        f"{name:>24} {size:>14} | {draw:6.2f} {reverse:6.2f} | {dzsave:6.2f} {cut:6.2f} {dzsave / cut:5.1f}x {cut_bytes / dzsave_bytes:6.2f}"
+        f" | {child_s:6.2f} | {old_s:8.2f} {old_cpu:6.2f}",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

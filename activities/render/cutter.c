@@ -34,6 +34,7 @@ enum { WHITE, GRAY, COLOUR };
 #define BUFFER_BYTES (1u << 20)
 #define DC_SYMBOLS 12
 #define AC_SYMBOLS 162
+#define WHITE_SIZES (16 * MAX_LEVELS) /* a level has tiles of four widths: the first, the last, the one before, the others */
 
 /* What to cut; cutter.py has the same structure. */
 struct page {
@@ -118,7 +119,7 @@ struct cutter {
     size_t count, room;
     uint32_t *places; /* 1 + an index of entries, by hash */
     size_t place_mask;
-    struct entry whites[9 * MAX_LEVELS];
+    struct entry whites[WHITE_SIZES];
     uint32_t white_count;
 };
 
@@ -407,7 +408,7 @@ static struct kernels choose_kernels(void) {
 
 /* ---- Tables ---- */
 
-/* Makes the codes of a table, which is: how many codes have each length from 1 to 16, then the symbols. */
+/* Makes the codes of a table, which is: how many codes have each length from 1 to 16, then the symbols, each of them once. */
 static int read_codes(const uint8_t *table, uint32_t symbols, struct code *code) {
     uint32_t next = 0, read = 0;
     memset(code, 0, sizeof *code);
@@ -417,7 +418,15 @@ static int read_codes(const uint8_t *table, uint32_t symbols, struct code *code)
             code->bits[table[16 + read]] = next;
             code->size[table[16 + read++]] = (uint8_t)length;
         }
-    return read == symbols ? 0 : -EINVAL;
+    if (read != symbols) return -EINVAL;
+    if (symbols == DC_SYMBOLS) {
+        for (uint32_t size = 0; size < DC_SYMBOLS; size++)
+            if (!code->size[size]) return -EINVAL;
+        return 0;
+    }
+    for (uint32_t symbol = 0; symbol < 256; symbol++)
+        if ((symbol & 15 ? (symbol & 15) <= 10 : symbol == 0 || symbol == 0xf0) && !code->size[symbol]) return -EINVAL;
+    return 0;
 }
 
 /* Prepares the division by each divisor as two multiplications: https://gmplib.org/~tege/divcnst-pldi94.pdf. */
@@ -501,7 +510,7 @@ static inline uint64_t places_of(const struct cutter *c, const int16_t *block) {
     uint64_t places = 0;
     for (int row = 0; row < 8; row++) {
         uint32_t used = 0;
-#if defined(__SSE2__)
+#ifdef HAS_AVX2
         __m128i zero = _mm_cmpeq_epi16(_mm_loadu_si128((const __m128i *)(block + 8 * row)), _mm_setzero_si128());
         used = 0xff & ~(uint32_t)_mm_movemask_epi8(_mm_packs_epi16(zero, zero));
 #else
@@ -764,14 +773,15 @@ static int grow(struct cutter *c) {
     c->room = room;
     for (size_t i = 0; i < c->count; i++) {
         size_t place = hashes[i] & c->place_mask;
-        while (c->places[place]) place = (place + 1) & c->place_mask;
-        c->places[place] = (uint32_t)i + 1;
+        while (c->places[place] && entries[c->places[place] - 1].offset != entries[i].offset) place = (place + 1) & c->place_mask;
+        if (!c->places[place]) c->places[place] = (uint32_t)i + 1; /* else an equal tile has a place */
     }
     return 0;
 }
 
 /* Stores the JPEG in hand, unless the file has it already. */
 static int store(struct cutter *c, uint32_t level, uint32_t column, uint32_t row, size_t size) {
+    if (c->page.limit - c->written < (c->count + 1) * sizeof *c->entries) return -EFBIG;
     int error = grow(c);
     if (error) return error;
     uint64_t hash = hash_of(c->jpeg, size), offset = c->written;
@@ -798,7 +808,7 @@ static int store(struct cutter *c, uint32_t level, uint32_t column, uint32_t row
 static int store_white(struct cutter *c, uint32_t width, uint32_t height) {
     for (uint32_t i = 0; i < c->white_count; i++)
         if (c->whites[i].column == width && c->whites[i].row == height) return 0;
-    if (c->white_count == sizeof c->whites / sizeof *c->whites) return -EINVAL;
+    if (c->white_count == WHITE_SIZES) return -EINVAL;
     for (uint32_t y = 0; y < (height + 8) / 8 * 8; y++) memset(c->plane[1] + y * c->stride, 255, (width + 8) / 8 * 8);
     int64_t size = encode(c, width, height, 0);
     if (size < 0) return (int)size;
@@ -948,22 +958,20 @@ static int cut_row(struct cutter *c, uint32_t number, uint32_t row) {
 
 /* Cuts all rows of tiles whose pixels are there, of this level and of those below. */
 static int cut_level(struct cutter *c, uint32_t number) {
-    for (;; number--) {
-        struct level *level = &c->levels[number];
-        while (level->next < level->rows) {
-            uint64_t needed = (uint64_t)(level->next + 1) * c->page.tile + c->page.overlap;
-            if (level->ready < (needed < level->height ? needed : level->height)) break;
-            int error = cut_row(c, number, level->next);
-            if (error) return error;
-            level->next++;
-            if (!number) continue;
-            struct level *below = &c->levels[number - 1];
-            uint64_t made = (uint64_t)level->next * (c->page.tile / 2);
-            below->ready = made < below->height ? (uint32_t)made : below->height;
-            if ((error = cut_level(c, number - 1))) return error;
-        }
-        return 0;
+    struct level *level = &c->levels[number];
+    while (level->next < level->rows) {
+        uint64_t needed = (uint64_t)(level->next + 1) * c->page.tile + c->page.overlap;
+        if (level->ready < (needed < level->height ? needed : level->height)) break;
+        int error = cut_row(c, number, level->next);
+        if (error) return error;
+        level->next++;
+        if (!number) continue;
+        struct level *below = &c->levels[number - 1];
+        uint64_t made = (uint64_t)level->next * (c->page.tile / 2);
+        below->ready = made < below->height ? (uint32_t)made : below->height;
+        if ((error = cut_level(c, number - 1))) return error;
     }
+    return 0;
 }
 
 static int set_up(struct cutter *c) {

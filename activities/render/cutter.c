@@ -18,6 +18,9 @@
 #include <string.h>
 #include <unistd.h>
 
+_Static_assert(sizeof(size_t) == 8 && sizeof(off_t) == 8, "sizes are computed with 64 bits");
+_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the numbers in the file are little-endian");
+
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(CUTTER_PORTABLE)
 #include <immintrin.h>
 #define HAS_AVX2 1
@@ -117,7 +120,7 @@ struct cutter {
     struct entry *entries;
     uint64_t *hashes;
     size_t count, room;
-    uint32_t *places; /* 1 + an index of entries, by hash */
+    uint32_t *places; /* 1 + an index of entries, one of each hash */
     size_t place_mask;
     struct entry whites[WHITE_SIZES];
     uint32_t white_count;
@@ -469,9 +472,7 @@ static inline void put_word(struct bits *b) {
             if (byte == 0xff) *b->out++ = 0;
         }
     } else {
-#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
         word = __builtin_bswap64(word);
-#endif
         memcpy(b->out, &word, 8);
         b->out += 8;
     }
@@ -773,8 +774,8 @@ static int grow(struct cutter *c) {
     c->room = room;
     for (size_t i = 0; i < c->count; i++) {
         size_t place = hashes[i] & c->place_mask;
-        while (c->places[place] && entries[c->places[place] - 1].offset != entries[i].offset) place = (place + 1) & c->place_mask;
-        if (!c->places[place]) c->places[place] = (uint32_t)i + 1; /* else an equal tile has a place */
+        while (c->places[place] && hashes[c->places[place] - 1] != hashes[i]) place = (place + 1) & c->place_mask;
+        c->places[place] = (uint32_t)i + 1;
     }
     return 0;
 }
@@ -789,13 +790,11 @@ static int store(struct cutter *c, uint32_t level, uint32_t column, uint32_t row
     int is_known = 0;
     for (; c->places[place]; place = (place + 1) & c->place_mask) {
         size_t other = c->places[place] - 1;
-        if (c->hashes[other] != hash || c->entries[other].size != size) continue;
-        is_known = has_bytes(c, c->entries[other].offset, c->jpeg, size);
+        if (c->hashes[other] != hash) continue;
+        is_known = c->entries[other].size == size ? has_bytes(c, c->entries[other].offset, c->jpeg, size) : 0;
         if (is_known < 0) return is_known;
-        if (is_known) {
-            offset = c->entries[other].offset;
-            break;
-        }
+        if (is_known) offset = c->entries[other].offset;
+        break; /* one comparison is enough: nobody has many different tiles of one hash, except on purpose */
     }
     if (!is_known && (error = append(c, c->jpeg, size))) return error;
     c->entries[c->count] = (struct entry){level, column, row, (uint32_t)size, offset};

@@ -322,7 +322,7 @@ def test_many_equal_tiles_are_stored_once(cutter: Cutter) -> None:
     assert len(set(found.offsets.values())) == len(set(found.tiles.values())) < 40
 
 
-def test_file_says_no_more_than_its_limit(cutter: Cutter) -> None:
+def test_limit_is_kept(cutter: Cutter) -> None:
     """A file of exactly the limit is written; with one byte less the cutter stops with EFBIG and has not written more."""
     image = page("mixed", 777, 1025)
     with memory_file() as path:

@@ -146,6 +146,15 @@ def bytes_of(cutter: Cutter, image: Image.Image, cut: Cut) -> bytes:
         return write(cutter, image, cut, path) + path.read_bytes()
 
 
+def cut_changed(cutter: Cutter, path: Path, **changes: object) -> None:
+    """Cuts 100 x 100 px, with some arguments changed."""
+    arguments: dict[str, object] = {"width": 100, "height": 100, "blue_first": False, "tile_size": 256, "overlap": 1, "quality": 85}
+    arguments |= {"preview_level": 0, "pixels": memoryview(bytearray(30_000))}
+    with path.open("w+b", buffering=0) as file:
+        cut: Callable[..., bytes] = cutter.cut
+        cut(**(arguments | {"file": file.fileno()} | changes))
+
+
 def dzsave(image: Image.Image, tile_size: int, overlap: int) -> dict[tuple[int, int, int], Image.Image]:
     """The tiles that libvips makes of a page, without the white ones, by level, column and row."""
     source = pyvips.Image.new_from_memory(image.tobytes(), *image.size, 3, "uchar").copy(interpretation="srgb")
@@ -337,6 +346,15 @@ def test_limit_is_kept(cutter: Cutter) -> None:
             assert path.stat().st_size <= limit_bytes
 
 
+@pytest.mark.parametrize("size", [(1, 400_000), (400_000, 1), (1500, 1000)])
+def test_limit_is_far_enough_for_noise(cutter: Cutter, tmp_path: Path, size: tuple[int, int]) -> None:
+    """Without a limit of its own, each page can be cut: also a thin one, whose tiles have more bytes of tables than of pixels."""
+    pixels = page("noise", *size).point(lambda value: 255 * (value & 1)).tobytes()
+    options = {"tile_size": 128, "overlap": 8, "quality": 100}
+    cut_changed(cutter, tmp_path / "file", pixels=memoryview(bytearray(pixels)), width=size[0], height=size[1], **options)
+    assert len(read_flat_file(tmp_path / "file").tiles) > 100
+
+
 def test_full_disk_is_an_error(cutter: Cutter) -> None:
     """A disk without room, and a file that cannot be written, end with the system's error."""
     for kind in KINDS:
@@ -353,15 +371,6 @@ def test_file_that_is_not_open_is_an_error(cutter: Cutter) -> None:
 
 
 # ---- Wrong arguments ----
-
-
-def cut_wrongly(cutter: Cutter, path: Path, **changes: object) -> None:
-    """Cuts 100 x 100 px with some arguments changed."""
-    arguments: dict[str, object] = {"width": 100, "height": 100, "blue_first": False, "tile_size": 256, "overlap": 1, "quality": 85}
-    arguments |= {"preview_level": 0, "pixels": memoryview(bytearray(30_000))}
-    with path.open("w+b", buffering=0) as file:
-        cut: Callable[..., bytes] = cutter.cut
-        cut(**(arguments | {"file": file.fileno()} | changes))
 
 
 @pytest.mark.parametrize(
@@ -400,7 +409,7 @@ def cut_wrongly(cutter: Cutter, path: Path, **changes: object) -> None:
 def test_wrong_arguments_are_refused(cutter: Cutter, tmp_path: Path, changes: dict[str, object]) -> None:
     """What cannot be cut is a ValueError, and nothing is written."""
     with pytest.raises(ValueError, match=r"."):
-        cut_wrongly(cutter, tmp_path / "file", **changes)
+        cut_changed(cutter, tmp_path / "file", **changes)
     assert not (tmp_path / "file").read_bytes()
 
 
@@ -408,7 +417,7 @@ def test_wrong_arguments_are_refused(cutter: Cutter, tmp_path: Path, changes: di
 def test_huffman_tables_of_another_size_are_refused(cutter: Cutter, tmp_path: Path, size_bytes: int) -> None:
     """No byte behind the tables is read."""
     with pytest.raises(ValueError, match=r"."):
-        cut_wrongly(cutter, tmp_path / "file", huffman=(HUFFMAN + b"\0")[:size_bytes])
+        cut_changed(cutter, tmp_path / "file", huffman=(HUFFMAN + b"\0")[:size_bytes])
     assert not (tmp_path / "file").read_bytes()
 
 
@@ -416,7 +425,7 @@ def test_too_large_a_page_is_refused(cutter: Cutter, tmp_path: Path) -> None:
     """A page has at most 2^24 px on a side."""
     width = (1 << 24) + 1
     with mmap.mmap(-1, 3 * width) as memory, pytest.raises(ValueError, match=r"."):
-        cut_wrongly(cutter, tmp_path / "file", pixels=memory, width=width, height=1)
+        cut_changed(cutter, tmp_path / "file", pixels=memory, width=width, height=1)
     assert not (tmp_path / "file").read_bytes()
 
 
@@ -439,5 +448,5 @@ def test_broken_huffman_table_is_refused(cutter: Cutter, tmp_path: Path, first: 
     broken = HUFFMAN[:first] + spoil(HUFFMAN[first:end]) + HUFFMAN[end:]
     assert len(broken) == len(HUFFMAN)
     with pytest.raises(ValueError, match=r"."):
-        cut_wrongly(cutter, tmp_path / "file", huffman=broken)
+        cut_changed(cutter, tmp_path / "file", huffman=broken)
     assert not (tmp_path / "file").read_bytes()

@@ -125,7 +125,7 @@ class Cutter:
             file: Descriptor of an empty file, open for reading and writing.
             preview_level: The level whose pixels are returned.
             huffman: Tables of the DC and AC symbols of luminance, and of those of chrominance; default: ``HUFFMAN``.
-            limit_bytes: The most that is written; default: six times the bytes of the pixels and 1 MiB, which is more than noise takes at quality 100.
+            limit_bytes: The most that is written; default: more than noise takes at quality 100, in pages of any shape.
 
         Returns:
             The pixels of ``preview_level``, rows of R, G, B without padding.
@@ -136,9 +136,14 @@ class Cutter:
             OSError: The file cannot be written, or would have more than ``limit_bytes``.
         """
         stride = BYTES_PER_PIXEL * width if stride is None else stride
+        huffman = HUFFMAN if huffman is None else huffman
         pyramid = Pyramid(width, height, tile_size, overlap)
+        limit_bytes = 6 * len(pixels) + 2048 * pyramid.tile_count + (1 << 20) if limit_bytes is None else limit_bytes
         if not 0 <= preview_level <= pyramid.max_level or len(pixels) < (height - 1) * stride + BYTES_PER_PIXEL * width:
             msg = f"no level {preview_level}, or fewer than {height} rows of {stride} bytes"
+            raise ValueError(msg)
+        if tile_size > MAX_TILE_SIZE or not 1 <= quality <= 100 or len(huffman) != len(HUFFMAN) or limit_bytes < 0:
+            msg = f"no tiles of {tile_size:,} px, quality {quality}, at most {limit_bytes:,} bytes, Huffman tables of {len(huffman)} bytes"
             raise ValueError(msg)
         preview_width, preview_height = pyramid.level_size(preview_level)
         preview = bytearray(BYTES_PER_PIXEL * preview_width * preview_height)
@@ -153,8 +158,8 @@ class Cutter:
             preview_level=preview_level,
             preview=ctypes.addressof(ctypes.c_ubyte.from_buffer(preview)),
             quantizers=quantizers(quality),
-            huffman=HUFFMAN if huffman is None else huffman,
-            limit=6 * len(pixels) + (1 << 20) if limit_bytes is None else limit_bytes,
+            huffman=huffman,
+            limit=limit_bytes,
             file=file,
         )
         error = -self._cut(ctypes.byref(page))

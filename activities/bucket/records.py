@@ -249,7 +249,7 @@ class SheetRecord:
         digest: See ``tiles_digest``.
         engines: Name to version of every library that decides a tile's bytes.
         notes: Why the sheet may differ from the author's drawing.
-        chroma: The chroma subsampling of tiles with colours, ``4:4:4`` (full) or ``4:2:0`` (halved); None in a record of an earlier release.
+        chroma: The chroma subsampling of tiles with colours, ``4:4:4`` or ``4:2:0`` (halved); None in a record of an earlier release.
     """
 
     number: int

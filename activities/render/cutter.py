@@ -43,7 +43,7 @@ HUFFMAN = base64.b64decode(
     "slRiFqIHQ4KTc/HC4iTTY7ODVUQlRTZGF/Kj48MmZHQICQoYGRonKCkqNzg5OkdISUpWV1hZWmVmZ2hpanV2d3h5eoSFhoeIiYqUlZaXmJmapKWmp6ipqrS1tre4ubrE"
     "xcbHyMnK1NXW19jZ2uTl5ufo6erz9PX29/j5+g=="
 )
-"""Made from 24 pages of ten plan sets by ``tests/bench/train_huffman.py``: their tiles have 9 % fewer bytes than with the standard tables."""
+"""Made from 24 pages of ten plan sets by ``tests/bench/train_huffman.py``: 9 % fewer bytes than with the standard tables."""
 
 
 class _Page(ctypes.Structure):

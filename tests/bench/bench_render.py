@@ -1,7 +1,7 @@
-"""Seconds and CPU a sheet: our calls in one warm process, and in a warm child, beside ``vips dzsave plan.pdf[page=N,dpi=300]``.
+"""CPU seconds a sheet in one warm process, seconds in a warm child, beside ``vips dzsave plan.pdf[page=N,dpi=300]``.
 
-``VIPS_CONCURRENCY=1 python -m tests.bench.bench_render plan.pdf[:PAGE,...] ...`` prints a table; all files go to /dev/shm. Columns: drawing as
-the cutter reads it, and as libvips does; tiling by libvips' dzsave and by the cutter, their ratio, and the bytes beside dzsave's.
+``VIPS_CONCURRENCY=1 python -m tests.bench.bench_render plan.pdf[:PAGE,...] ...`` prints a table; all files go to /dev/shm. Columns: drawing
+as the cutter reads it, and as libvips does; tiling by libvips' dzsave and by the cutter, their ratio, and the bytes beside dzsave's.
 """
 
 import argparse
@@ -85,9 +85,8 @@ def main() -> None:
     cutter = Cutter.find()
     has_original = shutil.which("vips") is not None and not arguments.no_original
     print("CPU seconds in a bare warm process; wall seconds in a warm child; the original pipeline's wall and CPU seconds")
-    print(
-        f"{'page':>24} {'px':>14} | {'draw':>6} {'RGB':>6} | {'dzsave':>6} {'cutter':>6} {'ratio':>6} {'bytes':>6} | {'child':>6} | {'original':>8} {'CPU':>6}"
-    )
+    heads = [f"{'page':>24} {'px':>14}", f"{'draw':>6} {'RGB':>6}", f"{'dzsave':>6} {'cutter':>6} {'ratio':>6} {'bytes':>6}"]
+    print(" | ".join((*heads, f"{'child':>6}", f"{'original':>8} {'CPU':>6}")))
     rows = []
     with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
         for argument in arguments.pages:
@@ -132,8 +131,8 @@ def _rows(source: Path, numbers: list[int], cutter: Cutter | None, directory: Pa
 def _print_row(name: str, size: str, row: list[float]) -> None:
     draw, reverse, dzsave, cut, dzsave_bytes, cut_bytes, child_s, old_s, old_cpu = row
     print(
-        f"{name:>24} {size:>14} | {draw:6.2f} {reverse:6.2f} | {dzsave:6.2f} {cut:6.2f} {dzsave / cut:5.1f}x {cut_bytes / dzsave_bytes:6.2f}"
-        f" | {child_s:6.2f} | {old_s:8.2f} {old_cpu:6.2f}",
+        f"{name:>24} {size:>14} | {draw:6.2f} {reverse:6.2f} | {dzsave:6.2f} {cut:6.2f} {dzsave / cut:5.1f}x"
+        f" {cut_bytes / dzsave_bytes:6.2f} | {child_s:6.2f} | {old_s:8.2f} {old_cpu:6.2f}",
         flush=True,
     )
 

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -171,6 +172,25 @@ async def test_count_then_tile_gives_every_tile(sheets: Sheets) -> None:
     with Image.open(target / THUMBNAIL) as thumbnail:
         assert (thumbnail.format, thumbnail.size) == ("JPEG", (512, 331))
     check_complete(target, Pyramid(page.width, page.height))
+
+
+@pytest.mark.parametrize(
+    ("dzsave", "tile_size", "engine", "chroma"),
+    [(False, 256, "sitelink-cutter", "4:4:4"), (True, 256, "libvips", "4:2:0"), (False, 255, "libvips", "4:2:0")],
+    ids=["cutter", "setting", "odd tiles"],
+)
+async def test_what_cuts_the_tiles_is_told(sheets: Sheets, dzsave: bool, tile_size: int, engine: str, chroma: str) -> None:
+    """Libvips cuts the tiles where the setting wants it, or the cutter cannot; both write every tile."""
+    pool = ChildPool(1, dzsave=dzsave)
+    target, options = sheets.target(), replace(OPTIONS, tile_size=tile_size)
+    try:
+        page = TilePage("o/p/q/u", 1, 900, 700, options)
+        rendered = await pool.tile_page("a", sheets.source(make_pdfs.one_page()), page, target, silent)
+    finally:
+        await pool.close()
+    assert rendered.engines.keys() & {"sitelink-cutter", "libvips"} == {engine}
+    assert rendered.chroma == chroma
+    check_complete(target, Pyramid(900, 700, tile_size))
 
 
 def check_complete(target: Path, pyramid: Pyramid) -> None:

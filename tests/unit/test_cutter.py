@@ -20,6 +20,7 @@ import pyvips
 from PIL import Image, ImageDraw
 
 from activities.bucket.dzi import Pyramid
+from activities.render import compile as compiling
 from activities.render.compile import NoCompiler, compile_cutter
 from activities.render.cutter import HUFFMAN, Cutter
 from tests.resources.flat_file import FlatFile, read_flat_file
@@ -450,3 +451,23 @@ def test_broken_huffman_table_is_refused(cutter: Cutter, tmp_path: Path, first: 
     with pytest.raises(ValueError, match=r"."):
         cut_changed(cutter, tmp_path / "file", huffman=broken)
     assert not (tmp_path / "file").read_bytes()
+
+
+def test_without_a_compiler_one_line_says_what_happens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It is no failure: libvips cuts the tiles."""
+    source = tmp_path / "cutter.c"
+    source.write_bytes(compiling.SOURCE.read_bytes())
+    monkeypatch.setattr(compiling, "SOURCE", source)
+    monkeypatch.setattr(compiling, "library_path", lambda: tmp_path / "cutter.so")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    compiling.main()
+    assert capfd.readouterr().err.count("\n") == 1
+    monkeypatch.undo()
+    monkeypatch.setattr(compiling, "SOURCE", source)
+    monkeypatch.setattr(compiling, "library_path", lambda: tmp_path / "cutter.so")
+    compiling.main()
+    assert {path.name for path in tmp_path.iterdir()} == {"cutter.c", "cutter.so"}
+    assert capfd.readouterr() == ("", "")

@@ -17,6 +17,7 @@ from activities.bucket.dzi import Pyramid, tile_name
 from activities.bucket.keys import UploadRef
 from activities.bucket.location import BucketSettings
 from activities.bucket.records import Note, UploadOptions, UploadRecord, scaled_note, to_json
+from activities.bucket.report import SheetReport
 from activities.bucket.storage import Bucket, StoredObject
 from activities.bucket.verify import verify_upload
 from activities.host import Host
@@ -26,6 +27,7 @@ from activities.render.measure import USER_UNIT_UNCERTAIN
 from activities.render.tilefile import THUMBNAIL, TILES, write_tile_file
 from activities.scratch import Scratch
 from activities.threads import FairThreads
+from tests.resources import make_pdfs
 from tests.unit.sheets import Md5Bucket, accept, etag
 from worker.app import Activities
 from workflows.processing.progress import Progress
@@ -232,6 +234,25 @@ async def test_sheet_of_another_size_has_no_tiles_of_the_earlier_one(
     assert tiles == {tile_name(*tile) for tile in half.tiles()}
     (report, _) = verify_upload(bucket, REF)
     assert (report.verified, report.foreign_count, report.problems) == (True, 0, ())
+
+
+async def test_sheets_of_two_cutters_verify_together(host: Host, bucket: OrderedBucket) -> None:
+    """An upload may begin on a host with the cutter and go on, or be repaired, on one without: each sheet has its own digest."""
+    source = host.scratch.new_page(REF, 9) / "plan.pdf"
+    source.write_bytes(make_pdfs.plan_set(2))
+    for number, dzsave in ((1, False), (2, True), (1, True)):
+        pool = ChildPool(1, dzsave=dzsave)
+        page = host.scratch.new_page(REF, number)
+        try:
+            made = await pool.tile_page("a", source, TilePage(str(REF), number, 600, 300, UploadOptions()), page, lambda: None)
+        finally:
+            await pool.close()
+        result = TiledPage(host_queue(host.scratch.host), host.scratch.publish(page), made.engines, made.notes, made.chroma)
+        args = UploadPage(str(REF), Page(number, None, 600, 300, 300), UploadOptions(), result)
+        record = await ActivityEnvironment().run(Activities(host).upload_page, args)
+        assert record.chroma == ("4:2:0" if dzsave else "4:4:4")
+        report = next(report for report in verify_upload(bucket, REF) if isinstance(report, SheetReport) and report.number == number)
+        assert (report.verified, report.problems) == (True, ())
 
 
 async def test_notes_are_the_same_after_a_repair(host: Host, bucket: OrderedBucket) -> None:

@@ -29,12 +29,12 @@ def compile_cutter(target: Path, *flags: str, compiler: str | None = None) -> No
     Args:
         target: The library. It appears whole or not at all, so that processes may compile at the same time.
         flags: Further flags of the compiler.
-        compiler: The compiler's command; default: the one that ``CC`` names, or the first of ``COMPILERS``.
+        compiler: The compiler's command; default: the first of ``COMPILERS``.
 
     Raises:
         NoCompiler: There is no compiler, it refuses the source, or the library cannot be written.
     """
-    command = shlex.split(compiler or os.environ.get("CC", "")) or [found for name in COMPILERS if (found := shutil.which(name))][:1]
+    command = shlex.split(compiler or "") or [found for name in COMPILERS if (found := shutil.which(name))][:1]
     if not command:
         msg = "there is no C compiler"
         raise NoCompiler(msg)

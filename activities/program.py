@@ -27,9 +27,9 @@ def run(main: Callable[[], int]) -> NoReturn:
 
 
 def keep_what_is_loaded() -> None:
-    """Tells the garbage collector that what was made until now will stay, so that it does not look at it again and again.
+    """Takes all present objects out of garbage collection.
 
-    A program calls it when it is ready to serve. Otherwise a full collection looks at all modules, and nobody is served for 70 ms.
+    A program calls it when it is ready to serve. Otherwise a full collection looks at all modules, and the program stands still for 70 ms.
     https://docs.python.org/3/library/gc.html#gc.freeze
     """
     gc.collect()

@@ -23,6 +23,15 @@ def library_path(directory: Path = SOURCE.parent) -> Path:
     return directory / f"cutter-{hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:12]}.{sysconfig.get_platform()}.so"
 
 
+def find_compiler() -> str:
+    """The first of ``COMPILERS`` on the ``PATH``. Raises ``NoCompiler`` if the ``PATH`` has no compiler."""
+    found = next(filter(shutil.which, COMPILERS), None)
+    if found is None:
+        msg = "there is no C compiler"
+        raise NoCompiler(msg)
+    return found
+
+
 def compile_cutter(target: Path, *flags: str, compiler: str | None = None) -> None:
     """Compiles the cutter into a shared library.
 
@@ -34,10 +43,7 @@ def compile_cutter(target: Path, *flags: str, compiler: str | None = None) -> No
     Raises:
         NoCompiler: There is no compiler, it refuses the source, or the library cannot be written.
     """
-    command = shlex.split(compiler or "") or [found for name in COMPILERS if (found := shutil.which(name))][:1]
-    if not command:
-        msg = "there is no C compiler"
-        raise NoCompiler(msg)
+    command = shlex.split(compiler or find_compiler())
     unfinished = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -84,7 +84,7 @@ class Cutter:
 
     @classmethod
     def find(cls) -> Self | None:
-        """The cutter that was compiled for this machine; None if there is none."""
+        """Loads the cutter of this machine; None where it is not compiled, or is compiled for another machine."""
         path = library_path()
         try:
             return cls(path) if path.exists() else None

@@ -40,7 +40,7 @@ class Encoding:
     """How tiles were made.
 
     Args:
-        engine: The name and the version of what cut and encoded them.
+        engine: The name of the cutter, ``sitelink-cutter`` or ``libvips``, and its version.
         chroma: The chroma subsampling of tiles with colours, ``4:4:4`` or ``4:2:0``.
     """
 

@@ -47,7 +47,7 @@ Counts = list[Counter[int]]
 
 @dataclass(frozen=True)
 class Page:
-    """What the tiles of a page contain.
+    """The sizes and the symbols of a page's tiles.
 
     Args:
         plan: The file.

@@ -10,7 +10,7 @@ TRAILER = struct.Struct("<QII8s")
 
 @dataclass(frozen=True)
 class FlatFile:
-    """What a file of tiles has.
+    """The content of a tile file.
 
     Args:
         tiles: The JPEG of each tile that is not white, by level, column and row.

@@ -408,7 +408,7 @@ def test_file_that_is_not_open_is_an_error(cutter: Cutter) -> None:
     ids=repr,
 )
 def test_wrong_arguments_are_refused(cutter: Cutter, tmp_path: Path, changes: dict[str, object]) -> None:
-    """What cannot be cut is a ValueError, and nothing is written."""
+    """A page or a tiling that the cutter cannot cut is a ValueError, and nothing is written."""
     with pytest.raises(ValueError, match=r"."):
         cut_changed(cutter, tmp_path / "file", **changes)
     assert not (tmp_path / "file").read_bytes()

@@ -33,7 +33,7 @@ def drawing(width: int, height: int) -> Image.Image:
 
 @pytest.fixture(params=["cutter", "dzsave"])
 def cutter(request: pytest.FixtureRequest) -> Cutter | None:
-    """What cuts the tiles; None is libvips."""
+    """The cutter that a test uses; None stands for libvips."""
     if request.param == "dzsave":
         return None
     found = Cutter.find()

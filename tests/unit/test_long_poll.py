@@ -54,10 +54,13 @@ async def test_client_without_the_current_version_does_not_wait(client: httpx2.A
         assert (answer.status_code, answer.json()["version"], len(answer.json()["sheets"])) == (200, 100, 3)
 
 
-async def test_any_number_of_clients_wait_by_one_question(client: httpx2.AsyncClient, upstream: Upstream) -> None:
+async def test_any_number_of_clients_wait_by_one_question(app: Starlette, client: httpx2.AsyncClient, upstream: Upstream) -> None:
     """A change answers all of them, with the whole progress; the answer has the same fields as without waiting."""
-    waiting = [asyncio.create_task(client.get(PATH, params={"after": 100, "wait": LONG})) for _ in range(20)]
+    stream = RawRequest(app, "GET", f"{PATH}/events", {})  # it stays, so a client that comes late finds the same question
+    stream.feed(b"", more=False)
     await until_async(lambda: upstream.updates != [])
+    waiting = [asyncio.create_task(client.get(PATH, params={"after": 100, "wait": LONG})) for _ in range(20)]
+    await asyncio.sleep(0.1)  # most of them wait now
     assert (upstream.queries, len(upstream.updates)) == (1, 1)
     await set_ready(upstream, 2)
     answers = await asyncio.gather(*waiting)
@@ -65,6 +68,8 @@ async def test_any_number_of_clients_wait_by_one_question(client: httpx2.AsyncCl
     assert {answer.json()["version"] for answer in answers} == {101}
     assert upstream.queries == 1
     assert (await client.get(PATH)).json() == answers[0].json()
+    stream.disconnect()
+    await stream.task
 
 
 async def test_when_time_is_up_the_answer_is_the_progress(client: httpx2.AsyncClient) -> None:

@@ -1,7 +1,8 @@
 """Whole jobs through the embedded stack: ``python -m tests.bench.bench_jobs [--original SHEET,SHEET,...] FILE.pdf ...``.
 
 Prints a Markdown table: sheets, tiles, bytes and dollars beside their forecasts; seconds from the request to the final state, those of the
-receipt beside their forecast; CPU seconds of all processes; the peak memory of the tile worker and of its largest render child.
+receipt beside their forecast; CPU seconds of all processes, and of each kind; the peak memory of the tile worker and of its largest render
+child.
 With ``--original``, the original pipeline (``vips dzsave`` with poppler, page by page)
 does the named sheets of each file in the same run, onto the same disk. Everything is written below ``--directory``.
 """
@@ -15,6 +16,7 @@ import tempfile
 import threading
 import time
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,8 @@ class Usage:
     """What the processes of a stack take, looked at all the time: a render child that has ended is no longer there to be asked."""
 
     stack: Stack
-    cpu_s: dict[int, float] = field(default_factory=dict)
+    cpu_s: dict[tuple[str, int], float] = field(default_factory=dict)
+    """CPU seconds of each process, by what it is and its number."""
     peak_worker_bytes: int = 0
     peak_child_bytes: int = 0
     stop: threading.Event = field(default_factory=threading.Event)
@@ -40,6 +43,13 @@ class Usage:
         """Looks until told to stop."""
         while not self.stop.wait(0.05):
             self.look()
+
+    def by_kind(self) -> dict[str, float]:
+        """CPU seconds of each kind of process."""
+        sums: dict[str, float] = {}
+        for (kind, _), seconds in self.cpu_s.items():
+            sums[kind] = sums.get(kind, 0) + seconds
+        return sums
 
     def look(self) -> None:
         """Takes one look at every process."""
@@ -50,17 +60,19 @@ class Usage:
                 command = (stat.parent / "cmdline").read_text()
             except OSError:
                 continue
-            environment = {process.pid for process in self.stack.processes.values()}
-            if int(fields[2]) not in environment:  # the process group
+            groups = {process.pid: name for name, process in self.stack.processes.items()}
+            if (group := int(fields[2])) not in groups or not command:  # a process that has ended has no command
                 continue
-            pid = int(stat.parent.name)
-            self.cpu_s[pid] = (int(fields[11]) + int(fields[12])) / TICKS
+            is_child = "activities.render.forkserver" in command
+            self.cpu_s["render children" if is_child else groups[group], int(stat.parent.name)] = (
+                int(fields[11]) + int(fields[12])
+            ) / TICKS
             if "VmHWM" not in status:
                 continue
             peak = int(status.split("VmHWM:")[1].split()[0]) * 1024
-            if "activities.render.forkserver" in command:
+            if is_child:
                 self.peak_child_bytes = max(self.peak_child_bytes, peak)
-            elif "worker\0tile" in command:
+            elif groups[group] == "worker-tile":
                 self.peak_worker_bytes = max(self.peak_worker_bytes, peak)
 
 
@@ -113,7 +125,7 @@ def main() -> None:
             stack.start()
             usage = Usage(stack)
             usage.look()
-            idle_s = sum(usage.cpu_s.values())
+            idle = usage.by_kind()
             watcher = threading.Thread(target=usage.watch)
             watcher.start()
             status, seconds = run_job(stack, pdf)
@@ -124,6 +136,8 @@ def main() -> None:
             originals = [
                 f"sheet {sheet}: {original_s(pdf, int(sheet), directory):.1f} s" for sheet in filter(None, arguments.original.split(","))
             ]
+            busy = {kind: seconds - idle.get(kind, 0) for kind, seconds in usage.by_kind().items()}
+            parts = ", ".join(f"{kind} {seconds:.1f}" for kind, seconds in sorted(busy.items(), key=itemgetter(1), reverse=True))
             forecast, receipt = status["forecast"], status["receipt"]
             print(
                 f"| {pdf.name} | {status['status']} | {status['completedPages']} of {status['totalPages']} "
@@ -131,7 +145,7 @@ def main() -> None:
                 f"| {receipt['bytes'] / 1e6:.1f} | {forecast['bytesLow'] / 1e6:.1f} to {forecast['bytesHigh'] / 1e6:.1f} "
                 f"| {receipt['dollars']:.4f} | {forecast['dollars']:.4f} "
                 f"| {seconds:.1f} | {receipt['seconds']:.1f} | {forecast['seconds']:.1f} "
-                f"| {sum(usage.cpu_s.values()) - idle_s:.1f} | {usage.peak_worker_bytes / 1e6:.0f} | {usage.peak_child_bytes / 1e6:.0f} "
+                f"| {sum(busy.values()):.1f}: {parts} | {usage.peak_worker_bytes / 1e6:.0f} | {usage.peak_child_bytes / 1e6:.0f} "
                 f"| {', '.join(originals) or '-'} |"
             )
             sys.stdout.flush()

@@ -1,7 +1,8 @@
 """CPU seconds a sheet in one warm process, seconds in a warm child, beside ``vips dzsave plan.pdf[page=N,dpi=300]``.
 
 ``VIPS_CONCURRENCY=1 python -m tests.bench.bench_render plan.pdf[:PAGE,...] ...`` prints a table; all files go to /dev/shm. Columns: drawing
-as the cutter reads it, and as libvips does; tiling by libvips' dzsave and by the cutter, their ratio, and the bytes beside dzsave's.
+as the cutter reads it, and as libvips does; tiling by libvips' dzsave and by the cutter, their ratio, and the bytes beside dzsave's;
+writing the cutter's tiles into a directory, one after the other. So drawing, cutting and writing alone can be set beside a whole job's.
 """
 
 import argparse
@@ -15,7 +16,10 @@ import tempfile
 import time
 from pathlib import Path
 
+from activities.bucket.dzi import Pyramid, tile_name
+from activities.bucket.location import BucketSettings
 from activities.bucket.records import UploadOptions
+from activities.bucket.storage import Bucket
 from activities.interface import TilePage
 from activities.render import raster
 from activities.render.child import ChildPool
@@ -23,7 +27,7 @@ from activities.render.cutter import Cutter
 from activities.render.measure import measure
 from activities.render.pdf_file import PdfFile
 from activities.render.pyramid import turn_off_cache, write_sheet
-from activities.render.tilefile import TILES
+from activities.render.tilefile import TILES, TileFile
 
 OPTIONS = UploadOptions()
 
@@ -61,17 +65,33 @@ async def in_child(source: Path, pages: list[TilePage], directory: Path) -> list
     return seconds[1:]
 
 
-def tiling(page: TilePage, pixels: memoryview, cutter: Cutter | None, directory: Path, rounds: int) -> tuple[float, int]:
-    """CPU seconds to cut and encode drawn pixels, the median; bytes of the tile file."""
-    seconds, size = [], 0
+def put_s(page: TilePage, tile_file: Path, directory: Path) -> float:
+    """CPU seconds to write every tile of a sheet into a bucket that is a directory."""
+    target = Path(tempfile.mkdtemp(dir=directory))
+    bucket = Bucket(BucketSettings(target.as_uri()))
+    pyramid = Pyramid(page.width, page.height, OPTIONS.tile_size, OPTIONS.overlap)
+    with TileFile(tile_file) as tiles:
+        begun = cpu_s(resource.RUSAGE_SELF)
+        for place in pyramid.tiles():
+            name = tile_name(*place)
+            bucket.put(name, tiles.read(name) if name in tiles.names else tiles.blank(*pyramid.tile_rectangle(*place)[2:]))
+        seconds = cpu_s(resource.RUSAGE_SELF) - begun
+    shutil.rmtree(target)
+    return seconds
+
+
+def tiling(page: TilePage, pixels: memoryview, cutter: Cutter | None, directory: Path, rounds: int) -> tuple[float, int, float]:
+    """CPU seconds to cut and encode drawn pixels, the median; bytes of the tile file; CPU seconds to write the tiles, the median."""
+    seconds, size, writing = [], 0, []
     for _ in range(rounds):
         target = Path(tempfile.mkdtemp(dir=directory))
         begun = cpu_s(resource.RUSAGE_SELF)
         write_sheet(pixels, page.width, page.height, OPTIONS, target, cutter)
         seconds.append(cpu_s(resource.RUSAGE_SELF) - begun)
         size = (target / TILES).stat().st_size
+        writing.append(put_s(page, target / TILES, directory))
         shutil.rmtree(target)
-    return statistics.median(seconds), size
+    return statistics.median(seconds), size, statistics.median(writing)
 
 
 def main() -> None:
@@ -86,7 +106,7 @@ def main() -> None:
     has_original = shutil.which("vips") is not None and not arguments.no_original
     print("CPU seconds in a bare warm process; wall seconds in a warm child; the original pipeline's wall and CPU seconds")
     heads = [f"{'page':>24} {'px':>14}", f"{'draw':>6} {'RGB':>6}", f"{'dzsave':>6} {'cutter':>6} {'ratio':>6} {'bytes':>6}"]
-    print(" | ".join((*heads, f"{'child':>6}", f"{'original':>8} {'CPU':>6}")))
+    print(" | ".join((*heads, f"{'put':>6}", f"{'child':>6}", f"{'original':>8} {'CPU':>6}")))
     rows = []
     with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
         for argument in arguments.pages:
@@ -108,7 +128,7 @@ def _rows(source: Path, numbers: list[int], cutter: Cutter | None, directory: Pa
     rows = []
     for page, child_s in zip(pages, asyncio.run(in_child(source, pages, directory)), strict=True):
         drawing: dict[bool, list[float]] = {True: [], False: []}
-        tiles: dict[bool, tuple[float, int]] = {}
+        tiles: dict[bool, tuple[float, int, float]] = {}
         for blue_first in (False, True):
             for _ in range(rounds):
                 begun = cpu_s(resource.RUSAGE_SELF)
@@ -121,7 +141,7 @@ def _rows(source: Path, numbers: list[int], cutter: Cutter | None, directory: Pa
             old = original(source, page.number, target)
             shutil.rmtree(target)
         draw, reverse = statistics.median(drawing[True]), statistics.median(drawing[False])
-        row = [draw, reverse, tiles[False][0], tiles[True][0], tiles[False][1], tiles[True][1], child_s, *old]
+        row = [draw, reverse, tiles[False][0], tiles[True][0], tiles[False][1], tiles[True][1], tiles[True][2], child_s, *old]
         _print_row(f"{source.stem[:20]} {page.number}", f"{page.width} x {page.height}", row)
         rows.append(row)
     pdf.close()
@@ -129,10 +149,10 @@ def _rows(source: Path, numbers: list[int], cutter: Cutter | None, directory: Pa
 
 
 def _print_row(name: str, size: str, row: list[float]) -> None:
-    draw, reverse, dzsave, cut, dzsave_bytes, cut_bytes, child_s, old_s, old_cpu = row
+    draw, reverse, dzsave, cut, dzsave_bytes, cut_bytes, put, child_s, old_s, old_cpu = row
     print(
         f"{name:>24} {size:>14} | {draw:6.2f} {reverse:6.2f} | {dzsave:6.2f} {cut:6.2f} {dzsave / cut:5.1f}x"
-        f" {cut_bytes / dzsave_bytes:6.2f} | {child_s:6.2f} | {old_s:8.2f} {old_cpu:6.2f}",
+        f" {cut_bytes / dzsave_bytes:6.2f} | {put:6.2f} | {child_s:6.2f} | {old_s:8.2f} {old_cpu:6.2f}",
         flush=True,
     )
 

@@ -25,6 +25,8 @@ import httpx2
 from deploy.stack import Stack
 
 UPLOADS = "/v1/organizations/local/projects/demo/plans/bench/uploads"
+IDLE_CPU_S = 0.1
+"""CPU seconds that the processes of an idle stack take in one second at most."""
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -42,6 +44,14 @@ class Usage:
     def watch(self) -> None:
         """Looks until told to stop."""
         while not self.stop.wait(0.05):
+            self.look()
+
+    def wait_until_idle(self) -> None:
+        """Returns when the processes have started and wait for work."""
+        before = -1.0
+        while sum(self.cpu_s.values()) - before > IDLE_CPU_S:
+            before = sum(self.cpu_s.values())
+            time.sleep(1)
             self.look()
 
     def by_kind(self) -> dict[str, float]:
@@ -124,7 +134,7 @@ def main() -> None:
             stack = Stack(directory / "stack", port=0, temporal_ports=(0, 0))
             stack.start()
             usage = Usage(stack)
-            usage.look()
+            usage.wait_until_idle()
             idle = usage.by_kind()
             watcher = threading.Thread(target=usage.watch)
             watcher.start()

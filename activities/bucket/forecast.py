@@ -30,33 +30,33 @@ DOCUMENT_READS = 13
 SHEET_READS = 3
 """``upload.json`` before the sheet is drawn and before it is committed, the ``.dzi`` after it was written."""
 
-TILE_BYTES = 612
+# The bytes were measured by tests/bench/bench_forecast.py, of tiles from the cutter. libvips' tiles, where they stand in, are 7 % larger.
+TILE_BYTES = 332
 """The JPEG tables of every tile: the size of a tile of one white pixel."""
-LOW_BYTES, HIGH_BYTES = 0.035, 0.125
+LOW_BYTES, HIGH_BYTES = 0.033, 0.14
 """Further bytes of the tiles of all levels, for each pixel of the full-size level, at 300 dpi and quality 85, low and high.
 
-Measured over ten public PDFs of construction plans, maps and schematics. Between the two lie 86 % of all 126 pages, 95 % of the 94 pages
-that are plans, and each of the ten documents as a whole. The extremes are 0.025 (a nearly empty detail sheet) and 0.20 (a schematic on A4).
+Measured over ten public PDFs of construction plans, maps and schematics. Between the two lie 79 % of all 126 pages, 88 % of the 94 pages
+that are plans, and each of the ten documents as a whole. The extremes are 0.011 (a nearly empty detail sheet) and 0.28 (a schematic on A4).
 """
-DPI_EXPONENT = 0.4
-"""The bytes for each pixel grow with ``(300 / dpi) ** 0.4``. Medians of 27 pages: 1.59 times as many bytes at 100 dpi, 1.35 at 150, 0.77
-at 600."""
-QUALITY_FACTORS = ((1, 0.4), (10, 0.47), (50, 0.71), (75, 0.86), (85, 1.0), (89, 1.09), (90, 1.42), (95, 1.69), (100, 2.48))
-"""A quality, and the factor by which it changes the bytes for each pixel. Between two qualities the factor is interpolated. Medians of 27
-pages, at 1 and 89 of 3 pages. The factor of a single page may be half as far again from 1. From 90 on libvips keeps colours at full
-resolution."""
+DPI_EXPONENT = 0.56
+"""The bytes for each pixel grow with ``(300 / dpi) ** 0.56``. Medians of 25 pages: 1.87 times as many bytes at 100 dpi, 1.47 at 150; 0.68
+at 600, of 11 pages."""
+QUALITY_FACTORS = ((1, 0.3), (10, 0.41), (50, 0.68), (75, 0.84), (85, 1.0), (90, 1.15), (95, 1.47), (100, 2.24))
+"""A quality, and the factor by which it changes the bytes for each pixel. Between two qualities the factor is interpolated. Medians of 25
+pages. The factor of a single page may be half as far again from 1."""
 
-SECONDS_PER_MEGAPIXEL = 0.018
+SECONDS_PER_MEGAPIXEL = 0.008
 """Seconds that a render slot takes for a million pixels of a page. This includes drawing, tiling and uploading.
 
 This and the next two constants were measured by whole jobs of the same ten documents, on an idle machine of two cores, into a directory.
-Nine jobs took 0.75 to 1.1 times their forecast; a document of one small sheet took 0.6 times. The forecast is wrong on another machine,
-with a bucket that takes the tiles more slowly than pages are drawn, or while other uploads are being processed. An operator then sets
-``SITELINK_SECONDS_PER_MEGAPIXEL`` by the receipts.
+Eight jobs took 0.7 to 1.3 times their forecast; a document of two pages full of images took 1.6 times, one small sheet half. The forecast
+is wrong on another machine, where libvips cuts the tiles (twice as long), with a bucket that takes the tiles more slowly than pages are
+drawn, or while other uploads are being processed. An operator then sets ``SITELINK_SECONDS_PER_MEGAPIXEL`` by the receipts.
 """
 SHEET_SECONDS = 0.08
 """Further seconds that a render slot takes for each page, however small."""
-START_SECONDS = 0.6
+START_SECONDS = 0.4
 """Seconds from the count of the pages to the first drawing, and from the last tile to the manifest."""
 
 # https://developers.cloudflare.com/r2/pricing/ (Standard storage; a part of a multipart upload is class A, a DELETE is free)

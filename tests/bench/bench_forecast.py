@@ -84,14 +84,15 @@ def main() -> None:
                     pixels = raster.draw(pdf, page.number, other.width, other.height, buffer, blue_first=cutter is not None).pixels
                     by_dpi[dpi].append(content(pixels, other, OPTIONS, cutter, tables[OPTIONS.quality]) / density)
         area = sum(page.width * page.height for page in pages)
-        print(f"{file.name}: {len(pages)} pages, {weighted / area:.4f} bytes a pixel", flush=True)
+        within = sum(LOW_BYTES <= density <= HIGH_BYTES for density in densities[len(densities) - len(pages) :])
+        print(f"{file.name}: {weighted / area:.4f} bytes a pixel, {within} of {len(pages)} pages within the bounds", flush=True)
         pdf.close()
     ordered = sorted(densities)
     within = sum(LOW_BYTES <= density <= HIGH_BYTES for density in ordered)
-    print(f"{len(ordered)} pages: {within} between {LOW_BYTES} and {HIGH_BYTES}; extremes {ordered[0]:.4f} and {ordered[-1]:.4f};")
+    print(f"{len(ordered)} pages, {within} between {LOW_BYTES} and {HIGH_BYTES}; extremes {ordered[0]:.4f} and {ordered[-1]:.4f};")
     print("tenths: " + " ".join(f"{value:.4f}" for value in statistics.quantiles(ordered, n=10)))
     for quality, values in by_quality.items():
-        print(f"quality {quality}: {statistics.median(values):.2f} (now {quality_factor(quality):.2f}), {len(values)} pages")
+        print(f"quality {quality}: {statistics.median(values or [0]):.2f} (now {quality_factor(quality):.2f}), {len(values)} pages")
     for dpi, values in by_dpi.items():
         print(f"{dpi} dpi: {statistics.median(values or [0]):.2f} (now {(300 / dpi) ** DPI_EXPONENT:.2f}), {len(values)} pages")
 

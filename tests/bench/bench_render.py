@@ -94,15 +94,39 @@ def tiling(page: TilePage, pixels: memoryview, cutter: Cutter | None, directory:
     return statistics.median(seconds), size, statistics.median(writing)
 
 
+def once(source: Path, cutter: Cutter | None, directory: Path) -> None:
+    """Prints the CPU seconds to draw, cut and write every page of a document once, as a job does."""
+    pdf, buffer = PdfFile(source), raster.PixelBuffer()
+    pages = [TilePage("", page.number, page.width, page.height, OPTIONS) for page in measure(pdf, OPTIONS, 2000).pages if not page.reason]
+    pdf.close()
+    pdf, target = PdfFile(source), Path(tempfile.mkdtemp(dir=directory))
+    drawing = cutting = writing = 0.0
+    for page in pages:
+        begun = cpu_s(resource.RUSAGE_SELF)
+        pixels = raster.draw(pdf, page.number, page.width, page.height, buffer, blue_first=cutter is not None).pixels
+        drawn = cpu_s(resource.RUSAGE_SELF)
+        write_sheet(pixels, page.width, page.height, OPTIONS, target, cutter)
+        drawing, cutting = drawing + drawn - begun, cutting + cpu_s(resource.RUSAGE_SELF) - drawn
+        writing += put_s(page, target / TILES, directory)
+    pdf.close()
+    print(f"{source.name}, once: draw {drawing:.1f}, cut {cutting:.1f}, put {writing:.1f}, together {drawing + cutting + writing:.1f}")
+
+
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("pages", nargs="+", help="plan.pdf, or plan.pdf:1,5 for some pages")
     parser.add_argument("--rounds", type=int, default=5, help="each number is the median of so many rounds; the original runs once")
     parser.add_argument("--no-original", action="store_true", help="leave the original pipeline out")
+    parser.add_argument("--once", action="store_true", help="only draw, cut and write each page of the files once, beside whole jobs")
     arguments = parser.parse_args()
     turn_off_cache()
     cutter = Cutter.find()
+    if arguments.once:
+        with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
+            for source in arguments.pages:
+                once(Path(source), cutter, Path(name))
+        return
     has_original = shutil.which("vips") is not None and not arguments.no_original
     print("CPU seconds in a bare warm process; wall seconds in a warm child; the original pipeline's wall and CPU seconds")
     heads = [f"{'page':>24} {'px':>14}", f"{'draw':>6} {'RGB':>6}", f"{'dzsave':>6} {'cutter':>6} {'ratio':>6} {'bytes':>6}"]

@@ -25,11 +25,11 @@ def library_path(directory: Path = SOURCE.parent) -> Path:
 
 def find_compiler() -> str:
     """The first of ``COMPILERS`` on the ``PATH``. Raises ``NoCompiler`` if the ``PATH`` has no compiler."""
-    found = next(filter(shutil.which, COMPILERS), None)
-    if found is None:
-        msg = "there is no C compiler"
-        raise NoCompiler(msg)
-    return found
+    for name in COMPILERS:
+        if shutil.which(name):
+            return name
+    msg = "there is no C compiler"
+    raise NoCompiler(msg)
 
 
 def compile_cutter(target: Path, *flags: str, compiler: str | None = None) -> None:

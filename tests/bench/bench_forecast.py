@@ -52,13 +52,13 @@ def main() -> None:
     """Prints the numbers."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("files", type=Path, nargs="+")
-    parser.add_argument("--each", type=int, default=5, help="of every so manieth page the factors are measured, too")
+    parser.add_argument("--each", type=int, default=5, metavar="N", help="measure the factors on every N-th page only")
     arguments = parser.parse_args()
     turn_off_cache()
     cutter, buffer = Cutter.find(), raster.PixelBuffer()
     white = memoryview(bytearray(b"\xff\xff\xff"))
-    tables = {quality: file_bytes(white, 1, 1, replace(OPTIONS, quality=quality), cutter) for quality in (*QUALITIES, OPTIONS.quality)}
-    print(f"tables of a tile: {tables[OPTIONS.quality]} (now {TILE_BYTES}), at other qualities {tables}")
+    tables = file_bytes(white, 1, 1, OPTIONS, cutter)
+    print(f"tables of a tile: {tables} (now {TILE_BYTES})")
     densities: list[float] = []
     by_quality: dict[int, list[float]] = {quality: [] for quality in QUALITIES}
     by_dpi: dict[int, list[float]] = {dpi: [] for dpi in RESOLUTIONS}
@@ -69,20 +69,18 @@ def main() -> None:
         weighted = 0.0
         for page in pages:
             pixels = raster.draw(pdf, page.number, page.width, page.height, buffer, blue_first=cutter is not None).pixels
-            density = content(pixels, page, OPTIONS, cutter, tables[OPTIONS.quality])
+            density = content(pixels, page, OPTIONS, cutter, tables)
             weighted += density * page.width * page.height
             densities.append(density)
             if len(densities) % arguments.each:
                 continue
             for quality in QUALITIES:
-                by_quality[quality].append(
-                    content(pixels, page, replace(OPTIONS, quality=quality), cutter, tables[OPTIONS.quality]) / density
-                )
+                by_quality[quality].append(content(pixels, page, replace(OPTIONS, quality=quality), cutter, tables) / density)
             for dpi in RESOLUTIONS:
                 other = others[dpi][page.number]
                 if other.reason is None and not other.scaled and other.width * other.height <= MOST_PIXELS:
                     pixels = raster.draw(pdf, page.number, other.width, other.height, buffer, blue_first=cutter is not None).pixels
-                    by_dpi[dpi].append(content(pixels, other, OPTIONS, cutter, tables[OPTIONS.quality]) / density)
+                    by_dpi[dpi].append(content(pixels, other, OPTIONS, cutter, tables) / density)
         area = sum(page.width * page.height for page in pages)
         within = sum(LOW_BYTES <= density <= HIGH_BYTES for density in densities[len(densities) - len(pages) :])
         print(f"{file.name}: {weighted / area:.4f} bytes a pixel, {within} of {len(pages)} pages within the bounds", flush=True)
@@ -90,7 +88,8 @@ def main() -> None:
     ordered = sorted(densities)
     within = sum(LOW_BYTES <= density <= HIGH_BYTES for density in ordered)
     print(f"{len(ordered)} pages, {within} between {LOW_BYTES} and {HIGH_BYTES}; extremes {ordered[0]:.4f} and {ordered[-1]:.4f};")
-    print("tenths: " + " ".join(f"{value:.4f}" for value in statistics.quantiles(ordered, n=10)))
+    tenths = statistics.quantiles(ordered, n=10) if len(ordered) > 1 else ordered
+    print("tenths: " + " ".join(f"{value:.4f}" for value in tenths))
     for quality, values in by_quality.items():
         print(f"quality {quality}: {statistics.median(values or [0]):.2f} (now {quality_factor(quality):.2f}), {len(values)} pages")
     for dpi, values in by_dpi.items():

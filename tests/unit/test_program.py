@@ -9,7 +9,7 @@ import pytest
 
 AUTOGROUP = Path("/proc/self/autogroup")
 GROUPED = AUTOGROUP.exists() and AUTOGROUP.read_text() != ""
-"""Whether this kernel groups processes by session. Some have the file, and nothing in it."""
+"""Whether this kernel groups processes by session. On some kernels the file is empty."""
 GIVE_WAY = """
 import os
 from pathlib import Path

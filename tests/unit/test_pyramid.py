@@ -36,10 +36,10 @@ def cutter(request: pytest.FixtureRequest) -> Cutter | None:
     """The cutter that a test uses; None stands for libvips."""
     if request.param == "dzsave":
         return None
-    found = Cutter.find()
-    if found is None:
+    compiled = Cutter.find()
+    if not compiled:
         pytest.skip("the cutter is not compiled here")
-    return found
+    return compiled
 
 
 def write(directory: Path, image: Image.Image, options: UploadOptions, cutter: Cutter | None = None) -> Path:

@@ -8,7 +8,8 @@
  * need a few megabytes beside the page.
  *
  * JPEG: https://www.w3.org/Graphics/JPEG/itu-t81.pdf, and the colours of https://www.w3.org/Graphics/JPEG/jfif3.pdf. The transform, the
- * conversion of colours and the rounding are those of libjpeg's JDCT_ISLOW: with the standard tables, the scan equals libjpeg-turbo's.
+ * conversion of colours and the rounding are those of libjpeg's JDCT_ISLOW. A tile is turned into symbols, and then has the Huffman tables that
+ * are best for them: tables and scan equal those of libjpeg-turbo with optimize_coding.
  *
  * Nothing is static but constants, so any number of threads may cut pages.
  */
@@ -29,14 +30,20 @@ _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the numbers in the fi
 
 enum { WHITE, GRAY, COLOUR };
 
+/* The Huffman tables: of DC and AC coefficients, of luminance and chrominance. */
+enum { DC, AC, CHROMA_DC, CHROMA_AC };
+
+/* A token is a symbol of the tile in hand: table << 24 | symbol << 16 | the bits that follow its code. The low half of a symbol is how many. */
+enum { SAME = 255 }; /* in the place of table and symbol: flat blocks of the value of the block before, and how many */
+
 #define MAX_SIDE (1u << 24)
 #define MAX_TILE 4096u
 #define MAX_LEVELS 25
-#define HEADER_BYTES 1024
-#define BLOCK_BYTES 512 /* more than 64 coefficients of 27 bits, each byte followed by a stuffed one */
+#define HEADER_BYTES 2048
+#define VALUES 4096     /* those of 11 bits, negative ones at the end */
+#define BLOCK_TOKENS 64 /* at most */
 #define BUFFER_BYTES (1u << 20)
-#define DC_SYMBOLS 12
-#define AC_SYMBOLS 162
+#define SYMBOLS 256
 #define WHITE_SIZES (16 * MAX_LEVELS) /* a level has tiles of four widths: the first, the last, the one before, the others */
 
 /* What to cut; cutter.py has the same structure. */
@@ -51,7 +58,6 @@ struct page {
     uint32_t preview_level;
     uint8_t *preview;          /* receives the pixels of that level, R, G, B without padding */
     const uint8_t *quantizers; /* of luminance and chrominance, 64 bytes each, row by row */
-    const uint8_t *huffman;    /* of luminance and chrominance: the tables of DC and AC, each as in a DHT segment */
     uint64_t limit;            /* the most bytes that may be written */
     int32_t file;              /* open for reading and writing, empty */
 };
@@ -69,8 +75,15 @@ struct entry {
 };
 
 struct code {
-    uint32_t bits[256];
-    uint8_t size[256];
+    uint16_t bits;
+    uint16_t size;
+};
+
+/* The Huffman tables of a JPEG. */
+struct tables {
+    uint8_t bytes[4][16 + SYMBOLS]; /* how many codes have each length from 1 to 16, then the symbols */
+    uint32_t symbols[4];
+    struct code codes[4 * SYMBOLS]; /* by table and symbol */
 };
 
 struct quantizer {
@@ -110,8 +123,12 @@ struct cutter {
     int16_t *samples; /* of a row of blocks, of each component */
     int16_t *blocks;  /* their coefficients */
     struct quantizer quantizers[2];
-    struct code dc[2], ac[2];
-    uint64_t zigzag[8][256]; /* the places in zigzag order of the coefficients of a row that are not 0 */
+    struct tables tables;
+    uint32_t *tokens;
+    size_t token_room;            /* bytes */
+    uint32_t counts[4 * SYMBOLS]; /* how often each symbol occurs in the tile in hand, by table and symbol */
+    uint32_t values[VALUES];      /* of each value: how many bits it has << 16 | its bits */
+    uint64_t zigzag[8][256];      /* the places in zigzag order of the coefficients of a row that are not 0 */
     uint8_t *jpeg;
     size_t jpeg_room;
     uint8_t *buffer;
@@ -411,25 +428,63 @@ static struct kernels choose_kernels(void) {
 
 /* ---- Tables ---- */
 
-/* Makes the codes of a table, which is: how many codes have each length from 1 to 16, then the symbols, each of them once. */
-static int read_codes(const uint8_t *table, uint32_t symbols, struct code *code) {
-    uint32_t next = 0, read = 0;
-    memset(code, 0, sizeof *code);
-    for (uint32_t length = 1; length <= 16; length++, next <<= 1)
-        for (uint32_t i = 0; i < table[length - 1]; i++, next++) {
-            if (read == symbols || next + 1 >= 1u << length) return -EINVAL; /* the code of ones only is not allowed */
-            code->bits[table[16 + read]] = next;
-            code->size[table[16 + read++]] = (uint8_t)length;
+/* Makes the table with the fewest bits for symbols that occur so often: https://www.w3.org/Graphics/JPEG/itu-t81.pdf, K.2. */
+static void make_table(struct tables *t, uint32_t which, const uint32_t *counts) {
+    struct {
+        uint32_t count, node;
+    } tree[SYMBOLS + 1]; /* the trees that are not joined yet */
+    uint8_t symbols[SYMBOLS], *table = t->bytes[which], *out = table + 16;
+    uint32_t parent[2 * SYMBOLS + 1], depth[2 * SYMBOLS + 1], lengths[SYMBOLS + 1] = {0}, number = 0;
+    for (uint32_t symbol = 0; symbol < SYMBOLS; symbol++)
+        if (counts[symbol]) {
+            tree[number].count = counts[symbol];
+            tree[number].node = number;
+            symbols[number++] = (uint8_t)symbol;
         }
-    if (read != symbols) return -EINVAL;
-    if (symbols == DC_SYMBOLS) {
-        for (uint32_t size = 0; size < DC_SYMBOLS; size++)
-            if (!code->size[size]) return -EINVAL;
-        return 0;
+    tree[number].count = 1; /* one symbol more, to which the code of ones only falls: it is not allowed */
+    tree[number].node = number;
+    uint32_t node = number + 1;
+    for (uint32_t left = node; left > 1; left--, node++) {
+        uint32_t least = 0, second = 0, least_count = UINT32_MAX, second_count = UINT32_MAX;
+        for (uint32_t i = 0; i < left; i++) /* of equal ones the last, as libjpeg does it */
+            if (tree[i].count <= least_count) {
+                second = least;
+                second_count = least_count;
+                least = i;
+                least_count = tree[i].count;
+            } else if (tree[i].count <= second_count) {
+                second = i;
+                second_count = tree[i].count;
+            }
+        parent[tree[least].node] = parent[tree[second].node] = node;
+        tree[least].count += second_count;
+        tree[least].node = node;
+        memmove(tree + second, tree + second + 1, (left - second - 1) * sizeof *tree);
     }
-    for (uint32_t symbol = 0; symbol < 256; symbol++)
-        if ((symbol & 15 ? (symbol & 15) <= 10 : symbol == 0 || symbol == 0xf0) && !code->size[symbol]) return -EINVAL;
-    return 0;
+    depth[--node] = 0;
+    while (node-- > 0) depth[node] = depth[parent[node]] + 1;
+    for (uint32_t i = 0; i <= number; i++) lengths[depth[i]]++;
+    for (uint32_t length = 1; out < table + 16 + number; length++)
+        for (uint32_t i = 0; i < number; i++)
+            if (depth[i] == length) *out++ = symbols[i];
+    for (uint32_t length = SYMBOLS; length > 16; length--) /* figure K.3 */
+        while (lengths[length]) {
+            uint32_t shorter = length - 2;
+            while (!lengths[shorter]) shorter--;
+            lengths[length] -= 2;
+            lengths[length - 1]++;
+            lengths[shorter + 1] += 2;
+            lengths[shorter]--;
+        }
+    uint32_t longest = 16, code = 0, at = 16;
+    while (!lengths[longest]) longest--;
+    lengths[longest]--;
+    for (uint32_t length = 1; length <= 16; length++, code <<= 1) {
+        table[length - 1] = (uint8_t)lengths[length];
+        for (uint32_t i = 0; i < lengths[length]; i++)
+            t->codes[SYMBOLS * which + table[at++]] = (struct code){(uint16_t)code++, (uint16_t)length};
+    }
+    t->symbols[which] = number;
 }
 
 /* Prepares the division by each divisor as two multiplications: https://gmplib.org/~tege/divcnst-pldi94.pdf. */
@@ -478,7 +533,7 @@ static inline void put_word(struct bits *b) {
     }
 }
 
-/* At most 32 bits; those above size are 0. */
+/* At most 63 bits; those above size are 0. */
 static inline void put(struct bits *b, uint64_t bits, uint32_t size) {
     if (size < b->free) {
         b->free -= size;
@@ -492,19 +547,25 @@ static inline void put(struct bits *b, uint64_t bits, uint32_t size) {
     b->word = rest ? bits << b->free : 0;
 }
 
-static inline uint32_t bit_count(int32_t value) {
-    uint32_t magnitude = (uint32_t)(value < 0 ? -value : value);
-    return magnitude ? 32 - (uint32_t)__builtin_clz(magnitude) : 0;
+/* Adds a symbol of a table, which says how many zeros come before a value, and the value. */
+static inline uint32_t *add(uint32_t *token, struct cutter *c, uint32_t table, uint32_t zeros, int32_t value) {
+    *token = table << 24 | zeros << 20 | c->values[value & (VALUES - 1)];
+    c->counts[*token >> 16]++;
+    return token + 1;
 }
 
-static inline void put_value(struct bits *b, const struct code *code, uint32_t symbol, int32_t value, uint32_t size) {
-    uint32_t low = (uint32_t)(value < 0 ? value - 1 : value) & ((1u << size) - 1);
-    put(b, (uint64_t)code->bits[symbol] << size | low, code->size[symbol] + size);
-}
-
-static inline void put_dc(struct bits *b, const struct code *code, int32_t difference) {
-    uint32_t size = bit_count(difference);
-    put_value(b, code, size, difference, size);
+/* Adds flat blocks of the value of the block before, which have no difference and no coefficients. */
+static inline uint32_t *add_same(uint32_t *token, struct cutter *c, uint32_t *number, int is_colour) {
+    if (!*number) return token;
+    c->counts[SYMBOLS * DC] += *number;
+    c->counts[SYMBOLS * AC] += *number;
+    if (is_colour) {
+        c->counts[SYMBOLS * CHROMA_DC] += 2 * *number;
+        c->counts[SYMBOLS * CHROMA_AC] += 2 * *number;
+    }
+    *token = SAME << 16 | *number;
+    *number = 0;
+    return token + 1;
 }
 
 static inline uint64_t places_of(const struct cutter *c, const int16_t *block) {
@@ -522,22 +583,19 @@ static inline uint64_t places_of(const struct cutter *c, const int16_t *block) {
     return places;
 }
 
-static void put_block(struct bits *b, const struct cutter *c, const int16_t *block, int which, int32_t *previous) {
-    const struct code *ac = &c->ac[which];
-    put_dc(b, &c->dc[which], block[0] - *previous);
+static inline uint32_t *add_block(uint32_t *token, struct cutter *c, const int16_t *block, uint32_t dc, int32_t *previous) {
+    uint32_t ac = dc + 1, last = 0;
+    token = add(token, c, dc, 0, block[0] - *previous);
     *previous = block[0];
     uint64_t places = places_of(c, block) & ~(uint64_t)1;
-    uint32_t last = 0;
     while (places) {
-        uint32_t place = (uint32_t)__builtin_ctzll(places), run = place - last - 1;
+        uint32_t place = (uint32_t)__builtin_ctzll(places), zeros = place - last - 1;
         places &= places - 1;
         last = place;
-        for (; run > 15; run -= 16) put(b, ac->bits[0xf0], ac->size[0xf0]);
-        int32_t value = block[ZIGZAG[place]];
-        uint32_t size = bit_count(value);
-        put_value(b, ac, run << 4 | size, value, size);
+        for (; zeros > 15; zeros -= 16) token = add(token, c, ac, 15, 0);
+        token = add(token, c, ac, zeros, block[ZIGZAG[place]]);
     }
-    if (last != 63) put(b, ac->bits[0], ac->size[0]);
+    return last == 63 ? token : add(token, c, ac, 0, 0);
 }
 
 static inline int is_flat(const uint8_t *block, size_t stride) {
@@ -563,8 +621,8 @@ static void transform_list(const struct cutter *c, const struct quantizer *q, co
     }
 }
 
-static void encode_gray_row(struct cutter *c, struct bits *b, const uint8_t *line, uint32_t across, uint32_t *list, int32_t *previous) {
-    uint32_t count = 0, next = 0;
+static uint32_t *add_gray_row(uint32_t *token, struct cutter *c, const uint8_t *line, uint32_t across, uint32_t *list, int32_t *previous) {
+    uint32_t count = 0, next = 0, same = 0;
     for (uint32_t i = 0; i < across; i++)
         if (!is_flat(line + 8 * (size_t)i, c->stride)) {
             copy_block(line + 8 * (size_t)i, c->stride, c->samples + 64 * (size_t)i);
@@ -572,20 +630,27 @@ static void encode_gray_row(struct cutter *c, struct bits *b, const uint8_t *lin
         }
     transform_list(c, &c->quantizers[0], c->samples, c->blocks, list, count);
     for (uint32_t i = 0; i < across; i++) {
-        if (next < count && list[next] == i) {
-            next++;
-            put_block(b, c, c->blocks + 64 * (size_t)i, 0, &previous[0]);
+        int is_listed = next < count && list[next] == i;
+        int32_t dc = is_listed ? 0 : c->quantizers[0].flat[line[8 * (size_t)i]];
+        if (!is_listed && dc == previous[0]) {
+            same++;
             continue;
         }
-        int32_t dc = c->quantizers[0].flat[line[8 * (size_t)i]];
-        put_dc(b, &c->dc[0], dc - previous[0]);
-        put(b, c->ac[0].bits[0], c->ac[0].size[0]);
+        token = add_same(token, c, &same, 0);
+        if (is_listed) {
+            next++;
+            token = add_block(token, c, c->blocks + 64 * (size_t)i, DC, &previous[0]);
+            continue;
+        }
+        token = add(token, c, DC, 0, dc - previous[0]);
+        token = add(token, c, AC, 0, 0);
         previous[0] = dc;
     }
+    return add_same(token, c, &same, 0);
 }
 
-static void encode_colour_row(struct cutter *c, struct bits *b, size_t at, uint32_t across, uint32_t *list, int32_t *previous) {
-    uint32_t count = 0, next = 0;
+static uint32_t *add_colour_row(uint32_t *token, struct cutter *c, size_t at, uint32_t across, uint32_t *list, int32_t *previous) {
+    uint32_t count = 0, next = 0, same = 0;
     size_t apart = 64 * (size_t)across;
     for (uint32_t i = 0; i < across; i++) {
         size_t block = at + 8 * (size_t)i;
@@ -599,19 +664,26 @@ static void encode_colour_row(struct cutter *c, struct bits *b, size_t at, uint3
     for (uint32_t i = 0; i < across; i++) {
         if (next < count && list[next] == i) {
             next++;
-            for (uint32_t k = 0; k < 3; k++) put_block(b, c, c->blocks + k * apart + 64 * (size_t)i, k > 0, &previous[k]);
+            token = add_same(token, c, &same, 1);
+            for (uint32_t k = 0; k < 3; k++) token = add_block(token, c, c->blocks + k * apart + 64 * (size_t)i, k ? CHROMA_DC : DC, &previous[k]);
             continue;
         }
         size_t block = at + 8 * (size_t)i;
         int32_t r = c->plane[0][block], g = c->plane[1][block], blue = c->plane[2][block];
-        const int32_t values[3] = {LUMA(r, g, blue), BLUE(r, g, blue), RED(r, g, blue)};
-        for (int k = 0; k < 3; k++) {
-            int32_t dc = c->quantizers[k > 0].flat[values[k] + 128];
-            put_dc(b, &c->dc[k > 0], dc - previous[k]);
-            put(b, c->ac[k > 0].bits[0], c->ac[k > 0].size[0]);
-            previous[k] = dc;
+        const int32_t dc[3] = {c->quantizers[0].flat[LUMA(r, g, blue) + 128], c->quantizers[1].flat[BLUE(r, g, blue) + 128],
+                               c->quantizers[1].flat[RED(r, g, blue) + 128]};
+        if (!memcmp(dc, previous, sizeof dc)) {
+            same++;
+            continue;
+        }
+        token = add_same(token, c, &same, 1);
+        for (uint32_t k = 0; k < 3; k++) {
+            token = add(token, c, k ? CHROMA_DC : DC, 0, dc[k] - previous[k]);
+            token = add(token, c, k ? CHROMA_AC : AC, 0, 0);
+            previous[k] = dc[k];
         }
     }
+    return add_same(token, c, &same, 1);
 }
 
 static uint8_t *put_bytes(uint8_t *out, const void *bytes, size_t size) {
@@ -635,15 +707,12 @@ static uint8_t *put_head(const struct cutter *c, uint8_t *out, uint32_t width, u
         const uint8_t component[] = {(uint8_t)(i + 1), 0x11, i > 0};
         out = put_bytes(out, component, sizeof component);
     }
-    const uint8_t *table = c->page.huffman;
-    for (int i = 0; i < tables; i++)
-        for (int is_ac = 0; is_ac < 2; is_ac++) {
-            int size = 16 + (is_ac ? AC_SYMBOLS : DC_SYMBOLS);
-            const uint8_t segment[] = {0xff, 0xc4, 0, (uint8_t)(size + 3), (uint8_t)(is_ac << 4 | i)};
-            out = put_bytes(out, segment, sizeof segment);
-            out = put_bytes(out, table, (size_t)size);
-            table += size;
-        }
+    for (int i = 0; i < 2 * tables; i++) {
+        uint32_t size = 16 + c->tables.symbols[i];
+        const uint8_t segment[] = {0xff, 0xc4, (uint8_t)((size + 3) >> 8), (uint8_t)(size + 3), (uint8_t)(i % 2 << 4 | i / 2)};
+        out = put_bytes(out, segment, sizeof segment);
+        out = put_bytes(out, c->tables.bytes[i], size);
+    }
     const uint8_t scan[] = {0xff, 0xda, 0, (uint8_t)(6 + 2 * components), (uint8_t)components};
     out = put_bytes(out, scan, sizeof scan);
     for (int i = 0; i < components; i++) {
@@ -654,28 +723,69 @@ static uint8_t *put_head(const struct cutter *c, uint8_t *out, uint32_t width, u
     return put_bytes(out, ALL, sizeof ALL);
 }
 
+/* Memory with room for so many bytes and the bytes that were there, or NULL. */
+static void *with_room(void *memory, size_t *room, size_t needed) {
+    if (*room >= needed) return memory;
+    needed += needed / 2;
+    void *larger = realloc(memory, needed);
+    if (larger) *room = needed;
+    return larger;
+}
+
+/* Adds the symbols of the tile in hand; returns how many tokens they are, or a negative error. */
+static int64_t add_tile(struct cutter *c, uint32_t width, uint32_t height, int is_colour) {
+    uint32_t across = (width + 7) / 8, down = (height + 7) / 8, list[(MAX_TILE + 7) / 8];
+    int32_t previous[3] = {0, 0, 0};
+    size_t number = 0, of_row = (size_t)across * BLOCK_TOKENS * (is_colour ? 3 : 1);
+    memset(c->counts, 0, sizeof c->counts);
+    for (uint32_t row = 0; row < down; row++) {
+        uint32_t *token = with_room(c->tokens, &c->token_room, (number + of_row) * sizeof *token);
+        if (!token) return -ENOMEM;
+        c->tokens = token;
+        size_t at = 8 * (size_t)row * c->stride;
+        token += number;
+        token = is_colour ? add_colour_row(token, c, at, across, list, previous)
+                          : add_gray_row(token, c, c->plane[1] + at, across, list, previous);
+        number = (size_t)(token - c->tokens);
+    }
+    return (int64_t)number;
+}
+
 /* Encodes the tile in hand; returns the bytes in c->jpeg, or a negative error. */
 static int64_t encode(struct cutter *c, uint32_t width, uint32_t height, int is_colour) {
-    uint32_t across = (width + 7) / 8, down = (height + 7) / 8;
-    uint32_t list[(MAX_TILE + 7) / 8];
-    size_t line_room = (size_t)across * BLOCK_BYTES * (is_colour ? 3 : 1) + 64;
-    int32_t previous[3] = {0, 0, 0};
+    int64_t number = add_tile(c, width, height, is_colour);
+    if (number < 0) return number;
+    const struct code *codes = c->tables.codes;
+    uint32_t tables = is_colour ? 4 : 2;
+    size_t size = 0;
+    for (uint32_t which = 0; which < tables; which++) {
+        make_table(&c->tables, which, c->counts + SYMBOLS * which);
+        for (uint32_t place = SYMBOLS * which; place < SYMBOLS * (which + 1); place++)
+            size += (size_t)c->counts[place] * (codes[place].size + place % 16);
+    }
+    uint8_t *jpeg = with_room(c->jpeg, &c->jpeg_room, HEADER_BYTES + size / 4); /* each byte may be followed by a stuffed one */
+    if (!jpeg) return -ENOMEM;
+    c->jpeg = jpeg;
     struct bits b = {put_head(c, c->jpeg, width, height, is_colour ? 3 : 1), 0, 64};
-    for (uint32_t row = 0; row < down; row++) {
-        size_t used = (size_t)(b.out - c->jpeg);
-        if (c->jpeg_room - used < line_room) {
-            size_t room = 2 * c->jpeg_room + line_room;
-            uint8_t *larger = realloc(c->jpeg, room);
-            if (!larger) return -ENOMEM;
-            c->jpeg = larger;
-            c->jpeg_room = room;
-            b.out = larger + used;
+    for (const uint32_t *token = c->tokens, *end = token + number; token < end; token++) {
+        uint32_t place = *token >> 16, follow = place % 16;
+        if (place == SAME) {
+            for (uint32_t i = *token & 0xffff; i > 0; i--)
+                for (uint32_t k = 0; k < (is_colour ? 3 : 1); k++) {
+                    const struct code *dc = &codes[SYMBOLS * (k ? CHROMA_DC : DC)], *ac = dc + SYMBOLS;
+                    put(&b, (uint64_t)dc->bits << ac->size | ac->bits, dc->size + ac->size);
+                }
+            continue;
         }
-        size_t at = 8 * (size_t)row * c->stride;
-        if (is_colour)
-            encode_colour_row(c, &b, at, across, list, previous);
-        else
-            encode_gray_row(c, &b, c->plane[1] + at, across, list, previous);
+        uint64_t bits = (uint64_t)codes[place].bits << follow | (*token & 0xffff);
+        uint32_t length = codes[place].size + follow;
+        if (token + 1 < end && token[1] >> 16 != SAME) { /* two at once */
+            place = *++token >> 16;
+            follow = place % 16;
+            bits = (bits << codes[place].size | codes[place].bits) << follow | (*token & 0xffff);
+            length += codes[place].size + follow;
+        }
+        put(&b, bits, length);
     }
     uint32_t bits = 64 - b.free; /* the last byte is filled with ones */
     b.word |= b.free ? (~(uint64_t)0 >> bits) : 0;
@@ -982,13 +1092,14 @@ static int set_up(struct cutter *c) {
     uint32_t longest = width > height ? width : height;
     c->top = longest > 1 ? 32 - (uint32_t)__builtin_clz(longest - 1) : 0;
     if (c->top >= MAX_LEVELS || page->preview_level > c->top) return -EINVAL;
-    const uint8_t *table = page->huffman;
     for (int i = 0; i < 2; i++) {
-        int error = read_codes(table, DC_SYMBOLS, &c->dc[i]);
-        if (!error) error = read_codes(table + 16 + DC_SYMBOLS, AC_SYMBOLS, &c->ac[i]);
-        if (!error) error = read_quantizer(page->quantizers + 64 * i, &c->quantizers[i]);
+        int error = read_quantizer(page->quantizers + 64 * i, &c->quantizers[i]);
         if (error) return error;
-        table += 32 + DC_SYMBOLS + AC_SYMBOLS;
+    }
+    for (int32_t value = 1; value < VALUES / 2; value++) {
+        uint32_t size = 32 - (uint32_t)__builtin_clz((uint32_t)value);
+        c->values[value] = size << 16 | (uint32_t)value;
+        c->values[VALUES - value] = size << 16 | (~(uint32_t)value & ((1u << size) - 1));
     }
     for (uint32_t k = 0; k < 64; k++)
         for (uint32_t used = 0; used < 256; used++)
@@ -1022,10 +1133,8 @@ static int set_up(struct cutter *c) {
     size_t across = side / 8;
     c->samples = malloc(3 * across * 64 * sizeof *c->samples);
     c->blocks = malloc(3 * across * 64 * sizeof *c->blocks);
-    c->jpeg_room = HEADER_BYTES + 16 * across * BLOCK_BYTES;
-    c->jpeg = malloc(c->jpeg_room);
     c->buffer = malloc(BUFFER_BYTES);
-    return c->samples && c->blocks && c->jpeg && c->buffer ? 0 : -ENOMEM;
+    return c->samples && c->blocks && c->buffer ? 0 : -ENOMEM;
 }
 
 static int put_trailer(struct cutter *c) {
@@ -1053,6 +1162,7 @@ int sitelink_cut(const struct page *page) {
     for (int k = 0; k < 3; k++) free(c->plane[k]);
     free(c->samples);
     free(c->blocks);
+    free(c->tokens);
     free(c->jpeg);
     free(c->buffer);
     free(c->entries);
@@ -1063,4 +1173,4 @@ int sitelink_cut(const struct page *page) {
 }
 
 /* The version of what is written and of its bytes. */
-int sitelink_cutter_version(void) { return 1; }
+int sitelink_cutter_version(void) { return 2; }

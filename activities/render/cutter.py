@@ -1,6 +1,5 @@
 """Cuts drawn pixels into tiles, by our own C code in ``cutter.c``. Loaded in render children only."""
 
-import base64
 import ctypes
 import errno
 import os
@@ -36,15 +35,6 @@ _CHROMINANCE = (
 """The same of chrominance."""
 # fmt: on
 
-HUFFMAN = base64.b64decode(
-    "AQABBQEBAQEBAAAAAAAAAAAGBQcEAwgCAQkKCwABAwICAwULEREHDQgCAEcAAQIDBAURBgcSITETQQhRFGEiFRbR0lYXcZWUMrNVgXU3kZPTslexNnS0VDVSkhhzciNT"
-    "dkIzoTTUOMGWCWKChKUkpKPCorVmg8PhQ+KF4yVj8GcmR9VFRHdlRidkWMSmOeQohvHFSJeHtkkZxqfl8mgp89YKGio6SllaaWp4eXqIiYqYmZqoqaq3uLm6x8jJytfY"
-    "2drm5+jp6vT19vf4+foBAAMBAQEBAQEBAQAAAAAAAAMCAQQFBgcICQoLAQABAwAFBwgGBQoAAQEBcQABAhEDBCExElFBBRNxMmGRgRSx0VKhIjPBBvDhFVM0kkJyI9I1"
-    "slRiFqIHQ4KTc/HC4iTTY7ODVUQlRTZGF/Kj48MmZHQICQoYGRonKCkqNzg5OkdISUpWV1hZWmVmZ2hpanV2d3h5eoSFhoeIiYqUlZaXmJmapKWmp6ipqrS1tre4ubrE"
-    "xcbHyMnK1NXW19jZ2uTl5ufo6erz9PX29/j5+g=="
-)
-"""Made from 24 pages of ten plan sets by ``tests/bench/train_huffman.py``: 9 % fewer bytes than with the standard tables."""
-
 
 class _Page(ctypes.Structure):
     """``struct page`` of ``cutter.c``."""
@@ -60,7 +50,6 @@ class _Page(ctypes.Structure):
         ("preview_level", ctypes.c_uint32),
         ("preview", ctypes.c_void_p),
         ("quantizers", ctypes.c_char_p),
-        ("huffman", ctypes.c_char_p),
         ("limit", ctypes.c_uint64),
         ("file", ctypes.c_int32),
     )
@@ -109,7 +98,6 @@ class Cutter:
         quality: int,
         file: int,
         preview_level: int,
-        huffman: bytes | None = None,
         limit_bytes: int | None = None,
     ) -> bytes:
         """Writes the tiles of a page as a flat file, as ``tilefile`` reads it.
@@ -125,7 +113,6 @@ class Cutter:
             quality: JPEG quality, 1 to 100, with libjpeg's meaning.
             file: Descriptor of an empty file, open for reading and writing.
             preview_level: The level whose pixels are returned.
-            huffman: Tables of the DC and AC symbols of luminance, and of those of chrominance; default: ``HUFFMAN``.
             limit_bytes: The most that is written; default: more than noise takes at quality 100, in pages of any shape.
 
         Returns:
@@ -137,14 +124,13 @@ class Cutter:
             OSError: The file cannot be written, or would have more than ``limit_bytes``.
         """
         stride = BYTES_PER_PIXEL * width if stride is None else stride
-        huffman = HUFFMAN if huffman is None else huffman
         pyramid = Pyramid(width, height, tile_size, overlap)
         limit_bytes = 6 * len(pixels) + 2048 * pyramid.tile_count + (1 << 20) if limit_bytes is None else limit_bytes
         if not 0 <= preview_level <= pyramid.max_level or len(pixels) < (height - 1) * stride + BYTES_PER_PIXEL * width:
             msg = f"no level {preview_level}, or fewer than {height} rows of {stride} bytes"
             raise ValueError(msg)
-        if tile_size > MAX_TILE_SIZE or not 1 <= quality <= 100 or len(huffman) != len(HUFFMAN) or limit_bytes < 0:
-            msg = f"no tiles of {tile_size:,} px, quality {quality}, at most {limit_bytes:,} bytes, Huffman tables of {len(huffman)} bytes"
+        if tile_size > MAX_TILE_SIZE or not 1 <= quality <= 100 or limit_bytes < 0:
+            msg = f"no tiles of {tile_size:,} px, quality {quality}, at most {limit_bytes:,} bytes"
             raise ValueError(msg)
         preview_width, preview_height = pyramid.level_size(preview_level)
         preview = bytearray(BYTES_PER_PIXEL * preview_width * preview_height)
@@ -159,7 +145,6 @@ class Cutter:
             preview_level=preview_level,
             preview=ctypes.addressof(ctypes.c_ubyte.from_buffer(preview)),
             quantizers=quantizers(quality),
-            huffman=huffman,
             limit=limit_bytes,
             file=file,
         )

@@ -125,41 +125,9 @@ static void make_quantizers(uint8_t *quantizers) {
     for (int i = 0; i < 128; i++) quantizers[i] = (uint8_t)(kind == 0 ? 1 : kind == 1 ? 1 + below(255) : 1 + below(20));
 }
 
-/* Codes of the same length; or short ones, and then long ones that begin with a byte 0xff, which need the most room. */
-static uint8_t *put_table(uint8_t *out, const uint8_t *symbols, uint32_t number, int has_long_codes) {
-    memset(out, 0, 16);
-    if (has_long_codes) {
-        for (int length = 1; length <= 8; length++) out[length - 1] = 1;
-        out[15] = (uint8_t)(number - 8);
-    } else {
-        out[number < 16 ? 3 : 7] = (uint8_t)number;
-    }
-    memcpy(out + 16, symbols, number);
-    for (uint32_t i = 0; i < number; i++) {
-        uint32_t other = below(number);
-        uint8_t symbol = out[16 + i];
-        out[16 + i] = out[16 + other];
-        out[16 + other] = symbol;
-    }
-    return out + 16 + number;
-}
-
-static void make_huffman(uint8_t *tables) {
-    uint8_t dc[DC_SYMBOLS], ac[AC_SYMBOLS];
-    int next = 0;
-    for (int i = 0; i < DC_SYMBOLS; i++) dc[i] = (uint8_t)i;
-    for (int symbol = 0; symbol < 256; symbol++)
-        if (symbol == 0 || symbol == 0xf0 || (symbol % 16 > 0 && symbol % 16 < 11)) ac[next++] = (uint8_t)symbol;
-    for (int i = 0; i < 2; i++) {
-        tables = put_table(tables, dc, DC_SYMBOLS, below(2) != 0);
-        tables = put_table(tables, ac, AC_SYMBOLS, below(2) != 0);
-    }
-}
-
 /* Breaks one number. */
-static void spoil(struct page *page, uint8_t *quantizers, uint8_t *huffman) {
-    uint32_t table = below(2) * (32 + DC_SYMBOLS + AC_SYMBOLS);
-    switch (below(17)) {
+static void spoil(struct page *page, uint8_t *quantizers) {
+    switch (below(13)) {
     case 0: page->width = 0; break;
     case 1: page->height = 0; break;
     case 2: page->width = MAX_SIDE + 1 + below(1000); break;
@@ -172,11 +140,7 @@ static void spoil(struct page *page, uint8_t *quantizers, uint8_t *huffman) {
     case 9: page->overlap = page->tile / 2 + 1 + below(1000); break;
     case 10: page->overlap = UINT32_MAX; break;
     case 11: page->preview_level += 32; break;
-    case 12: quantizers[below(128)] = 0; break;
-    case 13: huffman[table + below(16)]++; break;                              /* one code more */
-    case 14: huffman[table + 16 + below(DC_SYMBOLS)] += 12; break;             /* no symbol of DC */
-    case 15: huffman[table + 32 + DC_SYMBOLS + 1] = huffman[table + 32 + DC_SYMBOLS]; break; /* twice the same symbol */
-    default: memset(huffman + table + 16 + DC_SYMBOLS, 255, 16);
+    default: quantizers[below(128)] = 0;
     }
 }
 
@@ -312,17 +276,16 @@ static size_t preview_size(const struct page *page) {
 
 /* Returns the checksum so far and of this case. */
 static uint64_t run(int file, int read_only, uint64_t checksum) {
-    uint8_t *quantizers = get(128), *huffman = get(2 * (32 + DC_SYMBOLS + AC_SYMBOLS));
-    struct page page = {.quantizers = quantizers, .huffman = huffman, .limit = (uint64_t)1 << 40, .file = file};
+    uint8_t *quantizers = get(128);
+    struct page page = {.quantizers = quantizers, .limit = (uint64_t)1 << 40, .file = file};
     choose_sizes(&page);
     make_quantizers(quantizers);
-    make_huffman(huffman);
     uint8_t *pixels = paint(&page);
     page.pixels = pixels;
     page.preview = get(preview_size(&page));
     check(!ftruncate(file, 0) && !lseek(file, 0, SEEK_SET), "the file cannot be emptied");
     uint32_t kind = below(24);
-    if (kind == 0) spoil(&page, quantizers, huffman);
+    if (kind == 0) spoil(&page, quantizers);
     if (kind == 1) page.limit = below(1 << (4 + below(16)));
     if (kind == 2) page.file = read_only;
     if (kind == 3) allocations_left = below(24 + 4 * MAX_LEVELS);
@@ -347,7 +310,6 @@ static uint64_t run(int file, int read_only, uint64_t checksum) {
     free(page.preview);
     free(pixels);
     free(quantizers);
-    free(huffman);
     return checksum;
 }
 

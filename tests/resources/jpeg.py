@@ -1,9 +1,6 @@
 """Parts of a JPEG file: https://www.w3.org/Graphics/JPEG/itu-t81.pdf, annex B."""
 
-import io
 from collections.abc import Iterator
-
-from PIL import Image
 
 START_OF_FRAME = 0xC0
 HUFFMAN_TABLES = 0xC4
@@ -34,14 +31,12 @@ def scan(jpeg: bytes) -> bytes:
     return content[1 + 2 * content[0] + 3 :]
 
 
-def standard_huffman() -> bytes:
-    """The tables of annex K.3, of luminance and chrominance the DC and the AC symbols, as libjpeg writes them."""
-    file = io.BytesIO()
-    Image.new("RGB", (16, 16)).save(file, "JPEG")
+def huffman_tables(jpeg: bytes) -> dict[int, bytes]:
+    """The Huffman tables by class and number: how many codes have each length, then the symbols."""
     tables: dict[int, bytes] = {}
-    for marker, content in segments(file.getvalue()):
+    for marker, content in segments(jpeg):
         while marker == HUFFMAN_TABLES and content:
             end = 17 + sum(content[1:17])
             tables[content[0]] = content[1:end]
             content = content[end:]
-    return tables[0x00] + tables[0x10] + tables[0x01] + tables[0x11]
+    return tables

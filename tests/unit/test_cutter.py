@@ -14,25 +14,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import cycle, product
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import pyvips
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFile
 
 from activities.bucket.dzi import Pyramid
 from activities.render import compile as compiling
 from activities.render.compile import NoCompiler, compile_cutter
-from activities.render.cutter import HUFFMAN, Cutter
+from activities.render.cutter import Cutter
 from tests.resources.flat_file import FlatFile, read_flat_file
-from tests.resources.jpeg import frame, scan, standard_huffman
+from tests.resources.jpeg import frame, huffman_tables, scan
 
-STANDARD_HUFFMAN = standard_huffman()
 KINDS = ("noise", "gray", "mixed", "white")
 SIZES = ((1, 1), (2, 1), (1, 3), (2, 2), (255, 255), (256, 257), (513, 300), (777, 1025))
 TILINGS = tuple(product((254, 256, 510, 512, 1024), (0, 1, 2)))
 QUALITIES = (1, 30, 60, 85, 95, 100)
-DC_LUMINANCE, AC_LUMINANCE = 0, 28
-"""Where the first two Huffman tables begin."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,6 @@ class Cut:
         blue_first: Whether the pixels are given as B, G, R.
         padding: Bytes behind each row.
         preview_level: The level whose pixels are returned.
-        huffman: The tables.
         limit_bytes: The most that is written.
     """
 
@@ -56,7 +53,6 @@ class Cut:
     blue_first: bool = False
     padding: int = 0
     preview_level: int = 0
-    huffman: bytes = STANDARD_HUFFMAN
     limit_bytes: int = 1 << 40
 
 
@@ -129,7 +125,6 @@ def write(cutter: Cutter, image: Image.Image, cut: Cut, path: Path) -> bytes:
             quality=cut.quality,
             file=file.fileno(),
             preview_level=cut.preview_level,
-            huffman=cut.huffman,
             limit_bytes=cut.limit_bytes,
         )
 
@@ -187,14 +182,26 @@ def is_gray(image: Image.Image) -> bool:
     return red == green == blue
 
 
-def libjpeg(image: Image.Image, quality: int) -> bytes:
-    """The JPEG that libjpeg-turbo writes: of one component if the pixels are gray, else 4:4:4."""
+def libjpeg(image: Image.Image, quality: int, *, optimize: bool = True) -> bytes:
+    """The JPEG that libjpeg-turbo writes: of one component if the pixels are gray, else 4:4:4.
+
+    Args:
+        image: The pixels.
+        quality: 1 to 100.
+        optimize: Whether the JPEG has the Huffman tables that are best for it, or the standard ones.
+    """
     file = io.BytesIO()
-    if is_gray(image):
-        image.getchannel("G").save(file, "JPEG", quality=quality)
-    else:
-        image.save(file, "JPEG", quality=quality, subsampling=0)
+    with patch.object(ImageFile, "MAXBLOCK", 1 << 24):  # Pillow needs room for all of it then
+        if is_gray(image):
+            image.getchannel("G").save(file, "JPEG", quality=quality, optimize=optimize)
+        else:
+            image.save(file, "JPEG", quality=quality, subsampling=0, optimize=optimize)
     return file.getvalue()
+
+
+def coded(jpeg: bytes) -> tuple[dict[int, bytes], bytes]:
+    """Everything that depends on the pixels: the Huffman tables and the scan."""
+    return huffman_tables(jpeg), scan(jpeg)
 
 
 def decoded(jpeg: bytes) -> bytes:
@@ -225,7 +232,7 @@ def test_levels_are_those_of_dzsave(cutter: Cutter, kind: str) -> None:
 
 @pytest.mark.parametrize(("tile_size", "overlap"), TILINGS)
 def test_tiles_are_those_of_dzsave(cutter: Cutter, tile_size: int, overlap: int) -> None:
-    """The same tiles are white, and every other tile has the scan that libjpeg-turbo writes of dzsave's pixels."""
+    """The same tiles are white, and every other tile has the tables and the scan that libjpeg-turbo writes of dzsave's pixels."""
     qualities = cycle(QUALITIES)
     for size, kind in product(SIZES, KINDS):
         image, quality, pyramid = page(kind, *size), next(qualities), Pyramid(*size, tile_size, overlap)
@@ -233,23 +240,23 @@ def test_tiles_are_those_of_dzsave(cutter: Cutter, tile_size: int, overlap: int)
         found = tiles_of(cutter, image, Cut(tile_size, overlap, quality))
         assert found.tiles.keys() == expected.keys(), (size, kind)
         for place, pixels in expected.items():
-            assert scan(found.tiles[place]) == scan(libjpeg(pixels, quality)), (size, kind, place, quality)
+            assert coded(found.tiles[place]) == coded(libjpeg(pixels, quality)), (size, kind, place, quality)
             assert frame(found.tiles[place]) == (*pixels.size, 1 if is_gray(pixels) else 3)
         assert found.whites.keys() == {pyramid.tile_rectangle(*place)[2:] for place in pyramid.tiles() if place not in expected}
         for white_size, jpeg in found.whites.items():
-            assert scan(jpeg) == scan(libjpeg(Image.new("RGB", white_size, "white"), quality))
+            assert coded(jpeg) == coded(libjpeg(Image.new("RGB", white_size, "white"), quality))
             assert frame(jpeg) == (*white_size, 1)
 
 
 @pytest.mark.parametrize("quality", QUALITIES)
 def test_scans_are_those_of_libjpeg_turbo(cutter: Cutter, quality: int) -> None:
-    """With the standard Huffman tables a tile has libjpeg-turbo's scan byte for byte, whatever its content is."""
+    """A tile has libjpeg-turbo's best Huffman tables and its scan byte for byte, whatever its content is."""
     pages = [page(kind, *size) for kind, size in product(("noise", "gray", "mixed"), ((300, 211), (1024, 1)))]
     pages += [extreme_blocks(), page("noise", 640, 480).quantize(5).convert("RGB")]
     for image in pages:
         found = tiles_of(cutter, image, Cut(1024, 0, quality))
         top = found.tiles[Pyramid(*image.size).max_level, 0, 0]
-        assert scan(top) == scan(libjpeg(image, quality))
+        assert coded(top) == coded(libjpeg(image, quality))
 
 
 def extreme_blocks() -> Image.Image:
@@ -267,17 +274,12 @@ def extreme_blocks() -> Image.Image:
     return image
 
 
-def test_trained_tables_change_no_pixel(cutter: Cutter) -> None:
-    """Tiles with our Huffman tables decode to the same pixels as with the standard ones, by two decoders."""
-    for kind, quality in product(KINDS, (30, 85, 100)):
+def test_tables_change_no_pixel(cutter: Cutter) -> None:
+    """Tiles decode to the pixels of libjpeg-turbo's JPEG with the standard tables, by two decoders."""
+    for kind, quality in product(("noise", "gray", "mixed"), QUALITIES):
         image = page(kind, 513, 300)
-        standard, trained = (tiles_of(cutter, image, Cut(quality=quality, huffman=tables)) for tables in (STANDARD_HUFFMAN, HUFFMAN))
-        assert standard.tiles.keys() == trained.tiles.keys()
-        assert standard.whites.keys() == trained.whites.keys()
-        for place, jpeg in trained.tiles.items():
-            assert decoded(jpeg) == decoded(standard.tiles[place])
-        for size, jpeg in trained.whites.items():
-            assert set(decoded(jpeg)) == {255}, size
+        top = tiles_of(cutter, image, Cut(1024, 0, quality)).tiles[Pyramid(*image.size).max_level, 0, 0]
+        assert decoded(top) == decoded(libjpeg(image, quality, optimize=False)), (kind, quality)
 
 
 def test_processors_without_avx2_write_the_same_bytes(cutter: Cutter, portable_cutter: Cutter) -> None:
@@ -286,7 +288,7 @@ def test_processors_without_avx2_write_the_same_bytes(cutter: Cutter, portable_c
     ways = cycle(product(TILINGS, (False, True)))
     for kind, size, quality in product(KINDS, SIZES, (1, 85, 100)):
         (tile_size, overlap), blue_first = next(ways)
-        cut = Cut(tile_size, overlap, quality, blue_first=blue_first, huffman=HUFFMAN)
+        cut = Cut(tile_size, overlap, quality, blue_first=blue_first)
         image = page(kind, *size)
         assert bytes_of(cutter, image, cut) == bytes_of(portable_cutter, image, cut), (kind, size, cut)
 
@@ -414,42 +416,11 @@ def test_wrong_arguments_are_refused(cutter: Cutter, tmp_path: Path, changes: di
     assert not (tmp_path / "file").read_bytes()
 
 
-@pytest.mark.parametrize("size_bytes", [0, 411, 413])
-def test_huffman_tables_of_another_size_are_refused(cutter: Cutter, tmp_path: Path, size_bytes: int) -> None:
-    """No byte behind the tables is read."""
-    with pytest.raises(ValueError, match=r"."):
-        cut_changed(cutter, tmp_path / "file", huffman=(HUFFMAN + b"\0")[:size_bytes])
-    assert not (tmp_path / "file").read_bytes()
-
-
 def test_too_large_a_page_is_refused(cutter: Cutter, tmp_path: Path) -> None:
     """A page has at most 2^24 px on a side."""
     width = (1 << 24) + 1
     with mmap.mmap(-1, 3 * width) as memory, pytest.raises(ValueError, match=r"."):
         cut_changed(cutter, tmp_path / "file", pixels=memory, width=width, height=1)
-    assert not (tmp_path / "file").read_bytes()
-
-
-@pytest.mark.parametrize("first", [DC_LUMINANCE, AC_LUMINANCE, 206 + DC_LUMINANCE, 206 + AC_LUMINANCE])
-@pytest.mark.parametrize(
-    "spoil",
-    [
-        lambda table: bytes([255]) + table[1:],
-        lambda table: table[:15] + bytes([table[15] + 1]) + table[16:],
-        lambda table: bytes(16) + table[16:],
-        lambda table: table[:16] + table[17:18] + table[17:],
-        lambda table: table[:16] + b"\x0f" + table[17:],
-        lambda table: bytes(7) + bytes([len(table) - 16]) + bytes(7) + b"\1" + table[16:],
-    ],
-    ids=["too many codes", "one code more", "no code", "a symbol twice", "no such symbol", "more codes than symbols"],
-)
-def test_broken_huffman_table_is_refused(cutter: Cutter, tmp_path: Path, first: int, spoil: Callable[[bytes], bytes]) -> None:
-    """A table must have one code of at most 16 bits for each symbol, or its tiles could not be decoded."""
-    end = first + (28 if first % 206 == DC_LUMINANCE else 178)
-    broken = HUFFMAN[:first] + spoil(HUFFMAN[first:end]) + HUFFMAN[end:]
-    assert len(broken) == len(HUFFMAN)
-    with pytest.raises(ValueError, match=r"."):
-        cut_changed(cutter, tmp_path / "file", huffman=broken)
     assert not (tmp_path / "file").read_bytes()
 
 

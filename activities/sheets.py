@@ -11,7 +11,7 @@ from pathlib import Path
 from temporalio import activity
 
 from activities.attempt import Attempt, raise_if_stopped
-from activities.bucket.dzi import Pyramid, tile_name
+from activities.bucket.dzi import Pyramid
 from activities.bucket.keys import UploadRef
 from activities.bucket.listing import Listing
 from activities.bucket.records import SheetRecord, bounded_notes, tiles_digest, to_json
@@ -174,10 +174,9 @@ def _put_tiles(
 ) -> list[tuple[str, int, str]]:
     """Writes the tiles of a chunk that are not in the bucket already; returns name, size and MD5 of each tile of the chunk."""
     lines = []
-    for level, column, row in chunk:
+    for place in chunk:
         raise_if_stopped(stop)
-        name = tile_name(level, column, row)
-        body = tiles.read(name) if name in tiles.names else tiles.blank(*pyramid.tile_rectangle(level, column, row)[2:])
+        name, body = tiles.tile(pyramid, *place)
         md5 = hashlib.md5(body, usedforsecurity=False).hexdigest()
         info = stored.get(name)
         if info is None or info.size != len(body) or not _has_md5(info, md5):

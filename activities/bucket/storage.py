@@ -229,7 +229,10 @@ class Bucket:
             BucketError: The bucket failed.
         """
         with self._named_errors(key), self._request_slots:
-            obstore.put(self._store, key, body, use_multipart=False)
+            if self._root is not None:
+                _write_file(f"{self._root}/{key}", body)
+            else:
+                obstore.put(self._store, key, body, use_multipart=False)
 
     async def put_async(self, key: str, body: bytes) -> None:
         """``put``, for an event loop."""
@@ -480,6 +483,32 @@ def read_record(kind: type[T], key: str, body: bytes) -> T:
     except ValueError as error:
         msg = f"{key} cannot be read: {error}"
         raise DamagedRecord(msg) from error
+
+
+def _write_file(path: str, body: bytes) -> None:
+    """Replaces a file at once, and makes its directories. obstore does the same in 2.5 times the CPU, by a thread of its own."""
+    number = 1
+    while True:
+        unfinished = f"{path}#{number}"
+        try:
+            descriptor = os.open(unfinished, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
+            break
+        except FileExistsError:  # of another write, or of one that was killed
+            number += 1
+        except FileNotFoundError:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        try:
+            written = 0
+            while written < len(body):
+                written += os.write(descriptor, memoryview(body)[written:])
+        finally:
+            os.close(descriptor)
+        os.rename(unfinished, path)  # noqa: PTH104 - a Path for each tile would take as long as the write
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(unfinished)  # noqa: PTH108
+        raise
 
 
 _HEAD_ERRORS = (FileNotFoundError, NotFoundError, PermissionDeniedError, UnauthenticatedError)

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
-from activities.bucket.dzi import tile_name
+from activities.bucket.dzi import Pyramid, tile_name
 from activities.errors import TilesMissing
 
 TILES = "tiles.flat"
@@ -52,6 +52,16 @@ class TileFile:
         except BaseException:
             self.close()
             raise
+
+    def tile(self, pyramid: Pyramid, level: int, column: int, row: int) -> tuple[str, bytes]:
+        """The name and the JPEG of a tile of the sheet, white or not.
+
+        Raises:
+            TilesMissing: The tile was lost, or the file is cut off.
+        """
+        name = tile_name(level, column, row)
+        place = self.names.get(name)
+        return name, self._read(*place) if place else self.blank(*pyramid.tile_rectangle(level, column, row)[2:])
 
     def read(self, name: str) -> bytes:
         """The JPEG of a tile.

@@ -11,7 +11,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from activities.bucket.dzi import Pyramid, tile_name
+from activities.bucket.dzi import Pyramid
 from activities.bucket.forecast import DPI_EXPONENT, HIGH_BYTES, LOW_BYTES, TILE_BYTES, quality_factor
 from activities.bucket.records import UploadOptions
 from activities.interface import Page
@@ -35,11 +35,7 @@ def file_bytes(pixels: memoryview, width: int, height: int, options: UploadOptio
     with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
         write_sheet(pixels, width, height, options, Path(name), cutter)
         with TileFile(Path(name) / TILES) as tiles:
-            total = 0
-            for place in pyramid.tiles():
-                known = tiles.names.get(tile_name(*place))
-                total += known[1] if known else len(tiles.blank(*pyramid.tile_rectangle(*place)[2:]))
-            return total
+            return sum(len(tiles.tile(pyramid, *place)[1]) for place in pyramid.tiles())
 
 
 def content(pixels: memoryview, page: Page, options: UploadOptions, cutter: Cutter | None, tables: int) -> float:

@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from activities.bucket.dzi import Pyramid, tile_name
+from activities.bucket.dzi import Pyramid
 from activities.bucket.location import BucketSettings
 from activities.bucket.records import UploadOptions
 from activities.bucket.storage import Bucket
@@ -73,8 +73,7 @@ def put_s(page: TilePage, tile_file: Path, directory: Path) -> float:
     with TileFile(tile_file) as tiles:
         begun = cpu_s(resource.RUSAGE_SELF)
         for place in pyramid.tiles():
-            name = tile_name(*place)
-            bucket.put(name, tiles.read(name) if name in tiles.names else tiles.blank(*pyramid.tile_rectangle(*place)[2:]))
+            bucket.put(*tiles.tile(pyramid, *place))
         seconds = cpu_s(resource.RUSAGE_SELF) - begun
     shutil.rmtree(target)
     return seconds

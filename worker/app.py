@@ -114,6 +114,7 @@ async def run_tile_role(client: Client, settings: WorkerSettings, stop: asyncio.
     if not settings.dzsave and not library_path().exists():
         logger.warning("tiles are cut by libvips, which takes five times the CPU: the cutter is not compiled")
     children = ChildPool(settings.render_slots, limits, dzsave=settings.dzsave)
+    children.start()
     # asyncio's default, 6 threads on 2 cores, is too few, because the threads mostly wait for the bucket.
     asyncio.get_running_loop().set_default_executor(
         ThreadPoolExecutor(settings.render_slots + STORAGE_SLOTS + HOUSEKEEPING_SLOTS + SCRATCH_THREADS, thread_name_prefix="activity")

@@ -228,10 +228,11 @@ class Bucket:
         Raises:
             BucketError: The bucket failed.
         """
-        with self._named_errors(key), self._request_slots:
+        with self._named_errors(key):
             if self._root is not None:
                 _write_file(f"{self._root}/{key}", body)
-            else:
+                return
+            with self._request_slots:
                 obstore.put(self._store, key, body, use_multipart=False)
 
     async def put_async(self, key: str, body: bytes) -> None:

@@ -84,6 +84,12 @@ class ChildPool:
         self._idle: list[_Child] = []
         self._server: _ForkServer | None = None
 
+    def start(self) -> "_ForkServer":
+        """Starts the fork server if it does not run. It takes a third of a second, for which the first upload need not wait."""
+        if self._server is None:
+            self._server = _ForkServer()
+        return self._server
+
     async def count_pages(self, upload: str, source: Path, options: UploadOptions, max_pages: int, beat: Callable[[], None]) -> Document:
         """Measures every page: its size and title.
 
@@ -191,9 +197,7 @@ class ChildPool:
             # Removed before the wait, so that another caller who comes meanwhile starts the next server.
             lost_server, self._server = self._server, None
             await lost_server.close()
-        if self._server is None:
-            self._server = _ForkServer()
-        return await self._server.fork(upload, self._limits.memory_bytes)
+        return await self.start().fork(upload, self._limits.memory_bytes)
 
     async def _give_back(self, child: "_Child") -> None:
         if child.pages < self._limits.pages_per_child and not child.ending.done():

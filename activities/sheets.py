@@ -24,8 +24,8 @@ from activities.render.attempt import RenderAttempt
 from activities.render.tilefile import THUMBNAIL, TILES, TileFile
 from activities.threads import turn_of
 
-CHUNK_TILES = 32
-"""Tiles that a thread writes before another sheet gets its turn."""
+MOST_CHUNK_TILES = 32
+"""Tiles that a thread writes, at most, before another sheet gets its turn."""
 
 
 class SheetActivities(HostActivities):
@@ -90,7 +90,7 @@ class SheetActivities(HostActivities):
             turn = turn_of(ref, str(number))
             futures = [
                 self._host.threads.submit(turn, _put_tiles, bucket, prefix, pyramid, tiles, chunk, listing.tiles, stop)
-                for chunk in _chunks(pyramid)
+                for chunk in _chunks(pyramid, self._host.threads.most)
             ]
             try:
                 lines = [line for future in futures for line in future.result()]
@@ -157,10 +157,12 @@ def _has_md5(info: ObjectInfo, md5: str) -> bool:
     return (info.etag or "").strip('"') == md5
 
 
-def _chunks(pyramid: Pyramid) -> Iterator[list[tuple[int, int, int]]]:
+def _chunks(pyramid: Pyramid, threads: int) -> Iterator[list[tuple[int, int, int]]]:
+    """The tiles in chunks, so many that all threads can work on one sheet."""
     tiles = list(pyramid.tiles())
-    for start in range(0, len(tiles), CHUNK_TILES):
-        yield tiles[start : start + CHUNK_TILES]
+    size = min(MOST_CHUNK_TILES, 1 + len(tiles) // threads)
+    for start in range(0, len(tiles), size):
+        yield tiles[start : start + size]
 
 
 def _put_tiles(

@@ -23,22 +23,30 @@ def turn_of(ref: UploadRef, part: str = "") -> Turn:
 
 
 class FairThreads:
-    """A fixed number of threads; a context manager that waits for them at its end.
+    """Threads that take waiting calls in turn; a context manager that waits for all calls at its end.
 
     Args:
-        threads: How many calls run at once.
+        threads: How many calls run at once at most.
         name: The beginning of the threads' names.
+        limit: How many calls may run at once now, at least 1; default: always ``threads``.
     """
 
-    def __init__(self, threads: int, name: str) -> None:
+    def __init__(self, threads: int, name: str, limit: Callable[[], int] | None = None) -> None:
+        self.most = threads
+        self._limit = limit or (lambda: threads)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
         self._mutex = threading.Lock()
         self._waiting = _QueueTree()
+        self._waiting_calls = 0
+        self._running = 0
+        self._all_done = threading.Condition(self._mutex)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
+        with self._all_done:
+            self._all_done.wait_for(lambda: not self._running)
         self._pool.shutdown()
 
     def submit(self, turn: Turn, work: Callable[..., T], *args: object) -> Future[T]:
@@ -53,7 +61,8 @@ class FairThreads:
         with self._mutex:
             # As with asyncio.to_thread, the call runs in the caller's context, so that its log lines show the upload.
             self._waiting.add(turn, (future, partial(copy_context().run, work, *args)))
-        self._pool.submit(self._run_next)
+            self._waiting_calls += 1
+            self._start_threads()
         return future
 
     def map(self, turn: Turn, work: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
@@ -66,17 +75,31 @@ class FairThreads:
             for future in futures:
                 future.cancel()
 
-    def _run_next(self) -> None:
-        with self._mutex:
-            future, work = self._waiting.take()
-        if not future.set_running_or_notify_cancel():
-            return
-        try:
-            result = work()
-        except BaseException as error:  # noqa: BLE001 - raised where the result is asked for
-            future.set_exception(error)
-        else:
-            future.set_result(result)
+    def _start_threads(self) -> None:
+        """Lets as many threads work as there is work for, and as the limit allows. Called with the mutex."""
+        for _ in range(min(self._waiting_calls, min(self._limit(), self.most) - self._running)):
+            self._running += 1
+            self._pool.submit(self._run_calls)
+
+    def _run_calls(self) -> None:
+        """Runs calls until there are none, or fewer threads may work."""
+        while True:
+            with self._mutex:
+                if not self._waiting_calls or self._running > self._limit():
+                    self._running -= 1
+                    self._all_done.notify_all()
+                    return
+                self._waiting_calls -= 1
+                future, work = self._waiting.take()
+                self._start_threads()
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                result = work()
+            except BaseException as error:  # noqa: BLE001 - raised where the result is asked for
+                future.set_exception(error)
+            else:
+                future.set_result(result)
 
 
 class _QueueTree:

@@ -119,8 +119,9 @@ async def run_tile_role(client: Client, settings: WorkerSettings, stop: asyncio.
     asyncio.get_running_loop().set_default_executor(
         ThreadPoolExecutor(settings.render_slots + STORAGE_SLOTS + HOUSEKEEPING_SLOTS + SCRATCH_THREADS, thread_name_prefix="activity")
     )
-    with FairThreads(settings.bucket_threads, "bucket") as threads, FairThreads(settings.upload_slots, "upload") as uploads:
-        bucket = Bucket(settings.bucket, max_requests=settings.bucket_threads)
+    bucket = Bucket(settings.bucket, max_requests=settings.bucket_threads)
+    limit = (lambda: bucket.limiter.limit) if settings.bucket.is_s3 else None
+    with FairThreads(settings.bucket_threads, "bucket", limit) as threads, FairThreads(settings.upload_slots, "upload") as uploads:
         host = Host(
             bucket=bucket,
             scratch=scratch,

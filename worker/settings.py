@@ -25,7 +25,7 @@ class WorkerSettings:
         render_cpu_s: CPU seconds that one page may take.
         render_wall_s: Seconds that one page may take.
         upload_slots: Sheets that may be uploaded at once.
-        bucket_threads: Requests to the bucket at once.
+        bucket_threads: Requests to the bucket at once, at most.
         max_pages: Most pages that a document may have.
         dzsave: Whether libvips cuts the tiles, also where the cutter could.
         forecaster: Makes forecasts by the render slots, the speed and the prices.
@@ -63,7 +63,7 @@ class WorkerSettings:
             render_cpu_s=whole_number(environ, "SITELINK_RENDER_CPU_S", 120),
             render_wall_s=whole_number(environ, "SITELINK_RENDER_WALL_S", 180),
             upload_slots=whole_number(environ, "SITELINK_UPLOAD_SLOTS", 64),
-            bucket_threads=whole_number(environ, "SITELINK_BUCKET_THREADS", 16 if bucket.is_s3 else 2),
+            bucket_threads=whole_number(environ, "SITELINK_BUCKET_THREADS", 256 if bucket.is_s3 else 2),
             max_pages=whole_number(environ, "SITELINK_MAX_PAGES", 2000),
             dzsave=choice(environ, "SITELINK_CUTTER", ("auto", "dzsave")) == "dzsave",
             forecaster=Forecaster(

@@ -25,8 +25,10 @@ import asyncio
 import ctypes
 import logging
 import os
+import random
 import re
 import threading
+import time
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -39,11 +41,13 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError, PermissionDeniedError, UnauthenticatedError
 from obstore.store import LocalStore, S3Store
 
+from activities.bucket.limiter import LEAST, Limiter
 from activities.bucket.location import BucketSettings, S3Location
 from activities.bucket.records import from_json
 from activities.bucket.store_errors import (
     code_and_message,
     log_failure,
+    may_pass,
     named_directory_error,
     named_s3_error,
     not_written_error,
@@ -127,9 +131,12 @@ class Bucket:
         self._root: Path | None = None
         self._s3: S3Location | None = None
         self._store: LocalStore | S3Store
+        self.limiter = Limiter(max_requests or LEAST)
+        """How many calls of ``put`` to make at once. Only they are counted: they are small, and alike."""
         if settings.is_s3:
             self._s3 = S3Location.from_settings(settings)
-            self._store = _s3_store(self._s3, settings)
+            self._store = _s3_store(self._s3, settings, RETRIES)
+            self._one_try = _s3_store(self._s3, settings, 0)
             return
         self._root = settings.directory
         try:
@@ -233,7 +240,26 @@ class Bucket:
                 _write_file(f"{self._root}/{key}", body)
                 return
             with self._request_slots:
-                obstore.put(self._store, key, body, use_multipart=False)
+                self._put(key, body)
+
+    def _put(self, key: str, body: bytes) -> None:
+        """Tries as often as obstore would, and tells the limiter about each try."""
+        begun, attempt = time.monotonic(), 0
+        while True:
+            try:
+                with self.limiter.request():
+                    obstore.put(self._one_try, key, body, use_multipart=False)
+            except (OSError, BaseError) as error:
+                if not may_pass(error):
+                    raise
+                self.limiter.refused()
+                if attempt == RETRIES or time.monotonic() - begun > RETRY_TIMEOUT.total_seconds():
+                    raise
+            else:
+                return
+            # Not all at the same moment: https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
+            time.sleep(FIRST_DELAY.total_seconds() * 2**attempt * random.uniform(0.5, 1))  # noqa: S311
+            attempt += 1
 
     async def put_async(self, key: str, body: bytes) -> None:
         """``put``, for an event loop."""
@@ -516,7 +542,7 @@ _HEAD_ERRORS = (FileNotFoundError, NotFoundError, PermissionDeniedError, Unauthe
 """The errors of a failed HEAD for which the answer to a GET says more (oddity 5)."""
 
 
-def _s3_store(location: S3Location, settings: BucketSettings) -> S3Store:
+def _s3_store(location: S3Location, settings: BucketSettings, retries: int) -> S3Store:
     config: S3Config = {
         "access_key_id": settings.access_key_id,
         "secret_access_key": settings.secret_access_key,
@@ -536,7 +562,7 @@ def _s3_store(location: S3Location, settings: BucketSettings) -> S3Store:
             "timeout": REQUEST_TIMEOUT,
         },
         retry_config={
-            "max_retries": RETRIES,
+            "max_retries": retries,
             "retry_timeout": RETRY_TIMEOUT,
             "backoff": {"init_backoff": FIRST_DELAY, "max_backoff": LONGEST_DELAY, "base": 2},
         },

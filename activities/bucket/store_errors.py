@@ -33,6 +33,7 @@ _REFUSED_ERRNOS = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 _CODE_PATTERN = re.compile(r"<Code>(\w+)</Code>|\(code: (\w+)\)")
 """The code in the answer's XML, or in obstore's words for a key that a bulk delete could not remove."""
+_STATUS_PATTERN = re.compile(r"status code: ([0-9]{3})")
 _MESSAGE_PATTERN = re.compile(r"<Message>([^<]*)</Message>")
 
 
@@ -55,6 +56,13 @@ def named_s3_error(code: str, message: str, *, bucket: str, key: str) -> SiteLin
     if code in DENIED_CODES:
         return StorageDenied(f"the bucket refuses {key}: {code}")
     return StorageUnavailable(f"the bucket failed at {key}: {code or 'it gave no answer that says why'}")
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether an S3 server may take the same request in a moment: it asked for fewer requests, failed, or gave no answer."""
+    if status := _STATUS_PATTERN.search(str(error)):
+        return status[1] in ("408", "429") or status[1].startswith("5")
+    return not code_and_message(error)[0]
 
 
 def log_failure(key: str, message: str) -> None:

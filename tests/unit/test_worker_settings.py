@@ -9,7 +9,7 @@ S3 = {"SITELINK_BUCKET": "s3://plans", "AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_AC
 
 
 @pytest.mark.parametrize(
-    ("environ", "threads"), [({}, 2), (S3, 16), ({"SITELINK_BUCKET_THREADS": "5"}, 5), ({**S3, "SITELINK_BUCKET_THREADS": "5"}, 5)]
+    ("environ", "threads"), [({}, 2), (S3, 256), ({"SITELINK_BUCKET_THREADS": "5"}, 5), ({**S3, "SITELINK_BUCKET_THREADS": "5"}, 5)]
 )
 def test_requests_at_once_suit_the_bucket(environ: dict[str, str], threads: int) -> None:
     """A directory is cheapest with few requests at once, an S3 server with many. One setting sets the number for both."""

@@ -1,0 +1,103 @@
+"""How many requests to a bucket are in flight. The number finds itself, because nobody can know it: a bucket may be near or far.
+
+By Little's law, requests in flight = requests a second x seconds of a request. So while a request takes no longer than it did with few of
+them in flight, more of them are more throughput. Once it takes longer, something is full: a line, a server, or the CPU of this machine.
+TCP Vegas finds its window in the same way: https://doi.org/10.1109/49.464716.
+"""
+
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+LEAST = 16
+"""In flight at the beginning, and as long as nothing is refused. Fewer are no cheaper, even at a server on the same machine."""
+GROWTH, SHRINKAGE, BACK_OFF = 1.5, 0.8, 0.5
+GROWS_BELOW, SHRINKS_ABOVE = 1.5, 2.5
+"""How many times as long as at best a request takes, at most, when more are let in; and at least, when fewer are."""
+JITTER_S = 0.005
+"""So much longer does a request take on a busy machine, however few are in flight."""
+MOST_REFUSED = 0.05
+"""The share of refused requests up to which they are accidents, which need no fewer requests."""
+AGE_S = 60.0
+"""So old may the best time be; then it is measured again with few requests in flight, because the way to the bucket may have changed."""
+
+
+class Limiter:
+    """The number of requests in flight to one bucket, for all threads of a process.
+
+    Args:
+        most: The number is never larger.
+        clock: Seconds.
+    """
+
+    def __init__(self, most: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._most = most
+        self._clock = clock
+        self._mutex = threading.Lock()
+        self._limit = float(min(LEAST, most))
+        self._remembered = self._limit
+        self._best_s = 0.0
+        self._best_at = -AGE_S
+        self._in_flight = 0
+        self._most_in_flight = 0
+        self._taken: list[float] = []
+        self._refused = 0
+
+    @property
+    def limit(self) -> int:
+        """How many requests may be in flight now; at least 1."""
+        return int(self._limit)
+
+    @contextmanager
+    def request(self) -> Iterator[None]:
+        """Goes around one try of a request; an error that it raises says nothing about the bucket, unless ``refused`` is called."""
+        with self._mutex:
+            self._in_flight += 1
+            self._most_in_flight = max(self._most_in_flight, self._in_flight)
+        begun = self._clock()
+        try:
+            yield
+        except BaseException:
+            with self._mutex:
+                self._in_flight -= 1
+            raise
+        ended = self._clock()
+        with self._mutex:
+            self._in_flight -= 1
+            self._taken.append(ended - begun)
+            self._look(ended)
+
+    def refused(self) -> None:
+        """The bucket asked for fewer requests, or did not answer."""
+        with self._mutex:
+            self._refused += 1
+            self._look(self._clock())
+
+    def _look(self, now: float) -> None:
+        """Once as many requests have ended as may be in flight, decides how many may be from now on."""
+        number = len(self._taken) + self._refused
+        if number < max(LEAST, self._limit):
+            return
+        share = self._refused / number
+        median_s = statistics.median(self._taken) if self._taken else 0.0
+        is_used = self._most_in_flight >= 0.8 * int(self._limit)
+        self._start_window()
+        if share > MOST_REFUSED:
+            self._limit = max(1.0, self._limit * BACK_OFF)
+        elif self._limit <= LEAST and now - self._best_at >= AGE_S:
+            self._best_s, self._best_at = median_s, now
+            self._limit = max(self._limit, self._remembered)
+        elif now - self._best_at >= AGE_S:
+            self._remembered, self._limit = self._limit, float(min(LEAST, self._most))
+        elif is_used and median_s <= GROWS_BELOW * self._best_s + JITTER_S:
+            self._limit = min(float(self._most), self._limit * GROWTH + 1)
+        elif median_s > SHRINKS_ABOVE * self._best_s + 2 * JITTER_S:
+            self._limit = max(min(self._limit, float(LEAST)), self._limit * SHRINKAGE)
+        self._best_s = min(self._best_s, median_s) if median_s else self._best_s
+
+    def _start_window(self) -> None:
+        self._taken = []
+        self._refused = 0
+        self._most_in_flight = self._in_flight

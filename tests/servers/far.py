@@ -1,0 +1,69 @@
+"""A proxy that makes an S3 server on this machine as slow and as moody as one far away: ``tests/resources/far.go``."""
+
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx2
+
+from deploy.programs import CACHE
+from tests.servers.versitygw import NoS3Server
+
+SOURCE = Path(__file__).parents[1] / "resources" / "far.go"
+
+
+class Far:
+    """The running proxy.
+
+    Args:
+        address: Host and port.
+        control: Host and port that answer how much has passed.
+    """
+
+    def __init__(self, address: str, control: str) -> None:
+        self.endpoint = f"http://{address}"
+        self._control = f"http://{control}"
+
+    def counts(self) -> dict[str, int]:
+        """How many requests came, were refused and were in flight at most, how many connections were opened, and the bytes of bodies."""
+        counts: dict[str, int] = httpx2.get(self._control, trust_env=False).json()
+        return counts
+
+
+def far_binary(directory: Path = CACHE) -> Path:
+    """Lets Go build the proxy, unless this version of it is built.
+
+    Raises:
+        NoS3Server: There is no Go.
+    """
+    binary = directory / "far"
+    if not binary.exists() or binary.stat().st_mtime < SOURCE.stat().st_mtime:
+        go = shutil.which("go")
+        if go is None:
+            msg = "Go is needed for the proxy that makes a bucket slow: https://go.dev/dl"
+            raise NoS3Server(msg)
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=directory) as building:  # another process may do the same
+            subprocess.run([go, "build", "-o", f"{building}/far", SOURCE], check=True)
+            Path(building, "far").replace(binary)
+    return binary
+
+
+@contextmanager
+def far_away(upstream: str, *options: str) -> Iterator[Far]:
+    """Runs the proxy on a free port of this machine.
+
+    Args:
+        upstream: The endpoint of the S3 server.
+        options: Such as ``-delay=50ms``; ``far.go`` has them all.
+    """
+    command = [str(far_binary()), *options, "127.0.0.1:0", upstream.removeprefix("http://")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            yield Far(*process.stdout.readline().split())
+        finally:
+            process.kill()

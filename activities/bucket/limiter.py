@@ -18,8 +18,8 @@ GROWS_BELOW, SHRINKS_ABOVE = 1.5, 2.5
 """How many times as long as at best a request takes, at most, when more are let in; and at least, when fewer are."""
 JITTER_S = 0.005
 """So much longer does a request take on a busy machine, however few are in flight."""
-MOST_REFUSED = 0.05
-"""The share of refused requests up to which they are accidents, which need no fewer requests."""
+SELDOM_REFUSED, MOSTLY_REFUSED = 0.05, 0.5
+"""Up to the first share of refused requests, they are accidents, which need no fewer requests. Above the second, even few are too many."""
 AGE_S = 60.0
 """So old may the best time be; then it is measured again with few requests in flight, because the way to the bucket may have changed."""
 
@@ -84,17 +84,19 @@ class Limiter:
         median_s = statistics.median(self._taken) if self._taken else 0.0
         is_used = self._most_in_flight >= 0.8 * int(self._limit)
         self._start_window()
-        if share > MOST_REFUSED:
+        if share > MOSTLY_REFUSED:
             self._limit = max(1.0, self._limit * BACK_OFF)
+        elif share > SELDOM_REFUSED:
+            self._limit = max(min(self._limit, LEAST), self._limit * (1 - share))
         elif self._limit <= LEAST and now - self._best_at >= AGE_S:
             self._best_s, self._best_at = median_s, now
             self._limit = max(self._limit, self._remembered)
         elif now - self._best_at >= AGE_S:
-            self._remembered, self._limit = self._limit, float(min(LEAST, self._most))
+            self._remembered, self._limit = self._limit, min(LEAST, self._limit)
         elif is_used and median_s <= GROWS_BELOW * self._best_s + JITTER_S:
             self._limit = min(float(self._most), self._limit * GROWTH + 1)
         elif median_s > SHRINKS_ABOVE * self._best_s + 2 * JITTER_S:
-            self._limit = max(min(self._limit, float(LEAST)), self._limit * SHRINKAGE)
+            self._limit = max(min(self._limit, LEAST), self._limit * SHRINKAGE)
         self._best_s = min(self._best_s, median_s) if median_s else self._best_s
 
     def _start_window(self) -> None:

@@ -1,4 +1,4 @@
-"""A real S3 server behind a proxy that makes it slow, narrow and moody: it gets many requests at once where that helps, and nothing is lost."""
+"""A real S3 server behind a proxy that makes it slow, narrow and moody. It gets many requests at once where that helps; nothing is lost."""
 
 import os
 from collections.abc import Callable

@@ -41,7 +41,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "activities.interface": PURE | {"temporalio"},
     "activities.bucket.location": {"activities.environment"},
     "activities.bucket.store_errors": PURE | {"obstore"},
-    "activities.bucket.storage": PURE | {"activities.bucket.location", "activities.bucket.store_errors", "obstore"},
+    "activities.bucket.limiter": set(),
+    "activities.bucket.storage": PURE | {*(f"activities.bucket.{name}" for name in ("limiter", "location", "store_errors")), "obstore"},
     "activities.bucket.setup": PURE
     | {*(f"activities.bucket.{name}" for name in ("location", "store_errors", "storage")), "boto3", "botocore", "mypy_boto3_s3"},
     "activities.bucket.uploads": PURE | {"activities.bucket.storage", "activities.bucket.store_errors"},

@@ -82,6 +82,11 @@ def test_accidents_cost_nothing() -> None:
     assert Model(lambda now, in_flight: 0.05, lambda number, now: number % 100 == 0).run(10) == MOST
 
 
+def test_part_of_the_requests_refused() -> None:
+    """One in ten is more than accidents: the first number in flight is kept, but no more."""
+    assert Model(lambda now, in_flight: 0.05, lambda number, now: number % 10 == 0).run(10) == LEAST
+
+
 def test_bucket_that_asks_for_less_gets_less() -> None:
     """When all requests are refused, one is tried at last; when they are taken again, there are soon as many as before."""
     model = Model(lambda now, in_flight: 0.05, lambda number, now: 10 <= now < 30)

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 LEAST = 16
 """In flight at the beginning, and as long as nothing is refused. Fewer are no cheaper, even at a server on the same machine."""
 GROWTH, SHRINKAGE, BACK_OFF = 1.5, 0.8, 0.5
+IN_USE = 0.8
+"""Only when so large a share of the requests that may be in flight was in flight, more are let in."""
 GROWS_BELOW, SHRINKS_ABOVE = 1.5, 2.5
 """How many times as long as at best a request takes, at most, when more are let in; and at least, when fewer are."""
 JITTER_S = 0.005
@@ -36,8 +38,8 @@ class Limiter:
         self._most = most
         self._clock = clock
         self._mutex = threading.Lock()
-        self._limit = float(min(LEAST, most))
-        self._remembered = self._limit
+        self._limit: float = min(LEAST, most)
+        self._remembered: float = self._limit
         self._best_s = 0.0
         self._best_at = -AGE_S
         self._in_flight = 0
@@ -82,24 +84,21 @@ class Limiter:
             return
         share = self._refused / number
         median_s = statistics.median(self._taken) if self._taken else 0.0
-        is_used = self._most_in_flight >= 0.8 * int(self._limit)
-        self._start_window()
+        most_in_flight, is_old = self._most_in_flight, now - self._best_at >= AGE_S
+        self._taken, self._refused, self._most_in_flight = [], 0, self._in_flight
         if share > MOSTLY_REFUSED:
             self._limit = max(1.0, self._limit * BACK_OFF)
         elif share > SELDOM_REFUSED:
             self._limit = max(min(self._limit, LEAST), self._limit * (1 - share))
-        elif self._limit <= LEAST and now - self._best_at >= AGE_S:
-            self._best_s, self._best_at = median_s, now
-            self._limit = max(self._limit, self._remembered)
-        elif now - self._best_at >= AGE_S:
-            self._remembered, self._limit = self._limit, min(LEAST, self._limit)
-        elif is_used and median_s <= GROWS_BELOW * self._best_s + JITTER_S:
-            self._limit = min(float(self._most), self._limit * GROWTH + 1)
+        elif is_old and self._limit > LEAST:
+            self._remembered, self._limit = self._limit, LEAST
+        elif is_old:
+            if most_in_flight <= LEAST:  # those from before have ended
+                self._best_s, self._best_at = median_s, now
+                self._limit = max(self._limit, self._remembered)
+        elif most_in_flight >= IN_USE * int(self._limit) and median_s <= GROWS_BELOW * self._best_s + JITTER_S:
+            self._limit = min(self._most, self._limit * GROWTH + 1)
         elif median_s > SHRINKS_ABOVE * self._best_s + 2 * JITTER_S:
             self._limit = max(min(self._limit, LEAST), self._limit * SHRINKAGE)
-        self._best_s = min(self._best_s, median_s) if median_s else self._best_s
-
-    def _start_window(self) -> None:
-        self._taken = []
-        self._refused = 0
-        self._most_in_flight = self._in_flight
+        if median_s:
+            self._best_s = min(self._best_s, median_s)

@@ -72,9 +72,9 @@ def test_near_server_keeps_few() -> None:
 def test_full_line_is_found() -> None:
     """Beyond 50 requests in flight a request only takes longer: the limit stays near there, and no throughput is lost."""
     model = Model(lambda now, in_flight: 0.05 * max(1, in_flight / 50))
-    model.run(50)
+    model.run(4 * AGE_S)  # the best time is measured again meanwhile
     assert 50 <= model.limiter.limit <= 150
-    assert model.answered >= 0.9 * 50 * 50 / 0.05
+    assert model.answered >= 0.9 * 4 * AGE_S * 50 / 0.05
 
 
 def test_accidents_cost_nothing() -> None:

@@ -30,19 +30,19 @@ DOCUMENT_READS = 13
 SHEET_READS = 3
 """``upload.json`` before the sheet is drawn and before it is committed, the ``.dzi`` after it was written."""
 
-# The bytes were measured by tests/bench/bench_forecast.py, of tiles from the cutter. libvips' tiles, where they stand in, are 7 % larger.
-TILE_BYTES = 332
+# The bytes were measured by tests/bench/bench_forecast.py, of tiles from the cutter. libvips' tiles, where they stand in, are 16 % larger.
+TILE_BYTES = 160
 """The JPEG tables of every tile: the size of a tile of one white pixel."""
-LOW_BYTES, HIGH_BYTES = 0.033, 0.14
+LOW_BYTES, HIGH_BYTES = 0.03, 0.135
 """Further bytes of the tiles of all levels, for each pixel of the full-size level, at 300 dpi and quality 85, low and high.
 
-Measured over ten public PDFs of construction plans, maps and schematics. Between the two lie 79 % of all 126 pages, 88 % of the 94 pages
-that are plans, and each of the ten documents as a whole. The extremes are 0.011 (a nearly empty detail sheet) and 0.28 (a schematic on A4).
+Measured over ten public PDFs of construction plans, maps and schematics. Between the two lie 81 % of all 126 pages, 87 % of the 94 pages
+that are plans, and each of the ten documents as a whole. The extremes are 0.008 (a nearly empty detail sheet) and 0.26 (a schematic on A4).
 """
-DPI_EXPONENT = 0.56
-"""The bytes for each pixel grow with ``(300 / dpi) ** 0.56``. Medians of 25 pages: 1.87 times as many bytes at 100 dpi, 1.47 at 150; 0.68
+DPI_EXPONENT = 0.59
+"""The bytes for each pixel grow with ``(300 / dpi) ** 0.59``. Medians of 25 pages: 1.91 times as many bytes at 100 dpi, 1.51 at 150; 0.66
 at 600, of 11 pages."""
-QUALITY_FACTORS = ((1, 0.3), (10, 0.41), (50, 0.68), (75, 0.84), (85, 1.0), (90, 1.15), (95, 1.47), (100, 2.24))
+QUALITY_FACTORS = ((1, 0.23), (10, 0.35), (50, 0.64), (75, 0.83), (85, 1.0), (90, 1.15), (95, 1.44), (100, 2.12))
 """A quality, and the factor by which it changes the bytes for each pixel. Between two qualities the factor is interpolated. Medians of 25
 pages. The factor of a single page may be half as far again from 1."""
 

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import wait
 from functools import partial
+from itertools import chain, pairwise
 from pathlib import Path
 
 from temporalio import activity
@@ -15,14 +16,14 @@ from activities.bucket.dzi import Pyramid
 from activities.bucket.keys import UploadRef
 from activities.bucket.listing import Listing
 from activities.bucket.records import SheetRecord, bounded_notes, tiles_digest, to_json
-from activities.bucket.storage import Bucket, ObjectInfo
+from activities.bucket.storage import LIST_PAGE, Bucket, ObjectInfo
 from activities.bucket.store_errors import not_written_error
 from activities.errors import TilesMissing
 from activities.host import HostActivities
 from activities.interface import DiscardScratch, TiledPage, TilePage, UploadPage, host_queue
 from activities.render.attempt import RenderAttempt
 from activities.render.tilefile import THUMBNAIL, TILES, TileFile
-from activities.threads import turn_of
+from activities.threads import Turn, turn_of
 
 MOST_CHUNK_TILES = 32
 """Tiles that a thread writes, at most, before another sheet gets its turn."""
@@ -120,12 +121,19 @@ class SheetActivities(HostActivities):
         bucket.sync()
         raise_if_stopped(stop)
         if not bucket.answers_prove_writes:
-            listing = Listing.fetch(bucket, ref, number)
+            sent = [prefix + name for name, _, _ in lines] + [ref.thumbnail(number), ref.sheet_record(number)]
+            listing = Listing.of(ref, number, self._list_at_once(ref, number, sent, turn))
             _prove(listing, lines, len(thumbnail), len(body))
             raise_if_stopped(stop)
         bucket.delete(listing.surplus(ref, pyramid))  # old tiles, if the sheet had another size
         self._store.commit(ref, number, descriptor)
         return record
+
+    def _list_at_once(self, ref: UploadRef, number: int, sent: list[str], turn: Turn) -> Iterator[ObjectInfo]:
+        """The objects of a sheet on an S3 server, all pages of the LIST at once; the keys that were sent tell where the pages begin."""
+        prefix, ends = ref.sheet_prefix(number), sorted(sent)[LIST_PAGE - 1 :: LIST_PAGE]
+        pages = pairwise(("", *ends, ""))
+        return chain.from_iterable(self._host.threads.map(turn, lambda page: list(self._host.bucket.objects(prefix, *page)), pages))
 
 
 def _prove(listing: Listing, lines: list[tuple[str, int, str]], thumbnail_bytes: int, record_bytes: int) -> None:

@@ -1,5 +1,6 @@
 """The objects of one sheet in the bucket, and foreign objects among them, as one LIST shows them."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -38,9 +39,14 @@ class Listing:
         Raises:
             BucketError: The bucket failed.
         """
+        return cls.of(ref, number, bucket.objects(ref.sheet_prefix(number)))
+
+    @classmethod
+    def of(cls, ref: UploadRef, number: int, objects: Iterable[ObjectInfo]) -> Self:
+        """Sorts the objects of a sheet that were listed."""
         listing = cls(number)
         sheets_prefix = ref.sheets_prefix  # built once, not for each of some thousand objects
-        for info in bucket.objects(ref.sheet_prefix(number)):
+        for info in objects:
             path = info.key.removeprefix(sheets_prefix)
             match parse_sheet_path(path):
                 case SheetObject(part=SheetPart.TILE, tile=name):

@@ -73,6 +73,8 @@ PART_BYTES = 8 << 20
 https://developers.cloudflare.com/r2/objects/multipart-objects/"""
 PARTS_AT_ONCE = 4
 
+LIST_PAGE = 1000
+"""https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectsV2.html"""
 DELETE_BATCH = 1000
 """https://docs.aws.amazon.com/AmazonS3/latest/API/API_DeleteObjects.html"""
 
@@ -392,12 +394,22 @@ class Bucket:
             for chunk in obstore.get(self._store, key).stream(min_chunk_size=4 << 20):
                 yield bytes(chunk)
 
-    def objects(self, prefix: str) -> Iterator[ObjectInfo]:
-        """All objects below ``prefix``, in no order."""
+    def objects(self, prefix: str, after: str = "", last: str = "") -> Iterator[ObjectInfo]:
+        """All objects below ``prefix``; those of a directory in no order.
+
+        Args:
+            prefix: Ends with ``/``, or is empty.
+            after: Only the objects of an S3 server whose keys come after this one. So the pages of a long LIST can be asked for at once.
+            last: And not after this one; "" for no end.
+        """
         with self._named_errors(prefix):
-            for batch in obstore.list(self._store, prefix, chunk_size=1000):
-                for entry in batch:
-                    yield _info(entry)
+            for batch in obstore.list(self._store, prefix, offset=after or None, chunk_size=LIST_PAGE):
+                for info in map(_info, batch):
+                    if last and info.key > last:
+                        return
+                    yield info
+                    if info.key == last:  # there is no need for a further page
+                        return
 
     def children(self, prefix: str) -> tuple[list[str], list[ObjectInfo]]:
         """The names of the directories directly below ``prefix``, which may be empty (oddity 1), and the objects directly below it."""

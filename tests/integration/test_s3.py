@@ -8,6 +8,8 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from activities.bucket.keys import UploadRef
 from activities.bucket.location import BucketSettings
 from activities.bucket.records import UploadOptions, UploadRecord, from_json, to_json
 from activities.bucket.setup import RULE_ID, BucketSetup, equal_parts
-from activities.bucket.storage import PART_BYTES, Bucket
+from activities.bucket.storage import LIST_PAGE, PART_BYTES, Bucket
 from activities.errors import (
     BucketError,
     ClockSkewed,
@@ -375,6 +377,18 @@ async def test_two_deletions_at_once_are_both_done(recorder: Recorder, bucket: B
     status = Status(bucket, Runs(lambda: asyncio.sleep(0, None)))  # type: ignore[arg-type] # asks for no run
     await asyncio.gather(status.mark_deleted(ref), status.mark_deleted(ref))
     assert from_json(UploadRecord, bucket.get(ref.record).body).deleted_at is not None
+
+
+def test_parts_of_a_long_list_are_the_whole(recorder: Recorder, bucket: Bucket) -> None:
+    """However a LIST is divided, it has each object once; a part that ends where a page ends takes no second request."""
+    keys = [f"objects/{number:04}" for number in range(LIST_PAGE + 50)]
+    with ThreadPoolExecutor(16) as threads:
+        list(threads.map(lambda key: bucket.put(key, b""), keys))
+    recorder.requests.clear()
+    for ends in ([], [keys[LIST_PAGE - 1]], [keys[0], keys[10], "objects/0010x", keys[-1]]):
+        parts = [bucket.objects("objects/", *part) for part in pairwise(("", *ends, ""))]
+        assert [info.key for part in parts for info in part] == keys
+    assert len(recorder.sent("GET")) == 2 + 2 + 6
 
 
 # Streams

@@ -32,9 +32,9 @@ AT = "2026-01-31T09:30:00.000Z"
 class Md5Bucket(Bucket):
     """A directory whose ETags are MD5s, like those of S3 and R2."""
 
-    def objects(self, prefix: str) -> Iterator[ObjectInfo]:
+    def objects(self, prefix: str, after: str = "", last: str = "") -> Iterator[ObjectInfo]:
         """Lists all objects, each with its MD5."""
-        for info in super().objects(prefix):
+        for info in super().objects(prefix, after, last):
             yield self.get(info.key).info
 
     def get(self, key: str) -> StoredObject:

@@ -32,14 +32,14 @@ class FlakyBucket(Bucket):
         self.open.set()
         self.listed: list[str] = []
 
-    def objects(self, prefix: str) -> Iterator[ObjectInfo]:
+    def objects(self, prefix: str, after: str = "", last: str = "") -> Iterator[ObjectInfo]:
         """The LIST."""
         self.listed.append(prefix)
         assert self.open.wait(120)
         if prefix == self.failing:
             msg = "503 SlowDown"
             raise StorageUnavailable(msg)
-        return super().objects(prefix)
+        return super().objects(prefix, after, last)
 
 
 @pytest.fixture

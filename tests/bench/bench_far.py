@@ -2,24 +2,60 @@
 
 Each OPTIONS is options of ``tests/resources/far.go``, joined by commas, such as ``delay=50ms`` or ``delay=20ms,error-each=100``. All have
 their turn in each round. Prints medians: seconds, and how many times those of the first options they are; CPU seconds of all processes but
-the bucket's; requests, those refused, the most in flight; megabytes sent, and by the second. Everything is written below ``/dev/shm``.
+the bucket's; requests, those refused, the most in flight; megabytes sent, and by the second. Then tiles are read through the API: ms of the
+median and of the slowest hundredth, and tiles a second. Everything is written below ``/dev/shm``.
 """
 
 import argparse
+import asyncio
 import statistics
 import tempfile
 import threading
+import time
+from collections import deque
 from dataclasses import replace
+from itertools import cycle, islice
 from pathlib import Path
+from typing import Any
 
+import httpx2
+
+from activities.bucket.dzi import Pyramid, tile_name
+from activities.bucket.keys import UploadRef
+from api.paths import upload_path
 from deploy.stack import Stack
 from tests.bench.bench_bucket import environment, logging_server
 from tests.bench.bench_jobs import Usage, run_job
 from tests.resources.make_pdfs import plan_set
 from tests.servers.far import far_away
 
-Row = tuple[float, float, int, int, int, float]
-"""Seconds, CPU seconds, requests, refused ones, most in flight, bytes sent."""
+READS = 3000
+READERS = 40
+"""Requests for tiles at once. A browser has six for each viewer."""
+
+Row = tuple[float, ...]
+"""Seconds, CPU seconds, requests, refused ones, most in flight, bytes sent; p50 and p99 ms of a read, tiles read a second."""
+
+
+async def read_tiles(stack: Stack, status: dict[str, Any]) -> tuple[float, float, float]:
+    """Reads tiles of the first sheet through the API; returns p50 and p99 in ms, and tiles a second."""
+    ref, sheet = UploadRef.parse(status["ref"]), status["sheets"][0]
+    url = f"{stack.api_url}{upload_path(ref)}/sheets/{ref.tiles_prefix(1).removeprefix(ref.sheets_prefix)}"
+    names = (tile_name(*place) for place in Pyramid(sheet["width"], sheet["height"], 256, 1).tiles())
+    waiting, taken = deque(islice(cycle(list(names)), READS)), []
+    async with httpx2.AsyncClient(trust_env=False, timeout=60, limits=httpx2.Limits(max_connections=READERS)) as client:
+
+        async def read() -> None:
+            while waiting:
+                begun = time.perf_counter()
+                (await client.get(url + waiting.popleft())).raise_for_status()
+                taken.append(time.perf_counter() - begun)
+
+        begun = time.perf_counter()
+        await asyncio.gather(*(read() for _ in range(READERS)))
+        seconds = time.perf_counter() - begun
+    hundredths = statistics.quantiles(taken, n=100)
+    return hundredths[49] * 1000, hundredths[98] * 1000, READS / seconds
 
 
 def job(pdf: Path, options: str) -> Row:
@@ -41,6 +77,7 @@ def job(pdf: Path, options: str) -> Row:
                 usage.stop.set()
                 watcher.join()
                 after = far.counts()
+                reads = asyncio.run(read_tiles(stack, status))
                 stack.stop()
             assert status["status"] == "complete", status
             return (
@@ -49,7 +86,8 @@ def job(pdf: Path, options: str) -> Row:
                 after["requests"] - before["requests"],
                 after["refused"] - before["refused"],
                 after["mostInFlight"],
-                float(after["bytesIn"] - before["bytesIn"]),
+                after["bytesIn"] - before["bytesIn"],
+                *reads,
             )
 
 
@@ -68,15 +106,17 @@ def main() -> None:
         for _ in range(arguments.rounds):
             for options, found in rows.items():
                 found.append(job(pdf, options))
-    print("| bucket | s | ratio | CPU s | requests | refused | most in flight | MB sent | MB/s |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    print("| bucket | s | ratio | CPU s | requests | refused | most in flight | MB sent | MB/s | read p50 ms | p99 | tiles/s |")
+    print("|---|---|---|---|---|---|---|---|---|---|---|---|")
     first_s = 0.0
     for options, found in rows.items():
-        seconds, cpu_s, requests, refused, in_flight, sent = (statistics.median(column) for column in zip(*found, strict=True))
+        seconds, cpu_s, requests, refused, in_flight, sent, p50_ms, p99_ms, reads = (
+            statistics.median(column) for column in zip(*found, strict=True)
+        )
         first_s = first_s or seconds
         print(
             f"| {options} | {seconds:.1f} | {seconds / first_s:.2f} | {cpu_s:.1f} | {requests:,.0f} | {refused:,.0f} | {in_flight:.0f} "
-            f"| {sent / 1e6:.1f} | {sent / seconds / 1e6:.1f} |"
+            f"| {sent / 1e6:.1f} | {sent / seconds / 1e6:.1f} | {p50_ms:.0f} | {p99_ms:.0f} | {reads:.0f} |"
         )
 
 

@@ -82,7 +82,7 @@ class FairThreads:
             self._pool.submit(self._run_calls)
 
     def _run_calls(self) -> None:
-        """Runs calls until there are none, or fewer threads may work."""
+        """Runs waiting calls. Ends when no call waits, or when more threads run than the limit allows."""
         while True:
             with self._mutex:
                 if not self._waiting_calls or self._running > self._limit():

@@ -15,9 +15,9 @@ LEAST = 16
 """In flight at the beginning, and as long as nothing is refused. Fewer are no cheaper, even at a server on the same machine."""
 GROWTH, SHRINKAGE, BACK_OFF = 1.5, 0.8, 0.5
 IN_USE = 0.8
-"""Only when so large a share of the requests that may be in flight was in flight, more are let in."""
+"""More requests are let in only if this share of the limit was in flight."""
 GROWS_BELOW, SHRINKS_ABOVE = 1.5, 2.5
-"""How many times as long as at best a request takes, at most, when more are let in; and at least, when fewer are."""
+"""More requests are let in while one takes at most the first number times the best time, fewer when it takes more than the second."""
 JITTER_S = 0.005
 """So much longer does a request take on a busy machine, however few are in flight."""
 SELDOM_REFUSED, MOSTLY_REFUSED = 0.05, 0.5
@@ -61,13 +61,11 @@ class Limiter:
         begun = self._clock()
         try:
             yield
-        except BaseException:
+        finally:
             with self._mutex:
                 self._in_flight -= 1
-            raise
         ended = self._clock()
         with self._mutex:
-            self._in_flight -= 1
             self._taken.append(ended - begun)
             self._look(ended)
 
@@ -93,7 +91,7 @@ class Limiter:
         elif is_old and self._limit > LEAST:
             self._remembered, self._limit = self._limit, LEAST
         elif is_old:
-            if most_in_flight <= LEAST:  # those from before have ended
+            if most_in_flight <= LEAST:  # the requests from before have ended
                 self._best_s, self._best_at = median_s, now
                 self._limit = max(self._limit, self._remembered)
         elif most_in_flight >= IN_USE * int(self._limit) and median_s <= GROWS_BELOW * self._best_s + JITTER_S:

@@ -14,6 +14,7 @@ Oddities of an S3 server:
    https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html#ErrorCodeList
 5. The answer to a failed HEAD has no body, and so no code. The request is repeated as a GET, whose answer has one.
 6. obstore retries 429, 408, every 5xx and lost connections, with back-off, but only for seconds. Temporal retries for longer.
+   ``put`` repeats its requests itself, so that ``limiter`` sees each refusal.
 7. obstore does not retry a write that must not replace an object. ``create_async`` retries it. If the object then exists, it may be from
    an earlier try whose answer was lost. So its bytes are compared.
 8. A server, or a proxy before it, may confirm a write that did not happen (``answers_prove_writes``). So an object on which others rely
@@ -117,7 +118,8 @@ class StoredObject:
 class Bucket:
     """Objects by key. Keys are given and returned without the prefix of the bucket's settings.
 
-    The methods without ``async`` block, and are for threads: 1 to 4 threads are cheapest over a directory, 8 to 16 against an S3 server.
+    The methods without ``async`` block, and are for threads: 1 to 4 threads are cheapest over a directory. For an S3
+    server, ``limiter`` tells how many are of use.
 
     Args:
         settings: The bucket.
@@ -245,7 +247,7 @@ class Bucket:
                 self._put(key, body)
 
     def _put(self, key: str, body: bytes) -> None:
-        """Tries as often as obstore would, and tells the limiter about each try."""
+        """Sends a PUT, and repeats it as often as obstore would. The limiter learns of each try."""
         begun, attempt = time.monotonic(), 0
         while True:
             try:
@@ -400,7 +402,7 @@ class Bucket:
         Args:
             prefix: Ends with ``/``, or is empty.
             after: Only the objects of an S3 server whose keys come after this one. So the pages of a long LIST can be asked for at once.
-            last: And not after this one; "" for no end.
+            last: Only the objects whose keys do not come after this one; "" for no end.
         """
         with self._named_errors(prefix):
             for batch in obstore.list(self._store, prefix, offset=after or None, chunk_size=LIST_PAGE):

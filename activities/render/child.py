@@ -86,7 +86,7 @@ class ChildPool:
 
     def start(self) -> "_ForkServer":
         """Starts the fork server if it does not run. It takes a third of a second, for which the first upload need not wait."""
-        if self._server is None:
+        if not self._server:
             self._server = _ForkServer()
         return self._server
 

@@ -33,7 +33,8 @@ enum { WHITE, GRAY, COLOUR };
 /* The Huffman tables: of DC and AC coefficients, of luminance and chrominance. */
 enum { DC, AC, CHROMA_DC, CHROMA_AC };
 
-/* A token is a symbol of the tile in hand: table << 24 | symbol << 16 | the bits that follow its code. The low half of a symbol is how many. */
+/* A token is a symbol of the tile in hand: table << 24 | symbol << 16 | the bits that follow its code. The low half of the symbol tells how many
+ * bits follow. */
 enum { SAME = 255 }; /* in the place of table and symbol: flat blocks of the value of the block before, and how many */
 
 #define MAX_SIDE (1u << 24)

@@ -60,8 +60,7 @@ class TileFile:
             TilesMissing: The tile was lost, or the file is cut off.
         """
         name = tile_name(level, column, row)
-        place = self.names.get(name)
-        return name, self._read(*place) if place else self.blank(*pyramid.tile_rectangle(level, column, row)[2:])
+        return name, self.read(name) if name in self.names else self.blank(*pyramid.tile_rectangle(level, column, row)[2:])
 
     def read(self, name: str) -> bytes:
         """The JPEG of a tile.

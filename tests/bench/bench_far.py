@@ -1,8 +1,8 @@
 """Whole jobs with an S3 server that is far away: ``python -m tests.bench.bench_far [--pdf FILE.pdf] [--rounds 3] [OPTIONS ...]``.
 
-Each OPTIONS is options of ``tests/resources/far.go``, joined by commas, such as ``delay=50ms`` or ``delay=20ms,error-each=100``. All have
-their turn in each round. Prints medians: seconds, and how many times those of the first options they are; CPU seconds of all processes but
-the bucket's; requests, those refused, the most in flight; megabytes sent, and by the second. Then tiles are read through the API: ms of the
+OPTIONS are options of ``tests/resources/far.go``, joined by commas, such as ``delay=50ms`` or ``delay=20ms,error-each=100``. All OPTIONS
+have their turn in each round. Prints medians: seconds, beside the seconds with the first OPTIONS; CPU seconds of all processes but the
+bucket's; requests, refused requests, the most in flight; megabytes sent, and by the second. Then tiles are read through the API: ms of the
 median and of the slowest hundredth, and tiles a second. Everything is written below ``/dev/shm``.
 """
 
@@ -100,7 +100,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         pdf = arguments.pdf or Path(name) / "plan.pdf"
-        if arguments.pdf is None:
+        if not arguments.pdf:
             pdf.write_bytes(plan_set(15, 42 * 72, 30 * 72))
         rows: dict[str, list[Row]] = {options: [] for options in arguments.options}
         for _ in range(arguments.rounds):

@@ -42,7 +42,7 @@ def far_binary(directory: Path = CACHE) -> Path:
     binary = directory / "far"
     if not binary.exists() or binary.stat().st_mtime < SOURCE.stat().st_mtime:
         go = shutil.which("go")
-        if go is None:
+        if not go:
             msg = "Go is needed for the proxy that makes a bucket slow: https://go.dev/dl"
             raise NoS3Server(msg)
         directory.mkdir(parents=True, exist_ok=True)

@@ -17,9 +17,15 @@ OTHER = UploadRef("other", "tower", "a1", "u3")
 def test_small_jobs_do_not_wait_for_large_ones() -> None:
     """Organizations take turns, then the uploads of one organization, then the sheets of one upload; one sheet's work keeps its order."""
     done: list[str] = []
-    closed = threading.Event()
+    busy, closed = threading.Event(), threading.Event()
+
+    def keep_busy() -> None:
+        busy.set()
+        closed.wait(60)
+
     with FairThreads(1, "test") as threads:
-        futures: list[Future[Any]] = [threads.submit(turn_of(FIRST), closed.wait, 30)]
+        futures: list[Future[Any]] = [threads.submit(turn_of(FIRST), keep_busy)]
+        assert busy.wait(60)  # else the first upload would have two calls in the queue, and be served after the others
         for ref, sheet, chunks in ((FIRST, "1", 6), (FIRST, "2", 2), (SECOND, "1", 2), (OTHER, "1", 3)):
             futures += [threads.submit(turn_of(ref, sheet), done.append, f"{ref.upload} {sheet} {chunk}") for chunk in range(chunks)]
         closed.set()

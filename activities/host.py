@@ -1,5 +1,6 @@
 """The parts of one machine that its activities share."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from activities.bucket.forecast import Forecaster
@@ -24,6 +25,7 @@ class Host:
         uploads: Upload one sheet each. Further sheets that Temporal has handed over wait for their turn, with heartbeats.
         max_pages: Most pages that a document may have.
         forecaster: Estimates what a document will take on this host.
+        free_render_slot: Called by an activity that goes on after its page was rendered: the next page need not wait for its end.
     """
 
     bucket: Bucket
@@ -33,6 +35,7 @@ class Host:
     uploads: FairThreads
     max_pages: int = 2000
     forecaster: Forecaster = field(default_factory=Forecaster)
+    free_render_slot: Callable[[], None] = lambda: None
 
 
 class HostActivities(UploadActivities):

@@ -207,6 +207,7 @@ class TiledPage:
         engines: Name to version of every library that decides a tile's bytes.
         notes: Why the sheet may differ from the author's drawing, as found while the page was drawn.
         chroma: The chroma subsampling of tiles with colours; None from a host of an earlier release.
+        thumbnail: Whether the bucket has the thumbnail already.
     """
 
     queue: str
@@ -214,6 +215,7 @@ class TiledPage:
     engines: dict[str, str]
     notes: tuple[Note, ...] = ()
     chroma: str | None = None
+    thumbnail: bool = False
 
 
 @dataclass(frozen=True)
@@ -303,7 +305,7 @@ class UploadActivities(ABC):
     @activity.defn
     @abstractmethod
     async def tile_page(self, args: TilePage) -> TiledPage:
-        """Renders a page and cuts it into tiles on this host's scratch.
+        """Renders a page and cuts it into tiles on this host's scratch; then tries once to write the thumbnail.
 
         Raises:
             ApplicationError: Of a final ``PageError`` type, or a ``RenderFault`` type once its fresh tries are used up.

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import logging
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import wait
@@ -18,12 +19,14 @@ from activities.bucket.listing import Listing
 from activities.bucket.records import SheetRecord, bounded_notes, tiles_digest, to_json
 from activities.bucket.storage import LIST_PAGE, Bucket, ObjectInfo
 from activities.bucket.store_errors import not_written_error
-from activities.errors import TilesMissing
+from activities.errors import BucketError, TilesMissing
 from activities.host import HostActivities
 from activities.interface import DiscardScratch, TiledPage, TilePage, UploadPage, host_queue
 from activities.render.attempt import RenderAttempt
 from activities.render.tilefile import THUMBNAIL, TILES, TileFile
 from activities.threads import Turn, turn_of
+
+logger = logging.getLogger(__name__)
 
 MOST_CHUNK_TILES = 32
 """Tiles that a thread writes, at most, before another sheet gets its turn."""
@@ -43,10 +46,21 @@ class SheetActivities(HostActivities):
                 page = host.scratch.new_page(ref, args.number)
                 try:
                     rendered = await host.children.tile_page(str(ref), source, args, page, attempt.beat)
+                    host.free_render_slot()
+                    has_thumbnail = await attempt.in_thread(lambda _: self._put_thumbnail(ref, args.number, page), more_follows=True)
                     queue, name = host_queue(host.scratch.host), host.scratch.publish(page)
-                    return TiledPage(queue, name, rendered.engines, rendered.notes, rendered.chroma)
+                    return TiledPage(queue, name, rendered.engines, rendered.notes, rendered.chroma, has_thumbnail)
                 finally:
                     host.scratch.remove(page)
+
+    def _put_thumbnail(self, ref: UploadRef, number: int, page: Path) -> bool:
+        """Writes the thumbnail before any tile; returns whether the bucket took it. If not, ``upload_page`` writes it."""
+        try:
+            self._host.bucket.put(ref.thumbnail(number), (page / THUMBNAIL).read_bytes())
+        except BucketError as error:
+            logger.warning("the thumbnail comes later, with the tiles: %s", error)
+            return False
+        return True
 
     @activity.defn
     async def upload_page(self, args: UploadPage) -> SheetRecord:
@@ -86,7 +100,8 @@ class SheetActivities(HostActivities):
             listing = Listing.fetch(bucket, ref, number)
             if listing.descriptor is not None and bucket.get(ref.descriptor(number)).body != descriptor:
                 self._store.uncommit(ref, number)  # first, because the sheet had another size, and its old tiles are removed
-            bucket.put(ref.thumbnail(number), thumbnail)
+            if not (args.tiled.thumbnail and listing.thumbnail is not None and listing.thumbnail.size == len(thumbnail)):
+                bucket.put(ref.thumbnail(number), thumbnail)
             prefix = ref.tiles_prefix(number)
             turn = turn_of(ref, str(number))
             futures = [

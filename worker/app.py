@@ -36,6 +36,7 @@ from worker.housekeeping import Housekeeping
 from worker.interceptor import ActivityLogContext
 from worker.schedules import keep_schedules
 from worker.settings import WebhookRoleSettings, WorkerSettings
+from worker.slots import RenderSlots
 from workflows.delete import DeleteUpload
 from workflows.starting import is_running, tiles_wanted
 from workflows.sweep import NightlyReconcile, Sweep
@@ -121,6 +122,7 @@ async def run_tile_role(client: Client, settings: WorkerSettings, stop: asyncio.
     )
     bucket = Bucket(settings.bucket, max_requests=settings.bucket_threads)
     limit = (lambda: bucket.limiter.limit) if settings.bucket.is_s3 else None
+    slots = RenderSlots(settings.render_slots)
     with FairThreads(settings.bucket_threads, "bucket", limit) as threads, FairThreads(settings.upload_slots, "upload") as uploads:
         host = Host(
             bucket=bucket,
@@ -130,6 +132,7 @@ async def run_tile_role(client: Client, settings: WorkerSettings, stop: asyncio.
             uploads=uploads,
             max_pages=settings.max_pages,
             forecaster=settings.forecaster,
+            free_render_slot=slots.free_early,
         )
         activities = Activities(host)
         housekeeping = Housekeeping(client, bucket, BucketSetup(settings.bucket) if settings.bucket.is_s3 else None)
@@ -154,9 +157,7 @@ async def run_tile_role(client: Client, settings: WorkerSettings, stop: asyncio.
                 ),
             ):
                 async with (
-                    activity_worker(
-                        client, TILE_QUEUE, settings.render_slots, activities.count_pages, activities.halve_page, activities.tile_page
-                    ),
+                    activity_worker(client, TILE_QUEUE, slots, activities.count_pages, activities.halve_page, activities.tile_page),
                     housekeeping_worker(client, housekeeping, HOUSEKEEPING_SLOTS),
                     background_task(keep_scratch_clean(scratch, client)),
                 ):
@@ -182,13 +183,14 @@ def housekeeping_worker(client: Client, activities: HousekeepingActivities, slot
     )
 
 
-def activity_worker(client: Client, queue: str, slots: int, *activities: object, grace: timedelta = GRACE) -> Worker:
+def activity_worker(client: Client, queue: str, slots: int | RenderSlots, *activities: object, grace: timedelta = GRACE) -> Worker:
     """The worker of one activity queue. A cancellation reaches its activities within about a second."""
     return Worker(
         client,
         task_queue=queue,
         activities=activities,  # type: ignore[arg-type] # bound methods
-        max_concurrent_activities=slots,
+        max_concurrent_activities=slots if isinstance(slots, int) else None,
+        tuner=slots.tuner if isinstance(slots, RenderSlots) else None,
         max_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
         default_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
         graceful_shutdown_timeout=grace,

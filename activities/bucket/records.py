@@ -288,6 +288,7 @@ class SheetState:
         reason: The name of the error with which the sheet failed.
         detail: The sentence of that error.
         notes: Why the sheet may differ from the author's drawing.
+        thumbnail: Whether the bucket has the thumbnail, which comes before the tiles. A sheet that failed or waits counts as without one.
     """
 
     number: int
@@ -303,6 +304,13 @@ class SheetState:
     reason: str | None = None
     detail: str | None = None
     notes: tuple[Note, ...] = ()
+    thumbnail: bool = False
+
+    def __post_init__(self) -> None:
+        # The flag follows the status: the objects of a sheet that failed or was stopped are removed, and the manifest of an earlier release
+        # has no flag.
+        has_thumbnail = self.status is SheetStatus.READY or (self.thumbnail and self.status in (SheetStatus.TILING, SheetStatus.UPLOADING))
+        object.__setattr__(self, "thumbnail", has_thumbnail)
 
 
 @dataclass(frozen=True)

@@ -191,18 +191,18 @@ class Progress:
         """Shows that the sheet waits for a render slot or is rendered."""
         self._advance(number, SheetStatus.TILING, now)
 
-    def mark_uploading(self, number: int, now: datetime) -> None:
-        """Shows that the sheet's tiles are being written to the bucket."""
-        self._advance(number, SheetStatus.UPLOADING, now)
+    def mark_uploading(self, number: int, now: datetime, *, thumbnail: bool = False) -> None:
+        """Shows that the sheet's tiles are being written to the bucket, and whether the bucket has the thumbnail already."""
+        self._advance(number, SheetStatus.UPLOADING, now, thumbnail=thumbnail)
 
     def mark_pending(self, number: int, now: datetime) -> None:
         """Shows that the work on the sheet was stopped before it ended."""
         self._advance(number, SheetStatus.PENDING, now)
 
-    def _advance(self, number: int, status: SheetStatus, now: datetime) -> None:
+    def _advance(self, number: int, status: SheetStatus, now: datetime, *, thumbnail: bool = False) -> None:
         sheet = self._sheets[number]
         if sheet.status not in (SheetStatus.READY, SheetStatus.FAILED, status):
-            self._change(now, [replace(sheet, status=status)])
+            self._change(now, [replace(sheet, status=status, thumbnail=thumbnail or sheet.thumbnail)])
 
     def resize(self, number: int, size: Page | SheetState, now: datetime) -> None:
         """Gives a sheet that is not ready another size, another resolution and other notes."""

@@ -70,7 +70,7 @@ class SheetWork:
         tiled = await self._tile(number, options)
         self.hosts.add(tiled.queue)
         stop_if_cancelled()
-        self._progress.mark_uploading(number, workflow.now())
+        self._progress.mark_uploading(number, workflow.now(), thumbnail=tiled.thumbnail)
         # There is no await between the tiling and this line: a host removes every tiled page that ``tiles_wanted`` does not name.
         self.tiled_pages[number] = tiled.scratch
         try:

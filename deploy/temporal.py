@@ -34,6 +34,8 @@ DYNAMIC_CONFIG = {
     # By default, a shard looks for new tasks 20 times a second at most: under load each step of a run waits for up to 50 ms.
     "history.transferProcessorMaxPollRPS": "1000",
     "history.timerProcessorMaxPollRPS": "1000",
+    # With more workers, the activities that a run schedules together reach their queue in any order, the last ones mostly first.
+    "history.transferProcessorSchedulerWorkerCount": "1",
     # The server's HTTP API is not used. No Host is this one, so the API refuses every request, also that of a browser's page.
     "frontend.httpAllowedHosts": '["none.invalid"]',
 }

@@ -359,6 +359,19 @@ class Receipt:
 
 
 @dataclass(frozen=True)
+class SecondsLeft:
+    """How long an upload will probably still take, counted from the `updatedAt` of its progress.
+
+    Args:
+        low: The low estimate, in seconds.
+        high: The high estimate.
+    """
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
 class Snapshot:
     """The progress of an upload; with only the changed sheets, a change of the progress. ``manifest.json`` is a snapshot, too.
 
@@ -381,6 +394,8 @@ class Snapshot:
         sheet_puts: How many objects were written for the sheets so far. A sheet that was made again counts again.
         processing_seconds: How long the upload has been ``processing`` so far, in all runs together.
         sheets: The sheets, by number.
+        seconds_left: How long the upload will probably still take. Only the API's answers and streams say so; None while nothing is known,
+            and at the end.
     """
 
     status: UploadStatus
@@ -401,6 +416,7 @@ class Snapshot:
     sheet_puts: int = 0
     processing_seconds: float = 0.0
     sheets: tuple[SheetState, ...] = ()
+    seconds_left: SecondsLeft | None = None
     schema: int = SCHEMA
 
 

@@ -76,6 +76,12 @@ class Tally:
         parts = (f"{expected['tiles']:,} tiles", size, f"about {duration(expected['seconds'])}", operations_cost(expected["dollars"]))
         return f"forecast: {', '.join(parts)}"
 
+    @property
+    def time_left(self) -> str | None:
+        """How long the upload will probably still take; None when nothing is known."""
+        left = self.head.get("secondsLeft")
+        return f"{duration_range(left['low'], left['high'])} left" if left else None
+
     def summary(self) -> str:
         """The state in one line: status, sheets, tiles, bytes, seconds and, at the end, dollars."""
         head = self.head

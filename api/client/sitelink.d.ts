@@ -25,6 +25,8 @@ export interface Sheet {
   reason: string | null;
   detail: string | null;
   notes: { type: string; message: string }[];
+  /** Whether `thumbnail` has something to load: before the tiles, and as long as the sheet is being made or is ready. */
+  thumbnail: boolean;
 }
 
 /** The server's status of an upload: api/README.md, "The progress". */
@@ -51,6 +53,8 @@ export interface Status {
   detail: string | null;
   forecast: Record<string, number> | null;
   receipt: Record<string, number> | null;
+  /** How long the upload will probably still take, counted from `updatedAt`. */
+  secondsLeft: { low: number; high: number } | null;
   sheets: Sheet[];
   links: { self: string; events: string; page: string };
 }
@@ -168,6 +172,8 @@ export function uploads(
 export function cancel(ref: UploadRef, options?: Place & WriteAccess): Promise<{ ref: UploadRef }>;
 /** Deletes an upload and its sheets. */
 export function remove(ref: UploadRef, options?: Place & WriteAccess): Promise<{ ref: UploadRef }>;
+/** Has a sheet tiled before all others that wait. */
+export function prioritize(ref: UploadRef, sheet: number, options?: Place & WriteAccess): Promise<{ ref: UploadRef }>;
 /** Tries a failed sheet again, also after the end of the upload. */
 export function retry(ref: UploadRef, sheet: number, options?: Place & WriteAccess): Promise<{ ref: UploadRef }>;
 

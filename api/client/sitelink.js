@@ -235,6 +235,7 @@ async function act(method, url, options, ref) {
 
 export const cancel = (ref, options) => act("POST", `${uploadUrl(ref, options)}/cancel`, options, ref);
 export const remove = (ref, options) => act("DELETE", uploadUrl(ref, options), options, ref);
+export const prioritize = (ref, sheet, options) => act("POST", `${uploadUrl(ref, options)}/sheets/${sheet}/prioritize`, options, ref);
 export const retry = (ref, sheet, options) => act("POST", `${uploadUrl(ref, options)}/sheets/${sheet}/retry`, options, ref);
 
 export async function status(ref, options = {}) {

@@ -4,16 +4,18 @@ from dataclasses import replace
 
 from activities.bucket.changes import SheetsByChange, by_number
 from activities.bucket.records import Snapshot
+from api.progress.remaining import seconds_left, with_estimate
 
 
 class LiveProgress:
-    """Takes changes. A change costs as much as it has sheets, and not as the upload has sheets.
+    """Takes changes, and estimates how long the upload will still take.
 
     Args:
         snapshot: The whole progress.
     """
 
     def __init__(self, snapshot: Snapshot) -> None:
+        snapshot = with_estimate(snapshot)
         self.head = replace(snapshot, sheets=())
         """The progress without its sheets."""
         self._sheets = SheetsByChange(snapshot.sheets)
@@ -30,9 +32,9 @@ class LiveProgress:
         """Takes the counters and the changed sheets over."""
         if change.total_pages != self.head.total_pages:
             self._sheets = SheetsByChange(sheet for sheet in self._sheets.values() if sheet.number <= change.total_pages)
-        self.head = replace(change, sheets=())
         for sheet in sorted(change.sheets, key=lambda sheet: sheet.version):
             self._sheets.put(sheet)
+        self.head = replace(change, sheets=(), seconds_left=seconds_left(change, self._sheets.values()))
         self._snapshot = None
 
     def changes_since(self, version: int) -> tuple[int, Snapshot]:

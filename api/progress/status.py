@@ -25,6 +25,7 @@ from activities.bucket.uploads import Manifest, UploadStore, upload_deleted_erro
 from activities.errors import BucketError, TemporalUnavailable, Terminated, UnreadableRecord
 from api.progress.live import LiveProgress
 from api.progress.recent import Recent
+from api.progress.remaining import with_estimate
 from api.progress.runs import NoRun, RunClosed, Runs
 from workflows.processing.progress import ready_sheet
 from workflows.terminated import ENDED_FROM_OUTSIDE, terminated_progress
@@ -165,7 +166,7 @@ class Status:
         except UnreadableRecord as error:
             return await self._state_beside_unreadable_record(ref, record, error, ask_temporal=ask_temporal)
         self.remember(ref, state)
-        return replace(state, record=record)
+        return replace(state, snapshot=with_estimate(state.snapshot), record=record)
 
     async def _ask_temporal(self, ref: UploadRef, record: UploadRecord, patience_s: float) -> UploadState:
         try:
@@ -322,7 +323,7 @@ class Status:
             warning = sentence
         else:
             return state
-        return replace(state, snapshot=replace(state.snapshot, warning=warning))
+        return replace(state, snapshot=replace(state.snapshot, warning=warning, seconds_left=None))
 
 
 def created_at(ref: UploadRef, record: UploadRecord | None) -> str:

@@ -23,7 +23,7 @@ export class UploadView {
     this.isKnown = false;
     document.title = "SiteLink";
     $("progress").session = this.session.renew;
-    const actions = [...(this.session.may("write") ? ["cancel", "retry"] : []), ...(this.session.may("operate") ? ["delete"] : [])];
+    const actions = [...(this.session.may("write") ? ["cancel", "retry", "prioritize"] : []), ...(this.session.may("operate") ? ["delete"] : [])];
     if (actions.length) $("progress").setAttribute("controls", actions.join(" "));
     else $("progress").removeAttribute("controls");
     $("again").hidden = !this.session.may("write");
@@ -50,6 +50,7 @@ export class UploadView {
     $("drawing").sheet = 0;
     $("progress").focusSheet(wanted);
     $("progress").announce(sheet ? `Sheet ${wanted} is not ready yet.` : `There is no sheet ${wanted}.`);
+    $("progress").prioritize(wanted);
   }
 
   #viewerClosed() {

@@ -102,6 +102,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "workflows.*": LIGHT | {"workflows"},
     "api.addresses": set(),
     "api.progress.recent": set(),
+    "api.progress.remaining": {"activities.bucket.records", "activities.bucket.forecast"},
     "api.progress.documents": LIGHT | {"api.paths", "api.progress.status"},
     "api.paths": {"activities.bucket.keys"},
     "api.access.principal": set(),

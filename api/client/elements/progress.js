@@ -4,11 +4,11 @@ import { cancel, isFinal, parsePath, Problem, remove, status, watch } from "../s
 import { icon, reflect, showBadge, showBar, upgrade } from "./shared.js";
 import { Sheets, SHEETS_HTML } from "./sheets.js";
 import { BASE, PROGRESS } from "./style.js";
-import { about, count, duration, moment, money, refusal, sentence, sheets, sheetsOf, size, sizeRange, UNKNOWN_NAME, UPLOAD_WORDS } from "./words.js";
+import { about, count, duration, moment, money, refusal, sentence, sheets, sheetsOf, size, sizeRange, timeLeft, UNKNOWN_NAME, UPLOAD_WORDS } from "./words.js";
 
 const ANNOUNCE_MS = 10_000;
 const RESUME_TRIES = 30;
-const ACTIONS = ["cancel", "retry", "delete"];
+const ACTIONS = ["cancel", "retry", "delete", "prioritize"];
 
 const html = (level) => `
   <div class="heading" part="heading">
@@ -18,7 +18,7 @@ const html = (level) => `
   <p class="muted" id="facts" part="facts"></p>
 
   <section class="panel" part="panel" aria-label="Progress" id="overall">
-    <p class="line"><strong id="count"></strong><span id="percent"></span></p>
+    <p class="line"><strong id="count"></strong><span><span class="muted" id="left"></span> <span id="percent"></span></span></p>
     <div class="bar" part="bar" role="progressbar" id="bar" aria-labelledby="count" aria-valuemin="0" aria-valuemax="100"><div class="fill" part="fill"></div></div>
     <div class="measures" part="measures" id="measures" role="group" aria-labelledby="measures-title" hidden>
       <h2 id="measures-title"></h2>
@@ -60,6 +60,7 @@ export class ProgressElement extends HTMLElement {
   #announcedAt = 0;
   #isCancelling = false;
   #connection = null;
+  #leftTimer = 0;
 
   connectedCallback() {
     upgrade(this, "upload", "server", "ticket", "token", "session", "controls");
@@ -70,10 +71,11 @@ export class ProgressElement extends HTMLElement {
   disconnectedCallback() {
     this.#watching?.return();
     this.#watching = null;
+    clearTimeout(this.#leftTimer);
   }
 
   attributeChangedCallback(name, before, after) {
-    if (name === "controls") this.#showControls();
+    if (name === "controls") this.#controlsChanged();
     else if (before !== after) this.#showSoon();
   }
 
@@ -139,6 +141,10 @@ export class ProgressElement extends HTMLElement {
     this.#$("announcer").textContent = text;
   }
 
+  prioritize(number) {
+    return this.#cards.prioritize(number);
+  }
+
   focus() {
     this.#$("file-name")?.focus();
   }
@@ -162,7 +168,7 @@ export class ProgressElement extends HTMLElement {
       opened: (number) => this.#tell("sitelink-open", { sheet: number }),
       announce: (text) => this.announce(text),
       resume: (number) => this.#resume(number),
-      offersRetry: () => this.#offers("retry"),
+      offers: (action) => this.#offers(action),
     });
     this.#$("cancel").addEventListener("click", () => this.#cancel());
     this.#$("delete").addEventListener("click", () => this.#delete());
@@ -193,7 +199,7 @@ export class ProgressElement extends HTMLElement {
     this.#announcedAt = performance.now();
     this.#cards.clear();
     for (const id of ["verdict", "warning", "cancel", "delete", "measures", "status"]) this.#$(id).hidden = true;
-    for (const id of ["facts", "count", "percent", "news"]) this.#$(id).textContent = "";
+    for (const id of ["facts", "count", "left", "percent", "news"]) this.#$(id).textContent = "";
     this.#$("overall").hidden = false;
     this.#$("file-name").textContent = this.upload ? "Loading…" : "";
     if (!this.upload) return;
@@ -234,7 +240,8 @@ export class ProgressElement extends HTMLElement {
     this.#progress = progress;
     const present = new Set(progress.sheets.map((sheet) => sheet.number));
     for (const number of this.#sheets.keys()) if (!present.has(number)) this.#sheets.delete(number);
-    const changed = progress.changed.filter((sheet) => this.#sheets.get(sheet.number)?.version !== sheet.version);
+    const hasTurned = this.#status !== null && isFinal(this.#status) !== isFinal(progress.status); // then other cards can be opened
+    const changed = hasTurned ? progress.sheets : progress.changed.filter((sheet) => this.#sheets.get(sheet.number)?.version !== sheet.version);
     for (const sheet of progress.sheets) this.#sheets.set(sheet.number, sheet);
     this.#showHead(progress);
     this.#cards.update(changed, this.#sheets);
@@ -252,6 +259,7 @@ export class ProgressElement extends HTMLElement {
     const words = total ? sheetsOf(done, total) : final ? "No sheets" : state === "queued" ? "Waiting to start" : "Counting the pages";
     this.#$("count").textContent = words;
     this.#$("percent").textContent = total ? `${progress.progress} %` : "";
+    this.#showLeft(progress.secondsLeft);
     showBar(this.#$("bar"), total ? progress.progress / 100 : null, words);
     this.#$("bar").dataset.status = state;
     this.#$("overall").hidden = final && !total;
@@ -271,6 +279,18 @@ export class ProgressElement extends HTMLElement {
     this.#showConnection(this.#connection);
     this.#showMeasures(progress);
     this.#showVerdict(progress);
+  }
+
+  /** Shows how long the upload will still take, until that time is over: then nobody knows. */
+  #showLeft(range) {
+    clearTimeout(this.#leftTimer);
+    this.#$("left").textContent = timeLeft(range);
+    if (range) this.#leftTimer = setTimeout(() => this.#showLeft(null), range.high * 1000);
+  }
+
+  #controlsChanged() {
+    this.#showControls();
+    this.#cards?.update([...this.#sheets.values()], this.#sheets);
   }
 
   #showControls() {

@@ -1,6 +1,6 @@
 // The sheets of an upload: a card for each, and the filter that chooses which are shown.
 
-import { retry, thumbnail, thumbnailBlob } from "../sitelink.js";
+import { isFinal, prioritize, retry, thumbnail, thumbnailBlob } from "../sitelink.js";
 import { icon, showBadge } from "./shared.js";
 import { count, sentence, SHEET_WORDS } from "./words.js";
 
@@ -45,17 +45,18 @@ export class Sheets {
 
   /**
    * `element` is the <sitelink-progress>, `opened(number)` is called when a person opens a sheet, `announce(text)` with what a screen reader should
-   * say, `resume()` after a request for more work, which may come after the end, `offersRetry()` tells whether a person may ask for it.
+   * say, `resume()` after a request for more work, which may come after the end, `offers(action)` tells whether a person may ask for it.
    */
-  constructor(root, element, { opened, announce, resume, offersRetry }) {
+  constructor(root, element, { opened, announce, resume, offers }) {
     this.#root = root;
     this.#element = element;
     this.opened = opened;
     this.announce = announce;
     this.resume = resume;
-    this.offersRetry = offersRetry;
+    this.offers = offers;
     this.seen = new IntersectionObserver((entries) => this.#seen(entries), { rootMargin: AHEAD });
     this.cards = new Map();
+    this.prioritized = new Set();
     this.counts = {};
     this.#$("filter").addEventListener("change", () => this.#showFilter());
     this.#$("sheets").addEventListener("click", (event) => this.#clicked(event));
@@ -65,6 +66,7 @@ export class Sheets {
   clear() {
     this.seen.disconnect();
     this.cards.clear();
+    this.prioritized.clear();
     this.counts = { all: 0, open: 0, ready: 0, failed: 0, noted: 0 };
     this.#$("sheets").replaceChildren();
     this.#$("filter").querySelector("input").checked = true;
@@ -120,17 +122,26 @@ export class Sheets {
 
   #showCard(card, sheet) {
     const ready = sheet.status === "ready";
+    const waits = sheet.status === "pending" || sheet.status === "tiling";
+    if (ready || sheet.status === "failed") this.prioritized.delete(sheet.number);
     card.dataset.status = sheet.status;
     card.dataset.group = group(sheet.status);
     const open = card.querySelector(".open");
-    open.disabled = !ready;
+    const canOpen = waits ? this.#canPrioritize(sheet) : ready || (sheet.status === "uploading" && !open.disabled); // it will be ready in a moment
+    if (!canOpen && open === this.#root.activeElement) {
+      card.tabIndex = -1;
+      card.focus();
+    }
+    open.disabled = !canOpen;
+    open.title = waits && canOpen ? "Have this sheet made next" : "";
     card.querySelector(".number").textContent = sheet.number;
     card.querySelector(".title").textContent = sheet.title ?? `Sheet ${sheet.number}`;
     showBadge(card.querySelector(".state"), sheet.status, SHEET_WORDS);
+    if (waits && this.prioritized.has(sheet.number)) card.querySelector(".state").lastElementChild.textContent += ", comes next";
     if (ready && sheet.scaled) card.querySelector(".state").lastElementChild.textContent += ` at ${sheet.dpi} dpi`;
 
     const paper = card.querySelector(".paper");
-    if (!ready) {
+    if (!ready && !sheet.thumbnail) {
       paper.replaceChildren();
     } else if (!paper.firstElementChild) {
       const image = new Image();
@@ -162,7 +173,7 @@ export class Sheets {
       card.querySelector(".detail").textContent = sentence(sheet.detail ?? "");
       card.querySelector("code").textContent = sheet.reason ?? "";
       const button = card.querySelector(".retry");
-      button.hidden = !this.offersRetry();
+      button.hidden = !this.offers("retry");
       button.setAttribute("aria-disabled", false);
       button.textContent = "Retry";
       button.setAttribute("aria-label", `Retry sheet ${sheet.number}`);
@@ -191,7 +202,8 @@ export class Sheets {
   #clicked(event) {
     const number = Number(event.target.closest("li")?.dataset.number);
     if (event.target.closest(".open")) {
-      this.opened(number);
+      if (this.#element.sheet(number)?.status === "ready") this.opened(number);
+      else this.prioritize(number);
     } else if (event.target.closest(".retry")) {
       this.#retry(number, event.target.closest(".retry"));
     }
@@ -223,6 +235,26 @@ export class Sheets {
     } catch {
       image.remove();
     }
+  }
+
+  #canPrioritize(sheet) {
+    return ["pending", "tiling"].includes(sheet?.status) && this.offers("prioritize") && !isFinal(this.#element.progress.status);
+  }
+
+  /** Has a sheet that waits made next, if a person may ask for it. */
+  async prioritize(number) {
+    const { upload, access } = this.#element;
+    if (!this.#canPrioritize(this.#element.sheet(number))) return;
+    try {
+      await prioritize(upload, number, access);
+    } catch (problem) {
+      this.announce(`Sheet ${number} cannot be made next. ${sentence(problem.message)}`);
+      return;
+    }
+    if (this.#element.upload !== upload || !this.cards.has(number)) return;
+    this.prioritized.add(number);
+    this.announce(`Sheet ${number} comes next.`);
+    this.#showCard(this.cards.get(number), this.#element.sheet(number));
   }
 
   async #retry(number, button) {

@@ -76,6 +76,15 @@ export function about(seconds) {
   return minutes < 90 ? `about ${Math.round(minutes)} min` : `about ${(minutes / 60).toLocaleString("en", { maximumFractionDigits: 1 })} h`;
 }
 
+/** An estimated range of seconds as text; nothing when it is not known. */
+export function timeLeft(range) {
+  if (!range) return "";
+  const [low, high] = [range.low, range.high].map((seconds) => about(seconds).replace("about ", ""));
+  const [value, unit] = low.split(" ");
+  if (low === high) return `about ${high} left`;
+  return `${high.endsWith(` ${unit}`) ? value : low} to ${high} left`;
+}
+
 /** An estimated range of bytes as text: two digits are as much as is known, and a unit that both ends share is said once. */
 export function sizeRange(low, high) {
   const [from, to] = [low, high].map((bytes) => size(Number(bytes.toPrecision(2))));

@@ -395,6 +395,7 @@ async def test_page_takes_a_dropped_file(stack: Stack) -> None:
     async with chromium_page(stack.api_url) as watched:
         page = watched.page
         await page.goto(f"{stack.api_url}/")
+        await expect(page.locator("#drop")).to_be_visible()  # the form takes a file as soon as the page has asked who may use it
         await page.evaluate(
             """() => {
                 const dataTransfer = new DataTransfer();

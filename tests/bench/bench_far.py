@@ -2,9 +2,9 @@
 
 OPTIONS are options of ``tests/resources/far.go``, joined by commas, such as ``delay=50ms`` or ``delay=20ms,error-each=100``. All OPTIONS
 have their turn in each round. Prints medians: seconds, beside the seconds with the first OPTIONS; CPU seconds of all processes but the
-bucket's; requests, refused requests, the most in flight, connections; megabytes sent, headers included, and which share of the line that is
-over the whole job (``bandwidth``, in bytes a second). Then tiles are read through the API: ms of the median and of the slowest hundredth, and
-tiles a second. Everything is written below ``/dev/shm``.
+bucket's; requests, refused requests, the most in flight, connections; megabytes sent, headers included, and which share of the line that
+is over the whole job (``bandwidth``, in bytes a second). Then tiles are read through the API: ms of the median and of the slowest
+hundredth, and tiles a second. Everything is written below ``/dev/shm``.
 """
 
 import argparse
@@ -109,10 +109,9 @@ def main() -> None:
         for _ in range(arguments.rounds):
             for options, found in rows.items():
                 found.append(job(pdf, options))
-    print(
-        "| bucket | s | ratio | CPU s | requests | refused | most in flight | connections | MB sent | of the line | read p50 ms | p99 | tiles/s |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|---|---|---|---|")
+    names = ("s", "ratio", "CPU s", "requests", "refused", "most in flight", "connections", "MB sent", "of the line", "read p50 ms", "p99")
+    print(f"| bucket | {' | '.join(names)} | tiles/s |")
+    print("|---" * 13 + "|")
     first_s = 0.0
     for options, found in rows.items():
         seconds, cpu_s, requests, refused, in_flight, connections, sent, p50_ms, p99_ms, reads = (

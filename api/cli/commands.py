@@ -96,6 +96,8 @@ def status_command(server: Server, arguments: argparse.Namespace) -> int:
     say(f"  {progress.summary()}")
     if forecast := progress.forecast:
         say(f"  {forecast}")
+    if left := progress.time_left:
+        say(f"  {left}")
     if document["warning"]:
         say(f"  warning: {document['warning']}")
     for sheet in progress.sheets_in("tiling", "uploading"):

@@ -25,7 +25,6 @@ class TerminalView(View):
         self._bar = Progress(
             BarColumn(bar_width=32),
             TextColumn("{task.fields[words]}", markup=False),
-            TimeRemainingColumn(compact=True),
             console=self._console,
         )
         self._task = self._bar.add_task("", total=None, words="")
@@ -80,8 +79,8 @@ class TerminalView(View):
         head = self.progress.head
         if not head["totalPages"]:
             return "waiting for a worker" if head["status"] == "queued" else "counting the pages"
-        speed = self._bar.tasks[0].speed
-        return f"{head['progress']} %  {self.progress.ready_count}{f'  {speed:.1f} sheets/s' if speed else ''}"
+        left = self.progress.time_left
+        return f"{head['progress']} %  {self.progress.ready_count}{f'  {left}' if left else ''}"
 
     def _render(self) -> Group:
         in_work = self.progress.sheets_in("uploading") + self.progress.sheets_in("tiling")

@@ -56,8 +56,6 @@ class TerminalView(View):
         completed, total = document["completedPages"], document["totalPages"] or None
         self._trouble = ""
         if not self._live.is_started:
-            # The sheets that are ready already must not count for the speed.
-            self._bar.reset(self._task, total=total, completed=completed)
             self._live.start()
         if line := self.new_forecast(last):
             self._console.print(line)

@@ -28,9 +28,9 @@ def seconds_left(head: Snapshot, sheets: Collection[SheetState]) -> SecondsLeft 
     """Estimates how long an upload will still take, counted from its last change.
 
     The work of a sheet is taken to be a constant and its pixels, as in the forecast. Two paces count: the one since the upload began, and
-    the one of the sheets that were finished last. The forecast counts in both, the less the more sheets are finished. So other uploads on
-    the same workers, a slow bucket and hard sheets count as soon as they are felt. The low estimate is by the better pace, the high one by
-    the worse.
+    the one of the sheets that were finished last. The forecast counts in the first one, the less the more sheets are finished. So other
+    uploads on the same workers, a slow bucket and hard sheets count as soon as they are felt. The low estimate is by the better pace, the
+    high one by the worse.
 
     Args:
         head: The progress, whose ``sheets`` are not used.
@@ -45,15 +45,14 @@ def seconds_left(head: Snapshot, sheets: Collection[SheetState]) -> SecondsLeft 
     left = [_work(sheet) * SHARE_LEFT.get(sheet.status, 1.0) for sheet in sheets]
     finished = _finished(sheets, head.started_at)
     done = sum(map(_work, finished)) + sum(_work(sheet) - rest for sheet, rest in zip(sheets, left, strict=True) if _is_uploading(sheet))
-    stretches = [(done, head.processing_seconds)]
+    expected_s = max(head.forecast.seconds - START_SECONDS, 0.0) if head.forecast else 0.0
+    # As if some sheets had been finished before, at the pace of the forecast.
+    before = FORECAST_SHEETS / len(sheets) if expected_s else 0.0
+    stretches = [(done + before * all_work, head.processing_seconds + before * expected_s)]
     last = max(LEAST_RECENT, round(RECENT_SHARE * len(finished)))
     if len(finished) > last:
         seconds = (finished[-1].version - finished[-1 - last].version) / 1000
         stretches.append((sum(map(_work, finished[-last:])), seconds))
-    expected_s = max(head.forecast.seconds - START_SECONDS, 0.0) if head.forecast else 0.0
-    if expected_s:  # as if some sheets had been finished before, at the pace of the forecast
-        share = FORECAST_SHEETS / len(sheets)
-        stretches = [(work + share * all_work, seconds + share * expected_s) for work, seconds in stretches]
     paces = [work / seconds for work, seconds in stretches if work > 0 and seconds > 0]
     if not paces:
         return None

@@ -1,5 +1,6 @@
 """The bookkeeping of a run holds its guarantees in any order of steps."""
 
+from random import Random
 from typing import Any
 
 import hypothesis.strategies as st
@@ -40,6 +41,22 @@ def test_sheets_begin_in_order_until_the_window_is_full() -> None:
     window.land(1)
     assert begin_sheets(window) == [3]
     assert (set(window.in_flight), list(window.to_do), window.landed) == ({2, 3}, [], 1)
+
+
+@given(st.integers(1, 20), st.integers(1, 60), st.randoms(use_true_random=False))
+def test_sheets_end_at_most_a_window_out_of_order(size: int, sheets: int, random: Random) -> None:
+    """In whatever order sheets land, only sheets in flight have a number below the highest one that has landed."""
+    window = Window(size)
+    window.plan(range(1, sheets + 1))
+    landed = {0}
+    while begin_sheets(window) or window.in_flight:
+        overtaken = set(range(1, max(landed))) - landed
+        assert overtaken <= window.in_flight
+        assert len(overtaken) < size + 1
+        number = random.choice(sorted(window.in_flight))
+        window.land(number)
+        landed.add(number)
+    assert landed == set(range(sheets + 1))
 
 
 def test_prioritized_sheets_come_next_in_the_order_of_the_request() -> None:

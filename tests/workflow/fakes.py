@@ -35,6 +35,7 @@ from activities.interface import (
     WrittenManifest,
 )
 from worker.app import activity_worker, workflow_worker
+from worker.slots import RenderSlots
 
 HOST_QUEUE = "host-pretended"
 
@@ -211,14 +212,14 @@ def pages(count: int) -> list[Page]:
 
 
 @asynccontextmanager
-async def working(client: Client, fake: FakeActivities, *, tile_slots: int = 16) -> AsyncIterator[None]:
+async def working(client: Client, fake: FakeActivities, *, tile_slots: int | RenderSlots = 16) -> AsyncIterator[None]:
     """Runs the real workflow worker and workers around the pretended activities."""
     async with workflow_worker(client), activity_workers(client, fake, tile_slots=tile_slots):
         yield
 
 
 @asynccontextmanager
-async def activity_workers(client: Client, fake: FakeActivities, *, tile_slots: int = 16) -> AsyncIterator[None]:
+async def activity_workers(client: Client, fake: FakeActivities, *, tile_slots: int | RenderSlots = 16) -> AsyncIterator[None]:
     """Runs workers around the pretended activities alone."""
     async with (
         activity_worker(client, TILE_QUEUE, tile_slots, fake.count_pages, fake.halve_page, fake.tile_page),

@@ -1,6 +1,7 @@
 """``upload_page`` over a real directory: the order of its writes, and the leftovers of a killed attempt."""
 
 import asyncio
+import hashlib
 import threading
 from collections.abc import AsyncIterator, Iterable
 from contextlib import closing
@@ -20,6 +21,7 @@ from activities.bucket.records import Note, UploadOptions, UploadRecord, scaled_
 from activities.bucket.report import SheetReport
 from activities.bucket.storage import Bucket, StoredObject
 from activities.bucket.verify import verify_upload
+from activities.errors import StorageUnavailable
 from activities.host import Host
 from activities.interface import Page, TiledPage, TilePage, UploadPage, host_queue
 from activities.render.child import ChildPool
@@ -47,6 +49,7 @@ class OrderedBucket(Bucket):
         self.read: list[str] = []
         self.reached, self.open = threading.Event(), threading.Event()
         self.open.set()
+        self.failing: set[str] = set()
 
     def get(self, key: str) -> StoredObject:
         """Records the key."""
@@ -57,6 +60,9 @@ class OrderedBucket(Bucket):
         """Waits until the bucket is open; records the key once the object is written."""
         self.reached.set()
         self.open.wait(120)
+        if key in self.failing:
+            msg = "503"
+            raise StorageUnavailable(msg)
         super().put(key, body)
         self.written.append(key)
 
@@ -90,6 +96,39 @@ def tiled(host: Host, *, without: str = "", pyramid: Pyramid = PYRAMID) -> Uploa
         write_tile_file(file, ((tile, tile_name(*tile).encode()) for tile in pyramid.tiles() if tile_name(*tile) != without), ())
     result = TiledPage(host_queue(host.scratch.host), host.scratch.publish(page), {"pretended": "1"})
     return UploadPage(str(REF), Page(1, "A-101", pyramid.width, pyramid.height, 300), UploadOptions(), result)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_thumbnail_is_in_the_bucket_before_the_tiles_are_sent(host: Host, bucket: OrderedBucket, fails: bool) -> None:
+    """``tile_page`` writes the thumbnail and says so. If the bucket fails, the page is tiled all the same, and ``upload_page`` does it."""
+    pdf = make_pdfs.plan_set(1)
+    bucket.put(REF.source, pdf)
+    bucket.put(REF.record, to_json(replace(RECORD, size_bytes=len(pdf), sha256=hashlib.sha256(pdf).hexdigest())))
+    bucket.written.clear()
+    bucket.failing = {REF.thumbnail(1)} if fails else set()
+    freed: list[int] = []
+    host = replace(host, free_render_slot=lambda: freed.append(len(bucket.written)))
+    try:
+        result = await ActivityEnvironment().run(Activities(host).tile_page, TilePage(str(REF), 1, 600, 300, UploadOptions()))
+    finally:
+        await host.children.close()
+    assert result.thumbnail is not fails
+    assert bucket.written == ([] if fails else [REF.thumbnail(1)])
+    assert freed == [0]  # before the bucket was asked
+    bucket.failing = set()
+    args = UploadPage(str(REF), Page(1, "A-101", 600, 300, 300), UploadOptions(), result)
+    await ActivityEnvironment().run(Activities(host).upload_page, args)
+    assert bucket.written.count(REF.thumbnail(1)) == 1
+    assert bucket.written[0] == REF.thumbnail(1)
+    (report, _) = verify_upload(bucket, REF)
+    assert (report.verified, report.problems) == (True, ())
+
+
+async def test_thumbnail_that_was_lost_meanwhile_is_written_again(host: Host, bucket: OrderedBucket) -> None:
+    """An answer to a write is no proof: the LIST before the tiles tells."""
+    args = tiled(host)
+    await ActivityEnvironment().run(Activities(host).upload_page, replace(args, tiled=replace(args.tiled, thumbnail=True)))
+    assert bucket.written[0] == REF.thumbnail(1)
 
 
 async def test_commit_marker_is_written_last(host: Host, bucket: OrderedBucket) -> None:

@@ -16,6 +16,7 @@
       UnreadableRecord DamagedRecord NewerSchema                                                  retried, and a warning of the upload
       Terminated       an operator ended the run                                                  final, the whole upload
       RequestError     InvalidRequest MalformedId SheetNotFound IdempotencyConflict AlreadyFinished
+                       DigestMismatch EncodedContent
                        ForeignHost ForeignOrigin BadSignature CredentialRequired NotAllowed
                        PlanNotFound WebhookNotFound TooManyRequests QuotaExceeded                 the API's answer to one request
       TemporalUnavailable                                                                         the API's answer until Temporal is back
@@ -222,6 +223,14 @@ class RequestError(SiteLinkError):
 
 class InvalidRequest(RequestError):
     """The request cannot be understood."""
+
+
+class DigestMismatch(RequestError):
+    """The body is not the one whose digest was announced."""
+
+
+class EncodedContent(RequestError):
+    """The body is compressed or otherwise encoded."""
 
 
 class MalformedId(RequestError):

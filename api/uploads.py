@@ -33,6 +33,7 @@ from activities.bucket.records import KeyRecord, UploadOptions, UploadRecord, Up
 from activities.bucket.storage import PART_BYTES, PARTS_AT_ONCE, Bucket
 from activities.bucket.uploads import UploadStore
 from activities.errors import (
+    EncodedContent,
     FileTooLarge,
     IdempotencyConflict,
     InvalidRequest,
@@ -41,6 +42,7 @@ from activities.errors import (
     TemporalUnavailable,
 )
 from activities.webhooks.signing import derived_secret, upload_purpose
+from api.http.digests import BodyDigests
 from api.http.headers import file_name, parameters
 from api.http.turns import Turns
 from api.progress.documents import links
@@ -132,6 +134,7 @@ class IncomingFile:
     Raises:
         FileTooLarge: The ``Content-Length`` is over the limit.
         NotAPdf: The ``Content-Length`` is 0.
+        EncodedContent: The body has a ``Content-Encoding``.
         InvalidRequest: A header cannot be understood.
         HTTPException: The body's type is neither a PDF nor a form (415).
     """
@@ -147,6 +150,10 @@ class IncomingFile:
         if "content-range" in request.headers:
             msg = "Content-Range: a part of a file is not accepted, send the whole file in one request"
             raise InvalidRequest(msg)
+        if (encoding := request.headers.get("content-encoding", "").strip().lower()) not in ("", "identity"):
+            msg = f"Content-Encoding is {encoding[:80]!r}: send the file as it is"
+            raise EncodedContent(msg)
+        self._digests = BodyDigests(request.headers)
         kind, options = parameters("Content-Type", _raw_header(request, "content-type") or b"")
         self._boundary = options.get("boundary", "")
         self._is_form = kind == "multipart/form-data"
@@ -178,6 +185,10 @@ class IncomingFile:
         """The hexadecimal digest of the bytes that ``chunks`` has given so far."""
         return self._digest.hexdigest()
 
+    def announces_other(self, sha256: str) -> bool:
+        """Whether the request's digests say that the file is not the one with this SHA-256, hexadecimal."""
+        return not self._is_form and self._digests.announces_other(sha256)
+
     @property
     def file_name(self) -> str:
         """The sender's name of the file, without directories and control characters. It is for people, never for a path."""
@@ -190,6 +201,7 @@ class IncomingFile:
         Raises:
             NotAPdf: The first kilobyte has no PDF header, or the file is empty.
             FileTooLarge: The file has more bytes than the limit.
+            DigestMismatch: The body has another digest than an announced one.
             InvalidRequest: The form is broken or has not exactly one file.
             ClientDisconnect: The sender went away.
             HTTPException: The sender fell silent (408).
@@ -217,7 +229,9 @@ class IncomingFile:
     async def _body(self) -> AsyncGenerator[bytes, None]:
         async with aclosing(self._request.stream()) as stream:
             while (piece := await self._patience.next(stream)) is not None:
+                self._digests.update(piece)
                 yield piece
+        self._digests.check()
 
     async def _form(self) -> AsyncGenerator[bytes, None]:
         form = _Form(self._boundary.encode())
@@ -385,9 +399,14 @@ class Uploads:
         options, webhook = read_options(request.query_params), read_webhook(request.headers, self._webhooks)
         key = _idempotency_key(plan, request.headers.get("idempotency-key"))
         file = IncomingFile(request, self._max_file_bytes)
+        digest = options_digest(options, webhook)
         earlier = await self._store.key_record_async(key) if key else None
+        # The sender may wait until the first byte of the body is asked for, so all that can be refused without it is refused before.
         if earlier is None:
             await self._check_quota(plan)
+        else:
+            ref = UploadRef(*_parts(plan), earlier.upload)
+            await self._check_same(ref, earlier, digest, is_other_file=file.announces_other(earlier.sha256))
         async with self._turns.turn(plan.organization, file.held_bytes):
             if earlier is None:
                 ref = UploadRef(*_parts(plan), new_upload_id())
@@ -395,13 +414,12 @@ class Uploads:
             else:
                 async for _ in file.chunks():
                     pass  # only the digest is needed, to compare the file with the first one
-        digest = options_digest(options, webhook)
         if earlier is None and key:
             earlier = await self._claim(key, ref, file, digest)
         status = UploadStatus.QUEUED
         if earlier is not None:
             ref = UploadRef(*_parts(plan), earlier.upload)
-            await self._check_same(ref, earlier, file, digest)
+            await self._check_same(ref, earlier, digest, is_other_file=file.sha256 != earlier.sha256)
         record = UploadRecord(file.file_name, file.size_bytes, file.sha256, options, timestamp(datetime.now(UTC)), webhook=webhook)
         if await self._store.accept_async(ref, record):
             logger.info("accepted an upload", extra={"ref": str(ref), "size_bytes": file.size_bytes})
@@ -436,8 +454,8 @@ class Uploads:
             await asyncio.to_thread(self._bucket.delete, [ref.source])
         return earlier
 
-    async def _check_same(self, ref: UploadRef, earlier: KeyRecord, file: IncomingFile, digest: str) -> None:
-        if earlier.sha256 != file.sha256:
+    async def _check_same(self, ref: UploadRef, earlier: KeyRecord, digest: str, *, is_other_file: bool) -> None:
+        if is_other_file:
             msg = "this Idempotency-Key was used with another file; a new file needs a new key"
             raise IdempotencyConflict(msg)
         if earlier.options not in (None, digest):

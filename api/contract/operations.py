@@ -173,6 +173,8 @@ OPERATIONS: tuple[Operation, ...] = (
         },
         (
             errors.InvalidRequest,
+            errors.DigestMismatch,
+            errors.EncodedContent,
             errors.NotAPdf,
             errors.FileTooLarge,
             errors.QuotaExceeded,

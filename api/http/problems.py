@@ -25,6 +25,8 @@ STATUS: dict[type[errors.SiteLinkError], int] = {
     errors.DocumentError: 422,
     errors.FileTooLarge: 413,
     errors.InvalidRequest: 400,
+    errors.DigestMismatch: 400,
+    errors.EncodedContent: 415,
     errors.MalformedId: 422,
     errors.UploadNotFound: 404,
     errors.SheetNotFound: 404,
@@ -94,6 +96,8 @@ def named_problem(
     headers = {}
     if status in (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS):
         headers["Retry-After"] = str(math.ceil(error.retry_delay.total_seconds()) if error.retry_delay else RETRY_AFTER_S)
+    if isinstance(error, errors.EncodedContent):
+        headers["Accept-Encoding"] = "identity"  # https://www.rfc-editor.org/rfc/rfc9110#section-12.5.3
     if challenge := CHALLENGES.get(type(error)):
         headers["WWW-Authenticate"] = challenge
     return problem(error.type, title, status, str(error), instance, headers, members)

@@ -131,6 +131,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "api.http.protocol": {"api.http.problems", "h11", "uvicorn"},
     "api.http.counters": SERVER_ROOM | {"limits"},
     "api.http.limits": SERVER_ROOM | {"limits"},
+    "api.http.digests": SERVER_ROOM | {"http_sf"},
     "api.*": SERVER_ROOM,
     "worker.*": {"activities", "workflows", "worker", "temporalio"},
 }

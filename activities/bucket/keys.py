@@ -4,7 +4,7 @@ organizations/{org}/webhooks.json
 organizations/{org}/projects/{project}/plans/{plan}/
     keys/{sha256 of Idempotency-Key}.json
     uploads/{upload}/
-        source.pdf  upload.json  manifest.json
+        source.pdf  source.json  upload.json  manifest.json
         sheets/sheet-{n}/thumbnail.jpeg
         sheets/sheet-{n}/sheet.json
         sheets/sheet-{n}/tiles/sheet-{n}.dzi
@@ -195,6 +195,11 @@ class UploadRef:
     def source(self) -> str:
         """The PDF as it was sent: the first object."""
         return f"{self.prefix}source.pdf"
+
+    @property
+    def source_record(self) -> str:
+        """``source.json``: the SHA-256 of ``source.pdf``, if ``upload.json`` does not say it."""
+        return f"{self.prefix}source.json"
 
     @property
     def record(self) -> str:

@@ -141,7 +141,8 @@ class UploadRecord:
     Args:
         file_name: The name that the client sent; never part of a key.
         size_bytes: Size of ``source.pdf``.
-        sha256: SHA-256 of ``source.pdf``, hexadecimal.
+        sha256: SHA-256 of ``source.pdf``, hexadecimal; None if nobody had read the whole PDF when the upload was accepted. An earlier
+            release cannot read such a record.
         options: The options that the client chose.
         created_at: RFC 3339, UTC.
         deleted_at: When the upload was marked deleted; None before.
@@ -150,11 +151,25 @@ class UploadRecord:
 
     file_name: str
     size_bytes: int
-    sha256: str
+    sha256: str | None
     options: UploadOptions
     created_at: str
     deleted_at: str | None = None
     webhook: UploadWebhook | None = None
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True)
+class SourceRecord:
+    """``source.json``: what ``source.pdf`` was when it was first read whole. It is there only if ``upload.json`` has no SHA-256.
+
+    It is an object of its own, because it is written while the upload may be marked deleted in ``upload.json``.
+
+    Args:
+        sha256: SHA-256 of ``source.pdf``, hexadecimal.
+    """
+
+    sha256: str
     schema: int = SCHEMA
 
 

@@ -263,6 +263,7 @@ def test_every_key_of_the_bucket_is_spelled_as_the_code_spells_it() -> None:
     spelled = {
         webhooks_record("org"),
         ref.source,
+        ref.source_record,
         ref.record,
         ref.manifest,
         ref.thumbnail(1),

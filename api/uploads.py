@@ -17,10 +17,12 @@ import hashlib
 import logging
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import aclosing
 from datetime import UTC, datetime
+from functools import partial
 from http import HTTPStatus
+from typing import Any
 
 from python_multipart import MultipartParser
 from python_multipart.exceptions import FormParserError
@@ -397,32 +399,44 @@ class Uploads:
     async def create(self, plan: PlanRef, request: Request) -> Response:
         """Answers ``POST …/uploads``."""
         options, webhook = read_options(request.query_params), read_webhook(request.headers, self._webhooks)
-        key = _idempotency_key(plan, request.headers.get("idempotency-key"))
+        key = idempotency_key(plan, request.headers.get("idempotency-key"))
         file = IncomingFile(request, self._max_file_bytes)
         digest = options_digest(options, webhook)
         earlier = await self._store.key_record_async(key) if key else None
         # The sender may wait until the first byte of the body is asked for, so all that can be refused without it is refused before.
         if earlier is None:
-            await self._check_quota(plan)
+            await self.check_quota(plan)
         else:
             ref = UploadRef(*_parts(plan), earlier.upload)
             await self._check_same(ref, earlier, digest, is_other_file=file.announces_other(earlier.sha256))
         async with self._turns.turn(plan.organization, file.held_bytes):
             if earlier is None:
                 ref = UploadRef(*_parts(plan), new_upload_id())
-                await self._receive(ref, file)
+                await self.receive(partial(self._store.put_source_async, ref), file.chunks())
             else:
                 async for _ in file.chunks():
                     pass  # only the digest is needed, to compare the file with the first one
         if earlier is None and key:
             earlier = await self._claim(key, ref, file, digest)
-        status = UploadStatus.QUEUED
         if earlier is not None:
             ref = UploadRef(*_parts(plan), earlier.upload)
             await self._check_same(ref, earlier, digest, is_other_file=file.sha256 != earlier.sha256)
         record = UploadRecord(file.file_name, file.size_bytes, file.sha256, options, timestamp(datetime.now(UTC)), webhook=webhook)
+        return await self.accept(ref, record)
+
+    async def accept(self, ref: UploadRef, record: UploadRecord) -> Response:
+        """Makes ``upload.json`` of an upload whose source is in the bucket, and starts its workflow, unless that was done before.
+
+        Args:
+            ref: The upload.
+            record: Its ``upload.json``. Of an upload that was accepted before, only the webhook must be the same.
+
+        Returns:
+            The answer to the request: the same for a new upload and for one that was accepted before.
+        """
+        status, webhook = UploadStatus.QUEUED, record.webhook
         if await self._store.accept_async(ref, record):
-            logger.info("accepted an upload", extra={"ref": str(ref), "size_bytes": file.size_bytes})
+            logger.info("accepted an upload", extra={"ref": str(ref), "size_bytes": record.size_bytes})
             await self._start(ref)
         else:
             status = (await self._status.read(ref)).snapshot.status
@@ -431,7 +445,12 @@ class Uploads:
             body["webhookSecret"] = derived_secret(self._webhooks.secrets[0], upload_purpose(ref))
         return JSONResponse(body, HTTPStatus.ACCEPTED, {"Location": links(ref)["self"], "Cache-Control": "no-store"})
 
-    async def _check_quota(self, plan: PlanRef) -> None:
+    async def check_quota(self, plan: PlanRef) -> None:
+        """Returns if the plan's organization may have one more upload.
+
+        Raises:
+            QuotaExceeded: Too many of its uploads are unfinished.
+        """
         try:
             count = await self._runs.count_open(plan.organization)
         except TemporalUnavailable:
@@ -465,8 +484,10 @@ class Uploads:
             msg = f"the upload of this Idempotency-Key, {ref}, was deleted; to send the file again, use a new key"
             raise IdempotencyConflict(msg)
 
-    async def _receive(self, ref: UploadRef, file: IncomingFile) -> None:
-        """Writes the file to the bucket as ``source.pdf``, wholly or not at all, even when this task is cancelled."""
+    async def receive(
+        self, write: Callable[[AsyncIterator[bytes]], Coroutine[Any, Any, None]], arriving: AsyncGenerator[bytes, None]
+    ) -> None:
+        """Writes the chunks that arrive to the bucket as one object, wholly or not at all, even when this task is cancelled."""
         queue: asyncio.Queue[bytes | None] = asyncio.Queue(1)
         aborted = False
 
@@ -476,11 +497,11 @@ class Uploads:
             if aborted:
                 raise _UploadAborted
 
-        writer = asyncio.create_task(self._store.put_source_async(ref, body()))
+        writer = asyncio.create_task(write(body()))
         self._writers.add(writer)
         writer.add_done_callback(self._writers.discard)
         try:
-            async with aclosing(file.chunks()) as chunks:
+            async with aclosing(arriving) as chunks:
                 async for chunk in chunks:
                     await _hand_over(queue, chunk, writer)
             await _hand_over(queue, None, writer)
@@ -506,7 +527,12 @@ async def _hand_over(queue: asyncio.Queue[bytes | None], chunk: bytes | None, wr
         writer.result()
 
 
-def _idempotency_key(plan: PlanRef, header: str | None) -> str | None:
+def idempotency_key(plan: PlanRef, header: str | None) -> str | None:
+    """The key of the record of an ``Idempotency-Key`` header; None without the header.
+
+    Raises:
+        InvalidRequest: The header is empty or too long.
+    """
     if header is None:
         return None
     if not 1 <= len(header) <= MAX_KEY_CHARACTERS:

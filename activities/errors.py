@@ -16,7 +16,7 @@
       UnreadableRecord DamagedRecord NewerSchema                                                  retried, and a warning of the upload
       Terminated       an operator ended the run                                                  final, the whole upload
       RequestError     InvalidRequest MalformedId SheetNotFound IdempotencyConflict AlreadyFinished
-                       DigestMismatch EncodedContent
+                       DigestMismatch EncodedContent SourceForbidden
                        ForeignHost ForeignOrigin BadSignature CredentialRequired NotAllowed
                        PlanNotFound WebhookNotFound TooManyRequests QuotaExceeded                 the API's answer to one request
       TemporalUnavailable                                                                         the API's answer until Temporal is back
@@ -231,6 +231,10 @@ class DigestMismatch(RequestError):
 
 class EncodedContent(RequestError):
     """The body is compressed or otherwise encoded."""
+
+
+class SourceForbidden(RequestError):
+    """The sender of the request may not make an upload of this object of the bucket."""
 
 
 class MalformedId(RequestError):

@@ -64,6 +64,7 @@ from api.r2.events import R2Events, unreadable_events
 from api.r2.push import PushEndpoint
 from api.readiness import Readiness
 from api.settings import ApiSettings
+from api.sources import Sources, names_source
 from api.tiles import Tiles
 from api.uploads import Uploads
 from api.verify import Verifier
@@ -95,6 +96,7 @@ class Api:
         self._status = Status(bucket, self._runs)
         self._hub = Hub(bucket, self._status, self._runs, settings.max_streams)
         self._uploads = Uploads(bucket, self._status, self._runs, settings)
+        self._sources = Sources(bucket, self._uploads, settings)
         self._tiles = Tiles(bucket, self._status)
         self._verifier = Verifier(bucket, self._status)
         self._plans = Plans(bucket, self._status, self._runs)
@@ -180,7 +182,7 @@ class Api:
     async def create(self, request: Request) -> Response:
         """Accepts a PDF as a new upload."""
         plan = plan_ref(request)
-        answer = await self._uploads.create(plan, request)
+        answer = await (self._sources if names_source(request) else self._uploads).create(plan, request)
         self._hub.show_new(plan)
         return answer
 

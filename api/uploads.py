@@ -35,7 +35,6 @@ from activities.bucket.records import KeyRecord, UploadOptions, UploadRecord, Up
 from activities.bucket.storage import PART_BYTES, PARTS_AT_ONCE, Bucket
 from activities.bucket.uploads import UploadStore
 from activities.errors import (
-    EncodedContent,
     FileTooLarge,
     IdempotencyConflict,
     InvalidRequest,
@@ -44,7 +43,7 @@ from activities.errors import (
     TemporalUnavailable,
 )
 from activities.webhooks.signing import derived_secret, upload_purpose
-from api.http.digests import BodyDigests
+from api.http.digests import BodyDigests, refuse_encoded
 from api.http.headers import file_name, parameters
 from api.http.turns import Turns
 from api.progress.documents import links
@@ -75,6 +74,12 @@ COPIES = 3
 """A file that is smaller than a part is in memory so many times at most."""
 
 
+def plain_file_name(name: str) -> str:
+    """The name of a file for people: without directories and control characters, at most ``MAX_FILE_NAME`` characters."""
+    name = name.replace("\\", "/").rsplit("/", 1)[-1]
+    return "".join(character for character in name if character.isprintable())[:MAX_FILE_NAME].strip() or DEFAULT_FILE_NAME
+
+
 def new_upload_id() -> str:
     """A UUIDv7, lower case. Ids sort in the order of their creation, to a quarter of a microsecond.
 
@@ -85,6 +90,11 @@ def new_upload_id() -> str:
     value = milliseconds << 80 | 0x7 << 76 | fraction << 64 | 0b10 << 62 | secrets.randbits(62)
     digits = f"{value:032x}"
     return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
+
+
+def held_bytes(size_bytes: int) -> int:
+    """How much memory a file of ``size_bytes`` takes at most while it is written to the bucket."""
+    return min(COPIES * (size_bytes + CHUNK_BYTES), MAX_HELD_BYTES)
 
 
 class Patience:
@@ -152,9 +162,7 @@ class IncomingFile:
         if "content-range" in request.headers:
             msg = "Content-Range: a part of a file is not accepted, send the whole file in one request"
             raise InvalidRequest(msg)
-        if (encoding := request.headers.get("content-encoding", "").strip().lower()) not in ("", "identity"):
-            msg = f"Content-Encoding is {encoding[:80]!r}: send the file as it is"
-            raise EncodedContent(msg)
+        refuse_encoded(request.headers)
         self._digests = BodyDigests(request.headers)
         kind, options = parameters("Content-Type", _raw_header(request, "content-type") or b"")
         self._boundary = options.get("boundary", "")
@@ -172,15 +180,12 @@ class IncomingFile:
     def _check_announced_size(self, length: str | None) -> None:
         if length is None or not length.isdigit():
             return  # ``chunks`` counts the bytes
-        self.held_bytes = min(COPIES * (int(length) + CHUNK_BYTES), MAX_HELD_BYTES)
+        self.held_bytes = held_bytes(int(length))
         if int(length) - (FORM_OVERHEAD_BYTES if self._is_form else 0) > self._max_bytes:
-            raise self._too_large(int(length))
+            raise too_large_error(int(length), self._max_bytes)
         if length == "0":
             msg = "the body is empty"
             raise NotAPdf(msg)
-
-    def _too_large(self, size_bytes: int) -> FileTooLarge:
-        return FileTooLarge(f"{size_bytes:,} bytes, limit {self._max_bytes:,}")
 
     @property
     def sha256(self) -> str:
@@ -194,8 +199,7 @@ class IncomingFile:
     @property
     def file_name(self) -> str:
         """The sender's name of the file, without directories and control characters. It is for people, never for a path."""
-        name = (self._file_name or "").replace("\\", "/").rsplit("/", 1)[-1]
-        return "".join(character for character in name if character.isprintable())[:MAX_FILE_NAME].strip() or DEFAULT_FILE_NAME
+        return plain_file_name(self._file_name or "")
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
         """The file, in chunks of about a megabyte.
@@ -214,17 +218,17 @@ class IncomingFile:
             async for piece in pieces:
                 self.size_bytes += len(piece)
                 if self.size_bytes > self._max_bytes:
-                    raise self._too_large(self.size_bytes)
+                    raise too_large_error(self.size_bytes, self._max_bytes)
                 self._digest.update(piece)
                 buffer += piece
                 if not checked and len(buffer) >= HEADER_WINDOW:
-                    _check_header(buffer)
+                    check_pdf_header(buffer)
                     checked = True
                 if len(buffer) >= CHUNK_BYTES:
                     yield bytes(buffer)
                     buffer.clear()
         if not checked:
-            _check_header(buffer)
+            check_pdf_header(buffer)
         if buffer:
             yield bytes(buffer)
 
@@ -322,7 +326,12 @@ class _Form:
         self.is_complete = True
 
 
-def _check_header(beginning: bytes | bytearray) -> None:
+def check_pdf_header(beginning: bytes | bytearray) -> None:
+    """Checks the first ``HEADER_WINDOW`` bytes of a file, or the whole of a shorter one.
+
+    Raises:
+        NotAPdf: They have no PDF header, or the file is empty.
+    """
     if not beginning:
         msg = "the file is empty"
         raise NotAPdf(msg)
@@ -365,6 +374,11 @@ def read_options(query: Mapping[str, str]) -> UploadOptions:
         raise InvalidRequest(str(error)) from error
 
 
+def too_large_error(size_bytes: int, max_bytes: int) -> FileTooLarge:
+    """The error of a file that has more bytes than it may."""
+    return FileTooLarge(f"{size_bytes:,} bytes, limit {max_bytes:,}")
+
+
 class _UploadAborted(Exception):
     """Makes the bucket's streaming write fail, because the request has failed."""
 
@@ -388,7 +402,7 @@ class Uploads:
         self._max_open_uploads = settings.max_open_uploads
         self._webhooks = settings.webhooks
         memory_bytes = settings.upload_memory_bytes
-        self._turns = Turns(memory_bytes, share=memory_bytes * 3 // 4, line=UPLOADS_WAITING, what="uploads that are being received")
+        self.turns = Turns(memory_bytes, share=memory_bytes * 3 // 4, line=UPLOADS_WAITING, what="uploads that are being received")
         self._writers: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:
@@ -408,8 +422,8 @@ class Uploads:
             await self.check_quota(plan)
         else:
             ref = UploadRef(*_parts(plan), earlier.upload)
-            await self._check_same(ref, earlier, digest, is_other_file=file.announces_other(earlier.sha256))
-        async with self._turns.turn(plan.organization, file.held_bytes):
+            await self.check_same(ref, earlier, digest, is_other_file=file.announces_other(earlier.sha256))
+        async with self.turns.turn(plan.organization, file.held_bytes):
             if earlier is None:
                 ref = UploadRef(*_parts(plan), new_upload_id())
                 await self.receive(partial(self._store.put_source_async, ref), file.chunks())
@@ -417,10 +431,10 @@ class Uploads:
                 async for _ in file.chunks():
                     pass  # only the digest is needed, to compare the file with the first one
         if earlier is None and key:
-            earlier = await self._claim(key, ref, file, digest)
+            earlier = await self.claim(key, ref, file.sha256, digest)
         if earlier is not None:
             ref = UploadRef(*_parts(plan), earlier.upload)
-            await self._check_same(ref, earlier, digest, is_other_file=file.sha256 != earlier.sha256)
+            await self.check_same(ref, earlier, digest, is_other_file=file.sha256 != earlier.sha256)
         record = UploadRecord(file.file_name, file.size_bytes, file.sha256, options, timestamp(datetime.now(UTC)), webhook=webhook)
         return await self.accept(ref, record)
 
@@ -466,14 +480,35 @@ class Uploads:
             # The upload is accepted: the next GET or the sweep starts its workflow.
             logger.warning("the workflow of an accepted upload is not started yet", extra={"ref": str(ref), "problem": str(error)})
 
-    async def _claim(self, key: str, ref: UploadRef, file: IncomingFile, digest: str) -> KeyRecord | None:
-        """Makes ``ref`` the upload of the key. If another request was faster, returns the record of that request."""
-        earlier = await self._store.claim_key_async(key, KeyRecord(ref.upload, file.sha256, digest))
+    async def claim(self, key: str, ref: UploadRef, sha256: str, digest: str) -> KeyRecord | None:
+        """Makes ``ref`` the upload of the key.
+
+        Args:
+            key: The key of the record, from ``idempotency_key``.
+            ref: The upload, whose source is in the bucket.
+            sha256: SHA-256 of the file, or of the name of a source, hexadecimal.
+            digest: ``options_digest`` of the request.
+
+        Returns:
+            The record of another request that was faster. Then the source of ``ref`` is removed.
+        """
+        earlier = await self._store.claim_key_async(key, KeyRecord(ref.upload, sha256, digest))
         if earlier is not None:
             await asyncio.to_thread(self._bucket.delete, [ref.source])
         return earlier
 
-    async def _check_same(self, ref: UploadRef, earlier: KeyRecord, digest: str, *, is_other_file: bool) -> None:
+    async def check_same(self, ref: UploadRef, earlier: KeyRecord, digest: str, *, is_other_file: bool) -> None:
+        """Returns if a request repeats the first request with its key.
+
+        Args:
+            ref: The upload of the first request.
+            earlier: The record of the first request.
+            digest: ``options_digest`` of this request.
+            is_other_file: Whether this request has another file.
+
+        Raises:
+            IdempotencyConflict: It is another request, or the upload was deleted.
+        """
         if is_other_file:
             msg = "this Idempotency-Key was used with another file; a new file needs a new key"
             raise IdempotencyConflict(msg)

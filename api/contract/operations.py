@@ -30,6 +30,7 @@ from api.paths import (
     WEBHOOKS,
 )
 from api.progress.plan import FOLLOWED
+from api.source_prefix import MAX_KEY_BYTES
 from api.uploads import MAX_KEY_CHARACTERS, OPTIONS
 
 Problem = type[errors.SiteLinkError] | HTTPStatus
@@ -159,6 +160,28 @@ BUCKET = (errors.BucketError,)
 EXISTING = (errors.UploadNotFound, errors.BucketError)
 CHANGING = (*EXISTING, errors.UnreadableRecord, errors.TemporalUnavailable)
 _OPTION_MEANINGS = field_descriptions(UploadOptions)
+_OPTION_SCHEMAS: dict[str, Schema] = {
+    wire: {"type": "integer", "minimum": low, "maximum": high, "default": getattr(UploadOptions(), name)}
+    for wire, name in OPTIONS.items()
+    for low, high in [OPTION_RANGES[name]]
+}
+NAMED_SOURCE: Schema = {
+    "type": "object",
+    "description": "A PDF that is in the bucket, and the options of the upload that is made of it.",
+    "properties": {
+        "source": {
+            "type": "string",
+            "description": "The key of the PDF, below `SITELINK_SOURCE_PREFIX`.",
+            "minLength": 1,
+            "maxLength": MAX_KEY_BYTES,
+            "examples": ["incoming/acme/plan.pdf"],
+        },
+        "filename": {"type": "string", "description": "The name of the file, for people."},
+        **{name: {**schema, "description": _OPTION_MEANINGS[OPTIONS[name]]} for name, schema in _OPTION_SCHEMAS.items()},
+    },
+    "required": ["source"],
+    "additionalProperties": False,
+}
 
 OPERATIONS: tuple[Operation, ...] = (
     Operation(
@@ -175,6 +198,8 @@ OPERATIONS: tuple[Operation, ...] = (
             errors.InvalidRequest,
             errors.DigestMismatch,
             errors.EncodedContent,
+            errors.SourceForbidden,
+            errors.ObjectMissing,
             errors.NotAPdf,
             errors.FileTooLarge,
             errors.QuotaExceeded,
@@ -206,16 +231,7 @@ OPERATIONS: tuple[Operation, ...] = (
                 {"type": "string", "examples": ["upload.ended"]},
             ),
             Parameter("filename", "query", "The name of the file, for people. `Content-Disposition` and the form may have it, too.", TEXT),
-            *(
-                Parameter(
-                    wire,
-                    "query",
-                    _OPTION_MEANINGS[name],
-                    {"type": "integer", "minimum": low, "maximum": high, "default": getattr(UploadOptions(), name)},
-                )
-                for wire, name in OPTIONS.items()
-                for low, high in [OPTION_RANGES[name]]
-            ),
+            *(Parameter(name, "query", _OPTION_MEANINGS[OPTIONS[name]], schema) for name, schema in _OPTION_SCHEMAS.items()),
         ),
         {
             "application/pdf": BINARY,
@@ -224,8 +240,9 @@ OPERATIONS: tuple[Operation, ...] = (
                 "properties": {"file": {**BINARY, "contentMediaType": "application/pdf"}},
                 "required": ["file"],
             },
+            JSON: NAMED_SOURCE,
         },
-        "The body is the PDF, or a form with one file.",
+        "The body is the PDF, a form with one file, or JSON with the key of a PDF in the bucket.",
         creates=True,
     ),
     Operation(

@@ -13,7 +13,7 @@ from typing import cast
 import http_sf
 from starlette.datastructures import Headers
 
-from activities.errors import DigestMismatch, InvalidRequest
+from activities.errors import DigestMismatch, EncodedContent, InvalidRequest
 
 FIELDS = ("Content-Digest", "Repr-Digest")
 ALGORITHMS = {"sha-256": hashlib.sha256, "sha-512": hashlib.sha512}
@@ -64,6 +64,17 @@ class BodyDigests:
             if digest != promise.digest:
                 msg = f"{promise.field}: the body has the {promise.algorithm} {_base64(digest)}, announced was {_base64(promise.digest)}"
                 raise DigestMismatch(msg)
+
+
+def refuse_encoded(headers: Headers) -> None:
+    """Returns if the body comes as it is.
+
+    Raises:
+        EncodedContent: The body has a ``Content-Encoding``.
+    """
+    if (encoding := headers.get("content-encoding", "").strip().lower()) not in ("", "identity"):
+        msg = f"Content-Encoding is {encoding[:80]!r}: send the body as it is"
+        raise EncodedContent(msg)
 
 
 def _read(field: str, text: str) -> list[_Promise]:

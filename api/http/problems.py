@@ -27,6 +27,7 @@ STATUS: dict[type[errors.SiteLinkError], int] = {
     errors.InvalidRequest: 400,
     errors.DigestMismatch: 400,
     errors.EncodedContent: 415,
+    errors.SourceForbidden: 403,
     errors.MalformedId: 422,
     errors.UploadNotFound: 404,
     errors.SheetNotFound: 404,

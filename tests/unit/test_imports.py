@@ -24,7 +24,16 @@ PURE = {"activities.errors", *(f"activities.bucket.{name}" for name in ("keys", 
 LIGHT = PURE | {"temporalio", "activities.interface", "activities.bucket.forecast"}
 BUCKET = LIGHT | {"activities.bucket"}
 HOST = BUCKET | {f"activities.{name}" for name in ("host", "attempt", "threads", "render.attempt", "render.tilefile")}
-CONTRACT = PURE | {"api.contract", "api.access", "api.http", "api.paths", "api.progress.plan", "api.r2.events", "api.uploads"}
+CONTRACT = PURE | {
+    "api.contract",
+    "api.access",
+    "api.http",
+    "api.paths",
+    "api.progress.plan",
+    "api.r2.events",
+    "api.source_prefix",
+    "api.uploads",
+}
 CLI = PURE | {"api.cli", "api.addresses", "api.paths", "activities.environment"}
 SERVER_ROOM = BUCKET | {"activities.environment", "activities.logs", "activities.program", "workflows", "api"}
 SERVER_ROOM |= {f"activities.webhooks.{name}" for name in ("settings", "signing", "network")}
@@ -115,6 +124,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "api.cli.*": CLI,
     "api.r2.pull": SERVER_ROOM | {"httpx2"},
     "api.r2.settings": {"activities.environment", "api.addresses"},
+    "api.source_prefix": PURE,
     "api.settings": {
         "activities.bucket.location",
         "activities.environment",
@@ -122,6 +132,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "api.addresses",
         "api.access.settings",
         "api.r2.settings",
+        "api.source_prefix",
         "workflows.codec",
     },
     "api.contract.schemas": PURE | {"api.access.principal", "api.progress.runs", "api.r2.events"},

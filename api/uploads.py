@@ -18,7 +18,7 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
-from contextlib import aclosing
+from contextlib import AbstractAsyncContextManager, aclosing
 from datetime import UTC, datetime
 from functools import partial
 from http import HTTPStatus
@@ -183,8 +183,7 @@ class IncomingFile:
     @property
     def file_name(self) -> str:
         """The sender's name of the file, without directories and control characters. It is for people, never for a path."""
-        name = (self._file_name or "").replace("\\", "/").rsplit("/", 1)[-1]
-        return "".join(character for character in name if character.isprintable())[:MAX_FILE_NAME].strip() or DEFAULT_FILE_NAME
+        return clean_file_name(self._file_name)
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
         """The file, in chunks of about a megabyte.
@@ -206,13 +205,13 @@ class IncomingFile:
                 self._digest.update(piece)
                 buffer += piece
                 if not checked and len(buffer) >= HEADER_WINDOW:
-                    _check_header(buffer)
+                    check_header(buffer)
                     checked = True
                 if len(buffer) >= CHUNK_BYTES:
                     yield bytes(buffer)
                     buffer.clear()
         if not checked:
-            _check_header(buffer)
+            check_header(buffer)
         if buffer:
             yield bytes(buffer)
 
@@ -237,6 +236,12 @@ class IncomingFile:
             msg = "the form holds no file"
             raise InvalidRequest(msg)
         self._file_name = self._file_name or form.file_name
+
+
+def clean_file_name(name: str | None) -> str:
+    """The sender's name of a file, without directories and control characters. It is for people, never for a path."""
+    name = (name or "").replace("\\", "/").rsplit("/", 1)[-1]
+    return "".join(character for character in name if character.isprintable())[:MAX_FILE_NAME].strip() or DEFAULT_FILE_NAME
 
 
 class _Form:
@@ -308,7 +313,8 @@ class _Form:
         self.is_complete = True
 
 
-def _check_header(beginning: bytes | bytearray) -> None:
+def check_header(beginning: bytes | bytearray) -> None:
+    """Raises NotAPdf unless the beginning of a file has a PDF header."""
     if not beginning:
         msg = "the file is empty"
         raise NotAPdf(msg)
@@ -426,6 +432,10 @@ class Uploads:
         if webhook is not None:
             body["webhookSecret"] = derived_secret(self._webhooks.secrets[0], upload_purpose(ref))
         return JSONResponse(body, HTTPStatus.ACCEPTED, {"Location": links(ref)["self"], "Cache-Control": "no-store"})
+
+    def turn(self, organization: str, size_bytes: int) -> AbstractAsyncContextManager[None]:
+        """Waits for the memory that it takes to receive so many bytes; raises like ``Turns.turn``."""
+        return self._turns.turn(organization, min(COPIES * (size_bytes + CHUNK_BYTES), MAX_HELD_BYTES))
 
     async def check_quota(self, plan: PlanRef) -> None:
         """Returns if the plan's organization may have one more upload.

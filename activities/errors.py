@@ -18,7 +18,7 @@
       RequestError     InvalidRequest MalformedId SheetNotFound IdempotencyConflict AlreadyFinished
                        DigestMismatch EncodedContent SourceForbidden
                        ForeignHost ForeignOrigin BadSignature CredentialRequired NotAllowed
-                       PlanNotFound WebhookNotFound TooManyRequests QuotaExceeded                 the API's answer to one request
+                       PlanNotFound WebhookNotFound TooManyRequests QuotaExceeded PartsIncomplete the API's answer to one request
       TemporalUnavailable                                                                         the API's answer until Temporal is back
       PayloadUnreadable the key of an encrypted payload in Temporal is missing                     retried
       WebhookError     WebhookUnreachable WebhookRefused                                          retried for a day
@@ -292,6 +292,10 @@ class QuotaExceeded(RequestError):
 
     final = False
     retry_delay = timedelta(minutes=1)
+
+
+class PartsIncomplete(RequestError):
+    """The parts that the bucket has are not the whole file. They stay, and the upload can be completed later."""
 
 
 class WebhookError(SiteLinkError):

@@ -31,11 +31,10 @@ from api.uploads import (
     CHUNK_BYTES,
     HEADER_WINDOW,
     Uploads,
-    check_pdf_header,
-    held_bytes,
+    check_header,
+    clean_file_name,
     idempotency_key,
     new_upload_id,
-    plain_file_name,
     read_options,
     too_large_error,
 )
@@ -90,7 +89,7 @@ class Sources:
             await self._uploads.check_same(ref, earlier, digest, is_other_file=earlier.sha256 != name_sha256)
             sha256 = None
         size_bytes = (await self._bucket.head_async(ref.source)).size
-        file_name = plain_file_name(query.get("filename") or source)
+        file_name = clean_file_name(query.get("filename") or source)
         record = UploadRecord(file_name, size_bytes, sha256, options, timestamp(datetime.now(UTC)), webhook=webhook)
         return await self._uploads.accept(ref, record)
 
@@ -108,20 +107,20 @@ class Sources:
                 size_bytes = os.fstat(file.fileno()).st_size
                 if size_bytes > self._max_bytes:
                     raise too_large_error(size_bytes, self._max_bytes)
-                async with self._uploads.turns.turn(ref.organization, held_bytes(size_bytes)):
+                async with self._uploads.turn(ref.organization, size_bytes):
                     return await self._read_into(ref, file, size_bytes)
         size_bytes = (await self._bucket.head_async(source)).size
         max_bytes = min(self._max_bytes, LARGEST_COPY_BYTES)
         if size_bytes > max_bytes:
             raise too_large_error(size_bytes, max_bytes)
-        check_pdf_header(await self._bucket.beginning_async(source, HEADER_WINDOW) if size_bytes else b"")
+        check_header(await self._bucket.beginning_async(source, min(size_bytes, HEADER_WINDOW)) if size_bytes else b"")
         await self._bucket.copy_async(source, ref.source)
         if (await self._bucket.head_async(ref.source)).size != size_bytes:
             raise not_written_error(ref.source)
         return None
 
     async def _read_into(self, ref: UploadRef, file: BinaryIO, left_bytes: int) -> str:
-        check_pdf_header(await asyncio.to_thread(os.pread, file.fileno(), HEADER_WINDOW, 0))
+        check_header(await asyncio.to_thread(os.pread, file.fileno(), HEADER_WINDOW, 0))
         digest = hashlib.sha256()
 
         async def chunks() -> AsyncGenerator[bytes, None]:

@@ -18,7 +18,7 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
-from contextlib import aclosing
+from contextlib import AbstractAsyncContextManager, aclosing
 from datetime import UTC, datetime
 from functools import partial
 from http import HTTPStatus
@@ -74,12 +74,6 @@ COPIES = 3
 """A file that is smaller than a part is in memory so many times at most."""
 
 
-def plain_file_name(name: str) -> str:
-    """The name of a file for people: without directories and control characters, at most ``MAX_FILE_NAME`` characters."""
-    name = name.replace("\\", "/").rsplit("/", 1)[-1]
-    return "".join(character for character in name if character.isprintable())[:MAX_FILE_NAME].strip() or DEFAULT_FILE_NAME
-
-
 def new_upload_id() -> str:
     """A UUIDv7, lower case. Ids sort in the order of their creation, to a quarter of a microsecond.
 
@@ -90,11 +84,6 @@ def new_upload_id() -> str:
     value = milliseconds << 80 | 0x7 << 76 | fraction << 64 | 0b10 << 62 | secrets.randbits(62)
     digits = f"{value:032x}"
     return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
-
-
-def held_bytes(size_bytes: int) -> int:
-    """How much memory a file of ``size_bytes`` takes at most while it is written to the bucket."""
-    return min(COPIES * (size_bytes + CHUNK_BYTES), MAX_HELD_BYTES)
 
 
 class Patience:
@@ -180,7 +169,7 @@ class IncomingFile:
     def _check_announced_size(self, length: str | None) -> None:
         if length is None or not length.isdigit():
             return  # ``chunks`` counts the bytes
-        self.held_bytes = held_bytes(int(length))
+        self.held_bytes = min(COPIES * (int(length) + CHUNK_BYTES), MAX_HELD_BYTES)
         if int(length) - (FORM_OVERHEAD_BYTES if self._is_form else 0) > self._max_bytes:
             raise too_large_error(int(length), self._max_bytes)
         if length == "0":
@@ -199,7 +188,7 @@ class IncomingFile:
     @property
     def file_name(self) -> str:
         """The sender's name of the file, without directories and control characters. It is for people, never for a path."""
-        return plain_file_name(self._file_name or "")
+        return clean_file_name(self._file_name)
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
         """The file, in chunks of about a megabyte.
@@ -222,13 +211,13 @@ class IncomingFile:
                 self._digest.update(piece)
                 buffer += piece
                 if not checked and len(buffer) >= HEADER_WINDOW:
-                    check_pdf_header(buffer)
+                    check_header(buffer)
                     checked = True
                 if len(buffer) >= CHUNK_BYTES:
                     yield bytes(buffer)
                     buffer.clear()
         if not checked:
-            check_pdf_header(buffer)
+            check_header(buffer)
         if buffer:
             yield bytes(buffer)
 
@@ -255,6 +244,12 @@ class IncomingFile:
             msg = "the form holds no file"
             raise InvalidRequest(msg)
         self._file_name = self._file_name or form.file_name
+
+
+def clean_file_name(name: str | None) -> str:
+    """The sender's name of a file, without directories and control characters. It is for people, never for a path."""
+    name = (name or "").replace("\\", "/").rsplit("/", 1)[-1]
+    return "".join(character for character in name if character.isprintable())[:MAX_FILE_NAME].strip() or DEFAULT_FILE_NAME
 
 
 class _Form:
@@ -326,12 +321,8 @@ class _Form:
         self.is_complete = True
 
 
-def check_pdf_header(beginning: bytes | bytearray) -> None:
-    """Checks the first ``HEADER_WINDOW`` bytes of a file, or the whole of a shorter one.
-
-    Raises:
-        NotAPdf: They have no PDF header, or the file is empty.
-    """
+def check_header(beginning: bytes | bytearray) -> None:
+    """Raises NotAPdf unless the beginning of a file has a PDF header."""
     if not beginning:
         msg = "the file is empty"
         raise NotAPdf(msg)
@@ -402,7 +393,7 @@ class Uploads:
         self._max_open_uploads = settings.max_open_uploads
         self._webhooks = settings.webhooks
         memory_bytes = settings.upload_memory_bytes
-        self.turns = Turns(memory_bytes, share=memory_bytes * 3 // 4, line=UPLOADS_WAITING, what="uploads that are being received")
+        self._turns = Turns(memory_bytes, share=memory_bytes * 3 // 4, line=UPLOADS_WAITING, what="uploads that are being received")
         self._writers: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:
@@ -423,7 +414,7 @@ class Uploads:
         else:
             ref = UploadRef(*_parts(plan), earlier.upload)
             await self.check_same(ref, earlier, digest, is_other_file=file.announces_other(earlier.sha256))
-        async with self.turns.turn(plan.organization, file.held_bytes):
+        async with self._turns.turn(plan.organization, file.held_bytes):
             if earlier is None:
                 ref = UploadRef(*_parts(plan), new_upload_id())
                 await self.receive(partial(self._store.put_source_async, ref), file.chunks())
@@ -458,6 +449,10 @@ class Uploads:
         if webhook is not None:
             body["webhookSecret"] = derived_secret(self._webhooks.secrets[0], upload_purpose(ref))
         return JSONResponse(body, HTTPStatus.ACCEPTED, {"Location": links(ref)["self"], "Cache-Control": "no-store"})
+
+    def turn(self, organization: str, size_bytes: int) -> AbstractAsyncContextManager[None]:
+        """Waits for the memory that it takes to receive so many bytes; raises like ``Turns.turn``."""
+        return self._turns.turn(organization, min(COPIES * (size_bytes + CHUNK_BYTES), MAX_HELD_BYTES))
 
     async def check_quota(self, plan: PlanRef) -> None:
         """Returns if the plan's organization may have one more upload.

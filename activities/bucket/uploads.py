@@ -1,5 +1,6 @@
 """Reads and writes the records of uploads, and holds the rules for them.
 
+    begun.json               a client sends source.pdf in parts
     upload.json              the upload was accepted; a mark in it says that the upload was deleted
     source.pdf               the PDF as it was sent
     source.json              its SHA-256, if ``upload.json`` does not say it
@@ -26,7 +27,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from activities.bucket.keys import UploadRef, sheet_numbers
-from activities.bucket.records import KeyRecord, SheetRecord, Snapshot, SourceRecord, UploadRecord, timestamp, to_json
+from activities.bucket.records import BegunRecord, KeyRecord, SheetRecord, Snapshot, SourceRecord, UploadRecord, timestamp, to_json
 from activities.bucket.storage import Bucket, read_record
 from activities.bucket.store_errors import not_written_error
 from activities.errors import ObjectMissing, StorageUnavailable, UploadNotFound
@@ -138,6 +139,29 @@ class UploadStore:
             await self._bucket.head_async(ref.source)
             return False
         return True
+
+    # ------------------------------------------------------------------ begun.json
+
+    def begun_record(self, ref: UploadRef) -> BegunRecord | None:
+        """``begun.json``; None for an upload that was not begun, or was aborted.
+
+        Raises:
+            UnreadableRecord: ``begun.json`` cannot be read.
+        """
+        with suppress(ObjectMissing):
+            return self._bucket.get_record(BegunRecord, ref.begun)
+        return None
+
+    async def begun_record_async(self, ref: UploadRef) -> BegunRecord | None:
+        """``begun_record``, for an event loop."""
+        with suppress(ObjectMissing):
+            return await self._bucket.get_record_async(BegunRecord, ref.begun)
+        return None
+
+    async def begin_async(self, ref: UploadRef, record: BegunRecord) -> None:
+        """Makes ``begun.json``. From then on the upload may be completed, also after a power cut."""
+        await self._bucket.create_seen_async(ref.begun, to_json(record))
+        await self._bucket.sync_async()
 
     # ------------------------------------------------------------------ source.pdf
 

@@ -16,8 +16,9 @@
       UnreadableRecord DamagedRecord NewerSchema                                                  retried, and a warning of the upload
       Terminated       an operator ended the run                                                  final, the whole upload
       RequestError     InvalidRequest MalformedId SheetNotFound IdempotencyConflict AlreadyFinished
+                       DigestMismatch EncodedContent SourceForbidden
                        ForeignHost ForeignOrigin BadSignature CredentialRequired NotAllowed
-                       PlanNotFound WebhookNotFound TooManyRequests QuotaExceeded                 the API's answer to one request
+                       PlanNotFound WebhookNotFound TooManyRequests QuotaExceeded PartsIncomplete the API's answer to one request
       TemporalUnavailable                                                                         the API's answer until Temporal is back
       PayloadUnreadable the key of an encrypted payload in Temporal is missing                     retried
       WebhookError     WebhookUnreachable WebhookRefused                                          retried for a day
@@ -224,6 +225,18 @@ class InvalidRequest(RequestError):
     """The request cannot be understood."""
 
 
+class DigestMismatch(RequestError):
+    """The body is not the one whose digest was announced."""
+
+
+class EncodedContent(RequestError):
+    """The body is compressed or otherwise encoded."""
+
+
+class SourceForbidden(RequestError):
+    """The sender of the request may not make an upload of this object of the bucket."""
+
+
 class MalformedId(RequestError):
     """A name in the path is not an id."""
 
@@ -279,6 +292,10 @@ class QuotaExceeded(RequestError):
 
     final = False
     retry_delay = timedelta(minutes=1)
+
+
+class PartsIncomplete(RequestError):
+    """The parts that the bucket has are not the whole file. They stay, and the upload can be completed later."""
 
 
 class WebhookError(SiteLinkError):

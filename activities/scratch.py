@@ -27,6 +27,7 @@ from activities.attempt import BEAT_S, Attempt, raise_if_stopped
 from activities.bucket.keys import UploadRef
 from activities.bucket.records import UploadRecord
 from activities.bucket.storage import Bucket
+from activities.bucket.uploads import UploadStore
 from activities.errors import ObjectMissing, ShareFull, SourceAltered, SourceMissing
 
 IDLE_S = 60
@@ -280,15 +281,21 @@ async def _hold_with_beats(lock: asyncio.Lock, beat: Callable[[], None]) -> Asyn
 
 def _fetch(bucket: Bucket, ref: UploadRef, record: UploadRecord, path: Path, stop: threading.Event) -> None:
     part = path.with_suffix(f".{secrets.token_hex(6)}.part")
+    store = UploadStore(bucket)
     try:
-        digest = hashlib.sha256()
+        accepted, digest = store.source_sha256(ref, record), hashlib.sha256()
         with part.open("wb") as file:
             for chunk in bucket.chunks(ref.source):
                 raise_if_stopped(stop)
                 digest.update(chunk)
                 file.write(chunk)
-        if digest.hexdigest() != record.sha256:
-            msg = f"source.pdf has sha256 {digest.hexdigest()}, {record.sha256} was accepted"
+        if (size_bytes := part.stat().st_size) != record.size_bytes:
+            msg = f"source.pdf has {size_bytes:,} bytes, {record.size_bytes:,} were accepted"
+            raise SourceAltered(msg)
+        if accepted is None:
+            accepted = asyncio.run(store.set_source_sha256_async(ref, digest.hexdigest()))
+        if digest.hexdigest() != accepted:
+            msg = f"source.pdf has sha256 {digest.hexdigest()}, {accepted} was accepted"
             raise SourceAltered(msg)
         part.rename(path)
     except ObjectMissing as error:

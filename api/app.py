@@ -30,6 +30,7 @@ from api.access.settings import Mode
 from api.access.tickets import Tickets
 from api.codec import CodecEndpoint
 from api.contract.routes import Contract
+from api.direct import DirectUploads
 from api.http.caching import body_etag, cacheable
 from api.http.client_files import ClientFiles
 from api.http.limits import LimitAddresses, LimitOrganizations, RateLimits
@@ -38,12 +39,14 @@ from api.http.parameters import flag, known_version, page_cursor, page_limit, pl
 from api.http.presence import while_connected
 from api.http.problems import HANDLERS, status_problem
 from api.paths import (
+    BEGIN,
     CODEC,
     DELIVERIES,
     DOCS,
     HOME,
     LIVE,
     OPENAPI,
+    PARTS,
     PLAN,
     R2_EVENTS,
     READY,
@@ -64,6 +67,7 @@ from api.r2.events import R2Events, unreadable_events
 from api.r2.push import PushEndpoint
 from api.readiness import Readiness
 from api.settings import ApiSettings
+from api.sources import Sources, names_source
 from api.tiles import Tiles
 from api.uploads import Uploads
 from api.verify import Verifier
@@ -95,6 +99,8 @@ class Api:
         self._status = Status(bucket, self._runs)
         self._hub = Hub(bucket, self._status, self._runs, settings.max_streams)
         self._uploads = Uploads(bucket, self._status, self._runs, settings)
+        self._sources = Sources(bucket, self._uploads, settings)
+        self._direct = DirectUploads(bucket, self._uploads, settings)
         self._tiles = Tiles(bucket, self._status)
         self._verifier = Verifier(bucket, self._status)
         self._plans = Plans(bucket, self._status, self._runs)
@@ -123,6 +129,12 @@ class Api:
             route("GET", f"{PLAN}/events", self.stream_events_of_plan, scoped(READ, waits=True)),
             route("POST", UPLOADS, self.create, scoped(WRITE, action="upload", with_header=(WEBHOOK_HEADER, OPERATE))),
             route("GET", UPLOADS, self.list_uploads, scoped(READ)),
+            route("POST", BEGIN, self._direct.begin, scoped(WRITE, action="begin upload", with_header=(WEBHOOK_HEADER, OPERATE))),
+            route("GET", PARTS, self._direct.show, scoped(WRITE)),
+            route("DELETE", PARTS, self._direct.abort, scoped(WRITE, action="abort upload")),
+            route("POST", f"{PARTS}/sign", self._direct.sign, scoped(WRITE, action="sign parts")),
+            *([] if self._direct.origin else [route("PUT", f"{PARTS}/{{part}}", self._direct.put_part, PUBLIC)]),
+            route("POST", f"{UPLOAD}/complete", self.complete, scoped(WRITE, action="complete upload")),
             route("GET", UPLOAD, self.show, scoped(READ, waits=True)),
             route("DELETE", UPLOAD, self.delete, scoped(OPERATE, action="delete")),
             route("GET", f"{UPLOAD}/events", self.stream_events, scoped(READ, waits=True)),
@@ -172,6 +184,7 @@ class Api:
         await self._hub.close()
         await self._r2_events.close()
         await self._uploads.close()
+        self._direct.close()
 
     def stop(self) -> None:
         """Ends all event streams. The server calls it when it was asked to stop: it would wait for them without end."""
@@ -180,8 +193,14 @@ class Api:
     async def create(self, request: Request) -> Response:
         """Accepts a PDF as a new upload."""
         plan = plan_ref(request)
-        answer = await self._uploads.create(plan, request)
+        answer = await (self._sources if names_source(request) else self._uploads).create(plan, request)
         self._hub.show_new(plan)
+        return answer
+
+    async def complete(self, request: Request) -> Response:
+        """Accepts an upload whose parts are in the bucket."""
+        answer = await self._direct.complete(request)
+        self._hub.show_new(plan_ref(request))
         return answer
 
     async def list_uploads(self, request: Request) -> Response:

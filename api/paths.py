@@ -10,6 +10,8 @@ REDELIVER = f"{WEBHOOKS}/{{delivery}}/redeliver"
 PLAN = "/v1/organizations/{organization}/projects/{project}/plans/{plan}"
 UPLOADS = f"{PLAN}/uploads"
 UPLOAD = f"{UPLOADS}/{{upload}}"
+BEGIN = f"{UPLOADS}:begin"
+PARTS = f"{UPLOAD}/parts"
 
 LIVE, READY = "/livez", "/readyz"
 R2_EVENTS = "/v1/events/r2"

@@ -11,6 +11,7 @@ from activities.webhooks.settings import WebhookSettings
 from api.access.settings import AccessSettings, Mode
 from api.addresses import is_loopback
 from api.r2.settings import PushSettings
+from api.source_prefix import SourcePrefix
 from workflows.codec import codec_keys
 
 DEFAULT_MAX_FILE_BYTES = 2 << 30
@@ -29,6 +30,7 @@ class ApiSettings:
         upload_memory_bytes: How much memory the uploads that are being received may take together.
         max_streams: How many event streams may be open at once; of one organization at most three quarters of them.
         max_open_uploads: How many uploads of one organization may be unfinished.
+        source_prefix: Which objects of the bucket an upload may be made of.
         proxies: Addresses and networks of the proxies before the API; they say from which address a request came.
         limit_address: How many requests an address may send.
         limit_organization: How many requests may be sent about an organization.
@@ -50,6 +52,7 @@ class ApiSettings:
     upload_memory_bytes: int = 512 << 20
     max_streams: int = 6000
     max_open_uploads: int = 1000
+    source_prefix: SourcePrefix = field(default_factory=SourcePrefix)
     proxies: tuple[str, ...] = ("127.0.0.1", "::1")
     limit_address: str = "12000/minute"
     limit_organization: str = "60000/minute"
@@ -96,6 +99,7 @@ class ApiSettings:
             ),
             max_streams=whole_number(environ, "SITELINK_MAX_STREAMS", cls.max_streams, digits_only=True),
             max_open_uploads=whole_number(environ, "SITELINK_MAX_OPEN_UPLOADS", cls.max_open_uploads, digits_only=True),
+            source_prefix=SourcePrefix(environ.get("SITELINK_SOURCE_PREFIX") or ""),
             proxies=tuple(map(str.strip, (environ.get("SITELINK_PROXIES") or ",".join(cls.proxies)).split(","))),
             limit_address=environ.get("SITELINK_LIMIT_ADDRESS") or cls.limit_address,
             limit_organization=environ.get("SITELINK_LIMIT_ORGANIZATION") or cls.limit_organization,

@@ -17,10 +17,12 @@ import hashlib
 import logging
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import AbstractAsyncContextManager, aclosing
 from datetime import UTC, datetime
+from functools import partial
 from http import HTTPStatus
+from typing import Any
 
 from python_multipart import MultipartParser
 from python_multipart.exceptions import FormParserError
@@ -41,6 +43,7 @@ from activities.errors import (
     TemporalUnavailable,
 )
 from activities.webhooks.signing import derived_secret, upload_purpose
+from api.http.digests import BodyDigests, refuse_encoded
 from api.http.headers import file_name, parameters
 from api.http.turns import Turns
 from api.progress.documents import links
@@ -132,6 +135,7 @@ class IncomingFile:
     Raises:
         FileTooLarge: The ``Content-Length`` is over the limit.
         NotAPdf: The ``Content-Length`` is 0.
+        EncodedContent: The body has a ``Content-Encoding``.
         InvalidRequest: A header cannot be understood.
         HTTPException: The body's type is neither a PDF nor a form (415).
     """
@@ -147,6 +151,8 @@ class IncomingFile:
         if "content-range" in request.headers:
             msg = "Content-Range: a part of a file is not accepted, send the whole file in one request"
             raise InvalidRequest(msg)
+        refuse_encoded(request.headers)
+        self._digests = BodyDigests(request.headers)
         kind, options = parameters("Content-Type", _raw_header(request, "content-type") or b"")
         self._boundary = options.get("boundary", "")
         self._is_form = kind == "multipart/form-data"
@@ -165,24 +171,24 @@ class IncomingFile:
             return  # ``chunks`` counts the bytes
         self.held_bytes = min(COPIES * (int(length) + CHUNK_BYTES), MAX_HELD_BYTES)
         if int(length) - (FORM_OVERHEAD_BYTES if self._is_form else 0) > self._max_bytes:
-            raise self._too_large(int(length))
+            raise too_large_error(int(length), self._max_bytes)
         if length == "0":
             msg = "the body is empty"
             raise NotAPdf(msg)
-
-    def _too_large(self, size_bytes: int) -> FileTooLarge:
-        return FileTooLarge(f"{size_bytes:,} bytes, limit {self._max_bytes:,}")
 
     @property
     def sha256(self) -> str:
         """The hexadecimal digest of the bytes that ``chunks`` has given so far."""
         return self._digest.hexdigest()
 
+    def announces_other(self, sha256: str) -> bool:
+        """Whether the request's digests say that the file is not the one with this SHA-256, hexadecimal."""
+        return not self._is_form and self._digests.announces_other(sha256)
+
     @property
     def file_name(self) -> str:
         """The sender's name of the file, without directories and control characters. It is for people, never for a path."""
-        name = (self._file_name or "").replace("\\", "/").rsplit("/", 1)[-1]
-        return "".join(character for character in name if character.isprintable())[:MAX_FILE_NAME].strip() or DEFAULT_FILE_NAME
+        return clean_file_name(self._file_name)
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
         """The file, in chunks of about a megabyte.
@@ -190,6 +196,7 @@ class IncomingFile:
         Raises:
             NotAPdf: The first kilobyte has no PDF header, or the file is empty.
             FileTooLarge: The file has more bytes than the limit.
+            DigestMismatch: The body has another digest than an announced one.
             InvalidRequest: The form is broken or has not exactly one file.
             ClientDisconnect: The sender went away.
             HTTPException: The sender fell silent (408).
@@ -200,24 +207,26 @@ class IncomingFile:
             async for piece in pieces:
                 self.size_bytes += len(piece)
                 if self.size_bytes > self._max_bytes:
-                    raise self._too_large(self.size_bytes)
+                    raise too_large_error(self.size_bytes, self._max_bytes)
                 self._digest.update(piece)
                 buffer += piece
                 if not checked and len(buffer) >= HEADER_WINDOW:
-                    _check_header(buffer)
+                    check_header(buffer)
                     checked = True
                 if len(buffer) >= CHUNK_BYTES:
                     yield bytes(buffer)
                     buffer.clear()
         if not checked:
-            _check_header(buffer)
+            check_header(buffer)
         if buffer:
             yield bytes(buffer)
 
     async def _body(self) -> AsyncGenerator[bytes, None]:
         async with aclosing(self._request.stream()) as stream:
             while (piece := await self._patience.next(stream)) is not None:
+                self._digests.update(piece)
                 yield piece
+        self._digests.check()
 
     async def _form(self) -> AsyncGenerator[bytes, None]:
         form = _Form(self._boundary.encode())
@@ -235,6 +244,12 @@ class IncomingFile:
             msg = "the form holds no file"
             raise InvalidRequest(msg)
         self._file_name = self._file_name or form.file_name
+
+
+def clean_file_name(name: str | None) -> str:
+    """The sender's name of a file, without directories and control characters. It is for people, never for a path."""
+    name = (name or "").replace("\\", "/").rsplit("/", 1)[-1]
+    return "".join(character for character in name if character.isprintable())[:MAX_FILE_NAME].strip() or DEFAULT_FILE_NAME
 
 
 class _Form:
@@ -306,7 +321,8 @@ class _Form:
         self.is_complete = True
 
 
-def _check_header(beginning: bytes | bytearray) -> None:
+def check_header(beginning: bytes | bytearray) -> None:
+    """Raises NotAPdf unless the beginning of a file has a PDF header."""
     if not beginning:
         msg = "the file is empty"
         raise NotAPdf(msg)
@@ -349,6 +365,11 @@ def read_options(query: Mapping[str, str]) -> UploadOptions:
         raise InvalidRequest(str(error)) from error
 
 
+def too_large_error(size_bytes: int, max_bytes: int) -> FileTooLarge:
+    """The error of a file that has more bytes than it may."""
+    return FileTooLarge(f"{size_bytes:,} bytes, limit {max_bytes:,}")
+
+
 class _UploadAborted(Exception):
     """Makes the bucket's streaming write fail, because the request has failed."""
 
@@ -383,28 +404,44 @@ class Uploads:
     async def create(self, plan: PlanRef, request: Request) -> Response:
         """Answers ``POST …/uploads``."""
         options, webhook = read_options(request.query_params), read_webhook(request.headers, self._webhooks)
-        key = _idempotency_key(plan, request.headers.get("idempotency-key"))
+        key = idempotency_key(plan, request.headers.get("idempotency-key"))
         file = IncomingFile(request, self._max_file_bytes)
+        digest = options_digest(options, webhook)
         earlier = await self._store.key_record_async(key) if key else None
+        # The sender may wait until the first byte of the body is asked for, so all that can be refused without it is refused before.
         if earlier is None:
-            await self._check_quota(plan)
+            await self.check_quota(plan)
+        else:
+            ref = UploadRef(*_parts(plan), earlier.upload)
+            await self.check_same(ref, earlier, digest, is_other_file=file.announces_other(earlier.sha256))
         async with self._turns.turn(plan.organization, file.held_bytes):
             if earlier is None:
                 ref = UploadRef(*_parts(plan), new_upload_id())
-                await self._receive(ref, file)
+                await self.receive(partial(self._store.put_source_async, ref), file.chunks())
             else:
                 async for _ in file.chunks():
                     pass  # only the digest is needed, to compare the file with the first one
-        digest = options_digest(options, webhook)
         if earlier is None and key:
-            earlier = await self._claim(key, ref, file, digest)
-        status = UploadStatus.QUEUED
+            earlier = await self.claim(key, ref, file.sha256, digest)
         if earlier is not None:
             ref = UploadRef(*_parts(plan), earlier.upload)
-            await self._check_same(ref, earlier, file, digest)
+            await self.check_same(ref, earlier, digest, is_other_file=file.sha256 != earlier.sha256)
         record = UploadRecord(file.file_name, file.size_bytes, file.sha256, options, timestamp(datetime.now(UTC)), webhook=webhook)
+        return await self.accept(ref, record)
+
+    async def accept(self, ref: UploadRef, record: UploadRecord) -> Response:
+        """Makes ``upload.json`` of an upload whose source is in the bucket, and starts its workflow, unless that was done before.
+
+        Args:
+            ref: The upload.
+            record: Its ``upload.json``. Of an upload that was accepted before, only the webhook must be the same.
+
+        Returns:
+            The answer to the request: the same for a new upload and for one that was accepted before.
+        """
+        status, webhook = UploadStatus.QUEUED, record.webhook
         if await self._store.accept_async(ref, record):
-            logger.info("accepted an upload", extra={"ref": str(ref), "size_bytes": file.size_bytes})
+            logger.info("accepted an upload", extra={"ref": str(ref), "size_bytes": record.size_bytes})
             await self._start(ref)
         else:
             status = (await self._status.read(ref)).snapshot.status
@@ -413,7 +450,16 @@ class Uploads:
             body["webhookSecret"] = derived_secret(self._webhooks.secrets[0], upload_purpose(ref))
         return JSONResponse(body, HTTPStatus.ACCEPTED, {"Location": links(ref)["self"], "Cache-Control": "no-store"})
 
-    async def _check_quota(self, plan: PlanRef) -> None:
+    def turn(self, organization: str, size_bytes: int) -> AbstractAsyncContextManager[None]:
+        """Waits for the memory that it takes to receive so many bytes; raises like ``Turns.turn``."""
+        return self._turns.turn(organization, min(COPIES * (size_bytes + CHUNK_BYTES), MAX_HELD_BYTES))
+
+    async def check_quota(self, plan: PlanRef) -> None:
+        """Returns if the plan's organization may have one more upload.
+
+        Raises:
+            QuotaExceeded: Too many of its uploads are unfinished.
+        """
         try:
             count = await self._runs.count_open(plan.organization)
         except TemporalUnavailable:
@@ -429,15 +475,36 @@ class Uploads:
             # The upload is accepted: the next GET or the sweep starts its workflow.
             logger.warning("the workflow of an accepted upload is not started yet", extra={"ref": str(ref), "problem": str(error)})
 
-    async def _claim(self, key: str, ref: UploadRef, file: IncomingFile, digest: str) -> KeyRecord | None:
-        """Makes ``ref`` the upload of the key. If another request was faster, returns the record of that request."""
-        earlier = await self._store.claim_key_async(key, KeyRecord(ref.upload, file.sha256, digest))
+    async def claim(self, key: str, ref: UploadRef, sha256: str, digest: str) -> KeyRecord | None:
+        """Makes ``ref`` the upload of the key.
+
+        Args:
+            key: The key of the record, from ``idempotency_key``.
+            ref: The upload, whose source is in the bucket.
+            sha256: SHA-256 of the file, or of the name of a source, hexadecimal.
+            digest: ``options_digest`` of the request.
+
+        Returns:
+            The record of another request that was faster. Then the source of ``ref`` is removed.
+        """
+        earlier = await self._store.claim_key_async(key, KeyRecord(ref.upload, sha256, digest))
         if earlier is not None:
             await asyncio.to_thread(self._bucket.delete, [ref.source])
         return earlier
 
-    async def _check_same(self, ref: UploadRef, earlier: KeyRecord, file: IncomingFile, digest: str) -> None:
-        if earlier.sha256 != file.sha256:
+    async def check_same(self, ref: UploadRef, earlier: KeyRecord, digest: str, *, is_other_file: bool) -> None:
+        """Returns if a request repeats the first request with its key.
+
+        Args:
+            ref: The upload of the first request.
+            earlier: The record of the first request.
+            digest: ``options_digest`` of this request.
+            is_other_file: Whether this request has another file.
+
+        Raises:
+            IdempotencyConflict: It is another request, or the upload was deleted.
+        """
+        if is_other_file:
             msg = "this Idempotency-Key was used with another file; a new file needs a new key"
             raise IdempotencyConflict(msg)
         if earlier.options not in (None, digest):
@@ -447,8 +514,10 @@ class Uploads:
             msg = f"the upload of this Idempotency-Key, {ref}, was deleted; to send the file again, use a new key"
             raise IdempotencyConflict(msg)
 
-    async def _receive(self, ref: UploadRef, file: IncomingFile) -> None:
-        """Writes the file to the bucket as ``source.pdf``, wholly or not at all, even when this task is cancelled."""
+    async def receive(
+        self, write: Callable[[AsyncIterator[bytes]], Coroutine[Any, Any, None]], arriving: AsyncGenerator[bytes, None]
+    ) -> None:
+        """Writes the chunks that arrive to the bucket as one object, wholly or not at all, even when this task is cancelled."""
         queue: asyncio.Queue[bytes | None] = asyncio.Queue(1)
         aborted = False
 
@@ -458,11 +527,11 @@ class Uploads:
             if aborted:
                 raise _UploadAborted
 
-        writer = asyncio.create_task(self._store.put_source_async(ref, body()))
+        writer = asyncio.create_task(write(body()))
         self._writers.add(writer)
         writer.add_done_callback(self._writers.discard)
         try:
-            async with aclosing(file.chunks()) as chunks:
+            async with aclosing(arriving) as chunks:
                 async for chunk in chunks:
                     await _hand_over(queue, chunk, writer)
             await _hand_over(queue, None, writer)
@@ -488,7 +557,12 @@ async def _hand_over(queue: asyncio.Queue[bytes | None], chunk: bytes | None, wr
         writer.result()
 
 
-def _idempotency_key(plan: PlanRef, header: str | None) -> str | None:
+def idempotency_key(plan: PlanRef, header: str | None) -> str | None:
+    """The key of the record of an ``Idempotency-Key`` header; None without the header.
+
+    Raises:
+        InvalidRequest: The header is empty or too long.
+    """
     if header is None:
         return None
     if not 1 <= len(header) <= MAX_KEY_CHARACTERS:

@@ -45,7 +45,7 @@ def set_up(setup: BucketSetup, url: str, origins: Sequence[str], *, create: bool
         say(f"CORS: not set. {error.type}: {error}")
     try:
         setup.abort_stale_uploads()
-        say(f"lifecycle: the server aborts multipart uploads that are unfinished after {STALE_DAYS} day")
+        say(f"lifecycle: the server aborts multipart uploads that are unfinished after {STALE_DAYS} days")
     except BucketError as error:
         say(f"lifecycle: not set. The server does not offer it, or these credentials do not allow it. {error.type}: {error}")
         say("lifecycle: SiteLink's nightly sweep aborts unfinished multipart uploads instead")

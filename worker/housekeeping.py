@@ -31,10 +31,10 @@ from temporalio.client import (
 from temporalio.service import RPCError, RPCStatusCode
 
 from activities.attempt import BEAT_S, Attempt, background_task, raise_if_stopped
-from activities.bucket.keys import ROOT, UploadRef, walk_uploads
+from activities.bucket.keys import ROOT, UploadRef, upload_of, walk_uploads
 from activities.bucket.records import Snapshot, UploadStatus, WebhookEvent, from_wire, timestamp, to_wire
 from activities.bucket.report import NameList
-from activities.bucket.setup import BucketSetup
+from activities.bucket.setup import BucketSetup, UnfinishedUpload
 from activities.bucket.storage import DELETE_BATCH, Bucket
 from activities.bucket.uploads import UploadStore
 from activities.bucket.webhooks import WebhookStore
@@ -219,6 +219,11 @@ class Housekeeping(HousekeepingActivities):
 
     def _free_key(self, ref: UploadRef) -> None:
         """Removes the record of the upload's ``Idempotency-Key``. A request with the same key then makes a new upload."""
+        with suppress(UnreadableRecord):
+            if (begun := self._store.begun_record(ref)) is not None:
+                if begun.idempotency_key and self._leads_to(begun.idempotency_key, ref):
+                    self._bucket.delete([begun.idempotency_key])
+                return
         try:
             begun_at = self._bucket.head(ref.source).modified
         except ObjectMissing:
@@ -307,8 +312,11 @@ class Housekeeping(HousekeepingActivities):
         """Removes an upload that was never accepted, if nothing was written since ``abandoned_before``; returns whether it did."""
         if ref.made_at is not None and ref.made_at > abandoned_before:
             return False
+        begun = self._store.begun_record(ref)
+        if begun is not None and begun.expires_at > abandoned_before:
+            return False
         written_at = self._bucket.last_written(ref.prefix)
-        if written_at is not None and written_at > abandoned_before:
+        if begun is None and written_at is not None and written_at > abandoned_before:
             return False
         with suppress(ObjectMissing):
             self._bucket.head(ref.record)
@@ -324,13 +332,26 @@ class Housekeeping(HousekeepingActivities):
         return self._bucket.remove_unfinished(prefix, before=abandoned_before, deep=False)
 
     def _abort_abandoned(self, abandoned_before: datetime, walk: _Walk[Swept]) -> None:
-        """Aborts multipart uploads from before ``abandoned_before``, because the server may have no lifecycle rule that does so."""
+        """Aborts multipart uploads from before ``abandoned_before``, because the server may have no lifecycle rule that does so.
+
+        Those that clients have begun live longer, and end with their ``begun.json``.
+        """
         if self._setup is None:
             return
         for upload in self._setup.unfinished_uploads(ROOT):
-            if upload.started_at < abandoned_before:
+            if upload.started_at < abandoned_before and not self._is_begun(upload):
                 self._setup.abort(upload.key, upload.upload_id)
                 walk.add_name("aborted", upload.key)
+
+    def _is_begun(self, upload: UnfinishedUpload) -> bool:
+        """Whether a client may still complete a multipart upload."""
+        ref = upload_of(upload.key)
+        try:
+            begun = self._store.begun_record(UploadRef.parse(ref)) if ref else None
+        except UnreadableRecord as error:
+            logger.warning("passed over a multipart upload: %s", error, extra={"ref": ref})
+            return True
+        return begun is not None and begun.multipart_id == upload.upload_id
 
     async def _write_terminated_manifests(self, oldest: datetime, walk: _Walk[Swept]) -> None:
         """Writes the manifests of runs that were ended from outside since ``oldest``.

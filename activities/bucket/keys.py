@@ -4,7 +4,8 @@ organizations/{org}/webhooks.json
 organizations/{org}/projects/{project}/plans/{plan}/
     keys/{sha256 of Idempotency-Key}.json
     uploads/{upload}/
-        source.pdf  upload.json  manifest.json
+        source.pdf  source.json  begun.json  upload.json  manifest.json
+        parts/part-{n}
         sheets/sheet-{n}/thumbnail.jpeg
         sheets/sheet-{n}/sheet.json
         sheets/sheet-{n}/tiles/sheet-{n}.dzi
@@ -197,9 +198,28 @@ class UploadRef:
         return f"{self.prefix}source.pdf"
 
     @property
+    def source_record(self) -> str:
+        """``source.json``: the SHA-256 of ``source.pdf``, if ``upload.json`` does not say it."""
+        return f"{self.prefix}source.json"
+
+    @property
     def record(self) -> str:
         """``upload.json``, the second object: an upload exists if and only if it has one."""
         return f"{self.prefix}upload.json"
+
+    @property
+    def begun(self) -> str:
+        """``begun.json``, of an upload whose client sends ``source.pdf`` in parts."""
+        return f"{self.prefix}begun.json"
+
+    @property
+    def parts_prefix(self) -> str:
+        """Ends with ``/``; below it are such parts, if the bucket is a directory."""
+        return f"{self.prefix}parts/"
+
+    def part(self, number: int) -> str:
+        """One such part; numbers count from 1."""
+        return f"{self.parts_prefix}part-{number}"
 
     @property
     def manifest(self) -> str:

@@ -10,7 +10,7 @@ import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import Enum, StrEnum
 from typing import Any, TypeVar, cast
 
@@ -141,7 +141,8 @@ class UploadRecord:
     Args:
         file_name: The name that the client sent; never part of a key.
         size_bytes: Size of ``source.pdf``.
-        sha256: SHA-256 of ``source.pdf``, hexadecimal.
+        sha256: SHA-256 of ``source.pdf``, hexadecimal; None if nobody had read the whole PDF when the upload was accepted. An earlier
+            release cannot read such a record.
         options: The options that the client chose.
         created_at: RFC 3339, UTC.
         deleted_at: When the upload was marked deleted; None before.
@@ -150,7 +151,7 @@ class UploadRecord:
 
     file_name: str
     size_bytes: int
-    sha256: str
+    sha256: str | None
     options: UploadOptions
     created_at: str
     deleted_at: str | None = None
@@ -159,12 +160,77 @@ class UploadRecord:
 
 
 @dataclass(frozen=True)
+class SourceRecord:
+    """``source.json``: what ``source.pdf`` was when it was first read whole. It is there only if ``upload.json`` has no SHA-256.
+
+    It is an object of its own, because it is written while the upload may be marked deleted in ``upload.json``.
+
+    Args:
+        sha256: SHA-256 of ``source.pdf``, hexadecimal.
+    """
+
+    sha256: str
+    schema: int = SCHEMA
+
+
+LEAST_PART_BYTES, MOST_PART_BYTES, MOST_PARTS = 5 << 20, 5 << 30, 10_000
+"""The sizes that a part may have; the last part may be smaller. https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html"""
+
+BEGUN_LIFE = timedelta(days=7)
+"""An upload that was begun is forgotten if it is not completed within this time."""
+
+
+@dataclass(frozen=True)
+class BegunRecord:
+    """``begun.json``: an upload whose client sends ``source.pdf`` in parts. It stays when the upload is accepted.
+
+    Args:
+        file_name: The name that the client sent; never part of a key.
+        size_bytes: The size of ``source.pdf``.
+        sha256: SHA-256 of ``source.pdf``, hexadecimal; None if the client does not know it.
+        part_bytes: Size of every part but the last.
+        options: The options that the client chose.
+        begun_at: RFC 3339, UTC.
+        multipart_id: The id of the multipart upload on an S3 server; None if the bucket is a directory.
+        part_secret: Signs the addresses of the parts, if the bucket is a directory.
+        idempotency_key: The key of the record of the ``Idempotency-Key``; None without.
+        webhook: The receiver that the client named for this upload alone.
+    """
+
+    file_name: str
+    size_bytes: int
+    sha256: str | None
+    part_bytes: int
+    options: UploadOptions
+    begun_at: str
+    multipart_id: str | None = None
+    part_secret: str | None = field(default=None, repr=False)
+    idempotency_key: str | None = None
+    webhook: UploadWebhook | None = None
+    schema: int = SCHEMA
+
+    @property
+    def expires_at(self) -> datetime:
+        """Until then the upload may be completed."""
+        return datetime.fromisoformat(self.begun_at) + BEGUN_LIFE
+
+    @property
+    def part_count(self) -> int:
+        """How many parts there are."""
+        return -(-self.size_bytes // self.part_bytes)
+
+    def part_size(self, number: int) -> int:
+        """The size of one part in bytes; numbers count from 1."""
+        return min(self.part_bytes, self.size_bytes - (number - 1) * self.part_bytes)
+
+
+@dataclass(frozen=True)
 class KeyRecord:
     """``keys/{sha256 of Idempotency-Key}.json``: the first request with the key.
 
     Args:
         upload: The id of the upload that the request made.
-        sha256: SHA-256 of the request's PDF, hexadecimal.
+        sha256: SHA-256 of the request's PDF, hexadecimal; of a request that began an upload, of what it announced.
         options: ``options_digest`` of the request's options; None in a record of an earlier release.
     """
 

@@ -4,7 +4,6 @@ Cloudflare R2 and other servers reject some defaults of boto3: https://developer
 So requests have a checksum only where S3 requires one, have the bucket's name in the path, and never wait for ``100 Continue``.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,36 +16,23 @@ from botocore.exceptions import BotoCoreError, ClientError
 from botocore.handlers import add_expect_header
 
 from activities.bucket.location import BucketSettings, S3Location
-from activities.bucket.storage import CONNECT_TIMEOUT, PART_BYTES, RETRIES, SILENCE_TIMEOUT
+from activities.bucket.parts import StoredPart
+from activities.bucket.records import BEGUN_LIFE
+from activities.bucket.storage import CONNECT_TIMEOUT, RETRIES, SILENCE_TIMEOUT
 from activities.bucket.store_errors import named_s3_error
+from activities.errors import ObjectMissing, PartsIncomplete
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_s3.type_defs import CreateBucketRequestTypeDef
 
-MOST_PARTS = 10_000
-"""https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html"""
+REFUSED_PARTS = ("EntityTooSmall", "InvalidPart", "InvalidPartOrder")
+"""https://docs.aws.amazon.com/AmazonS3/latest/API/API_CompleteMultipartUpload.html#API_CompleteMultipartUpload_Errors"""
 
-STALE_DAYS = 1
+STALE_DAYS = BEGUN_LIFE.days
+"""The server cannot tell the parts of clients from those of a killed process, so that all live as long. The sweep can tell them."""
 CORS_MAX_AGE_S = 3600
 RULE_ID = "sitelink-abort-stale-uploads"
-
-
-@dataclass(frozen=True)
-class PresignedUpload:
-    """A multipart upload whose parts can be sent without credentials.
-
-    Args:
-        key: The object's key.
-        upload_id: The multipart upload's id, for ``complete`` and ``abort``.
-        part_bytes: Size of every part but the last.
-        urls: The URL to which each part is PUT, in order; ``complete`` needs the ``ETag`` of every answer.
-    """
-
-    key: str
-    upload_id: str
-    part_bytes: int
-    urls: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -143,7 +129,7 @@ class BucketSetup:
             )
 
     def abort_stale_uploads(self) -> None:
-        """Tells the server to abort every multipart upload that is a day old; replaces the bucket's other lifecycle rules.
+        """Tells the server to abort every multipart upload of ``STALE_DAYS`` days; replaces the bucket's other lifecycle rules.
 
         Raises:
             BucketError: The server refuses or does not answer. A server without lifecycle rules refuses.
@@ -175,26 +161,45 @@ class BucketSetup:
             uploads = [upload for page in pages for upload in page.get("Uploads", [])]
             return [UnfinishedUpload(upload["Key"].removeprefix(start), upload["UploadId"], upload["Initiated"]) for upload in uploads]
 
-    def start_upload(self, key: str, size_bytes: int, expires_s: int) -> PresignedUpload:
-        """Begins a multipart upload. Whoever has its URLs may PUT its parts.
+    def start_upload(self, key: str) -> str:
+        """Begins a multipart upload; returns its id.
 
         Args:
             key: The object's key.
-            size_bytes: The object's size, at least 1.
-            expires_s: Seconds until the URLs expire.
 
         Raises:
             BucketError: The server refuses or does not answer.
         """
-        part_bytes = equal_parts(size_bytes)
         with self._named_errors(key):
-            upload_id = self._client.create_multipart_upload(Bucket=self._location.bucket, Key=self._full_key(key))["UploadId"]
+            return self._client.create_multipart_upload(Bucket=self._location.bucket, Key=self._full_key(key))["UploadId"]
+
+    def part_url(self, key: str, upload_id: str, number: int, size_bytes: int, expires_s: int) -> str:
+        """The URL to which one part is PUT, without credentials. No request is made.
+
+        The size is signed, so that nobody can store more than was announced.
+
+        Args:
+            key: The object's key.
+            upload_id: The multipart upload's id.
+            number: The part's number, from 1.
+            size_bytes: The only ``Content-Length`` that the server takes there.
+            expires_s: Seconds until the URL expires, at most 604,800.
+        """
         part = {"Bucket": self._location.bucket, "Key": self._full_key(key), "UploadId": upload_id}
-        urls = [
-            self._client.generate_presigned_url("upload_part", {**part, "PartNumber": number}, expires_s)
-            for number in range(1, math.ceil(size_bytes / part_bytes) + 1)
-        ]
-        return PresignedUpload(key, upload_id, part_bytes, urls)
+        return self._client.generate_presigned_url("upload_part", {**part, "PartNumber": number, "ContentLength": size_bytes}, expires_s)
+
+    def parts(self, key: str, upload_id: str) -> list[StoredPart]:
+        """The parts of a multipart upload that the bucket has, by number.
+
+        Raises:
+            ObjectMissing: There is no such upload: it was completed or aborted.
+            BucketError: The server refuses or does not answer.
+        """
+        with self._named_errors(key), self._missing_uploads(key):
+            pages = self._client.get_paginator("list_parts").paginate(
+                Bucket=self._location.bucket, Key=self._full_key(key), UploadId=upload_id
+            )
+            return [StoredPart(part["PartNumber"], part["Size"], part["ETag"]) for page in pages for part in page.get("Parts", [])]
 
     def complete(self, key: str, upload_id: str, etags: Sequence[str]) -> None:
         """Makes the object from the parts that were uploaded.
@@ -205,15 +210,24 @@ class BucketSetup:
             etags: The ETag of every part, in order.
 
         Raises:
-            BucketError: The server refuses, for example because a part is missing, or does not answer.
+            PartsIncomplete: A part is missing, is too small, or has another ETag.
+            ObjectMissing: There is no such upload: it was completed or aborted.
+            BucketError: The server refuses or does not answer.
         """
-        with self._named_errors(key):
-            self._client.complete_multipart_upload(
-                Bucket=self._location.bucket,
-                Key=self._full_key(key),
-                UploadId=upload_id,
-                MultipartUpload={"Parts": [{"PartNumber": number, "ETag": etag} for number, etag in enumerate(etags, 1)]},
-            )
+        with self._named_errors(key), self._missing_uploads(key):
+            try:
+                self._client.complete_multipart_upload(
+                    Bucket=self._location.bucket,
+                    Key=self._full_key(key),
+                    UploadId=upload_id,
+                    MultipartUpload={"Parts": [{"PartNumber": number, "ETag": etag} for number, etag in enumerate(etags, 1)]},
+                )
+            except ClientError as error:
+                code = error.response.get("Error", {}).get("Code", "")
+                if code not in REFUSED_PARTS:
+                    raise
+                msg = f"the bucket does not take the parts: {code}"
+                raise PartsIncomplete(msg) from None
 
     def abort(self, key: str, upload_id: str) -> None:
         """Aborts a multipart upload and removes its parts. It is no error if the upload does not exist any more.
@@ -230,6 +244,19 @@ class BucketSetup:
     def _full_key(self, key: str) -> str:
         return f"{self._location.prefix}/{key}" if self._location.prefix else key
 
+    @property
+    def origin(self) -> str:
+        """The origin of the URLs of parts, such as ``https://host``."""
+        return self._client.meta.endpoint_url
+
+    @contextmanager
+    def _missing_uploads(self, key: str) -> Iterator[None]:
+        try:
+            yield
+        except self._client.exceptions.NoSuchUpload:
+            msg = f"there is no such multipart upload of {key}"
+            raise ObjectMissing(msg) from None
+
     @contextmanager
     def _named_errors(self, key: str = "") -> Iterator[None]:
         name = key or self._location.bucket
@@ -241,8 +268,3 @@ class BucketSetup:
             raise named_s3_error(code, message, bucket=self._location.bucket, key=name) from None
         except BotoCoreError as error:
             raise named_s3_error("", str(error), bucket=self._location.bucket, key=name) from None
-
-
-def equal_parts(size_bytes: int) -> int:
-    """The size of each part but the last: whole MiB, at least 8 MiB, and large enough for at most ``MOST_PARTS`` parts."""
-    return max(PART_BYTES, math.ceil(size_bytes / MOST_PARTS / (1 << 20)) << 20)

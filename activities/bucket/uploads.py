@@ -1,7 +1,9 @@
 """Reads and writes the records of uploads, and holds the rules for them.
 
+    begun.json               a client sends source.pdf in parts
     upload.json              the upload was accepted; a mark in it says that the upload was deleted
     source.pdf               the PDF as it was sent
+    source.json              its SHA-256, if ``upload.json`` does not say it
     sheet-N.dzi, sheet.json  the sheet is committed
     manifest.json            the final progress of a run
     keys/….json              the upload that the first request with an Idempotency-Key made
@@ -25,7 +27,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from activities.bucket.keys import UploadRef, sheet_numbers
-from activities.bucket.records import KeyRecord, SheetRecord, Snapshot, UploadRecord, timestamp, to_json
+from activities.bucket.records import BegunRecord, KeyRecord, SheetRecord, Snapshot, SourceRecord, UploadRecord, timestamp, to_json
 from activities.bucket.storage import Bucket, read_record
 from activities.bucket.store_errors import not_written_error
 from activities.errors import ObjectMissing, StorageUnavailable, UploadNotFound
@@ -138,11 +140,57 @@ class UploadStore:
             return False
         return True
 
+    # ------------------------------------------------------------------ begun.json
+
+    def begun_record(self, ref: UploadRef) -> BegunRecord | None:
+        """``begun.json``; None for an upload that was not begun, or was aborted.
+
+        Raises:
+            UnreadableRecord: ``begun.json`` cannot be read.
+        """
+        with suppress(ObjectMissing):
+            return self._bucket.get_record(BegunRecord, ref.begun)
+        return None
+
+    async def begun_record_async(self, ref: UploadRef) -> BegunRecord | None:
+        """``begun_record``, for an event loop."""
+        with suppress(ObjectMissing):
+            return await self._bucket.get_record_async(BegunRecord, ref.begun)
+        return None
+
+    async def begin_async(self, ref: UploadRef, record: BegunRecord) -> None:
+        """Makes ``begun.json``. From then on the upload may be completed, also after a power cut."""
+        await self._bucket.create_seen_async(ref.begun, to_json(record))
+        await self._bucket.sync_async()
+
     # ------------------------------------------------------------------ source.pdf
 
     async def put_source_async(self, ref: UploadRef, body: AsyncIterator[bytes]) -> None:
         """Writes ``source.pdf`` from a stream. It appears whole or not at all. To end the write early, raise in ``body``."""
         await self._bucket.put_stream_seen(ref.source, body)
+
+    def source_sha256(self, ref: UploadRef, record: UploadRecord) -> str | None:
+        """The SHA-256 that ``source.pdf`` must have, hexadecimal; None as long as nobody has read the PDF whole.
+
+        Raises:
+            UnreadableRecord: ``source.json`` cannot be read.
+        """
+        with suppress(ObjectMissing):
+            return record.sha256 or self._bucket.get_record(SourceRecord, ref.source_record).sha256
+        return None
+
+    async def set_source_sha256_async(self, ref: UploadRef, sha256: str) -> str:
+        """Makes ``source.json``, unless there is one.
+
+        Returns:
+            The SHA-256 that counts: of several readers, that of the first.
+
+        Raises:
+            UnreadableRecord: ``source.json`` cannot be read.
+        """
+        if await self._bucket.create_seen_async(ref.source_record, to_json(SourceRecord(sha256))):
+            return sha256
+        return (await self._bucket.get_record_async(SourceRecord, ref.source_record)).sha256
 
     # ------------------------------------------------------------------ manifest.json
 

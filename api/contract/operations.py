@@ -8,17 +8,19 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 
 from activities import errors
-from activities.bucket.records import OPTION_RANGES, UploadOptions
+from activities.bucket.records import MOST_PARTS, OPTION_RANGES, UploadOptions
 from api.access.tickets import DEFAULT_TTL_S, MAX_TTL_S
 from api.contract.schemas import ID, TEXT, VERSION, Schema, field_descriptions, ref
 from api.http.parameters import DEFAULT_LIMIT, LONGEST_WAIT_S, MAX_LIMIT
 from api.paths import (
+    BEGIN,
     CODEC,
     DELIVERIES,
     DOCS,
     HOME,
     LIVE,
     OPENAPI,
+    PARTS,
     PLAN,
     R2_EVENTS,
     READY,
@@ -30,6 +32,7 @@ from api.paths import (
     WEBHOOKS,
 )
 from api.progress.plan import FOLLOWED
+from api.source_prefix import MAX_KEY_BYTES
 from api.uploads import MAX_KEY_CHARACTERS, OPTIONS
 
 Problem = type[errors.SiteLinkError] | HTTPStatus
@@ -109,6 +112,9 @@ PATH_PARAMETERS: dict[str, Parameter] = {
     **{name: Parameter(name, "path", f"The id of the {name}.", ID, required=True) for name in ("organization", "project", "plan")},
     "upload": Parameter("upload", "path", "The id of the upload, which the server has made.", ID, required=True),
     "delivery": Parameter("delivery", "path", "The `webhook-id` of the webhook.", ID, required=True),
+    "part": Parameter(
+        "part", "path", "The number of the part, from 1.", {"type": "integer", "minimum": 1, "maximum": MOST_PARTS}, required=True
+    ),
     "sheet": Parameter(
         "sheet", "path", "The number of the sheet, from 1.", {"type": "integer", "minimum": 1, "maximum": 999_999_999}, required=True
     ),
@@ -159,6 +165,59 @@ BUCKET = (errors.BucketError,)
 EXISTING = (errors.UploadNotFound, errors.BucketError)
 CHANGING = (*EXISTING, errors.UnreadableRecord, errors.TemporalUnavailable)
 _OPTION_MEANINGS = field_descriptions(UploadOptions)
+_OPTION_SCHEMAS: dict[str, Schema] = {
+    wire: {"type": "integer", "minimum": low, "maximum": high, "default": getattr(UploadOptions(), name)}
+    for wire, name in OPTIONS.items()
+    for low, high in [OPTION_RANGES[name]]
+}
+NAMED_SOURCE: Schema = {
+    "type": "object",
+    "description": "A PDF that is in the bucket, and the options of the upload that is made of it.",
+    "properties": {
+        "source": {
+            "type": "string",
+            "description": "The key of the PDF, below `SITELINK_SOURCE_PREFIX`.",
+            "minLength": 1,
+            "maxLength": MAX_KEY_BYTES,
+            "examples": ["incoming/acme/plan.pdf"],
+        },
+        "filename": {"type": "string", "description": "The name of the file, for people."},
+        **{name: {**schema, "description": _OPTION_MEANINGS[OPTIONS[name]]} for name, schema in _OPTION_SCHEMAS.items()},
+    },
+    "required": ["source"],
+    "additionalProperties": False,
+}
+
+UPLOAD_PARAMETERS: tuple[Parameter, ...] = (
+    IDEMPOTENCY_KEY,
+    Parameter(
+        "SiteLink-Webhook",
+        "header",
+        "The address of a receiver of webhooks about this upload alone.",
+        {
+            "type": "string",
+            "pattern": "^https://[!-~]+$",
+            "minLength": 9,
+            "maxLength": 2000,
+            "examples": ["https://hooks.example.com/sitelink"],
+        },
+    ),
+    Parameter(
+        "SiteLink-Webhook-Events",
+        "header",
+        "The events that it gets, separated by commas. Without, `upload.accepted,upload.ended`.",
+        {"type": "string", "examples": ["upload.ended"]},
+    ),
+    Parameter("filename", "query", "The name of the file, for people. `Content-Disposition` and the form may have it, too.", TEXT),
+    *(Parameter(name, "query", _OPTION_MEANINGS[OPTIONS[name]], schema) for name, schema in _OPTION_SCHEMAS.items()),
+)
+"""What a request for a new upload may say, beside the file."""
+
+BEGUN = (*EXISTING, errors.AlreadyFinished, errors.UnreadableRecord)
+ACCEPTED_UPLOAD = Answer(
+    "The upload is accepted and will be processed.", {JSON: ref("AcceptedUpload")}, {"Location": "The path of the upload."}
+)
+BODY = (HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.REQUEST_TIMEOUT)
 
 OPERATIONS: tuple[Operation, ...] = (
     Operation(
@@ -166,13 +225,13 @@ OPERATIONS: tuple[Operation, ...] = (
         UPLOADS,
         "createUpload",
         "Accept a PDF as a new upload.",
-        {
-            202: Answer(
-                "The upload is accepted and will be processed.", {JSON: ref("AcceptedUpload")}, {"Location": "The path of the upload."}
-            )
-        },
+        {202: ACCEPTED_UPLOAD},
         (
             errors.InvalidRequest,
+            errors.DigestMismatch,
+            errors.EncodedContent,
+            errors.SourceForbidden,
+            errors.ObjectMissing,
             errors.NotAPdf,
             errors.FileTooLarge,
             errors.QuotaExceeded,
@@ -183,38 +242,7 @@ OPERATIONS: tuple[Operation, ...] = (
             HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
             HTTPStatus.REQUEST_TIMEOUT,
         ),
-        (
-            IDEMPOTENCY_KEY,
-            Parameter(
-                "SiteLink-Webhook",
-                "header",
-                "The address of a receiver of webhooks about this upload alone.",
-                {
-                    "type": "string",
-                    "pattern": "^https://[!-~]+$",
-                    "minLength": 9,
-                    "maxLength": 2000,
-                    "examples": ["https://hooks.example.com/sitelink"],
-                },
-            ),
-            Parameter(
-                "SiteLink-Webhook-Events",
-                "header",
-                "The events that it gets, separated by commas. Without, `upload.accepted,upload.ended`.",
-                {"type": "string", "examples": ["upload.ended"]},
-            ),
-            Parameter("filename", "query", "The name of the file, for people. `Content-Disposition` and the form may have it, too.", TEXT),
-            *(
-                Parameter(
-                    wire,
-                    "query",
-                    _OPTION_MEANINGS[name],
-                    {"type": "integer", "minimum": low, "maximum": high, "default": getattr(UploadOptions(), name)},
-                )
-                for wire, name in OPTIONS.items()
-                for low, high in [OPTION_RANGES[name]]
-            ),
-        ),
+        UPLOAD_PARAMETERS,
         {
             "application/pdf": BINARY,
             "multipart/form-data": {
@@ -222,9 +250,94 @@ OPERATIONS: tuple[Operation, ...] = (
                 "properties": {"file": {**BINARY, "contentMediaType": "application/pdf"}},
                 "required": ["file"],
             },
+            JSON: NAMED_SOURCE,
         },
-        "The body is the PDF, or a form with one file.",
+        "The body is the PDF, a form with one file, or JSON with the key of a PDF in the bucket.",
         creates=True,
+    ),
+    Operation(
+        "POST",
+        BEGIN,
+        "beginUpload",
+        "Begin an upload whose PDF the client sends into the bucket itself, in parts.",
+        {
+            201: Answer("The upload is begun.", {JSON: ref("BegunUpload")}, {"Location": "The path of its parts."}),
+            202: Answer("The upload of the key is complete.", {JSON: ref("AcceptedUpload")}, {"Location": "The path of the upload."}),
+        },
+        (
+            errors.InvalidRequest,
+            errors.FileTooLarge,
+            errors.QuotaExceeded,
+            errors.IdempotencyConflict,
+            errors.UnreadableRecord,
+            errors.BucketError,
+            errors.TemporalUnavailable,
+            *BODY,
+        ),
+        UPLOAD_PARAMETERS,
+        {JSON: ref("FileToSend")},
+        "Sign the parts, PUT each to its URL, and complete the upload within 7 days. The same request with the same `Idempotency-Key` "
+        "resumes: it gives the same upload, and `stored` names the parts that need not be sent again.",
+        creates=True,
+    ),
+    Operation(
+        "GET",
+        PARTS,
+        "getParts",
+        "Show an upload that was begun, and the parts that the bucket has.",
+        {200: Answer("The upload.", {JSON: ref("BegunUpload")})},
+        BEGUN,
+    ),
+    Operation(
+        "DELETE",
+        PARTS,
+        "abortUpload",
+        "Forget an upload that was begun, and its parts.",
+        {204: Answer("Nothing is left of it.")},
+        BEGUN,
+    ),
+    Operation(
+        "POST",
+        f"{PARTS}/sign",
+        "signParts",
+        "Get the URLs to which parts are sent.",
+        {200: Answer("The URLs.", {JSON: ref("SignedParts")})},
+        (errors.InvalidRequest, *BEGUN, *BODY),
+        body={JSON: ref("PartNumbers")},
+        description="A part is the body of a PUT to its URL, without further headers. The answer has its `ETag`. A part may be sent again.",
+    ),
+    Operation(
+        "PUT",
+        f"{PARTS}/{{part}}",
+        "putPart",
+        "Send a part to its URL.",
+        {200: Answer("The part is stored.", headers={"ETag": "Names these bytes, for `complete`."})},
+        (errors.InvalidRequest, errors.NotAllowed, *BEGUN, HTTPStatus.REQUEST_TIMEOUT, errors.TooManyRequests),
+        (
+            Parameter("expires", "query", "When the URL expires.", {"type": "integer", "minimum": 1, "maximum": 10**12 - 1}, required=True),
+            Parameter("signature", "query", "Made by the server.", {"type": "string", "pattern": "^[0-9a-f]{64}$"}, required=True),
+        ),
+        {"application/octet-stream": BINARY},
+        "Only a server whose bucket is a directory has this route. Others sign URLs of their S3 server.",
+    ),
+    Operation(
+        "POST",
+        f"{UPLOAD}/complete",
+        "completeUpload",
+        "Accept an upload whose parts are all in the bucket.",
+        {202: ACCEPTED_UPLOAD},
+        (
+            errors.InvalidRequest,
+            errors.PartsIncomplete,
+            errors.NotAPdf,
+            errors.QuotaExceeded,
+            errors.UnreadableRecord,
+            *EXISTING,
+            errors.TemporalUnavailable,
+            *BODY,
+        ),
+        body={JSON: ref("SentParts")},
+        description="The same request again has the same answer. A refusal leaves the parts in the bucket.",
     ),
     Operation(
         "GET",
@@ -565,6 +678,7 @@ EXAMPLES = {
     "plan": "architectural",
     "upload": "0198c0de-0000-7000-8000-000000000001",
     "delivery": "msg_0123456789abcdef0123456789abcdef",
+    "part": 1,
     "sheet": 1,
     "path": "sheet-1/tiles/sheet-1.dzi",
 }

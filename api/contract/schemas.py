@@ -12,9 +12,19 @@ from enum import StrEnum
 from typing import Any
 
 from activities.bucket.keys import ID_PATTERN
-from activities.bucket.records import DEFAULT_WEBHOOK_EVENTS, SCHEMA, Snapshot, WebhookEvent, camel_case
+from activities.bucket.records import (
+    DEFAULT_WEBHOOK_EVENTS,
+    LEAST_PART_BYTES,
+    MOST_PART_BYTES,
+    MOST_PARTS,
+    SCHEMA,
+    Snapshot,
+    WebhookEvent,
+    camel_case,
+)
 from activities.bucket.report import SheetReport, UploadReport
 from api.access.principal import Scope
+from api.direct import MOST_SIGNED
 from api.progress.runs import Delivery
 from api.r2.events import UnreadableEvent
 
@@ -144,6 +154,9 @@ _ABOUT: dict[str, Schema] = {
     "links": ref("Links"),
 }
 
+_PART: Schema = {"type": "integer", "minimum": 1, "maximum": MOST_PARTS}
+_SHA256: Schema = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
+
 _URL: Schema = {
     "type": "string",
     "pattern": "^https?://[!-~]+$",
@@ -201,6 +214,53 @@ API_SCHEMAS: dict[str, Schema] = {
             "webhookSecret": {"type": "string", "description": "Verifies the webhooks to `SiteLink-Webhook`, if the request named one."},
         }
     },
+    "FileToSend": {
+        **an_object(
+            "The file that the client sends in parts.",
+            sizeBytes={"type": "integer", "minimum": 1, "maximum": 2**53 - 1},
+            sha256={
+                **_SHA256,
+                "description": "SHA-256 of the file, if it is known. The file is checked against it before its pages are counted.",
+            },
+            partSizeBytes={
+                "type": "integer",
+                "minimum": LEAST_PART_BYTES,
+                "maximum": MOST_PART_BYTES,
+                "description": "Size of every part but the last. Without it the server chooses: 8 MiB for all but the largest files.",
+            },
+        ),
+        "required": ["sizeBytes"],
+        "additionalProperties": False,
+    },
+    "BegunUpload": an_object(
+        "An upload whose parts the client sends.",
+        ref=TEXT,
+        upload=ID,
+        fileName=TEXT,
+        sizeBytes=COUNT,
+        sha256=or_null(TEXT),
+        partSizeBytes=COUNT | {"description": "Size of every part but the last."},
+        partCount=COUNT,
+        expiresAt=TIME | {"description": "An upload that is not completed by then is forgotten."},
+        stored=a_list(an_object("A part that the bucket has.", number=COUNT, sizeBytes=COUNT, etag=TEXT)),
+        links={
+            "allOf": [ref("Links"), an_object("Paths of the parts.", parts=TEXT, sign=TEXT, complete=TEXT)],
+        },
+    ),
+    "PartNumbers": an_object("The parts to sign.", numbers=a_list(_PART, minItems=1, maxItems=MOST_SIGNED))
+    | {"additionalProperties": False},
+    "SignedParts": an_object(
+        "The URLs of parts.",
+        parts=a_list(
+            an_object("A part.", number=_PART, sizeBytes=COUNT, url={"type": "string", "description": "Takes a PUT of just so many bytes."})
+        ),
+        expiresAt=TIME | {"description": "When the URLs expire. New ones can be had."},
+    ),
+    "SentParts": an_object(
+        "All parts.",
+        parts=a_list(an_object("A part, with the ETag of the answer to its PUT.", number=_PART, etag=TEXT), maxItems=MOST_PARTS),
+    )
+    | {"additionalProperties": False},
     "WebhookReceiver": {
         **an_object("Who gets the webhooks about all uploads of an organization.", url=_URL, events=_EVENTS),
         "required": ["url"],

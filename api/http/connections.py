@@ -7,7 +7,8 @@ until the process has no file descriptor left. Here
 2. a client that reads too little of an answer is cut off,
 3. when too many connections are open, the one that has waited longest for a request is closed for a new one,
 4. when too many requests are in progress, a further request is refused with 503. Only ``/livez`` is still answered: some connections are
-   reserved for it. So a busy process is not taken for a dead one.
+   reserved for it. So a busy process is not taken for a dead one,
+5. a client that waits for ``100 Continue`` and gets a final answer instead is told that the connection ends.
 """
 
 import asyncio
@@ -19,7 +20,8 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.config import Config
 from uvicorn.server import Server, ServerState
 
@@ -182,7 +184,21 @@ class BoundedProtocol(ProblemProtocol):
             answer = refusal(ServerBusy("too many requests are in progress"), scope)
             answer.headers["Connection"] = "close"
             app = AboutRequests(answer)
-        await app(scope, receive, send)
+        await app(scope, receive, self._closing_unless_continued(send))
+
+    def _closing_unless_continued(self, send: Send) -> Send:
+        """Says that the connection ends after a final answer to a client that waits for ``100 Continue``.
+
+        Such a client may send the body or not, so nobody could tell the body from the next request.
+        https://www.rfc-editor.org/rfc/rfc9110#section-10.1.1
+        """
+
+        async def send_answer(message: Message) -> None:
+            if message["type"] == "http.response.start" and self.conn.they_are_waiting_for_100_continue:
+                MutableHeaders(scope=message)["Connection"] = "close"
+            await send(message)
+
+        return send_answer if self.conn.they_are_waiting_for_100_continue else send
 
 
 class BoundedServer(Server):

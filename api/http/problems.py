@@ -25,12 +25,16 @@ STATUS: dict[type[errors.SiteLinkError], int] = {
     errors.DocumentError: 422,
     errors.FileTooLarge: 413,
     errors.InvalidRequest: 400,
+    errors.DigestMismatch: 400,
+    errors.EncodedContent: 415,
+    errors.SourceForbidden: 403,
     errors.MalformedId: 422,
     errors.UploadNotFound: 404,
     errors.SheetNotFound: 404,
     errors.ObjectMissing: 404,
     errors.IdempotencyConflict: 422,
     errors.AlreadyFinished: 409,
+    errors.PartsIncomplete: 409,
     errors.ForeignHost: 421,
     errors.ForeignOrigin: 403,
     errors.BadSignature: 401,
@@ -94,6 +98,8 @@ def named_problem(
     headers = {}
     if status in (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS):
         headers["Retry-After"] = str(math.ceil(error.retry_delay.total_seconds()) if error.retry_delay else RETRY_AFTER_S)
+    if isinstance(error, errors.EncodedContent):
+        headers["Accept-Encoding"] = "identity"  # https://www.rfc-editor.org/rfc/rfc9110#section-12.5.3
     if challenge := CHALLENGES.get(type(error)):
         headers["WWW-Authenticate"] = challenge
     return problem(error.type, title, status, str(error), instance, headers, members)

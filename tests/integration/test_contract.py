@@ -16,7 +16,7 @@ from activities.bucket.records import SheetStatus, to_json
 from api.contract.operations import EXAMPLES
 from deploy.stack import Stack
 from tests.integration.test_api import running
-from tests.unit.api_fakes import STACK_CODEC_KEY, accept, make_bucket, snapshot
+from tests.unit.api_fakes import PDF, STACK_CODEC_KEY, accept, make_bucket, snapshot
 from tests.unit.sheets import put_sheet
 from tests.waiting import DEADLINE_S
 
@@ -38,6 +38,7 @@ def test_server_keeps_its_contract(stack: Stack, tmp_path: Path) -> None:
     bucket = make_bucket(stack.data_dir / "bucket")
     asyncio.run(accept(bucket, ref))
     put_sheet(bucket, 1, ref)
+    bucket.put("incoming/acme/plan.pdf", PDF)
     bucket.put(ref.manifest, to_json(snapshot(SheetStatus.READY)))
     settings = {
         "SITELINK_BUCKET": (stack.data_dir / "bucket").as_uri(),
@@ -45,6 +46,7 @@ def test_server_keeps_its_contract(stack: Stack, tmp_path: Path) -> None:
         "SITELINK_JWT_SECRET": SECRET,
         "SITELINK_EVENTS_SECRET": "0123456789abcdef",
         "SITELINK_CODEC_KEY": STACK_CODEC_KEY,
+        "SITELINK_SOURCE_PREFIX": "incoming/{org}/",
         "SITELINK_WEBHOOK_SECRET": SECRET,  # no worker of the stack sends any, because the receivers are made up
     }
     with running(tmp_path / "api", stack.temporal_address, **settings) as api:

@@ -19,15 +19,16 @@ import pytest
 from activities.attempt import to_application_error
 from activities.bucket.keys import UploadRef
 from activities.bucket.location import BucketSettings
+from activities.bucket.parts import StoredPart, equal_parts
 from activities.bucket.records import UploadOptions, UploadRecord, from_json, to_json
-from activities.bucket.setup import RULE_ID, BucketSetup, equal_parts
+from activities.bucket.setup import RULE_ID, BucketSetup
 from activities.bucket.storage import LIST_PAGE, PART_BYTES, Bucket
 from activities.errors import (
-    BucketError,
     ClockSkewed,
     FileTooLarge,
     NoSuchBucket,
     ObjectMissing,
+    PartsIncomplete,
     SiteLinkError,
     StorageDenied,
     StorageUnavailable,
@@ -120,14 +121,16 @@ def test_r2s_rules_hold_for_every_request(recorder: Recorder, settings: BucketSe
     setup = BucketSetup(settings)
     outcome = set_up(setup, settings.url, ["https://plans.example.com"], create=True, say=lambda _: None)
     assert outcome == DONE
-    upload = setup.start_upload("a/e", 9 * MIB, 60)
-    etags = [httpx2.put(url, content=bytes(size)).headers["etag"] for url, size in zip(upload.urls, (8 * MIB, MIB), strict=True)]
-    setup.complete("a/e", upload.upload_id, etags)
-    setup.abort("a/f", setup.start_upload("a/f", 1, 60).upload_id)
+    upload, sizes = setup.start_upload("a/e"), (8 * MIB, MIB)
+    urls = [setup.part_url("a/e", upload, number, size, 60) for number, size in enumerate(sizes, 1)]
+    etags = [httpx2.put(url, content=bytes(size)).headers["etag"] for url, size in zip(urls, sizes, strict=True)]
+    assert [part.etag for part in setup.parts("a/e", upload)] == etags
+    setup.complete("a/e", upload, etags)
+    setup.abort("a/f", setup.start_upload("a/f"))
     made = {(request.method, re.sub(r"=[^&]*", "", request.target.partition("?")[2])) for request in recorder.requests}
     assert made >= {
         *(("PUT", query) for query in ("", "partNumber&uploadId", "cors", "lifecycle")),
-        *(("GET", query) for query in ("", "list-type&prefix", "delimiter&list-type&prefix")),
+        *(("GET", query) for query in ("", "list-type&prefix", "delimiter&list-type&prefix", "uploadId")),
         *(("POST", query) for query in ("uploads", "uploadId", "delete")),
         ("HEAD", ""),
         ("DELETE", "uploadId"),
@@ -512,20 +515,27 @@ def test_presigned_upload_takes_equal_parts(s3_server: TestServer) -> None:
     """A client with nothing but the URLs sends a large file, within a prefix; an unfinished upload is listed and can be aborted."""
     settings = s3_server.new_bucket("site")
     setup, bucket = BucketSetup(settings), Bucket(settings)
-    body = os.urandom(20 * MIB)
-    upload = setup.start_upload("source.pdf", len(body), 60)
-    assert [(unfinished.key, unfinished.upload_id) for unfinished in setup.unfinished_uploads()] == [("source.pdf", upload.upload_id)]
-    pieces = [body[start : start + upload.part_bytes] for start in range(0, len(body), upload.part_bytes)]
-    assert httpx2.put(upload.urls[0].replace("source.pdf", "other.pdf"), content=pieces[0]).status_code == 403
-    assert httpx2.get(upload.urls[0]).status_code == 403
-    etags = [httpx2.put(url, content=piece).headers["etag"] for url, piece in zip(upload.urls, pieces, strict=True)]
-    with pytest.raises(BucketError):
-        setup.complete("source.pdf", upload.upload_id, [*etags[:-1], '"0"'])
-    setup.complete("source.pdf", upload.upload_id, etags)
+    body, part_bytes = os.urandom(20 * MIB), 8 * MIB
+    upload = setup.start_upload("source.pdf")
+    assert [(unfinished.key, unfinished.upload_id) for unfinished in setup.unfinished_uploads()] == [("source.pdf", upload)]
+    pieces = [body[start : start + part_bytes] for start in range(0, len(body), part_bytes)]
+    urls = [setup.part_url("source.pdf", upload, number, len(piece), 60) for number, piece in enumerate(pieces, 1)]
+    assert httpx2.put(urls[0].replace("source.pdf", "other.pdf"), content=pieces[0]).status_code == 403
+    assert httpx2.put(urls[0], content=pieces[0] + b"x").status_code == 403  # nobody stores more than was announced
+    assert httpx2.get(urls[0]).status_code == 403
+    etags = [httpx2.put(url, content=piece).headers["etag"] for url, piece in zip(urls, pieces, strict=True)]
+    assert setup.parts("source.pdf", upload) == [
+        StoredPart(number, len(piece), etag) for number, (piece, etag) in enumerate(zip(pieces, etags, strict=True), 1)
+    ]
+    with pytest.raises(PartsIncomplete, match="InvalidPart"):
+        setup.complete("source.pdf", upload, [*etags[:-1], '"0"'])
+    setup.complete("source.pdf", upload, etags)
     assert bucket.get("source.pdf").body == body
-    other = setup.start_upload("other.pdf", 1, 60)
-    setup.abort("other.pdf", other.upload_id)
-    setup.abort("other.pdf", other.upload_id)
+    with pytest.raises(ObjectMissing):
+        setup.parts("source.pdf", upload)
+    other = setup.start_upload("other.pdf")
+    setup.abort("other.pdf", other)
+    setup.abort("other.pdf", other)
     assert setup.unfinished_uploads() == []
 
 

@@ -59,7 +59,7 @@ async def test_deleted_while_processing_leaves_nothing_on_a_server(client: Clien
         key, foreign = (ref.plan_ref.idempotency_key(name) for name in ("ours", "others"))
         for name, upload in ((key, ref), (foreign, other)):
             bucket.put(name, to_json(KeyRecord(upload.upload, "0" * 64)))
-        setup.start_upload(ref.source, PART, 60)
+        setup.start_upload(ref.source)
         fake.gate.clear()
         await start_upload(client, ref)
         await until_async(lambda: len(fake.tiled) == 2)
@@ -81,19 +81,19 @@ async def test_sweep_over_a_server(client: Client, s3_server: TestServer) -> Non
         accepted, old, fresh = accept(bucket, new_ref()), new_ref(OLD), new_ref()
         for ref in (old, fresh):
             bucket.put(ref.source, b"%PDF-1.7")
-        begun = setup.start_upload(new_ref().source, PART, 60)
-        elsewhere = setup.start_upload("not/ours.pdf", PART, 60)
+        stale_key = new_ref().source
+        stale, elsewhere = setup.start_upload(stale_key), setup.start_upload("not/ours.pdf")
         swept = await sweep(client, 24 * 60 * 60)
         assert (swept.uploads, swept.started, swept.removed) == (3, NameList(1, (str(accepted),)), NameList())  # both were written just now
-        assert {upload.upload_id for upload in setup.unfinished_uploads()} == {begun.upload_id, elsewhere.upload_id}
+        assert {upload.upload_id for upload in setup.unfinished_uploads()} == {stale, elsewhere}
         assert keys(bucket, fresh.prefix) == [fresh.source]
 
         await until_async(lambda: is_older(bucket, old, 2))
         swept = await sweep(client, 1)
         assert str(old) in swept.removed.first
         assert keys(bucket, old.prefix) == []
-        assert swept.aborted == NameList(1, (begun.key,))
-        assert [upload.upload_id for upload in setup.unfinished_uploads()] == [elsewhere.upload_id]
+        assert swept.aborted == NameList(1, (stale_key,))
+        assert [upload.upload_id for upload in setup.unfinished_uploads()] == [elsewhere]
         await handle_of(client, accepted).result()
 
 

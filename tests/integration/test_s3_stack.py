@@ -6,8 +6,11 @@ from collections.abc import Callable
 import httpx2
 import pytest
 
+from activities.bucket.keys import UploadRef
+from activities.bucket.records import SourceRecord
 from activities.bucket.setup import BucketSetup
 from activities.bucket.storage import ROOM_KEY, Bucket
+from activities.bucket.uploads import UploadStore
 from deploy.stack import Stack
 from tests.chaos.guarantees import send, sheets_in, wait_for, wait_until_scratch_is_empty
 from tests.resources.make_pdfs import plan_set
@@ -16,6 +19,7 @@ from tests.servers.s3 import TestServer
 pytestmark = pytest.mark.usefixtures("temporal_binary")
 
 PAGES = 4
+SOURCE = "incoming/acme/plan.pdf"
 
 
 def sheets_on_server(bucket: Bucket, upload: str) -> dict[str, str]:
@@ -30,12 +34,16 @@ def sheets_on_server(bucket: Bucket, upload: str) -> dict[str, str]:
 
 
 def test_a_plan_over_s3_is_the_same_as_in_a_directory(new_stack: Callable[..., Stack], stack: Stack, s3_server: TestServer) -> None:
-    """It completes, every tile is byte-equal to the directory's, also when the tile worker is killed; the API serves them."""
+    """It completes, every tile is byte-equal to the directory's, also when the tile worker is killed; the API serves them.
+
+    So it is with a plan that lies in the bucket, whose SHA-256 is not known before a worker reads it.
+    """
     body = plan_set(PAGES)
     in_directory = send(stack, body)
     settings = s3_server.new_bucket("site/plans")
     bucket = Bucket(settings)
-    over_s3 = new_stack(**s3_server.environment(settings))
+    bucket.put(SOURCE, body)
+    over_s3 = new_stack(**s3_server.environment(settings), SITELINK_SOURCE_PREFIX="incoming/{org}/")
     undisturbed, disturbed = send(over_s3, body), ""
     for on, upload in ((stack, in_directory), (over_s3, undisturbed)):
         assert wait_for(on, upload, lambda status: status["completedAt"] is not None)["status"] == "complete"
@@ -48,6 +56,14 @@ def test_a_plan_over_s3_is_the_same_as_in_a_directory(new_stack: Callable[..., S
         == httpx2.get(stack.api_url + in_directory + tile, timeout=60).content
     )
 
+    answer = httpx2.post(f"{over_s3.api_url}{undisturbed.rpartition('/')[0]}", json={"source": SOURCE}, timeout=60)
+    named = answer.raise_for_status().headers["location"]
+    assert wait_for(over_s3, named, lambda status: status["completedAt"] is not None)["status"] == "complete"
+    assert sheets_on_server(bucket, named) == expected
+    ref = UploadRef.parse(answer.json()["ref"])
+    assert UploadStore(bucket).record(ref).sha256 is None
+    assert bucket.get_record(SourceRecord, ref.source_record).sha256 == hashlib.sha256(body).hexdigest()
+
     disturbed = send(over_s3, body)
     wait_for(over_s3, disturbed, lambda status: status["completedPages"] >= 1)
     over_s3.kill("worker-tile")
@@ -57,6 +73,6 @@ def test_a_plan_over_s3_is_the_same_as_in_a_directory(new_stack: Callable[..., S
     assert sheets_on_server(bucket, disturbed) == expected
     wait_until_scratch_is_empty(over_s3)
     assert BucketSetup(settings).unfinished_uploads() == []
-    assert all(info.key.startswith("organizations/") or info.key == ROOM_KEY for info in bucket.objects(""))
+    assert all(info.key.startswith("organizations/") or info.key in (ROOM_KEY, SOURCE) for info in bucket.objects(""))
     for log in over_s3.logs.glob("*.log"):
         assert settings.secret_access_key not in log.read_text(), log

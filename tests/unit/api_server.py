@@ -58,6 +58,11 @@ class RawConnection:
         async with asyncio.timeout(DEADLINE_S):
             return await self._reader.readuntil(part)
 
+    async def exactly(self, size_bytes: int) -> bytes:
+        """The next bytes."""
+        async with asyncio.timeout(DEADLINE_S):
+            return await self._reader.readexactly(size_bytes)
+
     def close(self) -> None:
         """Closes the connection."""
         self._writer.transport.abort()

@@ -26,7 +26,7 @@ from api.access.routes import GuardedRoute, PublicFiles
 from api.access.settings import AccessSettings, Mode
 from api.access.tokens import OwnTokens
 from api.app import Api, create_app
-from api.paths import DELIVERIES, PLAN, REDELIVER, UPLOAD, UPLOADS, WEBHOOKS
+from api.paths import BEGIN, DELIVERIES, PARTS, PLAN, REDELIVER, UPLOAD, UPLOADS, WEBHOOKS
 from api.r2.settings import PushSettings
 from api.settings import ApiSettings
 from tests.unit.api_fakes import FakeTemporal, RawRequest, accept, client_of
@@ -44,6 +44,12 @@ EXPECTED: dict[str, tuple[str, str]] = {
     f"GET {PLAN}/events": ("read", "read"),
     f"POST {UPLOADS}": ("write", "write"),
     f"GET {UPLOADS}": ("read", "read"),
+    f"POST {BEGIN}": ("write", "write"),
+    f"GET {PARTS}": ("write", "write"),
+    f"DELETE {PARTS}": ("write", "write"),
+    f"POST {PARTS}/sign": ("write", "write"),
+    f"PUT {PARTS}/{{part}}": ("signed", "signed"),
+    f"POST {UPLOAD}/complete": ("write", "write"),
     f"GET {UPLOAD}": ("read", "read"),
     f"DELETE {UPLOAD}": ("operate", "operate"),
     f"GET {UPLOAD}/events": ("read", "read"),
@@ -180,7 +186,7 @@ def test_every_route_has_the_expected_policy(app: Starlette) -> None:
     kinds = {Needs.TOKEN: "token", Needs.SYSTEM: "system", Needs.CREDENTIAL: "credential"}
     found = {}
     for method, path, policy in requests_of(app):
-        kind = kinds.get(policy.needs) or ("signed" if path == "/v1/events/r2" else "public")
+        kind = kinds.get(policy.needs) or ("signed" if path in ("/v1/events/r2", f"{PARTS}/{{part}}") else "public")
         found[f"{method} {path}"] = (policy.scope_for(b"") or kind, policy.scope_for(b"deep=true") or kind)
     assert found == EXPECTED
 

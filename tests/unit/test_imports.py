@@ -24,7 +24,16 @@ PURE = {"activities.errors", *(f"activities.bucket.{name}" for name in ("keys", 
 LIGHT = PURE | {"temporalio", "activities.interface", "activities.bucket.forecast"}
 BUCKET = LIGHT | {"activities.bucket"}
 HOST = BUCKET | {f"activities.{name}" for name in ("host", "attempt", "threads", "render.attempt", "render.tilefile")}
-CONTRACT = PURE | {"api.contract", "api.access", "api.http", "api.paths", "api.progress.plan", "api.r2.events", "api.uploads"}
+CONTRACT = PURE | {
+    "api.contract",
+    "api.access",
+    "api.http",
+    "api.paths",
+    "api.progress.plan",
+    "api.r2.events",
+    "api.source_prefix",
+    "api.uploads",
+}
 CLI = PURE | {"api.cli", "api.addresses", "api.paths", "activities.environment"}
 SERVER_ROOM = BUCKET | {"activities.environment", "activities.logs", "activities.program", "workflows", "api"}
 SERVER_ROOM |= {f"activities.webhooks.{name}" for name in ("settings", "signing", "network")}
@@ -44,7 +53,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "activities.bucket.limiter": set(),
     "activities.bucket.storage": PURE | {*(f"activities.bucket.{name}" for name in ("limiter", "location", "store_errors")), "obstore"},
     "activities.bucket.setup": PURE
-    | {*(f"activities.bucket.{name}" for name in ("location", "store_errors", "storage")), "boto3", "botocore", "mypy_boto3_s3"},
+    | {*(f"activities.bucket.{name}" for name in ("location", "parts", "store_errors", "storage")), "boto3", "botocore", "mypy_boto3_s3"},
+    "activities.bucket.parts": PURE | {"activities.bucket.storage"},
+    "activities.bucket.s3_parts": PURE | {f"activities.bucket.{name}" for name in ("location", "parts", "setup")},
     "activities.bucket.uploads": PURE | {"activities.bucket.storage", "activities.bucket.store_errors"},
     "activities.bucket.listing": PURE | {"activities.bucket.storage"},
     "activities.bucket.verify": PURE | {"activities.bucket.storage", "activities.bucket.listing", "activities.render.decoder"},
@@ -116,6 +127,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "api.cli.*": CLI,
     "api.r2.pull": SERVER_ROOM | {"httpx2"},
     "api.r2.settings": {"activities.environment", "api.addresses"},
+    "api.source_prefix": PURE,
     "api.settings": {
         "activities.bucket.location",
         "activities.environment",
@@ -123,15 +135,17 @@ MAY_IMPORT: dict[str, set[str]] = {
         "api.addresses",
         "api.access.settings",
         "api.r2.settings",
+        "api.source_prefix",
         "workflows.codec",
     },
-    "api.contract.schemas": PURE | {"api.access.principal", "api.progress.runs", "api.r2.events"},
+    "api.contract.schemas": PURE | {"api.access.principal", "api.direct", "api.progress.runs", "api.r2.events"},
     "api.contract.page": {"api.contract.schemas"},
     "api.contract.routes": {"api.access.routes", "api.contract.document", "api.contract.page", "api.http.caching", "starlette"},
     "api.contract.*": CONTRACT,
     "api.http.protocol": {"api.http.problems", "h11", "uvicorn"},
     "api.http.counters": SERVER_ROOM | {"limits"},
     "api.http.limits": SERVER_ROOM | {"limits"},
+    "api.http.digests": SERVER_ROOM | {"http_sf"},
     "api.*": SERVER_ROOM,
     "worker.*": {"activities", "workflows", "worker", "temporalio"},
 }

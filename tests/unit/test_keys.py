@@ -30,6 +30,7 @@ def test_keys_are_those_of_the_design() -> None:
     base = "organizations/acme/projects/tower/plans/plan-A/uploads/0198c0de-0000-7000-8000-000000000001/"
     assert UPLOAD.prefix == base
     assert UPLOAD.source == f"{base}source.pdf"
+    assert UPLOAD.source_record == f"{base}source.json"
     assert UPLOAD.record == f"{base}upload.json"
     assert UPLOAD.manifest == f"{base}manifest.json"
     assert UPLOAD.sheets_prefix == f"{base}sheets/"

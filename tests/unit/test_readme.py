@@ -263,6 +263,9 @@ def test_every_key_of_the_bucket_is_spelled_as_the_code_spells_it() -> None:
     spelled = {
         webhooks_record("org"),
         ref.source,
+        ref.source_record,
+        ref.begun,
+        ref.part(1),
         ref.record,
         ref.manifest,
         ref.thumbnail(1),

@@ -51,7 +51,7 @@ UPLOADS = st.builds(
     UploadRecord,
     file_name=TEXT,
     size_bytes=NUMBERS,
-    sha256=TEXT,
+    sha256=st.none() | TEXT,
     options=OPTIONS,
     created_at=TIMES,
     deleted_at=st.none() | TIMES,

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from activities.bucket.keys import UploadRef
 from activities.bucket.location import BucketSettings
 from activities.bucket.records import UploadOptions, UploadRecord, timestamp
 from activities.bucket.storage import Bucket
+from activities.bucket.uploads import UploadStore
 from activities.errors import ShareFull, SourceAltered, SourceMissing
 from activities.scratch import IDLE_S, SHARE_BEATS, UNKNOWN_AGE_S, Scratch, ScratchInUse
 from tests.waiting import until_async
@@ -116,6 +118,29 @@ async def test_source_that_is_gone_or_another_is_named(
     with pytest.raises(SourceMissing):
         await ActivityEnvironment().run(read)
     assert not list((tmp_path / "scratch" / "sources").iterdir())
+
+
+async def test_first_whole_read_decides_which_source_was_accepted(open_scratch: Callable[..., Scratch], bucket: CountingBucket) -> None:
+    """Without the client's SHA-256, every host gets the PDF that the first host got, or an error. Half of it decides nothing."""
+    scratch, record, store = open_scratch(), replace(RECORD, sha256=None), UploadStore(bucket)
+
+    async def read() -> bytes:
+        async with scratch.source(REF, record, bucket, Attempt()) as path:
+            return await asyncio.to_thread(path.read_bytes)
+
+    bucket.put(REF.source, BODY[:-1])
+    with pytest.raises(SourceAltered, match="100,008 bytes, 100,009 were accepted"):
+        await ActivityEnvironment().run(read)
+    assert store.source_sha256(REF, record) is None
+    bucket.put(REF.source, BODY)
+    assert await ActivityEnvironment().run(read) == BODY
+    assert store.source_sha256(REF, record) == RECORD.sha256
+    scratch.discard(REF)  # as another host
+    assert await ActivityEnvironment().run(read) == BODY
+    scratch.discard(REF)
+    bucket.put(REF.source, BODY[:-1] + b"y")
+    with pytest.raises(SourceAltered, match=r"sha256 .* was accepted"):
+        await ActivityEnvironment().run(read)
 
 
 def test_second_worker_is_refused_and_the_host_keeps_its_id(open_scratch: Callable[..., Scratch]) -> None:

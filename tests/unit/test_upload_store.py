@@ -5,6 +5,7 @@ import inspect
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -257,6 +258,14 @@ async def test_an_upload_is_accepted_once(bucket: Bucket) -> None:
     bucket.put(REF.manifest, b"another")
     assert not await store.create_manifest_async(REF, snapshot())
     assert bucket.get(REF.manifest).body == b"another"
+
+
+async def test_the_first_sha256_of_a_source_counts(bucket: Bucket) -> None:
+    """A later reader is told the first one. The SHA-256 of ``upload.json`` comes before both."""
+    store, unread = UploadStore(bucket), replace(RECORD, sha256=None)
+    assert store.source_sha256(REF, unread) is None
+    assert [await store.set_source_sha256_async(REF, digest * 64) for digest in "ab"] == ["a" * 64] * 2
+    assert [store.source_sha256(REF, record) for record in (unread, RECORD)] == ["a" * 64, RECORD.sha256]
 
 
 async def test_a_mark_of_deletion_stays_as_it_is(bucket: Bucket) -> None:

@@ -90,7 +90,7 @@ async def test_source_that_is_not_what_was_accepted_is_final_at_the_third_read(t
     bucket = Bucket(BucketSettings((tmp_path / "bucket").as_uri()))
     ref = UploadRef.parse(REF)
     accept(bucket, ref)
-    bucket.put(ref.source, b"another")
+    bucket.put(ref.source, b"different")
     attempts, finals = Attempts(), []
     for host in range(SourceAltered.tries):
         async with activities(bucket, tmp_path / f"scratch {host}") as each:

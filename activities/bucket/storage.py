@@ -73,6 +73,7 @@ PART_BYTES = 8 << 20
 """Size of each part but the last of a streamed object. S3 wants at least 5 MiB, and R2 wants equal parts:
 https://developers.cloudflare.com/r2/objects/multipart-objects/"""
 PARTS_AT_ONCE = 4
+CHUNK_BYTES = 4 << 20
 
 LIST_PAGE = 1000
 """https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectsV2.html"""
@@ -393,8 +394,13 @@ class Bucket:
     def chunks(self, key: str) -> Iterator[bytes]:
         """Reads an object in chunks, in constant memory. Raises like ``get``."""
         with self._named_errors(key):
-            for chunk in obstore.get(self._store, key).stream(min_chunk_size=4 << 20):
-                yield bytes(chunk)
+            if self._root is not None:  # ten times as fast as obstore's stream
+                with (self._root / key).open("rb") as file:
+                    while chunk := file.read(CHUNK_BYTES):
+                        yield chunk
+                return
+            for part in obstore.get(self._store, key).stream(min_chunk_size=CHUNK_BYTES):
+                yield bytes(part)
 
     def objects(self, prefix: str, after: str = "", last: str = "") -> Iterator[ObjectInfo]:
         """All objects below ``prefix``; those of a directory in no order.

@@ -14,8 +14,9 @@ declare class UploadElement extends HTMLElement {
  * `<sitelink-progress upload="…">`: state, progress, forecast and sheets of an upload.
  *
  * Attributes: `controls` shows the buttons that change something, `controls="cancel retry"` only some of `cancel`, `retry`, `delete` and
- * `prioritize`, which lets a person open a sheet that waits, and so have it tiled next; `compact` leaves the sheets out, `heading-level` is 1 to 6 (default 2). Slot: `again`, shown when the upload failed. Parts: heading, status, facts, panel,
- * bar, fill, measures, news, warning, verdict, filter, sheets, sheet, open, thumbnail, title, state, button.
+ * `prioritize`, which lets a person open a sheet that waits, and so have it tiled next; `compact` leaves the sheets out, `heading-level` is
+ * 1 to 6 (default 2). Slot: `again`, shown when the upload failed. Parts: heading, status, facts, panel, bar, fill, measures, news, warning,
+ * verdict, filter, sheets, sheet, open, thumbnail, title, state, button.
  */
 export class ProgressElement extends UploadElement {
   controls: boolean;

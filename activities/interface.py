@@ -220,12 +220,21 @@ class TiledPage:
 
 @dataclass(frozen=True)
 class UploadPage:
-    """Argument of ``upload_page``."""
+    """Argument of ``upload_page``.
+
+    Args:
+        ref: The upload.
+        page: The page, with the size of its tiles.
+        options: The upload's options.
+        tiled: Where the tiles are.
+        first: Whether the tiles are sent before those of sheets that were drawn earlier.
+    """
 
     ref: str
     page: Page
     options: UploadOptions
     tiled: TiledPage
+    first: bool = False
 
 
 @dataclass(frozen=True)

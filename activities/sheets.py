@@ -24,12 +24,12 @@ from activities.host import HostActivities
 from activities.interface import DiscardScratch, TiledPage, TilePage, UploadPage, host_queue
 from activities.render.attempt import RenderAttempt
 from activities.render.tilefile import THUMBNAIL, TILES, TileFile
-from activities.threads import Turn, turn_of
+from activities.threads import turn_of
 
 logger = logging.getLogger(__name__)
 
 MOST_CHUNK_TILES = 32
-"""Tiles that a thread writes, at most, before another sheet gets its turn."""
+"""Tiles that a thread writes, at most, before another upload gets its turn."""
 
 
 class SheetActivities(HostActivities):
@@ -103,7 +103,8 @@ class SheetActivities(HostActivities):
             if not (args.tiled.thumbnail and listing.thumbnail is not None and listing.thumbnail.size == len(thumbnail)):
                 bucket.put(ref.thumbnail(number), thumbnail)
             prefix = ref.tiles_prefix(number)
-            turn = turn_of(ref, str(number))
+            # The sheets of an upload are sent one after the other, because then each is ready as early as it can be.
+            turn = turn_of(ref, str(number) if args.first else "tiles")
             futures = [
                 self._host.threads.submit(turn, _put_tiles, bucket, prefix, pyramid, tiles, chunk, listing.tiles, stop)
                 for chunk in _chunks(pyramid, self._host.threads.most)
@@ -137,17 +138,18 @@ class SheetActivities(HostActivities):
         raise_if_stopped(stop)
         if not bucket.answers_prove_writes:
             sent = [prefix + name for name, _, _ in lines] + [ref.thumbnail(number), ref.sheet_record(number)]
-            listing = Listing.of(ref, number, self._list_at_once(ref, number, sent, turn))
+            listing = Listing.of(ref, number, self._list_at_once(ref, number, sent))
             _prove(listing, lines, len(thumbnail), len(body))
             raise_if_stopped(stop)
         bucket.delete(listing.surplus(ref, pyramid))  # old tiles, if the sheet had another size
         self._store.commit(ref, number, descriptor)
         return record
 
-    def _list_at_once(self, ref: UploadRef, number: int, sent: list[str], turn: Turn) -> Iterator[ObjectInfo]:
+    def _list_at_once(self, ref: UploadRef, number: int, sent: list[str]) -> Iterator[ObjectInfo]:
         """The objects of a sheet on an S3 server, all pages of the LIST at once; the keys that were sent tell where the pages begin."""
         prefix, ends = ref.sheet_prefix(number), sorted(sent)[LIST_PAGE - 1 :: LIST_PAGE]
         pages = pairwise(("", *ends, ""))
+        turn = turn_of(ref, str(number))  # before the tiles of the next sheet
         return chain.from_iterable(self._host.threads.map(turn, lambda page: list(self._host.bucket.objects(prefix, *page)), pages))
 
 

@@ -75,6 +75,7 @@ PART_BYTES = 8 << 20
 """Size of each part but the last of a streamed object. S3 wants at least 5 MiB, and R2 wants equal parts:
 https://developers.cloudflare.com/r2/objects/multipart-objects/"""
 PARTS_AT_ONCE = 4
+CHUNK_BYTES = 4 << 20
 
 LARGEST_COPY_BYTES = 5 << 30
 """https://docs.aws.amazon.com/AmazonS3/latest/API/API_CopyObject.html"""
@@ -419,8 +420,13 @@ class Bucket:
     def chunks(self, key: str) -> Iterator[bytes]:
         """Reads an object in chunks, in constant memory. Raises like ``get``."""
         with self._named_errors(key):
-            for chunk in obstore.get(self._store, key).stream(min_chunk_size=4 << 20):
-                yield bytes(chunk)
+            if self._root is not None:  # ten times as fast as obstore's stream
+                with (self._root / key).open("rb") as file:
+                    while chunk := file.read(CHUNK_BYTES):
+                        yield chunk
+                return
+            for part in obstore.get(self._store, key).stream(min_chunk_size=CHUNK_BYTES):
+                yield bytes(part)
 
     async def copy_async(self, source: str, target: str) -> None:
         """Has an S3 server copy an object of at most ``LARGEST_COPY_BYTES``. Raises like ``get``.

@@ -14,8 +14,9 @@ declare class UploadElement extends HTMLElement {
  * `<sitelink-progress upload="…">`: state, progress, forecast and sheets of an upload.
  *
  * Attributes: `controls` shows the buttons that change something, `controls="cancel retry"` only some of `cancel`, `retry`, `delete` and
- * `prioritize`, which lets a person open a sheet that is not ready, and so have it tiled next; `compact` leaves the sheets out, `heading-level` is 1 to 6 (default 2). Slot: `again`, shown when the upload failed. Parts: heading, status, facts, panel,
- * bar, fill, measures, news, warning, verdict, filter, sheets, sheet, open, thumbnail, title, state, button.
+ * `prioritize`, which lets a person open a sheet that waits, and so have it tiled next; `compact` leaves the sheets out, `heading-level` is
+ * 1 to 6 (default 2). Slot: `again`, shown when the upload failed. Parts: heading, status, facts, panel, bar, fill, measures, news, warning,
+ * verdict, filter, sheets, sheet, open, thumbnail, title, state, button.
  */
 export class ProgressElement extends UploadElement {
   controls: boolean;
@@ -24,7 +25,7 @@ export class ProgressElement extends UploadElement {
   sheet(number: number): Sheet | undefined;
   /** Says a sentence to screen readers. */
   announce(text: string): void;
-  /** Has a sheet that is not ready tiled next, if `controls` has `prioritize`, and says so to screen readers. */
+  /** Has a sheet that waits tiled next, if `controls` has `prioritize`, and says so to screen readers. */
   prioritize(sheet: number): Promise<void>;
   /** Puts the focus on the file's name. */
   focus(): void;

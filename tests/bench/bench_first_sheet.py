@@ -1,8 +1,8 @@
 """How soon a client sees something of an upload: ``python -m tests.bench.bench_first_sheet [--rounds 3] [--delay MS] FILE.pdf``.
 
 Each round has a new stack, which has processed a small plan before: once onto a directory, once onto an S3 server. Prints medians of the
-milliseconds since the last byte of the upload was sent: when each step towards the first sheet ended, by the run's history in Temporal, and
-when a client that watches saw the first thumbnail and the first ready sheet. Everything is written below ``/dev/shm``.
+milliseconds since the last byte of the upload was sent: when each step towards sheet 1 ended, by the run's history in Temporal, and
+when a client that watches saw the first thumbnail and the first ready sheets. Everything is written below ``/dev/shm``.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from temporalio.client import Client
 from activities.bucket.keys import UploadRef
 from deploy.stack import Stack
 from tests.bench.bench_bucket import environment, logging_server
+from tests.bench.bench_jobs import use_memory
 from tests.resources.make_pdfs import plan_set
 from tests.servers.far import far_away
 
@@ -57,7 +58,7 @@ async def history_times(address: str, ref: UploadRef) -> Times:
 
 
 def send(stack: Stack, pdf: Path, *, until_end: bool) -> tuple[UploadRef, Times]:
-    """Sends a PDF and watches it until the end, or until a sheet is ready; returns what was seen when."""
+    """Sends a PDF and watches it until the end, or until sheet 1 is ready; returns what was seen when."""
     times: Times = {}
 
     def body() -> Iterator[bytes]:
@@ -84,7 +85,9 @@ def send(stack: Stack, pdf: Path, *, until_end: bool) -> tuple[UploadRef, Times]
                         times.setdefault("client: first thumbnail", time.time())
                     if sheet["status"] == "ready":
                         times.setdefault("client: first sheet ready", time.time())
-                if not until_end and "client: first sheet ready" in times:
+                        if sheet["number"] == 1:
+                            times.setdefault("client: sheet 1 ready", time.time())
+                if not until_end and "client: sheet 1 ready" in times:
                     break
     return UploadRef.parse(answer.json()["ref"]), times
 
@@ -96,12 +99,15 @@ def one_round(pdf: Path, warm_up: Path, *, is_s3: bool, delay_ms: int) -> Times:
         environ = {name: value for name, value in os.environ.items() if not name.startswith(("SITELINK_", "AWS_"))}
         if is_s3:
             settings, _ = opened.enter_context(logging_server(directory))
-            far = opened.enter_context(far_away(settings.endpoint, f"-delay={delay_ms}ms"))
-            environ = environment(replace(settings, endpoint=far.endpoint))
+            if delay_ms:
+                far = opened.enter_context(far_away(settings.endpoint, f"-delay={delay_ms}ms"))
+                settings = replace(settings, endpoint=far.endpoint)
+            environ = environment(settings)
         stack = Stack(directory / "data", environ=environ, port=0, temporal_ports=(0, 0))
         stack.start()
         opened.callback(stack.stop)
         send(stack, warm_up, until_end=True)
+        use_memory()
         ref, times = send(stack, pdf, until_end=False)
         times |= asyncio.run(history_times(stack.temporal_address, ref))
         return {name: 1000 * (at - times["last byte"]) for name, at in sorted(times.items(), key=lambda item: item[1])}

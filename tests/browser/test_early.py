@@ -109,7 +109,10 @@ async def test_page_tells_how_long_it_will_take(held: Held) -> None:
         try:
             await watched.upload("time.pdf", plan_pdf(2))
             await expect(watched.page.locator("#left")).to_have_text(re.compile(r"^(about|[\d.]+( s| min)? to) [\d.]+ (s|min) left$"))
+            left = (await status_of(watched))["secondsLeft"]
+            assert 0 <= left["low"] < left["high"]
         finally:
             gate.set()
         await watched.wait_until_complete()
         await expect(watched.page.locator("#left")).to_have_text("")
+        assert (await status_of(watched))["secondsLeft"] is None

@@ -8,7 +8,19 @@ from hypothesis import given
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from activities.bucket.forecast import Forecaster
-from activities.bucket.records import Forecast, Note, SheetRecord, SheetState, SheetStatus, Snapshot, UploadOptions, UploadStatus, timestamp
+from activities.bucket.records import (
+    Forecast,
+    Note,
+    SheetRecord,
+    SheetState,
+    SheetStatus,
+    Snapshot,
+    UploadOptions,
+    UploadStatus,
+    from_wire,
+    timestamp,
+    to_wire,
+)
 from activities.interface import Page
 from workflows.processing.progress import NOT_RECONCILED, Progress, percentage
 
@@ -186,6 +198,33 @@ def test_reconcile_corrects_both_ways_and_says_so() -> None:
     assert [sheet.status for sheet in snapshot.sheets] == [SheetStatus.PENDING, SheetStatus.READY, SheetStatus.TILING]
     assert snapshot.reconciled
     assert snapshot.reconciled_at == snapshot.updated_at
+
+
+def test_thumbnail_follows_the_sheet() -> None:
+    """A sheet has its thumbnail when it is drawn. It has none any more when its objects are removed: it is broken, stopped or failed."""
+    progress = begun_progress(3)
+    for number in (1, 2, 3):
+        progress.mark_tiling(number, START)
+        assert not progress.sheet(number).thumbnail
+        progress.mark_uploading(number, START, thumbnail=number != 3)
+    assert [progress.sheet(number).thumbnail for number in (1, 2, 3)] == [True, True, False]
+    progress.mark_tiling(1, START)  # its host was lost, but not the thumbnail
+    assert progress.sheet(1).thumbnail
+    progress.mark_pending(1, START)
+    progress.mark_failed(2, "PageUnreadable", "cannot be drawn", START)
+    progress.mark_ready([record(3)], START)
+    assert [progress.sheet(number).thumbnail for number in (1, 2, 3)] == [False, False, True]
+    progress.reconcile([record(1)], [3], START)
+    assert [progress.sheet(number).thumbnail for number in (1, 2, 3)] == [True, False, False]
+
+
+def test_ready_sheet_of_an_earlier_release_has_its_thumbnail() -> None:
+    """A manifest that does not know the flag is read as it was meant."""
+    progress = begun_progress(1)
+    progress.mark_ready([record(1)], START)
+    document = to_wire(progress.snapshot())
+    del document["sheets"][0]["thumbnail"]
+    assert from_wire(Snapshot, document) == progress.snapshot()
 
 
 def test_reconcile_that_finds_nothing_wrong_confirms_and_ends_nothing_again() -> None:

@@ -150,12 +150,12 @@ class Calls:
 
     # ------------------------------------------------------------------ on the queue of one host
 
-    async def upload_page(self, sheet: SheetState, options: UploadOptions, tiled: TiledPage) -> SheetRecord:
+    async def upload_page(self, sheet: SheetState, options: UploadOptions, tiled: TiledPage, *, first: bool) -> SheetRecord:
         """Writes a sheet to the bucket, on the host that holds its tiles."""
         page = Page(sheet.number, sheet.title, sheet.width or 0, sheet.height or 0, sheet.dpi or 0, scaled=sheet.scaled, notes=sheet.notes)
         return await workflow.execute_activity_method(
             UploadActivities.upload_page,
-            UploadPage(self._ref, page, options, tiled),
+            UploadPage(self._ref, page, options, tiled, first),
             task_queue=tiled.queue,
             schedule_to_start_timeout=self._patience.host,
             start_to_close_timeout=SHEET_TIMEOUT,

@@ -74,7 +74,8 @@ class SheetWork:
         # There is no await between the tiling and this line: a host removes every tiled page that ``tiles_wanted`` does not name.
         self.tiled_pages[number] = tiled.scratch
         try:
-            record = await self._calls.upload_page(self._progress.sheet(number), options, tiled)
+            first = self._window.is_prioritized(number)
+            record = await self._calls.upload_page(self._progress.sheet(number), options, tiled, first=first)
         except ActivityError as error:
             if fell_silent(error):
                 self.silence_noticed = workflow.now()

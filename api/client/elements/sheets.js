@@ -122,12 +122,13 @@ export class Sheets {
 
   #showCard(card, sheet) {
     const ready = sheet.status === "ready";
-    const waits = sheet.status === "pending" || sheet.status === "tiling";
-    if (ready || sheet.status === "failed") this.prioritized.delete(sheet.number);
+    const waits = sheet.status === "pending";
+    if (!waits) this.prioritized.delete(sheet.number);
     card.dataset.status = sheet.status;
     card.dataset.group = group(sheet.status);
     const open = card.querySelector(".open");
-    const canOpen = waits ? this.#canPrioritize(sheet) : ready || (sheet.status === "uploading" && !open.disabled); // it will be ready in a moment
+    // The button of a sheet whose turn has come keeps the focus until the sheet is ready.
+    const canOpen = waits ? this.#canPrioritize(sheet) : ready || (sheet.status !== "failed" && !open.disabled);
     if (!canOpen && open === this.#root.activeElement) {
       card.tabIndex = -1;
       card.focus();
@@ -238,13 +239,17 @@ export class Sheets {
   }
 
   #canPrioritize(sheet) {
-    return ["pending", "tiling"].includes(sheet?.status) && this.offers("prioritize") && !isFinal(this.#element.progress.status);
+    return sheet?.status === "pending" && this.offers("prioritize") && !isFinal(this.#element.progress.status);
   }
 
   /** Has a sheet that waits made next, if a person may ask for it. */
   async prioritize(number) {
     const { upload, access } = this.#element;
-    if (!this.#canPrioritize(this.#element.sheet(number))) return;
+    const sheet = this.#element.sheet(number);
+    if (!this.#canPrioritize(sheet)) {
+      if (["tiling", "uploading"].includes(sheet?.status)) this.announce(`Sheet ${number} is being made.`);
+      return;
+    }
     try {
       await prioritize(upload, number, access);
     } catch (problem) {

@@ -131,7 +131,7 @@ class Api:
             route("GET", PARTS, self._direct.show, scoped(WRITE)),
             route("DELETE", PARTS, self._direct.abort, scoped(WRITE, action="abort upload")),
             route("POST", f"{PARTS}/sign", self._direct.sign, scoped(WRITE, action="sign parts")),
-            *([] if self._direct.origin else [route("PUT", f"{PARTS}/{{part}}", self._direct.put_part, PUBLIC)]),
+            *([] if self._direct.origin else [route("PUT", f"{PARTS}/{{part:int}}", self._direct.put_part, PUBLIC)]),
             route("POST", f"{UPLOAD}/complete", self.complete, scoped(WRITE, action="complete upload")),
             route("GET", UPLOAD, self.show, scoped(READ, waits=True)),
             route("DELETE", UPLOAD, self.delete, scoped(OPERATE, action="delete")),

@@ -485,13 +485,13 @@ def test_the_command_reads_the_environment(s3_server: TestServer) -> None:
         assert re.search(r"only a bucket on an S3 server|AWS_SECRET_ACCESS_KEY is not set", run.stderr)
 
 
-def test_a_server_with_lifecycle_is_told_to_abort_after_a_day(server_of_errors: Recorder) -> None:
+def test_a_server_with_lifecycle_is_told_to_abort_after_a_week(server_of_errors: Recorder) -> None:
     """The rule as S3 documents it: https://docs.aws.amazon.com/AmazonS3/latest/API/API_AbortIncompleteMultipartUpload.html."""
     server_of_errors.answer = lambda _: Answer(200)
     BucketSetup(at(server_of_errors)).abort_stale_uploads()
     (request,) = server_of_errors.requests
     assert request.target == "/plans?lifecycle"
-    for words in (f"<ID>{RULE_ID}</ID>", "<DaysAfterInitiation>1</DaysAfterInitiation>", "<Status>Enabled</Status>"):
+    for words in (f"<ID>{RULE_ID}</ID>", "<DaysAfterInitiation>7</DaysAfterInitiation>", "<Status>Enabled</Status>"):
         assert words.encode() in request.body
 
 

@@ -184,6 +184,11 @@ class Api:
         await self._uploads.close()
         self._direct.close()
 
+    @property
+    def parts_origin(self) -> str | None:
+        """See ``DirectUploads.origin``."""
+        return self._direct.origin
+
     def stop(self) -> None:
         """Ends all event streams. The server calls it when it was asked to stop: it would wait for them without end."""
         self._hub.stop()
@@ -371,6 +376,7 @@ def create_app(bucket: Bucket, connect: Callable[[], Awaitable[Client]], setting
                 origins=access.cors_origins,
                 unguarded=unguarded,
                 is_no_forgery=is_sent_on_purpose if access.mode is Mode.JWT else None,
+                parts_origin=api.parts_origin,
             ),
             Middleware(ProblemAnswers),
             Middleware(LimitAddresses, limits=api.limits, unlimited=unguarded),

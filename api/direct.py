@@ -211,7 +211,8 @@ class DirectUploads:
         ref, query, number = upload_ref(request), request.query_params, request.path_params["part"]
         expires_at = int(query["expires"]) if _SECONDS.fullmatch(query.get("expires", "")) else 0
         begun = await self._store.begun_record_async(ref)
-        signature = part_signature(begun, number, expires_at) if begun is not None and _is_number(number, begun.part_count) else ""
+        is_part = begun is not None and begun.part_secret and _is_number(number, begun.part_count)
+        signature = part_signature(begun, number, expires_at) if begun is not None and is_part else ""
         if begun is None or not signature or not hmac.compare_digest(signature.encode(), query.get("signature", "").encode()):
             msg = "the address of the part is not one that this server has signed"
             raise NotAllowed(msg)

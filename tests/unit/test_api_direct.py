@@ -13,10 +13,14 @@ import pytest
 from starlette.applications import Starlette
 
 from activities.bucket.keys import UploadRef
+from activities.bucket.location import BucketSettings
 from activities.bucket.records import BegunRecord, UploadRecord, from_json, timestamp, to_json
 from activities.bucket.storage import Bucket
+from activities.webhooks.settings import WebhookSettings
 from api.access.settings import AccessSettings, Mode
+from api.app import create_app
 from api.direct import part_signature
+from api.settings import ApiSettings
 from tests.unit.api_fakes import BASE, PLAN, UNAVAILABLE, FakeTemporal, RawRequest, client_of, files_in, make_app, make_bucket
 from tests.waiting import until_async
 
@@ -302,7 +306,7 @@ async def test_completing_goes_on_after_a_kill(client: httpx2.AsyncClient, bucke
     sent = await send(client, begun, [1, 2, 3])
     bucket.put(f"{ref.prefix}source.pdf#1", FILE[:-1])
     bucket.put(ref.source, FILE)
-    bucket.delete([ref.part(1), ref.part(2), ref.part(3)])
+    bucket.delete([ref.part(1), ref.part(2)])
     shown = (await client.get(begun["links"]["parts"])).json()["stored"]
     assert [part["number"] for part in shown] == [1, 2, 3]
     for parts in (sent, shown):
@@ -329,6 +333,38 @@ async def test_upload_is_accepted_without_temporal(client: httpx2.AsyncClient, t
     temporal.start_error = UNAVAILABLE
     begun = await begin(client)
     assert (await complete(client, begun, await send(client, begun, [1, 2, 3]))).status_code == 202
+
+
+async def test_unfinished_uploads_are_limited(bucket: Bucket, temporal: FakeTemporal) -> None:
+    """Neither begun nor completed while the organization has too many; what was begun and accepted stays."""
+    settings = ApiSettings(BucketSettings("file:///unused"), max_open_uploads=5)
+    async with client_of(create_app(bucket, temporal.connect, settings)) as client:
+        begun = await begin(client, headers=KEY)
+        sent = await send(client, begun, [1, 2, 3])
+        temporal.open_runs = 5
+        body = {"sizeBytes": len(FILE), "partSizeBytes": PART}
+        assert (await client.post(BEGIN, json=body)).json()["type"] == "QuotaExceeded"
+        assert (await begin(client, headers=KEY))["upload"] == begun["upload"]
+        refused = await complete(client, begun, sent)
+        assert (refused.status_code, refused.json()["type"], refused.headers["retry-after"]) == (429, "QuotaExceeded", "60")
+        temporal.open_runs = 4
+        assert (await complete(client, begun, sent)).status_code == 202
+        temporal.open_runs = 5
+        assert (await complete(client, begun, sent)).status_code == 202
+
+
+async def test_webhook_of_the_beginning_is_the_upload_s(bucket: Bucket, temporal: FakeTemporal) -> None:
+    """Its secret comes when the upload is accepted, each time the same."""
+    webhooks = WebhookSettings((SECRET,))
+    async with client_of(create_app(bucket, temporal.connect, ApiSettings(BucketSettings("file:///unused"), webhooks=webhooks))) as client:
+        begun = await begin(client, headers={"SiteLink-Webhook": "https://hooks.example.com/plan"})
+        sent = await send(client, begun, [1, 2, 3])
+        answers = [(await complete(client, begun, sent)).json() for _ in range(2)]
+    assert answers[0]["webhookSecret"].startswith("whsec_")
+    assert answers[0]["webhookSecret"] == answers[1]["webhookSecret"]
+    record = from_json(UploadRecord, bucket.get(UploadRef.parse(begun["ref"]).record).body)
+    assert record.webhook is not None
+    assert record.webhook.url == "https://hooks.example.com/plan"
 
 
 async def test_part_needs_no_credential(bucket: Bucket, temporal: FakeTemporal) -> None:

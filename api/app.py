@@ -133,7 +133,7 @@ class Api:
             route("GET", PARTS, self._direct.show, scoped(WRITE)),
             route("DELETE", PARTS, self._direct.abort, scoped(WRITE, action="abort upload")),
             route("POST", f"{PARTS}/sign", self._direct.sign, scoped(WRITE, action="sign parts")),
-            *([] if self._direct.origin else [route("PUT", f"{PARTS}/{{part}}", self._direct.put_part, PUBLIC)]),
+            *([] if self._direct.origin else [route("PUT", f"{PARTS}/{{part:int}}", self._direct.put_part, PUBLIC)]),
             route("POST", f"{UPLOAD}/complete", self.complete, scoped(WRITE, action="complete upload")),
             route("GET", UPLOAD, self.show, scoped(READ, waits=True)),
             route("DELETE", UPLOAD, self.delete, scoped(OPERATE, action="delete")),
@@ -185,6 +185,11 @@ class Api:
         await self._r2_events.close()
         await self._uploads.close()
         self._direct.close()
+
+    @property
+    def parts_origin(self) -> str | None:
+        """See ``DirectUploads.origin``."""
+        return self._direct.origin
 
     def stop(self) -> None:
         """Ends all event streams. The server calls it when it was asked to stop: it would wait for them without end."""
@@ -373,6 +378,7 @@ def create_app(bucket: Bucket, connect: Callable[[], Awaitable[Client]], setting
                 origins=access.cors_origins,
                 unguarded=unguarded,
                 is_no_forgery=is_sent_on_purpose if access.mode is Mode.JWT else None,
+                parts_origin=api.parts_origin,
             ),
             Middleware(ProblemAnswers),
             Middleware(LimitAddresses, limits=api.limits, unlimited=unguarded),

@@ -95,7 +95,7 @@ MAX_BODY_BYTES = 2 << 20
 THREADS = 8
 """boto3 has no asynchronous calls. Threads of their own, so that a bucket that hangs takes no thread from other requests."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_DIGITS = re.compile(r"[1-9][0-9]{0,11}")
+_SECONDS = re.compile(r"[1-9][0-9]{0,11}")
 
 
 class DirectUploads:
@@ -183,7 +183,9 @@ class DirectUploads:
         body = await _read_object(request, {"numbers"})
         begun = await self._begun(ref)
         numbers = body.get("numbers")
-        if not isinstance(numbers, list) or not 1 <= len(numbers) <= MOST_SIGNED or not all(_is_part(number, begun) for number in numbers):
+        if not isinstance(numbers, list) or len(numbers) > MOST_SIGNED:
+            numbers = []
+        if not numbers or not all(_is_number(number, begun.part_count) for number in numbers):
             msg = f"numbers must be a list of 1 to {MOST_SIGNED} numbers of parts, from 1 to {begun.part_count:,}"
             raise InvalidRequest(msg)
         expires_at = int(time.time()) + URL_LIFE_S
@@ -206,10 +208,11 @@ class DirectUploads:
             AlreadyFinished: The upload is complete.
             InvalidRequest: The body is not as long as the part.
         """
-        ref, query, text = upload_ref(request), request.query_params, request.path_params["part"]
-        number, expires_at = (int(digits) if _DIGITS.fullmatch(digits) else 0 for digits in (text, query.get("expires", "")))
+        ref, query, number = upload_ref(request), request.query_params, request.path_params["part"]
+        expires_at = int(query["expires"]) if _SECONDS.fullmatch(query.get("expires", "")) else 0
         begun = await self._store.begun_record_async(ref)
-        signature = part_signature(begun, number, expires_at) if begun is not None and _is_part(number, begun) else ""
+        is_part = begun is not None and begun.part_secret and _is_number(number, begun.part_count)
+        signature = part_signature(begun, number, expires_at) if begun is not None and is_part else ""
         if begun is None or not signature or not hmac.compare_digest(signature.encode(), query.get("signature", "").encode()):
             msg = "the address of the part is not one that this server has signed"
             raise NotAllowed(msg)
@@ -242,12 +245,11 @@ class DirectUploads:
             QuotaExceeded: The organization has too many unfinished uploads.
         """
         ref = upload_ref(request)
-        body = await _read_object(request, {"parts"})
+        etags = _etags(await _read_object(request, {"parts"}))
         try:
             begun = await self._begun(ref)
         except AlreadyFinished:
             return await self._uploads.accept(ref, await self._store.accepted_async(ref))
-        etags = _etags(body, begun)
         await self._uploads.check_quota(ref.plan_ref)
         if not await self._has_source(ref, begun):
             await self._join(ref, begun, etags)
@@ -376,7 +378,7 @@ def _s3_parts(settings: BucketSettings) -> "S3Parts":
 async def _read_object(request: Request, names: set[str]) -> dict[str, Any]:
     """The JSON object in the body, which may have only these members."""
     try:
-        body = json.loads(await read_body(request, MAX_BODY_BYTES))
+        body = json.loads(await read_body(request, MAX_BODY_BYTES), parse_float=_number)
     except (ValueError, RecursionError):
         body = None
     if not isinstance(body, dict):
@@ -386,6 +388,12 @@ async def _read_object(request: Request, names: set[str]) -> dict[str, Any]:
         msg = f"the body has {unknown[0][:80]!r}; it may have {', '.join(sorted(names))}"
         raise InvalidRequest(msg)
     return body
+
+
+def _number(text: str) -> float:
+    """A number with a point or an exponent. In JSON, 1.0 is a whole number, too."""
+    value = float(text)
+    return int(value) if value.is_integer() else value
 
 
 def _whole_number(body: dict[str, Any], name: str) -> int | None:
@@ -410,11 +418,11 @@ def _announced(begun: BegunRecord) -> str:
     return hashlib.sha256(json.dumps(announced).encode()).hexdigest()
 
 
-def _is_part(number: object, begun: BegunRecord) -> bool:
-    return type(number) is int and 1 <= number <= begun.part_count
+def _is_number(value: object, most: int) -> bool:
+    return type(value) is int and 1 <= value <= most
 
 
-def _etags(body: dict[str, Any], begun: BegunRecord) -> dict[int, str]:
+def _etags(body: dict[str, Any]) -> dict[int, str]:
     """The ETags of the parts, by number."""
     parts = body.get("parts")
     if not isinstance(parts, list):
@@ -422,8 +430,8 @@ def _etags(body: dict[str, Any], begun: BegunRecord) -> dict[int, str]:
         raise InvalidRequest(msg)
     etags: dict[int, str] = {}
     for part in parts:
-        if not isinstance(part, dict) or not _is_part(part.get("number"), begun) or not isinstance(part.get("etag"), str):
-            msg = f"a part is {str(part)[:80]!r}; it must have its number, from 1 to {begun.part_count:,}, and its etag"
+        if not isinstance(part, dict) or not _is_number(part.get("number"), MOST_PARTS) or not isinstance(part.get("etag"), str):
+            msg = f"a part is {str(part)[:80]!r}; it must have its number, from 1 to {MOST_PARTS:,}, and its etag"
             raise InvalidRequest(msg)
         etags[part["number"]] = part["etag"]
     return etags
@@ -433,18 +441,13 @@ def _check_parts(begun: BegunRecord, stored: Sequence[StoredPart], etags: dict[i
     """Raises PartsIncomplete unless the bucket has all parts as the client has sent them."""
     found = {part.number: part for part in stored}
     numbers = range(1, begun.part_count + 1)
+    both = [number for number in numbers if number in found and number in etags]
     wrong = {
         "not in the bucket": [number for number in numbers if number not in found],
-        "not of the announced size": [
-            part.number for part in stored if _is_part(part.number, begun) and part.size_bytes != begun.part_size(part.number)
-        ],
+        "not of the announced size": [n for n in numbers if n in found and found[n].size_bytes != begun.part_size(n)],
         "not named": [number for number in numbers if number not in etags],
-        "named with another ETag than the bucket has": [
-            number
-            for number in numbers
-            if number in found and number in etags and etags[number].strip('"') != found[number].etag.strip('"')
-        ],
-        "too many": [part.number for part in stored if not _is_part(part.number, begun)],
+        "named with another ETag than the bucket has": [n for n in both if etags[n].strip('"') != found[n].etag.strip('"')],
+        "more than there may be": sorted((found.keys() | etags.keys()) - set(numbers)),
     }
     sentences = [f"{_list(numbers)} {'is' if len(numbers) == 1 else 'are'} {what}" for what, numbers in wrong.items() if numbers]
     if sentences:

@@ -446,7 +446,7 @@ class Uploads:
         else:
             status = (await self._status.read(ref)).snapshot.status
         body: dict[str, object] = {"ref": str(ref), "upload": ref.upload, "status": status.value, "links": links(ref)}
-        if webhook is not None:
+        if webhook is not None and self._webhooks.secrets:
             body["webhookSecret"] = derived_secret(self._webhooks.secrets[0], upload_purpose(ref))
         return JSONResponse(body, HTTPStatus.ACCEPTED, {"Location": links(ref)["self"], "Cache-Control": "no-store"})
 

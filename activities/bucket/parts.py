@@ -13,6 +13,7 @@ from typing import Protocol
 from activities.bucket.keys import UploadRef
 from activities.bucket.records import MOST_PARTS, BegunRecord
 from activities.bucket.storage import PART_BYTES, Bucket
+from activities.errors import ObjectMissing
 
 _PART_NAME = re.compile(r"part-([1-9][0-9]{0,4})")
 
@@ -68,6 +69,12 @@ class DirectoryParts:
 
     def stored(self, ref: UploadRef, begun: BegunRecord) -> list[StoredPart]:
         """See ``PartStore.stored``."""
+        if self._bucket.has(ref.source):  # some parts may be left, if their removal was cut off
+            msg = f"the parts of {ref} were joined"
+            raise ObjectMissing(msg)
+        return self._found(ref)
+
+    def _found(self, ref: UploadRef) -> list[StoredPart]:
         found = [
             StoredPart(int(match[1]), info.size, info.etag or "")
             for info in self._bucket.objects(ref.parts_prefix)
@@ -82,7 +89,7 @@ class DirectoryParts:
 
     def discard(self, ref: UploadRef, begun: BegunRecord) -> None:
         """See ``PartStore.discard``."""
-        self._bucket.delete([ref.part(part.number) for part in self.stored(ref, begun)])
+        self._bucket.delete([ref.part(part.number) for part in self._found(ref)])
         self._bucket.remove_unfinished(ref.parts_prefix)
         self._bucket.remove_empty_directories(ref.parts_prefix)
 

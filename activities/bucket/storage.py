@@ -232,6 +232,18 @@ class Bucket:
                     raise
                 return _info(obstore.get(self._store, key).meta)
 
+    def has(self, key: str) -> bool:
+        """Whether there is an object.
+
+        Raises:
+            BucketError: The bucket failed.
+        """
+        try:
+            self.head(key)
+        except ObjectMissing:
+            return False
+        return True
+
     async def head_async(self, key: str) -> ObjectInfo:
         """``head``, for an event loop."""
         with self._named_errors(key):

@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 LONGEST_NAME = 200
 
 _ID = f"({ID_PATTERN.pattern})"
-_UPLOAD = re.compile(UPLOAD.format(organization=_ID, project=_ID, plan=_ID, upload=_ID))
+_UPLOAD = re.compile(UPLOAD.format(organization=_ID, project=_ID, plan=_ID, upload=_ID) + "(?:/parts)?")
 
 
 class Audited:

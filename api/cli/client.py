@@ -12,7 +12,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,15 +69,16 @@ class LocalFile:
         """The file's name for the server. Bytes that are not UTF-8 are replaced."""
         return os.fsencode(self.path.name).decode("utf-8", "replace")
 
-    def chunks(self, sent: Callable[[int], None]) -> Iterator[bytes]:
-        """The file's bytes, exactly ``size_bytes`` of them. After each chunk, ``sent`` is called with the chunk's length.
+    def chunks(self, sent: Callable[[int], None], begin: int = 0, size_bytes: int | None = None) -> Iterator[bytes]:
+        """The file's bytes, or ``size_bytes`` of them from ``begin``. After each chunk, ``sent`` is called with the chunk's length.
 
         Raises:
             WrongUse: The file has become shorter, or cannot be read any more.
         """
-        left = self.size_bytes
+        left = self.size_bytes if size_bytes is None else size_bytes
         try:
             with self.path.open("rb") as file:
+                file.seek(begin)
                 while left:
                     chunk = file.read(min(CHUNK_BYTES, left))
                     if not chunk:
@@ -163,6 +164,44 @@ class Server:
         with self._named_errors():
             return self._read_answer(self._client.request(method, path, params=params))
 
+    def send_json(
+        self, path: str, body: Mapping[str, Any], *, params: Mapping[str, int | str] | None = None, key: str = ""
+    ) -> dict[str, Any]:
+        """Sends a POST with a JSON body, and with ``key`` as ``Idempotency-Key``; returns the JSON object of the answer."""
+        with self._named_errors():
+            headers = {"Idempotency-Key": key} if key else {}
+            # The answer to the last of these requests comes when the bucket has joined the parts.
+            return self._read_answer(self._client.post(path, json=body, params=params, headers=headers, timeout=300))
+
+    def abort(self, ref: str) -> None:
+        """Forgets an upload that was begun, and its parts. It is no error if it is not there."""
+        with self._named_errors():
+            self._client.delete(f"{upload_path(UploadRef.parse(ref))}/parts")
+
+    @contextmanager
+    def part_sender(self) -> "Iterator[Callable[[str, int, Iterable[bytes]], None]]":
+        """Gives a function for many threads, which sends one part: to a signed URL, with its size in bytes and its chunks.
+
+        The URL may be of the bucket, so the token is not sent to it; and it is a credential itself, so no error shows it.
+        """
+        import httpx2
+
+        here = dict.fromkeys(("all://127.0.0.1", "all://localhost", "all://[::1]"))
+
+        def send(url: str, size_bytes: int, chunks: Iterable[bytes]) -> None:
+            address = httpx2.URL(url)
+            with self._named_errors(f"{address.scheme}://{address.netloc.decode()}"):
+                answer = client.put(address, content=chunks, headers={"Content-Length": str(size_bytes)})
+            if answer.status_code == httpx2.codes.FORBIDDEN:
+                # The URL has expired, or one of the clocks is wrong: another URL may be better.
+                msg = f"{address.host} refuses the part"
+                raise Unavailable(msg)
+            if not answer.is_success:
+                raise _refusal(answer)
+
+        with httpx2.Client(timeout=httpx2.Timeout(60, connect=10), mounts=here) as client:
+            yield send
+
     def uploads(self, plan: PlanRef) -> Iterator[dict[str, Any]]:
         """A plan's uploads, newest first, requested page by page."""
         cursor = ""
@@ -245,8 +284,10 @@ class Server:
         return Refused(f"the server at {self.url} is not a SiteLink server")
 
     @contextmanager
-    def _named_errors(self) -> Iterator[None]:
+    def _named_errors(self, url: str = "") -> Iterator[None]:
         import httpx2
+
+        url = url or self.url
 
         try:
             yield
@@ -254,9 +295,9 @@ class Server:
             reason = _failure_reason(error)
             if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.ProxyError):
                 hint = "`make run` starts a server here; SITELINK_URL names another server"
-                msg = f"server not reached: nothing answers at {self.url} ({reason}). {hint}"
+                msg = f"server not reached: nothing answers at {url} ({reason}). {hint}"
                 raise NotReached(msg, connected=False) from error
-            msg = f"the connection to {self.url} broke ({reason})"
+            msg = f"the connection to {url} broke ({reason})"
             raise NotReached(msg, connected=True) from error
 
 

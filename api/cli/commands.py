@@ -8,8 +8,9 @@ from typing import Any
 from activities.bucket.keys import PlanRef, UploadRef
 from api.cli.client import PAGE_LIMIT, LocalFile, Server
 from api.cli.errors import join_by_colon
+from api.cli.parts import send_file
 from api.cli.reports import repair_report, sheet_report, upload_report
-from api.cli.transfer import Patience, follow, send
+from api.cli.transfer import Patience, follow
 from api.cli.views import RUNNING, JsonView, LinesView, Tally, View
 from api.cli.words import file_size, print_json, say, sheet_failure, sheet_name, sheet_notes
 from api.paths import DELIVERIES, REDELIVER, UNREADABLE_EVENTS, plan_path, upload_path
@@ -69,9 +70,10 @@ def upload_command(server: Server, arguments: argparse.Namespace) -> int:
     view = choose_view(arguments)
     options = {name: value for _, name, _ in UPLOAD_OPTIONS if (value := getattr(arguments, name)) is not None}
     try:
-        answer = send(server, arguments.to, file, options, view)
-    except KeyboardInterrupt:
-        print(f"\nInterrupted before the server answered; `sitelink list {arguments.to}` shows whether it has the upload.", file=sys.stderr)
+        answer = send_file(server, arguments.to, file, options, view, arguments.environ)
+    except KeyboardInterrupt as error:
+        unknown = f"Interrupted before the server answered; `sitelink list {arguments.to}` shows whether it has the upload."
+        print(f"\n{str(error) or unknown}", file=sys.stderr)
         return INTERRUPTED
     ref = UploadRef.parse(answer["ref"])
     view.show_accepted(answer, server.page(ref))

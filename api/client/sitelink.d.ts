@@ -112,16 +112,24 @@ export interface UploadOptions extends Place, WriteAccess {
   name?: string;
   /** Options of the upload: api/README.md, "Sending a plan". */
   options?: Record<string, number | string>;
-  /** Makes it safe to send the same file again after a lost connection. */
+  /** Makes it safe to send the same file again after a lost connection. With the same key, a file that is sent in parts goes on where it was. */
   idempotencyKey?: string;
-  /** Called with bytes. Where there is no XMLHttpRequest, as in Node.js, only at the beginning and the end. */
+  /** Whether the file is sent in parts, straight into the bucket. Default: if it has 64 MiB or more. */
+  inParts?: boolean;
+  /** Called when a file that is sent in parts has a REF, for `abortUpload`. */
+  onBegin?: (ref: UploadRef) => void;
+  /** Called with bytes. Where there is no XMLHttpRequest, as in Node.js, only at the beginning and the end of the file or of a part. */
   onProgress?: (sent: number, total: number) => void;
-  /** Stops the upload, which then throws the signal's reason. */
+  /** Stops the upload, which then throws the signal's reason. Parts that are sent stay for 7 days. */
   signal?: AbortSignal;
 }
 
 /**
  * Sends a plan; returns when the server has accepted it. In React Native `file` is `{ uri, name }`.
+ *
+ * A large file is sent in parts, several at once, each again if it fails. When the upload has ended early, also by a reload of the page, the same
+ * call goes on where it was: a browser knows the same `File` by name, size and `lastModified`; elsewhere keep the `idempotencyKey`. Where the page
+ * does not reach the bucket, the file is sent whole.
  *
  * @throws {Problem} The server refused the file or was not reached.
  */
@@ -129,6 +137,9 @@ export function upload(
   file: Blob | { uri: string; name?: string },
   options: UploadOptions,
 ): Promise<{ ref: UploadRef; upload: string; status: UploadStatus; links: Status["links"] }>;
+
+/** Forgets an upload that was begun in parts and is not accepted. */
+export function abortUpload(ref: UploadRef, options?: Place & WriteAccess): Promise<void>;
 
 export interface WatchOptions extends Place, ReadAccess {
   /** Ends the watching; the iterator then ends without an error. */

@@ -19,6 +19,14 @@ const RELAY_FRESH_MS = 5000;
 const BACK_OFF_MS = [1000, 2000, 4000, 8000, 15_000, 30_000];
 const RENEW_SHARE = 0.8; // of the life of a ticket or token
 const RENEW_AGAIN_MS = 10_000;
+const LARGE_BYTES = 64 * 1024 * 1024;
+const PARTS_AT_ONCE = 4; // a browser has six connections to an HTTP/1.1 server
+const PART_ROUNDS = 3;
+const PART_FAILURES = 40; // one after the other, of all parts together: three minutes
+const FIRST_TRIES = 4; // the first parts fail so often, before the bucket counts as not reached
+const COMPLETE_MS = 300_000;
+const KEPT_MS = 7 * 86_400_000; // then the server forgets an upload that was begun
+const MEMORY = "sitelink upload";
 const STREAM_LOCK = "sitelink stream";
 const ID = /^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$/;
 
@@ -253,14 +261,35 @@ export async function uploads(plan, { limit, cursor, ...options } = {}) {
 
 // Upload
 
-export async function upload(file, { server, to, name = file.name ?? "plan.pdf", options = {}, idempotencyKey, token, session, onProgress, signal } = {}) {
-  const query = Object.entries({ filename: name, ...options }).map(([key, value]) => `${key}=${encodeURIComponent(value)}`);
-  const url = `${uploadsUrl(to, { server })}?${query.join("&")}`;
+export async function upload(file, { inParts, ...options } = {}) {
+  if (typeof file.slice === "function" && (inParts ?? file.size >= LARGE_BYTES)) {
+    const transfer = new PartsTransfer(file, options);
+    try {
+      return await transfer.send();
+    } catch (error) {
+      if (!(error instanceof NotInParts)) throw error;
+    }
+  }
+  return sendWhole(file, options);
+}
+
+/** Forgets an upload that was begun and not accepted, and its parts. */
+export async function abortUpload(ref, options = {}) {
+  await read(writingCredentialOf(options, ref), `${uploadUrl(ref, options)}/parts`, { method: "DELETE" });
+}
+
+const fileQuery = (name, options) =>
+  Object.entries({ filename: name, ...options })
+    .map(([key, value]) => `${key}=${encodeURIComponent(value)}`)
+    .join("&");
+
+async function sendWhole(file, { server, to, name = file.name ?? "plan.pdf", options = {}, idempotencyKey, token, session, onProgress, signal } = {}) {
+  const url = `${uploadsUrl(to, { server })}?${fileQuery(name, options)}`;
   const credential = writingCredentialOf({ token, session });
   const headers = { "Content-Type": "application/pdf", ...(idempotencyKey ? { "Idempotency-Key": idempotencyKey } : {}) };
   for (let attempt = 1; ; attempt++) {
     const pass = await credential.pass();
-    const answer = await sendFile(url, file, { ...headers, ...pass.headers }, onProgress ?? (() => {}), signal);
+    const answer = await sendFile("POST", url, file, { ...headers, ...pass.headers }, onProgress ?? (() => {}), signal);
     if (answer.status >= 200 && answer.status < 300) return JSON.parse(answer.text);
     if (answer.status !== 401 || attempt === 2 || !credential.discard(pass)) throw Problem.from(answer.status, answer.text);
   }
@@ -271,12 +300,12 @@ function abortError(signal) {
 }
 
 /** By XMLHttpRequest where there is one, because fetch does not report the bytes that are sent. */
-async function sendFile(url, file, headers, onProgress, signal) {
+async function sendFile(method, url, file, headers, onProgress, signal, silenceMs = 0) {
   if (signal?.aborted) throw abortError(signal);
   if (typeof XMLHttpRequest === "undefined") {
     try {
       onProgress(0, file.size);
-      const response = await fetch(url, { method: "POST", headers, body: file, signal });
+      const response = await fetch(url, { method, headers, body: file, signal });
       const text = await response.text();
       onProgress(file.size, file.size);
       return { status: response.status, text };
@@ -287,18 +316,242 @@ async function sendFile(url, file, headers, onProgress, signal) {
   const xhr = new XMLHttpRequest();
   const abort = () => xhr.abort();
   signal?.addEventListener("abort", abort);
+  let timer;
+  const alive = () => {
+    clearTimeout(timer);
+    if (silenceMs) timer = setTimeout(abort, silenceMs);
+  };
   try {
     return await new Promise((resolve, reject) => {
-      xhr.upload.onprogress = (event) => onProgress(event.loaded, event.total);
+      xhr.upload.onprogress = (event) => {
+        alive();
+        onProgress(event.loaded, event.total);
+      };
       xhr.onload = () => resolve({ status: xhr.status, text: xhr.responseText });
       xhr.onerror = () => reject(Problem.noConnection);
-      xhr.onabort = () => reject(abortError(signal));
-      xhr.open("POST", url);
+      xhr.onabort = () => reject(!signal || signal.aborted ? abortError(signal) : Problem.noConnection);
+      xhr.open(method, url);
+      alive();
       for (const [name, value] of Object.entries(headers)) xhr.setRequestHeader(name, value);
       xhr.send(file);
     });
   } finally {
+    clearTimeout(timer);
     signal?.removeEventListener("abort", abort);
+  }
+}
+
+// Upload in parts
+
+/** Means that the file cannot be sent in parts: the server is of an earlier release, or the page does not reach the bucket. */
+class NotInParts extends Error {}
+
+/** The key of an upload that was begun. It outlasts the page if the browser can tell that it is the same file again. */
+class UnfinishedUpload {
+  #slot;
+  #storage = null;
+
+  constructor(file, { server = "", to, name, options = {}, idempotencyKey }) {
+    this.key = idempotencyKey;
+    this.isRemembered = false;
+    if (idempotencyKey) return;
+    if (file.name && file.lastModified) {
+      try {
+        this.#storage = globalThis.localStorage ?? null; // some browsers throw
+      } catch {}
+    }
+    this.#slot = `${MEMORY} ${JSON.stringify([server, to, name, file.size, file.lastModified, options])}`;
+    this.#forgetOld();
+    this.key = this.#read(this.#slot)?.key;
+    this.isRemembered = Boolean(this.key);
+    if (!this.key) this.renew();
+  }
+
+  #read(slot) {
+    try {
+      return JSON.parse(this.#storage?.getItem(slot) ?? null);
+    } catch {
+      return null;
+    }
+  }
+
+  #forgetOld() {
+    const slots = Array.from({ length: this.#storage?.length ?? 0 }, (_, index) => this.#storage.key(index));
+    for (const slot of slots) {
+      if (slot.startsWith(MEMORY) && !(this.#read(slot)?.begunAt > now() - KEPT_MS)) this.#storage.removeItem(slot);
+    }
+  }
+
+  renew() {
+    const random = () => Math.random().toString(36).slice(2);
+    this.key = globalThis.crypto?.randomUUID?.() ?? `${random()}-${random()}-${now()}`; // pages without TLS have no randomUUID
+    this.isRemembered = false;
+    try {
+      this.#storage?.setItem(this.#slot, JSON.stringify({ key: this.key, begunAt: now() }));
+    } catch {} // it is full: the key is good for this page only
+  }
+
+  forget() {
+    this.#storage?.removeItem(this.#slot);
+  }
+}
+
+/** Sends one file into the bucket itself. The server says which parts the bucket has, so nothing but the key is remembered here. */
+class PartsTransfer {
+  #file;
+  #options;
+  #credential;
+  #unfinished;
+  #sent = new Map(); // bytes by part
+  #stopping = new AbortController();
+  #failures = 0; // since the last part that got through
+  #storedAny = false;
+
+  constructor(file, options) {
+    const { name = file.name ?? "plan.pdf", token, session } = options;
+    this.#file = file;
+    this.#options = { ...options, name };
+    this.#credential = writingCredentialOf({ token, session });
+    this.#unfinished = new UnfinishedUpload(file, this.#options);
+  }
+
+  async send() {
+    const { signal } = this.#options;
+    const unfollow = follow(this.#stopping, signal);
+    try {
+      return await this.#send();
+    } catch (error) {
+      throw signal?.aborted ? abortError(signal) : error;
+    } finally {
+      this.#stopping.abort();
+      unfollow();
+    }
+  }
+
+  async #send() {
+    let begun = await this.#begin();
+    if (begun.links.parts) {
+      this.#options.onBegin?.(begun.ref);
+      const url = uploadUrl(begun.ref, this.#options);
+      for (let round = 1, missing; (missing = this.#missing(begun)).length && round <= PART_ROUNDS; round++) {
+        await this.#sendParts(begun, missing, url);
+        begun = await this.#ask("GET", `${url}/parts`);
+      }
+      const parts = begun.stored.map(({ number, etag }) => ({ number, etag }));
+      begun = await this.#ask("POST", `${url}/complete`, { body: { parts }, timeoutMs: COMPLETE_MS });
+    }
+    this.#unfinished.forget();
+    return begun;
+  }
+
+  async #begin() {
+    const { server, to, name, options = {} } = this.#options;
+    const url = `${uploadsUrl(to, { server })}:begin?${fileQuery(name, options)}`;
+    const begin = () => this.#read("POST", url, { body: { sizeBytes: this.#file.size }, headers: { "Idempotency-Key": this.#unfinished.key } });
+    try {
+      return await begin();
+    } catch (error) {
+      if (error.type === "IdempotencyConflict" && this.#unfinished.isRemembered) {
+        this.#unfinished.renew(); // the server has forgotten the upload meanwhile
+        return await begin();
+      }
+      if (error.status) this.#unfinished.forget();
+      throw error.type === "NotFound" || error.type === "MethodNotAllowed" ? new NotInParts() : error;
+    }
+  }
+
+  #size(begun, number) {
+    return Math.min(begun.partSizeBytes, this.#file.size - (number - 1) * begun.partSizeBytes);
+  }
+
+  #missing(begun) {
+    const stored = begun.stored.filter((part) => part.sizeBytes === this.#size(begun, part.number));
+    this.#storedAny ||= stored.length > 0;
+    this.#sent = new Map(stored.map((part) => [part.number, part.sizeBytes]));
+    this.#tell();
+    return Array.from({ length: begun.partCount }, (_, index) => index + 1).filter((number) => !this.#sent.has(number));
+  }
+
+  #tell() {
+    this.#options.onProgress?.([...this.#sent.values()].reduce((sum, bytes) => sum + bytes, 0), this.#file.size);
+  }
+
+  async #sendParts(begun, missing, url) {
+    const left = missing[Symbol.iterator]();
+    const work = async () => {
+      for (const number of left) await this.#sendPart(begun, number, url);
+    };
+    try {
+      await Promise.all(Array.from({ length: PARTS_AT_ONCE }, work));
+    } catch (error) {
+      this.#stopping.abort();
+      if (error instanceof NotInParts) {
+        await abortUpload(begun.ref, this.#options);
+        this.#unfinished.forget();
+      }
+      throw error;
+    }
+  }
+
+  async #sendPart(begun, number, url) {
+    const first = (number - 1) * begun.partSizeBytes;
+    const size = this.#size(begun, number);
+    const onProgress = (bytes) => {
+      this.#sent.set(number, Math.min(bytes, size));
+      this.#tell();
+    };
+    for (;;) {
+      const signed = await this.#ask("POST", `${url}/parts/sign`, { body: { numbers: [number] } });
+      const problem = await this.#put(signed.parts[0].url, this.#file.slice(first, first + size), onProgress);
+      if (!problem) {
+        this.#storedAny = true;
+        this.#failures = 0;
+        return;
+      }
+      onProgress(0);
+      await this.#pauseOrThrow(problem);
+      if (!this.#storedAny && problem.status === 0 && this.#failures > FIRST_TRIES) throw new NotInParts();
+    }
+  }
+
+  /** What went wrong with a part; null if it is stored. A URL may have expired (403), so then another one may be better. */
+  async #put(url, part, onProgress) {
+    try {
+      const answer = await sendFile("PUT", url, part, {}, onProgress, this.#stopping.signal, SILENCE_MS);
+      if (answer.status >= 200 && answer.status < 300) return null;
+      const problem = Problem.from(answer.status, answer.text);
+      if (!problem.transient && answer.status !== 403) throw problem;
+      return problem;
+    } catch (error) {
+      if (!(error instanceof Problem) || !error.transient) throw error;
+      return error;
+    }
+  }
+
+  /** Asks the server, and again if it gives no answer. */
+  async #ask(method, url, options) {
+    for (;;) {
+      try {
+        return await this.#read(method, url, options);
+      } catch (error) {
+        if (!(error instanceof Problem) || !error.transient) throw error;
+        await this.#pauseOrThrow(error);
+      }
+    }
+  }
+
+  async #pauseOrThrow(problem) {
+    if (this.#failures === PART_FAILURES) throw problem;
+    const round = Math.floor(this.#failures / PARTS_AT_ONCE);
+    await pause(BACK_OFF_MS[Math.min(round, BACK_OFF_MS.length - 1)], this.#stopping.signal);
+    this.#failures += 1;
+    if (this.#stopping.signal.aborted) throw problem;
+  }
+
+  async #read(method, url, { body, headers, timeoutMs } = {}) {
+    const sent = body ? { body: JSON.stringify(body), headers: { "Content-Type": "application/json", ...headers } } : {};
+    const { text } = await read(this.#credential, url, { method, ...sent, timeoutMs, signal: this.#stopping.signal });
+    return JSON.parse(text);
   }
 }
 

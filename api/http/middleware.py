@@ -125,6 +125,7 @@ class Guard:
         unguarded: Paths that answer under any host name or none: the health checks, and R2's push, which is signed.
         is_no_forgery: Whether a request has a credential that will be checked and that a browser does not add by itself; None where
             nobody checks credentials.
+        parts_origin: The other origin to which our own page may send the parts of an upload; None if they go to this server.
     """
 
     def __init__(
@@ -134,12 +135,15 @@ class Guard:
         origins: Collection[str] = (),
         unguarded: Collection[str] = (),
         is_no_forgery: Callable[[Scope], bool] | None = None,
+        parts_origin: str | None = None,
     ) -> None:
         self._app = app
         self._hosts = hosts
         self._origins = origins
         self._unguarded = unguarded
         self._is_no_forgery = is_no_forgery or (lambda _: False)
+        own = "connect-src 'self'"
+        self._content_policy = CONTENT_SECURITY_POLICY.replace(own, f"{own} {parts_origin}" if parts_origin else own)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes the request on, or answers with a problem."""
@@ -152,7 +156,7 @@ class Guard:
         async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                headers.setdefault("Content-Security-Policy", CONTENT_SECURITY_POLICY)
+                headers.setdefault("Content-Security-Policy", self._content_policy)
                 headers.setdefault("X-Content-Type-Options", "nosniff")
                 headers.setdefault("Referrer-Policy", "same-origin")
                 headers.setdefault("Cross-Origin-Resource-Policy", "cross-origin" if is_no_forgery else "same-origin")

@@ -26,10 +26,12 @@ class Guarded:
     Args:
         url: The address of the API.
         site_port: Where the other site must be served. To a browser, ``localhost`` is another site than ``127.0.0.1``.
+        bucket: The address of the bucket.
     """
 
     url: str
     site_port: int
+    bucket: str = ""
 
     @property
     def site_url(self) -> str:
@@ -71,4 +73,4 @@ def guarded(new_stack_of_session: Callable[..., Stack]) -> Guarded:
     origins = f"http://localhost:{port}"
     access = {"SITELINK_ACCESS": "jwt", "SITELINK_JWT_SECRET": SECRET, "SITELINK_PUBLIC_HOSTS": PUBLIC_HOST}
     stack = new_stack_of_session(**access, SITELINK_CORS_ORIGINS=origins)
-    return Guarded(stack.api_url, port)
+    return Guarded(stack.api_url, port, (stack.data_dir / "bucket").as_uri())

@@ -61,6 +61,8 @@ class Script:
         self.requests.append(request)
         if self.answer_with is not None:
             return await self.answer_with(request)
+        if request.url.path.endswith(":begin"):
+            return await problem(404, "NotFound", "a server of an earlier release")(request)
         if request.url.path.endswith("/events"):
             return await self.events.popleft()(request)
         if request.method == "POST" and request.url.path == BASE:
@@ -412,7 +414,7 @@ def test_upload_takes_constant_memory(script: Script, tmp_path: Path) -> None:
     script.posts.append(accept)
     process = subprocess.Popen(
         [sys.executable, "-m", "api.cli", "upload", "--no-watch", file],
-        env=environment(script.url),
+        env=environment(script.url, XDG_STATE_HOME=str(tmp_path)),
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -427,7 +429,7 @@ def test_upload_takes_constant_memory(script: Script, tmp_path: Path) -> None:
     process.stdout.close()
     assert process.returncode == 0
     assert 10 * 1024 < peak_kib < 100 * 1024
-    assert script.requests[0].state.size_bytes == 400 << 20
+    assert script.requests[-1].state.size_bytes == 400 << 20
 
 
 def test_upload_shows_a_refusal_that_comes_early(script: Script, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import httpx2
 import pytest
 
 from activities.bucket.dzi import Pyramid, tile_name
+from activities.bucket.keys import UploadRef
 from activities.bucket.records import SheetStatus, Snapshot, UploadStatus, to_json
 from activities.bucket.storage import Bucket
 from api.access.credentials import SESSION_COOKIE
@@ -487,3 +488,40 @@ async def test_client_files_may_be_loaded_by_every_page(api: str) -> None:
             assert (again.status_code, again.headers["access-control-allow-origin"]) == (304, "*")
         assert (await http.get("/client/sitelink.js")).headers["content-type"].startswith("text/javascript")
         assert (await http.get("/client/../app.py")).status_code == 404
+
+
+async def test_large_file_is_sent_in_parts_and_goes_on_by_its_key(bucket: Bucket, upstream: Upstream) -> None:
+    """Where nothing is remembered for it, the caller keeps the key. What is not known to be the same file is another upload."""
+    script_text = """
+    const part = 8 << 20;
+    const content = new Uint8Array(2 * part + 5).map((_, index) => (index * 7919) >> 5);
+    content.set(new TextEncoder().encode("%PDF-1.7"));
+    const file = new Blob([content]);
+    const to = ref.split("/").slice(0, 3).join("/");
+    const options = { server, to, inParts: true };
+    const fetched = globalThis.fetch;
+    const parts = [];
+    let hold = 2;
+    globalThis.fetch = (url, init) => {
+      const number = init.method === "PUT" ? Number(new URL(url).pathname.split("/").pop()) : 0;
+      if (number) parts.push(number);
+      if (number !== hold) return fetched(url, init);
+      return new Promise((_, fail) => init.signal.addEventListener("abort", () => fail(init.signal.reason)));
+    };
+    const stopping = new AbortController();
+    const first = { ...options, idempotencyKey: "mine", onProgress: (sent) => sent > part && stopping.abort(), signal: stopping.signal };
+    await sitelink.upload(file, first).catch((error) => say(error.name));
+    say(parts.splice(0).sort());
+    hold = -1;
+    const seen = [];
+    const sent = await sitelink.upload(file, { ...options, idempotencyKey: "mine", onProgress: (bytes) => seen.push(bytes) });
+    say([parts, seen[0], seen.at(-1), sent.status, sent.ref]);
+    say((await sitelink.upload(file, options)).ref === sent.ref);
+    """
+    async with serving(make_app(bucket, upstream, max_file_bytes=64 << 20)) as api:
+        name, first, (second, begun_at, ended_at, status, ref), is_same = await said_by(script_text, api)
+    assert (name, first, second) == ("AbortError", [1, 2, 3], [2])
+    assert (begun_at, ended_at, status, is_same) == ((8 << 20) + 5, (16 << 20) + 5, "queued", False)
+    content = bytearray((index * 7919 >> 5) & 255 for index in range((16 << 20) + 5))
+    content[:8] = b"%PDF-1.7"
+    assert bucket.get(UploadRef.parse(ref).source).body == content

@@ -8,7 +8,7 @@ import pytest
 from temporalio.client import Client
 
 from activities.bucket.keys import UploadRef
-from activities.bucket.records import KeyRecord, to_json
+from activities.bucket.records import BegunRecord, KeyRecord, UploadOptions, timestamp, to_json
 from activities.bucket.report import NameList
 from activities.bucket.setup import BucketSetup
 from activities.bucket.storage import Bucket
@@ -81,11 +81,14 @@ async def test_sweep_over_a_server(client: Client, s3_server: TestServer) -> Non
         accepted, old, fresh = accept(bucket, new_ref()), new_ref(OLD), new_ref()
         for ref in (old, fresh):
             bucket.put(ref.source, b"%PDF-1.7")
-        stale_key = new_ref().source
+        stale_key, waiting = new_ref().source, new_ref()
+        multipart = setup.start_upload(waiting.source)
+        now = timestamp(datetime.now(UTC))
+        bucket.put(waiting.begun, to_json(BegunRecord("plan.pdf", PART, None, PART, UploadOptions(), now, multipart_id=multipart)))
         stale, elsewhere = setup.start_upload(stale_key), setup.start_upload("not/ours.pdf")
         swept = await sweep(client, 24 * 60 * 60)
-        assert (swept.uploads, swept.started, swept.removed) == (3, NameList(1, (str(accepted),)), NameList())  # both were written just now
-        assert {upload.upload_id for upload in setup.unfinished_uploads()} == {stale, elsewhere}
+        assert (swept.uploads, swept.started, swept.removed) == (4, NameList(1, (str(accepted),)), NameList())  # both were written just now
+        assert {upload.upload_id for upload in setup.unfinished_uploads()} == {stale, elsewhere, multipart}
         assert keys(bucket, fresh.prefix) == [fresh.source]
 
         await until_async(lambda: is_older(bucket, old, 2))
@@ -93,6 +96,12 @@ async def test_sweep_over_a_server(client: Client, s3_server: TestServer) -> Non
         assert str(old) in swept.removed.first
         assert keys(bucket, old.prefix) == []
         assert swept.aborted == NameList(1, (stale_key,))
+        assert {upload.upload_id for upload in setup.unfinished_uploads()} == {elsewhere, multipart}
+
+        expired = timestamp(datetime.now(UTC) - timedelta(days=7, minutes=1))
+        bucket.put(waiting.begun, to_json(BegunRecord("plan.pdf", PART, None, PART, UploadOptions(), expired, multipart_id=multipart)))
+        await until_async(lambda: is_older(bucket, waiting, 2))
+        assert str(waiting) in (await sweep(client, 1)).removed.first
         assert [upload.upload_id for upload in setup.unfinished_uploads()] == [elsewhere]
         await handle_of(client, accepted).result()
 

@@ -48,7 +48,7 @@ EXPECTED: dict[str, tuple[str, str]] = {
     f"GET {PARTS}": ("write", "write"),
     f"DELETE {PARTS}": ("write", "write"),
     f"POST {PARTS}/sign": ("write", "write"),
-    f"PUT {PARTS}/{{part}}": ("signed", "signed"),
+    f"PUT {PARTS}/{{part:int}}": ("signed", "signed"),
     f"POST {UPLOAD}/complete": ("write", "write"),
     f"GET {UPLOAD}": ("read", "read"),
     f"DELETE {UPLOAD}": ("operate", "operate"),
@@ -186,7 +186,7 @@ def test_every_route_has_the_expected_policy(app: Starlette) -> None:
     kinds = {Needs.TOKEN: "token", Needs.SYSTEM: "system", Needs.CREDENTIAL: "credential"}
     found = {}
     for method, path, policy in requests_of(app):
-        kind = kinds.get(policy.needs) or ("signed" if path in ("/v1/events/r2", f"{PARTS}/{{part}}") else "public")
+        kind = kinds.get(policy.needs) or ("signed" if path in ("/v1/events/r2", f"{PARTS}/{{part:int}}") else "public")
         found[f"{method} {path}"] = (policy.scope_for(b"") or kind, policy.scope_for(b"deep=true") or kind)
     assert found == EXPECTED
 

@@ -44,12 +44,22 @@ async def test_every_change_is_one_line(client: httpx2.AsyncClient, caplog: pyte
     for method, path in (("POST", "/cancel"), ("POST", "/reconcile"), ("POST", "/sheets/1/retry"), ("POST", "/tickets"), ("DELETE", "")):
         await client.request(method, PATH + path, headers=headers)
     await client.post(SESSION, headers=headers)
+    begun = (await client.post(f"{uploads_path(MINE.plan_ref)}:begin", json={"sizeBytes": 9}, headers=headers)).json()
+    await client.get(begun["links"]["parts"], headers=headers)
+    signed = await client.post(begun["links"]["sign"], json={"numbers": [1]}, headers=headers)
+    await client.put(signed.json()["parts"][0]["url"], content=b"%PDF-1.7\n")
+    await client.post(begun["links"]["complete"], json={"parts": []}, headers=headers)
+    await client.delete(begun["links"]["parts"], headers=headers)
     said = lines(caplog)
     actions = ["upload", "cancel", "reconcile", "retry", "ticket", "delete", '"begin session"']
+    actions += [f'"{action}"' for action in ("begin upload", "sign parts", "complete upload", "abort upload")]
     assert [line.split("action=")[1].split(" status=")[0] for line in said] == actions
     assert all(line.startswith("INFO api.access.audit: request ") and 'sub="jo from\\nacme"' in line for line in said)
     assert f" ref={answer.json()['ref']} " in said[0]
     assert " action=upload status=202 " in said[0]
+    assert f" ref={begun['ref']} " in said[7]
+    assert ' action="complete upload" status=409 ' in said[9]
+    assert "signature=" not in "".join(said)
 
 
 async def test_every_refusal_is_one_line_without_the_credential(client: httpx2.AsyncClient, caplog: pytest.LogCaptureFixture) -> None:

@@ -178,7 +178,7 @@ def test_every_path_of_where_to_change_what_exists() -> None:
 def test_every_route_is_in_the_table(app: Starlette) -> None:
     """The table has each method and address of the API, and no other."""
     routes = {
-        f"{method} {re.sub(':path}', '}', route.path)}"
+        f"{method} {re.sub(':path}|:int}', '}', route.path)}"
         for route in app.routes
         if isinstance(route, Route)
         for method in (route.methods or set()) - {"HEAD"}
@@ -201,7 +201,7 @@ def test_every_route_says_what_it_needs(app: Starlette) -> None:
             (policy,) = (
                 route.policy
                 for route in app.routes
-                if isinstance(route, GuardedRoute) and method in (route.methods or ()) and re.sub(":path}", "}", route.path) == path
+                if isinstance(route, GuardedRoute) and method in (route.methods or ()) and re.sub(":path}|:int}", "}", route.path) == path
             )
             deep = f"; {policy.deep_scope} if deep" if policy.deep_scope else ""
             if policy.header_scope:

@@ -18,6 +18,7 @@ from activities.attempt import to_application_error
 from activities.bucket.keys import UploadRef
 from activities.bucket.location import BucketSettings
 from activities.bucket.records import (
+    BegunRecord,
     KeyRecord,
     SheetStatus,
     Snapshot,
@@ -291,6 +292,33 @@ async def test_sweep_starts_what_never_ran_and_removes_what_was_never_accepted(
         assert len(files(directory, ref.prefix)) == 2
     make_old(directory, slow.prefix)
     assert (await sweep(client)).removed == NameList(1, (str(slow),))
+
+
+async def test_upload_that_a_client_has_begun_goes_a_day_after_its_seven(
+    client: Client, bucket: Bucket, directory: Path, house: Activities
+) -> None:
+    """With its parts and its key, however long ago the last part was written; until then it stays."""
+    now = datetime.now(UTC)
+    begun = {}
+    for name, age in (("waits", timedelta(days=6)), ("just over", timedelta(days=7, hours=1)), ("over", timedelta(days=8, hours=1))):
+        ref = begun[name] = new_ref(age)
+        key = ref.plan_ref.idempotency_key(name)
+        record = BegunRecord("plan.pdf", 8, None, 5 << 20, UploadOptions(), timestamp(now - age), part_secret="ab", idempotency_key=key)  # noqa: S106
+        bucket.put(ref.begun, to_json(record))
+        bucket.put(ref.part(1), b"%PDF-1.7")
+        bucket.put(key, to_json(KeyRecord(ref.upload, "0" * 64)))
+        if name != "over":  # whose parts were written lately
+            make_old(directory, ref.prefix)
+    accepted = accept(bucket, new_ref(timedelta(days=9)))
+    bucket.put(accepted.begun, to_json(record))
+    swept = await sweep(client)
+    assert (swept.removed, swept.passed_over) == (NameList(1, (str(begun["over"]),)), NameList())
+    assert files(directory, begun["over"].prefix) == []
+    assert sorted(info.key for info in bucket.objects(accepted.plan_ref.keys_prefix)) == sorted(
+        ref.plan_ref.idempotency_key(name) for name, ref in begun.items() if name != "over"
+    )
+    for name in ("waits", "just over"):
+        assert bucket.get(begun[name].part(1)).body == b"%PDF-1.7"
 
 
 async def test_hourly_sweep_looks_at_recent_uploads_only(client: Client, bucket: Bucket, house: Activities) -> None:

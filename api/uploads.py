@@ -21,6 +21,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 from datetime import UTC, datetime
 from http import HTTPStatus
+from typing import Any
 
 from python_multipart import MultipartParser
 from python_multipart.exceptions import FormParserError
@@ -332,7 +333,7 @@ def read_options(query: Mapping[str, str]) -> UploadOptions:
     Raises:
         InvalidRequest: An option is unknown, is not a whole number or is out of its range.
     """
-    values = {}
+    values: dict[str, Any] = {}
     for name, text in query.items():
         if name == "filename":
             continue

@@ -317,6 +317,7 @@ class SheetState:
         reason: The name of the error with which the sheet failed.
         detail: The sentence of that error.
         notes: Why the sheet may differ from the author's drawing.
+        layout: How the sheet lies in the bucket, once it is ready; None if an earlier release made it.
     """
 
     number: int
@@ -332,6 +333,7 @@ class SheetState:
     reason: str | None = None
     detail: str | None = None
     notes: tuple[Note, ...] = ()
+    layout: Layout | None = None
 
 
 @dataclass(frozen=True)

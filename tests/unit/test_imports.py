@@ -48,7 +48,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {*(f"activities.bucket.{name}" for name in ("location", "store_errors", "storage")), "boto3", "botocore", "mypy_boto3_s3"},
     "activities.bucket.uploads": PURE | {"activities.bucket.storage", "activities.bucket.store_errors"},
     "activities.bucket.listing": PURE | {"activities.bucket.storage"},
-    "activities.bucket.verify": PURE | {"activities.bucket.storage", "activities.bucket.listing", "activities.render.decoder"},
+    "activities.bucket.packed": PURE | {"activities.bucket.storage"},
+    "activities.bucket.verify": PURE
+    | {*(f"activities.bucket.{name}" for name in ("storage", "listing", "packed")), "activities.render.decoder"},
     "activities.bucket.*": BUCKET,
     "activities.render.process": set(),
     "activities.render.decoder": {"activities.errors", "activities.render.process"},

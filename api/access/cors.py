@@ -20,14 +20,16 @@ REQUEST_HEADERS = (
     "Content-Type",
     "Idempotency-Key",
     "If-None-Match",
+    "If-Range",
     "Last-Event-ID",
+    "Range",
     "SiteLink-Ticket",
     "SiteLink-Webhook",
     "SiteLink-Webhook-Events",
     "X-Namespace",
     "X-Request-ID",
 )
-ANSWER_HEADERS = ("ETag", "Link", "Location", "Retry-After", "X-Request-ID")
+ANSWER_HEADERS = ("Accept-Ranges", "Content-Disposition", "Content-Range", "ETag", "Link", "Location", "Retry-After", "X-Request-ID")
 MAX_AGE_S = 600
 
 

@@ -1,9 +1,11 @@
-"""Whole jobs with an S3 server that is far away: ``python -m tests.bench.bench_far [--pdf FILE.pdf] [--rounds 3] [--layout LAYOUT,...] [OPTIONS ...]``.
+"""Whole jobs with an S3 server that is far away.
+
+``python -m tests.bench.bench_far [--pdf FILE.pdf] [--rounds 3] [--layout LAYOUT,...] [OPTIONS ...]``
 
 OPTIONS are options of ``tests/resources/far.go``, joined by commas, such as ``delay=50ms`` or ``delay=20ms,error-each=100``. All OPTIONS
-and layouts have their turn in each round. Prints medians: seconds, beside the seconds with the first OPTIONS; CPU seconds of all processes
-but the bucket's; requests, refused requests, the most in flight; megabytes sent, and by the second; PUTs and dollars of the receipt. Then tiles are read through the API: ms of the
-median and of the slowest hundredth, and tiles a second. Everything is written below ``/dev/shm``.
+and layouts have their turn in each round. Prints medians: seconds, beside the seconds of the first row; CPU seconds of all processes but
+the bucket's; requests, refused requests, the most in flight; megabytes sent, and by the second; PUTs and dollars of the receipt. Then tiles
+are read through the API: ms of the median and of the slowest hundredth, and tiles a second. Everything is written below ``/dev/shm``.
 """
 
 import argparse
@@ -35,7 +37,7 @@ READERS = 40
 """Requests for tiles at once. A browser has six for each viewer."""
 
 Row = tuple[float, ...]
-"""Seconds, CPU seconds, requests, refused ones, most in flight, bytes sent; PUTs, dollars; p50 and p99 ms of a read, tiles read a second."""
+"""Seconds, CPU seconds, requests, refused ones, most in flight, bytes sent, PUTs, dollars; p50 and p99 ms and tiles a second of reads."""
 
 
 async def read_tiles(stack: Stack, status: dict[str, Any]) -> tuple[float, float, float]:
@@ -123,7 +125,8 @@ def main() -> None:
         )
         first_s = first_s or seconds
         print(
-            f"| {options} | {layout} | {seconds:.1f} | {seconds / first_s:.2f} | {cpu_s:.1f} | {requests:,.0f} | {refused:,.0f} | {in_flight:.0f} "
+            f"| {options} | {layout} "
+            f"| {seconds:.1f} | {seconds / first_s:.2f} | {cpu_s:.1f} | {requests:,.0f} | {refused:,.0f} | {in_flight:.0f} "
             f"| {sent / 1e6:.1f} | {sent / seconds / 1e6:.1f} | {puts:,.0f} | {price:.4f} | {p50_ms:.0f} | {p99_ms:.0f} | {reads:.0f} |"
         )
 

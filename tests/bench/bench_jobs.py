@@ -1,4 +1,6 @@
-"""Whole jobs through the embedded stack: ``python -m tests.bench.bench_jobs [--unwatched] [--layout LAYOUT] [--original SHEET,SHEET,...] FILE.pdf ...``.
+"""Whole jobs through the embedded stack.
+
+``python -m tests.bench.bench_jobs [--unwatched] [--layout LAYOUT] [--original SHEET,SHEET,...] FILE.pdf ...``
 
 Prints a Markdown table: sheets, tiles, bytes and dollars beside their forecasts; seconds from the request to the final state, those of the
 receipt beside their forecast; CPU seconds of all processes, and of each kind; the peak memory of the tile worker and of its largest render

@@ -121,7 +121,7 @@ class BucketSetup:
                             "AllowedOrigins": list(origins),
                             "AllowedMethods": ["GET", "HEAD", "PUT"],
                             "AllowedHeaders": ["*"],
-                            "ExposeHeaders": ["ETag"],
+                            "ExposeHeaders": ["ETag", "Content-Range"],
                             "MaxAgeSeconds": CORS_MAX_AGE_S,
                         }
                     ]

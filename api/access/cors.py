@@ -21,7 +21,9 @@ REQUEST_HEADERS = (
     "Content-Digest",
     "Idempotency-Key",
     "If-None-Match",
+    "If-Range",
     "Last-Event-ID",
+    "Range",
     "Repr-Digest",
     "SiteLink-Ticket",
     "SiteLink-Webhook",
@@ -29,7 +31,7 @@ REQUEST_HEADERS = (
     "X-Namespace",
     "X-Request-ID",
 )
-ANSWER_HEADERS = ("ETag", "Link", "Location", "Retry-After", "X-Request-ID")
+ANSWER_HEADERS = ("Accept-Ranges", "Content-Disposition", "Content-Range", "ETag", "Link", "Location", "Retry-After", "X-Request-ID")
 MAX_AGE_S = 600
 
 

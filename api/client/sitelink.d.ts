@@ -27,6 +27,8 @@ export interface Sheet {
   notes: { type: string; message: string }[];
   /** Whether `thumbnail` has something to load: before the tiles, and as long as the sheet is being made or is ready. */
   thumbnail: boolean;
+  /** How the sheet lies in the bucket; known once it is ready. */
+  layout: "exploded" | "packed" | "both" | null;
 }
 
 /** The server's status of an upload: api/README.md, "The progress". */

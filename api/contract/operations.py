@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 
 from activities import errors
-from activities.bucket.records import MOST_PARTS, OPTION_RANGES, UploadOptions
+from activities.bucket.pmtiles import MEDIA_TYPE
+from activities.bucket.records import MOST_PARTS, OPTION_RANGES, Layout, UploadOptions
 from api.access.tickets import DEFAULT_TTL_S, MAX_TTL_S
 from api.contract.schemas import ID, TEXT, VERSION, Schema, field_descriptions, ref
 from api.http.parameters import DEFAULT_LIMIT, LONGEST_WAIT_S, MAX_LIMIT
@@ -33,7 +34,7 @@ from api.paths import (
 )
 from api.progress.plan import FOLLOWED
 from api.source_prefix import MAX_KEY_BYTES
-from api.uploads import MAX_KEY_CHARACTERS, OPTIONS
+from api.uploads import LAYOUT, MAX_KEY_CHARACTERS, OPTIONS
 
 Problem = type[errors.SiteLinkError] | HTTPStatus
 """A refusal: a named error, with all errors below it, or only an HTTP status."""
@@ -121,10 +122,11 @@ PATH_PARAMETERS: dict[str, Parameter] = {
     "path": Parameter(
         "path",
         "path",
-        "`sheet-{n}/thumbnail.jpeg`, `sheet-{n}/tiles/sheet-{n}.dzi` or `sheet-{n}/tiles/sheet-{n}_files/{level}/{column}_{row}.jpeg`.",
+        "`sheet-{n}/thumbnail.jpeg`, `sheet-{n}/tiles/sheet-{n}.dzi`, `sheet-{n}/tiles/sheet-{n}_files/{level}/{column}_{row}.jpeg` or "
+        "`sheet-{n}/tiles/sheet-{n}.pmtiles`.",
         {
             "type": "string",
-            "pattern": rf"^{_SHEET}/(thumbnail\.jpeg|tiles/{_SHEET}(\.dzi|_files/[0-9]{{1,2}}/[0-9]+_[0-9]+\.jpeg))$",
+            "pattern": rf"^{_SHEET}/(thumbnail\.jpeg|tiles/{_SHEET}(\.dzi|\.pmtiles|_files/[0-9]{{1,2}}/[0-9]+_[0-9]+\.jpeg))$",
         },
         required=True,
     ),
@@ -169,7 +171,7 @@ _OPTION_SCHEMAS: dict[str, Schema] = {
     wire: {"type": "integer", "minimum": low, "maximum": high, "default": getattr(UploadOptions(), name)}
     for wire, name in OPTIONS.items()
     for low, high in [OPTION_RANGES[name]]
-}
+} | {LAYOUT: {"type": "string", "enum": list(map(str, Layout)), "default": str(UploadOptions().layout)}}
 NAMED_SOURCE: Schema = {
     "type": "object",
     "description": "A PDF that is in the bucket, and the options of the upload that is made of it.",
@@ -182,7 +184,7 @@ NAMED_SOURCE: Schema = {
             "examples": ["incoming/acme/plan.pdf"],
         },
         "filename": {"type": "string", "description": "The name of the file, for people."},
-        **{name: {**schema, "description": _OPTION_MEANINGS[OPTIONS[name]]} for name, schema in _OPTION_SCHEMAS.items()},
+        **{name: {**schema, "description": _OPTION_MEANINGS[OPTIONS.get(name, name)]} for name, schema in _OPTION_SCHEMAS.items()},
     },
     "required": ["source"],
     "additionalProperties": False,
@@ -209,7 +211,7 @@ UPLOAD_PARAMETERS: tuple[Parameter, ...] = (
         {"type": "string", "examples": ["upload.ended"]},
     ),
     Parameter("filename", "query", "The name of the file, for people. `Content-Disposition` and the form may have it, too.", TEXT),
-    *(Parameter(name, "query", _OPTION_MEANINGS[OPTIONS[name]], schema) for name, schema in _OPTION_SCHEMAS.items()),
+    *(Parameter(name, "query", _OPTION_MEANINGS[OPTIONS.get(name, name)], schema) for name, schema in _OPTION_SCHEMAS.items()),
 )
 """What a request for a new upload may say, beside the file."""
 
@@ -494,11 +496,22 @@ OPERATIONS: tuple[Operation, ...] = (
         "GET",
         f"{UPLOAD}/sheets/{{path}}",
         "getSheetObject",
-        "A thumbnail, the descriptor or a tile of a sheet.",
-        {200: Answer("The object.", {"image/jpeg": BINARY, "application/xml": TEXT}, ETAG), 304: NOT_MODIFIED},
-        (*EXISTING, errors.ObjectMissing),
-        (IF_NONE_MATCH,),
-        description="Point a Deep Zoom viewer at the `.dzi`.",
+        "A thumbnail, the descriptor or a tile of a sheet, or all its tiles.",
+        {
+            200: Answer("The object.", {"image/jpeg": BINARY, "application/xml": TEXT, MEDIA_TYPE: BINARY}, ETAG),
+            206: Answer(
+                "The range of a `.pmtiles`.", {MEDIA_TYPE: BINARY}, {**ETAG, "Content-Range": "The bytes, and how many there are."}
+            ),
+            304: NOT_MODIFIED,
+        },
+        (*EXISTING, errors.ObjectMissing, errors.UnreadableRecord, HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE),
+        (
+            IF_NONE_MATCH,
+            Parameter("Range", "header", "The bytes of a `.pmtiles` that the client wants: one range.", TEXT),
+            Parameter("If-Range", "header", "The range is sent only if this is the current ETag; else the whole `.pmtiles`.", TEXT),
+        ),
+        description="Point a Deep Zoom viewer at the `.dzi`. It and the tiles are the same, whatever the layout of the upload. "
+        "A `.pmtiles` is there if the layout is `packed` or `both`.",
     ),
     Operation(
         "GET",

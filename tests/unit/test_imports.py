@@ -19,11 +19,11 @@ MODULES = sorted(
     if path.name != "__init__.py"
 )
 
-PURE = {"activities.errors", *(f"activities.bucket.{name}" for name in ("keys", "dzi", "records", "changes", "report"))}
+PURE = {"activities.errors", *(f"activities.bucket.{name}" for name in ("keys", "dzi", "records", "changes", "report", "pmtiles"))}
 """No Temporal is loaded here: the command line and the decoder start in a moment."""
 LIGHT = PURE | {"temporalio", "activities.interface", "activities.bucket.forecast"}
 BUCKET = LIGHT | {"activities.bucket"}
-HOST = BUCKET | {f"activities.{name}" for name in ("host", "attempt", "threads", "render.attempt", "render.tilefile")}
+HOST = BUCKET | {f"activities.{name}" for name in ("host", "attempt", "threads", "render.attempt", "render.tilefile", "render.pack")}
 CONTRACT = PURE | {
     "api.contract",
     "api.access",
@@ -46,6 +46,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "activities.bucket.records": {"activities.errors"},
     "activities.bucket.changes": {"activities.bucket.records"},
     "activities.bucket.report": {"activities.bucket.records"},
+    "activities.bucket.pmtiles": {"activities.bucket.dzi", "activities.bucket.records"},
     "activities.bucket.forecast": PURE | {"activities.interface"},
     "activities.interface": PURE | {"temporalio"},
     "activities.bucket.location": {"activities.environment"},
@@ -58,12 +59,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "activities.bucket.s3_parts": PURE | {f"activities.bucket.{name}" for name in ("location", "parts", "setup")},
     "activities.bucket.uploads": PURE | {"activities.bucket.storage", "activities.bucket.store_errors"},
     "activities.bucket.listing": PURE | {"activities.bucket.storage"},
-    "activities.bucket.verify": PURE | {"activities.bucket.storage", "activities.bucket.listing", "activities.render.decoder"},
+    "activities.bucket.packed": PURE | {"activities.bucket.storage"},
+    "activities.bucket.verify": PURE
+    | {*(f"activities.bucket.{name}" for name in ("storage", "listing", "packed")), "activities.render.decoder"},
     "activities.bucket.*": BUCKET,
     "activities.render.process": set(),
     "activities.render.decoder": {"activities.errors", "activities.render.process"},
     "activities.render.decode": {"activities.render.decoder", "pyvips"},
     "activities.render.tilefile": LIGHT,
+    "activities.render.pack": LIGHT | {"activities.render.tilefile"},
     "activities.render.compile": set(),
     "activities.render.cutter": PURE | {"activities.render.compile"},
     "activities.render.structure": {"pikepdf"},

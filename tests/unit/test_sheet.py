@@ -31,6 +31,7 @@ from activities.scratch import Scratch
 from activities.threads import FairThreads
 from tests.resources import make_pdfs
 from tests.unit.sheets import Md5Bucket, accept, etag
+from tests.waiting import until_async
 from worker.app import Activities
 from workflows.processing.progress import Progress
 
@@ -49,6 +50,7 @@ class OrderedBucket(Bucket):
         self.read: list[str] = []
         self.reached, self.open = threading.Event(), threading.Event()
         self.open.set()
+        self.holds = ""
         self.failing: set[str] = set()
 
     def get(self, key: str) -> StoredObject:
@@ -57,9 +59,10 @@ class OrderedBucket(Bucket):
         return super().get(key)
 
     def put(self, key: str, body: bytes) -> None:
-        """Waits until the bucket is open; records the key once the object is written."""
-        self.reached.set()
-        self.open.wait(120)
+        """Waits until the bucket is open, if the key has ``holds`` in it; records the key once the object is written."""
+        if self.holds in key:
+            self.reached.set()
+            self.open.wait(120)
         if key in self.failing:
             msg = "503"
             raise StorageUnavailable(msg)
@@ -122,6 +125,25 @@ async def test_thumbnail_is_in_the_bucket_before_the_tiles_are_sent(host: Host, 
     assert bucket.written[0] == REF.thumbnail(1)
     (report, _) = verify_upload(bucket, REF)
     assert (report.verified, report.problems) == (True, ())
+
+
+async def test_sheets_of_an_upload_are_sent_one_after_the_other(host: Host, bucket: OrderedBucket) -> None:
+    """The tiles of the second sheet wait for those of the first one, so that the first one is ready as early as it can be."""
+    tiles = {number: REF.tiles_prefix(number) for number in (1, 2)}
+    args = {1: tiled(host), 2: tiled(host)}
+    args[2] = replace(args[2], page=replace(args[2].page, number=2))
+    bucket.open.clear()
+    bucket.holds = "_files/"
+    with FairThreads(1, "bucket") as threads, FairThreads(2, "upload") as uploads:
+        activities = Activities(replace(host, threads=threads, uploads=uploads))
+        first = asyncio.create_task(ActivityEnvironment().run(activities.upload_page, args[1]))
+        await until_async(bucket.reached.is_set)
+        second = asyncio.create_task(ActivityEnvironment().run(activities.upload_page, args[2]))
+        await until_async(lambda: REF.thumbnail(2) in bucket.written)
+        bucket.open.set()
+        await asyncio.gather(first, second)
+    sent = [key for key in bucket.written if "_files/" in key]
+    assert [key.startswith(tiles[2]) for key in sent] == [False] * PYRAMID.tile_count + [True] * PYRAMID.tile_count
 
 
 async def test_thumbnail_that_was_lost_meanwhile_is_written_again(host: Host, bucket: OrderedBucket) -> None:

@@ -248,11 +248,11 @@ class DirectUploads:
         etags = _etags(await _read_object(request, {"parts"}))
         try:
             begun = await self._begun(ref)
+            await self._uploads.check_quota(ref.plan_ref)
+            if not await self._has_source(ref, begun):
+                await self._join(ref, begun, etags)
         except AlreadyFinished:
             return await self._uploads.accept(ref, await self._store.accepted_async(ref))
-        await self._uploads.check_quota(ref.plan_ref)
-        if not await self._has_source(ref, begun):
-            await self._join(ref, begun, etags)
         check_header(await self._bucket.beginning_async(ref.source, min(begun.size_bytes, HEADER_WINDOW)))
         if not self._s3:
             await self._in_thread(self._parts.discard, ref, begun)
@@ -345,12 +345,15 @@ class DirectUploads:
             stored = await self._in_thread(self._parts.stored, ref, begun)
             _check_parts(begun, stored, etags)
             await self._in_thread(self._parts.join, ref, begun, stored)
-        except ObjectMissing:
-            # Another request has joined or discarded the parts, or the answer to an earlier try of this one was lost.
+        except (ObjectMissing, PartsIncomplete) as error:
+            # Another request may have joined the parts, or the answer to an earlier try of this one was lost.
             await self._begun(ref)
-            if not await self._has_source(ref, begun):
-                msg = "the bucket does not have the parts any more: abort this upload and begin anew"
-                raise PartsIncomplete(msg) from None
+            if await self._has_source(ref, begun):
+                return
+            if isinstance(error, PartsIncomplete):
+                raise
+            msg = "the bucket does not have the parts any more: abort this upload and begin anew"
+            raise PartsIncomplete(msg) from None
         if not await self._has_source(ref, begun):
             raise not_written_error(ref.source)
 

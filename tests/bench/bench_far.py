@@ -2,12 +2,14 @@
 
 OPTIONS are options of ``tests/resources/far.go``, joined by commas, such as ``delay=50ms`` or ``delay=20ms,error-each=100``. All OPTIONS
 have their turn in each round. Prints medians: seconds, beside the seconds with the first OPTIONS; CPU seconds of all processes but the
-bucket's; requests, refused requests, the most in flight; megabytes sent, and by the second. Then tiles are read through the API: ms of the
-median and of the slowest hundredth, and tiles a second. Everything is written below ``/dev/shm``.
+bucket's; requests, refused requests, the most in flight, connections; megabytes sent, headers included, and which share of the line that
+is over the whole job (``bandwidth``, in bytes a second). Then tiles are read through the API: ms of the median and of the slowest
+hundredth, and tiles a second. Everything is written below ``/dev/shm``.
 """
 
 import argparse
 import asyncio
+import re
 import statistics
 import tempfile
 import threading
@@ -34,7 +36,7 @@ READERS = 40
 """Requests for tiles at once. A browser has six for each viewer."""
 
 Row = tuple[float, ...]
-"""Seconds, CPU seconds, requests, refused ones, most in flight, bytes sent; p50 and p99 ms of a read, tiles read a second."""
+"""Seconds, CPU seconds, requests, refused ones, most in flight, connections, bytes sent; p50 and p99 ms of a read, tiles read a second."""
 
 
 async def read_tiles(stack: Stack, status: dict[str, Any]) -> tuple[float, float, float]:
@@ -86,6 +88,7 @@ def job(pdf: Path, options: str) -> Row:
                 after["requests"] - before["requests"],
                 after["refused"] - before["refused"],
                 after["mostInFlight"],
+                after["connections"] - before["connections"],
                 after["bytesIn"] - before["bytesIn"],
                 *reads,
             )
@@ -106,17 +109,20 @@ def main() -> None:
         for _ in range(arguments.rounds):
             for options, found in rows.items():
                 found.append(job(pdf, options))
-    print("| bucket | s | ratio | CPU s | requests | refused | most in flight | MB sent | MB/s | read p50 ms | p99 | tiles/s |")
-    print("|---|---|---|---|---|---|---|---|---|---|---|---|")
+    names = ("s", "ratio", "CPU s", "requests", "refused", "most in flight", "connections", "MB sent", "of the line", "read p50 ms", "p99")
+    print(f"| bucket | {' | '.join(names)} | tiles/s |")
+    print("|---" * 13 + "|")
     first_s = 0.0
     for options, found in rows.items():
-        seconds, cpu_s, requests, refused, in_flight, sent, p50_ms, p99_ms, reads = (
+        seconds, cpu_s, requests, refused, in_flight, connections, sent, p50_ms, p99_ms, reads = (
             statistics.median(column) for column in zip(*found, strict=True)
         )
         first_s = first_s or seconds
+        line = re.search(r"bandwidth=(\d+)", options)
+        share = f"{sent / seconds / int(line[1]):.0%}" if line else "-"
         print(
             f"| {options} | {seconds:.1f} | {seconds / first_s:.2f} | {cpu_s:.1f} | {requests:,.0f} | {refused:,.0f} | {in_flight:.0f} "
-            f"| {sent / 1e6:.1f} | {sent / seconds / 1e6:.1f} | {p50_ms:.0f} | {p99_ms:.0f} | {reads:.0f} |"
+            f"| {connections:.0f} | {sent / 1e6:.1f} | {share} | {p50_ms:.0f} | {p99_ms:.0f} | {reads:.0f} |"
         )
 
 

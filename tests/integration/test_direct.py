@@ -121,6 +121,15 @@ async def test_parts_go_to_the_server_and_nowhere_else(
         assert not [name for name in headers if "checksum" in name]
 
 
+async def test_completions_at_once_have_one_answer(api: httpx2.AsyncClient, http: httpx2.AsyncClient, settings: BucketSettings) -> None:
+    """The server joins the parts once; who comes later finds the source."""
+    begun = await begin(api)
+    sent = await send(api, http, begun, [1, 2, 3])
+    answers = await asyncio.gather(*(api.post(begun["links"]["complete"], json={"parts": sent}) for _ in range(4)))
+    assert {(answer.status_code, answer.json().get("ref")) for answer in answers} == {(202, begun["ref"])}
+    assert Bucket(settings).get(UploadRef.parse(begun["ref"]).source).body == FILE
+
+
 async def test_no_pdf_and_aborted_leave_nothing(
     api: httpx2.AsyncClient, http: httpx2.AsyncClient, settings: BucketSettings, setup: BucketSetup
 ) -> None:

@@ -1,5 +1,6 @@
 """Uploads that clients send in parts, over a bucket that is a directory: what is answered, what is refused, what is left."""
 
+import asyncio
 import hashlib
 import json
 from collections.abc import AsyncIterator
@@ -313,6 +314,16 @@ async def test_completing_goes_on_after_a_kill(client: httpx2.AsyncClient, bucke
         assert (await complete(client, begun, parts)).status_code == 202
     assert bucket.get(ref.source).body == FILE
     assert [name for name in files_in(directory) if "/parts/" in name] == []
+
+
+async def test_completions_at_once_have_one_answer(client: httpx2.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
+    """A client that was cut off asks again while its first request still works."""
+    begun = await begin(client)
+    sent = await send(client, begun, [1, 2, 3])
+    answers = await asyncio.gather(*(complete(client, begun, sent) for _ in range(5)))
+    assert {(answer.status_code, answer.json()["ref"]) for answer in answers} == {(202, begun["ref"])}
+    assert bucket.get(UploadRef.parse(begun["ref"]).source).body == FILE
+    assert {start["id"] for start in temporal.starts} == {UploadRef.parse(begun["ref"]).workflow_id}
 
 
 async def test_expired_upload_is_gone(client: httpx2.AsyncClient, bucket: Bucket) -> None:

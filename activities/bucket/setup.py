@@ -29,6 +29,10 @@ MOST_PARTS = 10_000
 
 STALE_DAYS = 1
 CORS_MAX_AGE_S = 3600
+ALLOWED_HEADERS = ["*", "Content-Type", "Range"]
+"""R2 did not take ``*`` for these: https://mikeesto.medium.com/pre-signed-urls-cors-on-cloudflare-r2-c90d43370dc4."""
+EXPOSED_HEADERS = ["Accept-Ranges", "Content-Length", "Content-Range", "ETag"]
+"""Without ``Content-Range`` and ``ETag`` a page that reads a packed sheet by ranges cannot tell whether the object was cut or replaced."""
 RULE_ID = "sitelink-abort-stale-uploads"
 
 
@@ -134,8 +138,8 @@ class BucketSetup:
                         {
                             "AllowedOrigins": list(origins),
                             "AllowedMethods": ["GET", "HEAD", "PUT"],
-                            "AllowedHeaders": ["*"],
-                            "ExposeHeaders": ["ETag"],
+                            "AllowedHeaders": ALLOWED_HEADERS,
+                            "ExposeHeaders": EXPOSED_HEADERS,
                             "MaxAgeSeconds": CORS_MAX_AGE_S,
                         }
                     ]

@@ -21,13 +21,14 @@ REQUEST_HEADERS = (
     "Idempotency-Key",
     "If-None-Match",
     "Last-Event-ID",
+    "Range",
     "SiteLink-Ticket",
     "SiteLink-Webhook",
     "SiteLink-Webhook-Events",
     "X-Namespace",
     "X-Request-ID",
 )
-ANSWER_HEADERS = ("ETag", "Link", "Location", "Retry-After", "X-Request-ID")
+ANSWER_HEADERS = ("Accept-Ranges", "Content-Range", "ETag", "Link", "Location", "Retry-After", "X-Request-ID")
 MAX_AGE_S = 600
 
 

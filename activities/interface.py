@@ -117,7 +117,7 @@ class BucketState:
 
     Args:
         options: The upload's options, from ``upload.json``.
-        committed: The ``sheet.json`` of every sheet whose ``.dzi`` exists, without digest and engines.
+        committed: The ``sheet.json`` of every sheet whose commit marker exists, without digest, engines and transform.
         manifest: The final progress of an earlier run, if one ended.
         webhooks: Who wants webhooks about the upload.
     """
@@ -135,7 +135,7 @@ class CheckSheets:
     Args:
         ref: The upload.
         sheets: The sheets to check, as the progress has them. None of them is being tiled or uploaded.
-        repair: Whether to delete the ``.dzi`` of a broken sheet, and every object that no sheet owns. Otherwise nothing is changed.
+        repair: Whether to delete the commit marker of a broken sheet, and every object that no sheet owns. Otherwise nothing is changed.
         discard: Whether a repair also removes the objects of every sheet that is not whole, because no run is going to finish the sheet.
         deep: Whether to read every tile back and decode it.
     """
@@ -160,8 +160,8 @@ class CheckedSheets:
     """Result of ``check_sheets``.
 
     Args:
-        committed: The ``sheet.json``, without digest and engines, of each sheet that is whole, but not ready in the progress.
-        broken: The sheets that have a ``.dzi``, or are ready in the progress, but are not whole. After a repair they have no ``.dzi``.
+        committed: The ``sheet.json``, without digest, engines and transform, of each sheet that is whole, but not ready in the progress.
+        broken: The sheets that have a commit marker, or are ready in the progress, but are not whole. After a repair they have none.
         removed: How many objects were removed.
     """
 
@@ -207,6 +207,7 @@ class TiledPage:
         engines: Name to version of every library that decides a tile's bytes.
         notes: Why the sheet may differ from the author's drawing, as found while the page was drawn.
         chroma: The chroma subsampling of tiles with colours; None from a host of an earlier release.
+        transform: From the page to its pixels, as ``SheetRecord`` explains; None from a host of an earlier release.
     """
 
     queue: str
@@ -214,6 +215,7 @@ class TiledPage:
     engines: dict[str, str]
     notes: tuple[Note, ...] = ()
     chroma: str | None = None
+    transform: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -312,7 +314,7 @@ class UploadActivities(ABC):
     @activity.defn
     @abstractmethod
     async def upload_page(self, args: UploadPage) -> SheetRecord:
-        """Writes thumbnail, tiles, ``sheet.json`` and ``.dzi``, in this order.
+        """Writes thumbnail, tiles, ``sheet.json`` and the commit marker, in this order.
 
         Raises:
             ApplicationError: ``TilesMissing`` when this host does not hold the tiles, ``UploadNotFound`` when the upload was deleted

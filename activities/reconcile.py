@@ -87,18 +87,20 @@ class ReconcileActivities(HostActivities):
         number, is_ready = state.number, state.status is SheetStatus.READY
         listing = Listing.fetch(bucket, ref, number)
         report = None
-        if is_ready or listing.descriptor is not None:
+        has_marker = listing.has_marker(options.layout)
+        if is_ready or has_marker:
             report = verify_sheet(bucket, ref, listing, state, options, deep=args.deep, refuse_newer=True)
         is_whole = report is not None and report.is_whole
         removed = 0
         if args.repair:
-            if not is_whole and listing.descriptor is not None:
+            if not is_whole and has_marker:
                 self._store.uncommit(ref, number)  # first, so that the sheet is found broken again if this repair is killed
             if args.discard and not is_whole:
                 surplus = _sheet_keys(ref, listing)
                 bucket.remove_unfinished(ref.sheet_prefix(number))
             else:
-                surplus = listing.surplus(ref, _pyramid(state, options))
+                layout = report.layout if report is not None and report.layout is not None else options.layout
+                surplus = listing.surplus(ref, _pyramid(state, options), layout)
             bucket.delete(surplus)
             removed = len(surplus)
         if report is None or (is_whole and is_ready):
@@ -109,7 +111,11 @@ class ReconcileActivities(HostActivities):
         return CheckedSheets(committed=(record,) if record else (), removed=removed)
 
     def _committed(self, ref: UploadRef, number: int) -> SheetRecord | None:
-        """The record of a committed sheet, without digest and engines. If it is damaged, the sheet is uncommitted; the result is None."""
+        """The record of a committed sheet, without digest, engines and transform.
+
+        Returns:
+            None if the sheet is not committed. A sheet with a damaged record is uncommitted.
+        """
         try:
             record = self._store.committed(ref, number)
         except DamagedRecord as error:
@@ -117,8 +123,8 @@ class ReconcileActivities(HostActivities):
             logger.warning("the sheet is tiled again: %s", error, extra={"ref": str(ref), "sheet": number})
             self._store.uncommit(ref, number)
             return None
-        # With digests and engines, the records of 2,000 sheets would come near 2 MB, the most that Temporal takes.
-        return replace(record, digest="", engines={}) if record else None
+        # With these, the records of 2,000 sheets would come near 2 MB, the most that Temporal takes.
+        return replace(record, digest="", engines={}, transform=None) if record else None
 
     @activity.defn
     async def prune_sheets(self, args: PruneSheets) -> int:
@@ -156,7 +162,7 @@ class ReconcileActivities(HostActivities):
 
 def _sheet_keys(ref: UploadRef, listing: Listing) -> list[str]:
     """The keys of all objects below the sheet's prefix, except its ``.dzi``."""
-    objects = (*listing.tiles.values(), listing.thumbnail, listing.record)
+    objects = (*listing.tiles.values(), listing.archive, listing.thumbnail, listing.record)
     return [*(info.key for info in objects if info is not None), *(ref.sheets_prefix + path for path in listing.foreign)]
 
 

@@ -3,8 +3,9 @@
 import asyncio
 import hashlib
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import wait
+from dataclasses import replace
 from functools import partial
 from itertools import chain, pairwise
 from pathlib import Path
@@ -15,15 +16,17 @@ from activities.attempt import Attempt, raise_if_stopped
 from activities.bucket.dzi import Pyramid
 from activities.bucket.keys import UploadRef
 from activities.bucket.listing import Listing
-from activities.bucket.records import SheetRecord, bounded_notes, tiles_digest, to_json
-from activities.bucket.storage import LIST_PAGE, Bucket, ObjectInfo
+from activities.bucket.pmtiles import sheet_metadata
+from activities.bucket.records import Layout, SheetRecord, bounded_notes, tiles_digest, to_json
+from activities.bucket.storage import LIST_PAGE, Bucket, ObjectInfo, etag_of
 from activities.bucket.store_errors import not_written_error
 from activities.errors import TilesMissing
 from activities.host import HostActivities
 from activities.interface import DiscardScratch, TiledPage, TilePage, UploadPage, host_queue
 from activities.render.attempt import RenderAttempt
+from activities.render.pack import Line, PackedSheet, tile_lines
 from activities.render.tilefile import THUMBNAIL, TILES, TileFile
-from activities.threads import Turn, turn_of
+from activities.threads import turn_of
 
 MOST_CHUNK_TILES = 32
 """Tiles that a thread writes, at most, before another sheet gets its turn."""
@@ -44,7 +47,7 @@ class SheetActivities(HostActivities):
                 try:
                     rendered = await host.children.tile_page(str(ref), source, args, page, attempt.beat)
                     queue, name = host_queue(host.scratch.host), host.scratch.publish(page)
-                    return TiledPage(queue, name, rendered.engines, rendered.notes, rendered.chroma)
+                    return TiledPage(queue, name, rendered.engines, rendered.notes, rendered.chroma, rendered.transform)
                 finally:
                     host.scratch.remove(page)
 
@@ -73,7 +76,7 @@ class SheetActivities(HostActivities):
 
     def _upload(self, args: UploadPage, page: Path, stop: threading.Event) -> SheetRecord:
         bucket, ref, number, options = self._host.bucket, UploadRef.parse(args.ref), args.page.number, args.options
-        pyramid = Pyramid(args.page.width, args.page.height, options.tile_size, options.overlap)
+        pyramid, layout = Pyramid(args.page.width, args.page.height, options.tile_size, options.overlap), options.layout
         descriptor = pyramid.descriptor().encode()
         with TileFile(page / TILES) as tiles:
             try:
@@ -87,56 +90,83 @@ class SheetActivities(HostActivities):
             if listing.descriptor is not None and bucket.get(ref.descriptor(number)).body != descriptor:
                 self._store.uncommit(ref, number)  # first, because the sheet had another size, and its old tiles are removed
             bucket.put(ref.thumbnail(number), thumbnail)
-            prefix = ref.tiles_prefix(number)
-            turn = turn_of(ref, str(number))
-            futures = [
-                self._host.threads.submit(turn, _put_tiles, bucket, prefix, pyramid, tiles, chunk, listing.tiles, stop)
-                for chunk in _chunks(pyramid, self._host.threads.most)
-            ]
-            try:
-                lines = [line for future in futures for line in future.result()]
-            except BaseException:
-                stop.set()
-                wait([future for future in futures if not future.cancel()])
-                raise
-        record = SheetRecord(
-            number=number,
-            width=args.page.width,
-            height=args.page.height,
-            dpi=args.page.dpi,
-            scaled=args.page.scaled,
-            title=args.page.title,
-            tile_size=options.tile_size,
-            overlap=options.overlap,
-            quality=options.quality,
-            tiles=len(lines),
-            bytes=sum(size for _, size, _ in lines),
-            digest=tiles_digest(lines),
-            engines=args.tiled.engines,
-            notes=bounded_notes((*args.page.notes, *args.tiled.notes)),
-            chroma=args.tiled.chroma,
-        )
-        body = to_json(record)
-        bucket.put(ref.sheet_record(number), body)
-        bucket.sync()
-        raise_if_stopped(stop)
-        if not bucket.answers_prove_writes:
-            sent = [prefix + name for name, _, _ in lines] + [ref.thumbnail(number), ref.sheet_record(number)]
-            listing = Listing.of(ref, number, self._list_at_once(ref, number, sent, turn))
-            _prove(listing, lines, len(thumbnail), len(body))
+            lines = self._put_tiles(ref, number, pyramid, tiles, listing.tiles, stop) if layout.has_tiles else tile_lines(tiles, pyramid)
+            record = _sheet_record(args, lines)
+            packed = None
+            if layout.has_archive:
+                packed = PackedSheet(tiles, pyramid, lines, sheet_metadata(record))
+                record = replace(record, etag=etag_of(packed.chunks(), packed.size_bytes))
+                if listing.archive is not None and listing.archive.size != packed.size_bytes:
+                    self._store.uncommit(ref, number)
+                raise_if_stopped(stop)
+                if layout.has_tiles:
+                    bucket.put_archive(ref.archive(number), packed.chunks(), packed.size_bytes)
+            body = to_json(record)
+            bucket.put(ref.sheet_record(number), body)
             raise_if_stopped(stop)
-        bucket.delete(listing.surplus(ref, pyramid))  # old tiles, if the sheet had another size
-        self._store.commit(ref, number, descriptor)
-        return record
+            if not bucket.answers_prove_writes:
+                tile_keys = [ref.tiles_prefix(number) + name for name, _, _ in lines] if layout.has_tiles else []
+                sent = [*tile_keys, ref.thumbnail(number), ref.sheet_record(number)]
+                listing = Listing.of(ref, number, self._list_at_once(ref, number, sent))
+                _prove(listing, lines if layout.has_tiles else [], len(thumbnail), len(body))
+                if layout is Layout.BOTH and packed is not None:
+                    _prove_archive(listing, packed.size_bytes)
+                raise_if_stopped(stop)
+            bucket.delete(listing.surplus(ref, pyramid, layout))  # old tiles, if the sheet had another size
+            if layout.has_tiles or packed is None:
+                bucket.sync()
+                self._store.commit(ref, number, descriptor)
+            else:
+                self._store.commit_packed(ref, number, packed.chunks(), packed.index, packed.size_bytes)
+            return record
 
-    def _list_at_once(self, ref: UploadRef, number: int, sent: list[str], turn: Turn) -> Iterator[ObjectInfo]:
+    def _put_tiles(
+        self, ref: UploadRef, number: int, pyramid: Pyramid, tiles: TileFile, stored: Mapping[str, ObjectInfo], stop: threading.Event
+    ) -> list[Line]:
+        """Writes the tiles that are not in the bucket already; returns name, size and MD5 of each tile."""
+        turn, prefix = turn_of(ref, str(number)), ref.tiles_prefix(number)
+        futures = [
+            self._host.threads.submit(turn, _put_tiles, self._host.bucket, prefix, pyramid, tiles, chunk, stored, stop)
+            for chunk in _chunks(pyramid, self._host.threads.most)
+        ]
+        try:
+            return [line for future in futures for line in future.result()]
+        except BaseException:
+            stop.set()
+            wait([future for future in futures if not future.cancel()])
+            raise
+
+    def _list_at_once(self, ref: UploadRef, number: int, sent: list[str]) -> Iterator[ObjectInfo]:
         """The objects of a sheet on an S3 server, all pages of the LIST at once; the keys that were sent tell where the pages begin."""
         prefix, ends = ref.sheet_prefix(number), sorted(sent)[LIST_PAGE - 1 :: LIST_PAGE]
-        pages = pairwise(("", *ends, ""))
+        pages, turn = pairwise(("", *ends, "")), turn_of(ref, str(number))
         return chain.from_iterable(self._host.threads.map(turn, lambda page: list(self._host.bucket.objects(prefix, *page)), pages))
 
 
-def _prove(listing: Listing, lines: list[tuple[str, int, str]], thumbnail_bytes: int, record_bytes: int) -> None:
+def _sheet_record(args: UploadPage, lines: Sequence[Line]) -> SheetRecord:
+    """``sheet.json``, without the ETag of a ``.pmtiles``."""
+    return SheetRecord(
+        number=args.page.number,
+        width=args.page.width,
+        height=args.page.height,
+        dpi=args.page.dpi,
+        scaled=args.page.scaled,
+        title=args.page.title,
+        tile_size=args.options.tile_size,
+        overlap=args.options.overlap,
+        quality=args.options.quality,
+        tiles=len(lines),
+        bytes=sum(size for _, size, _ in lines),
+        digest=tiles_digest(lines),
+        engines=args.tiled.engines,
+        notes=bounded_notes((*args.page.notes, *args.tiled.notes)),
+        chroma=args.tiled.chroma,
+        layout=args.options.layout,
+        transform=args.tiled.transform,
+    )
+
+
+def _prove(listing: Listing, lines: Sequence[Line], thumbnail_bytes: int, record_bytes: int) -> None:
     """Compares a sheet's objects in the bucket with those that were sent, because the answer to a write does not prove the write.
 
     Args:
@@ -161,6 +191,12 @@ def _prove(listing: Listing, lines: list[tuple[str, int, str]], thumbnail_bytes:
             raise not_written_error(f"{name} of sheet {listing.number:,}")
 
 
+def _prove_archive(listing: Listing, size_bytes: int) -> None:
+    """The same for a ``.pmtiles`` that is not the commit marker."""
+    if listing.archive is None or listing.archive.size != size_bytes:
+        raise not_written_error(f"sheet-{listing.number}.pmtiles")
+
+
 def _has_md5(info: ObjectInfo, md5: str) -> bool:
     return (info.etag or "").strip('"') == md5
 
@@ -181,7 +217,7 @@ def _put_tiles(
     chunk: list[tuple[int, int, int]],
     stored: Mapping[str, ObjectInfo],
     stop: threading.Event,
-) -> list[tuple[str, int, str]]:
+) -> list[Line]:
     """Writes the tiles of a chunk that are not in the bucket already; returns name, size and MD5 of each tile of the chunk."""
     lines = []
     for place in chunk:

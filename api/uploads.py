@@ -21,6 +21,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 from datetime import UTC, datetime
 from http import HTTPStatus
+from typing import Any
 
 from python_multipart import MultipartParser
 from python_multipart.exceptions import FormParserError
@@ -29,7 +30,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from activities.bucket.keys import PlanRef, UploadRef
-from activities.bucket.records import KeyRecord, UploadOptions, UploadRecord, UploadStatus, camel_case, options_digest, timestamp
+from activities.bucket.records import KeyRecord, Layout, UploadOptions, UploadRecord, UploadStatus, camel_case, options_digest, timestamp
 from activities.bucket.storage import PART_BYTES, PARTS_AT_ONCE, Bucket
 from activities.bucket.uploads import UploadStore
 from activities.errors import (
@@ -52,6 +53,8 @@ from api.webhooks import read_webhook
 logger = logging.getLogger(__name__)
 
 OPTIONS = {camel_case(name): name for name in ("dpi", "tile_size", "overlap", "quality", "budget_bytes", "window")}
+"""The options that are whole numbers."""
+LAYOUT = "layout"
 DEFAULT_FILE_NAME = "plan.pdf"
 MAX_FILE_NAME = 255
 MAX_KEY_CHARACTERS = 255
@@ -332,12 +335,18 @@ def read_options(query: Mapping[str, str]) -> UploadOptions:
     Raises:
         InvalidRequest: An option is unknown, is not a whole number or is out of its range.
     """
-    values = {}
+    values: dict[str, Any] = {}
     for name, text in query.items():
         if name == "filename":
             continue
+        if name == LAYOUT:
+            if text not in list(Layout):
+                msg = f"{name} is {text[:80]!r}, allowed are {', '.join(Layout)}"
+                raise InvalidRequest(msg)
+            values[name] = Layout(text)
+            continue
         if name not in OPTIONS:
-            msg = f"there is no option {name[:80]!r}; there are {', '.join(OPTIONS)} and filename"
+            msg = f"there is no option {name[:80]!r}; there are {', '.join(OPTIONS)}, {LAYOUT} and filename"
             raise InvalidRequest(msg)
         if not (text.isascii() and text.isdigit() and len(text) <= 12):
             msg = f"{name} is {text[:80]!r}, it must be a whole number"

@@ -1,6 +1,7 @@
 """The forecast of an upload, made before the work from the sizes of the pages, and the receipt at its end. Pure.
 
-The numbers of tiles and of objects follow from the sizes. Bytes and seconds are estimates; each constant below says what it rests on.
+The numbers of tiles and of objects follow from the sizes and the layout.
+Bytes and seconds are estimates; each constant below says what it rests on.
 The dollars are the price of the bucket's operations. They leave out storage, later reads and a provider's free tier.
 For a bucket that is a directory, which costs nothing, the dollars are those of the same upload on R2.
 """
@@ -11,16 +12,18 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from activities.bucket.dzi import Pyramid
-from activities.bucket.records import Forecast, Receipt, SheetState, SheetStatus, Snapshot, UploadOptions
+from activities.bucket.records import Forecast, Layout, Receipt, SheetState, SheetStatus, Snapshot, UploadOptions
 from activities.interface import Page
 
 # Operations, counted in the log of an S3 server by tests/bench/bench_bucket.py. Uploads of 1 and of 6 sheets took exactly this many.
 SHEET_OBJECTS = 3
-"""``thumbnail.jpeg``, ``sheet.json`` and the ``.dzi``."""
+"""``thumbnail.jpeg``, ``sheet.json`` and the commit marker."""
 DOCUMENT_OBJECTS = 2
 """``upload.json`` and ``manifest.json``. The record of an ``Idempotency-Key``, which few uploads have, is not counted."""
 MULTIPART_CALLS = 2
-"""A ``source.pdf`` of more than one part takes a call that begins it and a call that completes it."""
+"""A multipart upload takes a call that begins it and a call that completes it."""
+PART_BYTES, LARGEST_PUT_BYTES = 8 << 20, 32 << 20
+"""A larger ``.pmtiles`` is sent in parts of this size: ``activities.bucket.storage``."""
 DOCUMENT_LISTS = 2
 """The API and the run each list the sheets that were begun."""
 LIST_PAGE = 1000
@@ -91,13 +94,16 @@ class Forecaster:
         usable = [page for page in pages if page.reason is None]
         tile_counts = [Pyramid(page.width, page.height, options.tile_size, options.overlap).tile_count for page in usable]
         tiles = sum(tile_counts)
-        puts = tiles + SHEET_OBJECTS * len(usable) + DOCUMENT_OBJECTS
+        layout = options.layout
+        puts = sum(sheet_objects(layout, count) for count in tile_counts) + DOCUMENT_OBJECTS
         source_calls = source_parts if source_parts == 1 else source_parts + MULTIPART_CALLS
-        # The second LIST of a sheet finds all its objects except the .dzi, which is not written yet.
-        lists = DOCUMENT_LISTS + sum(1 + math.ceil((count + SHEET_OBJECTS - 1) / LIST_PAGE) for count in tile_counts)
-        class_a = puts + source_calls + lists
+        # The second LIST of a sheet finds all its objects except the commit marker, which is not written yet.
+        lists = DOCUMENT_LISTS + sum(1 + math.ceil((sheet_objects(layout, count) - 1) / LIST_PAGE) for count in tile_counts)
+        contents = [quality_factor(options.quality) * _pixels(page) * (300 / page.dpi) ** DPI_EXPONENT for page in usable]
+        further_parts = sum(_further_calls((LOW_BYTES + HIGH_BYTES) / 2 * content) for content in contents) if layout.has_archive else 0
+        class_a = puts + source_calls + lists + further_parts
         class_b = SHEET_READS * len(usable) + DOCUMENT_READS
-        content = quality_factor(options.quality) * sum(_pixels(page) * (300 / page.dpi) ** DPI_EXPONENT for page in usable)
+        content = sum(contents)
         return Forecast(
             tiles=tiles,
             puts=puts,
@@ -115,6 +121,21 @@ class Forecaster:
         """Seconds for all pages: the slots share the pages, but each page takes one slot."""
         page_seconds = [SHEET_SECONDS + self.seconds_per_megapixel * _pixels(page) / 1e6 for page in pages]
         return round(START_SECONDS + max(sum(page_seconds) / min(self.render_slots, window), max(page_seconds, default=0)), 1)
+
+
+def sheet_objects(layout: Layout, tiles: int) -> int:
+    """How many objects are written for a sheet.
+
+    Args:
+        layout: How the sheet lies in the bucket.
+        tiles: How many tiles the sheet has.
+    """
+    return SHEET_OBJECTS + (tiles if layout.has_tiles else 0) + (layout is Layout.BOTH)
+
+
+def _further_calls(archive_bytes: float) -> int:
+    """How many calls beside one PUT a ``.pmtiles`` takes."""
+    return 0 if archive_bytes <= LARGEST_PUT_BYTES else math.ceil(archive_bytes / PART_BYTES) + MULTIPART_CALLS - 1
 
 
 def receipt(head: Snapshot, sheets: Iterable[SheetState]) -> Receipt | None:

@@ -9,6 +9,7 @@ organizations/{org}/projects/{project}/plans/{plan}/
         sheets/sheet-{n}/sheet.json
         sheets/sheet-{n}/tiles/sheet-{n}.dzi
         sheets/sheet-{n}/tiles/sheet-{n}_files/{level}/{col}_{row}.jpeg
+        sheets/sheet-{n}/tiles/sheet-{n}.pmtiles
 events/unreadable/{sha256 of the message}.json
 """
 
@@ -224,8 +225,12 @@ class UploadRef:
         return f"{self.sheet_prefix(sheet)}sheet.json"
 
     def descriptor(self, sheet: int) -> str:
-        """The ``.dzi``: the commit marker, written last."""
+        """The ``.dzi``: the commit marker of a sheet whose tiles are objects, written last."""
         return f"{self.sheet_prefix(sheet)}tiles/sheet-{sheet}.dzi"
+
+    def archive(self, sheet: int) -> str:
+        """The ``.pmtiles`` with all tiles of a sheet: the commit marker of a sheet that has no ``.dzi``."""
+        return f"{self.sheet_prefix(sheet)}tiles/sheet-{sheet}.pmtiles"
 
     def tiles_prefix(self, sheet: int) -> str:
         """Ends with ``/``; a tile's key is this prefix and the tile's name, ``{level}/{col}_{row}.jpeg``."""
@@ -255,6 +260,7 @@ class SheetPart(Enum):
     THUMBNAIL = auto()
     RECORD = auto()
     DESCRIPTOR = auto()
+    ARCHIVE = auto()
     TILE = auto()
 
 
@@ -285,12 +291,17 @@ def parse_sheet_path(path: str) -> SheetObject | None:
     tile = name.removeprefix(f"tiles/{directory}_files/")
     if tile != name:
         return SheetObject(sheet, SheetPart.TILE, tile) if parse_tile_name(tile) else None
-    parts = {"thumbnail.jpeg": SheetPart.THUMBNAIL, "sheet.json": SheetPart.RECORD, f"tiles/{directory}.dzi": SheetPart.DESCRIPTOR}
+    parts = {
+        "thumbnail.jpeg": SheetPart.THUMBNAIL,
+        "sheet.json": SheetPart.RECORD,
+        f"tiles/{directory}.dzi": SheetPart.DESCRIPTOR,
+        f"tiles/{directory}.pmtiles": SheetPart.ARCHIVE,
+    }
     return SheetObject(sheet, parts[name]) if name in parts else None
 
 
-def sheet_of_descriptor(key: str) -> tuple[UploadRef, int] | None:
-    """The upload and the number of the sheet whose ``.dzi`` is at ``key``; None for any other key."""
+def sheet_of_marker(key: str) -> tuple[UploadRef, int] | None:
+    """The upload and the number of the sheet whose ``.dzi`` or ``.pmtiles`` is at ``key``; None for any other key."""
     match = _UPLOAD_PREFIX.match(key)
     if match is None:
         return None
@@ -298,7 +309,7 @@ def sheet_of_descriptor(key: str) -> tuple[UploadRef, int] | None:
     if not key.startswith(ref.sheets_prefix):
         return None
     found = parse_sheet_path(key.removeprefix(ref.sheets_prefix))
-    return (ref, found.sheet) if found is not None and found.part is SheetPart.DESCRIPTOR else None
+    return (ref, found.sheet) if found is not None and found.part in (SheetPart.DESCRIPTOR, SheetPart.ARCHIVE) else None
 
 
 def unreadable_event(message: bytes) -> str:

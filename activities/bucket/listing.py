@@ -6,6 +6,7 @@ from typing import Self
 
 from activities.bucket.dzi import Pyramid, parse_tile_name
 from activities.bucket.keys import SheetObject, SheetPart, UploadRef, parse_sheet_path
+from activities.bucket.records import Layout
 from activities.bucket.storage import Bucket, ObjectInfo
 
 
@@ -19,18 +20,38 @@ class Listing:
     thumbnail: ObjectInfo | None = None
     record: ObjectInfo | None = None
     descriptor: ObjectInfo | None = None
+    archive: ObjectInfo | None = None
     foreign: list[str] = field(default_factory=list)
     """Objects that belong to no sheet, as paths below ``sheets/``."""
 
     @property
     def is_empty(self) -> bool:
         """Whether there is no object. In a local directory, a deleted sheet leaves an empty directory, so that it still looks begun."""
-        return not (self.tiles or self.thumbnail or self.record or self.descriptor or self.foreign)
+        return not (self.tiles or self.thumbnail or self.record or self.descriptor or self.archive or self.foreign)
 
-    def surplus(self, ref: UploadRef, pyramid: Pyramid | None) -> list[str]:
-        """The keys of all foreign objects, and of the tiles outside the pyramid. Without a pyramid no tile is outside."""
-        tiles = [info.key for name, info in self.tiles.items() if pyramid is not None and not is_tile_of(pyramid, name)]
-        return [*(ref.sheets_prefix + path for path in self.foreign), *tiles]
+    def has_marker(self, layout: Layout) -> bool:
+        """Whether the sheet looks committed. In both layouts, only its ``.dzi`` says so.
+
+        Args:
+            layout: The option of the upload. The sheet itself may lie otherwise; its ``sheet.json`` tells.
+        """
+        return self.descriptor is not None or (self.archive is not None and layout is not Layout.BOTH)
+
+    def tiles_of(self, pyramid: Pyramid | None, layout: Layout) -> dict[str, ObjectInfo]:
+        """The tiles that belong to the sheet. Without a pyramid every tile does, unless the sheet is packed."""
+        if not layout.has_tiles:
+            return {}
+        return {name: info for name, info in self.tiles.items() if pyramid is None or is_tile_of(pyramid, name)}
+
+    def surplus(self, ref: UploadRef, pyramid: Pyramid | None, layout: Layout) -> list[str]:
+        """The keys of all foreign objects, of the tiles outside the pyramid, and of the objects that only another layout has."""
+        other = [info for info, belongs in ((self.descriptor, layout.has_tiles), (self.archive, layout.has_archive)) if not belongs]
+        tiles = self.tiles_of(pyramid, layout)
+        return [
+            *(ref.sheets_prefix + path for path in self.foreign),
+            *(info.key for info in other if info is not None),
+            *(info.key for name, info in self.tiles.items() if name not in tiles),
+        ]
 
     @classmethod
     def fetch(cls, bucket: Bucket, ref: UploadRef, number: int) -> Self:
@@ -57,6 +78,8 @@ class Listing:
                     listing.record = info
                 case SheetObject(part=SheetPart.DESCRIPTOR):
                     listing.descriptor = info
+                case SheetObject(part=SheetPart.ARCHIVE):
+                    listing.archive = info
                 case None:
                     listing.foreign.append(path)
         return listing

@@ -48,6 +48,26 @@ class SheetStatus(StrEnum):
     FAILED = "failed"
 
 
+class Layout(StrEnum):
+    """How a sheet lies in the bucket."""
+
+    EXPLODED = "exploded"
+    """One object a tile, and a ``.dzi``."""
+    PACKED = "packed"
+    """One ``.pmtiles`` with all tiles."""
+    BOTH = "both"
+
+    @property
+    def has_tiles(self) -> bool:
+        """Whether each tile is an object, and the ``.dzi`` is the commit marker."""
+        return self is not Layout.PACKED
+
+    @property
+    def has_archive(self) -> bool:
+        """Whether there is a ``.pmtiles``."""
+        return self is not Layout.EXPLODED
+
+
 OPTION_RANGES = {
     "dpi": (30, 1200),
     "tile_size": (128, 2048),
@@ -56,7 +76,7 @@ OPTION_RANGES = {
     "budget_bytes": (1 << 20, 4 << 30),
     "window": (1, 256),
 }
-"""The least and the greatest value of each option of an upload."""
+"""The least and the greatest value of each option of an upload that is a number."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +90,7 @@ class UploadOptions:
         quality: JPEG quality, 1 to 100.
         budget_bytes: A page whose pixels take more is rendered at a lower dpi (3 bytes a pixel).
         window: Sheets in flight at once, 1 to 256.
+        layout: How the sheets lie in the bucket.
 
     Raises:
         ValueError: A number is out of its range; the message gives the value and the range.
@@ -81,6 +102,7 @@ class UploadOptions:
     quality: int = 85
     budget_bytes: int = 1 << 30
     window: int = 16
+    layout: Layout = Layout.EXPLODED
 
     def __post_init__(self) -> None:
         for name, (low, high) in OPTION_RANGES.items():
@@ -250,6 +272,10 @@ class SheetRecord:
         engines: Name to version of every library that decides a tile's bytes.
         notes: Why the sheet may differ from the author's drawing.
         chroma: The chroma subsampling of tiles with colours, ``4:4:4`` or ``4:2:0`` (halved); None in a record of an earlier release.
+        layout: How the sheet lies in the bucket, whatever the upload's option says.
+        etag: The ETag that an S3 server gives the ``.pmtiles``, without quotes; None if the sheet has none.
+        transform: Six numbers a, b, c, d, e, f: the point (x, y) of the page's user space is at the pixel (ax + cy + e, bx + dy + f). None
+            in a record of an earlier release.
     """
 
     number: int
@@ -267,6 +293,9 @@ class SheetRecord:
     engines: dict[str, str]
     notes: tuple[Note, ...] = ()
     chroma: str | None = None
+    layout: Layout = Layout.EXPLODED
+    etag: str | None = None
+    transform: tuple[float, ...] | None = None
     schema: int = SCHEMA
 
 
@@ -288,6 +317,7 @@ class SheetState:
         reason: The name of the error with which the sheet failed.
         detail: The sentence of that error.
         notes: Why the sheet may differ from the author's drawing.
+        layout: How the sheet lies in the bucket, once it is ready; None if an earlier release made it.
     """
 
     number: int
@@ -303,6 +333,7 @@ class SheetState:
     reason: str | None = None
     detail: str | None = None
     notes: tuple[Note, ...] = ()
+    layout: Layout | None = None
 
 
 @dataclass(frozen=True)

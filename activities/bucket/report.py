@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
-from activities.bucket.records import SCHEMA, SheetStatus, UploadStatus
+from activities.bucket.records import SCHEMA, Layout, SheetStatus, UploadStatus
 
 MOST_NAMES = 20
 """Most names in one list of a report. The count beside the list counts all names."""
@@ -35,7 +35,7 @@ class Repair(StrEnum):
     """The repair that a sheet needs; reconcile carries it out."""
 
     TILE = "tile"
-    """The sheet is not whole. Its ``.dzi`` is deleted and, unless the upload was stopped, its page is tiled again."""
+    """The sheet is not whole. Its commit marker is deleted and, unless the upload was stopped, its page is tiled again."""
     COUNT = "count"
     """The sheet is whole, but not ready in the progress. The progress is corrected."""
     PRUNE = "prune"
@@ -57,7 +57,7 @@ class SheetReport:
 
     Args:
         number: 1-based.
-        status: What the progress says; without a progress, ready if the sheet's ``.dzi`` exists, else pending.
+        status: What the progress says; without a progress, ready if the sheet's commit marker exists, else pending.
         expected: How many tiles the sheet should have; 0 when it is not ready, or its size is not known.
         found: How many tiles are in the bucket and not empty.
         missing: Names of missing tiles, ``{level}/{col}_{row}.jpeg``.
@@ -71,6 +71,7 @@ class SheetReport:
         proof: What was proved; None unless verified.
         reason: The name of the error with which the sheet failed; None if the progress does not say that it failed.
         repair: What a reconcile would do with the sheet; None if nothing.
+        layout: How the sheet lies in the bucket; None when its ``sheet.json`` does not tell.
     """
 
     number: int
@@ -88,6 +89,7 @@ class SheetReport:
     proof: Proof | None = None
     reason: str | None = None
     repair: Repair | None = None
+    layout: Layout | None = None
 
     @property
     def is_whole(self) -> bool:

@@ -24,13 +24,14 @@ Oddities of an S3 server:
 
 import asyncio
 import ctypes
+import hashlib
 import logging
 import os
 import random
 import re
 import threading
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -39,7 +40,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import obstore
-from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError, PermissionDeniedError, UnauthenticatedError
+from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError, PermissionDeniedError, PreconditionError, UnauthenticatedError
 from obstore.store import LocalStore, S3Store
 
 from activities.bucket.limiter import LEAST, Limiter
@@ -63,6 +64,7 @@ from activities.errors import (
 )
 
 if TYPE_CHECKING:
+    from obstore import GetOptions
     from obstore.store import S3Config
 
 logger = logging.getLogger(__name__)
@@ -73,6 +75,10 @@ PART_BYTES = 8 << 20
 """Size of each part but the last of a streamed object. S3 wants at least 5 MiB, and R2 wants equal parts:
 https://developers.cloudflare.com/r2/objects/multipart-objects/"""
 PARTS_AT_ONCE = 4
+LARGEST_PUT_BYTES = 4 * PART_BYTES
+"""Up to this size an archive is one PUT, which costs a third of a multipart upload of one part; a larger one is sent in parts."""
+ARCHIVES_AT_ONCE = 16
+"""Each takes up to ``LARGEST_PUT_BYTES`` of memory."""
 
 LIST_PAGE = 1000
 """https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectsV2.html"""
@@ -115,6 +121,14 @@ class StoredObject:
     body: bytes
 
 
+@dataclass(frozen=True)
+class Stream:
+    """An object, and its bytes as they come; the stream raises like ``Bucket.get``."""
+
+    info: ObjectInfo
+    chunks: AsyncIterator[bytes]
+
+
 class Bucket:
     """Objects by key. Keys are given and returned without the prefix of the bucket's settings.
 
@@ -132,6 +146,7 @@ class Bucket:
 
     def __init__(self, settings: BucketSettings, *, max_requests: int | None = None) -> None:
         self._request_slots: AbstractContextManager[object] = threading.BoundedSemaphore(max_requests) if max_requests else nullcontext()
+        self._archive_slots = threading.BoundedSemaphore(ARCHIVES_AT_ONCE)
         self._root: Path | None = None
         self._s3: S3Location | None = None
         self._store: LocalStore | S3Store
@@ -199,6 +214,49 @@ class Bucket:
             result = await obstore.get_async(self._store, key)
             return StoredObject(_info(result.meta), bytes(await result.bytes_async()))
 
+    def get_range(self, key: str, start: int, end: int, etag: str | None = None) -> StoredObject:
+        """Reads the bytes of an object from ``start`` to before ``end``, or to the object's end. ``info`` is about the whole object.
+
+        Args:
+            key: Of the object.
+            start: The first byte. If the object ends before it, no bytes are read.
+            end: The byte after the last.
+            etag: The object must have this ETag; None for any.
+
+        Raises:
+            ObjectMissing: There is no such object, or it has another ETag.
+            BucketError: The bucket failed.
+        """
+        with self._named_errors(key), self._request_slots, _missing_if_replaced(key):
+            try:
+                result = obstore.get(self._store, key, options=_range(start, end, etag))
+            except BaseError as error:
+                if _INVALID_RANGE not in str(error):
+                    raise
+                return StoredObject(_info(obstore.head(self._store, key)), b"")
+            return StoredObject(_info(result.meta), bytes(result.bytes()))
+
+    async def get_range_async(self, key: str, start: int, end: int, etag: str | None = None) -> StoredObject:
+        """``get_range``, for an event loop."""
+        stream = await self.stream_async(key, start, end, etag)
+        return StoredObject(stream.info, b"".join([chunk async for chunk in stream.chunks]))
+
+    async def stream_async(self, key: str, start: int = 0, end: int | None = None, etag: str | None = None) -> Stream:
+        """``get_range`` for many bytes, which are not held in memory; without an end, all bytes of the object."""
+        with self._named_errors(key), _missing_if_replaced(key):
+            try:
+                result = await obstore.get_async(self._store, key, options=_range(start, end, etag))
+            except BaseError as error:
+                if _INVALID_RANGE not in str(error):
+                    raise
+                return Stream(_info(await obstore.head_async(self._store, key)), _no_chunks())
+        return Stream(_info(result.meta), self._chunks_of(key, result))
+
+    async def _chunks_of(self, key: str, result: "obstore.GetResult") -> AsyncIterator[bytes]:
+        with self._named_errors(key):
+            async for chunk in result.stream(min_chunk_size=1 << 20):
+                yield bytes(chunk)
+
     def get_record(self, kind: type[T], key: str) -> T:
         """Reads a JSON object of ours.
 
@@ -241,7 +299,7 @@ class Bucket:
         """
         with self._named_errors(key):
             if self._root is not None:
-                _write_file(f"{self._root}/{key}", body)
+                _write_file(f"{self._root}/{key}", (body,))
                 return
             with self._request_slots:
                 self._put(key, body)
@@ -264,6 +322,45 @@ class Bucket:
             # Not all at the same moment: https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
             time.sleep(FIRST_DELAY.total_seconds() * 2**attempt * random.uniform(0.5, 1))  # noqa: S311
             attempt += 1
+
+    def put_archive(self, key: str, chunks: Iterable[bytes], size_bytes: int) -> None:
+        """Writes an object of some megabytes whole, over any earlier one: in one PUT, or in equal parts if it is large.
+
+        In a directory, everything that was written before it survives a power cut if it does.
+
+        Args:
+            key: Of the object.
+            chunks: Its bytes. When they raise an error, nothing is written.
+            size_bytes: How many bytes there are.
+
+        Raises:
+            BucketError: The bucket failed.
+        """
+        with self._named_errors(key), self._request_slots:
+            if self._root is not None:
+                _write_file(f"{self._root}/{key}", chunks, before_rename=self.sync)
+                return
+            is_large = size_bytes > LARGEST_PUT_BYTES
+            with self._archive_slots:
+                obstore.put(self._store, key, iter(chunks), use_multipart=is_large, chunk_size=PART_BYTES, max_concurrency=PARTS_AT_ONCE)
+
+    def put_archive_seen(self, key: str, chunks: Iterable[bytes], index: bytes, size_bytes: int) -> None:
+        """``put_archive``. Where the answer does not prove the write, the object's size and its first bytes are looked up.
+
+        Args:
+            key: Of the object.
+            chunks: Its bytes.
+            index: Its first bytes, which tell it from every other object that was ever at the key.
+            size_bytes: How many bytes it has.
+
+        Raises:
+            BucketError: The bucket failed, or confirmed a write that did not happen.
+        """
+        self.put_archive(key, chunks, size_bytes)
+        if not self.answers_prove_writes:
+            with _not_written_if_missing(key):
+                stored = self.get_range(key, 0, len(index))
+                _check_written(key, stored.info.size == size_bytes and stored.body == index)
 
     async def put_async(self, key: str, body: bytes) -> None:
         """``put``, for an event loop."""
@@ -526,7 +623,36 @@ def read_record(kind: type[T], key: str, body: bytes) -> T:
         raise DamagedRecord(msg) from error
 
 
-def _write_file(path: str, body: bytes) -> None:
+def etag_of(chunks: Iterable[bytes], size_bytes: int) -> str:
+    """The ETag, without quotes, that an S3 server gives an object that ``put_archive`` writes: its MD5, or that of its parts' MD5s.
+
+    https://docs.aws.amazon.com/AmazonS3/latest/userguide/checking-object-integrity-upload.html
+    """
+    if size_bytes <= LARGEST_PUT_BYTES:
+        return _md5(chunks).hexdigest()
+    digests, buffer = [], bytearray()
+    for chunk in chunks:
+        buffer += chunk
+        while len(buffer) >= PART_BYTES:
+            digests.append(_md5((buffer[:PART_BYTES],)).digest())
+            del buffer[:PART_BYTES]
+    if buffer:
+        digests.append(_md5((buffer,)).digest())
+    return f"{_md5(digests).hexdigest()}-{len(digests)}"
+
+
+def _md5(chunks: Iterable[bytes | bytearray]) -> "hashlib._Hash":
+    digest = hashlib.md5(usedforsecurity=False)
+    for chunk in chunks:
+        digest.update(chunk)
+    return digest
+
+
+def _nothing() -> None:
+    """Does nothing."""
+
+
+def _write_file(path: str, chunks: Iterable[bytes], before_rename: Callable[[], None] = _nothing) -> None:
     """Replaces a file at once, and makes its directories. obstore does the same in 2.5 times the CPU, by a thread of its own."""
     number = 1
     while True:
@@ -540,17 +666,22 @@ def _write_file(path: str, body: bytes) -> None:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
     try:
         try:
-            written = 0
-            while written < len(body):
-                written += os.write(descriptor, memoryview(body)[written:])
+            for chunk in chunks:
+                written = 0
+                while written < len(chunk):
+                    written += os.write(descriptor, memoryview(chunk)[written:])
         finally:
             os.close(descriptor)
+        before_rename()
         os.rename(unfinished, path)  # noqa: PTH104 - a Path for each tile would take as long as the write
     except BaseException:
         with suppress(OSError):
             os.unlink(unfinished)  # noqa: PTH108
         raise
 
+
+_INVALID_RANGE = "InvalidRange"
+"""In the text of the error about a range that begins behind the end of an object: of an S3 server the code, of a directory the class."""
 
 _HEAD_ERRORS = (FileNotFoundError, NotFoundError, PermissionDeniedError, UnauthenticatedError)
 """The errors of a failed HEAD for which the answer to a GET says more (oddity 5)."""
@@ -581,6 +712,28 @@ def _s3_store(location: S3Location, settings: BucketSettings, retries: int) -> S
             "backoff": {"init_backoff": FIRST_DELAY, "max_backoff": LONGEST_DELAY, "base": 2},
         },
     )
+
+
+async def _no_chunks() -> AsyncIterator[bytes]:
+    for chunk in list[bytes]():
+        yield chunk
+
+
+def _range(start: int, end: int | None, etag: str | None) -> "GetOptions":
+    """The options of a request for some bytes of an object; without an end, for all bytes."""
+    options: GetOptions = {} if end is None else {"range": (start, end)}
+    if etag is not None:
+        options["if_match"] = etag
+    return options
+
+
+@contextmanager
+def _missing_if_replaced(key: str) -> Iterator[None]:
+    try:
+        yield
+    except PreconditionError as error:
+        msg = f"no object {key} as it was: it was replaced"
+        raise ObjectMissing(msg) from error
 
 
 @contextmanager

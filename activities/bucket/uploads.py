@@ -2,15 +2,15 @@
 
     upload.json              the upload was accepted; a mark in it says that the upload was deleted
     source.pdf               the PDF as it was sent
-    sheet-N.dzi, sheet.json  the sheet is committed
+    sheet-N.dzi, sheet.json  the sheet is committed; sheet-N.pmtiles, sheet.json: the same of a packed sheet
     manifest.json            the final progress of a run
     keys/….json              the upload that the first request with an Idempotency-Key made
 
 Rules for all records:
 
 1. A record that is damaged, or that a newer release wrote, raises ``UnreadableRecord``. The caller decides what follows.
-2. Each write that decides a state of the upload (``upload.json``, the mark in it, ``source.pdf``, ``.dzi``, ``manifest.json``) is checked
-   afterwards, because an S3 server may confirm a write that did not happen.
+2. Each write that decides a state of the upload (``upload.json``, the mark in it, ``source.pdf``, ``.dzi``, ``.pmtiles``,
+   ``manifest.json``) is checked afterwards, because an S3 server may confirm a write that did not happen.
 3. A method without ``_async`` blocks, and is for threads. A method with ``_async`` is for event loops. It needs no thread, so that no pool
    of threads fills up while the bucket hangs. Where a method has both forms, they do the same.
 
@@ -19,13 +19,13 @@ Three things are elsewhere: ``activities.sheets`` writes ``sheet.json`` together
 """
 
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from activities.bucket.keys import UploadRef, sheet_numbers
-from activities.bucket.records import KeyRecord, SheetRecord, Snapshot, UploadRecord, timestamp, to_json
+from activities.bucket.records import KeyRecord, Layout, SheetRecord, Snapshot, UploadRecord, timestamp, to_json
 from activities.bucket.storage import Bucket, read_record
 from activities.bucket.store_errors import not_written_error
 from activities.errors import ObjectMissing, StorageUnavailable, UploadNotFound
@@ -193,21 +193,23 @@ class UploadStore:
         return sheet_numbers(await self._bucket.directories_async(ref.sheets_prefix))
 
     def committed(self, ref: UploadRef, number: int) -> SheetRecord | None:
-        """``sheet.json`` of a sheet whose ``.dzi`` exists; None for a sheet that lacks one of the two.
+        """``sheet.json`` of a sheet whose commit marker exists; None for a sheet that lacks one of the two.
 
         Raises:
             UnreadableRecord: ``sheet.json`` cannot be read.
         """
         with suppress(ObjectMissing):
-            self._bucket.head(ref.descriptor(number))
-            return self._bucket.get_record(SheetRecord, ref.sheet_record(number))
+            record = self._bucket.get_record(SheetRecord, ref.sheet_record(number))
+            self._bucket.head(marker(ref, number, record.layout))
+            return record
         return None
 
     async def committed_async(self, ref: UploadRef, number: int) -> SheetRecord | None:
         """``committed``, for an event loop."""
         with suppress(ObjectMissing):
-            await self._bucket.head_async(ref.descriptor(number))
-            return await self._bucket.get_record_async(SheetRecord, ref.sheet_record(number))
+            record = await self._bucket.get_record_async(SheetRecord, ref.sheet_record(number))
+            await self._bucket.head_async(marker(ref, number, record.layout))
+            return record
         return None
 
     def commit(self, ref: UploadRef, number: int, descriptor: bytes) -> None:
@@ -220,9 +222,26 @@ class UploadStore:
         self.accepted(ref)
         self._bucket.put_seen(ref.descriptor(number), descriptor)
 
+    def commit_packed(self, ref: UploadRef, number: int, chunks: Iterable[bytes], index: bytes, size_bytes: int) -> None:
+        """Writes the ``.pmtiles`` of a sheet whose other objects are in the bucket, unless the upload was marked deleted before this call.
+
+        Args:
+            ref: The upload.
+            number: The sheet.
+            chunks: The bytes of the ``.pmtiles``.
+            index: Its first bytes, which name the place of each tile.
+            size_bytes: How many bytes it has.
+
+        Raises:
+            UploadNotFound: The upload was never accepted, or is marked deleted.
+            UnreadableRecord: ``upload.json`` cannot be read.
+        """
+        self.accepted(ref)
+        self._bucket.put_archive_seen(ref.archive(number), chunks, index, size_bytes)
+
     def uncommit(self, ref: UploadRef, number: int) -> None:
-        """Removes the ``.dzi`` of a sheet. Must come before any other change of the sheet."""
-        self._bucket.delete([ref.descriptor(number)])
+        """Removes the ``.dzi`` and the ``.pmtiles`` of a sheet. Must come before any other change of the sheet."""
+        self._bucket.delete([ref.descriptor(number), ref.archive(number)])
 
     # ------------------------------------------------------------------ Idempotency-Key
 
@@ -261,6 +280,11 @@ class UploadStore:
                 return earlier
         msg = f"the bucket contradicts itself: it refuses to create {key} because it exists, but does not find it"
         raise StorageUnavailable(msg)
+
+
+def marker(ref: UploadRef, number: int, layout: Layout) -> str:
+    """The key of a sheet's commit marker."""
+    return ref.descriptor(number) if layout.has_tiles else ref.archive(number)
 
 
 def upload_deleted_error(ref: UploadRef, deleted_at: str) -> UploadNotFound:

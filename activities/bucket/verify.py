@@ -1,5 +1,7 @@
 """Verifies an upload or a sheet: whether the bucket holds all objects as it should. Changes nothing.
 
+Of a packed sheet, the index of its ``.pmtiles`` tells the tiles, and the ETag in ``sheet.json`` proves all bytes where ETags are MD5s.
+
 The expected tiles follow from ``sheet.json`` by arithmetic. One LIST of the sheet's prefix shows the tiles in the bucket. This proves:
 
 1. Names and sizes, always: no object is missing, foreign or empty, and the sum of the tiles' sizes is the one in ``sheet.json``.
@@ -14,13 +16,16 @@ import re
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import TypeVar
 
 from activities.bucket.dzi import Pyramid, parse_tile_name, tile_name
 from activities.bucket.keys import UploadRef, sheet_numbers, sheet_of_directory
-from activities.bucket.listing import Listing, is_tile_of
+from activities.bucket.listing import Listing
+from activities.bucket.packed import PackedSheet, read_packed, read_places
 from activities.bucket.records import (
+    Layout,
     SheetRecord,
     SheetState,
     SheetStatus,
@@ -33,13 +38,15 @@ from activities.bucket.records import (
 )
 from activities.bucket.report import MOST_NAMES, NO_NAMES, Proof, Repair, SheetReport, UploadReport
 from activities.bucket.storage import Bucket, ObjectInfo
-from activities.errors import NewerSchema, ObjectMissing, UploadNotFound
+from activities.errors import DamagedRecord, NewerSchema, ObjectMissing, UploadNotFound
 from activities.render.decoder import Decoder
 
 THREADS = 4
 """Sheets verified at once. Over a directory more threads cost more CPU time, and each thread has the list of a sheet's tiles in memory."""
 
 NO_DESCRIPTOR = "the .dzi is missing"
+NO_ARCHIVE = "the .pmtiles is missing"
+OTHER_BYTES = "the digest over all tiles is not the one in sheet.json: some tile has other bytes than were written"
 
 LARGEST_TILE_BYTES = 64 << 20
 """No JPEG of a tile or thumbnail is larger. A larger object is not read."""
@@ -59,7 +66,7 @@ def verify_upload(
         bucket: The bucket of the upload.
         ref: The upload.
         progress: Says which sheets are ready. By default it is read from ``manifest.json``. Without a manifest, or while the pages are not
-            counted, a sheet counts as ready if it has a ``.dzi``.
+            counted, a sheet counts as ready if it has a commit marker.
         deep: Whether to read every tile back and decode it.
 
     Yields:
@@ -93,7 +100,8 @@ def verify_upload(
         listing = Listing.fetch(bucket, ref, number) if number in begun else Listing(number)
         if progress is None and listing.is_empty:
             return None
-        is_ready = listing.descriptor is not None if progress is None else state is not None and state.status is SheetStatus.READY
+        has_marker = listing.has_marker(options.layout if options else Layout.EXPLODED)
+        is_ready = has_marker if progress is None else state is not None and state.status is SheetStatus.READY
         if is_ready:
             return verify_sheet(bucket, ref, listing, state, options, deep=deep)
         return _unready_report(bucket, ref, listing, state, options, is_final=is_final)
@@ -161,42 +169,57 @@ def verify_sheet(
     number, problems = listing.number, list[str]()
     record = _read_record(bucket, SheetRecord, ref.sheet_record(number), problems, required=True, refuse_newer=refuse_newer)
     pyramid = _geometry(number, record, state, options, problems)
-    tiles = {name: info for name, info in listing.tiles.items() if pyramid is None or is_tile_of(pyramid, name)}
-    prefix = ref.tiles_prefix(number).removeprefix(ref.sheets_prefix)
-    foreign = NO_NAMES.with_names(sorted([*listing.foreign, *(prefix + name for name in listing.tiles.keys() - tiles.keys())]))
+    layout = record.layout if record else _likely_layout(listing, options)
+    tiles = listing.tiles_of(pyramid, layout)
+    surplus = listing.surplus(ref, pyramid, layout)
+    foreign = NO_NAMES.with_names(sorted(key.removeprefix(ref.sheets_prefix) for key in surplus))
     empty = NO_NAMES.with_names(sorted(name for name, info in tiles.items() if not info.size))
     expected = pyramid.tile_count if pyramid else 0
-    missing_count = expected - len(tiles) if pyramid else 0
+    missing_count = expected - len(tiles) if pyramid and layout.has_tiles else 0
 
-    if pyramid is not None:
-        _check_descriptor(bucket, ref.descriptor(number), listing.descriptor, pyramid, problems)
-    elif listing.descriptor is None:
-        problems.append(NO_DESCRIPTOR)
+    if layout.has_tiles:
+        if pyramid is not None:
+            _check_descriptor(bucket, ref.descriptor(number), listing.descriptor, pyramid, problems)
+        elif listing.descriptor is None:
+            problems.append(NO_DESCRIPTOR)
     if listing.thumbnail is None or not listing.thumbnail.size:
         problems.append(f"thumbnail.jpeg is {'missing' if listing.thumbnail is None else 'empty'}")
-    md5s = _read_back(bucket, listing.thumbnail, tiles, pyramid, problems) if deep and pyramid else _md5s_of_etags(tiles)
-    proof = Proof.NAMES
-    if record is not None and pyramid is not None and not missing_count and not empty.count:
-        problems += _disagreements(record, expected, sum(info.size for info in tiles.values()))
-        if md5s is not None:
-            if tiles_digest((name, info.size, md5s[name]) for name, info in tiles.items()) == record.digest:
-                proof = Proof.DIGEST
-            elif deep or _is_md5(bucket, next(iter(tiles.values()))):
-                problems.append("the digest over all tiles is not the one in sheet.json: some tile has other bytes than were written")
+    proof, at = Proof.NAMES, len(problems)
+    with Decoder() if deep and pyramid else nullcontext() as decoder:
+        reader = _Reader(bucket, decoder) if decoder else None
+        if reader and listing.thumbnail is not None and listing.thumbnail.size:
+            reader.read_object("thumbnail.jpeg", listing.thumbnail, 0, 0)
+        if layout.has_tiles:
+            md5s = reader.read_tiles(tiles, pyramid) if reader and pyramid else _md5s_of_etags(tiles)
+            if record is not None and pyramid is not None and not missing_count and not empty.count:
+                problems += _disagreements(record, expected, sum(info.size for info in tiles.values()))
+                if md5s is not None:
+                    if tiles_digest((name, info.size, md5s[name]) for name, info in tiles.items()) == record.digest:
+                        proof = Proof.DIGEST
+                    elif deep or _is_md5(bucket, next(iter(tiles.values()))):
+                        problems.append(OTHER_BYTES)
+        if layout.has_archive:
+            archive_proof = _check_archive(bucket, listing, record, pyramid, reader, problems)
+            proof = archive_proof if not layout.has_tiles or archive_proof is Proof.NAMES else proof
+        if reader:
+            problems[at:at] = reader.problems()
 
     report = SheetReport(
         number=number,
         status=SheetStatus.READY,
         expected=expected,
-        found=len(tiles) - empty.count,
-        missing=_missing_names(pyramid, tiles, missing_count) if pyramid else (),
+        found=len(tiles) - empty.count if layout.has_tiles else 0,
+        missing=_missing_names(pyramid, tiles, missing_count) if missing_count and pyramid else (),
         missing_count=missing_count,
         foreign=foreign.first,
         foreign_count=foreign.count,
         empty=empty.first,
         empty_count=empty.count,
         problems=tuple(problems),
+        layout=record.layout if record else None,
     )
+    if not layout.has_tiles and report.is_whole:
+        report = replace(report, found=expected)
     if report.is_wrong:
         return replace(report, repair=Repair.PRUNE if report.is_whole else Repair.TILE)
     return replace(report, verified=True, proof=proof)
@@ -208,17 +231,18 @@ def _unready_report(
     """The report on a sheet that is not ready in the progress. Some of its objects may be there."""
     status = state.status if state else SheetStatus.PENDING
     repair = Repair.PRUNE if listing.foreign or (is_final and not listing.is_empty) else None
-    if listing.descriptor is not None:
+    has_marker = listing.has_marker(options.layout if options else Layout.EXPLODED)
+    if has_marker:
         repair = Repair.COUNT if verify_sheet(bucket, ref, listing, state, options, deep=False).is_whole else Repair.TILE
     foreign = NO_NAMES.with_names(sorted(listing.foreign))
-    is_late = is_final and listing.descriptor is not None
+    is_late = is_final and has_marker
     return SheetReport(
         number=listing.number,
         status=status,
         found=sum(info.size > 0 for info in listing.tiles.values()),
         foreign=foreign.first,
         foreign_count=foreign.count,
-        problems=(f"its .dzi says that it is committed, the progress says {status}",) if is_late else (),
+        problems=(f"its {_marker_name(listing)} says that it is committed, the progress says {status}",) if is_late else (),
         reason=state.reason if state else None,
         repair=repair,
     )
@@ -362,43 +386,142 @@ def _md5(body: bytes) -> str:
     return hashlib.md5(body, usedforsecurity=False).hexdigest()
 
 
-def _read_back(
-    bucket: Bucket, thumbnail: ObjectInfo | None, tiles: Mapping[str, ObjectInfo], pyramid: Pyramid, problems: list[str]
-) -> dict[str, str] | None:
-    """Reads and decodes every tile and the thumbnail. Returns the tiles' MD5s by name, or None if a tile could not be read."""
-    md5s = {}
-    broken: list[str] = []
-    decoded: set[tuple[str, int, int]] = set()
-    """MD5, width and height of the JPEGs that were decoded. A third of a plan's tiles are white; the white JPEG is decoded once."""
-    with Decoder() as decoder:
+class _Reader:
+    """Reads JPEGs back, and decodes each once."""
 
-        def read(name: str, info: ObjectInfo, width: int, height: int) -> str | None:
-            if info.size > LARGEST_TILE_BYTES:
-                broken.append(f"{name} has {info.size:,} bytes, more than {LARGEST_TILE_BYTES:,}, the most for a JPEG")
-                return None
-            try:
-                body = bucket.get(info.key).body
-            except ObjectMissing:
-                broken.append(f"{name} has disappeared meanwhile")
-                return None
-            md5 = _md5(body)
-            if (md5, width, height) not in decoded:
-                if problem := decoder.problem(body, width, height):
-                    broken.append(f"{name} {problem}")
-                else:
-                    decoded.add((md5, width, height))
-            return md5
+    def __init__(self, bucket: Bucket, decoder: Decoder) -> None:
+        self._bucket = bucket
+        self._decoder = decoder
+        self._broken: list[str] = []
+        self._decoded: set[tuple[str, int, int]] = set()
+        """MD5, width and height of the JPEGs that were decoded. A third of a plan's tiles are white; the white JPEG is decoded once."""
 
-        if thumbnail is not None and thumbnail.size:
-            read("thumbnail.jpeg", thumbnail, 0, 0)
+    def problems(self) -> list[str]:
+        """What is wrong with the JPEGs, a sentence each."""
+        more = len(self._broken) - MOST_NAMES
+        return [*self._broken[:MOST_NAMES], *([f"{more:,} more JPEGs are broken"] if more > 0 else [])]
+
+    def read_object(self, name: str, info: ObjectInfo, width: int, height: int) -> str | None:
+        """Reads an object; returns its MD5, or None if it cannot be read."""
+        if self._is_too_large(name, info.size):
+            return None
+        try:
+            body = self._bucket.get(info.key).body
+        except ObjectMissing:
+            self._broken.append(f"{name} has disappeared meanwhile")
+            return None
+        return self._decode(name, body, width, height)
+
+    def read_tiles(self, tiles: Mapping[str, ObjectInfo], pyramid: Pyramid) -> dict[str, str] | None:
+        """Reads all tiles; returns their MD5s by name, or None if a tile could not be read."""
+        md5s = {}
         for name, info in tiles.items():
             tile = parse_tile_name(name)
-            if tile is not None and info.size and (md5 := read(f"tile {name}", info, *pyramid.tile_rectangle(*tile)[2:])):
+            if tile is not None and info.size and (md5 := self.read_object(f"tile {name}", info, *pyramid.tile_rectangle(*tile)[2:])):
                 md5s[name] = md5
-    problems += broken[:MOST_NAMES]
-    if len(broken) > MOST_NAMES:
-        problems.append(f"{len(broken) - MOST_NAMES:,} more JPEGs are broken")
-    return md5s if md5s.keys() == tiles.keys() else None
+        return md5s if md5s.keys() == tiles.keys() else None
+
+    def read_archive(self, packed: PackedSheet, pyramid: Pyramid) -> list[tuple[str, int, str]] | None:
+        """Reads all tiles of a ``.pmtiles``, which has each; returns name, size and MD5 of each, or None if a tile could not be read.
+
+        Raises:
+            ObjectMissing: The object was removed or replaced meanwhile.
+        """
+        tiles: dict[tuple[int, int], list[tuple[int, int, int]]] = {}
+        for tile in pyramid.tiles():
+            if place := packed.index.place(*tile):
+                tiles.setdefault(place, []).append(tile)
+        too_large = {place for place in tiles if self._is_too_large(f"tile {tile_name(*tiles[place][0])} in the .pmtiles", place[1])}
+        lines = []
+        for place, body in read_places(self._bucket, packed, tiles.keys() - too_large):
+            for tile in tiles[place]:
+                name = tile_name(*tile)
+                md5 = self._decode(f"tile {name} in the .pmtiles", body, *pyramid.tile_rectangle(*tile)[2:])
+                lines.append((name, len(body), md5))
+        return None if too_large else lines
+
+    def _is_too_large(self, name: str, size_bytes: int) -> bool:
+        if size_bytes > LARGEST_TILE_BYTES:
+            self._broken.append(f"{name} has {size_bytes:,} bytes, more than {LARGEST_TILE_BYTES:,}, the most for a JPEG")
+        return size_bytes > LARGEST_TILE_BYTES
+
+    def _decode(self, name: str, body: bytes, width: int, height: int) -> str:
+        md5 = _md5(body)
+        if (md5, width, height) not in self._decoded:
+            if problem := self._decoder.problem(body, width, height):
+                self._broken.append(f"{name} {problem}")
+            else:
+                self._decoded.add((md5, width, height))
+        return md5
+
+
+def _likely_layout(listing: Listing, options: UploadOptions | None) -> Layout:
+    """The layout of a sheet whose ``sheet.json`` cannot be read."""
+    if listing.descriptor is None and listing.archive is not None:
+        return Layout.PACKED
+    return options.layout if options else Layout.EXPLODED
+
+
+def _marker_name(listing: Listing) -> str:
+    return ".dzi" if listing.descriptor is not None else ".pmtiles"
+
+
+def _check_archive(
+    bucket: Bucket,
+    listing: Listing,
+    record: SheetRecord | None,
+    pyramid: Pyramid | None,
+    reader: _Reader | None,
+    problems: list[str],
+) -> Proof:
+    """Verifies the ``.pmtiles`` of a sheet, with a reader every tile in it; returns what is proved if nothing is wrong."""
+    info = listing.archive
+    if info is None:
+        problems.append(NO_ARCHIVE)
+        return Proof.NAMES
+    if record is None or pyramid is None:
+        return Proof.NAMES
+    etag = (info.etag or "").strip('"')
+    if reader is None and etag and etag == record.etag:
+        return Proof.DIGEST
+    try:
+        packed = read_packed(bucket, info.key)
+        before = len(problems)
+        problems += _archive_disagreements(packed, record, pyramid)
+        if len(problems) > before:
+            return Proof.NAMES
+        if reader is not None:
+            lines = reader.read_archive(packed, pyramid)
+            if lines is not None and tiles_digest(lines) == record.digest:
+                return Proof.DIGEST
+            problems.append(OTHER_BYTES)
+        # A server may make the ETag of an object of several parts in another way.
+        elif _MD5.fullmatch(etag) and _MD5.fullmatch(record.etag or "") and listing.thumbnail and _is_md5(bucket, listing.thumbnail):
+            problems.append("the ETag of the .pmtiles is not the one in sheet.json: it has other bytes than were written")
+    except ObjectMissing:
+        problems.append(NO_ARCHIVE)
+    except DamagedRecord as error:
+        problems.append(str(error).replace(info.key, "the .pmtiles"))
+    return Proof.NAMES
+
+
+def _archive_disagreements(packed: PackedSheet, record: SheetRecord, pyramid: Pyramid) -> Iterator[str]:
+    if packed.index.pyramid != pyramid:
+        yield f"the .pmtiles does not describe {pyramid.width} x {pyramid.height} px as it should"
+        return
+    names, size_bytes = [], 0
+    for tile in pyramid.tiles():
+        place = packed.index.place(*tile)
+        if place is None or not place[1]:
+            names.append(tile_name(*tile))
+        else:
+            size_bytes += place[1]
+    if names:
+        yield f"{len(names):,} of {pyramid.tile_count:,} tiles are missing in the .pmtiles, the first is {names[0]}"
+        return
+    if packed.index.tile_count != pyramid.tile_count:
+        yield f"the .pmtiles has {packed.index.tile_count:,} tiles, its size makes {pyramid.tile_count:,}"
+    yield from _disagreements(record, pyramid.tile_count, size_bytes)
 
 
 def bounded_map(work: Callable[[S], T], items: Iterable[S]) -> Generator[T, None, None]:

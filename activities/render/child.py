@@ -59,11 +59,13 @@ class Rendered:
         engines: Name to version of every library that decided the tiles' bytes.
         chroma: The chroma subsampling of tiles with colours.
         notes: What was found while the page was drawn.
+        transform: From the page to its pixels, as ``SheetRecord`` explains.
     """
 
     engines: dict[str, str]
     chroma: str
     notes: tuple[Note, ...]
+    transform: tuple[float, ...]
 
 
 class ChildPool:
@@ -140,7 +142,8 @@ class ChildPool:
         }
         answer = await self._ask(upload, request, beat)
         engines = {str(name): str(version) for name, version in answer["engines"].items()}
-        return Rendered(engines, str(answer["chroma"]), tuple(from_wire(Note, note) for note in answer["notes"]))
+        notes = tuple(from_wire(Note, note) for note in answer["notes"])
+        return Rendered(engines, str(answer["chroma"]), notes, tuple(float(number) for number in answer["transform"]))
 
     async def retire(self, upload: str) -> None:
         """Ends the idle children of an upload that has ended, so that its document and buffers are freed."""

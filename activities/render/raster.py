@@ -56,10 +56,12 @@ class Drawn:
     Args:
         pixels: Rows of three bytes a pixel without padding; part of the buffer that was given.
         notes: Why the page may differ from what its author drew.
+        transform: From the page to its pixels, as ``SheetRecord`` explains.
     """
 
     pixels: memoryview
-    notes: tuple[Note, ...] = ()
+    notes: tuple[Note, ...]
+    transform: tuple[float, ...]
 
 
 def draw(pdf: PdfFile, number: int, width: int, height: int, buffer: PixelBuffer, *, blue_first: bool = False) -> Drawn:
@@ -89,7 +91,7 @@ def draw(pdf: PdfFile, number: int, width: int, height: int, buffer: PixelBuffer
             faces = choose_faces(fonts) if not mapper.install().preferred else {}
             if not faces:
                 pixels = _paint(page, annotations, number, width, height, buffer, blue_first=blue_first)
-                return Drawn(pixels, (*font_notes(fonts), *unchecked_notes, *annotations.notes))
+                return Drawn(pixels, (*font_notes(fonts), *unchecked_notes, *annotations.notes), _transform(page, width, height))
     finally:
         pdfium.FPDF_ClosePage(page)
     return _draw_with(faces, pdf, number, width, height, buffer, blue_first=blue_first)
@@ -129,6 +131,22 @@ def _paint(
     finally:
         pdfium.FPDFBitmap_Destroy(bitmap)
     return memoryview(memory)[:size_bytes]
+
+
+def _transform(page: "pdfium.FPDF_PAGE", width: int, height: int) -> tuple[float, ...]:
+    """The matrix from the page's user space to its pixels: the page's box, turned as the page says, fills all pixels."""
+    box = pdfium.FS_RECTF()
+    pdfium.FPDF_GetPageBoundingBox(page, box)
+    turns = pdfium.FPDFPage_GetRotation(page)  # by 90 degrees, clockwise
+    along_x, along_y = (height, width) if turns % 2 else (width, height)
+    x_scale, y_scale = along_x / (box.right - box.left), along_y / (box.top - box.bottom)
+    matrices = (
+        (x_scale, 0.0, 0.0, -y_scale, -x_scale * box.left, y_scale * box.top),
+        (0.0, x_scale, y_scale, 0.0, -y_scale * box.bottom, -x_scale * box.left),
+        (-x_scale, 0.0, 0.0, y_scale, x_scale * box.right, -y_scale * box.bottom),
+        (0.0, -x_scale, -y_scale, 0.0, y_scale * box.top, x_scale * box.right),
+    )
+    return tuple(number + 0.0 for number in matrices[turns])  # no negative zero
 
 
 def _render(bitmap: "pdfium.FPDF_BITMAP", page: "pdfium.FPDF_PAGE", width: int, height: int, flags: int) -> bool:

@@ -62,7 +62,7 @@ class Renderer:
         drawn = draw(pdf, request["number"], width, height, self._buffer, blue_first=cutter is not None)
         encoding = write_sheet(drawn.pixels, width, height, options, Path(request["target"]), cutter)
         engines = {"pdfium": PDFIUM_VERSION, "sitelink-raster": REVISION, **encoding.engine, **faces.VERSIONS}
-        return {"engines": engines, "chroma": encoding.chroma, "notes": to_wire(drawn.notes)}
+        return {"engines": engines, "chroma": encoding.chroma, "notes": to_wire(drawn.notes), "transform": drawn.transform}
 
 
 def _limit_cpu(seconds: int) -> None:

@@ -59,8 +59,28 @@ class TileFile:
         Raises:
             TilesMissing: The tile was lost, or the file is cut off.
         """
+        name, place = self.place(pyramid, level, column, row)
+        return name, self.read_at(*place)
+
+    def place(self, pyramid: Pyramid, level: int, column: int, row: int) -> tuple[str, tuple[int, int]]:
+        """The name of a tile, white or not, and the offset and the size in bytes of its JPEG. Tiles at the same place are equal.
+
+        Raises:
+            TilesMissing: The tile was lost.
+        """
         name = tile_name(level, column, row)
-        return name, self.read(name) if name in self.names else self.blank(*pyramid.tile_rectangle(level, column, row)[2:])
+        return name, self.names.get(name) or self._blank_place(*pyramid.tile_rectangle(level, column, row)[2:])
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        """The bytes at a place.
+
+        Raises:
+            TilesMissing: The file is cut off.
+        """
+        data = os.pread(self._file.fileno(), size, offset)
+        if len(data) != size:
+            raise self._cut_off_error()
+        return data
 
     def read(self, name: str) -> bytes:
         """The JPEG of a tile.
@@ -72,7 +92,7 @@ class TileFile:
             KeyError: The tile is pure white; ``blank`` returns it.
             TilesMissing: The file is cut off.
         """
-        return self._read(*self.names[name])
+        return self.read_at(*self.names[name])
 
     def blank(self, width: int, height: int) -> bytes:
         """The JPEG of the pure white tiles of this size in pixels.
@@ -80,11 +100,14 @@ class TileFile:
         Raises:
             TilesMissing: No tile of this size is pure white. So a tile that is not in ``names`` was lost.
         """
+        return self.read_at(*self._blank_place(width, height))
+
+    def _blank_place(self, width: int, height: int) -> tuple[int, int]:
         place = self._blanks.get((width, height))
         if place is None:
             msg = f"{self._path.name} in {self._path.parent.name} lacks a tile of {width} x {height} px that is not blank"
             raise TilesMissing(msg)
-        return self._read(*place)
+        return place
 
     def close(self) -> None:
         """Closes the file."""
@@ -100,20 +123,14 @@ class TileFile:
         end = os.fstat(self._file.fileno()).st_size - _TRAILER.size
         if end < 0:
             raise self._cut_off_error()
-        start, tiles, blanks, magic = _TRAILER.unpack(self._read(end, _TRAILER.size))
+        start, tiles, blanks, magic = _TRAILER.unpack(self.read_at(end, _TRAILER.size))
         if magic != _MAGIC or start + _ENTRY.size * (tiles + blanks) != end:
             raise self._cut_off_error()
-        entries = list(_ENTRY.iter_unpack(self._read(start, end - start)))
+        entries = list(_ENTRY.iter_unpack(self.read_at(start, end - start)))
         if any(offset + size > start for *_, size, offset in entries):
             raise self._cut_off_error()
         names = {tile_name(level, column, row): (offset, size) for level, column, row, size, offset in entries[:tiles]}
         return names, {(width, height): (offset, size) for _, width, height, size, offset in entries[tiles:]}
-
-    def _read(self, offset: int, size: int) -> bytes:
-        data = os.pread(self._file.fileno(), size, offset)
-        if len(data) != size:
-            raise self._cut_off_error()
-        return data
 
     def _cut_off_error(self) -> TilesMissing:
         return TilesMissing(f"{self._path.name} in {self._path.parent.name} is cut off")

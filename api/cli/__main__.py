@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from activities.bucket.keys import PlanRef, UploadRef, check_id
+from activities.bucket.records import Layout
 from api.cli.client import Server
 from api.cli.commands import (
     INTERRUPTED,
@@ -85,6 +86,7 @@ def build_parser() -> argparse.ArgumentParser:
     upload.add_argument("--no-watch", action="store_true", help="exit when the server has accepted the file")
     for flag, name, meaning in UPLOAD_OPTIONS:
         upload.add_argument(flag, dest=name, type=int, metavar="N", help=meaning)
+    upload.add_argument("--layout", choices=list(map(str, Layout)), help="one object a tile (exploded), one a sheet (packed), or both")
     for name, run, summary in (
         ("watch", watch_command, "show an upload until its end"),
         ("status", status_command, "show the state of an upload now"),

@@ -190,7 +190,9 @@ class Server:
         yield from sheets
         yield document
 
-    def upload(self, plan: PlanRef, file: LocalFile, options: Mapping[str, int], key: str, sent: Callable[[int], None]) -> dict[str, Any]:
+    def upload(
+        self, plan: PlanRef, file: LocalFile, options: Mapping[str, int | str], key: str, sent: Callable[[int], None]
+    ) -> dict[str, Any]:
         """Sends a file, in constant memory. Every try to send the same upload must use the same ``key``."""
         with self._named_errors():
             response = self._client.post(

@@ -28,7 +28,7 @@ UPLOAD_OPTIONS = (
     ("--budget-bytes", "budgetBytes", "most bytes of pixels of a sheet; a larger sheet gets a lower resolution (1 GiB)"),
     ("--window", "window", "sheets in work at once (16)"),
 )
-"""Each option of an upload: its flag, its name in the API's query, its help text. The server checks the ranges."""
+"""Each option of an upload that is a number: its flag, its name in the API's query, its help text. The server checks the ranges."""
 
 
 def choose_view(arguments: argparse.Namespace) -> View:
@@ -67,7 +67,8 @@ def upload_command(server: Server, arguments: argparse.Namespace) -> int:
     """``sitelink upload``."""
     file = LocalFile.at(arguments.file)
     view = choose_view(arguments)
-    options = {name: value for _, name, _ in UPLOAD_OPTIONS if (value := getattr(arguments, name)) is not None}
+    names = [*(name for _, name, _ in UPLOAD_OPTIONS), "layout"]
+    options = {name: value for name in names if (value := getattr(arguments, name)) is not None}
     try:
         answer = send(server, arguments.to, file, options, view)
     except KeyboardInterrupt:

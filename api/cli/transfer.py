@@ -41,7 +41,7 @@ class Patience:
         return delay_s
 
 
-def send(server: Server, plan: PlanRef, file: LocalFile, options: Mapping[str, int], view: View) -> dict[str, Any]:
+def send(server: Server, plan: PlanRef, file: LocalFile, options: Mapping[str, int | str], view: View) -> dict[str, Any]:
     """Sends a file, and sends it again if the connection breaks. The ``Idempotency-Key`` makes one upload of all tries.
 
     Raises:

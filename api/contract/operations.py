@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 
 from activities import errors
-from activities.bucket.records import OPTION_RANGES, UploadOptions
+from activities.bucket.records import OPTION_RANGES, Layout, UploadOptions
 from api.access.tickets import DEFAULT_TTL_S, MAX_TTL_S
 from api.contract.schemas import ID, TEXT, VERSION, Schema, field_descriptions, ref
 from api.http.parameters import DEFAULT_LIMIT, LONGEST_WAIT_S, MAX_LIMIT
@@ -30,7 +30,7 @@ from api.paths import (
     WEBHOOKS,
 )
 from api.progress.plan import FOLLOWED
-from api.uploads import MAX_KEY_CHARACTERS, OPTIONS
+from api.uploads import LAYOUT, MAX_KEY_CHARACTERS, OPTIONS
 
 Problem = type[errors.SiteLinkError] | HTTPStatus
 """A refusal: a named error, with all errors below it, or only an HTTP status."""
@@ -213,6 +213,12 @@ OPERATIONS: tuple[Operation, ...] = (
                 )
                 for wire, name in OPTIONS.items()
                 for low, high in [OPTION_RANGES[name]]
+            ),
+            Parameter(
+                LAYOUT,
+                "query",
+                _OPTION_MEANINGS[LAYOUT],
+                {"type": "string", "enum": list(map(str, Layout)), "default": str(UploadOptions().layout)},
             ),
         ),
         {

@@ -1,11 +1,12 @@
 """Handles R2 events. The pull consumer and the push endpoint both pass each message to ``R2Events.decide``.
 
-An R2 event says that a ``.dzi`` was written, so the sheet is complete. Usually the workflow knows this before the event arrives. The event
-helps in the other cases: another program wrote the ``.dzi``, or the result of the workflow's own activity was lost.
+An R2 event says that a ``.dzi``, or the ``.pmtiles`` of a packed sheet, was written, so the sheet is complete. Usually the workflow knows
+this before the event arrives. The event helps in the other cases: another program wrote the object, or the result of the workflow's own
+activity was lost.
 
-1. Only creations count. When SiteLink itself removes a ``.dzi``, in a repair or a deletion, it also corrects the progress. When somebody
-   else removes a ``.dzi``, the next reconcile finds it. The event of a removal is ignored, because it may be older than a repair that
-   wrote the ``.dzi`` again.
+1. Only creations count. When SiteLink itself removes such an object, in a repair or a deletion, it also corrects the progress. When
+   somebody else removes it, the next reconcile finds that. The event of a removal is ignored, because it may be older than a repair that
+   wrote the object again.
 2. Only the key of an event is trusted: the workflow verifies the sheet by a LIST. So a duplicate, late, reordered or forged event changes
    nothing.
 3. A message that is not an R2 event is delivered a few times, because a newer release that can read it may be about to start. Then it is
@@ -24,7 +25,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from activities.bucket.keys import UNREADABLE_EVENTS_PREFIX, UploadRef, sheet_of_descriptor, unreadable_event
+from activities.bucket.keys import UNREADABLE_EVENTS_PREFIX, UploadRef, sheet_of_marker, unreadable_event
 from activities.bucket.records import SCHEMA, SheetStatus, timestamp, to_json, to_wire
 from activities.bucket.storage import Bucket
 from activities.errors import BucketError, ObjectMissing, SiteLinkError, StorageUnavailable, Terminated, UnreadableRecord, UploadNotFound
@@ -158,7 +159,7 @@ class R2Events:
         except ValueError as error:
             return await self._decide_unreadable(message, error)
         key = self._bucket.own_key(*created) if created else None
-        sheet = sheet_of_descriptor(key) if key else None
+        sheet = sheet_of_marker(key) if key else None
         if sheet is None:
             logger.debug("an event of another object, or not a creation", extra={"message_id": message.id})
             return ACKNOWLEDGED

@@ -2,14 +2,16 @@
 
 import hashlib
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from PIL import Image
 
 from activities.bucket.dzi import Pyramid, tile_name
 from activities.bucket.keys import UploadRef
+from activities.bucket.pmtiles import plan_archive, sheet_metadata
 from activities.bucket.records import (
+    Layout,
     SheetRecord,
     SheetState,
     SheetStatus,
@@ -21,6 +23,7 @@ from activities.bucket.records import (
     to_json,
 )
 from activities.bucket.storage import Bucket, ObjectInfo, StoredObject
+from activities.errors import ObjectMissing
 
 REF = UploadRef("acme", "tower", "a1", "0198c0de-0000-7000-8000-000000000001")
 OPTIONS = UploadOptions(tile_size=128)
@@ -36,6 +39,13 @@ class Md5Bucket(Bucket):
         """Lists all objects, each with its MD5."""
         for info in super().objects(prefix, after, last):
             yield self.get(info.key).info
+
+    def get_range(self, key: str, start: int, end: int, etag: str | None = None) -> StoredObject:
+        """Reads a part of an object, with the MD5 of the whole."""
+        stored = self.get(key)
+        if etag not in (None, stored.info.etag):
+            raise ObjectMissing(key)
+        return replace(stored, body=stored.body[start:end])
 
     def get(self, key: str) -> StoredObject:
         """Reads an object, with its MD5."""
@@ -55,14 +65,14 @@ def jpeg(width: int, height: int, shade: int = 200) -> bytes:
     return target.getvalue()
 
 
-def put_sheet(bucket: Bucket, number: int, ref: UploadRef = REF) -> SheetState:
+def put_sheet(bucket: Bucket, number: int, ref: UploadRef = REF, layout: Layout = Layout.EXPLODED) -> SheetState:
     """Writes a whole sheet; returns its state in the progress."""
-    lines = []
+    bodies = [jpeg(*PYRAMID.tile_rectangle(*tile)[2:], shade=(50 * number + column) % 256) for column, tile in enumerate(PYRAMID.tiles())]
+    lines = [(tile_name(*tile), len(body), etag(body)) for tile, body in zip(PYRAMID.tiles(), bodies, strict=True)]
     bucket.put(ref.thumbnail(number), jpeg(150, 100))
-    for column, tile in enumerate(PYRAMID.tiles()):
-        body = jpeg(*PYRAMID.tile_rectangle(*tile)[2:], shade=(50 * number + column) % 256)
-        bucket.put(ref.tiles_prefix(number) + tile_name(*tile), body)
-        lines.append((tile_name(*tile), len(body), etag(body)))
+    if layout.has_tiles:
+        for (name, _, _), body in zip(lines, bodies, strict=True):
+            bucket.put(ref.tiles_prefix(number) + name, body)
     size_bytes = sum(size for _, size, _ in lines)
     record = SheetRecord(
         number=number,
@@ -78,15 +88,27 @@ def put_sheet(bucket: Bucket, number: int, ref: UploadRef = REF) -> SheetState:
         bytes=size_bytes,
         digest=tiles_digest(lines),
         engines={},
+        layout=layout,
     )
+    if layout.has_archive:
+        archive = packed(bodies, record)
+        record = replace(record, etag=etag(archive))
+        bucket.put(ref.archive(number), archive)
     bucket.put(ref.sheet_record(number), to_json(record))
-    bucket.put(ref.descriptor(number), PYRAMID.descriptor().encode())
+    if layout.has_tiles:
+        bucket.put(ref.descriptor(number), PYRAMID.descriptor().encode())
     return SheetState(number, SheetStatus.READY, 1, None, PYRAMID.width, PYRAMID.height, 300, False, len(lines), size_bytes)
 
 
-def accept(bucket: Bucket, ref: UploadRef = REF, deleted_at: str | None = None) -> None:
+def packed(bodies: Sequence[bytes], record: SheetRecord) -> bytes:
+    """The ``.pmtiles`` of a sheet with these tiles, in the order of the pyramid."""
+    plan = plan_archive([(tile, body, len(body)) for tile, body in zip(PYRAMID.tiles(), bodies, strict=True)], sheet_metadata(record))
+    return plan.index + b"".join(plan.contents)
+
+
+def accept(bucket: Bucket, ref: UploadRef = REF, deleted_at: str | None = None, layout: Layout = Layout.EXPLODED) -> None:
     """Writes ``upload.json``."""
-    bucket.put(ref.record, to_json(UploadRecord("plan.pdf", 9, "0" * 64, OPTIONS, AT, deleted_at)))
+    bucket.put(ref.record, to_json(UploadRecord("plan.pdf", 9, "0" * 64, replace(OPTIONS, layout=layout), AT, deleted_at)))
 
 
 def progress(*sheets: SheetState, status: UploadStatus = UploadStatus.COMPLETE) -> Snapshot:
@@ -95,9 +117,9 @@ def progress(*sheets: SheetState, status: UploadStatus = UploadStatus.COMPLETE) 
     return Snapshot(status, 9, AT, ready, len(sheets), 100 * ready // max(1, len(sheets)), AT, AT, sheets=sheets)
 
 
-def put_upload(bucket: Bucket, sheets: int = 2) -> Snapshot:
+def put_upload(bucket: Bucket, sheets: int = 2, layout: Layout = Layout.EXPLODED) -> Snapshot:
     """Writes a complete upload; returns its manifest."""
-    accept(bucket)
-    manifest = progress(*(put_sheet(bucket, number) for number in range(1, sheets + 1)))
+    accept(bucket, layout=layout)
+    manifest = progress(*(put_sheet(bucket, number, layout=layout) for number in range(1, sheets + 1)))
     bucket.put(REF.manifest, to_json(manifest))
     return manifest

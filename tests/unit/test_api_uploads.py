@@ -17,7 +17,7 @@ from starlette.types import Message
 
 from activities.bucket.keys import UploadRef
 from activities.bucket.location import BucketSettings
-from activities.bucket.records import KeyRecord, UploadRecord, from_json, to_json, to_wire
+from activities.bucket.records import KeyRecord, Layout, UploadRecord, from_json, to_json, to_wire
 from activities.bucket.storage import Bucket
 from activities.errors import StorageUnavailable
 from api.uploads import FORM_OVERHEAD_BYTES, IncomingFile, Patience, new_upload_id, read_options
@@ -186,7 +186,9 @@ async def test_header_may_begin_late(client: httpx2.AsyncClient) -> None:
     assert (await client.post(BASE, content=b"x" * 1019 + PDF)).status_code == 202
 
 
-@pytest.mark.parametrize("query", ["dpi=29", "dpi=x", "dpi=-1", "tilesize=256", "quality=101", "window=0", "budgetBytes=1"])
+@pytest.mark.parametrize(
+    "query", ["dpi=29", "dpi=x", "dpi=-1", "tilesize=256", "quality=101", "window=0", "budgetBytes=1", "layout=", "layout=Packed"]
+)
 async def test_wrong_option_is_refused_before_the_body_is_read(app: Starlette, query: str) -> None:
     """An option that is unknown or out of its range is an InvalidRequest, and no byte of the body is read."""
     request = RawRequest(app, "POST", f"{BASE}?{query}", {})
@@ -196,9 +198,18 @@ async def test_wrong_option_is_refused_before_the_body_is_read(app: Starlette, q
 
 def test_options_have_their_wire_names() -> None:
     """Every option of an upload is set by its name on the wire."""
-    query = {"dpi": "100", "tileSize": "512", "overlap": "2", "quality": "90", "budgetBytes": "2000000", "window": "8", "filename": "x"}
+    query = {
+        "dpi": "100",
+        "tileSize": "512",
+        "overlap": "2",
+        "quality": "90",
+        "budgetBytes": "2000000",
+        "window": "8",
+        "filename": "x",
+        "layout": "both",
+    }
     options = read_options(query)
-    assert (options.dpi, options.tile_size, options.overlap, options.quality) == (100, 512, 2, 90)
+    assert (options.dpi, options.tile_size, options.overlap, options.quality, options.layout) == (100, 512, 2, 90, Layout.BOTH)
     assert (options.budget_bytes, options.window) == (2_000_000, 8)
 
 

@@ -296,6 +296,7 @@ def test_a_token_that_cannot_be_sent_is_not_shown(token: str) -> None:
         ["retry", "a/b/c/d", "sheet-x"],
         ["upload", "x.pdf", "--to", "a/b"],
         ["upload", "x.pdf", "--dpi", "fine"],
+        ["upload", "x.pdf", "--layout", "tar"],
         ["upload", "/nowhere/x.pdf"],
     ],
 )

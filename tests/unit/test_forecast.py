@@ -6,9 +6,30 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
+from activities.bucket import storage
 from activities.bucket.dzi import Pyramid
-from activities.bucket.forecast import DOCUMENT_OBJECTS, SHEET_OBJECTS, START_SECONDS, Forecaster, quality_factor, receipt
-from activities.bucket.records import Forecast, Receipt, SheetState, SheetStatus, Snapshot, UploadOptions, UploadStatus, from_json, to_json
+from activities.bucket.forecast import (
+    DOCUMENT_OBJECTS,
+    LARGEST_PUT_BYTES,
+    PART_BYTES,
+    SHEET_OBJECTS,
+    START_SECONDS,
+    Forecaster,
+    quality_factor,
+    receipt,
+)
+from activities.bucket.records import (
+    Forecast,
+    Layout,
+    Receipt,
+    SheetState,
+    SheetStatus,
+    Snapshot,
+    UploadOptions,
+    UploadStatus,
+    from_json,
+    to_json,
+)
 from activities.interface import Page
 from tests.unit.test_records import FORECASTS, OPTIONS, RECEIPTS
 
@@ -34,11 +55,28 @@ def test_forecast_is_exact_in_tiles_and_ordered_in_bytes(
     forecast = forecaster.forecast(pages, options, parts)
     pyramids = [Pyramid(page.width, page.height, options.tile_size, options.overlap) for page in pages]
     assert forecast.tiles == sum(pyramid.tile_count for pyramid in pyramids)
-    assert forecast.puts == forecast.tiles + SHEET_OBJECTS * len(pages) + DOCUMENT_OBJECTS
+    exploded = forecast.tiles if options.layout.has_tiles else 0
+    assert forecast.puts == exploded + (SHEET_OBJECTS + (options.layout is Layout.BOTH)) * len(pages) + DOCUMENT_OBJECTS
     assert forecast.class_a > forecast.puts + parts
     assert 0 <= forecast.bytes_low <= forecast.bytes_high
     assert forecast.seconds >= 0
     assert forecast.dollars >= 0
+
+
+def test_packed_sheets_cost_three_writes_each() -> None:
+    """Of a set of 37 sheets of 42 x 30 inches; beside tiles, the object is one more. A large one is sent in parts."""
+    pages = [Page(number, width=12_600, height=9_000, dpi=300) for number in range(1, 38)]
+    exploded, packed, both = (Forecaster().forecast(pages, UploadOptions(layout=layout), 1) for layout in Layout)
+    assert (exploded.puts, packed.puts, both.puts) == (37 * 2430 + 2, 37 * 3 + 2, 37 * 2431 + 2)
+    assert packed.dollars < 0.01 < 0.4 < exploded.dollars < both.dollars
+    assert exploded.tiles == packed.tiles == both.tiles
+    large = Forecaster().forecast([Page(1, width=26_000, height=26_000, dpi=300)], UploadOptions(layout=Layout.PACKED), 1)
+    assert large.class_a - large.puts == (packed.class_a - packed.puts) - 36 * 2 + 8, "7 parts, their begin and their end for 1 PUT"
+
+
+def test_parts_are_those_of_the_bucket() -> None:
+    """The forecast loads no bucket, so it has the two numbers of its own."""
+    assert (PART_BYTES, LARGEST_PUT_BYTES) == (storage.PART_BYTES, storage.LARGEST_PUT_BYTES)
 
 
 @given(PAGES, OPTIONS)

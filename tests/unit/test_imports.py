@@ -19,11 +19,11 @@ MODULES = sorted(
     if path.name != "__init__.py"
 )
 
-PURE = {"activities.errors", *(f"activities.bucket.{name}" for name in ("keys", "dzi", "records", "changes", "report"))}
+PURE = {"activities.errors", *(f"activities.bucket.{name}" for name in ("keys", "dzi", "records", "changes", "report", "pmtiles"))}
 """No Temporal is loaded here: the command line and the decoder start in a moment."""
 LIGHT = PURE | {"temporalio", "activities.interface", "activities.bucket.forecast"}
 BUCKET = LIGHT | {"activities.bucket"}
-HOST = BUCKET | {f"activities.{name}" for name in ("host", "attempt", "threads", "render.attempt", "render.tilefile")}
+HOST = BUCKET | {f"activities.{name}" for name in ("host", "attempt", "threads", "render.attempt", "render.tilefile", "render.pack")}
 CONTRACT = PURE | {"api.contract", "api.access", "api.http", "api.paths", "api.progress.plan", "api.r2.events", "api.uploads"}
 CLI = PURE | {"api.cli", "api.addresses", "api.paths", "activities.environment"}
 SERVER_ROOM = BUCKET | {"activities.environment", "activities.logs", "activities.program", "workflows", "api"}
@@ -37,6 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "activities.bucket.records": {"activities.errors"},
     "activities.bucket.changes": {"activities.bucket.records"},
     "activities.bucket.report": {"activities.bucket.records"},
+    "activities.bucket.pmtiles": {"activities.bucket.dzi", "activities.bucket.records"},
     "activities.bucket.forecast": PURE | {"activities.interface"},
     "activities.interface": PURE | {"temporalio"},
     "activities.bucket.location": {"activities.environment"},
@@ -47,12 +48,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {*(f"activities.bucket.{name}" for name in ("location", "store_errors", "storage")), "boto3", "botocore", "mypy_boto3_s3"},
     "activities.bucket.uploads": PURE | {"activities.bucket.storage", "activities.bucket.store_errors"},
     "activities.bucket.listing": PURE | {"activities.bucket.storage"},
-    "activities.bucket.verify": PURE | {"activities.bucket.storage", "activities.bucket.listing", "activities.render.decoder"},
+    "activities.bucket.packed": PURE | {"activities.bucket.storage"},
+    "activities.bucket.verify": PURE
+    | {*(f"activities.bucket.{name}" for name in ("storage", "listing", "packed")), "activities.render.decoder"},
     "activities.bucket.*": BUCKET,
     "activities.render.process": set(),
     "activities.render.decoder": {"activities.errors", "activities.render.process"},
     "activities.render.decode": {"activities.render.decoder", "pyvips"},
     "activities.render.tilefile": LIGHT,
+    "activities.render.pack": LIGHT | {"activities.render.tilefile"},
     "activities.render.compile": set(),
     "activities.render.cutter": PURE | {"activities.render.compile"},
     "activities.render.structure": {"pikepdf"},

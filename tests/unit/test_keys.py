@@ -15,8 +15,8 @@ from activities.bucket.keys import (
     UploadRef,
     check_id,
     parse_sheet_path,
-    sheet_of_descriptor,
     sheet_of_directory,
+    sheet_of_marker,
     walk_uploads,
 )
 from api.uploads import new_upload_id
@@ -101,17 +101,18 @@ NUMBERS = st.integers(0, 999_999_999)
 
 @given(st.integers(1, 999_999_999), NUMBERS, NUMBERS, NUMBERS)
 def test_a_sheets_paths_are_read_as_they_are_written(number: int, level: int, column: int, row: int) -> None:
-    """Each key of a sheet gives the sheet and the object. Only the key of a ``.dzi`` is read as a ``.dzi``."""
+    """Each key of a sheet gives the sheet and the object. Only a ``.dzi`` and a ``.pmtiles`` are commit markers."""
     tile = tile_name(level, column, row)
     objects = {
         UPLOAD.thumbnail(number): SheetObject(number, SheetPart.THUMBNAIL),
         UPLOAD.sheet_record(number): SheetObject(number, SheetPart.RECORD),
         UPLOAD.descriptor(number): SheetObject(number, SheetPart.DESCRIPTOR),
+        UPLOAD.archive(number): SheetObject(number, SheetPart.ARCHIVE),
         UPLOAD.tiles_prefix(number) + tile: SheetObject(number, SheetPart.TILE, tile),
     }
     for key, found in objects.items():
         assert parse_sheet_path(key.removeprefix(UPLOAD.sheets_prefix)) == found
-        assert sheet_of_descriptor(key) == ((UPLOAD, number) if found.part is SheetPart.DESCRIPTOR else None)
+        assert sheet_of_marker(key) == ((UPLOAD, number) if found.part in (SheetPart.DESCRIPTOR, SheetPart.ARCHIVE) else None)
 
 
 @pytest.mark.parametrize(
@@ -162,7 +163,7 @@ def test_a_path_that_no_sheet_has_is_none(path: str) -> None:
 )
 def test_another_key_is_no_descriptor(key: str) -> None:
     """An object elsewhere in the bucket is not taken for a sheet's ``.dzi``."""
-    assert sheet_of_descriptor(key) is None
+    assert sheet_of_marker(key) is None
 
 
 def test_id_tells_when_it_was_made() -> None:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from temporalio.client import WorkflowExecutionStatus
 
-from activities.bucket.keys import UNREADABLE_EVENTS_PREFIX, UploadRef, sheet_of_descriptor, unreadable_event
+from activities.bucket.keys import UNREADABLE_EVENTS_PREFIX, UploadRef, sheet_of_marker, unreadable_event
 from activities.bucket.location import BucketSettings
 from activities.bucket.records import SheetStatus, UploadStatus, to_json
 from activities.bucket.storage import Bucket
@@ -139,8 +139,17 @@ def test_the_prefix_is_taken_off_and_other_buckets_are_not_ours() -> None:
 
 @given(sheet=st.integers(1, 10**9 - 1))
 def test_a_descriptor_is_read_as_it_is_written(sheet: int) -> None:
-    """Parsing a key of a ``.dzi`` gives the upload and the sheet from which it was made."""
-    assert sheet_of_descriptor(REF.descriptor(sheet)) == (REF, sheet)
+    """Parsing a key of a ``.dzi`` or of a ``.pmtiles`` gives the upload and the sheet from which it was made."""
+    assert sheet_of_marker(REF.descriptor(sheet)) == sheet_of_marker(REF.archive(sheet)) == (REF, sheet)
+
+
+@pytest.mark.parametrize("key", [REF.descriptor(2), REF.archive(2)])
+async def test_each_commit_marker_is_told_to_the_workflow(events: R2Events, bucket: Bucket, temporal: FakeTemporal, key: str) -> None:
+    """The workflow then looks which layout the sheet has."""
+    await accept(bucket)
+    temporal.state = snapshot(READY, PENDING)
+    assert await events.decide(Message("m", json.dumps(event("plans", key)).encode(), 1)) == ACKNOWLEDGED
+    assert len(temporal.starts) == 1
 
 
 @pytest.mark.parametrize("deleted_at", [None, "2026-01-31T09:30:00.250Z"])

@@ -1,8 +1,10 @@
 """Pages to pixels: against a bare call of PDFium."""
 
 import ctypes
+import io
 from pathlib import Path
 
+import pikepdf
 import pypdfium2.raw as pdfium
 import pytest
 
@@ -93,3 +95,33 @@ def test_draw_refuses_a_page_that_cannot_be_loaded(tmp_path: Path) -> None:
     """The error has a name and the number of the page."""
     with opened(tmp_path, make_pdfs.bad_pages_among_good()) as pdf, pytest.raises(PageUnreadable, match="page 3 cannot be loaded"):
         draw(pdf, 3, 100, 100, PixelBuffer())
+
+
+@pytest.mark.parametrize("rotation", [0, 90, 180, 270])
+@pytest.mark.parametrize("box", [(0, 0, 300, 200), (-50.5, 30, 250, 180.25), (100, 50, 900, 900)])
+def test_transform_leads_from_the_page_to_its_pixels(tmp_path: Path, rotation: int, box: tuple[float, ...]) -> None:
+    """As the pixels show, and as PDFium says: whatever the rotation, and where the CropBox is cut off by the MediaBox."""
+    left, bottom, right, top = max(box[0], -100), max(box[1], -100), min(box[2], 500), min(box[3], 400)
+    x, y = left + 60, bottom + 100  # the middle of a black square
+    with pikepdf.new() as pdf, io.BytesIO() as out:
+        pdf.add_blank_page(page_size=(10, 10))
+        page = pdf.pages[0]
+        page.MediaBox, page.CropBox, page.Rotate = [-100, -100, 500, 400], list(box), rotation
+        page.Contents = pdf.make_stream(f"{x - 5} {y - 5} 10 10 re f".encode())
+        pdf.save(out)
+        data = out.getvalue()
+    width, height = (700, 1100) if rotation % 180 else (1100, 700)
+    with opened(tmp_path, data) as document:
+        result = draw(document, 1, width, height, PixelBuffer())
+        a, b, c, d, e, f = result.transform
+        page = pdfium.FPDF_LoadPage(document.document, 0)
+        for point in ((left, bottom), (right, top), (left, top), (x, y)):
+            x_px, y_px = ctypes.c_int(), ctypes.c_int()
+            pdfium.FPDF_PageToDevice(page, 0, 0, width, height, 0, *point, x_px, y_px)
+            ours = (a * point[0] + c * point[1] + e, b * point[0] + d * point[1] + f)
+            assert ours == pytest.approx((x_px.value, y_px.value), abs=1)
+        pdfium.FPDF_ClosePage(page)
+    pixels = bytes(result.pixels)
+    dark = [(n % width, n // width) for n in range(width * height) if pixels[3 * n] < 128]
+    middle = [(min(values) + max(values) + 1) / 2 for values in zip(*dark, strict=True)]
+    assert middle == pytest.approx((a * x + c * y + e, b * x + d * y + f), abs=1)

@@ -15,7 +15,7 @@ from starlette.routing import Match, Route
 from activities import errors
 from activities.bucket.dzi import tile_name
 from activities.bucket.keys import UploadRef, unreadable_event, webhooks_record
-from activities.bucket.records import Forecast, Receipt, SheetState, Snapshot, UploadOptions, camel_case
+from activities.bucket.records import Forecast, Layout, Receipt, SheetState, Snapshot, UploadOptions, camel_case
 from activities.bucket.storage import ROOM_KEY
 from activities.errors import InvalidRequest, SiteLinkError
 from api.access.policies import Needs
@@ -23,7 +23,7 @@ from api.access.routes import GuardedRoute
 from api.cli.__main__ import build_parser
 from api.http.problems import STATUS
 from api.paths import ORGANIZATION
-from api.uploads import OPTIONS, read_options
+from api.uploads import LAYOUT, OPTIONS, read_options
 from tests.unit.test_settings_documented import documented_settings
 from worker import schedules
 from workflows.messages import SEARCH_ATTRIBUTES
@@ -216,6 +216,8 @@ def test_every_route_says_what_it_needs(app: Starlette) -> None:
 def test_every_option_of_an_upload_is_in_the_table() -> None:
     """With its default and its range."""
     table = {CODE.findall(name)[0]: (default, allowed) for name, default, allowed, _ in rows(section(EMBED, "Sending a plan"))}
+    default, allowed = table.pop(LAYOUT)
+    assert (default, allowed) == (UploadOptions().layout, ", ".join(f"`{layout}`" for layout in Layout))
     assert table.keys() == OPTIONS.keys()
     for name, (default, allowed) in table.items():
         assert int(default.replace(",", "")) == getattr(UploadOptions(), OPTIONS[name])
@@ -268,6 +270,7 @@ def test_every_key_of_the_bucket_is_spelled_as_the_code_spells_it() -> None:
         ref.thumbnail(1),
         ref.sheet_record(1),
         ref.descriptor(1),
+        ref.archive(1),
         ref.tiles_prefix(1) + tile_name(2, 3, 4),
         hashed.sub("sha256", ref.plan_ref.idempotency_key("key")),
         hashed.sub("sha256", unreadable_event(b"message")),

@@ -2,7 +2,6 @@
 
 import json
 import re
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any, cast
 
@@ -14,6 +13,7 @@ from activities.bucket.records import (
     NOTES_BYTES,
     SCHEMA,
     Forecast,
+    Layout,
     Note,
     Receipt,
     SheetRecord,
@@ -46,6 +46,7 @@ OPTIONS = st.builds(
     quality=st.integers(1, 100),
     budget_bytes=st.integers(1 << 20, 4 << 30),
     window=st.integers(1, 256),
+    layout=st.sampled_from(Layout),
 )
 UPLOADS = st.builds(
     UploadRecord,
@@ -74,6 +75,9 @@ SHEET_RECORDS = st.builds(
     digest=TEXT,
     engines=st.dictionaries(TEXT, TEXT, max_size=3),
     notes=NOTES,
+    layout=st.sampled_from(Layout),
+    etag=st.none() | TEXT,
+    transform=st.none() | st.tuples(*[st.floats(allow_nan=False, allow_infinity=False)] * 6),
     schema=st.just(SCHEMA),
 )
 SHEET_STATES = st.builds(
@@ -272,15 +276,15 @@ def test_data_that_is_no_record_is_a_value_error(data: str | bytes) -> None:
 def test_options_have_ranges(name: str, low: int, high: int) -> None:
     """Both ends are allowed, the next numbers are refused with value and range under the wire's name."""
     for value in (low, high):
-        assert getattr(replace(UploadOptions(), **{name: value}), name) == value
+        assert getattr(from_wire(UploadOptions, {camel_case(name): value}), name) == value
     for value in (low - 1, high + 1):
         with pytest.raises(ValueError, match=f"^{camel_case(name)} is {value:,}, allowed are {low:,} to {high:,}$"):
-            replace(UploadOptions(), **{name: value})
+            from_wire(UploadOptions, {camel_case(name): value})
 
 
 def test_options_default_to_the_design() -> None:
-    """300 dpi, tiles of 256 px that overlap by 1, quality 85, 1 GiB of pixels, 16 sheets in flight."""
-    assert UploadOptions() == UploadOptions(300, 256, 1, 85, 1 << 30, 16)
+    """300 dpi, tiles of 256 px that overlap by 1, quality 85, 1 GiB of pixels, 16 sheets in flight, an object for each tile."""
+    assert UploadOptions() == UploadOptions(300, 256, 1, 85, 1 << 30, 16, Layout.EXPLODED)
 
 
 @pytest.mark.parametrize("data", ['{"dpi": 5}', '{"tileSize": 100000}'])

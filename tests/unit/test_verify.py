@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from activities.bucket.dzi import parse_tile_name
 from activities.bucket.location import BucketSettings
-from activities.bucket.records import SheetRecord, SheetStatus, Snapshot, UploadStatus, from_json, from_wire, to_json, to_wire
+from activities.bucket.records import Layout, SheetRecord, SheetStatus, Snapshot, UploadStatus, from_json, from_wire, to_json, to_wire
 from activities.bucket.report import MOST_NAMES, Proof, Repair, SheetReport, UploadReport
 from activities.bucket.storage import Bucket, ObjectInfo
 from activities.bucket.verify import THREADS, bounded_map, verify_upload
@@ -54,7 +54,7 @@ def test_untouched_upload_verifies_and_nothing_is_changed(bucket: Bucket, tmp_pa
     proof = Proof.DIGEST if deep else Proof.NAMES
     count = len(NAMES)
     ready = SheetStatus.READY
-    assert sheets == [SheetReport(number, ready, count, count, verified=True, proof=proof) for number in (1, 2)]
+    assert sheets == [SheetReport(number, ready, count, count, verified=True, proof=proof, layout=Layout.EXPLODED) for number in (1, 2)]
     assert total == UploadReport(str(REF), UploadStatus.COMPLETE, True, deep, 2, 2, 0, 2 * count, 2 * count, 0, (), 0, 0, (), proof)
     assert files(tmp_path) == before
 

@@ -8,10 +8,11 @@ from dataclasses import replace
 from datetime import datetime
 
 from activities.bucket.changes import SheetsByChange, by_number
-from activities.bucket.forecast import SHEET_OBJECTS, receipt
+from activities.bucket.forecast import receipt, sheet_objects
 from activities.bucket.records import (
     COUNTED_NOTES,
     Forecast,
+    Layout,
     SheetRecord,
     SheetState,
     SheetStatus,
@@ -318,7 +319,7 @@ class Progress:
             updated_at=timestamp(now),
             completed_pages=completed,
             progress=percentage(completed, self._head.total_pages),
-            sheet_puts=self._head.sheet_puts + sum((sheet.tiles or 0) + SHEET_OBJECTS for sheet in became_ready),
+            sheet_puts=self._head.sheet_puts + sum(_puts(sheet) for sheet in became_ready),
             processing_seconds=worked,
             **head,  # type: ignore[arg-type] # each caller passes the fields by name
         )
@@ -344,13 +345,19 @@ def ready_sheet(sheet: SheetState, record: SheetRecord) -> SheetState:
         reason=None,
         detail=None,
         notes=record.notes,
+        layout=record.layout,
     )
+
+
+def _puts(sheet: SheetState) -> int:
+    """How many objects were written for a ready sheet, as far as is known: of a sheet of an earlier release, all tiles."""
+    return sheet_objects(sheet.layout or Layout.EXPLODED, sheet.tiles or 0)
 
 
 def _pending_sheet(sheet: SheetState) -> SheetState:
     """The sheet as pending, without the notes that rendering wrote: the next rendering writes them again if they still hold."""
     notes = tuple(note for note in sheet.notes if note.type in COUNTED_NOTES)
-    return replace(sheet, status=SheetStatus.PENDING, tiles=None, bytes=None, reason=None, detail=None, notes=notes)
+    return replace(sheet, status=SheetStatus.PENDING, tiles=None, bytes=None, layout=None, reason=None, detail=None, notes=notes)
 
 
 def _reconciled_fields(now: datetime) -> dict[str, object]:

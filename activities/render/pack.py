@@ -1,0 +1,73 @@
+"""Packs the tiles of a sheet into one PMTiles archive, out of the file that a render child wrote. Loads no native library."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+
+from activities.bucket.dzi import Pyramid
+from activities.bucket.pmtiles import plan_archive
+from activities.render.tilefile import TileFile
+
+CHUNK_BYTES = 1 << 20
+
+Line = tuple[str, int, str]
+"""Name, size and MD5 of a tile."""
+
+
+def tile_lines(tiles: TileFile, pyramid: Pyramid) -> list[Line]:
+    """Name, size and MD5 of each tile, in the order of ``Pyramid.tiles``. A tile that stands for several is read once.
+
+    Raises:
+        TilesMissing: A tile was lost, or the file is cut off.
+    """
+    md5s: dict[tuple[int, int], str] = {}
+    lines = []
+    for tile in pyramid.tiles():
+        name, place = tiles.place(pyramid, *tile)
+        if place not in md5s:
+            md5s[place] = hashlib.md5(tiles.read_at(*place), usedforsecurity=False).hexdigest()
+        lines.append((name, place[1], md5s[place]))
+    return lines
+
+
+class PackedSheet:
+    """The archive of a sheet. Its bytes are read from the tile file as they are asked for.
+
+    Args:
+        tiles: The tile file, open as long as this is used.
+        pyramid: The sheet's tiles.
+        lines: Name, size and MD5 of each tile, in the order of ``Pyramid.tiles``.
+        metadata: JSON.
+
+    Raises:
+        TilesMissing: A tile was lost.
+    """
+
+    def __init__(self, tiles: TileFile, pyramid: Pyramid, lines: Sequence[Line], metadata: bytes) -> None:
+        self._tiles = tiles
+        in_order = list(zip(pyramid.tiles(), lines, strict=True))
+        self._archive = plan_archive(((tile, md5, size) for tile, (_, size, md5) in in_order), metadata)
+        self._places = {md5: tiles.place(pyramid, *tile)[1] for tile, (_, _, md5) in in_order}
+
+    @property
+    def index(self) -> bytes:
+        """The beginning of the archive: everything but the tiles."""
+        return self._archive.index
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the archive."""
+        return self._archive.size_bytes
+
+    def chunks(self) -> Iterator[bytes]:
+        """The archive from its beginning, in chunks of about a megabyte.
+
+        Raises:
+            TilesMissing: The tile file is cut off.
+        """
+        chunk = bytearray(self.index)
+        for md5 in self._archive.contents:
+            if len(chunk) >= CHUNK_BYTES:
+                yield bytes(chunk)
+                chunk.clear()
+            chunk += self._tiles.read_at(*self._places[md5])
+        yield bytes(chunk)

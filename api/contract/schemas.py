@@ -13,14 +13,14 @@ from typing import Any
 
 from activities.bucket.keys import ID_PATTERN
 from activities.bucket.records import DEFAULT_WEBHOOK_EVENTS, SCHEMA, Snapshot, WebhookEvent, camel_case
-from activities.bucket.report import SheetReport, UploadReport
+from activities.bucket.report import Conversion, SheetReport, UploadReport
 from api.access.principal import Scope
 from api.progress.runs import Delivery
 from api.r2.events import UnreadableEvent
 
 Schema = dict[str, Any]
 
-WIRE_CLASSES: tuple[type, ...] = (Snapshot, SheetReport, UploadReport, UnreadableEvent, Delivery)
+WIRE_CLASSES: tuple[type, ...] = (Snapshot, SheetReport, UploadReport, Conversion, UnreadableEvent, Delivery)
 """The dataclasses that answers consist of; those in their fields are found from them."""
 
 _PLAIN: dict[Any, Schema] = {
@@ -230,6 +230,7 @@ API_SCHEMAS: dict[str, Schema] = {
         for event, (name, description) in WEBHOOKS.items()
     },
     "Accepted": an_object("The request is accepted.", ref={"type": "string", "description": "`org/project/plan/upload`."}),
+    "UploadConversion": {"allOf": [ref("Conversion"), an_object("The conversion of an upload.", ref=TEXT)]},
     "AcceptedOfPlan": an_object(
         "The uploads that are being reconciled.",
         plan=TEXT,

@@ -31,6 +31,7 @@ STATUS: dict[type[errors.SiteLinkError], int] = {
     errors.ObjectMissing: 404,
     errors.IdempotencyConflict: 422,
     errors.AlreadyFinished: 409,
+    errors.UploadBusy: 409,
     errors.ForeignHost: 421,
     errors.ForeignOrigin: 403,
     errors.BadSignature: 401,

@@ -24,7 +24,7 @@ def packed_file(pyramid: Pyramid, tile: Callable[[int, int, int], bytes], **meta
         metadata: Is added to the sheet's size, or stands in its place; None leaves a name out.
     """
     out = io.BytesIO()
-    writer: Any = Writer(out)  # type: ignore[no-untyped-call]
+    writer: Any = Writer(out)
     for number, place in sorted((zxy_to_tileid(*place), place) for place in pyramid.tiles()):
         writer.write_tile(number, tile(*place))
     size = {"width": pyramid.width, "height": pyramid.height, "tileSize": pyramid.tile_size, "overlap": pyramid.overlap}

@@ -1,10 +1,9 @@
 """``packed.js`` in Node.js: packed sheets in files and on a real S3 server, in front of which a recorder cuts, holds and refuses."""
 
-import gzip
 import json
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import pytest
 
 from activities.bucket.dzi import Pyramid
 from activities.bucket.location import BucketSettings
+from activities.bucket.pmtiles import plan_archive
 from activities.bucket.storage import Bucket
 from api.app import CLIENT
 from tests.integration.test_client_module import node_path, said_by
@@ -27,7 +27,6 @@ SHEET = Pyramid(1000, 700, 254, 1)
 LARGE = Pyramid(20_000, 14_000, 128, 0)
 """The index of this one has leaf directories."""
 KEY = "sheet-1.pmtiles"
-HEADER_BYTES = 127
 
 PRELUDE = f"""
 import {{ openAsBlob, readFileSync }} from "node:fs";
@@ -47,14 +46,12 @@ def tile(level: int, column: int, row: int) -> bytes:
     return b"white" if (column + row) % 3 == 0 else f"{level}/{column}_{row}".encode()
 
 
-def with_plain_index(body: bytes) -> bytes:
-    """The same file with an index that is not compressed. Its root has no leaf directories."""
-    numbers = list(struct.unpack_from("<11Q", body, 8))
-    root, metadata = (gzip.decompress(body[start : start + size]) for start, size in (numbers[0:2], numbers[2:4]))
-    end = HEADER_BYTES + len(root) + len(metadata)
-    tiles = body[numbers[6] :]
-    numbers[:8] = [HEADER_BYTES, len(root), HEADER_BYTES + len(root), len(metadata), end, 0, end, len(tiles)]
-    return body[:8] + struct.pack("<11Q", *numbers) + body[96:97] + b"\x01" + body[98:HEADER_BYTES] + root + metadata + tiles
+def own_file(pyramid: Pyramid, tile: Callable[[int, int, int], bytes], **metadata: object) -> bytes:
+    """A packed sheet as SiteLink writes it, with an index that is not compressed."""
+    size = {"width": pyramid.width, "height": pyramid.height, "tileSize": pyramid.tile_size, "overlap": pyramid.overlap}
+    tiles = [(place, tile(*place)) for place in pyramid.tiles()]
+    plan = plan_archive(((place, body, len(body)) for place, body in tiles), json.dumps({"schema": 1, **size, **metadata}).encode())
+    return plan.index + b"".join(plan.contents)
 
 
 FILE = packed_file(SHEET, tile, sheet=1)
@@ -90,7 +87,7 @@ def judge() -> Path:
     """The reader of the format that npm has."""
     node_path()
     try:
-        return installed_packages(ROOT / "tests" / "servers" / "npm-client", "client") / "node_modules/pmtiles/dist/esm/index.js"
+        return installed_packages(ROOT / "tests" / "servers" / "npm-pmtiles", "pmtiles") / "node_modules/pmtiles/dist/esm/index.js"
     except NoPackages as error:
         pytest.fail(str(error))
 
@@ -118,12 +115,12 @@ say(wrong);
 """
 
 
-@pytest.mark.parametrize("kind", ["gzip", "none", "leaves"])
-async def test_every_tile_of_a_file_is_read(judge: Path, tmp_path: Path, kind: str) -> None:
-    """As npm's reader reads it: with an index that is compressed, that is not, and that has leaf directories."""
-    pyramid = LARGE if kind == "leaves" else SHEET
-    body = FILE if kind == "gzip" else with_plain_index(FILE) if kind == "none" else packed_file(pyramid, tile, sheet=1)
-    assert (struct.unpack_from("<Q", body, 48)[0] > 0) == (kind == "leaves")
+@pytest.mark.parametrize("writer", [packed_file, own_file])
+@pytest.mark.parametrize("pyramid", [SHEET, LARGE], ids=["root", "leaves"])
+async def test_every_tile_of_a_file_is_read(judge: Path, tmp_path: Path, writer: Callable[..., bytes], pyramid: Pyramid) -> None:
+    """As npm's reader reads it: with and without leaf directories, compressed as PyPI's writer writes them or as SiteLink does."""
+    body = writer(pyramid, tile, sheet=1)
+    assert (struct.unpack_from("<Q", body, 48)[0] > 0) == (pyramid is LARGE)
     path = tmp_path / KEY
     path.write_bytes(body)
     facts, wrong = await said(ALL_TILES, str(path), judge.as_uri())

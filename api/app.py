@@ -301,7 +301,7 @@ class Api:
         return upload
 
     async def sheet_object(self, request: Request) -> Response:
-        """A thumbnail, a ``.dzi`` or a tile."""
+        """A thumbnail, a ``.dzi``, a tile or a ``.pmtiles``."""
         return await self._tiles.respond(upload_ref(request), request.path_params["path"], request)
 
     async def list_unreadable_events(self, _: Request) -> Response:

@@ -1,5 +1,6 @@
 """Reads packed sheets in the bucket: the index of a ``.pmtiles`` by one or two requests, its tiles by ranges."""
 
+import asyncio
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -48,7 +49,8 @@ async def read_packed_async(bucket: Bucket, key: str) -> PackedSheet:
     body = stored.body
     if needed := _further_bytes(stored):
         body += (await bucket.get_range_async(key, len(body), needed, stored.info.etag)).body
-    return PackedSheet(stored.info, _index(key, body, stored.info.size))
+    # A large index takes some 10 ms. The event loop has no time for that.
+    return PackedSheet(stored.info, await asyncio.to_thread(_index, key, body, stored.info.size))
 
 
 def read_places(bucket: Bucket, packed: PackedSheet, places: Iterable[tuple[int, int]]) -> Iterator[tuple[tuple[int, int], bytes]]:

@@ -20,6 +20,7 @@ REQUEST_HEADERS = (
     "Content-Type",
     "Idempotency-Key",
     "If-None-Match",
+    "If-Range",
     "Last-Event-ID",
     "Range",
     "SiteLink-Ticket",
@@ -28,7 +29,7 @@ REQUEST_HEADERS = (
     "X-Namespace",
     "X-Request-ID",
 )
-ANSWER_HEADERS = ("Accept-Ranges", "Content-Range", "ETag", "Link", "Location", "Retry-After", "X-Request-ID")
+ANSWER_HEADERS = ("Accept-Ranges", "Content-Disposition", "Content-Range", "ETag", "Link", "Location", "Retry-After", "X-Request-ID")
 MAX_AGE_S = 600
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 
 from activities import errors
+from activities.bucket.pmtiles import MEDIA_TYPE
 from activities.bucket.records import OPTION_RANGES, Layout, UploadOptions
 from api.access.tickets import DEFAULT_TTL_S, MAX_TTL_S
 from api.contract.schemas import ID, TEXT, VERSION, Schema, field_descriptions, ref
@@ -115,10 +116,11 @@ PATH_PARAMETERS: dict[str, Parameter] = {
     "path": Parameter(
         "path",
         "path",
-        "`sheet-{n}/thumbnail.jpeg`, `sheet-{n}/tiles/sheet-{n}.dzi` or `sheet-{n}/tiles/sheet-{n}_files/{level}/{column}_{row}.jpeg`.",
+        "`sheet-{n}/thumbnail.jpeg`, `sheet-{n}/tiles/sheet-{n}.dzi`, `sheet-{n}/tiles/sheet-{n}_files/{level}/{column}_{row}.jpeg` or "
+        "`sheet-{n}/tiles/sheet-{n}.pmtiles`.",
         {
             "type": "string",
-            "pattern": rf"^{_SHEET}/(thumbnail\.jpeg|tiles/{_SHEET}(\.dzi|_files/[0-9]{{1,2}}/[0-9]+_[0-9]+\.jpeg))$",
+            "pattern": rf"^{_SHEET}/(thumbnail\.jpeg|tiles/{_SHEET}(\.dzi|\.pmtiles|_files/[0-9]{{1,2}}/[0-9]+_[0-9]+\.jpeg))$",
         },
         required=True,
     ),
@@ -410,11 +412,22 @@ OPERATIONS: tuple[Operation, ...] = (
         "GET",
         f"{UPLOAD}/sheets/{{path}}",
         "getSheetObject",
-        "A thumbnail, the descriptor or a tile of a sheet.",
-        {200: Answer("The object.", {"image/jpeg": BINARY, "application/xml": TEXT}, ETAG), 304: NOT_MODIFIED},
-        (*EXISTING, errors.ObjectMissing),
-        (IF_NONE_MATCH,),
-        description="Point a Deep Zoom viewer at the `.dzi`.",
+        "A thumbnail, the descriptor or a tile of a sheet, or all its tiles.",
+        {
+            200: Answer("The object.", {"image/jpeg": BINARY, "application/xml": TEXT, MEDIA_TYPE: BINARY}, ETAG),
+            206: Answer(
+                "The range of a `.pmtiles`.", {MEDIA_TYPE: BINARY}, {**ETAG, "Content-Range": "The bytes, and how many there are."}
+            ),
+            304: NOT_MODIFIED,
+        },
+        (*EXISTING, errors.ObjectMissing, errors.UnreadableRecord, HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE),
+        (
+            IF_NONE_MATCH,
+            Parameter("Range", "header", "The bytes of a `.pmtiles` that the client wants: one range.", TEXT),
+            Parameter("If-Range", "header", "The range is sent only if this is the current ETag; else the whole `.pmtiles`.", TEXT),
+        ),
+        description="Point a Deep Zoom viewer at the `.dzi`. It and the tiles are the same, whatever the layout of the upload. "
+        "A `.pmtiles` is there if the layout is `packed` or `both`.",
     ),
     Operation(
         "GET",

@@ -18,7 +18,7 @@ def cacheable(request: Request, body: bytes, *, etag: str | None, media_type: st
         cache_control: How long the client may use its copy without asking again.
     """
     headers = {"Cache-Control": cache_control, **({"ETag": etag} if etag else {})}
-    if etag and _has_version(request.headers.get("if-none-match"), etag):
+    if has_version(request.headers.get("if-none-match"), etag):
         return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
     return Response(body, headers=headers, media_type=media_type)
 
@@ -28,9 +28,9 @@ def body_etag(body: bytes) -> str:
     return f'"{sha256(body).hexdigest()[:32]}"'
 
 
-def _has_version(if_none_match: str | None, etag: str) -> bool:
+def has_version(if_none_match: str | None, etag: str | None) -> bool:
     """Whether the header lists the ETag, by weak comparison: https://www.rfc-editor.org/rfc/rfc9110#section-13.1.2."""
-    if if_none_match is None:
+    if if_none_match is None or not etag:
         return False
     if if_none_match.strip() == "*":
         return True

@@ -10,14 +10,12 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from activities.bucket.dzi import Pyramid, tile_name
 from activities.bucket.setup import BucketSetup
 from activities.bucket.storage import Bucket
 from tests.browser.conftest import Guarded
-from tests.browser.test_client import PLAN, README, SERVER, bearer, embedding
+from tests.browser.test_client import PLAN, README, SERVER, bearer, embedding, is_refusal
 from tests.browser.test_page import WatchedPage
 from tests.browser.test_tiles import two_colours_pdf
-from tests.resources.packed_file import packed_file
 from tests.servers.npm_packages import installed_packages
 from tests.servers.s3 import TestServer, presigned
 from tests.waiting import until_async
@@ -71,14 +69,15 @@ class Sheet:
 
 @pytest.fixture(scope="module")
 def sheet(guarded: Guarded, s3_server: TestServer) -> Sheet:
-    """Lies exploded in the stack, and packed in a bucket that the site's origin may read."""
+    """Lies in both layouts in the stack, and packed in a bucket that the site's origin may read."""
     return asyncio.run(in_both_layouts(guarded, s3_server))
 
 
 async def in_both_layouts(guarded: Guarded, s3_server: TestServer) -> Sheet:
-    """Sends a plan, and packs its sheet."""
+    """Sends a plan, and copies its ``.pmtiles`` into a bucket on the S3 server."""
     async with httpx2.AsyncClient(trust_env=False, base_url=guarded.url, headers=bearer(guarded)) as http:
-        sent = await http.post(f"{PLAN}?filename=t.pdf", content=two_colours_pdf(), headers={"Content-Type": "application/pdf"})
+        headers = {"Content-Type": "application/pdf"}
+        sent = await http.post(f"{PLAN}?filename=t.pdf&layout=both", content=two_colours_pdf(), headers=headers)
         ref = str(sent.json()["ref"])
         upload = f"{PLAN}/{ref.split('/')[-1]}"
 
@@ -86,13 +85,10 @@ async def in_both_layouts(guarded: Guarded, s3_server: TestServer) -> Sheet:
             return bool((await http.get(upload)).json()["status"] == "complete")
 
         await until_async(is_complete)
-        address = f"{upload}/sheets/sheet-1/tiles/sheet-1"
-        descriptor = (await http.get(f"{address}.dzi")).text
-        pyramid = Pyramid(*(int(re.findall(rf'\b{name}="(\d+)"', descriptor)[0]) for name in ("Width", "Height", "TileSize", "Overlap")))
-        tiles = {place: (await http.get(f"{address}_files/{tile_name(*place)}")).content for place in pyramid.tiles()}
+        body = (await http.get(f"{upload}/sheets/sheet-1/tiles/sheet-1.pmtiles")).content
     settings = s3_server.new_bucket()
     BucketSetup(settings).allow_origins([guarded.site_url])
-    Bucket(settings).put("sheet-1.pmtiles", packed_file(pyramid, lambda *place: tiles[place], sheet=1))
+    Bucket(settings).put("sheet-1.pmtiles", body)
     return Sheet(ref, presigned(settings, "sheet-1.pmtiles"))
 
 
@@ -118,10 +114,12 @@ ZOOMS = (1, 2.5, 6)
 
 @pytest.mark.parametrize("version", [5, 6])
 async def test_packed_sheet_looks_like_the_exploded_one(guarded: Guarded, sheet: Sheet, version: int) -> None:
-    """At each zoom, from the bucket and from a file on the device, which needs no request."""
-    ticket = guarded.ticket(sheet.ref)
+    """At each zoom, from SiteLink, from the bucket, and from a file on the device, which needs no request."""
+    tickets = [guarded.ticket(sheet.ref, left_s=-60), guarded.ticket(sheet.ref)]
+    access = f"server: {guarded.url!r}, ticket: () => tickets.shift()"
     sources = {
-        "exploded": f"() => tileSource({sheet.ref!r}, 1, {{ server: {guarded.url!r}, ticket: {ticket!r} }})",
+        "exploded": f"() => tileSource({sheet.ref!r}, 1, {{ server: {guarded.url!r}, ticket: {tickets[-1]!r} }})",
+        "server": f"(tickets = {tickets}) => tileSource({sheet.ref!r}, 1, {{ {access}, packed: true }})",
         "bucket": f"() => packedTileSource({sheet.address!r})",
         "file": f"async () => packedTileSource(await (await fetch({sheet.address!r})).blob())",
     }
@@ -135,11 +133,12 @@ async def test_packed_sheet_looks_like_the_exploded_one(guarded: Guarded, sheet:
             pictures[name] = [await page.evaluate(PICTURE, zoom) for zoom in ZOOMS]
             assert await page.evaluate("lost") == []
             statuses = {response.status for response in watched.responses[begun:] if not response.url.startswith("blob:")}
-            assert statuses == {"exploded": {200}, "bucket": {206}, "file": set()}[name]
+            assert statuses == {"exploded": {200}, "server": {206}, "bucket": {206}, "file": set()}[name]
         assert len(set(pictures["exploded"])) == len(ZOOMS)
-        assert pictures["bucket"] == pictures["exploded"]
-        assert pictures["file"] == pictures["exploded"]
-        assert watched.complaints == []
+        for name in sources:
+            assert pictures[name] == pictures["exploded"], name
+        assert [response.status for response in watched.responses].count(401) == 1
+        assert [complaint for complaint in watched.complaints if not is_refusal(complaint)] == []
 
 
 async def test_readmes_examples_show_a_packed_sheet(guarded: Guarded, sheet: Sheet) -> None:
@@ -167,4 +166,30 @@ async def test_readmes_examples_show_a_packed_sheet(guarded: Guarded, sheet: She
             await page.wait_for_function("viewer.world.getItemCount() === 1")
             pictures.append(await page.evaluate(PICTURE, 2.5))
         assert pictures[0] == pictures[1]
+        assert watched.complaints == []
+
+
+@pytest.mark.parametrize("is_signed", [True, False])
+async def test_viewer_reads_packed_sheets(guarded: Guarded, sheet: Sheet, is_signed: bool) -> None:
+    """The element, by its attribute from SiteLink, or by its property at signed addresses of the bucket."""
+    async with embedding(guarded) as (site, watched):
+        site.show(
+            f"""<sitelink-viewer sheet="1" server="{guarded.url}" upload="{sheet.ref}" {"" if is_signed else "packed"}></sitelink-viewer>
+            <script>
+              const viewer = document.querySelector("sitelink-viewer");
+              viewer.ticket = "{guarded.ticket(sheet.ref)}";
+              if ({str(is_signed).lower()}) viewer.packed = async (upload, number) => number === 1 && "{sheet.address}";
+            </script>
+            <script type="module" src="{guarded.url}/client/elements.js"></script>"""
+        )
+        page = watched.page
+        await page.goto(site.url)
+        await page.wait_for_function(
+            """() => {
+              const canvas = document.querySelector("sitelink-viewer").shadowRoot?.querySelector("#stage .openseadragon-canvas canvas");
+              return canvas?.width && canvas.getContext("2d").getImageData(canvas.width / 2, canvas.height / 2, 1, 1).data[3] === 255;
+            }"""
+        )
+        read = {response.url.split("?")[0].split("/")[2] for response in watched.responses if response.status == 206}
+        assert read == {(sheet.address if is_signed else guarded.url).split("/")[2]}
         assert watched.complaints == []

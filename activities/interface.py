@@ -529,7 +529,7 @@ class ConvertedSheet:
     """Result of ``convert_sheet``.
 
     Args:
-        converted: Whether objects were written or removed. A sheet that is not ready, or has the layout already, is left as it is.
+        converted: Whether the sheet is ready and has the layout now, whichever attempt converted it, if any had to.
         reason: The name of the error for which a ready sheet was left as it is; None if there was none.
         detail: The error's sentence.
     """

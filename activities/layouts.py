@@ -102,7 +102,7 @@ class SheetConversion:
                 self._write(record, stop)
         except (SheetAltered, UnreadableRecord) as error:
             return ConvertedSheet(reason=error.type, detail=str(error)[:500])
-        return ConvertedSheet()
+        return ConvertedSheet(converted=record is not None)
 
     def remove_earlier(self, stop: threading.Event) -> ConvertedSheet:
         """Proves the sheet once more, and removes the objects of the earlier layout.

@@ -178,7 +178,7 @@ class Conversion:
         status: How it stands.
         total_sheets: How many sheets the upload has in the bucket; 0 until they are listed.
         done_sheets: How many of them were looked at.
-        converted_sheets: How many of them had another layout, and were converted.
+        converted_sheets: How many of them are ready and have the layout.
         refused: The first sheets that were left as they are, at most 20.
         refused_count: How many sheets were left as they are.
     """

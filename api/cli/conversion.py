@@ -34,7 +34,7 @@ def convert_command(server: Server, arguments: argparse.Namespace) -> int:
         print(f"\nIt goes on. Show it again: sitelink {arguments.command} {ref}", file=sys.stderr)
         return INTERRUPTED
     if not arguments.json:
-        say(f"{conversion['status']}: {conversion['convertedSheets']:,} of {conversion['totalSheets']:,} sheets converted")
+        say(f"{conversion['status']}: {conversion['convertedSheets']:,} of {conversion['totalSheets']:,} sheets are {conversion['layout']}")
         for sheet in conversion["refused"]:
             say(f"sheet-{sheet['number']}: left as it is, {join_by_colon(sheet['reason'], sheet['detail'])}")
         if (more := conversion["refusedCount"] - len(conversion["refused"])) > 0:

@@ -38,28 +38,37 @@ def stored(stack: Stack, layout: Layout) -> UploadRef:
 
 
 @contextmanager
-def each_sheet_committed(bucket: Bucket, ref: UploadRef) -> Iterator[None]:
-    """Looks all the time at every sheet.
+def each_sheet_there(stack: Stack, bucket: Bucket, ref: UploadRef) -> Iterator[None]:
+    """Looks all the time at every sheet: it is committed, and the API serves its ``.dzi`` and its tiles as before.
 
-    A look is two requests, between which a conversion may end, so that only a second look tells.
+    A look at the bucket is two requests, between which a conversion may end, so that only a second look tells.
     """
-    store, stopped, lost = UploadStore(bucket), threading.Event(), list[int]()
+    store, stopped, wrong = UploadStore(bucket), threading.Event(), list[str]()
+    paths = [
+        f"sheets/sheet-{n}/tiles/sheet-{n}{end}" for n in range(1, SHEETS + 1) for end in (".dzi", "_files/0/0_0.jpeg", "_files/9/0_0.jpeg")
+    ]
 
-    def is_committed(number: int) -> bool:
-        return any(store.committed(ref, number) is not None for _ in range(2))
+    with httpx2.Client(base_url=f"{address(stack, ref)}/", timeout=DEADLINE_S, trust_env=False) as http:
+        before = {path: http.get(path).raise_for_status().content for path in paths}
 
-    def look() -> None:
-        while not stopped.is_set():
-            lost.extend(number for number in range(1, SHEETS + 1) if not is_committed(number))
+        def look() -> None:
+            while not stopped.is_set():
+                for number in range(1, SHEETS + 1):
+                    if all(store.committed(ref, number) is None for _ in range(2)):
+                        wrong.append(f"sheet {number} is not committed")
+                for path in paths:
+                    answer = http.get(path)
+                    if (answer.status_code, answer.content) != (200, before[path]):
+                        wrong.append(f"{path}: {answer.status_code}")
 
-    thread = threading.Thread(target=look)
-    thread.start()
-    try:
-        yield
-    finally:
-        stopped.set()
-        thread.join(DEADLINE_S)
-    assert lost == []
+        thread = threading.Thread(target=look)
+        thread.start()
+        try:
+            yield
+        finally:
+            stopped.set()
+            thread.join(DEADLINE_S)
+    assert wrong == []
 
 
 class Holder:
@@ -91,7 +100,7 @@ def test_killed_conversions_go_on(new_stack: Callable[..., Stack], s3_server: Te
         ref = stored(stack, Layout.EXPLODED)
         expected = {Layout.EXPLODED: sheets_of(bucket, ref), Layout.PACKED: sheets_of(bucket, stored(stack, Layout.PACKED))}
         version = 0
-        with each_sheet_committed(bucket, ref):
+        with each_sheet_there(stack, bucket, ref):
             for verb, layout, ending in (("pack", Layout.PACKED, "sheet-4.pmtiles"), ("unpack", Layout.EXPLODED, "sheet-4.dzi")):
                 holder = Holder(recorder, ending)
                 assert httpx2.post(f"{address(stack, ref)}/{verb}", timeout=DEADLINE_S).status_code == 202
@@ -101,7 +110,7 @@ def test_killed_conversions_go_on(new_stack: Callable[..., Stack], s3_server: Te
                 stack.start_process("worker-tile")
                 command = sitelink(stack.api_url, verb, str(ref))
                 assert (command.returncode, command.stderr) == (0, "")
-                assert command.stdout.splitlines()[-1] == f"complete: {SHEETS} of {SHEETS} sheets converted"
+                assert command.stdout.splitlines()[-1] == f"complete: {SHEETS} of {SHEETS} sheets are {layout}"
                 until(lambda layout=layout: sheets_of(bucket, ref) == expected[layout])  # type: ignore[misc] # a dead worker's late write
                 status = httpx2.get(address(stack, ref), timeout=DEADLINE_S).json()
                 assert {sheet["layout"] for sheet in status["sheets"]} == {layout}
@@ -110,7 +119,7 @@ def test_killed_conversions_go_on(new_stack: Callable[..., Stack], s3_server: Te
                 version = status["version"]
                 assert_whole(settings, ref, expected[layout])
         again = sitelink(stack.api_url, "unpack", str(ref))
-        assert (again.returncode, again.stdout.splitlines()[-1]) == (0, f"complete: 0 of {SHEETS} sheets converted")
+        assert (again.returncode, again.stdout.splitlines()[-1]) == (0, f"complete: {SHEETS} of {SHEETS} sheets are exploded")
 
 
 def test_sheet_that_differs_is_named_and_the_rest_is_converted(new_stack: Callable[..., Stack]) -> None:
@@ -123,7 +132,7 @@ def test_sheet_that_differs_is_named_and_the_rest_is_converted(new_stack: Callab
     assert command.returncode == 1
     lines = command.stdout.splitlines()
     assert lines[-2:] == [
-        f"partial: {SHEETS - 1} of {SHEETS} sheets converted",
+        f"partial: {SHEETS - 1} of {SHEETS} sheets are packed",
         "sheet-2: left as it is, SheetAltered: the tiles of sheet 2 have other bytes than its sheet.json says",
     ]
     report = httpx2.get(f"{address(stack, ref)}/verify", timeout=DEADLINE_S).json()

@@ -96,13 +96,14 @@ def test_converted_sheet_is_as_if_it_had_been_made_so(
     put_upload(made, 1, after)
     put_upload(converted, 1, before)
     result = convert(converted, threads, after)
-    assert result == ConvertedSheet(converted=before is not after)
+    assert result == ConvertedSheet(converted=True)
     expected = objects_in(made)
     expected[REF.record] = converted.get(REF.record).body  # which keeps its options
     assert objects_in(converted) == expected
     report = list(verify_upload(converted, REF, deep=True))[-1]
     assert report.verified
-    assert convert(converted, threads, after) == ConvertedSheet()
+    assert convert(converted, threads, after) == ConvertedSheet(converted=True)
+    assert objects_in(converted) == expected
 
 
 @pytest.mark.parametrize(("before", "after"), [way for way in WAYS if way[0] is not way[1]])

@@ -1,9 +1,11 @@
-"""Whole jobs with an S3 server that is far away: ``python -m tests.bench.bench_far [--pdf FILE.pdf] [--rounds 3] [OPTIONS ...]``.
+"""Whole jobs with an S3 server that is far away.
+
+``python -m tests.bench.bench_far [--pdf FILE.pdf] [--rounds 3] [--layout LAYOUT,...] [OPTIONS ...]``
 
 OPTIONS are options of ``tests/resources/far.go``, joined by commas, such as ``delay=50ms`` or ``delay=20ms,error-each=100``. All OPTIONS
-have their turn in each round. Prints medians: seconds, beside the seconds with the first OPTIONS; CPU seconds of all processes but the
-bucket's; requests, refused requests, the most in flight; megabytes sent, and by the second. Then tiles are read through the API: ms of the
-median and of the slowest hundredth, and tiles a second. Everything is written below ``/dev/shm``.
+and layouts have their turn in each round. Prints medians: seconds, beside the seconds of the first row; CPU seconds of all processes but
+the bucket's; requests, refused requests, the most in flight; megabytes sent, and by the second; PUTs and dollars of the receipt. Then tiles
+are read through the API: ms of the median and of the slowest hundredth, and tiles a second. Everything is written below ``/dev/shm``.
 """
 
 import argparse
@@ -22,6 +24,7 @@ import httpx2
 
 from activities.bucket.dzi import Pyramid, tile_name
 from activities.bucket.keys import UploadRef
+from activities.bucket.records import Layout
 from api.paths import upload_path
 from deploy.stack import Stack
 from tests.bench.bench_bucket import environment, logging_server
@@ -34,7 +37,7 @@ READERS = 40
 """Requests for tiles at once. A browser has six for each viewer."""
 
 Row = tuple[float, ...]
-"""Seconds, CPU seconds, requests, refused ones, most in flight, bytes sent; p50 and p99 ms of a read, tiles read a second."""
+"""Seconds, CPU seconds, requests, refused ones, most in flight, bytes sent, PUTs, dollars; p50 and p99 ms and tiles a second of reads."""
 
 
 async def read_tiles(stack: Stack, status: dict[str, Any]) -> tuple[float, float, float]:
@@ -58,7 +61,7 @@ async def read_tiles(stack: Stack, status: dict[str, Any]) -> tuple[float, float
     return hundredths[49] * 1000, hundredths[98] * 1000, READS / seconds
 
 
-def job(pdf: Path, options: str) -> Row:
+def job(pdf: Path, options: str, layout: Layout) -> Row:
     """Runs one job in a stack and a bucket of its own."""
     with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
         directory = Path(name)
@@ -71,7 +74,7 @@ def job(pdf: Path, options: str) -> Row:
             watcher = threading.Thread(target=usage.watch)
             watcher.start()
             try:
-                status, seconds = run_job(stack, pdf, is_watched=True)
+                status, seconds = run_job(stack, pdf, is_watched=True, layout=layout)
             finally:
                 usage.look()
                 usage.stop.set()
@@ -87,6 +90,8 @@ def job(pdf: Path, options: str) -> Row:
                 after["refused"] - before["refused"],
                 after["mostInFlight"],
                 after["bytesIn"] - before["bytesIn"],
+                status["receipt"]["puts"],
+                status["receipt"]["dollars"],
                 *reads,
             )
 
@@ -97,26 +102,32 @@ def main() -> None:
     parser.add_argument("options", nargs="*", default=["delay=0ms", "delay=20ms", "delay=50ms", "delay=100ms"])
     parser.add_argument("--pdf", type=Path, help="default: 15 sheets of 42 x 30 inches")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--layout", default="exploded", help=f"layouts, separated by commas: {', '.join(Layout)}")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         pdf = arguments.pdf or Path(name) / "plan.pdf"
         if not arguments.pdf:
             pdf.write_bytes(plan_set(15, 42 * 72, 30 * 72))
-        rows: dict[str, list[Row]] = {options: [] for options in arguments.options}
+        layouts = [Layout(name) for name in arguments.layout.split(",")]
+        rows: dict[tuple[str, Layout], list[Row]] = {(options, layout): [] for options in arguments.options for layout in layouts}
         for _ in range(arguments.rounds):
-            for options, found in rows.items():
-                found.append(job(pdf, options))
-    print("| bucket | s | ratio | CPU s | requests | refused | most in flight | MB sent | MB/s | read p50 ms | p99 | tiles/s |")
-    print("|---|---|---|---|---|---|---|---|---|---|---|---|")
+            for (options, layout), found in rows.items():
+                found.append(job(pdf, options, layout))
+    print(
+        "| bucket | layout | s | ratio | CPU s | requests | refused | most in flight | MB sent | MB/s | PUTs | $ "
+        "| read p50 ms | p99 | tiles/s |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|")
     first_s = 0.0
-    for options, found in rows.items():
-        seconds, cpu_s, requests, refused, in_flight, sent, p50_ms, p99_ms, reads = (
+    for (options, layout), found in rows.items():
+        seconds, cpu_s, requests, refused, in_flight, sent, puts, price, p50_ms, p99_ms, reads = (
             statistics.median(column) for column in zip(*found, strict=True)
         )
         first_s = first_s or seconds
         print(
-            f"| {options} | {seconds:.1f} | {seconds / first_s:.2f} | {cpu_s:.1f} | {requests:,.0f} | {refused:,.0f} | {in_flight:.0f} "
-            f"| {sent / 1e6:.1f} | {sent / seconds / 1e6:.1f} | {p50_ms:.0f} | {p99_ms:.0f} | {reads:.0f} |"
+            f"| {options} | {layout} "
+            f"| {seconds:.1f} | {seconds / first_s:.2f} | {cpu_s:.1f} | {requests:,.0f} | {refused:,.0f} | {in_flight:.0f} "
+            f"| {sent / 1e6:.1f} | {sent / seconds / 1e6:.1f} | {puts:,.0f} | {price:.4f} | {p50_ms:.0f} | {p99_ms:.0f} | {reads:.0f} |"
         )
 
 

@@ -1,4 +1,6 @@
-"""Whole jobs through the embedded stack: ``python -m tests.bench.bench_jobs [--unwatched] [--original SHEET,SHEET,...] FILE.pdf ...``.
+"""Whole jobs through the embedded stack.
+
+``python -m tests.bench.bench_jobs [--unwatched] [--layout LAYOUT] [--original SHEET,SHEET,...] FILE.pdf ...``
 
 Prints a Markdown table: sheets, tiles, bytes and dollars beside their forecasts; seconds from the request to the final state, those of the
 receipt beside their forecast; CPU seconds of all processes, and of each kind; the peak memory of the tile worker and of its largest render
@@ -23,7 +25,7 @@ from typing import Any
 
 import httpx2
 
-from activities.bucket.records import UploadStatus
+from activities.bucket.records import Layout, UploadStatus
 from deploy.stack import Stack
 
 UPLOADS = "/v1/organizations/local/projects/demo/plans/bench/uploads"
@@ -97,14 +99,14 @@ def use_memory() -> None:
             memory[start] = 1
 
 
-def run_job(stack: Stack, pdf: Path, *, is_watched: bool) -> tuple[dict[str, Any], float]:
+def run_job(stack: Stack, pdf: Path, *, is_watched: bool, layout: Layout = Layout.EXPLODED) -> tuple[dict[str, Any], float]:
     """Sends a PDF and waits for its final state, as a client that watches or as one that asks every second; returns it and the seconds."""
     use_memory()
     begun = time.monotonic()
     with httpx2.Client(base_url=stack.api_url, timeout=30) as client:
         with pdf.open("rb") as body:
             headers = {"Content-Type": "application/pdf", "Content-Length": str(pdf.stat().st_size)}
-            response = client.post(UPLOADS, content=body, headers=headers)
+            response = client.post(UPLOADS, params={"layout": layout}, content=body, headers=headers)
         response.raise_for_status()
         upload = response.headers["Location"]
         if is_watched:
@@ -138,6 +140,7 @@ def main() -> None:
     parser.add_argument("files", type=Path, nargs="+")
     parser.add_argument("--original", default="", help="1-based numbers of sheets, for the original pipeline")
     parser.add_argument("--unwatched", action="store_true", help="no client watches: the status is asked every second")
+    parser.add_argument("--layout", type=Layout, default=Layout.EXPLODED, help=f"of the sheets: {', '.join(Layout)}")
     parser.add_argument("--directory", type=Path, default=Path("/dev/shm"), help="where everything is written")  # noqa: S108
     arguments = parser.parse_args()
     print(
@@ -155,7 +158,7 @@ def main() -> None:
             idle = usage.by_kind()
             watcher = threading.Thread(target=usage.watch)
             watcher.start()
-            status, seconds = run_job(stack, pdf, is_watched=not arguments.unwatched)
+            status, seconds = run_job(stack, pdf, is_watched=not arguments.unwatched, layout=arguments.layout)
             usage.look()
             usage.stop.set()
             watcher.join()

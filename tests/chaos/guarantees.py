@@ -15,6 +15,7 @@ import pytest
 
 from activities.bucket.keys import UploadRef
 from activities.bucket.location import BucketSettings
+from activities.bucket.records import Layout
 from activities.bucket.report import Proof, SheetReport, UploadReport
 from activities.bucket.setup import BucketSetup
 from activities.bucket.storage import Bucket
@@ -25,13 +26,13 @@ from tests.waiting import DEADLINE_S
 PLAN = "/v1/organizations/acme/projects/tower/plans/{plan}/uploads"
 
 
-def accepted(stack: Stack, body: bytes, plan: str = "a1") -> UploadRef:
+def accepted(stack: Stack, body: bytes, plan: str = "a1", layout: Layout = Layout.EXPLODED) -> UploadRef:
     """Sends the PDF until it is accepted, as a patient client does: each time with the same Idempotency-Key."""
     key, deadline = str(uuid.uuid4()), time.monotonic() + DEADLINE_S
     while True:
         answer = httpx2.post(
             stack.api_url + PLAN.format(plan=plan),
-            params={"filename": "plan.pdf"},
+            params={"filename": "plan.pdf", "layout": layout},
             content=body,
             headers={"Content-Type": "application/pdf", "Idempotency-Key": key},
             timeout=DEADLINE_S,
@@ -52,9 +53,9 @@ def address(stack: Stack, ref: UploadRef) -> str:
     return stack.api_url + path_of(ref)
 
 
-def send(stack: Stack, body: bytes) -> str:
+def send(stack: Stack, body: bytes, layout: Layout = Layout.EXPLODED) -> str:
     """Sends the PDF until it is accepted; returns the upload's path in the API."""
-    return path_of(accepted(stack, body))
+    return path_of(accepted(stack, body, layout=layout))
 
 
 def wait_for(stack: Stack, upload: str, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:

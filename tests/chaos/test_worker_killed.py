@@ -3,8 +3,10 @@
 import httpx2
 import pytest
 
+from activities.bucket.forecast import sheet_objects
 from activities.bucket.location import BucketSettings
-from activities.bucket.report import UploadReport
+from activities.bucket.records import Layout
+from activities.bucket.report import Proof, UploadReport
 from activities.bucket.storage import Bucket
 from activities.bucket.verify import verify_upload
 from deploy.stack import Stack
@@ -13,7 +15,6 @@ from tests.resources.make_pdfs import plan_set
 from tests.waiting import DEADLINE_S, until
 
 PAGES = 8
-FILES_BESIDE_TILES = ("thumbnail.jpeg", "sheet.json", ".dzi")
 
 
 @pytest.fixture(scope="module")
@@ -22,15 +23,20 @@ def body() -> bytes:
     return plan_set(PAGES)
 
 
+def whole(stack: Stack, body: bytes, layout: Layout) -> dict[str, str]:
+    """The files of the sheets of ``body``, with their digests, after a run in which nothing was killed."""
+    upload = send(stack, body, layout)
+    status = wait_for(stack, upload, lambda status: status["completedAt"] is not None)
+    assert (status["status"], status["completedPages"]) == ("complete", PAGES)
+    files = sheets_in(stack.data_dir / "bucket", upload)
+    assert len(files) == sum(sheet_objects(layout, sheet["tiles"]) for sheet in status["sheets"]) == status["sheetPuts"]
+    return files
+
+
 @pytest.fixture(scope="module")
 def undisturbed(chaos_stack: Stack, body: bytes) -> dict[str, str]:
-    """The files of the sheets of ``body``, with their digests, after a run in which nothing was killed."""
-    upload = send(chaos_stack, body)
-    status = wait_for(chaos_stack, upload, lambda status: status["completedAt"] is not None)
-    assert (status["status"], status["completedPages"]) == ("complete", PAGES)
-    files = sheets_in(chaos_stack.data_dir / "bucket", upload)
-    assert len(files) == sum(sheet["tiles"] + len(FILES_BESIDE_TILES) for sheet in status["sheets"])
-    return files
+    """The files of a run in which nothing was killed."""
+    return whole(chaos_stack, body, Layout.EXPLODED)
 
 
 def assert_complete_and_equal(stack: Stack, upload: str, undisturbed: dict[str, str]) -> None:
@@ -48,6 +54,29 @@ def test_killed_tile_worker_leaves_the_same_bucket(stack_to_kill: Stack, body: b
         stack_to_kill.kill("worker-tile")
         stack_to_kill.start_process("worker-tile")
     assert_complete_and_equal(stack_to_kill, upload, undisturbed)
+
+
+def test_killed_tile_worker_leaves_the_same_packed_sheets(stack_to_kill: Stack, body: bytes) -> None:
+    """The same with packed sheets. Then two objects are lost: a reconcile finds it, and goes on after another SIGKILL."""
+    expected = whole(stack_to_kill, body, Layout.PACKED)
+    ref = accepted(stack_to_kill, body, layout=Layout.PACKED)
+    upload = path_of(ref)
+    for ready in (1, 4):
+        wait_for(stack_to_kill, upload, lambda status, ready=ready: status["completedPages"] >= ready)  # type: ignore[misc]
+        stack_to_kill.kill("worker-tile")
+        stack_to_kill.start_process("worker-tile")
+    assert_complete_and_equal(stack_to_kill, upload, expected)
+    bucket = stack_to_kill.data_dir / "bucket"
+    for number in (2, 5):
+        (bucket / ref.archive(number)).unlink()
+    httpx2.post(f"{stack_to_kill.api_url}{upload}/reconcile", timeout=DEADLINE_S).raise_for_status()
+    wait_for(stack_to_kill, upload, lambda status: status["reconciled"] and status["status"] == "processing")
+    stack_to_kill.kill("worker-tile")
+    stack_to_kill.start_process("worker-tile")
+    assert_complete_and_equal(stack_to_kill, upload, expected)
+    *_, report = verify_upload(Bucket(BucketSettings(bucket.as_uri())), ref, deep=True)
+    assert isinstance(report, UploadReport)
+    assert (report.verified, report.verified_sheets, report.proof) == (True, PAGES, Proof.DIGEST)
 
 
 def test_killed_temporal_server_goes_on_from_its_file(stack_to_kill: Stack, body: bytes, undisturbed: dict[str, str]) -> None:

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import httpx2
@@ -14,6 +14,7 @@ from temporalio.client import Client
 
 from activities.bucket.keys import UploadRef
 from activities.bucket.location import BucketSettings
+from activities.bucket.records import Layout
 from activities.bucket.setup import BucketSetup
 from activities.bucket.storage import PART_BYTES, Bucket
 from activities.errors import ObjectMissing, StorageUnavailable
@@ -79,6 +80,8 @@ async def stream(size_bytes: int) -> AsyncIterator[bytes]:
 
 
 READS: dict[str, tuple[Callable[[Bucket], Any], Any]] = {
+    "get_range": (lambda bucket: bucket.get_range("get_range/a", 10, 90_000).body, BODY[10:90_000]),
+    "get_range_async": (lambda bucket: asyncio.run(bucket.get_range_async("get_range_async/a", 10, 90_000)).body, BODY[10:90_000]),
     "get": (lambda bucket: bucket.get("get/a").body, BODY),
     "get_async": (lambda bucket: asyncio.run(bucket.get_async("get_async/a")).body, BODY),
     "chunks": (lambda bucket: b"".join(bucket.chunks("chunks/a")), BODY),
@@ -90,11 +93,13 @@ WRITES: dict[str, tuple[Callable[[Bucket], Any], Any]] = {
     "put": (lambda bucket: bucket.put("put/a", BODY), None),
     "put_seen": (lambda bucket: bucket.put_seen("put_seen/a", BODY), None),
     "create_async": (lambda bucket: asyncio.run(bucket.create_async("create_async/a", BODY)), True),
+    "put_archive": (lambda bucket: bucket.put_archive_seen("put_archive/a", [BODY] * 9, BODY, 9 * len(BODY)), None),
+    "put_large": (lambda bucket: bucket.put_archive("put_large/a", [bytes(PART_BYTES)] * 5, 5 * PART_BYTES), None),
     "put_stream": (lambda bucket: asyncio.run(bucket.put_stream("put_stream/a", stream(3 << 20))), None),
     "put_parts": (lambda bucket: asyncio.run(bucket.put_stream("put_parts/a", stream(2 * PART_BYTES))), None),
     "delete": (lambda bucket: bucket.delete(["delete/a", "delete/b"]), None),
 }
-ONCE_ONLY = {"objects", "directories", "put_parts", "delete"}
+ONCE_ONLY = {"objects", "directories", "put_parts", "put_large", "delete"}
 """May fail at once where obstore does not know whether it may ask again, or begins to read before it has all: that is left to Temporal."""
 
 
@@ -136,12 +141,14 @@ def test_one_fault_gives_the_truth_or_a_named_error(faults: Faults, settings: Bu
             assert given[name] == right, name
     for name in ("put", "put_seen", "create_async"):
         assert bucket.get(f"{name}/a").body == BODY
+    assert bucket.get("put_archive/a").body == 9 * BODY
+    assert bucket.head("put_large/a").size == 5 * PART_BYTES
     assert bucket.get("put_stream/a").body == bytes(3 << 20)
     assert bucket.get("put_parts/a").body == bytes(2 * PART_BYTES)
 
 
 def test_a_body_that_always_ends_too_soon_is_never_taken_for_whole(faults: Faults, settings: BucketSettings) -> None:
-    """Every read raises under its name; so does every write that gets no answer, and the one multipart upload that began is aborted.
+    """Every read raises under its name; so does every write that gets no answer, and the multipart uploads that began are aborted.
 
     A part that the server was writing meanwhile may bring the upload back, as S3 allows it: then the sweep's abort ends it.
     https://docs.aws.amazon.com/AmazonS3/latest/API/API_AbortMultipartUpload.html
@@ -152,11 +159,11 @@ def test_a_body_that_always_ends_too_soon_is_never_taken_for_whole(faults: Fault
     given = outcomes(bucket, {**reads, **WRITES})
     assert {name: value for name, value in given.items() if not isinstance(value, StorageUnavailable)} == {}
     faults.lay()
-    (aborted,) = faults.sent("DELETE", "uploadId=")
-    assert "put_parts/a" in aborted
+    aborted = faults.sent("DELETE", "uploadId=")
+    assert sorted(name for name in ("put_parts/a", "put_large/a") for sent in aborted if name in sent) == ["put_large/a", "put_parts/a"]
     setup = BucketSetup(settings)
     for upload in setup.unfinished_uploads():
-        assert upload.upload_id in aborted
+        assert any(upload.upload_id in sent for sent in aborted)
         setup.abort(upload.key, upload.upload_id)
     assert setup.unfinished_uploads() == []
 
@@ -207,6 +214,17 @@ class Site:
     settings: BucketSettings
     """Of the bucket itself, without the proxy."""
     expected: dict[str, str]
+    """In the default layout."""
+    others: dict[Layout, dict[str, str]] = field(default_factory=dict)
+
+    def expected_of(self, layout: Layout) -> dict[str, str]:
+        """The same in another layout."""
+        if layout not in self.others:
+            ref = accepted(self.stack, PLAN, layout=layout)
+            with Watch(self.stack, ref) as watch:
+                assert watch.end()["status"] == "complete"
+            self.others[layout] = sheets_of(Bucket(self.settings), ref)
+        return self.others[layout]
 
 
 @pytest.fixture(scope="module")
@@ -248,19 +266,38 @@ PLANS_OF_FAULTS: dict[str, list[Rule]] = {
 }
 
 
-@pytest.mark.parametrize("rules", PLANS_OF_FAULTS.values(), ids=PLANS_OF_FAULTS)
-def test_a_plan_is_complete_and_the_same_through(site: Site, rules: list[Rule]) -> None:
+PACKED_PLANS_OF_FAULTS: dict[str, list[Rule]] = {
+    "busy": [Rule(KINDS[name], every=every, target="sheets/") for name, every in (("500", 3), ("503", 4), ("429", 5))],
+    "reset": [Rule(fault, every=every, target="sheets/") for fault, every in ((reset_before, 3), (reset_in_body, 4), (reset_after, 5))],
+    "cut short": [Rule(cut_short, method="GET", target="pmtiles", every=2, times=2), Rule(cut_short, method="PUT", every=5)],
+    "away for 3 seconds": [Rule(reset_before, target="sheets/", seconds=3)],
+    "lies about objects": [Rule(lies_about_put, method="PUT", target=r"pmtiles$", every=2, times=3)],
+    "lies about records": [Rule(lies_about_put, method="PUT", target=r"(sheet\.json|thumbnail\.jpeg)$", every=2, times=3)],
+}
+
+
+@pytest.mark.parametrize(
+    ("layout", "rules"),
+    [
+        *(pytest.param(Layout.EXPLODED, rules, id=name) for name, rules in PLANS_OF_FAULTS.items()),
+        *(pytest.param(Layout.PACKED, rules, id=f"{name}, packed") for name, rules in PACKED_PLANS_OF_FAULTS.items()),
+        pytest.param(Layout.BOTH, PACKED_PLANS_OF_FAULTS["lies about objects"], id="lies about objects, both"),
+    ],
+)
+def test_a_plan_is_complete_and_the_same_through(site: Site, layout: Layout, rules: list[Rule]) -> None:
     """It ends complete, ``sheets/**`` is byte-equal, ``verify`` proves it; the version and the counters never fell on the way."""
+    expected = site.expected if layout is Layout.EXPLODED else site.expected_of(layout)
+    rules = [replace(rule, struck=0) for rule in rules]
     site.faults.lay(*rules)
     try:
-        ref = accepted(site.stack, PLAN)
+        ref = accepted(site.stack, PLAN, layout=layout)
         with Watch(site.stack, ref) as watch:
             final = watch.end()
     finally:
         site.faults.lay()
     assert (final["status"], final["completedPages"], final["totalPages"]) == ("complete", PAGES, PAGES)
     assert [rule for rule in rules if not rule.struck and rule.chance == 1] == []
-    assert_whole(site.settings, ref, site.expected)
+    assert_whole(site.settings, ref, expected)
     status = httpx2.get(address(site.stack, ref), timeout=DEADLINE_S).json()
     assert status["version"] == final["version"]
 

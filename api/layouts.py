@@ -1,5 +1,7 @@
 """Packs and unpacks stored uploads, and tells how far that is."""
 
+import asyncio
+import time
 from http import HTTPStatus
 
 from starlette.requests import Request
@@ -10,7 +12,10 @@ from activities.bucket.records import Layout, to_wire
 from activities.errors import ObjectMissing, TemporalUnavailable, UploadBusy
 from api.http.parameters import upload_ref
 from api.progress.runs import NoRun, Runs
-from api.progress.status import Status
+from api.progress.status import Status, UploadState
+
+CLOSING_S = 10.0
+CLOSING_POLL_S = 0.2
 
 
 class Layouts:
@@ -44,8 +49,18 @@ class Layouts:
             raise ObjectMissing(msg) from error
         return JSONResponse({"ref": str(ref), **to_wire(conversion)}, headers={"Cache-Control": "no-cache"})
 
+    async def _ended_state(self, ref: UploadRef) -> UploadState:
+        """The state of an upload, which may be final a moment before its run has ended."""
+        deadline = time.monotonic() + CLOSING_S
+        while True:
+            upload = await self._status.read(ref)
+            is_closing = upload.certain and upload.final is None and upload.snapshot.status.is_final
+            if not is_closing or time.monotonic() > deadline:
+                return upload
+            await asyncio.sleep(CLOSING_POLL_S)
+
     async def _convert(self, ref: UploadRef, layout: Layout) -> Response:
-        upload = await self._status.read(ref)
+        upload = await self._ended_state(ref)
         if upload.unreadable is not None:
             raise upload.unreadable
         if not upload.certain:

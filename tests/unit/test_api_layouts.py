@@ -1,5 +1,7 @@
 """``pack``, ``unpack`` and ``conversion`` of the API: who may ask, what is refused, what is started."""
 
+import asyncio
+
 import pytest
 from starlette.applications import Starlette
 
@@ -11,6 +13,7 @@ from api.access.principal import Scope
 from api.contract.routes import described_routes
 from api.paths import UPLOAD
 from tests.unit.api_fakes import PATH, REF, FakeTemporal, accept, client_of, closed_run, snapshot
+from tests.waiting import until_async
 
 VERBS = pytest.mark.parametrize("verb", ["pack", "unpack"])
 
@@ -26,6 +29,18 @@ async def test_stored_upload_is_converted(app: Starlette, bucket: Bucket, tempor
     assert (answer.status_code, answer.json()) == (202, {"ref": str(REF)})
     (start,) = temporal.starts
     assert (start["id"], start["task_queue"]) == (f"layout/{REF}", WORKFLOW_QUEUE)
+
+
+async def test_run_that_is_about_to_end_is_waited_for(app: Starlette, bucket: Bucket, temporal: FakeTemporal) -> None:
+    """A client that has seen the final status need not know that the run ends a moment later."""
+    await accept(bucket)
+    temporal.state = snapshot(SheetStatus.READY)
+    async with client_of(app) as client:
+        waiting = asyncio.create_task(client.post(f"{PATH}/pack"))
+        await until_async(lambda: temporal.queries > 1)
+        await bucket.put_async(REF.manifest, to_json(temporal.state))
+        temporal.state = closed_run()
+        assert (await waiting).status_code == 202
 
 
 @VERBS

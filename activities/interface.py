@@ -1,7 +1,7 @@
 """The activities as a workflow sees them: names, arguments, results. Light: no native library is loaded here.
 
 Payloads carry keys and counts, never bytes. The implementations are in ``document``, ``sheets`` and ``reconcile``; the activities that
-need Temporal's client, too, are in ``worker.housekeeping``.
+need Temporal's client, too, are in ``worker.housekeeping`` and ``worker.layouts``.
 """
 
 from abc import ABC, abstractmethod

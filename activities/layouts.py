@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import wait
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from pathlib import Path
 
 from activities.attempt import raise_if_stopped
 from activities.bucket.dzi import Pyramid, tile_name
@@ -36,10 +37,14 @@ Line = tuple[str, int, str]
 
 
 class Contents(AbstractContextManager["Contents"]):
-    """The different tiles of a sheet, in a file without a name: it is gone when this process is."""
+    """The different tiles of a sheet, in a file without a name: it is gone when this process is.
 
-    def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by __exit__
+    Args:
+        directory: Where the file takes its room; None for the system's directory.
+    """
+
+    def __init__(self, directory: Path | None) -> None:
+        self._file = tempfile.TemporaryFile(dir=directory)  # noqa: SIM115 - closed by __exit__
         self._mutex = threading.Lock()
         self._places: dict[str, tuple[int, int]] = {}
         self._end = 0
@@ -76,14 +81,18 @@ class SheetConversion:
         ref: The upload.
         number: 1-based.
         layout: The layout that the sheet gets, ``exploded`` or ``packed``.
+        directory: Has room for the tiles of the sheet; default: the system's directory of temporary files.
     """
 
-    def __init__(self, bucket: Bucket, threads: FairThreads, ref: UploadRef, number: int, layout: Layout) -> None:
+    def __init__(
+        self, bucket: Bucket, threads: FairThreads, ref: UploadRef, number: int, layout: Layout, directory: Path | None = None
+    ) -> None:
         self._bucket = bucket
         self._threads = threads
         self._ref = ref
         self._number = number
         self._layout = layout
+        self._directory = directory
         self._store = UploadStore(bucket)
         self.is_written = False
         """Whether ``sheet.json`` names the new layout, and objects of the earlier one are still there."""
@@ -130,7 +139,7 @@ class SheetConversion:
         if record.layout is self._layout and not self._earlier_keys():
             return
         if not self._is_whole(record, stop):
-            with Contents() as contents:
+            with Contents(self._directory) as contents:
                 earlier = Layout.EXPLODED if self._layout is Layout.PACKED else Layout.PACKED
                 lines = self._read(earlier, record, contents, stop)
                 raise_if_stopped(stop)
@@ -211,7 +220,7 @@ class SheetConversion:
                     return
             except ObjectMissing as error:
                 raise SheetAltered(str(error)) from error
-        with Contents() as contents:
+        with Contents(self._directory) as contents:
             self._read(self._layout, record, contents, stop, by_etags=True)
 
     def _read(
@@ -260,7 +269,7 @@ class SheetConversion:
                 body = self._bucket.get(tiles[name].key).body
                 read[name] = (name, len(body), contents.add(body))
 
-        wanted = list({md5: line for line in lines for md5 in [line[2]]}.values()) if are_md5s else lines
+        wanted = list({line[2]: line for line in lines}.values()) if are_md5s else lines
         self._for_all(get, wanted)
         if not are_md5s:
             return [read[name] for name in names]

@@ -160,7 +160,9 @@ async def run_tile_role(client: Client, settings: WorkerSettings, stop: asyncio.
                     activity_worker(
                         client, TILE_QUEUE, settings.render_slots, activities.count_pages, activities.halve_page, activities.tile_page
                     ),
-                    housekeeping_worker(client, housekeeping, HOUSEKEEPING_SLOTS, Layouts(client, bucket, threads)),
+                    housekeeping_worker(
+                        client, housekeeping, HOUSEKEEPING_SLOTS, Layouts(client, bucket, threads, settings.scratch_directory)
+                    ),
                     background_task(keep_scratch_clean(scratch, client)),
                 ):
                     await stop.wait()

@@ -3,6 +3,7 @@
 import threading
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 from temporalio import activity
 from temporalio.client import Client
@@ -26,12 +27,14 @@ class Layouts(LayoutActivities):
         client: A connected Temporal client.
         bucket: The bucket of the uploads.
         threads: Make the requests for tiles.
+        directory: Has room for the tiles of the sheets that are converted.
     """
 
-    def __init__(self, client: Client, bucket: Bucket, threads: FairThreads) -> None:
+    def __init__(self, client: Client, bucket: Bucket, threads: FairThreads, directory: Path) -> None:
         self._client = client
         self._bucket = bucket
         self._threads = threads
+        self._directory = directory
         self._store = UploadStore(bucket)
 
     @activity.defn
@@ -51,7 +54,7 @@ class Layouts(LayoutActivities):
     async def convert_sheet(self, args: ConvertSheet) -> ConvertedSheet:
         """See ``LayoutActivities.convert_sheet``."""
         attempt, ref = Attempt(), UploadRef.parse(args.ref)
-        conversion = SheetConversion(self._bucket, self._threads, ref, args.number, args.layout)
+        conversion = SheetConversion(self._bucket, self._threads, ref, args.number, args.layout, self._directory)
         with attempt.named_errors():
             await self._check_idle(ref)
             written = await attempt.in_thread(conversion.write, more_follows=True)

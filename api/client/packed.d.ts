@@ -31,7 +31,8 @@ export interface PackedTileSource extends TileSource {
  * @param source The address of `sheet-N.pmtiles`; a function that gives a signed address, which is called again in good time before that expires,
  *   and when it is refused; or the file itself, for use without a network.
  * @param options `ticket` or `token` for an address of SiteLink; any other `headers`, or a function that gives them, which is called again after
- *   a 401. `signal` ends the opening.
+ *   a 401. A function for `ticket` or `token` gets an empty
+ *   string. `signal` ends the opening.
  * @throws {Problem} The file is not a packed sheet (`NotAPackedSheet`) or not whole (`DamagedRecord`), a newer release wrote it (`NewerSchema`),
  *   the server sends no ranges (`RangesNotServed`), refuses or was not reached.
  */

@@ -88,7 +88,8 @@ class Attempt:
                 stop.set()
                 if queued:
                     queued.cancel()
-            self.beat()
+            if not thread.done():  # short work needs no heartbeat, which would take Temporal as much CPU as a step of the run
+                self.beat()
         failed = thread.cancelled() or thread.exception() is not None
         if cancelled is not None and (failed or more_follows):
             raise cancelled

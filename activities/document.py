@@ -26,7 +26,14 @@ class DocumentActivities(HostActivities):
             async with host.scratch.source(ref, record, host.bucket, attempt) as source:
                 document = await host.children.count_pages(str(ref), source, record.options, host.max_pages, attempt.beat)
             source_parts = -(-record.size_bytes // PART_BYTES)
-            return replace(document, forecast=host.forecaster.forecast(document.pages, record.options, source_parts))
+            forecast = host.forecaster.forecast(
+                document.pages,
+                record.options,
+                source_parts,
+                is_s3=not host.bucket.answers_prove_writes,
+                puts_per_s=host.bucket.limiter.rate,
+            )
+            return replace(document, forecast=forecast)
 
     @activity.defn
     async def halve_page(self, args: HalvePage) -> Page | None:

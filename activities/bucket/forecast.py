@@ -54,13 +54,18 @@ SECONDS_PER_MEGAPIXEL = 0.008
 
 This and the next two constants were measured by whole jobs of the same ten documents, on an idle machine of two cores, into a directory.
 Eight jobs took 0.7 to 1.3 times their forecast; a document of two pages full of images took 1.6 times, one small sheet half. The forecast
-is wrong on another machine, where libvips cuts the tiles (twice as long), with a bucket that takes the tiles more slowly than pages are
-drawn, or while other uploads are being processed. An operator then sets ``SITELINK_SECONDS_PER_MEGAPIXEL`` by the receipts.
+is wrong on another machine, where libvips cuts the tiles (twice as long), or while other uploads are being processed. An operator then
+sets ``SITELINK_SECONDS_PER_MEGAPIXEL`` by the receipts.
 """
 SHEET_SECONDS = 0.08
 """Further seconds that a render slot takes for each page, however small."""
 START_SECONDS = 0.4
 """Seconds from the count of the pages to the first drawing, and from the last tile to the manifest."""
+
+SECONDS_RANGE = (0.7, 1.6)
+"""The low and the high estimate of the seconds, as shares of the likely ones: nine of the ten jobs above lie between them."""
+UNMEASURED_PUTS_PER_S = 500
+"""For the high estimate, while a host has not measured its S3 server: 25 requests in flight, each of 50 ms."""
 
 # https://developers.cloudflare.com/r2/pricing/ (Standard storage; a part of a multipart upload is class A, a DELETE is free)
 PRICE_CLASS_A = 4.50
@@ -83,13 +88,17 @@ class Forecaster:
     price_class_a: float = PRICE_CLASS_A
     price_class_b: float = PRICE_CLASS_B
 
-    def forecast(self, pages: Iterable[Page], options: UploadOptions, source_parts: int) -> Forecast:
+    def forecast(
+        self, pages: Iterable[Page], options: UploadOptions, source_parts: int, *, is_s3: bool = False, puts_per_s: float | None = None
+    ) -> Forecast:
         """Estimates what a document will take.
 
         Args:
             pages: The pages as counted. A page that cannot be used takes nothing.
             options: The upload's options.
             source_parts: Parts in which ``source.pdf`` was sent to the bucket.
+            is_s3: Whether the bucket is on an S3 server, which may take the tiles more slowly than the pages are drawn.
+            puts_per_s: The PUTs that the S3 server takes in a second, as the host has measured it; None before that.
         """
         usable = [page for page in pages if page.reason is None]
         tile_counts = [Pyramid(page.width, page.height, options.tile_size, options.overlap).tile_count for page in usable]
@@ -104,12 +113,20 @@ class Forecaster:
         class_a = puts + source_calls + lists + further_parts
         class_b = SHEET_READS * len(usable) + DOCUMENT_READS
         content = sum(contents)
+        seconds = seconds_high = self._seconds(usable, options.window)
+        if puts_per_s:
+            seconds = seconds_high = max(seconds, START_SECONDS + puts / puts_per_s)
+        elif is_s3:
+            seconds_high = max(seconds, START_SECONDS + puts / UNMEASURED_PUTS_PER_S)
+        low, high = SECONDS_RANGE
         return Forecast(
             tiles=tiles,
             puts=puts,
             bytes_low=round(TILE_BYTES * tiles + LOW_BYTES * content),
             bytes_high=round(TILE_BYTES * tiles + HIGH_BYTES * content),
-            seconds=self._seconds(usable, options.window),
+            seconds=round(seconds, 1),
+            seconds_low=round(low * seconds, 1),
+            seconds_high=round(high * seconds_high, 1),
             class_a=class_a,
             class_b=class_b,
             dollars=dollars(class_a, class_b, self.price_class_a, self.price_class_b),
@@ -120,7 +137,7 @@ class Forecaster:
     def _seconds(self, pages: Sequence[Page], window: int) -> float:
         """Seconds for all pages: the slots share the pages, but each page takes one slot."""
         page_seconds = [SHEET_SECONDS + self.seconds_per_megapixel * _pixels(page) / 1e6 for page in pages]
-        return round(START_SECONDS + max(sum(page_seconds) / min(self.render_slots, window), max(page_seconds, default=0)), 1)
+        return START_SECONDS + max(sum(page_seconds) / min(self.render_slots, window), max(page_seconds, default=0))
 
 
 def sheet_objects(layout: Layout, tiles: int) -> int:

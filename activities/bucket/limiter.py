@@ -5,11 +5,14 @@ them in flight, more of them are more throughput. Once it takes longer, somethin
 TCP Vegas finds its window in the same way: https://doi.org/10.1109/49.464716.
 """
 
+import logging
 import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+logger = logging.getLogger(__name__)
 
 LEAST = 16
 """In flight at the beginning, and as long as nothing is refused. Fewer are no cheaper, even at a server on the same machine."""
@@ -24,6 +27,9 @@ SELDOM_REFUSED, MOSTLY_REFUSED = 0.05, 0.5
 """Up to the first share of refused requests, they are accidents, which need no fewer requests. Above the second, even few are too many."""
 AGE_S = 60.0
 """So old may the best time be; then it is measured again with few requests in flight, because the way to the bucket may have changed."""
+
+TELL_EACH_S = 10.0
+"""While the bucket refuses requests, the log says so this often."""
 
 
 class Limiter:
@@ -46,6 +52,13 @@ class Limiter:
         self._most_in_flight = 0
         self._taken: list[float] = []
         self._refused = 0
+        self._rate: float | None = None
+        self._told_at = -TELL_EACH_S
+
+    @property
+    def rate(self) -> float | None:
+        """Requests a second when as many were in flight as may be; None if there have never been so many."""
+        return self._rate
 
     @property
     def limit(self) -> int:
@@ -84,6 +97,12 @@ class Limiter:
         median_s = statistics.median(self._taken) if self._taken else 0.0
         most_in_flight, is_old = self._most_in_flight, now - self._best_at >= AGE_S
         self._taken, self._refused, self._most_in_flight = [], 0, self._in_flight
+        is_used = most_in_flight >= IN_USE * int(self._limit)
+        if is_used and median_s:
+            self._rate = (1 - share) * int(self._limit) / median_s
+        if share > SELDOM_REFUSED and now - self._told_at >= TELL_EACH_S:
+            self._told_at = now
+            logger.warning("the bucket refuses requests", extra={"refused": f"{share:.0%}", "in_flight": self.limit})
         if share > MOSTLY_REFUSED:
             self._limit = max(1.0, self._limit * BACK_OFF)
         elif share > SELDOM_REFUSED:
@@ -94,7 +113,7 @@ class Limiter:
             if most_in_flight <= LEAST:  # the requests from before have ended
                 self._best_s, self._best_at = median_s, now
                 self._limit = max(self._limit, self._remembered)
-        elif most_in_flight >= IN_USE * int(self._limit) and median_s <= GROWS_BELOW * self._best_s + JITTER_S:
+        elif is_used and median_s <= GROWS_BELOW * self._best_s + JITTER_S:
             self._limit = min(self._most, self._limit * GROWTH + 1)
         elif median_s > SHRINKS_ABOVE * self._best_s + 2 * JITTER_S:
             self._limit = max(min(self._limit, LEAST), self._limit * SHRINKAGE)

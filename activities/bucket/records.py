@@ -351,6 +351,8 @@ class Forecast:
         dollars: The price of these operations, without storage.
         price_class_a: Dollars for a million operations of this class.
         price_class_b: Dollars for a million operations of this class.
+        seconds_low: The low estimate of the seconds; None in a forecast of an earlier release.
+        seconds_high: The high estimate of the same.
     """
 
     tiles: int
@@ -363,6 +365,8 @@ class Forecast:
     dollars: float
     price_class_a: float
     price_class_b: float
+    seconds_low: float | None = None
+    seconds_high: float | None = None
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from activities.bucket.records import SCHEMA
 from api.cli.errors import Refused, join_by_colon
 from api.cli.words import (
     change_line,
-    duration,
+    duration_range,
     file_size,
     operations_cost,
     print_json,
@@ -73,7 +73,9 @@ class Tally:
         if expected is None:
             return None
         size = size_range(expected["bytesLow"], expected["bytesHigh"])
-        parts = (f"{expected['tiles']:,} tiles", size, f"about {duration(expected['seconds'])}", operations_cost(expected["dollars"]))
+        seconds = expected["seconds"]
+        time = duration_range(expected.get("secondsLow") or seconds, expected.get("secondsHigh") or seconds)
+        parts = (f"{expected['tiles']:,} tiles", size, time, operations_cost(expected["dollars"]))
         return f"forecast: {', '.join(parts)}"
 
     def summary(self) -> str:

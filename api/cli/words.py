@@ -43,6 +43,13 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:,.1f} h"
 
 
+def duration_range(low_s: float, high_s: float) -> str:
+    """An estimate of time for a person: ``3 to 8 s``, ``50 s to 2 min``, ``about 3 s``."""
+    low, high = duration(low_s), duration(high_s)
+    number, unit = low.rsplit(" ", 1)
+    return f"about {high}" if low == high else f"{number if high.endswith(f' {unit}') else low} to {high}"
+
+
 def size_range(low_bytes: int, high_bytes: int) -> str:
     """An estimate of bytes for a person: ``310 to 640 MB``."""
     low, high = (file_size(_two_digits(size)).replace(".0 ", " ") for size in (low_bytes, high_bytes))

@@ -25,7 +25,7 @@ from typing import Any
 
 import httpx2
 
-from activities.bucket.records import Layout, UploadStatus
+from activities.bucket.records import Layout
 from deploy.stack import Stack
 
 UPLOADS = "/v1/organizations/local/projects/demo/plans/bench/uploads"
@@ -100,7 +100,11 @@ def use_memory() -> None:
 
 
 def run_job(stack: Stack, pdf: Path, *, is_watched: bool, layout: Layout = Layout.EXPLODED) -> tuple[dict[str, Any], float]:
-    """Sends a PDF and waits for its final state, as a client that watches or as one that asks every second; returns it and the seconds."""
+    """Sends a PDF and waits for its final state, as a client that watches, or by the ``manifest.json`` in the bucket's directory.
+
+    Returns:
+        The final state and the seconds.
+    """
     use_memory()
     begun = time.monotonic()
     with httpx2.Client(base_url=stack.api_url, timeout=30) as client:
@@ -115,8 +119,8 @@ def run_job(stack: Stack, pdf: Path, *, is_watched: bool, layout: Layout = Layou
                     if line.startswith("event: end"):
                         break
         else:
-            while not UploadStatus(client.get(upload).json()["status"]).is_final:
-                time.sleep(1)
+            while not any(stack.data_dir.glob("bucket/organizations/*/projects/*/plans/*/uploads/*/manifest.json")):
+                time.sleep(0.05)
         seconds = time.monotonic() - begun
         return client.get(upload).json(), seconds
 
@@ -139,7 +143,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("files", type=Path, nargs="+")
     parser.add_argument("--original", default="", help="1-based numbers of sheets, for the original pipeline")
-    parser.add_argument("--unwatched", action="store_true", help="no client watches: the status is asked every second")
+    parser.add_argument("--unwatched", action="store_true", help="no client watches or asks")
     parser.add_argument("--layout", type=Layout, default=Layout.EXPLODED, help=f"of the sheets: {', '.join(Layout)}")
     parser.add_argument("--directory", type=Path, default=Path("/dev/shm"), help="where everything is written")  # noqa: S108
     arguments = parser.parse_args()

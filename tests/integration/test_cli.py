@@ -215,6 +215,8 @@ FORECAST = {
     "bytesLow": 1_200,
     "bytesHigh": 4_900,
     "seconds": 3.2,
+    "secondsLow": 2.2,
+    "secondsHigh": 5.1,
     "classA": 32,
     "classB": 12,
     "dollars": 0.000148,
@@ -237,7 +239,7 @@ def test_watch_shows_the_forecast_once_and_again_beside_what_it_was(script: Scri
             event("end", 4, final),
         )
     )
-    forecast = "forecast: 20 tiles, 1.2 to 4.9 kB, about 3 s, less than $0.01 of bucket operations"
+    forecast = "forecast: 20 tiles, 1.2 to 4.9 kB, 2 to 5 s, less than $0.01 of bucket operations"
     end = ["complete: 2 sheets, 20 tiles, 2.0 kB, 4.5 s, $0.41 of bucket operations", forecast]
     result = sitelink(script.url, "watch", REF)
     assert result.stdout.splitlines()[:-1] == [
@@ -726,7 +728,7 @@ def test_a_terminal_shows_a_bar_and_is_left_as_it_was(script: Script, tmp_path: 
         "trying again in 1 s",
         "sheet-2 [bold]A-102: failed, PageUnreadable: the page has no area",
         "uploading  sheet-1 A-101",
-        "forecast: 20 tiles, 1.2 to 4.9 kB, about 3 s, less than $0.01 of bucket operations",
+        "forecast: 20 tiles, 1.2 to 4.9 kB, 2 to 5 s, less than $0.01 of bucket operations",
         "partial: 1 of 2 sheets, 10 tiles, 1.0 kB, 4.5 s",
     ):
         assert words in plain(shown), plain(shown)

@@ -1,8 +1,8 @@
 // A proxy before an S3 server that makes it as slow and as moody as one far away: far [options] LISTEN UPSTREAM
 //
-// Every answer comes later by a delay. Bodies, both ways, share a line of so many bytes a second. Some requests get 503 in the server's place,
-// and in bursts all of them get 429, as https://developers.cloudflare.com/r2/platform/limits/ announces. Over a number of connections, further
-// ones are closed. It prints two addresses: its own, and one that answers how much has passed.
+// Every answer comes later by a delay. All connections share a line of so many bytes a second each way, headers included. Some requests get
+// 503 in the server's place, and in bursts all of them get 429, as https://developers.cloudflare.com/r2/platform/limits/ announces. Over a
+// number of connections, further ones are closed. It prints two addresses: its own, and one that answers how much has passed.
 package main
 
 import (
@@ -19,11 +19,9 @@ import (
 	"time"
 )
 
-const chunkBytes = 16 << 10
-
 var (
 	delay       = flag.Duration("delay", 0, "how much later each answer comes")
-	bandwidth   = flag.Int64("bandwidth", 0, "bytes a second of all bodies together; 0: no limit")
+	bandwidth   = flag.Int64("bandwidth", 0, "bytes a second of all connections together, each way; 0: no limit")
 	errorEach   = flag.Uint64("error-each", 0, "each so-manyth request gets 503; 0: none")
 	burstEach   = flag.Duration("burst-each", 0, "time from burst to burst of 429; 0: no bursts")
 	burstFor    = flag.Duration("burst-for", time.Second, "how long a burst lasts")
@@ -34,14 +32,16 @@ var (
 	}
 )
 
-// line is the one line that all bodies share.
+// line is one way of the line that all connections share.
 type line struct {
 	mutex sync.Mutex
 	free  time.Time
+	count *atomic.Int64
 }
 
 func (l *line) take(size int) {
-	if *bandwidth == 0 {
+	l.count.Add(int64(size))
+	if *bandwidth == 0 || size <= 0 {
 		return
 	}
 	l.mutex.Lock()
@@ -55,30 +55,11 @@ func (l *line) take(size int) {
 	time.Sleep(time.Until(until))
 }
 
-func (l *line) copy(to io.Writer, from io.Reader, count *atomic.Int64) error {
-	chunk := make([]byte, chunkBytes)
-	for {
-		n, err := from.Read(chunk)
-		if n > 0 {
-			l.take(n)
-			count.Add(int64(n))
-			if _, failed := to.Write(chunk[:n]); failed != nil {
-				return failed
-			}
-		}
-		if err == io.EOF {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-	}
-}
+var up, down = line{count: &counts.BytesIn}, line{count: &counts.BytesOut}
 
 type proxy struct {
 	upstream string
 	client   *http.Transport
-	up, down line
 	begun    time.Time
 }
 
@@ -100,8 +81,8 @@ func (p *proxy) ServeHTTP(answer http.ResponseWriter, request *http.Request) {
 	for most := counts.MostInFlight.Load(); inFlight > most && !counts.MostInFlight.CompareAndSwap(most, inFlight); {
 		most = counts.MostInFlight.Load()
 	}
-	var body bytes.Buffer
-	if err := p.up.copy(&body, request.Body, &counts.BytesIn); err != nil {
+	body, err := io.ReadAll(request.Body)
+	if err != nil {
 		return
 	}
 	due := time.Now().Add(*delay)
@@ -117,8 +98,8 @@ func (p *proxy) ServeHTTP(answer http.ResponseWriter, request *http.Request) {
 	}
 	passed := request.Clone(request.Context())
 	passed.URL.Scheme, passed.URL.Host, passed.RequestURI = "http", p.upstream, ""
-	passed.Body, passed.ContentLength = io.NopCloser(&body), int64(body.Len())
-	if body.Len() == 0 {
+	passed.Body, passed.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
+	if len(body) == 0 {
 		passed.Body = http.NoBody
 	}
 	response, err := p.client.RoundTrip(passed)
@@ -132,7 +113,7 @@ func (p *proxy) ServeHTTP(answer http.ResponseWriter, request *http.Request) {
 		answer.Header()[name] = values
 	}
 	answer.WriteHeader(response.StatusCode)
-	_ = p.down.copy(answer, response.Body, &counts.BytesOut)
+	_, _ = io.Copy(answer, response.Body)
 }
 
 func answerCounts(answer http.ResponseWriter, _ *http.Request) {
@@ -151,6 +132,17 @@ type limited struct {
 type counted struct {
 	net.Conn
 	release func()
+}
+
+func (c counted) Read(into []byte) (int, error) {
+	n, err := c.Conn.Read(into)
+	up.take(n)
+	return n, err
+}
+
+func (c counted) Write(from []byte) (int, error) {
+	down.take(len(from))
+	return c.Conn.Write(from)
 }
 
 func (c counted) Close() error {

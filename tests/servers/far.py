@@ -1,5 +1,6 @@
 """A proxy that makes an S3 server on this machine as slow and as moody as one far away: ``tests/resources/far.go``."""
 
+import hashlib
 import shutil
 import subprocess
 import tempfile
@@ -28,7 +29,7 @@ class Far:
         self._control = f"http://{control}"
 
     def counts(self) -> dict[str, int]:
-        """How many requests came, were refused and were in flight at most, how many connections were opened, and the bytes of bodies."""
+        """How many requests came, were refused and were in flight at most, how many connections were opened, and the bytes each way."""
         counts: dict[str, int] = httpx2.get(self._control, trust_env=False).json()
         return counts
 
@@ -39,8 +40,8 @@ def far_binary(directory: Path = CACHE) -> Path:
     Raises:
         NoS3Server: There is no Go.
     """
-    binary = directory / "far"
-    if not binary.exists() or binary.stat().st_mtime < SOURCE.stat().st_mtime:
+    binary = directory / f"far-{hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:12]}"
+    if not binary.exists():
         go = shutil.which("go")
         if not go:
             msg = "Go is needed for the proxy that makes a bucket slow: https://go.dev/dl"
@@ -48,7 +49,7 @@ def far_binary(directory: Path = CACHE) -> Path:
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=directory) as building:  # another process may do the same
             subprocess.run([go, "build", "-o", f"{building}/far", SOURCE], check=True)
-            Path(building, "far").replace(binary)
+            Path(building, "far").rename(binary)
     return binary
 
 

@@ -1,6 +1,7 @@
 """The forecast and the receipt: exact where they can be, and in the right order where they cannot."""
 
 from dataclasses import replace
+from typing import Any
 
 import hypothesis.strategies as st
 import pytest
@@ -59,7 +60,7 @@ def test_forecast_is_exact_in_tiles_and_ordered_in_bytes(
     assert forecast.puts == exploded + (SHEET_OBJECTS + (options.layout is Layout.BOTH)) * len(pages) + DOCUMENT_OBJECTS
     assert forecast.class_a > forecast.puts + parts
     assert 0 <= forecast.bytes_low <= forecast.bytes_high
-    assert forecast.seconds >= 0
+    assert 0 <= (forecast.seconds_low or 0) <= forecast.seconds <= (forecast.seconds_high or 0)
     assert forecast.dollars >= 0
 
 
@@ -104,6 +105,21 @@ def test_slots_share_the_pages_but_never_a_page() -> None:
     assert seconds(1, 4) - START_SECONDS == pytest.approx(2 * (seconds(2, 4) - START_SECONDS), abs=0.2)
     assert seconds(8, 1) == seconds(1, 1)
     assert seconds(8, 4, window=2) == seconds(2, 4)
+
+
+def test_slow_bucket_is_waited_for() -> None:
+    """A measured rate of PUTs counts where it is slower than the pages are drawn. Before that only the high estimate allows for it."""
+    pages = [ARCH_E1] * 4
+
+    def seconds(**bucket: Any) -> tuple[float, float | None, float | None]:
+        forecast = Forecaster(2).forecast(pages, UploadOptions(), 1, **bucket)
+        return forecast.seconds, forecast.seconds_low, forecast.seconds_high
+
+    drawn, unmeasured = seconds(), seconds(is_s3=True)
+    assert seconds(is_s3=True, puts_per_s=1e6) == drawn
+    assert unmeasured[:2] == drawn[:2]
+    assert (unmeasured[2] or 0) > (drawn[2] or 0)
+    assert seconds(is_s3=True, puts_per_s=100)[0] == pytest.approx(START_SECONDS + 4 * 24.32, abs=0.1)
 
 
 @given(st.integers(1, 99))

@@ -112,6 +112,24 @@ def test_idle_client_gets_no_more() -> None:
     assert limiter.limit == LEAST
 
 
+def test_rate_is_measured() -> None:
+    """Only when as many requests were in flight as may be: a client that sends few of them has not seen what the bucket can do."""
+    assert Model(lambda now, in_flight: 0.05).limiter.rate is None
+    far = Model(lambda now, in_flight: 0.05)
+    far.run(10)
+    assert far.limiter.rate == pytest.approx(MOST / 0.05, rel=0.01)
+    near = Model(lambda now, in_flight: 0.002 * in_flight)
+    near.run(10)
+    assert near.limiter.rate == pytest.approx(500, rel=0.2)
+
+
+def test_refusals_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    """Now and then, not for each request."""
+    model = Model(lambda now, in_flight: 0.05, lambda number, now: True)
+    model.run(25)
+    assert [(record.getMessage(), vars(record)["refused"]) for record in caplog.records] == [("the bucket refuses requests", "100%")] * 3
+
+
 def test_setting_is_kept() -> None:
     """Never are more in flight than the setting says, also when it is less than usual at the beginning."""
     limiter = Limiter(3)

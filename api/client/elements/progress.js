@@ -4,7 +4,7 @@ import { cancel, isFinal, parsePath, Problem, remove, status, watch } from "../s
 import { icon, reflect, showBadge, showBar, upgrade } from "./shared.js";
 import { Sheets, SHEETS_HTML } from "./sheets.js";
 import { BASE, PROGRESS } from "./style.js";
-import { about, count, duration, moment, money, refusal, sentence, sheets, sheetsOf, size, sizeRange, UNKNOWN_NAME, UPLOAD_WORDS } from "./words.js";
+import { count, duration, moment, money, refusal, sentence, sheets, sheetsOf, size, sizeRange, timeRange, UNKNOWN_NAME, UPLOAD_WORDS } from "./words.js";
 
 const ANNOUNCE_MS = 10_000;
 const RESUME_TRIES = 30;
@@ -288,7 +288,7 @@ export class ProgressElement extends HTMLElement {
     const expected = {
       tiles: count(forecast.tiles),
       size: sizeRange(forecast.bytesLow, forecast.bytesHigh),
-      time: about(forecast.seconds),
+      time: timeRange(forecast.secondsLow ?? forecast.seconds, forecast.secondsHigh ?? forecast.seconds),
       cost: money(forecast.dollars),
     };
     const actual = isFinal(state) && receipt && {

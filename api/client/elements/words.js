@@ -70,18 +70,28 @@ export function duration(milliseconds) {
 }
 
 /** An estimated time as text. */
-export function about(seconds) {
-  if (seconds < 90) return `about ${Math.max(1, Math.round(seconds))} s`;
+function roughly(seconds) {
+  if (seconds < 90) return `${Math.max(1, Math.round(seconds))} s`;
   const minutes = seconds / 60;
-  return minutes < 90 ? `about ${Math.round(minutes)} min` : `about ${(minutes / 60).toLocaleString("en", { maximumFractionDigits: 1 })} h`;
+  return minutes < 90 ? `${Math.round(minutes)} min` : `${(minutes / 60).toLocaleString("en", { maximumFractionDigits: 1 })} h`;
 }
 
-/** An estimated range of bytes as text: two digits are as much as is known, and a unit that both ends share is said once. */
+/** Two ends as a text; a unit that both share is said once. */
+function range(from, to) {
+  const [value, unit] = from.split(" ");
+  return `${to.endsWith(` ${unit}`) ? value : from} to ${to}`;
+}
+
+/** An estimated range of seconds as text. */
+export function timeRange(low, high) {
+  const [from, to] = [low, high].map(roughly);
+  return from === to ? `about ${to}` : range(from, to);
+}
+
+/** An estimated range of bytes as text; two digits are as much as is known. */
 export function sizeRange(low, high) {
   const [from, to] = [low, high].map((bytes) => size(Number(bytes.toPrecision(2))));
-  const [value, unit] = from.split(" ");
-  if (from === to) return to;
-  return `${to.endsWith(` ${unit}`) ? value : from} to ${to}`;
+  return from === to ? to : range(from, to);
 }
 
 export const money = (dollars) => (dollars > 0 && dollars < 0.01 ? "under $0.01" : `$${dollars.toLocaleString("en", { minimumFractionDigits: 2, maximumFractionDigits: 2 })}`);

@@ -135,6 +135,7 @@ async def run_tile_role(client: Client, settings: WorkerSettings, stop: asyncio.
             forecaster=settings.forecaster,
         )
         activities = Activities(host)
+        layouts = Layouts(client, bucket, threads, settings.scratch_directory)
         housekeeping = Housekeeping(client, bucket, BucketSetup(settings.bucket) if settings.bucket.is_s3 else None)
         logger.info("host", extra={"host": scratch.host, "render_slots": settings.render_slots})
         try:
@@ -160,9 +161,7 @@ async def run_tile_role(client: Client, settings: WorkerSettings, stop: asyncio.
                     activity_worker(
                         client, TILE_QUEUE, settings.render_slots, activities.count_pages, activities.halve_page, activities.tile_page
                     ),
-                    housekeeping_worker(
-                        client, housekeeping, HOUSEKEEPING_SLOTS, Layouts(client, bucket, threads, settings.scratch_directory)
-                    ),
+                    housekeeping_worker(client, housekeeping, HOUSEKEEPING_SLOTS, layouts),
                     background_task(keep_scratch_clean(scratch, client)),
                 ):
                     await stop.wait()

@@ -10,6 +10,7 @@
       SourceMissing    the PDF is gone from a bucket that answers                                 final, the whole upload
       SourceAltered    the PDF in the bucket is not the accepted one                              final after fresh reads, the whole upload
       ShareFull        an upload has its full share of a host's scratch                            retried
+      SheetAltered     the tiles of a sheet are not those of its sheet.json: its layout stays       final, one sheet
       TilesMissing     the tiles are no longer on the host's scratch                               the page is tiled again
       WorkerLost       the sheet's host disappeared too often                                     final, one sheet
       UploadNotFound   the upload was never accepted, or is marked deleted
@@ -18,7 +19,8 @@
       RequestError     InvalidRequest MalformedId SheetNotFound IdempotencyConflict AlreadyFinished
                        DigestMismatch EncodedContent SourceForbidden
                        ForeignHost ForeignOrigin BadSignature CredentialRequired NotAllowed
-                       PlanNotFound WebhookNotFound TooManyRequests QuotaExceeded PartsIncomplete the API's answer to one request
+                       PlanNotFound WebhookNotFound TooManyRequests QuotaExceeded PartsIncomplete
+                       UploadBusy                                                                  the API's answer to one request
       TemporalUnavailable                                                                         the API's answer until Temporal is back
       PayloadUnreadable the key of an encrypted payload in Temporal is missing                     retried
       WebhookError     WebhookUnreachable WebhookRefused                                          retried for a day
@@ -162,6 +164,12 @@ class ShareFull(SiteLinkError):
     is the upload of another sheet, whose failure is the cause, and not this error."""
 
 
+class SheetAltered(SiteLinkError):
+    """The tiles of a sheet in the bucket are not those that its sheet.json describes, so they are not moved to another layout."""
+
+    final = True
+
+
 class TilesMissing(SiteLinkError):
     """The tiles of a sheet are no longer on this host."""
 
@@ -251,6 +259,13 @@ class IdempotencyConflict(RequestError):
 
 class AlreadyFinished(RequestError):
     """The upload or the sheet has finished, so the request has nothing to change."""
+
+
+class UploadBusy(RequestError):
+    """A run of the upload, or another conversion, works on its sheets."""
+
+    final = False
+    retry_delay = timedelta(seconds=5)
 
 
 class ForeignHost(RequestError):

@@ -1,7 +1,7 @@
 """The activities as a workflow sees them: names, arguments, results. Light: no native library is loaded here.
 
 Payloads carry keys and counts, never bytes. The implementations are in ``document``, ``sheets`` and ``reconcile``; the activities that
-need Temporal's client, too, are in ``worker.housekeeping``.
+need Temporal's client, too, are in ``worker.housekeeping`` and ``worker.layouts``.
 """
 
 from abc import ABC, abstractmethod
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from temporalio import activity
 
-from activities.bucket.records import Forecast, Note, SheetRecord, SheetState, Snapshot, UploadOptions
+from activities.bucket.records import Forecast, Layout, Note, SheetRecord, SheetState, Snapshot, UploadOptions
 from activities.bucket.report import NO_NAMES, NameList
 
 WORKFLOW_QUEUE = "sitelink"
@@ -494,6 +494,93 @@ class HousekeepingActivities(ABC):
     @abstractmethod
     async def reconcile_finished(self, args: ReconcileFinished) -> Reconciled:
         """Reconciles the uploads that finished within ``args.days`` as ``complete`` or ``partial``, a few at a time."""
+
+
+# ---------------------------------------------------------------------- layouts
+
+
+@dataclass(frozen=True)
+class ListConvertible:
+    """Argument of ``list_convertible``."""
+
+    ref: str
+
+
+@dataclass(frozen=True)
+class Convertible:
+    """Result of ``list_convertible``: the numbers of the sheets that have an object, ascending."""
+
+    sheets: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ConvertSheet:
+    """Argument of ``convert_sheet``.
+
+    Args:
+        ref: The upload.
+        number: 1-based.
+        layout: The layout that the sheet gets, ``exploded`` or ``packed``.
+    """
+
+    ref: str
+    number: int
+    layout: Layout
+
+
+@dataclass(frozen=True)
+class TellLayouts:
+    """Argument of ``tell_layouts``."""
+
+    ref: str
+
+
+@dataclass(frozen=True)
+class ConvertedSheet:
+    """Result of ``convert_sheet``.
+
+    Args:
+        converted: Whether the sheet is ready and has the layout now, whichever attempt converted it, if any had to.
+        reason: The name of the error for which a ready sheet was left as it is; None if there was none.
+        detail: The error's sentence.
+    """
+
+    converted: bool = False
+    reason: str | None = None
+    detail: str = ""
+
+
+class LayoutActivities(ABC):
+    """The activities that convert uploads to another layout, on the queue ``HOUSEKEEPING_QUEUE``."""
+
+    @activity.defn
+    @abstractmethod
+    async def list_convertible(self, args: ListConvertible) -> Convertible:
+        """Lists the sheets that may be converted.
+
+        Raises:
+            ApplicationError: ``UploadNotFound``; ``UploadBusy`` while the upload has a run, or a ``BucketError``, is retried.
+        """
+
+    @activity.defn
+    @abstractmethod
+    async def tell_layouts(self, args: TellLayouts) -> None:
+        """Writes into ``manifest.json`` how the sheets lie in the bucket now, if it says otherwise.
+
+        Raises:
+            ApplicationError: As ``list_convertible``.
+        """
+
+    @activity.defn
+    @abstractmethod
+    async def convert_sheet(self, args: ConvertSheet) -> ConvertedSheet:
+        """Writes a ready sheet in the other layout, proves it, and then removes the objects of the earlier layout.
+
+        At each moment the sheet has the commit marker of the layout that its ``sheet.json`` names.
+
+        Raises:
+            ApplicationError: As ``list_convertible``.
+        """
 
 
 # ---------------------------------------------------------------------- webhooks

@@ -38,6 +38,7 @@ from api.http.middleware import AboutRequests, Guard, ProblemAnswers
 from api.http.parameters import flag, known_version, page_cursor, page_limit, plan_ref, sheet_number, upload_ref, wait_s
 from api.http.presence import while_connected
 from api.http.problems import HANDLERS, status_problem
+from api.layouts import Layouts
 from api.paths import (
     BEGIN,
     CODEC,
@@ -103,6 +104,7 @@ class Api:
         self._direct = DirectUploads(bucket, self._uploads, settings)
         self._tiles = Tiles(bucket, self._status)
         self._verifier = Verifier(bucket, self._status)
+        self._layouts = Layouts(self._status, self._runs)
         self._plans = Plans(bucket, self._status, self._runs)
         self._readiness = Readiness(bucket, self._runs)
         self._r2_events = R2Events(bucket, self._status, self._runs, attempts=settings.push.attempts, gather_s=settings.push.gather_s)
@@ -142,6 +144,9 @@ class Api:
             route("POST", f"{UPLOAD}/tickets", self._tickets.for_upload, scoped(READ, action="ticket")),
             route("POST", f"{UPLOAD}/cancel", self.cancel, scoped(WRITE, action="cancel")),
             route("POST", f"{UPLOAD}/reconcile", self.reconcile, scoped(WRITE, deep=OPERATE, action="reconcile")),
+            route("POST", f"{UPLOAD}/pack", self._layouts.pack, scoped(OPERATE, action="pack")),
+            route("POST", f"{UPLOAD}/unpack", self._layouts.unpack, scoped(OPERATE, action="unpack")),
+            route("GET", f"{UPLOAD}/conversion", self._layouts.show, scoped(READ)),
             route("POST", f"{UPLOAD}/sheets/{{sheet}}/prioritize", self.prioritize, scoped(WRITE, action="prioritize")),
             route("POST", f"{UPLOAD}/sheets/{{sheet}}/retry", self.retry, scoped(WRITE, action="retry")),
             route("GET", f"{UPLOAD}/sheets/{{path:path}}", self.sheet_object, scoped(READ)),

@@ -22,6 +22,7 @@ from activities.interface import (
     WEBHOOK_QUEUE,
     WORKFLOW_QUEUE,
     HousekeepingActivities,
+    LayoutActivities,
     WebhookActivities,
     host_queue,
 )
@@ -34,9 +35,11 @@ from activities.threads import FairThreads
 from activities.webhooks.delivery import WebhookSender
 from worker.housekeeping import Housekeeping
 from worker.interceptor import ActivityLogContext
+from worker.layouts import Layouts
 from worker.schedules import keep_schedules
 from worker.settings import WebhookRoleSettings, WorkerSettings
 from worker.slots import RenderSlots
+from workflows.convert import ConvertUpload
 from workflows.delete import DeleteUpload
 from workflows.starting import is_running, tiles_wanted
 from workflows.sweep import NightlyReconcile, Sweep
@@ -78,7 +81,7 @@ def workflow_worker(client: Client) -> Worker:
     return Worker(
         client,
         task_queue=WORKFLOW_QUEUE,
-        workflows=[ProcessUpload, DeleteUpload, DeliverWebhook, Sweep, NightlyReconcile],
+        workflows=[ProcessUpload, ConvertUpload, DeleteUpload, DeliverWebhook, Sweep, NightlyReconcile],
         sticky_queue_schedule_to_start_timeout=timedelta(seconds=2),
         graceful_shutdown_timeout=GRACE,
     )
@@ -135,6 +138,7 @@ async def run_tile_role(client: Client, settings: WorkerSettings, stop: asyncio.
             free_render_slot=slots.free_early,
         )
         activities = Activities(host)
+        layouts = Layouts(client, bucket, threads, settings.scratch_directory)
         housekeeping = Housekeeping(client, bucket, BucketSetup(settings.bucket) if settings.bucket.is_s3 else None)
         logger.info("host", extra={"host": scratch.host, "render_slots": settings.render_slots})
         try:
@@ -158,7 +162,7 @@ async def run_tile_role(client: Client, settings: WorkerSettings, stop: asyncio.
             ):
                 async with (
                     activity_worker(client, TILE_QUEUE, slots, activities.count_pages, activities.halve_page, activities.tile_page),
-                    housekeeping_worker(client, housekeeping, HOUSEKEEPING_SLOTS),
+                    housekeeping_worker(client, housekeeping, HOUSEKEEPING_SLOTS, layouts),
                     background_task(keep_scratch_clean(scratch, client)),
                 ):
                     await stop.wait()
@@ -168,8 +172,11 @@ async def run_tile_role(client: Client, settings: WorkerSettings, stop: asyncio.
             scratch.close()
 
 
-def housekeeping_worker(client: Client, activities: HousekeepingActivities, slots: int) -> Worker:
-    """The worker of the activities for whole uploads. It cancels its activities as soon as it stops, and another worker retries them."""
+def housekeeping_worker(client: Client, activities: HousekeepingActivities, slots: int, layouts: LayoutActivities | None = None) -> Worker:
+    """The worker of the activities for whole uploads, and of conversions if given.
+
+    It cancels its activities as soon as it stops, and another worker retries them.
+    """
     return activity_worker(
         client,
         HOUSEKEEPING_QUEUE,
@@ -179,6 +186,7 @@ def housekeeping_worker(client: Client, activities: HousekeepingActivities, slot
         activities.remove_record,
         activities.sweep,
         activities.reconcile_finished,
+        *((layouts.list_convertible, layouts.convert_sheet, layouts.tell_layouts) if layouts else ()),
         grace=timedelta(0),
     )
 

@@ -6,14 +6,20 @@ from typing import TypeVar
 from temporalio import workflow
 from temporalio.types import MethodAsyncSingleParam
 
-from activities.interface import HOUSEKEEPING_QUEUE, HousekeepingActivities
+from activities.interface import HOUSEKEEPING_QUEUE, HousekeepingActivities, LayoutActivities
 from workflows.retries import HEARTBEAT, RETRIES
 
+S = TypeVar("S", HousekeepingActivities, LayoutActivities)
 A = TypeVar("A")
 T = TypeVar("T")
 
 
-async def call_housekeeping(method: MethodAsyncSingleParam[HousekeepingActivities, A, T], args: A, timeout: timedelta, summary: str) -> T:
+async def call_housekeeping(
+    method: MethodAsyncSingleParam[S, A, T],
+    args: A,
+    timeout: timedelta,
+    summary: str,
+) -> T:
     """Calls an activity that retries without end.
 
     Args:

@@ -1,11 +1,12 @@
-"""Arguments of ``ProcessUpload`` and ``DeleteUpload`` and of their signals and updates. Results are in ``activities``.
+"""Arguments of ``ProcessUpload``, ``ConvertUpload`` and ``DeleteUpload`` and of their signals and updates. Results are in ``activities``.
 
 These are frozen dataclasses. A new field gets a default, and no field is renamed: the worker must read the payloads of old histories.
 """
 
 from dataclasses import dataclass, field
 
-from activities.bucket.records import Snapshot, UploadOptions
+from activities.bucket.records import Layout, Snapshot, UploadOptions
+from activities.bucket.report import Conversion
 from activities.interface import Subscription
 from workflows.processing.window import Requests
 
@@ -81,6 +82,23 @@ class ProgressAfter:
     """Argument of the update ``progress_after``: the version that the caller has."""
 
     version: int
+
+
+@dataclass(frozen=True)
+class ConvertInput:
+    """Argument of ``ConvertUpload``.
+
+    Args:
+        ref: org/project/plan/upload.
+        layout: The layout that the sheets get, ``exploded`` or ``packed``.
+        sheets: The sheets that are still to do; only continue-as-new sets it.
+        done: How far the previous run came; only continue-as-new sets it.
+    """
+
+    ref: str
+    layout: Layout
+    sheets: tuple[int, ...] = ()
+    done: Conversion | None = None
 
 
 @dataclass(frozen=True)

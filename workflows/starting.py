@@ -17,11 +17,12 @@ from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from activities.bucket.keys import UploadRef
-from activities.bucket.records import UploadStatus
+from activities.bucket.records import Layout, UploadStatus
 from activities.interface import WORKFLOW_QUEUE, SendWebhook
+from workflows.convert import ConvertUpload
 from workflows.delete import DeleteUpload
 from workflows.deliveries import appearance
-from workflows.messages import SEARCH_ATTRIBUTES, DeleteInput, Reconcile, SheetNumbers, UploadInput
+from workflows.messages import SEARCH_ATTRIBUTES, ConvertInput, DeleteInput, Reconcile, SheetNumbers, UploadInput
 from workflows.processing.calls import SHEET_TIMEOUT
 from workflows.upload import ProcessUpload
 from workflows.webhook import DeliverWebhook
@@ -142,6 +143,38 @@ async def start_deletion(client: Client, ref: UploadRef, *, look_again_s: float 
             search_attributes=_search_attributes(ref),
             memo=_memo(request_id),
             static_summary=f"delete: {_summary(ref)}",
+            priority=Priority(fairness_key=ref.organization),
+        )
+    except WorkflowAlreadyStartedError:
+        return False
+    return True
+
+
+async def start_conversion(client: Client, ref: UploadRef, layout: Layout, *, request_id: str | None = None) -> bool:
+    """Starts the workflow that converts an upload to another layout. The caller has checked that the upload exists and has ended.
+
+    Args:
+        client: Connected to the namespace.
+        ref: The upload.
+        layout: The layout that its sheets get.
+        request_id: See ``start_upload``.
+
+    Returns:
+        False if a conversion of this upload was running already, perhaps to another layout.
+
+    Raises:
+        RPCError: Temporal does not answer.
+    """
+    try:
+        await client.start_workflow(
+            ConvertUpload.run,
+            ConvertInput(str(ref), layout),
+            id=ref.layout_workflow_id,
+            task_queue=WORKFLOW_QUEUE,
+            id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
+            search_attributes=_search_attributes(ref),
+            memo=_memo(request_id),
+            static_summary=f"{layout}: {_summary(ref)}",
             priority=Priority(fairness_key=ref.organization),
         )
     except WorkflowAlreadyStartedError:

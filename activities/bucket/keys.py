@@ -169,6 +169,11 @@ class UploadRef:
         """The id of the workflow that deletes the upload."""
         return f"delete/{self}"
 
+    @property
+    def layout_workflow_id(self) -> str:
+        """The id of the workflow that converts the upload to another layout."""
+        return f"layout/{self}"
+
     def delivery(self, event: str, receiver: str, occasion: str) -> str:
         """The id of a webhook about the upload, its ``webhook-id``. It is the same however often the webhook is sent.
 

@@ -140,3 +140,54 @@ class UploadReport:
     problems: tuple[str, ...] = ()
     proof: Proof | None = None
     schema: int = SCHEMA
+
+
+class ConversionStatus(StrEnum):
+    """How a conversion stands."""
+
+    RUNNING = "running"
+    COMPLETE = "complete"
+    """Every ready sheet has the layout."""
+    PARTIAL = "partial"
+    """Some sheets were left as they are."""
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True)
+class RefusedSheet:
+    """A sheet that was left as it is.
+
+    Args:
+        number: 1-based.
+        reason: The name of the error.
+        detail: The error's sentence.
+    """
+
+    number: int
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """How far the conversion of an upload to another layout is.
+
+    Args:
+        layout: The layout that the sheets get.
+        status: How it stands.
+        total_sheets: How many sheets the upload has in the bucket; 0 until they are listed.
+        done_sheets: How many of them were looked at.
+        converted_sheets: How many of them are ready and have the layout.
+        refused: The first sheets that were left as they are, at most 20.
+        refused_count: How many sheets were left as they are.
+    """
+
+    layout: Layout
+    status: ConversionStatus = ConversionStatus.RUNNING
+    total_sheets: int = 0
+    done_sheets: int = 0
+    converted_sheets: int = 0
+    refused: tuple[RefusedSheet, ...] = ()
+    refused_count: int = 0
+    schema: int = SCHEMA

@@ -32,6 +32,10 @@ REFUSED_PARTS = ("EntityTooSmall", "InvalidPart", "InvalidPartOrder")
 STALE_DAYS = BEGUN_LIFE.days
 """The server cannot tell the parts of clients from those of a killed process, so that all live as long. The sweep can tell them."""
 CORS_MAX_AGE_S = 3600
+ALLOWED_HEADERS = ["*", "Content-Type", "Range"]
+"""R2 did not take ``*`` for these: https://mikeesto.medium.com/pre-signed-urls-cors-on-cloudflare-r2-c90d43370dc4."""
+EXPOSED_HEADERS = ["Accept-Ranges", "Content-Length", "Content-Range", "ETag"]
+"""Without ``Content-Range`` and ``ETag`` a page that reads a packed sheet by ranges cannot tell whether the object was cut or replaced."""
 RULE_ID = "sitelink-abort-stale-uploads"
 
 
@@ -120,8 +124,8 @@ class BucketSetup:
                         {
                             "AllowedOrigins": list(origins),
                             "AllowedMethods": ["GET", "HEAD", "PUT"],
-                            "AllowedHeaders": ["*"],
-                            "ExposeHeaders": ["ETag", "Content-Range"],
+                            "AllowedHeaders": ALLOWED_HEADERS,
+                            "ExposeHeaders": EXPOSED_HEADERS,
                             "MaxAgeSeconds": CORS_MAX_AGE_S,
                         }
                     ]

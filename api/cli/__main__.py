@@ -28,6 +28,7 @@ from api.cli.commands import (
     verify_command,
     watch_command,
 )
+from api.cli.conversion import convert_command
 from api.cli.errors import CommandError, NotReached, WrongUse
 from api.cli.streams import abandon_stdout, prepare_streams
 from api.cli.tokens import lifetime, scopes, token_command
@@ -48,8 +49,10 @@ EXIT_CODES = """\
 exit codes:
   0    the upload is complete; from status: complete, or still running;
        from list, cancel, reconcile, retry, delete, deliveries and redeliver: the server accepted the request;
+       from pack and unpack: every ready sheet has the layout;
        from verify and reconcile --dry-run: nothing is wrong; from events: no message was kept aside
   1    the upload is partial, failed or cancelled, or the server refused the file or the request;
+       from pack and unpack: some sheets were left as they are;
        from verify and reconcile --dry-run: something is wrong; from events: some messages were kept aside;
        from reconcile of a plan: some uploads were passed over, because one of their records cannot be read
   2    wrong use: a malformed REF, a missing file, an option out of its range
@@ -99,6 +102,13 @@ def build_parser() -> argparse.ArgumentParser:
         if name == "retry":
             meaning = "3 or sheet-3; without a sheet, every failed sheet"
             command.add_argument("sheets", type=_argument(_sheet_number), nargs="*", metavar="SHEET", help=meaning)
+    for name, summary in (
+        ("pack", "make each ready sheet of a stored upload one object in the bucket, and show how far that is"),
+        ("unpack", "make each tile of a stored upload an object in the bucket, and show how far that is"),
+    ):
+        command = add(name, convert_command, summary)
+        command.add_argument("ref", type=ref, metavar="REF")
+        command.add_argument("--no-watch", action="store_true", help="exit when the server has accepted the request")
     reconcile = add("reconcile", reconcile_command, "make the progress agree with the bucket, and repair the bucket")
     target = _argument(lambda text: UploadRef.parse(text) if text.count("/") == 3 else PlanRef.parse(text))
     reconcile.add_argument("target", type=target, metavar="REF", help="an upload, or org/project/plan for every upload of a plan")

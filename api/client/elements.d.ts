@@ -1,4 +1,4 @@
-import type { Problem, Progress, ReadAccess, Sheet, UploadRef, WriteAccess } from "./sitelink.js";
+import type { Packed, Problem, Progress, ReadAccess, Sheet, UploadRef, WriteAccess } from "./sitelink.js";
 
 declare class UploadElement extends HTMLElement {
   /** The attribute `upload`, as `organization/project/plan/upload`. */
@@ -42,6 +42,8 @@ export class ProgressElement extends UploadElement {
 export class ViewerElement extends UploadElement {
   /** The number of the shown sheet; 0 shows none. The attribute `sheet`. */
   sheet: number;
+  /** Whether to read each sheet out of its one file, or a function that gives its address; for packed sheets only. The attribute `packed`. */
+  packed?: Packed;
 }
 
 declare global {

@@ -100,7 +100,7 @@ export interface WriteAccess {
 /** A refused or failed request. */
 export class Problem extends Error {
   constructor(type: string, detail: string, status: number);
-  /** A name from api/README.md, "Errors"; `NoConnection`, `NoTicket` and `BadReference` are this client's own. */
+  /** A name from api/README.md, "Errors" or "A packed sheet as one file"; `NoConnection`, `NoTicket` and `BadReference` are this client's own. */
   readonly type: string;
   /** The HTTP status; 0 when no answer came. */
   readonly status: number;
@@ -204,11 +204,22 @@ export interface TileSource {
 }
 
 /**
- * Reads the sheet's `.dzi`. The tiles are loaded with the ticket in a header.
+ * Where the one file of a packed sheet is read from: `true` for the server, or a function that gives a signed address of the bucket. It is called
+ * again in good time before the address expires, and when it is refused.
+ */
+export type Packed = boolean | ((ref: UploadRef, sheet: number) => string | Promise<string>);
+
+/**
+ * Reads the sheet's `.dzi`. The tiles are loaded with the ticket in a header. With `packed`, they are read out of the one file of a packed sheet
+ * instead, as by `packedTileSource`.
  *
  * @throws {Problem} The sheet is not ready, or the server was not reached.
  */
-export function tileSource(ref: UploadRef, sheet: number, options?: Place & ReadAccess & { signal?: AbortSignal }): Promise<TileSource>;
+export function tileSource(
+  ref: UploadRef,
+  sheet: number,
+  options?: Place & ReadAccess & { packed?: Packed; signal?: AbortSignal },
+): Promise<TileSource>;
 
 /** The address of a thumbnail for an `<img>`, with the ticket in it. Another origin's `<img>` needs `crossorigin="anonymous"`. */
 export function thumbnail(ref: UploadRef, sheet: number, options?: Place & ReadAccess): Promise<string>;
@@ -222,5 +233,7 @@ export function uploadsUrl(plan: PlanRef, options?: Place): string;
 export function uploadUrl(ref: UploadRef, options?: Place): string;
 export function thumbnailUrl(ref: UploadRef, sheet: number, options?: Place): string;
 export function descriptorUrl(ref: UploadRef, sheet: number, options?: Place): string;
+/** The address of a packed sheet's one file. */
+export function packedUrl(ref: UploadRef, sheet: number, options?: Place): string;
 /** With `{z}` for the level, `{x}` for the column and `{y}` for the row. */
 export function tileUrlTemplate(ref: UploadRef, sheet: number, options?: Place): string;

@@ -1,5 +1,5 @@
 // A client of SiteLink for browsers, Node.js and React Native, in one module without dependencies: sends a plan, follows its progress, and gives
-// its sheets to OpenSeadragon. What each option means is written in sitelink.d.ts.
+// its sheets to OpenSeadragon. What each option means is written in sitelink.d.ts. packed.js is loaded when a packed sheet is to be read as one file.
 //
 // 1. Streams are read by fetch, not by EventSource: EventSource cannot send a ticket in a header, hides the status of a refused answer, and does
 //    not show the server's heartbeat.
@@ -88,6 +88,7 @@ export function uploadUrl(ref, { server = "" } = {}) {
 
 export const thumbnailUrl = (ref, sheet, options) => `${uploadUrl(ref, options)}/sheets/sheet-${sheet}/thumbnail.jpeg`;
 export const descriptorUrl = (ref, sheet, options) => `${uploadUrl(ref, options)}/sheets/sheet-${sheet}/tiles/sheet-${sheet}.dzi`;
+export const packedUrl = (ref, sheet, options) => `${descriptorUrl(ref, sheet, options).slice(0, -4)}.pmtiles`;
 export const tileUrlTemplate = (ref, sheet, options) => `${descriptorUrl(ref, sheet, options).slice(0, -4)}_files/{z}/{x}_{y}.jpeg`;
 
 // Requests
@@ -96,12 +97,18 @@ export const tileUrlTemplate = (ref, sheet, options) => `${descriptorUrl(ref, sh
 const HEADERS = {
   ticket: (value) => ({ "SiteLink-Ticket": value }),
   token: (value) => ({ Authorization: `Bearer ${value}` }),
+  headers: (value) => value,
+  address: () => ({}), // a signed URL: the request goes to it
   session: () => ({}),
 };
 
-/** How long a ticket or token lasts in milliseconds, by its own times, because this machine's clock may be wrong; NaN if it does not say. */
+/**
+ * How long a ticket, token or signed URL lasts in milliseconds, by its own times, because this machine's clock may be wrong; NaN if it does not say.
+ */
 function lifetimeMs(value) {
   try {
+    const seconds = /[?&]X-Amz-Expires=(\d+)/.exec(value)?.[1];
+    if (seconds) return seconds * 1000;
     const { iat, exp } = JSON.parse(atob(value.split(".")[1].replace(/-/g, "+").replace(/_/g, "/")));
     return exp > iat ? (exp - iat) * 1000 : NaN;
   } catch {
@@ -169,7 +176,7 @@ class Credential {
 const credentials = new WeakMap(); // a function's credential of each upload, so that watch() and every tileSource() share one ticket
 
 function credentialOf(options, ref = "") {
-  const kind = ["ticket", "token"].find((name) => options[name] !== undefined) ?? "session";
+  const kind = ["ticket", "token", "headers", "address"].find((name) => options[name] !== undefined) ?? "session";
   const source = options[kind];
   if (typeof source !== "function") return new Credential(kind, source, ref);
   if (!credentials.has(source)) credentials.set(source, new Map());
@@ -195,22 +202,30 @@ function follow(controller, ...signals) {
 
 /**
  * Sends a request; with a new pass again when the first is refused. Returns the response and its pass. `timing(true)` is called when the server's
- * time begins, `timing(false)` when it ends: a person may take minutes to sign in.
+ * time begins, `timing(false)` when it ends: a person may take minutes to sign in. Without a URL, the pass is a signed URL: S3 refuses an expired one
+ * by 403, https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html.
  */
 async function send(credential, url, { headers = {}, timing = () => {}, ...options } = {}) {
+  const refusal = url === undefined ? 403 : 401;
   for (let attempt = 1; ; attempt++) {
     const pass = await credential.pass();
     timing(true);
     let response;
     try {
-      response = await fetch(url, { ...options, headers: { ...headers, ...pass.headers } });
+      response = await fetch(url ?? pass.value, { ...options, headers: { ...headers, ...pass.headers } });
     } catch (error) {
       throw options.signal?.aborted ? error : Problem.noConnection;
     }
-    if (response.status !== 401 || attempt === 2 || !credential.discard(pass)) return { response, pass };
+    if (response.status !== refusal || attempt === 2 || !credential.discard(pass)) return { response, pass };
     await response.text().catch(() => ""); // gives the connection back
     timing(false);
   }
+}
+
+/** Sends requests with the credential that the options have, for packed.js. Without one, `address` may give a signed URL. */
+export function sender({ url, ...options }, ref) {
+  const credential = credentialOf(options, ref);
+  return async (request) => (await send(credential, url, request)).response;
 }
 
 /** The answer's status, ETag and text, within a time. */
@@ -954,6 +969,11 @@ class Watching {
 // Tiles
 
 export async function tileSource(ref, sheet, options = {}) {
+  const { packed } = options;
+  if (packed) {
+    const { packedTileSource } = await import("./packed.js");
+    return packedTileSource(typeof packed === "function" ? () => packed(ref, sheet) : packedUrl(ref, sheet, options), { ...options, ref });
+  }
   const credential = credentialOf(options, ref);
   const { text } = await read(credential, descriptorUrl(ref, sheet, options), { signal: options.signal, cache: "no-cache" });
   const attribute = (name) => new RegExp(`\\s${name}="([^"]+)"`).exec(text)?.[1];
@@ -961,7 +981,6 @@ export async function tileSource(ref, sheet, options = {}) {
   const format = attribute("Format");
   if (!(width && height && tileSize && format)) throw new Problem("DamagedRecord", "The sheet's .dzi cannot be read.", 200);
   const folder = `${descriptorUrl(ref, sheet, options).slice(0, -4)}_files`;
-  const downloads = new WeakMap();
   return {
     width,
     height,
@@ -970,19 +989,39 @@ export async function tileSource(ref, sheet, options = {}) {
     minLevel: 0,
     maxLevel: Math.ceil(Math.log2(Math.max(width, height))),
     getTileUrl: (level, column, row) => `${folder}/${level}/${column}_${row}.${format}`,
-    /** Called by OpenSeadragon. A new ticket changes no tile's address, so no tile is loaded or drawn again. */
+    // A new ticket changes no tile's address, so no tile is loaded or drawn again.
+    ...tileLoading((url, signal) => loadBlob(credential, url, signal)),
+  };
+}
+
+/** What OpenSeadragon calls to load a tile. `load` gives the Blob at an address. */
+export function tileLoading(load) {
+  const downloads = new WeakMap();
+  return {
     downloadTileStart(job) {
       const download = new AbortController();
       downloads.set(job, download);
-      loadBlob(credential, job.src, download.signal).then(
-        (blob) => job.finish(blob, null, "rasterBlob"),
-        (error) => download.signal.aborted || job.fail(error.message, null),
-      );
+      const { signal } = download;
+      const takesBlobs = Boolean(job.fail); // since OpenSeadragon 6
+      const finish = (data) => signal.aborted || (takesBlobs ? job.finish(data, null, "rasterBlob") : job.finish(data, null));
+      const fail = ({ message }) => signal.aborted || (takesBlobs ? job.fail(message, null) : job.finish(null, null, message));
+      load(job.src, signal).then((blob) => (takesBlobs ? blob : imageOf(blob))).then(finish, fail);
     },
     downloadTileAbort(job) {
       downloads.get(job)?.abort();
     },
   };
+}
+
+async function imageOf(blob) {
+  const image = new Image();
+  image.src = URL.createObjectURL(blob);
+  try {
+    await image.decode();
+  } finally {
+    URL.revokeObjectURL(image.src);
+  }
+  return image;
 }
 
 async function loadBlob(credential, url, signal) {

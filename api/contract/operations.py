@@ -476,6 +476,29 @@ OPERATIONS: tuple[Operation, ...] = (
         (errors.InvalidRequest, *CHANGING),
         (DEEP, DRY_RUN),
     ),
+    *(
+        Operation(
+            "POST",
+            f"{UPLOAD}/{verb}",
+            f"{verb}Upload",
+            summary,
+            {202: ACCEPTED},
+            (*CHANGING, errors.UploadBusy),
+            description="The upload must have ended. The options in `upload.json` stay; the `sheet.json` of each sheet tells its layout.",
+        )
+        for verb, summary in (
+            ("pack", "Make each ready sheet of a stored upload one object."),
+            ("unpack", "Make each tile of the ready sheets of a stored upload an object."),
+        )
+    ),
+    Operation(
+        "GET",
+        f"{UPLOAD}/conversion",
+        "getConversion",
+        "How far the last `pack` or `unpack` is.",
+        {200: Answer("The last conversion that Temporal still knows.", {JSON: ref("UploadConversion")})},
+        (*EXISTING, errors.ObjectMissing, errors.TemporalUnavailable),
+    ),
     Operation(
         "POST",
         f"{UPLOAD}/sheets/{{sheet}}/prioritize",

@@ -22,7 +22,7 @@ from activities.bucket.records import (
     WebhookEvent,
     camel_case,
 )
-from activities.bucket.report import SheetReport, UploadReport
+from activities.bucket.report import Conversion, SheetReport, UploadReport
 from api.access.principal import Scope
 from api.direct import MOST_SIGNED
 from api.progress.runs import Delivery
@@ -30,7 +30,7 @@ from api.r2.events import UnreadableEvent
 
 Schema = dict[str, Any]
 
-WIRE_CLASSES: tuple[type, ...] = (Snapshot, SheetReport, UploadReport, UnreadableEvent, Delivery)
+WIRE_CLASSES: tuple[type, ...] = (Snapshot, SheetReport, UploadReport, Conversion, UnreadableEvent, Delivery)
 """The dataclasses that answers consist of; those in their fields are found from them."""
 
 _PLAIN: dict[Any, Schema] = {
@@ -290,6 +290,7 @@ API_SCHEMAS: dict[str, Schema] = {
         for event, (name, description) in WEBHOOKS.items()
     },
     "Accepted": an_object("The request is accepted.", ref={"type": "string", "description": "`org/project/plan/upload`."}),
+    "UploadConversion": {"allOf": [ref("Conversion"), an_object("The conversion of an upload.", ref=TEXT)]},
     "AcceptedOfPlan": an_object(
         "The uploads that are being reconciled.",
         plan=TEXT,

@@ -35,6 +35,7 @@ STATUS: dict[type[errors.SiteLinkError], int] = {
     errors.IdempotencyConflict: 422,
     errors.AlreadyFinished: 409,
     errors.PartsIncomplete: 409,
+    errors.UploadBusy: 409,
     errors.ForeignHost: 421,
     errors.ForeignOrigin: 403,
     errors.BadSignature: 401,

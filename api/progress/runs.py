@@ -12,7 +12,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from temporalio.api.workflow.v1 import PendingActivityInfo
@@ -31,13 +31,15 @@ from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 
 from activities.bucket.keys import UploadRef, webhook_workflow_id
-from activities.bucket.records import Snapshot, timestamp
-from activities.errors import PayloadUnreadable, TemporalUnavailable, is_error_name
+from activities.bucket.records import Layout, Snapshot, timestamp
+from activities.bucket.report import Conversion, ConversionStatus
+from activities.errors import PayloadUnreadable, TemporalUnavailable, UploadBusy, is_error_name
 from activities.interface import SendWebhook
 from activities.logs import current_request_id
+from workflows.convert import ConvertUpload
 from workflows.deliveries import DELIVERING
 from workflows.messages import SEARCH_ATTRIBUTES, ProgressAfter, Reconcile, SheetNumbers
-from workflows.starting import reopen_upload, start_deletion, start_delivery, start_upload
+from workflows.starting import is_running, reopen_upload, start_conversion, start_deletion, start_delivery, start_upload
 from workflows.upload import ProcessUpload
 from workflows.webhook import GIVEN_UP, DeliverWebhook
 
@@ -202,6 +204,44 @@ class Runs:
         """
         async with _naming_start_failures():
             await start_deletion(await self._get_client(), ref, request_id=current_request_id())
+
+    async def convert(self, ref: UploadRef, layout: Layout) -> None:
+        """Starts the conversion of an upload to another layout, unless it runs already.
+
+        Raises:
+            UploadBusy: The upload has a run, or a conversion to another layout.
+            TemporalUnavailable: Temporal does not answer.
+        """
+        async with _naming_start_failures():
+            client = await self._get_client()
+            if await is_running(client, ref):
+                msg = "the upload is being processed: convert it when it has ended"
+                raise UploadBusy(msg)
+            if await start_conversion(client, ref, layout, request_id=current_request_id()):
+                return
+        if (running := (await self.conversion(ref)).layout) is not layout:
+            msg = f"the upload is being converted: its sheets become {running}"
+            raise UploadBusy(msg)
+
+    async def conversion(self, ref: UploadRef) -> Conversion:
+        """How far the last conversion of an upload is.
+
+        Raises:
+            NoRun: Temporal knows no conversion of this upload.
+            TemporalUnavailable: Temporal or the workers do not answer within 2 seconds.
+        """
+        try:
+            async with _naming_failures(QUERY_TIMEOUT_S):
+                handle = (await self._get_client()).get_workflow_handle_for(ConvertUpload.run, ref.layout_workflow_id)
+                timeout = timedelta(seconds=QUERY_TIMEOUT_S)
+                status = (await handle.describe(rpc_timeout=timeout)).status
+                conversion = await handle.query(ConvertUpload.conversion, rpc_timeout=timeout)
+        except WorkflowQueryFailedError as error:
+            raise _silent_workflow_error(ref, error) from error
+        if conversion.status is not ConversionStatus.RUNNING or status is WorkflowExecutionStatus.RUNNING:
+            return conversion
+        ending = ConversionStatus.CANCELLED if status is WorkflowExecutionStatus.CANCELED else ConversionStatus.FAILED
+        return replace(conversion, status=ending)
 
     async def prioritize(self, ref: UploadRef, sheet: int) -> None:
         """Asks the run to tile a sheet next; raises the same errors as ``cancel``."""

@@ -437,6 +437,7 @@ def test_package_holds_all_that_is_served_and_nothing_else(project: Path) -> Non
 
 TYPED = """
 import { tileSource, upload, uploads, watch, type Connection, type Progress, type Sheet } from "sitelink-client";
+import { packedTileSource } from "sitelink-client/packed";
 import type { ProgressElement } from "sitelink-client/elements";
 import "sitelink-client/elements";
 
@@ -451,6 +452,9 @@ const listed = await uploads("a/b/c", { session: async () => {}, limit: 5 });
 console.log(listed.uploads[0]?.fileName, listed.nextCursor);
 const { ref } = await upload(new File([], "a.pdf"), { to: "a/b/c", onProgress: (sent, total) => console.log(sent / total) });
 const source = await tileSource(ref, 1);
+await tileSource(ref, 1, { packed: async (upload, sheet) => `https://bucket/${upload}/${sheet}` });
+const packed = await packedTileSource(new Blob([]), { headers: () => ({ "X-Key": "a" }) });
+console.log(packed.metadata.transform[0], packed.maxLevel);
 const element: ProgressElement = document.createElement("sitelink-progress");
 element.addEventListener("sitelink-open", (event) => console.log(event.detail.sheet, source.maxLevel));
 // @ts-expect-error: there is no such transport

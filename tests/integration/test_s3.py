@@ -38,7 +38,7 @@ from api.progress.status import Status
 from deploy.bucket import DONE, FAILED, set_up
 from deploy.process import free_port
 from tests.servers.recorder import Answer, Recorder, Request, recording, s3_error
-from tests.servers.s3 import TestServer
+from tests.servers.s3 import TestServer, presigned
 from tests.unit.api_fakes import FakeTemporal, client_of, make_app
 from tests.waiting import DEADLINE_S, until, until_async
 
@@ -462,6 +462,28 @@ def test_set_up_says_what_it_did(s3_server: TestServer) -> None:
         headers={"Origin": "https://plans.example.com", "Access-Control-Request-Method": "PUT"},
     )
     assert asked.headers["access-control-allow-origin"] == "https://plans.example.com"
+
+
+def test_set_up_lets_pages_read_ranges(s3_server: TestServer) -> None:
+    """A page of another origin may send ``Range``, and sees which part of which version came."""
+    settings = s3_server.new_bucket()
+    BucketSetup(settings).allow_origins(["https://plans.example.com"])
+    Bucket(settings).put("a", b"0123456789")
+    asked = httpx2.options(
+        f"{settings.endpoint}/{settings.url.removeprefix('s3://')}/a",
+        headers={
+            "Origin": "https://plans.example.com",
+            "Access-Control-Request-Method": "GET",
+            "Access-Control-Request-Headers": "range",
+        },
+    )
+    assert asked.status_code == 200
+    assert asked.headers["access-control-allow-headers"].lower() == "range"
+    headers = {"Origin": "https://plans.example.com", "Range": "bytes=2-4"}
+    answer = httpx2.get(presigned(settings, "a"), headers=headers)
+    assert (answer.status_code, answer.content, answer.headers["content-range"]) == (206, b"234", "bytes 2-4/10")
+    exposed = set(answer.headers["access-control-expose-headers"].lower().split(", "))
+    assert exposed >= {"accept-ranges", "content-length", "content-range", "etag"}
 
 
 def test_the_command_reads_the_environment(s3_server: TestServer) -> None:

@@ -12,6 +12,7 @@ from temporalio.client import WorkflowHistory
 from temporalio.worker import Replayer
 
 from workflows.codec import data_converter
+from workflows.convert import ConvertUpload
 from workflows.delete import DeleteUpload
 from workflows.sweep import NightlyReconcile, Sweep
 from workflows.upload import ProcessUpload
@@ -25,7 +26,7 @@ KEY = bytes(range(32))
 @pytest.mark.parametrize("path", sorted(HISTORIES.glob("*.json")), ids=lambda path: path.stem)
 async def test_history_replays(path: Path) -> None:
     """The workflow issues the same commands as when the history was recorded: in clear, or encrypted."""
-    workflows = [ProcessUpload, DeleteUpload, DeliverWebhook, Sweep, NightlyReconcile]
+    workflows = [ProcessUpload, ConvertUpload, DeleteUpload, DeliverWebhook, Sweep, NightlyReconcile]
     await Replayer(workflows=workflows, data_converter=data_converter([KEY])).replay_workflow(_history(path.stem))
 
 
@@ -55,6 +56,8 @@ def test_encrypted_history_shows_no_title() -> None:
         ("nightly", "EVENT_TYPE_WORKFLOW_EXECUTION_COMPLETED"),
         ("webhooks", "EVENT_TYPE_CHILD_WORKFLOW_EXECUTION_STARTED"),
         ("webhooks-of-sheets", "EVENT_TYPE_TIMER_FIRED"),
+        ("converted", "EVENT_TYPE_WORKFLOW_EXECUTION_COMPLETED"),
+        ("converted-in-runs", "EVENT_TYPE_WORKFLOW_EXECUTION_CONTINUED_AS_NEW"),
         ("redelivered", "EVENT_TYPE_ACTIVITY_TASK_CANCEL_REQUESTED"),
     ],
 )

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
+import boto3
 import docker
+from botocore.config import Config
 from docker.errors import DockerException
 from docker.utils import parse_host
 from testcontainers.core.config import testcontainers_config
@@ -77,6 +79,19 @@ class TestServer:
             "AWS_SECRET_ACCESS_KEY": settings.secret_access_key,
             "AWS_REGION": settings.region,
         }
+
+
+def presigned(settings: BucketSettings, key: str, expires_s: int = 600) -> str:
+    """A URL by which anybody may read an object for so many seconds."""
+    client = boto3.client(
+        "s3",
+        endpoint_url=settings.endpoint,
+        region_name=settings.region,
+        aws_access_key_id=settings.access_key_id,
+        aws_secret_access_key=settings.secret_access_key,
+        config=Config(signature_version="s3v4", s3={"addressing_style": "path"}),
+    )
+    return str(client.generate_presigned_url("get_object", {"Bucket": settings.url.removeprefix("s3://"), "Key": key}, expires_s))
 
 
 @contextmanager

@@ -130,7 +130,7 @@ class FakeTemporal:
     async def describe(self, **_: object) -> Any:
         """The pending activities and the times of the run."""
         raw = SimpleNamespace(pending_activities=self.pending, workflow_extended_info=SimpleNamespace(cancel_requested=False))
-        return SimpleNamespace(start_time=self.start_time, close_time=self.close_time, raw_description=raw)
+        return SimpleNamespace(start_time=self.start_time, close_time=self.close_time, raw_description=raw, status=None)
 
     async def count_workflows(self, query: str, **_: object) -> Any:
         """The number of open runs that the test has set, of the organization ``acme``."""

@@ -29,7 +29,7 @@ REASONS = {
     *("UnreadablePdf", "PasswordRequired", "NoPages", "PdfPortfolio", "TooManyPages"),  # found when the PDF is opened
     *("PageUnreadable", "PageTooLarge", "RenderTimeout", "RenderCrashed", "RenderOutOfMemory", "WorkerLost"),  # of a sheet
     *("WebhookUnreachable", "WebhookRefused", "WebhookForbidden", "WebhookGone"),  # of a delivery
-    *("SourceMissing", "SourceAltered", "ShareFull", "TilesMissing", "Terminated"),
+    *("SourceMissing", "SourceAltered", "SheetAltered", "ShareFull", "TilesMissing", "Terminated"),
 }
 """The errors that are only the reason of an upload or a sheet, or a warning: no request is answered with them."""
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from activities.interface import HousekeepingActivities, UploadActivities, WebhookActivities
+from activities.interface import HousekeepingActivities, LayoutActivities, UploadActivities, WebhookActivities
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("activities", "workflows", "api", "worker", "deploy")
@@ -108,7 +108,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "activities.*": HOST | {"activities.document"},
     "workflows.processing.window": set(),
     "workflows.processing.patches": set(),
-    "workflows.messages": {"activities.bucket.records", "activities.interface", "workflows.processing.window"},
+    "workflows.messages": {
+        *(f"activities.bucket.{name}" for name in ("records", "report")),
+        "activities.interface",
+        "workflows.processing.window",
+    },
     "workflows.processing.progress": {
         "activities.interface",
         *(f"activities.bucket.{name}" for name in ("changes", "records", "forecast")),
@@ -295,6 +299,7 @@ def definition(function: object) -> object:
     [
         *((UploadActivities, ("activities.document", "activities.sheets", "activities.reconcile"), name) for name in ABSTRACT),
         *((HousekeepingActivities, ("worker.housekeeping",), name) for name in HOUSEKEEPING),
+        *((LayoutActivities, ("worker.layouts",), name) for name in sorted(LayoutActivities.__abstractmethods__)),
         (WebhookActivities, ("activities.webhooks.delivery",), "send_webhook"),
     ],
 )

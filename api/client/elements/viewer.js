@@ -277,7 +277,7 @@ export class ViewerElement extends HTMLElement {
     try {
       const source = this.#source;
       const [tiles] = await Promise.all([
-        tileSource(source?.upload ?? this.upload, number, source?.access ?? this.#options),
+        tileSource(source?.upload ?? this.upload, number, { ...(source?.access ?? this.#options), packed: this.packed ?? this.hasAttribute("packed") }),
         globalThis.OpenSeadragon ?? engineScript(),
       ]);
       if (!isCurrent()) return;

@@ -115,18 +115,26 @@ class PartsTransfer:
                 try:
                     self._send_parts(begun, missing)
                 except NotInParts:
-                    with suppress(CommandError):
-                        self._server.abort(begun["ref"])
-                    self._unfinished.forget()
+                    self._give_up(begun)
                     raise
                 begun = self._patiently(lambda: self._server.request("GET", links["parts"]))
                 if self._missing(begun) and left:
                     continue
             break
         parts = [{"number": part["number"], "etag": part["etag"]} for part in begun["stored"]]
-        answer = self._patiently(lambda: self._server.send_json(links["complete"], {"parts": parts}))
+        try:
+            answer = self._patiently(lambda: self._server.send_json(links["complete"], {"parts": parts}))
+        except Refused as error:
+            if str(error).startswith("NotAPdf"):
+                self._give_up(begun)
+            raise
         self._unfinished.forget()
         return answer
+
+    def _give_up(self, begun: Mapping[str, Any]) -> None:
+        with suppress(CommandError):
+            self._server.abort(begun["ref"])
+        self._unfinished.forget()
 
     def _begin(self) -> dict[str, Any]:
         path, body = f"{plan_path(self._plan)}/uploads:begin", {"sizeBytes": self._file.size_bytes}

@@ -453,7 +453,11 @@ class PartsTransfer {
         begun = await this.#ask("GET", `${url}/parts`);
       }
       const parts = begun.stored.map(({ number, etag }) => ({ number, etag }));
-      begun = await this.#ask("POST", `${url}/complete`, { body: { parts }, timeoutMs: COMPLETE_MS });
+      const { ref } = begun;
+      begun = await this.#ask("POST", `${url}/complete`, { body: { parts }, timeoutMs: COMPLETE_MS }).catch(async (error) => {
+        if (error.type === "NotAPdf") await this.#giveUp(ref);
+        throw error;
+      });
     }
     this.#unfinished.forget();
     return begun;
@@ -500,12 +504,14 @@ class PartsTransfer {
       await Promise.all(Array.from({ length: PARTS_AT_ONCE }, work));
     } catch (error) {
       this.#stopping.abort();
-      if (error instanceof NotInParts) {
-        await abortUpload(begun.ref, this.#options);
-        this.#unfinished.forget();
-      }
+      if (error instanceof NotInParts) await this.#giveUp(begun.ref);
       throw error;
     }
+  }
+
+  async #giveUp(ref) {
+    await abortUpload(ref, this.#options);
+    this.#unfinished.forget();
   }
 
   async #sendPart(begun, number, url) {

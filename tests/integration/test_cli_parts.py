@@ -23,7 +23,7 @@ from activities.bucket.keys import UploadRef
 from activities.bucket.location import BucketSettings
 from activities.bucket.records import BegunRecord, UploadRecord, timestamp, to_json
 from activities.bucket.setup import BucketSetup
-from activities.bucket.storage import PART_BYTES, Bucket
+from activities.bucket.storage import PART_BYTES, ROOM_KEY, Bucket
 from api.cli.parts import LARGE_BYTES
 from tests.integration.test_api import running
 from tests.integration.test_cli import REF, accept, problem, script  # noqa: F401 - a fixture
@@ -225,6 +225,17 @@ def test_part_that_is_always_refused_ends_the_command(site: Site, file: Path) ->
     result = site.run(file)
     assert "going on" in result.stderr
     site.check(result, file)
+
+
+def test_file_that_is_not_a_pdf_leaves_nothing(site: Site, file: Path) -> None:
+    """Neither in the bucket nor in the memory of the command."""
+    with file.open("r+b") as opened:
+        opened.write(b"not-a-pdf")
+    result = site.run(file)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert "NotAPdf" in result.stderr
+    assert site.remembered() == []
+    assert [info.key for info in site.bucket.objects("") if info.key != ROOM_KEY] == []
 
 
 def test_bucket_that_is_not_reached_from_here_is_passed_by(script: Any, free_port: int, file: Path, tmp_path: Path) -> None:  # noqa: F811

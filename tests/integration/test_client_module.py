@@ -491,7 +491,10 @@ async def test_client_files_may_be_loaded_by_every_page(api: str) -> None:
 
 
 async def test_large_file_is_sent_in_parts_and_goes_on_by_its_key(bucket: Bucket, upstream: Upstream) -> None:
-    """Where nothing is remembered for it, the caller keeps the key. What is not known to be the same file is another upload."""
+    """Where nothing is remembered for it, the caller keeps the key. What is not known to be the same file is another upload.
+
+    What is not a PDF is forgotten at once.
+    """
     script_text = """
     const part = 8 << 20;
     const content = new Uint8Array(2 * part + 5).map((_, index) => (index * 7919) >> 5);
@@ -517,10 +520,15 @@ async def test_large_file_is_sent_in_parts_and_goes_on_by_its_key(bucket: Bucket
     const sent = await sitelink.upload(file, { ...options, idempotencyKey: "mine", onProgress: (bytes) => seen.push(bytes) });
     say([parts, seen[0], seen.at(-1), sent.status, sent.ref]);
     say((await sitelink.upload(file, options)).ref === sent.ref);
+    let begun;
+    const other = { ...options, onBegin: (ref) => (begun = ref) };
+    await sitelink.upload(new Blob([content.slice(1)]), other).catch((problem) => say(problem.type));
+    await sitelink.abortUpload(begun, { server }).catch((problem) => say(problem.type));
     """
     async with serving(make_app(bucket, upstream, max_file_bytes=64 << 20)) as api:
-        name, first, (second, begun_at, ended_at, status, ref), is_same = await said_by(script_text, api)
+        name, first, (second, begun_at, ended_at, status, ref), is_same, *refusals = await said_by(script_text, api)
     assert (name, first, second) == ("AbortError", [1, 2, 3], [2])
+    assert refusals == ["NotAPdf", "UploadNotFound"]
     assert (begun_at, ended_at, status, is_same) == ((8 << 20) + 5, (16 << 20) + 5, "queued", False)
     content = bytearray((index * 7919 >> 5) & 255 for index in range((16 << 20) + 5))
     content[:8] = b"%PDF-1.7"

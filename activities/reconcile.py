@@ -161,7 +161,7 @@ class ReconcileActivities(HostActivities):
 
 
 def _sheet_keys(ref: UploadRef, listing: Listing) -> list[str]:
-    """The keys of all objects below the sheet's prefix, except its ``.dzi``."""
+    """The keys of all objects below the sheet's prefix, except its ``.dzi``, which was removed before."""
     objects = (*listing.tiles.values(), listing.archive, listing.thumbnail, listing.record)
     return [*(info.key for info in objects if info is not None), *(ref.sheets_prefix + path for path in listing.foreign)]
 

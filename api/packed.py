@@ -70,7 +70,11 @@ class PackedSheets:
         if place is None:
             msg = "the sheet has no tile {}/{}_{}".format(*tile)
             raise ObjectMissing(msg)
-        return (await self._bucket.get_range_async(packed.info.key, place[0], sum(place), packed.info.etag)).body
+        body = (await self._bucket.get_range_async(packed.info.key, place[0], sum(place), packed.info.etag)).body
+        if len(body) != place[1]:
+            msg = f"no object {packed.info.key} as it was: it was replaced"
+            raise ObjectMissing(msg)
+        return body
 
     async def _current(self, known: PackedSheet) -> PackedSheet | None:
         """The same, if its object was not replaced. Else its index is forgotten, and None returned."""

@@ -147,7 +147,7 @@ class ProcessUpload:
 
     @workflow.signal
     def sheets_stored(self, args: SheetNumbers) -> None:
-        """Judge these sheets, whose ``.dzi`` the bucket has reported, unless they are ready or in flight."""
+        """Judge these sheets, whose commit marker the bucket has reported, unless they are ready or in flight."""
         self._add_requests(args, Requests(stored=args.sheets))
 
     @workflow.signal

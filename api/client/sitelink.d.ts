@@ -25,6 +25,8 @@ export interface Sheet {
   reason: string | null;
   detail: string | null;
   notes: { type: string; message: string }[];
+  /** How the sheet lies in the bucket; known once it is ready. */
+  layout: "exploded" | "packed" | "both" | null;
 }
 
 /** The server's status of an upload: api/README.md, "The progress". */

@@ -18,6 +18,7 @@ from api.http.caching import has_version
 FARTHEST = 1 << 53
 """No object is longer."""
 
+_STRONG_ETAG = re.compile(r'"[!#-~]{0,200}"')
 _RANGE = re.compile(r"bytes[ \t]*=[ \t]*([0-9]{0,15})[ \t]*-[ \t]*([0-9]{0,15})", re.IGNORECASE)
 
 
@@ -62,7 +63,7 @@ async def ranged(request: Request, bucket: Bucket, key: str, *, media_type: str,
 
 async def _open(bucket: Bucket, key: str, wanted: tuple[int, int] | None, if_range: str | None) -> tuple[Stream, int, int | None]:
     """The bytes, where they begin, and before which byte they end; without an end, they are the whole object."""
-    if wanted is not None and (if_range is None or if_range.startswith('"')):
+    if wanted is not None and (if_range is None or _STRONG_ETAG.fullmatch(if_range)):
         start, end = wanted
         try:
             if start < 0:

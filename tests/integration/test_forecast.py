@@ -7,6 +7,7 @@ from typing import Any
 import httpx2
 import pytest
 
+from activities.bucket.records import Layout
 from deploy.sample import write_sample
 from deploy.stack import Stack
 from tests.chaos.guarantees import send, wait_for
@@ -38,10 +39,13 @@ def check(status: dict[str, Any]) -> None:
     assert receipt["seconds"] > 0
 
 
-def test_forecast_of_the_sample_plan_holds(stack: Stack, tmp_path: Path) -> None:
-    """Tiles, PUTs and dollars are what they were said to be, and the bytes lie in the range."""
+@pytest.mark.parametrize("layout", list(Layout))
+def test_forecast_of_the_sample_plan_holds(stack: Stack, tmp_path: Path, layout: Layout) -> None:
+    """Tiles, PUTs and dollars are what they were said to be, and the bytes lie in the range. Each sheet says how it lies in the bucket."""
     write_sample(tmp_path / "sample.pdf")
-    check(ended(stack, send(stack, (tmp_path / "sample.pdf").read_bytes())))
+    status = ended(stack, send(stack, (tmp_path / "sample.pdf").read_bytes(), layout))
+    check(status)
+    assert {sheet["layout"] for sheet in status["sheets"]} == {layout}
 
 
 @pytest.mark.parametrize("path", [path for path in sorted(PLANS.glob("*.pdf")) if path.name.startswith(SHORT)], ids=lambda path: path.stem)

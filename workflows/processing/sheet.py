@@ -83,8 +83,8 @@ class SheetWork:
             return False
         finally:
             del self.tiled_pages[number]
-        # A sheet is ready only after the upload, which ends when the ``.dzi`` is in the bucket. So the result counts even if the run was
-        # cancelled meanwhile.
+        # A sheet is ready only after the upload, which ends when the commit marker is in the bucket. So the result counts even if the run
+        # was cancelled meanwhile.
         self._progress.mark_ready([record], workflow.now())
         return True
 

@@ -108,7 +108,7 @@ class Requests:
     Args:
         reconcile: Whether to compare every sheet with the bucket.
         deep: Whether the comparison reads every tile.
-        stored: Sheets whose ``.dzi`` the bucket has reported, ascending.
+        stored: Sheets whose commit marker the bucket has reported, ascending.
         retries: The requests to try sheets again, the oldest first.
     """
 

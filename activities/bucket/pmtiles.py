@@ -3,12 +3,14 @@
 https://github.com/protomaps/PMTiles/blob/main/spec/v3/spec.md
 
 1. Zoom, x and y of a tile are its level, column and row in the Deep Zoom pyramid. All levels are in.
-2. Nothing is compressed: the tiles are JPEGs, and the index has the same bytes whatever zlib is installed.
+2. Nothing gets smaller: the tiles are JPEGs, and the index is in the form of gzip, but stored. So it has the same bytes whatever zlib is
+   installed, and readers that take every index for a gzip can read it.
 3. The bounds are the whole world, as a sheet has no place on it.
 """
 
 import json
 import struct
+import zlib
 from array import array
 from bisect import bisect_right
 from collections.abc import Hashable, Iterable, Sequence
@@ -31,7 +33,8 @@ LARGEST_INDEX_BYTES = 64 << 20
 
 _HEADER = struct.Struct("<7sB11Q6B4iB2i")
 _MAGIC, _VERSION = b"PMTiles", 3
-_NO_COMPRESSION, _JPEG = 1, 3
+_NO_COMPRESSION, _GZIP, _JPEG = 1, 2, 3
+_BLOCK_BYTES = 0xFFFF
 _WORLD = (-180_0000000, -85_0000000, 180_0000000, 85_0000000)
 
 C = TypeVar("C", bound=Hashable)
@@ -79,6 +82,7 @@ def plan_archive(tiles: Iterable[tuple[tuple[int, int, int], C, int]], metadata:
                 continue
         entries.append((number, 1, size, offset))
     root, leaves = _directories(entries, leaf_entries)
+    metadata = _stored(metadata)
     metadata_at = _HEADER.size + len(root)
     leaves_at = metadata_at + len(metadata)
     tiles_at = leaves_at + len(leaves)
@@ -86,7 +90,7 @@ def plan_archive(tiles: Iterable[tuple[tuple[int, int, int], C, int]], metadata:
     max_zoom = _place_of(in_order[-1][0])[0]
     header = _HEADER.pack(
         *(_MAGIC, _VERSION, *places, len(in_order), len(entries), len(offsets)),
-        *(1, _NO_COMPRESSION, _NO_COMPRESSION, _JPEG, 0, max_zoom, *_WORLD, 0, 0, 0),
+        *(1, _GZIP, _NO_COMPRESSION, _JPEG, 0, max_zoom, *_WORLD, 0, 0, 0),
     )
     return Archive(header + root + metadata + leaves, tuple(offsets), tiles_at + end)
 
@@ -120,14 +124,14 @@ class Index:
         if len(data) < self._tiles_at or max(root_at + root_bytes, metadata_at + metadata_bytes, leaves_at + leaves_bytes) > self._tiles_at:
             msg = "its index is cut off"
             raise ValueError(msg)
-        self.metadata = _read_metadata(data[metadata_at : metadata_at + metadata_bytes])
+        self.metadata = _read_metadata(_plain(data[metadata_at : metadata_at + metadata_bytes]))
         self._ids, self._runs, self._sizes, self._offsets = array("Q"), array("Q"), array("Q"), array("Q")
-        for entry in _read_directory(data[root_at : root_at + root_bytes]):
+        for entry in _read_directory(_plain(data[root_at : root_at + root_bytes])):
             _, run, size, offset = entry
             if run:
                 self._add(entry)
                 continue
-            for leaf_entry in _read_directory(data[leaves_at + offset : leaves_at + offset + size]):
+            for leaf_entry in _read_directory(_plain(data[leaves_at + offset : leaves_at + offset + size])):
                 if not leaf_entry[1]:
                     msg = "its leaf directories have leaf directories"
                     raise ValueError(msg)
@@ -221,16 +225,37 @@ def _place_of(number: int) -> tuple[int, int]:
 
 def _directories(entries: Sequence[_Entry], step: int) -> tuple[bytes, bytes]:
     """The root directory, and the leaf directories if the root alone does not fit into the first bytes of the archive."""
-    root, leaves = _directory(entries), b""
+    root, leaves = _stored(_directory(entries)), b""
     while len(root) > FIRST_BYTES - _HEADER.size:
         roots: list[_Entry] = []
         body = bytearray()
         for start in range(0, len(entries), step):
-            leaf = _directory(entries[start : start + step])
+            leaf = _stored(_directory(entries[start : start + step]))
             roots.append((entries[start][0], 0, len(leaf), len(body)))
             body += leaf
-        root, leaves, step = _directory(roots), bytes(body), 2 * step
+        root, leaves, step = _stored(_directory(roots)), bytes(body), 2 * step
     return root, leaves
+
+
+def _stored(data: bytes) -> bytes:
+    """The data as a gzip of stored blocks: https://www.rfc-editor.org/rfc/rfc1952, https://www.rfc-editor.org/rfc/rfc1951#section-3.2.4."""
+    blocks = [data[start : start + _BLOCK_BYTES] for start in range(0, len(data), _BLOCK_BYTES)]
+    body = b"".join(struct.pack("<?HH", block is blocks[-1], len(block), len(block) ^ _BLOCK_BYTES) + block for block in blocks)
+    return b"\x1f\x8b\x08" + bytes(6) + b"\xff" + body + struct.pack("<II", zlib.crc32(data), len(data))
+
+
+def _plain(data: bytes) -> bytes:
+    """The content of a gzip."""
+    reader = zlib.decompressobj(16 + zlib.MAX_WBITS)
+    try:
+        content = reader.decompress(data, LARGEST_INDEX_BYTES)
+    except zlib.error as error:
+        msg = "its index cannot be decompressed"
+        raise ValueError(msg) from error
+    if not reader.eof:
+        msg = "its index is cut off, or too large"
+        raise ValueError(msg)
+    return content
 
 
 def _directory(entries: Sequence[_Entry]) -> bytes:
@@ -281,7 +306,7 @@ def _read_header(data: bytes | bytearray) -> tuple[Any, ...]:
         msg = "it is no PMTiles archive"
         raise ValueError(msg)
     header = _HEADER.unpack_from(data)
-    if header[1] != _VERSION or header[14:17] != (_NO_COMPRESSION, _NO_COMPRESSION, _JPEG):
+    if header[1] != _VERSION or header[14:17] != (_GZIP, _NO_COMPRESSION, _JPEG):
         msg = "it is a PMTiles archive of another kind"
         raise ValueError(msg)
     return header

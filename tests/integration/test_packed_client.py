@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
+from activities.bucket import pmtiles
 from activities.bucket.dzi import Pyramid
 from activities.bucket.location import BucketSettings
 from activities.bucket.pmtiles import plan_archive
@@ -47,11 +49,18 @@ def tile(level: int, column: int, row: int) -> bytes:
 
 
 def own_file(pyramid: Pyramid, tile: Callable[[int, int, int], bytes], **metadata: object) -> bytes:
-    """A packed sheet as SiteLink writes it, with an index that is not compressed."""
+    """A packed sheet as SiteLink writes it."""
     size = {"width": pyramid.width, "height": pyramid.height, "tileSize": pyramid.tile_size, "overlap": pyramid.overlap}
     tiles = [(place, tile(*place)) for place in pyramid.tiles()]
     plan = plan_archive(((place, body, len(body)) for place, body in tiles), json.dumps({"schema": 1, **size, **metadata}).encode())
     return plan.index + b"".join(plan.contents)
+
+
+def plain_file(pyramid: Pyramid, tile: Callable[[int, int, int], bytes], **metadata: object) -> bytes:
+    """The same with an index that is no gzip, as the format allows it."""
+    with patch.object(pmtiles, "_stored", bytes):
+        body = own_file(pyramid, tile, **metadata)
+    return body[:97] + b"\x01" + body[98:]
 
 
 FILE = packed_file(SHEET, tile, sheet=1)
@@ -115,10 +124,10 @@ say(wrong);
 """
 
 
-@pytest.mark.parametrize("writer", [packed_file, own_file])
+@pytest.mark.parametrize("writer", [packed_file, own_file, plain_file])
 @pytest.mark.parametrize("pyramid", [SHEET, LARGE], ids=["root", "leaves"])
 async def test_every_tile_of_a_file_is_read(judge: Path, tmp_path: Path, writer: Callable[..., bytes], pyramid: Pyramid) -> None:
-    """As npm's reader reads it: with and without leaf directories, compressed as PyPI's writer writes them or as SiteLink does."""
+    """As npm's reader reads it: with and without leaf directories, compressed by PyPI's writer, stored by SiteLink's, or plain."""
     body = writer(pyramid, tile, sheet=1)
     assert (struct.unpack_from("<Q", body, 48)[0] > 0) == (pyramid is LARGE)
     path = tmp_path / KEY

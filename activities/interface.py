@@ -541,7 +541,7 @@ class ConvertedSheet:
 
     Args:
         converted: Whether the sheet is ready and has the layout now, whichever attempt converted it, if any had to.
-        reason: The name of the error for which a ready sheet was left as it is; None if there was none.
+        reason: The name of the error for which a ready sheet was left as it is; None without an error.
         detail: The error's sentence.
     """
 

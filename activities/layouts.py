@@ -20,8 +20,8 @@ from activities.bucket.keys import UploadRef
 from activities.bucket.listing import Listing
 from activities.bucket.packed import read_packed, read_places
 from activities.bucket.pmtiles import plan_archive, sheet_metadata
-from activities.bucket.records import Layout, SheetRecord, tiles_digest, to_json
-from activities.bucket.storage import Bucket, ObjectInfo, etag_of
+from activities.bucket.records import Layout, SheetRecord, TileLine, tiles_digest, to_json
+from activities.bucket.storage import Bucket, etag_of
 from activities.bucket.store_errors import not_written_error
 from activities.bucket.uploads import UploadStore, marker
 from activities.errors import DamagedRecord, ObjectMissing, SheetAltered, UnreadableRecord, UploadBusy
@@ -31,9 +31,6 @@ from activities.threads import FairThreads, turn_of
 CHUNK_TILES = 32
 """Tiles that a thread reads or writes before another sheet gets its turn."""
 CHUNK_BYTES = 1 << 20
-
-Line = tuple[str, int, str]
-"""Name, size and MD5 of a tile."""
 
 
 class Contents(AbstractContextManager["Contents"]):
@@ -122,7 +119,7 @@ class SheetConversion:
             BucketError: The bucket failed.
         """
         record = self._store.committed(self._ref, self._number)
-        if record is None or record.layout is not self._layout:
+        if not record or record.layout is not self._layout:
             msg = f"sheet {self._number:,} was made anew meanwhile"
             raise UploadBusy(msg)
         try:
@@ -170,7 +167,7 @@ class SheetConversion:
 
     # ------------------------------------------------------------------ writing
 
-    def _pack(self, record: SheetRecord, lines: Sequence[Line], contents: Contents, stop: threading.Event) -> SheetRecord:
+    def _pack(self, record: SheetRecord, lines: Sequence[TileLine], contents: Contents, stop: threading.Event) -> SheetRecord:
         tiles = ((place, md5, size) for place, (_, size, md5) in zip(_pyramid(record).tiles(), lines, strict=True))
         archive = plan_archive(tiles, sheet_metadata(record))
 
@@ -189,15 +186,15 @@ class SheetConversion:
         self._prove(record, stop)
         return record
 
-    def _unpack(self, record: SheetRecord, lines: Sequence[Line], contents: Contents, stop: threading.Event) -> SheetRecord:
+    def _unpack(self, record: SheetRecord, lines: Sequence[TileLine], contents: Contents, stop: threading.Event) -> SheetRecord:
         stored = Listing.fetch(self._bucket, self._ref, self._number).tiles
         prefix = self._ref.tiles_prefix(self._number)
 
-        def put(chunk: Sequence[Line]) -> None:
+        def put(chunk: Sequence[TileLine]) -> None:
             for name, size, md5 in chunk:
                 raise_if_stopped(stop)
                 info = stored.get(name)
-                if info is None or (info.size, _etag(info)) != (size, md5):
+                if info is None or (info.size, info.plain_etag) != (size, md5):
                     self._bucket.put(prefix + name, contents.read(md5))
 
         self._for_all(put, lines)
@@ -216,7 +213,7 @@ class SheetConversion:
         """
         if self._layout is Layout.PACKED and record.etag is not None:
             try:
-                if _etag(self._bucket.head(self._ref.archive(self._number))) == record.etag:
+                if self._bucket.head(self._ref.archive(self._number)).plain_etag == record.etag:
                     return
             except ObjectMissing as error:
                 raise SheetAltered(str(error)) from error
@@ -225,7 +222,7 @@ class SheetConversion:
 
     def _read(
         self, layout: Layout, record: SheetRecord, contents: Contents, stop: threading.Event, *, by_etags: bool = False
-    ) -> list[Line]:
+    ) -> list[TileLine]:
         """Reads all tiles in one layout.
 
         Args:
@@ -248,7 +245,7 @@ class SheetConversion:
             raise SheetAltered(msg)
         return lines
 
-    def _read_tiles(self, record: SheetRecord, contents: Contents, stop: threading.Event, *, by_etags: bool) -> list[Line]:
+    def _read_tiles(self, record: SheetRecord, contents: Contents, stop: threading.Event, *, by_etags: bool) -> list[TileLine]:
         pyramid = _pyramid(record)
         listing = Listing.fetch(self._bucket, self._ref, self._number)
         tiles = listing.tiles_of(pyramid, Layout.EXPLODED)
@@ -256,14 +253,14 @@ class SheetConversion:
         if missing := [name for name in names if name not in tiles]:
             msg = f"sheet {self._number:,} lacks {len(missing):,} of {len(names):,} tiles, the first is {missing[0]}"
             raise SheetAltered(msg)
-        lines = [(name, tiles[name].size, _etag(tiles[name])) for name in names]
+        lines = [(name, tiles[name].size, tiles[name].plain_etag) for name in names]
         # Where ETags are MD5s, equal tiles need not be read twice.
         are_md5s = tiles_digest(lines) == record.digest
         if are_md5s and by_etags:
             return lines
-        read: dict[str, Line] = {}
+        read: dict[str, TileLine] = {}
 
-        def get(chunk: Sequence[Line]) -> None:
+        def get(chunk: Sequence[TileLine]) -> None:
             for name, _, _ in chunk:
                 raise_if_stopped(stop)
                 body = self._bucket.get(tiles[name].key).body
@@ -278,7 +275,7 @@ class SheetConversion:
             raise SheetAltered(msg)
         return lines
 
-    def _read_archive(self, record: SheetRecord, contents: Contents, stop: threading.Event, *, by_etags: bool) -> list[Line]:
+    def _read_archive(self, record: SheetRecord, contents: Contents, stop: threading.Event, *, by_etags: bool) -> list[TileLine]:
         try:
             packed = read_packed(self._bucket, self._ref.archive(self._number))
         except (ObjectMissing, DamagedRecord) as error:
@@ -295,7 +292,7 @@ class SheetConversion:
             md5s[place] = contents.add(body)
         return [(tile_name(*tile), place[1], md5s[place]) for tile, place in zip(tiles, found, strict=True)]
 
-    def _for_all(self, work: Callable[[Sequence[Line]], None], lines: Sequence[Line]) -> None:
+    def _for_all(self, work: Callable[[Sequence[TileLine]], None], lines: Sequence[TileLine]) -> None:
         """Calls ``work`` on all lines, in chunks, in the threads of the host; returns when no thread works on them any more."""
         turn = turn_of(self._ref, str(self._number))
         futures = [self._threads.submit(turn, work, lines[start : start + CHUNK_TILES]) for start in range(0, len(lines), CHUNK_TILES)]
@@ -312,7 +309,3 @@ def _pyramid(record: SheetRecord) -> Pyramid:
     except (TypeError, ValueError) as error:
         msg = f"sheet.json: {error}"
         raise DamagedRecord(msg) from error
-
-
-def _etag(info: ObjectInfo) -> str:
-    return (info.etag or "").strip('"')

@@ -292,7 +292,7 @@ def _fetch(bucket: Bucket, ref: UploadRef, record: UploadRecord, path: Path, sto
         if (size_bytes := part.stat().st_size) != record.size_bytes:
             msg = f"source.pdf has {size_bytes:,} bytes, {record.size_bytes:,} were accepted"
             raise SourceAltered(msg)
-        if accepted is None:
+        if not accepted:
             accepted = asyncio.run(store.set_source_sha256_async(ref, digest.hexdigest()))
         if digest.hexdigest() != accepted:
             msg = f"source.pdf has sha256 {digest.hexdigest()}, {accepted} was accepted"

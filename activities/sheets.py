@@ -18,14 +18,14 @@ from activities.bucket.dzi import Pyramid
 from activities.bucket.keys import UploadRef
 from activities.bucket.listing import Listing
 from activities.bucket.pmtiles import sheet_metadata
-from activities.bucket.records import Layout, SheetRecord, bounded_notes, tiles_digest, to_json
+from activities.bucket.records import Layout, SheetRecord, TileLine, bounded_notes, tiles_digest, to_json
 from activities.bucket.storage import LIST_PAGE, Bucket, ObjectInfo, etag_of
 from activities.bucket.store_errors import not_written_error
 from activities.errors import BucketError, TilesMissing
 from activities.host import HostActivities
 from activities.interface import DiscardScratch, TiledPage, TilePage, UploadPage, host_queue
 from activities.render.attempt import RenderAttempt
-from activities.render.pack import Line, PackedSheet, tile_lines
+from activities.render.pack import PackedSheet, tile_lines
 from activities.render.tilefile import THUMBNAIL, TILES, TileFile
 from activities.threads import turn_of
 
@@ -137,7 +137,7 @@ class SheetActivities(HostActivities):
 
     def _put_tiles(
         self, args: UploadPage, pyramid: Pyramid, tiles: TileFile, stored: Mapping[str, ObjectInfo], stop: threading.Event
-    ) -> list[Line]:
+    ) -> list[TileLine]:
         """Writes the tiles that are not in the bucket already; returns name, size and MD5 of each tile."""
         ref, number = UploadRef.parse(args.ref), args.page.number
         prefix = ref.tiles_prefix(number)
@@ -161,7 +161,7 @@ class SheetActivities(HostActivities):
         return chain.from_iterable(self._host.threads.map(turn, lambda page: list(self._host.bucket.objects(prefix, *page)), pages))
 
 
-def _sheet_record(args: UploadPage, lines: Sequence[Line]) -> SheetRecord:
+def _sheet_record(args: UploadPage, lines: Sequence[TileLine]) -> SheetRecord:
     """``sheet.json``, without the ETag of a ``.pmtiles``."""
     return SheetRecord(
         number=args.page.number,
@@ -184,7 +184,7 @@ def _sheet_record(args: UploadPage, lines: Sequence[Line]) -> SheetRecord:
     )
 
 
-def _prove(listing: Listing, lines: Sequence[Line], thumbnail_bytes: int, record_bytes: int) -> None:
+def _prove(listing: Listing, lines: Sequence[TileLine], thumbnail_bytes: int, record_bytes: int) -> None:
     """Compares a sheet's objects in the bucket with those that were sent, because the answer to a write does not prove the write.
 
     Args:
@@ -216,7 +216,7 @@ def _prove_archive(listing: Listing, size_bytes: int) -> None:
 
 
 def _has_md5(info: ObjectInfo, md5: str) -> bool:
-    return (info.etag or "").strip('"') == md5
+    return info.plain_etag == md5
 
 
 def _chunks(pyramid: Pyramid, threads: int) -> Iterator[list[tuple[int, int, int]]]:
@@ -235,7 +235,7 @@ def _put_tiles(
     chunk: list[tuple[int, int, int]],
     stored: Mapping[str, ObjectInfo],
     stop: threading.Event,
-) -> list[Line]:
+) -> list[TileLine]:
     """Writes the tiles of a chunk that are not in the bucket already; returns name, size and MD5 of each tile of the chunk."""
     lines = []
     for place in chunk:

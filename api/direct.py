@@ -51,7 +51,6 @@ from activities.bucket.store_errors import not_written_error
 from activities.bucket.uploads import UploadStore, upload_deleted_error
 from activities.errors import (
     AlreadyFinished,
-    FileTooLarge,
     IdempotencyConflict,
     InvalidRequest,
     NotAllowed,
@@ -74,6 +73,7 @@ from api.uploads import (
     idempotency_key,
     new_upload_id,
     read_options,
+    too_large_error,
 )
 from api.webhooks import read_webhook
 
@@ -277,8 +277,7 @@ class DirectUploads:
             msg = "sizeBytes is missing or 0, it must be the size of the file"
             raise InvalidRequest(msg)
         if size_bytes > self._max_file_bytes:
-            msg = f"{size_bytes:,} bytes, limit {self._max_file_bytes:,}"
-            raise FileTooLarge(msg)
+            raise too_large_error(size_bytes, self._max_file_bytes)
         part_bytes = _whole_number(body, "partSizeBytes")
         if part_bytes is None:
             return size_bytes, equal_parts(size_bytes)

@@ -3,6 +3,7 @@
 from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any, TypeVar
 
 from temporalio.client import Client, WorkflowExecutionDescription, WorkflowExecutionStatus
 from temporalio.common import (
@@ -15,6 +16,7 @@ from temporalio.common import (
 )
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
+from temporalio.types import MethodAsyncSingleParam
 
 from activities.bucket.keys import UploadRef
 from activities.bucket.records import Layout, UploadStatus
@@ -26,6 +28,8 @@ from workflows.messages import SEARCH_ATTRIBUTES, ConvertInput, DeleteInput, Rec
 from workflows.processing.calls import SHEET_TIMEOUT
 from workflows.upload import ProcessUpload
 from workflows.webhook import DeliverWebhook
+
+T = TypeVar("T")
 
 LOOK_AGAIN_S = (SHEET_TIMEOUT + timedelta(minutes=5)).total_seconds()
 """No activity that may write to the bucket runs for longer than this."""
@@ -133,16 +137,30 @@ async def start_deletion(client: Client, ref: UploadRef, *, look_again_s: float 
     Raises:
         RPCError: Temporal does not answer.
     """
+    argument = DeleteInput(str(ref), look_again_s)
+    return await _start_if_idle(client, ref, DeleteUpload.run, argument, ref.delete_workflow_id, "delete", request_id)
+
+
+async def _start_if_idle(
+    client: Client,
+    ref: UploadRef,
+    run: MethodAsyncSingleParam[Any, T, Any],
+    argument: T,
+    workflow_id: str,
+    name: str,
+    request_id: str | None,
+) -> bool:
+    """Starts a workflow about an upload; returns False if one with this id was running already."""
     try:
         await client.start_workflow(
-            DeleteUpload.run,
-            DeleteInput(str(ref), look_again_s),
-            id=ref.delete_workflow_id,
+            run,
+            argument,
+            id=workflow_id,
             task_queue=WORKFLOW_QUEUE,
             id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
             search_attributes=_search_attributes(ref),
             memo=_memo(request_id),
-            static_summary=f"delete: {_summary(ref)}",
+            static_summary=f"{name}: {_summary(ref)}",
             priority=Priority(fairness_key=ref.organization),
         )
     except WorkflowAlreadyStartedError:
@@ -165,21 +183,8 @@ async def start_conversion(client: Client, ref: UploadRef, layout: Layout, *, re
     Raises:
         RPCError: Temporal does not answer.
     """
-    try:
-        await client.start_workflow(
-            ConvertUpload.run,
-            ConvertInput(str(ref), layout),
-            id=ref.layout_workflow_id,
-            task_queue=WORKFLOW_QUEUE,
-            id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
-            search_attributes=_search_attributes(ref),
-            memo=_memo(request_id),
-            static_summary=f"{layout}: {_summary(ref)}",
-            priority=Priority(fairness_key=ref.organization),
-        )
-    except WorkflowAlreadyStartedError:
-        return False
-    return True
+    argument = ConvertInput(str(ref), layout)
+    return await _start_if_idle(client, ref, ConvertUpload.run, argument, ref.layout_workflow_id, layout, request_id)
 
 
 async def start_delivery(client: Client, webhook: SendWebhook, *, again: bool = False) -> None:

@@ -51,7 +51,7 @@ class PartStore(Protocol):
         """
 
     def discard(self, ref: UploadRef, begun: BegunRecord) -> None:
-        """Removes the parts that are left. It is no error if there are none."""
+        """Removes the parts that are still there. A missing part is no error."""
 
 
 class DirectoryParts:

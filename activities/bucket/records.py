@@ -252,7 +252,7 @@ class KeyRecord:
 
     Args:
         upload: The id of the upload that the request made.
-        sha256: SHA-256 of the request's PDF, hexadecimal; of a request that began an upload, of what it announced.
+        sha256: Hexadecimal SHA-256 of the request's PDF. A request that began an upload had no PDF: of its announcement.
         options: ``options_digest`` of the request's options; None in a record of an earlier release.
     """
 
@@ -521,7 +521,11 @@ class Snapshot:
     schema: int = SCHEMA
 
 
-def tiles_digest(tiles: Iterable[tuple[str, int, str]]) -> str:
+TileLine = tuple[str, int, str]
+"""Name, size and MD5 of a tile."""
+
+
+def tiles_digest(tiles: Iterable[TileLine]) -> str:
     """SHA-256, hexadecimal, over the lines ``name size md5`` of all tiles of a sheet, sorted by name."""
     return hashlib.sha256("".join(f"{name} {size} {md5}\n" for name, size, md5 in sorted(tiles)).encode()).hexdigest()
 

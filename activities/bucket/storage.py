@@ -121,6 +121,11 @@ class ObjectInfo:
     etag: str | None
     modified: datetime
 
+    @property
+    def plain_etag(self) -> str:
+        """The ETag without its quotes; "" if the server gave no ETag."""
+        return (self.etag or "").strip('"')
+
 
 @dataclass(frozen=True)
 class StoredObject:

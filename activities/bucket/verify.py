@@ -180,7 +180,7 @@ def verify_sheet(
     if layout.has_tiles:
         if pyramid is not None:
             _check_descriptor(bucket, ref.descriptor(number), listing.descriptor, pyramid, problems)
-        elif listing.descriptor is None:
+        elif not listing.descriptor:
             problems.append(NO_DESCRIPTOR)
     if listing.thumbnail is None or not listing.thumbnail.size:
         problems.append(f"thumbnail.jpeg is {'missing' if listing.thumbnail is None else 'empty'}")
@@ -397,7 +397,7 @@ class _Reader:
         """MD5, width and height of the JPEGs that were decoded. A third of a plan's tiles are white; the white JPEG is decoded once."""
 
     def problems(self) -> list[str]:
-        """What is wrong with the JPEGs, a sentence each."""
+        """A sentence for each broken JPEG, up to ``MOST_NAMES``, and one for the number of further ones."""
         more = len(self._broken) - MOST_NAMES
         return [*self._broken[:MOST_NAMES], *([f"{more:,} more JPEGs are broken"] if more > 0 else [])]
 
@@ -457,7 +457,7 @@ class _Reader:
 
 def _likely_layout(listing: Listing, options: UploadOptions | None) -> Layout:
     """The layout of a sheet whose ``sheet.json`` cannot be read."""
-    if listing.descriptor is None and listing.archive is not None:
+    if listing.archive and not listing.descriptor:
         return Layout.PACKED
     return options.layout if options else Layout.EXPLODED
 
@@ -476,12 +476,12 @@ def _check_archive(
 ) -> Proof:
     """Verifies the ``.pmtiles`` of a sheet, with a reader every tile in it; returns what is proved if nothing is wrong."""
     info = listing.archive
-    if info is None:
+    if not info:
         problems.append(NO_ARCHIVE)
         return Proof.NAMES
-    if record is None or pyramid is None:
+    if not record or not pyramid:
         return Proof.NAMES
-    etag = (info.etag or "").strip('"')
+    etag = info.plain_etag
     if reader is None and etag and etag == record.etag:
         return Proof.DIGEST
     try:
@@ -512,10 +512,10 @@ def _archive_disagreements(packed: PackedSheet, record: SheetRecord, pyramid: Py
     names, size_bytes = [], 0
     for tile in pyramid.tiles():
         place = packed.index.place(*tile)
-        if place is None or not place[1]:
-            names.append(tile_name(*tile))
-        else:
+        if place and place[1]:
             size_bytes += place[1]
+        else:
+            names.append(tile_name(*tile))
     if names:
         yield f"{len(names):,} of {pyramid.tile_count:,} tiles are missing in the .pmtiles, the first is {names[0]}"
         return

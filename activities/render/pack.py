@@ -5,15 +5,13 @@ from collections.abc import Iterator, Sequence
 
 from activities.bucket.dzi import Pyramid
 from activities.bucket.pmtiles import plan_archive
+from activities.bucket.records import TileLine
 from activities.render.tilefile import TileFile
 
 CHUNK_BYTES = 1 << 20
 
-Line = tuple[str, int, str]
-"""Name, size and MD5 of a tile."""
 
-
-def tile_lines(tiles: TileFile, pyramid: Pyramid) -> list[Line]:
+def tile_lines(tiles: TileFile, pyramid: Pyramid) -> list[TileLine]:
     """Name, size and MD5 of each tile, in the order of ``Pyramid.tiles``. A tile that stands for several is read once.
 
     Raises:
@@ -42,7 +40,7 @@ class PackedSheet:
         TilesMissing: A tile was lost.
     """
 
-    def __init__(self, tiles: TileFile, pyramid: Pyramid, lines: Sequence[Line], metadata: bytes) -> None:
+    def __init__(self, tiles: TileFile, pyramid: Pyramid, lines: Sequence[TileLine], metadata: bytes) -> None:
         self._tiles = tiles
         in_order = list(zip(pyramid.tiles(), lines, strict=True))
         self._archive = plan_archive(((tile, md5, size) for tile, (_, size, md5) in in_order), metadata)

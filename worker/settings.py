@@ -53,7 +53,7 @@ class WorkerSettings:
         """
         data_directory = Path(environ.get("SITELINK_DATA_DIR") or "var")
         bucket = BucketSettings.from_env(environ)
-        render_slots = whole_number(environ, "SITELINK_RENDER_SLOTS", os.cpu_count() or 1)
+        render_slots = whole_number(environ, "SITELINK_RENDER_SLOTS", len(os.sched_getaffinity(0)))
         return cls(
             bucket=bucket,
             scratch_directory=Path(environ.get("SITELINK_SCRATCH_DIR") or data_directory / "scratch").absolute(),

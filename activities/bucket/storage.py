@@ -98,6 +98,8 @@ CONNECT_TIMEOUT = timedelta(seconds=10)
 SILENCE_TIMEOUT = timedelta(minutes=2)
 """Longest wait for the beginning of an answer, and for each read after that. A bucket may be slow, but not silent."""
 REQUEST_TIMEOUT = timedelta(hours=1)
+IDLE_TIMEOUT = timedelta(seconds=2)
+"""So long is a connection of ``put`` kept without a request. There may be hundreds, and a server may take no more from anybody else."""
 
 RETRIES = 4
 RETRY_TIMEOUT = timedelta(seconds=30)
@@ -168,8 +170,8 @@ class Bucket:
         """How many calls of ``put`` to make at once. Only they are counted: they are small, and alike."""
         if settings.is_s3:
             self._s3 = S3Location.from_settings(settings)
-            self._store = _s3_store(self._s3, settings, RETRIES)
-            self._one_try = _s3_store(self._s3, settings, 0)
+            self._store = _s3_store(self._s3, settings)
+            self._one_try = _s3_store(self._s3, settings, retries=0, idle_timeout=IDLE_TIMEOUT)
             return
         self._root = settings.directory
         try:
@@ -779,7 +781,9 @@ _HEAD_ERRORS = (FileNotFoundError, NotFoundError, PermissionDeniedError, Unauthe
 """The errors of a failed HEAD for which the answer to a GET says more (oddity 5)."""
 
 
-def _s3_store(location: S3Location, settings: BucketSettings, retries: int) -> S3Store:
+def _s3_store(
+    location: S3Location, settings: BucketSettings, *, retries: int = RETRIES, idle_timeout: timedelta = timedelta(seconds=90)
+) -> S3Store:
     config: S3Config = {
         "access_key_id": settings.access_key_id,
         "secret_access_key": settings.secret_access_key,
@@ -795,6 +799,7 @@ def _s3_store(location: S3Location, settings: BucketSettings, retries: int) -> S
         client_options={
             "allow_http": (location.endpoint or "").startswith("http://"),
             "connect_timeout": CONNECT_TIMEOUT,
+            "pool_idle_timeout": idle_timeout,
             "read_timeout": SILENCE_TIMEOUT,
             "timeout": REQUEST_TIMEOUT,
         },

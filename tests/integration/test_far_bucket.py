@@ -17,7 +17,7 @@ from tests.servers.far import Far, far_away, far_binary
 from tests.servers.s3 import TestServer
 from tests.servers.versitygw import NoS3Server
 from tests.unit.api_fakes import BASE
-from tests.waiting import until
+from tests.waiting import ASK_S, until
 
 MOST = 256
 
@@ -33,9 +33,13 @@ def proxy() -> None:
         pytest.skip(str(error))
 
 
-def put_many(server: TestServer, far: Far, number: int) -> dict[str, int]:
+def far_bucket(server: TestServer, far: Far) -> Bucket:
+    """A new bucket behind the proxy, as a worker has it."""
+    return Bucket(replace(server.new_bucket(), endpoint=far.endpoint), max_requests=MOST)
+
+
+def put_many(bucket: Bucket, far: Far, number: int) -> dict[str, int]:
     """Writes so many objects, as a worker does; returns what has passed the proxy until then. All objects are there."""
-    bucket = Bucket(replace(server.new_bucket(), endpoint=far.endpoint), max_requests=MOST)
     with FairThreads(MOST, "test", lambda: bucket.limiter.limit) as threads:
         list(threads.map(("a",), lambda each: bucket.put(f"objects/{each}", b"body"), range(number)))
     counts = far.counts()
@@ -46,16 +50,26 @@ def put_many(server: TestServer, far: Far, number: int) -> dict[str, int]:
 def test_far_bucket_gets_many_requests_at_once(s3_server: TestServer) -> None:
     """One after the other, or 16 at once, they would take the longer the further the bucket is."""
     with far_away(s3_server.endpoint, "-delay=200ms") as far:
-        counts = put_many(s3_server, far, 1500)
+        counts = put_many(far_bucket(s3_server, far), far, 1500)
     assert 4 * LEAST < counts["mostInFlight"] <= MOST
     assert counts["refused"] == 0
     assert counts["connections"] <= 2 * MOST  # they are kept for further requests, so that none waits for a new connection and its TLS
 
 
+def test_connections_are_not_kept_from_others(s3_server: TestServer) -> None:
+    """A server may take few connections: those of many writes are closed soon, while that of a read waits for the next read."""
+    with far_away(s3_server.endpoint, "-delay=20ms") as far:
+        bucket = far_bucket(s3_server, far)
+        assert put_many(bucket, far, 600)["open"] >= LEAST
+        until(lambda: far.counts()["open"] <= 1, ASK_S)
+        assert far.counts()["open"] == 1
+        assert bucket.get("objects/0").body == b"body"
+
+
 def test_refused_requests_are_sent_again(s3_server: TestServer) -> None:
     """Each 503 costs one request more, and no error reaches the caller."""
     with far_away(s3_server.endpoint, "-delay=10ms", "-error-each=20") as far:
-        counts = put_many(s3_server, far, 600)
+        counts = put_many(far_bucket(s3_server, far), far, 600)
     assert counts["refused"] >= 30
     assert counts["requests"] == 600 + counts["refused"]
 

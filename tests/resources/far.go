@@ -28,7 +28,7 @@ var (
 	connections = flag.Int("connections", 0, "connections at once; 0: no limit")
 
 	counts struct {
-		Requests, Refused, InFlight, MostInFlight, Connections, BytesIn, BytesOut atomic.Int64
+		Requests, Refused, InFlight, MostInFlight, Connections, Open, BytesIn, BytesOut atomic.Int64
 	}
 )
 
@@ -119,15 +119,12 @@ func (p *proxy) ServeHTTP(answer http.ResponseWriter, request *http.Request) {
 func answerCounts(answer http.ResponseWriter, _ *http.Request) {
 	_ = json.NewEncoder(answer).Encode(map[string]int64{
 		"requests": counts.Requests.Load(), "refused": counts.Refused.Load(), "mostInFlight": counts.MostInFlight.Load(),
-		"connections": counts.Connections.Load(), "bytesIn": counts.BytesIn.Load(), "bytesOut": counts.BytesOut.Load(),
+		"connections": counts.Connections.Load(), "open": counts.Open.Load(), "bytesIn": counts.BytesIn.Load(), "bytesOut": counts.BytesOut.Load(),
 	})
 }
 
 // limited lets so many connections be open at once, and closes further ones.
-type limited struct {
-	net.Listener
-	open atomic.Int64
-}
+type limited struct{ net.Listener }
 
 type counted struct {
 	net.Conn
@@ -157,13 +154,13 @@ func (l *limited) Accept() (net.Conn, error) {
 			return nil, err
 		}
 		counts.Connections.Add(1)
-		if open := l.open.Add(1); *connections > 0 && open > int64(*connections) {
+		if open := counts.Open.Add(1); *connections > 0 && open > int64(*connections) {
 			counts.Refused.Add(1)
-			l.open.Add(-1)
+			counts.Open.Add(-1)
 			connection.Close()
 			continue
 		}
-		return counted{connection, sync.OnceFunc(func() { l.open.Add(-1) })}, nil
+		return counted{connection, sync.OnceFunc(func() { counts.Open.Add(-1) })}, nil
 	}
 }
 

@@ -29,7 +29,7 @@ class Far:
         self._control = f"http://{control}"
 
     def counts(self) -> dict[str, int]:
-        """How many requests came, were refused and were in flight at most, how many connections were opened, and the bytes each way."""
+        """How many requests came, were refused and were in flight at most, how many connections were opened and are open, and the bytes each way."""
         counts: dict[str, int] = httpx2.get(self._control, trust_env=False).json()
         return counts
 

@@ -2,11 +2,12 @@
 
 ``python -m tests.bench.bench_far [--pdf FILE.pdf] [--rounds 3] [--layout LAYOUT,...] [OPTIONS ...]``
 
-OPTIONS are options of ``tests/resources/far.go``, joined by commas, such as ``delay=50ms`` or ``delay=20ms,error-each=100``. All OPTIONS
-and layouts have their turn in each round. Prints medians: seconds, beside the seconds of the first row; CPU seconds of all processes but
-the bucket's; requests, refused requests, the most in flight, connections; megabytes sent, headers included, and which share of the line
-that is over the whole job (``bandwidth``, in bytes a second); PUTs and dollars of the receipt. Then tiles are read through the API: ms of
-the median and of the slowest hundredth, and tiles a second. Everything is written below ``/dev/shm``.
+OPTIONS are options of ``tests/resources/far.go``, joined by commas, such as ``delay=50ms`` or ``delay=20ms,error-each=100``; or ``near``,
+without the proxy, which takes CPU time, too. All OPTIONS and layouts have their turn in each round. Prints medians: seconds, beside the
+seconds of the first row; CPU seconds of all processes but the bucket's; requests, refused requests, the most in flight, connections;
+megabytes sent, headers included, and which share of the line that is over the whole job (``bandwidth``, in bytes a second); PUTs and
+dollars of the receipt. Then tiles are read through the API: ms of the median and of the slowest hundredth, and tiles a second.
+Everything is written below ``/dev/shm``.
 """
 
 import argparse
@@ -16,7 +17,9 @@ import statistics
 import tempfile
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import cycle, islice
 from pathlib import Path
@@ -26,6 +29,7 @@ import httpx2
 
 from activities.bucket.dzi import Pyramid, tile_name
 from activities.bucket.keys import UploadRef
+from activities.bucket.location import BucketSettings
 from activities.bucket.records import Layout
 from api.paths import upload_path
 from deploy.stack import Stack
@@ -34,6 +38,7 @@ from tests.bench.bench_jobs import Usage, run_job
 from tests.resources.make_pdfs import plan_set
 from tests.servers.far import far_away
 
+NEAR = "near"
 READS = 3000
 READERS = 40
 """Requests for tiles at once. A browser has six for each viewer."""
@@ -64,16 +69,26 @@ async def read_tiles(stack: Stack, status: dict[str, Any]) -> tuple[float, float
     return hundredths[49] * 1000, hundredths[98] * 1000, READS / seconds
 
 
+@contextmanager
+def behind_proxy(settings: BucketSettings, options: str) -> Iterator[tuple[BucketSettings, Callable[[], Counter[str]]]]:
+    """The bucket behind a proxy with these options, or ``near``, without one; and what has passed the proxy."""
+    if options == NEAR:
+        yield settings, Counter
+        return
+    with far_away(settings.endpoint, *(f"-{each}" for each in options.split(","))) as far:
+        yield replace(settings, endpoint=far.endpoint), lambda: Counter(far.counts())
+
+
 def job(pdf: Path, options: str, layout: Layout) -> Row:
     """Runs one job in a stack and a bucket of its own."""
     with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
         directory = Path(name)
-        with logging_server(directory) as (settings, _), far_away(settings.endpoint, *(f"-{each}" for each in options.split(","))) as far:
-            stack = Stack(directory / "data", environ=environment(replace(settings, endpoint=far.endpoint)), port=0, temporal_ports=(0, 0))
+        with logging_server(directory) as (near, _), behind_proxy(near, options) as (settings, counts):
+            stack = Stack(directory / "data", environ=environment(settings), port=0, temporal_ports=(0, 0))
             stack.start()
             usage = Usage(stack)
             usage.wait_until_idle()
-            idle, before = sum(usage.cpu_s.values()), far.counts()
+            idle, before = sum(usage.cpu_s.values()), counts()
             watcher = threading.Thread(target=usage.watch)
             watcher.start()
             try:
@@ -82,7 +97,7 @@ def job(pdf: Path, options: str, layout: Layout) -> Row:
                 usage.look()
                 usage.stop.set()
                 watcher.join()
-                after = far.counts()
+                after = counts()
                 reads = asyncio.run(read_tiles(stack, status))
                 stack.stop()
             assert status["status"] == "complete", status

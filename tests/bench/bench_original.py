@@ -1,8 +1,8 @@
 """Whole jobs on an S3 server beside the original pipeline: ``python -m tests.bench.bench_original FILE.pdf [OPTIONS ...]``.
 
 The original pipeline does a sheet after the other: ``vips dzsave plan.pdf[page=N,dpi=300]`` with poppler onto the disk, then boto3 uploads
-the tiles with 16 threads. Both do the same sheets, in a PDF of their own, to the same server behind the same proxy, in turn, in one run.
-OPTIONS are the proxy's, as in ``bench_far``; default: no delay, and 50 ms. Prints a Markdown table of seconds. All is written to /dev/shm.
+the tiles with 16 threads. Beside it stand a job of the same sheets alone, and these sheets' share of a job of the whole plan set, in one
+run, to the same server. OPTIONS are those of ``bench_far``; default: a near server, and 50 ms away. Prints a Markdown table of seconds.
 """
 
 import argparse
@@ -12,7 +12,6 @@ import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,7 @@ from botocore.config import Config
 from activities.bucket.location import BucketSettings, S3Location
 from activities.bucket.records import Layout
 from tests.bench.bench_bucket import logging_server
-from tests.bench.bench_far import job
-from tests.servers.far import far_away
+from tests.bench.bench_far import NEAR, behind_proxy, job
 
 THREADS = 16
 
@@ -69,27 +67,33 @@ def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("pdf", type=Path)
-    parser.add_argument("options", nargs="*", default=["delay=0ms", "delay=50ms"])
+    parser.add_argument("options", nargs="*", default=[NEAR, "delay=50ms"])
     parser.add_argument("--sheets", default="1,9,17,25,33", help="1-based, separated by commas")
     parser.add_argument("--rounds", type=int, default=3, help="of our jobs, of which the median counts; the original runs once")
     arguments = parser.parse_args()
     sheets = [int(each) for each in arguments.sheets.split(",")]
-    print("| bucket | original: cut s | upload s | together s | layout | s | times faster |\n|---|---|---|---|---|---|---|")
+    print("| bucket | original: cut s | upload s | together s | layout | job s | times faster | share of the whole set s | times faster |")
+    print("|---" * 9 + "|")
     for options in arguments.options:
         with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
             directory, part = Path(name), Path(name) / "part.pdf"
             with pikepdf.open(arguments.pdf) as whole, pikepdf.new() as chosen:
+                share = len(sheets) / len(whole.pages)
                 chosen.pages.extend(whole.pages[sheet - 1] for sheet in sheets)
                 chosen.save(part)
             tiles = directory / "tiles"
             tiles.mkdir()
-            proxy = [f"-{each}" for each in options.split(",")]
-            with logging_server(directory) as (settings, _), far_away(settings.endpoint, *proxy) as far:
-                cutting, uploading = original(arguments.pdf, sheets, replace(settings, endpoint=far.endpoint), tiles)
-            before = f"{cutting:.1f} | {uploading:.1f} | {cutting + uploading:.1f}"
+            with logging_server(directory) as (near, _), behind_proxy(near, options) as (settings, _):
+                cutting, uploading = original(arguments.pdf, sheets, settings, tiles)
+            before = cutting + uploading
             for layout in (Layout.EXPLODED, Layout.PACKED):
-                seconds = statistics.median(job(part, options, layout)[0] for _ in range(arguments.rounds))
-                print(f"| {options} | {before} | {layout} | {seconds:.2f} | {(cutting + uploading) / seconds:.1f} |", flush=True)
+                alone = statistics.median(job(part, options, layout)[0] for _ in range(arguments.rounds))
+                shared = share * statistics.median(job(arguments.pdf, options, layout)[0] for _ in range(arguments.rounds))
+                print(
+                    f"| {options} | {cutting:.1f} | {uploading:.1f} | {before:.1f} | {layout} | {alone:.2f} | {before / alone:.1f} "
+                    f"| {shared:.2f} | {before / shared:.1f} |",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

@@ -5,8 +5,9 @@
 OPTIONS are options of ``tests/resources/far.go``, joined by commas, such as ``delay=50ms`` or ``delay=20ms,error-each=100``; or ``near``,
 without the proxy, which takes CPU time, too. All OPTIONS and layouts have their turn in each round. Prints medians: seconds, beside the
 seconds of the first row; CPU seconds of all processes but the bucket's; requests, refused requests, the most in flight, connections;
-megabytes sent, headers included, and which share of the line that is over the whole job (``bandwidth``, in bytes a second); PUTs and
-dollars of the receipt. Then tiles are read through the API: ms of the median and of the slowest hundredth, and tiles a second.
+megabytes sent, headers included, and which share of the line (``bandwidth``, in bytes a second) was in use over the whole job, and from
+the first PUT of a sheet to the last; PUTs and dollars of the receipt. Then tiles are read through the API: ms of the median and of the
+slowest hundredth, and tiles a second.
 Everything is written below ``/dev/shm``.
 """
 
@@ -44,8 +45,8 @@ READERS = 40
 """Requests for tiles at once. A browser has six for each viewer."""
 
 Row = tuple[float, ...]
-"""Seconds, CPU seconds, requests, refused ones, most in flight, connections, bytes sent, PUTs, dollars; p50 and p99 ms of a read, tiles
-read a second."""
+"""Seconds, CPU seconds, requests, refused ones, most in flight, connections, bytes sent, bytes a second while sheets were sent, PUTs,
+dollars; p50 and p99 ms of a read, tiles read a second."""
 
 
 async def read_tiles(stack: Stack, status: dict[str, Any]) -> tuple[float, float, float]:
@@ -109,6 +110,7 @@ def job(pdf: Path, options: str, layout: Layout) -> Row:
                 after["mostInFlight"],
                 after["connections"] - before["connections"],
                 after["bytesIn"] - before["bytesIn"],
+                after["sheetsBytes"] / (after["sheetsMs"] / 1000 or 1),
                 status["receipt"]["puts"],
                 status["receipt"]["dollars"],
                 *reads,
@@ -132,17 +134,30 @@ def main() -> None:
         for _ in range(arguments.rounds):
             for (options, layout), found in rows.items():
                 found.append(job(pdf, options, layout))
-    names = ("s", "ratio", "CPU s", "requests", "refused", "most in flight", "connections", "MB sent", "of the line", "PUTs", "$")
+    names = (
+        "s",
+        "ratio",
+        "CPU s",
+        "requests",
+        "refused",
+        "most in flight",
+        "connections",
+        "MB sent",
+        "of the line",
+        "for sheets",
+        "PUTs",
+        "$",
+    )
     print(f"| bucket | layout | {' | '.join(names)} | read p50 ms | p99 | tiles/s |")
-    print("|---" * 16 + "|")
+    print("|---" * 17 + "|")
     first_s = 0.0
     for (options, layout), found in rows.items():
-        seconds, cpu_s, requests, refused, in_flight, connections, sent, puts, price, p50_ms, p99_ms, reads = (
+        seconds, cpu_s, requests, refused, in_flight, connections, sent, sheets_rate, puts, price, p50_ms, p99_ms, reads = (
             statistics.median(column) for column in zip(*found, strict=True)
         )
         first_s = first_s or seconds
         line = re.search(r"bandwidth=(\d+)", options)
-        share = f"{sent / seconds / int(line[1]):.0%}" if line else "-"
+        share = f"{sent / seconds / int(line[1]):.0%} | {sheets_rate / int(line[1]):.0%}" if line else "- | -"
         print(
             f"| {options} | {layout} "
             f"| {seconds:.1f} | {seconds / first_s:.2f} | {cpu_s:.1f} | {requests:,.0f} | {refused:,.0f} | {in_flight:.0f} "

@@ -1,4 +1,6 @@
-"""How soon a client sees something of an upload: ``python -m tests.bench.bench_first_sheet [--rounds 3] [--delay MS] FILE.pdf``.
+"""How soon a client sees something of an upload.
+
+``python -m tests.bench.bench_first_sheet [--rounds 3] [--delay MS] [--layout LAYOUT] FILE.pdf``
 
 Each round has a new stack, which has processed a small plan before: once onto a directory, once onto an S3 server. Prints medians of the
 milliseconds since the last byte of the upload was sent: when each step towards sheet 1 ended, by the run's history in Temporal, and
@@ -21,6 +23,7 @@ import httpx2
 from temporalio.client import Client
 
 from activities.bucket.keys import UploadRef
+from activities.bucket.records import Layout
 from deploy.stack import Stack
 from tests.bench.bench_bucket import environment, logging_server
 from tests.bench.bench_jobs import use_memory
@@ -57,7 +60,7 @@ async def history_times(address: str, ref: UploadRef) -> Times:
     return {name: at for name, at in times.items() if not name.startswith(("write_manifest", "discard_scratch"))}
 
 
-def send(stack: Stack, pdf: Path, *, until_end: bool) -> tuple[UploadRef, Times]:
+def send(stack: Stack, pdf: Path, *, until_end: bool, layout: Layout) -> tuple[UploadRef, Times]:
     """Sends a PDF and watches it until the end, or until sheet 1 is ready; returns what was seen when."""
     times: Times = {}
 
@@ -69,7 +72,7 @@ def send(stack: Stack, pdf: Path, *, until_end: bool) -> tuple[UploadRef, Times]
 
     with httpx2.Client(base_url=stack.api_url, timeout=300, trust_env=False) as client:
         headers = {"Content-Type": "application/pdf", "Content-Length": str(pdf.stat().st_size)}
-        answer = client.post(UPLOADS, content=body(), headers=headers).raise_for_status()
+        answer = client.post(UPLOADS, params={"layout": layout}, content=body(), headers=headers).raise_for_status()
         times["accepted"] = time.time()
         with client.stream("GET", answer.json()["links"]["events"]) as events:
             for line in events.iter_lines():
@@ -92,7 +95,7 @@ def send(stack: Stack, pdf: Path, *, until_end: bool) -> tuple[UploadRef, Times]
     return UploadRef.parse(answer.json()["ref"]), times
 
 
-def one_round(pdf: Path, warm_up: Path, *, is_s3: bool, delay_ms: int) -> Times:
+def one_round(pdf: Path, warm_up: Path, *, is_s3: bool, delay_ms: int, layout: Layout) -> Times:
     """Milliseconds from the last byte to each step's end, in a new stack."""
     with ExitStack() as opened:
         directory = Path(opened.enter_context(tempfile.TemporaryDirectory(dir="/dev/shm")))
@@ -106,9 +109,9 @@ def one_round(pdf: Path, warm_up: Path, *, is_s3: bool, delay_ms: int) -> Times:
         stack = Stack(directory / "data", environ=environ, port=0, temporal_ports=(0, 0))
         stack.start()
         opened.callback(stack.stop)
-        send(stack, warm_up, until_end=True)
+        send(stack, warm_up, until_end=True, layout=layout)
         use_memory()
-        ref, times = send(stack, pdf, until_end=False)
+        ref, times = send(stack, pdf, until_end=False, layout=layout)
         times |= asyncio.run(history_times(stack.temporal_address, ref))
         return {name: 1000 * (at - times["last byte"]) for name, at in sorted(times.items(), key=lambda item: item[1])}
 
@@ -119,6 +122,7 @@ def main() -> None:
     parser.add_argument("pdf", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--delay", type=int, default=0, help="milliseconds by which each answer of the S3 server is late")
+    parser.add_argument("--layout", type=Layout, default=Layout.EXPLODED, help=f"of the sheets: {', '.join(Layout)}")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         warm_up = Path(name) / "plan.pdf"
@@ -127,7 +131,7 @@ def main() -> None:
         rows: dict[str, list[Times]] = {kind: [] for kind in kinds}
         for _ in range(arguments.rounds):
             for kind, is_s3 in kinds.items():
-                rows[kind].append(one_round(arguments.pdf, warm_up, is_s3=is_s3, delay_ms=arguments.delay))
+                rows[kind].append(one_round(arguments.pdf, warm_up, is_s3=is_s3, delay_ms=arguments.delay, layout=arguments.layout))
     medians = {kind: {step: statistics.median(times[step] for times in found) for step in found[0]} for kind, found in rows.items()}
     print(f"| step | {' | '.join(kinds)} |\n|---|{'---|' * len(kinds)}")
     first, *_ = medians.values()

@@ -2,7 +2,8 @@
 //
 // Every answer comes later by a delay. All connections share a line of so many bytes a second each way, headers included. Some requests get
 // 503 in the server's place, and in bursts all of them get 429, as https://developers.cloudflare.com/r2/platform/limits/ announces. Over a
-// number of connections, further ones are closed. It prints two addresses: its own, and one that answers how much has passed.
+// number of connections, further ones are closed. It prints two addresses: its own, and one that answers how much has passed: in all, and
+// from the first PUT below a folder "sheets" to the last.
 package main
 
 import (
@@ -14,6 +15,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -29,6 +31,12 @@ var (
 
 	counts struct {
 		Requests, Refused, InFlight, MostInFlight, Connections, Open, BytesIn, BytesOut atomic.Int64
+	}
+
+	sheets struct {
+		sync.Mutex
+		begun, ended            time.Time
+		bytesBefore, bytesAfter int64
 	}
 )
 
@@ -81,9 +89,22 @@ func (p *proxy) ServeHTTP(answer http.ResponseWriter, request *http.Request) {
 	for most := counts.MostInFlight.Load(); inFlight > most && !counts.MostInFlight.CompareAndSwap(most, inFlight); {
 		most = counts.MostInFlight.Load()
 	}
+	isSheet := request.Method == http.MethodPut && strings.Contains(request.URL.Path, "/sheets/")
+	if isSheet {
+		sheets.Lock()
+		if sheets.begun.IsZero() {
+			sheets.begun, sheets.bytesBefore = time.Now(), counts.BytesIn.Load()
+		}
+		sheets.Unlock()
+	}
 	body, err := io.ReadAll(request.Body)
 	if err != nil {
 		return
+	}
+	if isSheet {
+		sheets.Lock()
+		sheets.ended, sheets.bytesAfter = time.Now(), counts.BytesIn.Load()
+		sheets.Unlock()
 	}
 	due := time.Now().Add(*delay)
 	switch {
@@ -117,9 +138,12 @@ func (p *proxy) ServeHTTP(answer http.ResponseWriter, request *http.Request) {
 }
 
 func answerCounts(answer http.ResponseWriter, _ *http.Request) {
+	sheets.Lock()
+	defer sheets.Unlock()
 	_ = json.NewEncoder(answer).Encode(map[string]int64{
 		"requests": counts.Requests.Load(), "refused": counts.Refused.Load(), "mostInFlight": counts.MostInFlight.Load(),
 		"connections": counts.Connections.Load(), "open": counts.Open.Load(), "bytesIn": counts.BytesIn.Load(), "bytesOut": counts.BytesOut.Load(),
+		"sheetsMs": sheets.ended.Sub(sheets.begun).Milliseconds(), "sheetsBytes": sheets.bytesAfter - sheets.bytesBefore,
 	})
 }
 

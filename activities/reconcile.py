@@ -13,7 +13,7 @@ from activities.bucket.keys import UploadRef, sheet_of_directory
 from activities.bucket.listing import Listing
 from activities.bucket.records import SheetRecord, SheetState, SheetStatus, UploadOptions
 from activities.bucket.report import SheetReport
-from activities.bucket.verify import bounded_map, verify_sheet
+from activities.bucket.verify import bounded_map, looks_committed, verify_sheet
 from activities.errors import DamagedRecord
 from activities.host import HostActivities
 from activities.interface import (
@@ -87,7 +87,7 @@ class ReconcileActivities(HostActivities):
         number, is_ready = state.number, state.status is SheetStatus.READY
         listing = Listing.fetch(bucket, ref, number)
         report = None
-        has_marker = listing.has_marker(options.layout)
+        has_marker = looks_committed(bucket, listing, options)
         if is_ready or has_marker:
             report = verify_sheet(bucket, ref, listing, state, options, deep=args.deep, refuse_newer=True)
         is_whole = report is not None and report.is_whole

@@ -33,7 +33,7 @@ class Listing:
         """Whether the sheet looks committed. In both layouts, only its ``.dzi`` says so.
 
         Args:
-            layout: The option of the upload. The sheet itself may lie otherwise; its ``sheet.json`` tells.
+            layout: The layout of the sheet.
         """
         return self.descriptor is not None or (self.archive is not None and layout is not Layout.BOTH)
 

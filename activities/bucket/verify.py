@@ -16,7 +16,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from typing import TypeVar
 
@@ -38,7 +38,7 @@ from activities.bucket.records import (
 )
 from activities.bucket.report import MOST_NAMES, NO_NAMES, Proof, Repair, SheetReport, UploadReport
 from activities.bucket.storage import Bucket, ObjectInfo
-from activities.errors import DamagedRecord, NewerSchema, ObjectMissing, UploadNotFound
+from activities.errors import DamagedRecord, NewerSchema, ObjectMissing, UnreadableRecord, UploadNotFound
 from activities.render.decoder import Decoder
 
 THREADS = 4
@@ -100,7 +100,7 @@ def verify_upload(
         listing = Listing.fetch(bucket, ref, number) if number in begun else Listing(number)
         if progress is None and listing.is_empty:
             return None
-        has_marker = listing.has_marker(options.layout if options else Layout.EXPLODED)
+        has_marker = looks_committed(bucket, listing, options)
         is_ready = has_marker if progress is None else state is not None and state.status is SheetStatus.READY
         if is_ready:
             return verify_sheet(bucket, ref, listing, state, options, deep=deep)
@@ -225,13 +225,26 @@ def verify_sheet(
     return replace(report, verified=True, proof=proof)
 
 
+def looks_committed(bucket: Bucket, listing: Listing, options: UploadOptions | None) -> bool:
+    """Whether a sheet has its commit marker. A sheet that was sent in both layouts may have been packed since: its ``sheet.json`` tells.
+
+    Raises:
+        BucketError: The bucket failed.
+    """
+    layout = options.layout if options else Layout.EXPLODED
+    if layout is Layout.BOTH and listing.archive and not listing.descriptor and listing.record:
+        with suppress(ObjectMissing, UnreadableRecord):
+            layout = bucket.get_record(SheetRecord, listing.record.key).layout
+    return listing.has_marker(layout)
+
+
 def _unready_report(
     bucket: Bucket, ref: UploadRef, listing: Listing, state: SheetState | None, options: UploadOptions | None, *, is_final: bool
 ) -> SheetReport:
     """The report on a sheet that is not ready in the progress. Some of its objects may be there."""
     status = state.status if state else SheetStatus.PENDING
     repair = Repair.PRUNE if listing.foreign or (is_final and not listing.is_empty) else None
-    has_marker = listing.has_marker(options.layout if options else Layout.EXPLODED)
+    has_marker = looks_committed(bucket, listing, options)
     if has_marker:
         repair = Repair.COUNT if verify_sheet(bucket, ref, listing, state, options, deep=False).is_whole else Repair.TILE
     foreign = NO_NAMES.with_names(sorted(listing.foreign))

@@ -338,6 +338,16 @@ def test_archive_alone_commits_no_sheet_in_both_layouts(bucket: Bucket) -> None:
     assert UploadStore(bucket).committed(REF, 1) is None
 
 
+async def test_sheet_sent_in_both_layouts_and_packed_since_is_committed(bucket: Bucket) -> None:
+    """Also when nothing but the bucket is left: the manifest is lost, and the progress knows the sheet as pending."""
+    accept(bucket, layout=Layout.BOTH)
+    state = put_sheet(bucket, 1, layout=Layout.PACKED)
+    (sheet,), _ = check(bucket)
+    assert (sheet.verified, sheet.layout) == (True, Layout.PACKED)
+    checked = await reconcile(bucket, replace(state, status=SheetStatus.PENDING, tiles=None, bytes=None), repair=True)
+    assert ([record.number for record in checked.committed], checked.broken) == ([1], ())
+
+
 def activities(bucket: Bucket) -> Activities:
     """The activities of a host that has nothing but a bucket."""
     return Activities(

@@ -252,7 +252,7 @@ class KeyRecord:
 
     Args:
         upload: The id of the upload that the request made.
-        sha256: Hexadecimal SHA-256 of the request's PDF. A request that began an upload had no PDF: of its announcement.
+        sha256: Hexadecimal SHA-256 of the request's PDF, or of the announcement where the request only began an upload.
         options: ``options_digest`` of the request's options; None in a record of an earlier release.
     """
 

@@ -98,8 +98,8 @@ CONNECT_TIMEOUT = timedelta(seconds=10)
 SILENCE_TIMEOUT = timedelta(minutes=2)
 """Longest wait for the beginning of an answer, and for each read after that. A bucket may be slow, but not silent."""
 REQUEST_TIMEOUT = timedelta(hours=1)
-IDLE_TIMEOUT = timedelta(seconds=2)
-"""So long is a connection of ``put`` kept without a request. There may be hundreds, and a server may take no more from anybody else."""
+IDLE_TIMEOUT, PUT_IDLE_TIMEOUT = timedelta(seconds=90), timedelta(seconds=2)
+"""How long a connection without a request is kept. ``put`` may open hundreds, and a server that limits them would refuse other clients."""
 
 RETRIES = 4
 RETRY_TIMEOUT = timedelta(seconds=30)
@@ -171,7 +171,7 @@ class Bucket:
         if settings.is_s3:
             self._s3 = S3Location.from_settings(settings)
             self._store = _s3_store(self._s3, settings)
-            self._one_try = _s3_store(self._s3, settings, retries=0, idle_timeout=IDLE_TIMEOUT)
+            self._one_try = _s3_store(self._s3, settings, retries=0, idle_timeout=PUT_IDLE_TIMEOUT)
             return
         self._root = settings.directory
         try:
@@ -781,9 +781,7 @@ _HEAD_ERRORS = (FileNotFoundError, NotFoundError, PermissionDeniedError, Unauthe
 """The errors of a failed HEAD for which the answer to a GET says more (oddity 5)."""
 
 
-def _s3_store(
-    location: S3Location, settings: BucketSettings, *, retries: int = RETRIES, idle_timeout: timedelta = timedelta(seconds=90)
-) -> S3Store:
+def _s3_store(location: S3Location, settings: BucketSettings, *, retries: int = RETRIES, idle_timeout: timedelta = IDLE_TIMEOUT) -> S3Store:
     config: S3Config = {
         "access_key_id": settings.access_key_id,
         "secret_access_key": settings.secret_access_key,

@@ -29,10 +29,10 @@ class Far:
         self._control = f"http://{control}"
 
     def counts(self) -> dict[str, int]:
-        """What has passed.
+        """The proxy's counters since its start.
 
-        How many requests came, were refused and were in flight at most, how many connections were opened and are open, the bytes each way;
-        and of the time from the first PUT of a sheet to the last, the milliseconds and the bytes.
+        They count the requests, the refused ones and the most in flight; the connections that were opened and those that are open; the
+        bytes each way. From the first PUT of a sheet to the last, they also count the milliseconds and the bytes that came in.
         """
         counts: dict[str, int] = httpx2.get(self._control, trust_env=False).json()
         return counts

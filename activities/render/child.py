@@ -92,7 +92,9 @@ class ChildPool:
             self._server = _ForkServer()
         return self._server
 
-    async def count_pages(self, upload: str, source: Path, options: UploadOptions, max_pages: int, beat: Callable[[], None]) -> Document:
+    async def count_pages(
+        self, upload: str, source: Path, options: UploadOptions, max_pages: int, beat: Callable[[], None], password: str = ""
+    ) -> Document:
         """Measures every page: its size and title.
 
         Args:
@@ -101,6 +103,7 @@ class ChildPool:
             options: The upload's options.
             max_pages: The published limit.
             beat: Called about once a second while this waits.
+            password: Opens the PDF, if it needs one. The child gets it over its socket alone.
 
         Raises:
             DocumentError: The document cannot be used.
@@ -109,12 +112,15 @@ class ChildPool:
         request = {
             "operation": "count",
             "source": _absolute(source),
+            "password": password,
             "options": to_wire(options),
             "maxPages": max_pages,
         }
         return from_wire(Document, await self._ask(upload, request, beat))
 
-    async def tile_page(self, upload: str, source: Path, args: TilePage, target: Path, beat: Callable[[], None]) -> Rendered:
+    async def tile_page(
+        self, upload: str, source: Path, args: TilePage, target: Path, beat: Callable[[], None], password: str = ""
+    ) -> Rendered:
         """Draws a page and writes ``tiles.flat`` and ``thumbnail.jpeg``, as ``tilefile`` reads them.
 
         Args:
@@ -123,6 +129,7 @@ class ChildPool:
             args: The page and its size.
             target: An existing, empty directory.
             beat: Called about once a second while this waits.
+            password: Opens the PDF, if it needs one. The child gets it over its socket alone.
 
         Raises:
             DocumentError: The document cannot be used.
@@ -133,6 +140,7 @@ class ChildPool:
         request = {
             "operation": "tile",
             "source": _absolute(source),
+            "password": password,
             "number": args.number,
             "width": args.width,
             "height": args.height,

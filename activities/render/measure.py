@@ -46,7 +46,7 @@ def measure(pdf: PdfFile, options: UploadOptions, max_pages: int) -> Document:
         msg = f"{pdf.page_count:,} pages, limit {max_pages:,}"
         raise TooManyPages(msg)
     sizes = [_page_size(pdf, index) for index in range(pdf.page_count)]
-    structure = read_structure(pdf.source, sizes)
+    structure = read_structure(pdf.source, sizes, pdf.password)
     notes = _portfolio_notes(pdf) if structure.is_collection else ()
     titles = page_titles(pdf.document, pdf.page_count)
     pages = [

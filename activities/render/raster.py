@@ -102,7 +102,7 @@ def _draw_with(
 ) -> Drawn:
     """Draws a page with faces chosen for it, from a document opened anew: PDFium keeps the fonts of a document until it is closed."""
     with mapper.prefer(faces):
-        reopened = PdfFile(pdf.source)
+        reopened = PdfFile(pdf.source, pdf.password)
         try:
             return draw(reopened, number, width, height, buffer, blue_first=blue_first)
         finally:

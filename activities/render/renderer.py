@@ -41,24 +41,25 @@ class Renderer:
         except Exception as error:  # noqa: BLE001 (the worker gets its name, and replaces this child)
             return {"error": type(error).__name__, "message": str(error)}
 
-    def _open(self, source: Path) -> PdfFile:
-        """The document, opened unless it is open already."""
-        if self._pdf is not None and self._pdf.source != source:
+    def _open(self, request: dict[str, Any]) -> PdfFile:
+        """The document, opened unless it is open already. A password opens it only for requests that have this password."""
+        source, password = Path(request["source"]), request["password"]
+        if self._pdf is not None and (self._pdf.source, self._pdf.password) != (source, password):
             self._pdf.close()
             self._pdf = None
         if self._pdf is None:
-            self._pdf = PdfFile(source)
+            self._pdf = PdfFile(source, password)
         return self._pdf
 
     def _count(self, request: dict[str, Any]) -> Any:
         options = from_wire(UploadOptions, request["options"])
-        return to_wire(measure(self._open(Path(request["source"])), options, request["maxPages"]))
+        return to_wire(measure(self._open(request), options, request["maxPages"]))
 
     def _tile(self, request: dict[str, Any]) -> Any:
         options = from_wire(UploadOptions, request["options"])
         width, height = request["width"], request["height"]
         cutter = None if request["dzsave"] or not Cutter.suits(options) else _CUTTER
-        pdf = self._open(Path(request["source"]))
+        pdf = self._open(request)
         drawn = draw(pdf, request["number"], width, height, self._buffer, blue_first=cutter is not None)
         encoding = write_sheet(drawn.pixels, width, height, options, Path(request["target"]), cutter)
         engines = {"pdfium": PDFIUM_VERSION, "sitelink-raster": REVISION, **encoding.engine, **faces.VERSIONS}

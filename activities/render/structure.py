@@ -17,6 +17,8 @@ from typing import TypeVar
 
 import pikepdf
 
+from activities.render.passwords import open_with_pikepdf
+
 USER_UNIT_LIMIT = 1_000_000.0
 """Keeps the arithmetic finite; no reader supports a larger UserUnit."""
 
@@ -47,12 +49,13 @@ class Structure:
     user_unit_entries: int
 
 
-def read_structure(source: Path, sizes: Sequence[tuple[float, float]]) -> Structure:
+def read_structure(source: Path, sizes: Sequence[tuple[float, float]], password: str = "") -> Structure:
     """Reads a document that PDFium has opened.
 
     Args:
         source: The file.
         sizes: Width and height of each page as PDFium reports them, in units of the page.
+        password: Opens the document.
 
     Raises:
         OSError: The file cannot be read.
@@ -61,7 +64,7 @@ def read_structure(source: Path, sizes: Sequence[tuple[float, float]]) -> Struct
     with source.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         found: Structure | None = None
         for recover in (False, True):
-            found = _read(source, lambda pdf: _structure(pdf, sizes), recover=recover) or found
+            found = _read(source, password, lambda pdf: _structure(pdf, sizes), recover=recover) or found
             # An entry that refers to a lost object looks like no entry. Then the file names UserUnit more often than its pages have it.
             if found and None not in found.user_units and (recover or not _names_user_unit_more_than(found.user_unit_entries, data)):
                 return found
@@ -73,21 +76,23 @@ def read_structure(source: Path, sizes: Sequence[tuple[float, float]]) -> Struct
     return found
 
 
-def has_no_pages(source: Path) -> bool:
+def has_no_pages(source: Path, password: str = "") -> bool:
     """Whether the document is sound and has no page: PDFium opens some broken files as if they had none."""
-    return bool(_read(source, lambda pdf: len(pdf.pages) == 0, recover=False))
+    return bool(_read(source, password, lambda pdf: len(pdf.pages) == 0, recover=False))
 
 
-def _read(source: Path, read: Callable[[pikepdf.Pdf], T], *, recover: bool) -> T | None:
+def _read(source: Path, password: str, read: Callable[[pikepdf.Pdf], T], *, recover: bool) -> T | None:
     """What ``read`` returns for the open document; None when pikepdf cannot read it.
 
     Args:
         source: The file.
+        password: Opens the document.
         read: Reads the document.
         recover: Whether to search for the objects themselves where the cross-reference table is damaged.
     """
     try:
-        with pikepdf.open(source, suppress_warnings=True, attempt_recovery=recover, access_mode=pikepdf.AccessMode.stream) as pdf:
+        options = {"suppress_warnings": True, "attempt_recovery": recover, "access_mode": pikepdf.AccessMode.stream}
+        with open_with_pikepdf(source, password, **options) as pdf:
             return read(pdf)
     except (MemoryError, OSError):
         raise

@@ -8,6 +8,7 @@ import sys
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import pikepdf
 
@@ -291,12 +292,12 @@ def no_pages() -> bytes:
 
 def password_needed() -> bytes:
     """A PDF that opens only with the user password ``secret``."""
-    return _encrypted("secret")
+    return encrypted("secret")
 
 
 def empty_password() -> bytes:
     """An encrypted PDF that opens without a password."""
-    return _encrypted("")
+    return encrypted("")
 
 
 def cut_off() -> bytes:
@@ -516,10 +517,19 @@ def _line(font: int, codes: bytes, *, hidden: bool = False) -> tuple[bytes, str]
     return content.encode(), f"/MediaBox [0 0 400 100] /Resources << /Font << /F {font} 0 R >> >>"
 
 
-def _encrypted(user: str) -> bytes:
+def encrypted(user: str, revision: Literal[2, 3, 4, 6] = 6, *, data: bytes | None = None) -> bytes:
+    """A PDF that opens with a user password, or with the owner's, ``owner``; without any if the user's is empty.
+
+    Args:
+        user: The user password.
+        revision: 2 is RC4 with 40 bits, 3 RC4 with 128 bits, 4 AES with 128 bits, 6 AES with 256 bits.
+        data: The PDF to encrypt; by default one page.
+    """
     out = io.BytesIO()
-    with pikepdf.open(io.BytesIO(one_page())) as pdf:
-        pdf.save(out, encryption=pikepdf.Encryption(owner="owner", user=user, R=6))
+    has_aes = revision >= 4
+    encryption = pikepdf.Encryption(owner="owner", user=user, R=revision, aes=has_aes, metadata=has_aes)
+    with pikepdf.open(io.BytesIO(data or one_page())) as pdf:
+        pdf.save(out, encryption=encryption)
     return out.getvalue()
 
 

@@ -8,11 +8,11 @@ from activities.render.pdf_file import PdfFile
 
 
 @contextmanager
-def opened(directory: Path, data: bytes) -> Iterator[PdfFile]:
+def opened(directory: Path, data: bytes, password: str = "") -> Iterator[PdfFile]:
     """The PDF, open; it is written into the directory as ``source.pdf``."""
     path = directory / "source.pdf"
     path.write_bytes(data)
-    pdf = PdfFile(path)
+    pdf = PdfFile(path, password)
     try:
         yield pdf
     finally:

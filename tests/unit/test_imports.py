@@ -70,20 +70,22 @@ MAY_IMPORT: dict[str, set[str]] = {
     "activities.render.pack": LIGHT | {"activities.render.tilefile"},
     "activities.render.compile": set(),
     "activities.render.cutter": PURE | {"activities.render.compile"},
-    "activities.render.structure": {"pikepdf"},
+    "activities.render.passwords": {"pikepdf"},
+    "activities.render.structure": {"activities.render.passwords", "pikepdf"},
     "activities.render.strings": {"pypdfium2"},
     "activities.render.titles": {"activities.render.strings", "pypdfium2"},
     "activities.render.annotations.handles": {"pypdfium2"},
     "activities.render.annotations.pen": set(),
     "activities.render.annotations.entries": {"activities.render.annotations.pen", "pikepdf"},
     "activities.render.annotations.appearance": {*(f"activities.render.annotations.{name}" for name in ("entries", "pen")), "pikepdf"},
-    "activities.render.annotations.*": LIGHT | {"activities.render.annotations", "activities.render.strings", "pypdfium2", "pikepdf"},
+    "activities.render.annotations.*": LIGHT
+    | {*(f"activities.render.{name}" for name in ("annotations", "passwords", "strings")), "pypdfium2", "pikepdf"},
     "activities.render.fonts.faces": {"pypdfium2"},
     "activities.render.fonts.mapper": {"activities.render.fonts.faces", "pypdfium2"},
     "activities.render.fonts.*": LIGHT
     | {*(f"activities.render.{name}" for name in ("fonts", "strings", "annotations.handles")), "pypdfium2"},
     "activities.render.pdf_file": LIGHT
-    | {*(f"activities.render.{name}" for name in ("structure", "annotations.page", "fonts.mapper")), "pypdfium2"},
+    | {*(f"activities.render.{name}" for name in ("passwords", "structure", "annotations.page", "fonts.mapper")), "pypdfium2"},
     "activities.render.measure": LIGHT
     | {*(f"activities.render.{name}" for name in ("pdf_file", "structure", "titles", "strings")), "pypdfium2"},
     "activities.render.raster": LIGHT | {*(f"activities.render.{name}" for name in ("pdf_file", "annotations.page", "fonts")), "pypdfium2"},
@@ -161,7 +163,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 
 CHILDREN = {
     *(f"activities.render.{name}" for name in ("renderer", "raster", "measure", "pdf_file", "titles", "strings", "structure")),
-    *(f"activities.render.{name}" for name in ("pyramid", "decode")),
+    *(f"activities.render.{name}" for name in ("passwords", "pyramid", "decode")),
     *(module for module in MODULES if module.startswith(("activities.render.fonts.", "activities.render.annotations."))),
 }
 NATIVE = {"pypdfium2", "pypdfium2_raw", "pikepdf", "pyvips", *CHILDREN}

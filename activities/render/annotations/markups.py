@@ -19,6 +19,7 @@ from activities.bucket.records import Note
 from activities.render.annotations.appearance import Appearance, TextWidth, make_appearance
 from activities.render.annotations.entries import has_cloudy_edge
 from activities.render.annotations.handles import has_appearance, is_off_screen, open_annotation
+from activities.render.passwords import open_with_pikepdf
 from activities.render.strings import utf16
 
 MOST_MARKUPS = 2_000
@@ -68,9 +69,10 @@ class Markups:
         source: Its file.
     """
 
-    def __init__(self, document: "pdfium.FPDF_DOCUMENT", source: Path) -> None:
+    def __init__(self, document: "pdfium.FPDF_DOCUMENT", source: Path, password: str = "") -> None:
         self._document = document
         self._source = source
+        self._password = password
         self._pdf: pikepdf.Pdf | None = None
 
     def close(self) -> None:
@@ -121,9 +123,8 @@ class Markups:
         """The markups' dictionaries by position, as pikepdf reads them; without those whose kind differs from what PDFium read."""
         try:
             if self._pdf is None:
-                self._pdf = pikepdf.open(
-                    self._source, suppress_warnings=True, attempt_recovery=False, access_mode=pikepdf.AccessMode.stream
-                )
+                options = {"suppress_warnings": True, "attempt_recovery": False, "access_mode": pikepdf.AccessMode.stream}
+                self._pdf = open_with_pikepdf(self._source, self._password, **options)
             if len(self._pdf.pages) != pdfium.FPDF_GetPageCount(self._document):
                 return {}
             annotations: Any = self._pdf.pages[index].obj["/Annots"]

@@ -43,12 +43,13 @@ class DocumentAnnotations:
     Args:
         document: It stays the caller's, who closes these annotations before the document.
         source: Its file.
+        password: Opens it.
     """
 
-    def __init__(self, document: "pdfium.FPDF_DOCUMENT", source: Path) -> None:
+    def __init__(self, document: "pdfium.FPDF_DOCUMENT", source: Path, password: str = "") -> None:
         self._document = document
         self._fields = FormFields(document)
-        self._markups = Markups(document, source)
+        self._markups = Markups(document, source, password)
 
     def close(self) -> None:
         """Ends the form environment, and closes the file."""

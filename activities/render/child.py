@@ -15,7 +15,7 @@ import socket
 import subprocess
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -26,6 +26,7 @@ from activities.bucket.records import Note, UploadOptions, from_wire, to_wire
 from activities.errors import RenderCrashed, RenderFault, RenderOutOfMemory, RenderTimeout, SiteLinkError
 from activities.interface import Document, TilePage
 from activities.render.process import start_process
+from activities.render.tilefile import new_files
 
 logger = logging.getLogger(__name__)
 
@@ -109,14 +110,8 @@ class ChildPool:
             DocumentError: The document cannot be used.
             RenderFault: The child failed.
         """
-        request = {
-            "operation": "count",
-            "source": _absolute(source),
-            "password": password,
-            "options": to_wire(options),
-            "maxPages": max_pages,
-        }
-        return from_wire(Document, await self._ask(upload, request, beat))
+        request = {"operation": "count", "password": password, "options": to_wire(options), "maxPages": max_pages}
+        return from_wire(Document, await self._ask(upload, source, request, (), beat))
 
     async def tile_page(
         self, upload: str, source: Path, args: TilePage, target: Path, beat: Callable[[], None], password: str = ""
@@ -135,20 +130,19 @@ class ChildPool:
             DocumentError: The document cannot be used.
             PageError: The page cannot be used.
             RenderFault: The child failed.
-            OSError: The files cannot be written.
+            OSError: The files cannot be made or written.
         """
         request = {
             "operation": "tile",
-            "source": _absolute(source),
             "password": password,
             "number": args.number,
             "width": args.width,
             "height": args.height,
             "options": to_wire(args.options),
-            "target": _absolute(target),
             "dzsave": self._dzsave,
         }
-        answer = await self._ask(upload, request, beat)
+        with new_files(target) as files:
+            answer = await self._ask(upload, source, request, files, beat)
         engines = {str(name): str(version) for name, version in answer["engines"].items()}
         notes = tuple(from_wire(Note, note) for note in answer["notes"])
         return Rendered(engines, str(answer["chroma"]), notes, tuple(float(number) for number in answer["transform"]))
@@ -166,11 +160,11 @@ class ChildPool:
         if self._server is not None:
             await self._server.close()
 
-    async def _ask(self, upload: str, request: dict[str, Any], beat: Callable[[], None]) -> Any:
+    async def _ask(self, upload: str, source: Path, request: dict[str, Any], files: Sequence[int], beat: Callable[[], None]) -> Any:
         async with self._slot(beat):
-            child = await self._child_of(upload)
+            child = await self._child_of(upload, source)
             try:
-                result = await child.ask(request, self._limits, beat)
+                result = await child.ask(request, files, self._limits, beat)
             except BaseException as error:
                 # A child that refuses a document or a page by name is still usable. After any other error it is ended first.
                 if isinstance(error, SiteLinkError) and not isinstance(error, RenderFault):
@@ -196,10 +190,10 @@ class ChildPool:
             if not taking.cancel():
                 self._free_slots.release()
 
-    async def _child_of(self, upload: str) -> "_Child":
-        """An idle child of this upload, else a new one. A new one replaces the child that was idle longest if all slots have children."""
+    async def _child_of(self, upload: str, source: Path) -> "_Child":
+        """An idle child of this upload and file, else a new one. A new one takes the place of the one that was idle longest."""
         for child in reversed(self._idle):
-            if child.upload == upload and not child.ending.done():
+            if (child.upload, child.source) == (upload, source) and not child.ending.done():
                 self._idle.remove(child)
                 return child
         while self._idle and self._busy + len(self._idle) > self._slots:
@@ -208,7 +202,7 @@ class ChildPool:
             # Removed before the wait, so that another caller who comes meanwhile starts the next server.
             lost_server, self._server = self._server, None
             await lost_server.close()
-        return await self.start().fork(upload, self._limits.memory_bytes)
+        return await self.start().fork(upload, source, self._limits)
 
     async def _give_back(self, child: "_Child") -> None:
         if child.pages < self._limits.pages_per_child and not child.ending.done():
@@ -233,32 +227,46 @@ class _Ending:
 class _Child:
     """A render child, as the worker sees it."""
 
-    def __init__(self, server: "_ForkServer", pid: int, upload: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(
+        self,
+        server: "_ForkServer",
+        pid: int,
+        upload: str,
+        source: Path,
+        channel: socket.socket,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+    ) -> None:
         self.pid = pid
         self.upload = upload
+        self.source = source
         self.ending = server.endings[pid]
         self.pages = 0
         self._server = server
+        self._channel = channel
         self._reader = reader
         self._writer = writer
 
-    async def ask(self, request: dict[str, Any], limits: ChildLimits, beat: Callable[[], None]) -> Any:
-        """Sends a request; returns the result.
+    async def ask(self, request: dict[str, Any], files: Sequence[int], limits: ChildLimits, beat: Callable[[], None]) -> Any:
+        """Sends a request and the descriptors of the files to write; returns the result.
 
         Raises:
             SiteLinkError: The child refuses the document or the page.
             RenderFault: The child crashed or went over a limit. It may still be alive.
             OSError: The child could not write its files.
         """
-        self._writer.write(json.dumps({**request, "cpuS": limits.cpu_s}).encode() + b"\n")
-        line = asyncio.create_task(self._reader.readline())
+        line = json.dumps({**request, "cpuS": limits.cpu_s}).encode() + b"\n"
+        # A child that has ended is noticed below. The socket has room: the child has read every request before.
+        with contextlib.suppress(ConnectionError):
+            socket.send_fds(self._channel, [line], files)
+        reading = asyncio.create_task(self._reader.readline())
         try:
-            await self._watch(line, limits, beat)
-            answer = json.loads(line.result())
+            await self._watch(reading, limits, beat)
+            answer = json.loads(reading.result())
         except ValueError as error:
             raise self._fault(RenderCrashed, "the render process sent an answer that cannot be read") from error
         finally:
-            line.cancel()
+            reading.cancel()
         is_fresh = self.pages == 0
         self.pages += request["operation"] == "tile"
         if "error" in answer:
@@ -336,17 +344,20 @@ class _ForkServer:
         threading.Thread(target=log_lines, args=(self._process.stdout,), name="render-output", daemon=True).start()
         self._loop.add_reader(self._control, self._receive)
 
-    async def fork(self, upload: str, memory_bytes: int) -> _Child:
-        """Starts a child.
+    async def fork(self, upload: str, source: Path, limits: ChildLimits) -> _Child:
+        """Starts a child, which may read no document but ``source``.
 
         Raises:
             RenderCrashed: The fork server does not answer.
+            OSError: The document cannot be opened.
         """
+        message = {"fork": limits.memory_bytes, "cpuS": (limits.pages_per_child + 1) * (limits.cpu_s + 1)}
+        document = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
         own_end, child_end = socket.socketpair()
         starting: asyncio.Future[int] = self._loop.create_future()
         try:
-            with child_end:
-                socket.send_fds(self._control, [json.dumps({"fork": memory_bytes}).encode()], [child_end.fileno()])
+            with child_end, os.fdopen(document):
+                socket.send_fds(self._control, [json.dumps(message).encode()], [child_end.fileno(), document])
             self._starting.append(starting)
             pid = await asyncio.shield(starting)
             reader, writer = await asyncio.open_unix_connection(sock=own_end, limit=LONGEST_ANSWER_BYTES)
@@ -358,7 +369,7 @@ class _ForkServer:
             own_end.close()
             await asyncio.shield(self._end_unwanted(starting))
             raise
-        return _Child(self, pid, upload, reader, writer)
+        return _Child(self, pid, upload, source, own_end, reader, writer)
 
     async def _end_unwanted(self, starting: asyncio.Future[int]) -> None:
         """Ends a child as soon as it has started, because its caller was cancelled."""
@@ -426,11 +437,6 @@ def log_lines(output: IO[bytes]) -> None:
     with output:
         for line in iter(lambda: output.readline(LONGEST_LINE_BYTES), b""):
             logger.warning("a render process printed a line", extra={"line": line.decode("utf-8", "replace").rstrip()})
-
-
-def _absolute(path: Path) -> str:
-    # Render processes have a working directory of their own.
-    return str(path.absolute())
 
 
 def _memory_message(limits: ChildLimits) -> str:

@@ -8,9 +8,9 @@
    https://man7.org/linux/man-pages/man2/prctl.2.html
 4. SIGINT and SIGTERM are ignored: a terminal or a service manager sends them to every process, but the worker finishes its pages first.
 5. This process kills a child that asks for more memory than its limit, before the child can go on without it: see ``memorylimit``.
+6. A child is confined before it reads a request: see ``confine``. It gets the document and the files that it writes as open descriptors.
 """
 
-import ctypes
 import fcntl
 import gc
 import json
@@ -21,14 +21,16 @@ import signal
 import socket
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Any, NoReturn
 
-from activities.render import memorylimit
+from activities.render import confine, memorylimit
 
-_PR_SET_PDEATHSIG = 1
+MOST_FILES = 2
+"""Descriptors that come with a request."""
 
 NICENESS = 9
 """How much nicer a child is than the worker. Otherwise the upload of a sheet, and the news of it, would wait for the sheets after it."""
@@ -37,7 +39,8 @@ NICENESS = 9
 def main() -> None:
     """Serves fork and kill requests until the worker ends. Arguments: the descriptor of the socket to the worker, and the worker's pid."""
     control = socket.socket(fileno=int(sys.argv[1]))
-    _die_with_parent(int(sys.argv[2]))
+    confine.hide_memory()
+    confine.die_with_parent(int(sys.argv[2]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     # Not imported at the top: loading the libraries takes a while, and until then a signal would end this process.
@@ -54,30 +57,35 @@ class _Child:
         pid: The child's process id.
         memory_bytes: The child's memory limit.
         judge: Judges the child's requests for memory; None until the child has sent its listener.
+        status: Descriptor by which the judge sees the child's memory.
         over_limit: Whether the child was killed because it reached its memory limit.
     """
 
     pid: int
     memory_bytes: int
     judge: memorylimit.Judge | None = None
+    status: int | None = None
     over_limit: bool = False
 
 
 class _Server:
     """Forks and kills children for the worker. One message is one packet.
 
-    The worker sends ``{"fork": memory limit}`` with the child's socket, or ``{"kill": pid}``. The answers are ``{"started": pid}`` and
+    The worker sends ``{"fork": memory limit, "cpuS": limit of CPU time}`` with the child's socket and its document, or ``{"kill": pid}``.
+    With ``"user"`` and ``"group"`` the child gets this uid and gid. The answers are ``{"started": pid}`` and
     ``{"ended": pid, "status": exit code or minus the signal, "overLimit": whether it reached its memory limit}``.
+
     A child that has ended stays a zombie until it is removed from ``_children``, so a pid in ``_children`` never names another process.
 
     Args:
         control: The socket to the worker.
-        make_renderer: Called in a child, makes its ``Renderer``.
+        make_renderer: Called in a child with the path of its document, makes its ``Renderer``.
     """
 
-    def __init__(self, control: socket.socket, make_renderer: Callable[[], Any]) -> None:
+    def __init__(self, control: socket.socket, make_renderer: Callable[[Path], Any]) -> None:
         self._control = control
         self._make_renderer = make_renderer
+        self._libraries = confine.library_folders()
         self._pid = os.getpid()
         self._children: dict[int, _Child] = {}
         self._poll = select.poll()
@@ -91,7 +99,7 @@ class _Server:
         while True:
             for descriptor, event in self._poll.poll():
                 if descriptor == self._control.fileno():
-                    data, descriptors, _, _ = socket.recv_fds(self._control, 4096, 1)
+                    data, descriptors, _, _ = socket.recv_fds(self._control, 4096, 2)
                     if not data:
                         return
                     self._handle(json.loads(data), descriptors)
@@ -112,8 +120,9 @@ class _Server:
         listener_socket, child_end = socket.socketpair()
         pid = os.fork()
         if pid == 0:
-            _run_child(self._pid, descriptors[0], child_end.fileno(), message["fork"], self._make_renderer)
-        os.close(descriptors[0])
+            _run_child(self._pid, message, [*descriptors, child_end.fileno()], self._libraries, self._make_renderer)
+        for descriptor in descriptors:
+            os.close(descriptor)
         child_end.close()
         child = self._children[pid] = _Child(pid, message["fork"])
         self._watch(os.pidfd_open(pid), self._reap, child)
@@ -132,11 +141,12 @@ class _Server:
     def _receive_listener(self, descriptor: int, child: _Child) -> None:
         """Takes the listener that a child has sent. A child that cannot be watched closes its socket without sending one."""
         listener_socket = socket.socket(fileno=descriptor)
-        _, listeners, _, _ = socket.recv_fds(listener_socket, 1, 1)
+        _, descriptors, _, _ = socket.recv_fds(listener_socket, 1, 2)
         listener_socket.detach()
         self._unwatch(descriptor)
-        for listener in listeners:
-            child.judge = memorylimit.Judge(listener, child.pid, child.memory_bytes)
+        if descriptors:
+            listener, child.status = descriptors
+            child.judge = memorylimit.Judge(listener, child.status, child.memory_bytes)
             self._watch(listener, self._judge_request, child)
 
     def _judge_request(self, _listener: int, child: _Child) -> None:
@@ -152,6 +162,8 @@ class _Server:
 
     def _reap(self, pidfd: int, child: _Child) -> None:
         self._unwatch(pidfd)
+        if child.status is not None:
+            self._to_close.append(child.status)
         del self._children[child.pid]
         _, status = os.waitpid(child.pid, 0)
         self._send({"ended": child.pid, "status": os.waitstatus_to_exitcode(status), "overLimit": child.over_limit})
@@ -160,31 +172,43 @@ class _Server:
         self._control.send(json.dumps(message).encode())
 
 
-def _run_child(server: int, descriptor: int, listener_descriptor: int, memory_bytes: int, make_renderer: Callable[[], Any]) -> NoReturn:
+def _run_child(
+    server: int, message: dict[str, int], descriptors: list[int], libraries: list[int], make_renderer: Callable[[Path], Any]
+) -> NoReturn:
     """Answers requests until the socket closes, then exits. It must not return, or the child would go on with the server's loop.
 
     Args:
         server: The pid of the fork server.
-        descriptor: The child's socket to the worker.
-        listener_descriptor: The socket that takes the child's listener to the server.
-        memory_bytes: The child's limit.
+        message: The request to fork.
+        descriptors: The child's socket to the worker, its document, and the socket that takes its listener to the server.
+        libraries: The folders that it may read.
         make_renderer: Makes the ``Renderer``.
     """
     status = 1
     try:
-        _die_with_parent(server)
+        confine.die_with_parent(server)
         os.nice(NICENESS)
-        # First both are copied to numbers above 4: otherwise the copy of one to 3 or 4 could close the other.
-        descriptor, listener_descriptor = (fcntl.fcntl(number, fcntl.F_DUPFD, 5) for number in (descriptor, listener_descriptor))
-        channel = socket.socket(fileno=os.dup2(descriptor, 3))
-        listener_socket = socket.socket(fileno=os.dup2(listener_descriptor, 4))
+        own_status = os.open("/proc/self/status", os.O_RDONLY)
+        confine.landlock([*libraries, descriptors[1]])
+        # First all are copied to numbers above 6: otherwise the copy of one could close another.
+        numbers = [fcntl.fcntl(number, fcntl.F_DUPFD, 7) for number in (*descriptors, own_status)]
+        for index, number in enumerate(numbers):
+            os.dup2(number, 3 + index, inheritable=False)
+        channel, source, listener_socket, own_status = socket.socket(fileno=3), Path("/proc/self/fd/4"), socket.socket(fileno=5), 6
         # The other descriptors include the sockets of other children.
-        os.closerange(5, os.sysconf("SC_OPEN_MAX"))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        peak = _limit_memory(listener_socket, memory_bytes)
-        renderer = make_renderer()
-        for line in channel.makefile("rb"):
-            answer = renderer.answer(json.loads(line))
+        os.closerange(7, os.sysconf("SC_OPEN_MAX"))
+        limits = confine.Limits(message["fork"], message["cpuS"])
+        layers = confine.restrict(limits, message.get("user"), message.get("group"))
+        confine.die_with_parent(server)  # again, because a change of the user takes it back
+        peak = _limit_memory(listener_socket, own_status, message["fork"])
+        confine.seal()
+        renderer = make_renderer(source)
+        for request, files in _requests(channel):
+            if request["operation"] == "layers":
+                renderer.check()
+                answer: dict[str, Any] = {"result": [*layers, *confine.layers(), *(() if peak else (memorylimit.LAYER,))]}
+            else:
+                answer = renderer.answer(request, files)
             if peak is not None and peak.is_exceeded():
                 answer = {"error": MemoryError.__name__, "message": "over the limit"}
             channel.sendall(json.dumps(answer).encode() + b"\n")
@@ -197,7 +221,22 @@ def _run_child(server: int, descriptor: int, listener_descriptor: int, memory_by
         os._exit(status)
 
 
-def _limit_memory(listener_socket: socket.socket, memory_bytes: int) -> memorylimit.PeakLimit | None:
+def _requests(channel: socket.socket) -> Iterator[tuple[dict[str, Any], list[int]]]:
+    """Each request, and the descriptors that came with it, which are closed afterwards."""
+    line, files = b"", list[int]()
+    while received := socket.recv_fds(channel, 1 << 16, MOST_FILES):
+        if not received[0]:
+            return
+        line += received[0]
+        files += received[1]
+        if line.endswith(b"\n"):
+            yield json.loads(line), files
+            for descriptor in files:
+                os.close(descriptor)
+            line, files = b"", []
+
+
+def _limit_memory(listener_socket: socket.socket, own_status: int, memory_bytes: int) -> memorylimit.PeakLimit | None:
     """Sets the child's memory limit, and sends the server the listener by which the server watches the child.
 
     Returns:
@@ -214,23 +253,15 @@ def _limit_memory(listener_socket: socket.socket, memory_bytes: int) -> memoryli
         try:
             listener = memorylimit.watch()
         except OSError:
-            peak = memorylimit.PeakLimit(memory_bytes)
+            peak = memorylimit.PeakLimit(own_status, memory_bytes)
             memory_bytes += memorylimit.LARGEST_ALLOCATION
         else:
-            socket.send_fds(listener_socket, [b"!"], [listener])
+            socket.send_fds(listener_socket, [b"!"], [listener, own_status])
             os.close(listener)
     del last
     # Set only now: a heap that may not grow asks for memory by mmap, and this request would wait until the server has the listener.
     resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
     return peak
-
-
-def _die_with_parent(parent: int) -> None:
-    """Asks the kernel to kill this process when its parent ends. Ends this process if the parent has ended already."""
-    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
-        raise OSError(ctypes.get_errno(), "prctl")
-    if os.getppid() != parent:
-        os._exit(1)
 
 
 if __name__ == "__main__":

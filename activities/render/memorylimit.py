@@ -26,7 +26,11 @@ import re
 import resource
 import struct
 from dataclasses import dataclass
-from pathlib import Path
+
+from activities.render import seccomp
+
+LAYER = "memory watch"
+"""The name of this layer of a child's confinement: each request for memory is judged."""
 
 LARGEST_ALLOCATION = 2 << 30
 """Bytes. PDFium refuses a larger allocation itself: ``kMallocSizeLimit`` in
@@ -36,22 +40,17 @@ https://pdfium.googlesource.com/pdfium/+/refs/heads/chromium/8149/core/fxcrt/fx_
 JUDGED_MPROTECT = 1 << 20
 """Bytes from which ``mprotect`` is judged: a thread's stack is larger, most steps of a thread's heap are smaller."""
 
-# https://github.com/torvalds/linux/blob/master/include/uapi/linux/seccomp.h and filter.h, audit.h, mman.h; asm/unistd.h
+# https://github.com/torvalds/linux/blob/master/include/uapi/linux/seccomp.h and mman.h; asm/unistd.h
 _SYSCALLS = {
-    # Machine: AUDIT_ARCH; seccomp, mmap, mprotect, memfd_create, shmget.
-    "x86_64": (0xC000003E, 317, 9, 10, 319, 29),
-    "aarch64": (0xC00000B7, 277, 222, 226, 279, 194),
+    # Machine: mmap, mprotect, memfd_create, shmget.
+    "x86_64": (9, 10, 319, 29),
+    "aarch64": (222, 226, 279, 194),
 }
 _MEMFD_SECRET = 447
-_X32 = 0x40000000
-_SET_MODE_FILTER = 1
-_SPEC_ALLOW, _NEW_LISTENER = 1 << 2, 1 << 3
-_ALLOW, _NOTIFY, _REFUSE = 0x7FFF0000, 0x7FC00000, 0x00050000 | errno.EPERM
 _CONTINUE = 1
 _RECEIVE, _SEND = 0xC0502100, 0xC0182101
 _NOTIFICATION = struct.Struct("=QIIiIQ6Q")
 _ANSWER = struct.Struct("=QqiI")
-_PR_SET_NO_NEW_PRIVS = 38
 _M_ARENA_MAX = -8
 _PROT_WRITE = 2
 _MAP_SHARED, _MAP_FIXED, _MAP_ANONYMOUS, _MAP_GROWSDOWN = 0x01, 0x10, 0x20, 0x100
@@ -68,23 +67,9 @@ def watch() -> int:
     Raises:
         OSError: The kernel does not offer the notification.
     """
-    if platform.machine() not in _SYSCALLS:
-        raise OSError(errno.ENOSYS, "no system call numbers for this machine")
     if tuple(int(part) for part in re.findall(r"\d+", platform.release())[:2]) < _FIRST_KERNEL:
         raise OSError(errno.ENOSYS, "this kernel cannot let a request pass")
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl")
-    program = _program()
-    buffer = ctypes.create_string_buffer(program, len(program))
-    head = ctypes.create_string_buffer(struct.pack("@HP", len(program) // 8, ctypes.addressof(buffer)))
-    number = _SYSCALLS[platform.machine()][1]
-    # Without SPEC_ALLOW, kernels before 5.16 make all code of the process slower.
-    flags = ctypes.c_ulong(_SPEC_ALLOW | _NEW_LISTENER)
-    listener = libc.syscall(ctypes.c_long(number), ctypes.c_long(_SET_MODE_FILTER), flags, ctypes.byref(head))
-    if listener < 0:
-        raise OSError(ctypes.get_errno(), "seccomp")
-    return int(listener)
+    return seccomp.install(_program(platform.machine()), seccomp.NEW_LISTENER)
 
 
 @dataclass(frozen=True)
@@ -108,13 +93,13 @@ class Judge:
 
     Args:
         listener: The descriptor that ``watch`` returned in the process.
-        pid: The process.
+        status: Descriptor of the process's ``/proc/PID/status``. The process opens it itself: another process may not see this file.
         limit_bytes: The process's limit of private memory, which is its RLIMIT_DATA.
     """
 
-    def __init__(self, listener: int, pid: int, limit_bytes: int) -> None:
+    def __init__(self, listener: int, status: int, limit_bytes: int) -> None:
         self._listener = listener
-        self._pid = pid
+        self._status = status
         self._limit_bytes = limit_bytes
         self._last: _PassedRequest | None = None
 
@@ -131,16 +116,16 @@ class Judge:
         try:
             fcntl.ioctl(self._listener, _RECEIVE, request)
             identity, _, _, call, _, _, _, length, _, flags, *_ = _NOTIFICATION.unpack(request)
-            status = memory_status(self._pid)
+            status = read_status(self._status)
             page = resource.getpagesize()
             # The kernel's rule: may_expand_vm() in https://github.com/torvalds/linux/blob/v6.6/mm/mmap.c
             if status["VmData"] // page + -(-length // page) > self._limit_bytes // page:
                 return False
             last, self._last = self._last, None
-            if len(list(Path(f"/proc/{self._pid}/task").iterdir())) == 1:
+            if status["Threads"] == 1:
                 if last is not None and length >= last.length and status["VmPeak"] < last.peak:
                     return False  # The kernel refused the last request for another reason, and malloc tries again in another way.
-                if call == _SYSCALLS[platform.machine()][2] and not flags & _MAP_FIXED:
+                if call == _SYSCALLS[platform.machine()][0] and not flags & _MAP_FIXED:
                     self._last = _PassedRequest(length, status["VmSize"] + length)
             fcntl.ioctl(self._listener, _SEND, _ANSWER.pack(identity, 0, 0, _CONTINUE))
         except (FileNotFoundError, ProcessLookupError, KeyError):
@@ -154,38 +139,45 @@ class PeakLimit:
     It must be made before the process takes memory. Afterwards it tells whether the process has ever taken too much.
 
     Args:
+        status: Descriptor of ``/proc/self/status``.
         limit_bytes: The limit of private memory.
     """
 
-    def __init__(self, limit_bytes: int) -> None:
+    def __init__(self, status: int, limit_bytes: int) -> None:
         # One heap for all threads: a heap for each would reserve address space, which the peak counts.
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
-        status = memory_status(os.getpid())
-        self._highest_peak = limit_bytes + status["VmSize"] - status["VmData"]
+        self._status = status
+        now = read_status(status)
+        self._highest_peak = limit_bytes + now["VmSize"] - now["VmData"]
 
     def is_exceeded(self) -> bool:
         """Whether the process has ever had more private memory than the limit."""
-        return memory_status(os.getpid())["VmPeak"] > self._highest_peak
+        return read_status(self._status)["VmPeak"] > self._highest_peak
 
 
-def memory_status(pid: int) -> dict[str, int]:
-    """The sizes in ``/proc/PID/status``, in bytes: https://man7.org/linux/man-pages/man5/proc_pid_status.5.html."""
-    lines = Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines()
-    return {name: int(value.split()[0]) << 10 for name, _, value in (line.partition(":") for line in lines) if value.endswith(" kB")}
+def read_status(descriptor: int) -> dict[str, int]:
+    """The numbers in an open ``/proc/PID/status``, sizes in bytes: https://man7.org/linux/man-pages/man5/proc_pid_status.5.html."""
+    numbers = {}
+    for line in os.pread(descriptor, 1 << 16, 0).decode(errors="replace").splitlines():
+        name, _, value = line.partition(":")
+        first, *unit = value.split() or [""]
+        if first.isdecimal():
+            numbers[name] = int(first) << (10 if unit == ["kB"] else 0)
+    return numbers
 
 
-def _program() -> bytes:
-    """The filter, in classic BPF."""
-    architecture, _, mmap, mprotect, memfd_create, shmget = _SYSCALLS[platform.machine()]
-    load, equal, at_least, any_bit, answer = 0x20, 0x15, 0x35, 0x45, 0x06
-    # Offsets in struct seccomp_data: of the system call, the machine, and the arguments' lower halves.
-    call, machine, length, protection, flags = 0, 4, 24, 32, 40
-    # Label, operation, operand, label to jump to if true, label to jump to if false. An empty label means the next line.
+def _program(machine: str) -> bytes:
+    """The filter for a machine, as ``platform.machine`` names it."""
+    if machine not in _SYSCALLS:
+        raise OSError(errno.ENOSYS, "no system call numbers for this machine")
+    mmap, mprotect, memfd_create, shmget = _SYSCALLS[machine]
+    load, equal, at_least, any_bit, answer = seccomp.LOAD, seccomp.EQUAL, seccomp.AT_LEAST, seccomp.ANY_BIT, seccomp.ANSWER
+    length, protection, flags = (seccomp.argument(number) for number in (1, 2, 3))
     lines = [
-        ("", load, machine, "", ""),
-        ("", equal, architecture, "", "refuse"),
-        ("", load, call, "", ""),
-        ("", at_least, _X32, "refuse", ""),
+        ("", load, seccomp.MACHINE, "", ""),
+        ("", equal, seccomp.AUDIT_ARCH[machine], "", "refuse"),
+        ("", load, seccomp.CALL, "", ""),
+        ("", at_least, seccomp.X32, "refuse", ""),
         ("", equal, mmap, "mmap", ""),
         ("", equal, mprotect, "mprotect", ""),
         ("", equal, memfd_create, "refuse", ""),
@@ -205,12 +197,8 @@ def _program() -> bytes:
         ("", equal, 0, "", "judge"),
         ("", load, length, "", ""),
         ("", at_least, JUDGED_MPROTECT, "judge", "allow"),
-        ("allow", answer, _ALLOW, "", ""),
-        ("refuse", answer, _REFUSE, "", ""),
-        ("judge", answer, _NOTIFY, "", ""),
+        ("allow", answer, seccomp.ALLOW, "", ""),
+        ("refuse", answer, seccomp.refuse(errno.EPERM), "", ""),
+        ("judge", answer, seccomp.NOTIFY, "", ""),
     ]
-    at = {label: index for index, (label, *_) in enumerate(lines) if label}
-    return b"".join(
-        struct.pack("=HBBI", operation, *(at[label] - index - 1 if label else 0 for label in (if_true, if_false)), operand)
-        for index, (_, operation, operand, if_true, if_false) in enumerate(lines)
-    )
+    return seccomp.assemble(lines)

@@ -8,13 +8,11 @@ libvips is the fallback, and the judge of the cutter in the tests:
 https://www.libvips.org/API/current/method.Image.dzsave.html
 """
 
-import errno
-import os
+import io
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO
 
 import pyvips
@@ -22,7 +20,7 @@ import pyvips
 from activities.bucket.dzi import Pyramid, tile_name
 from activities.bucket.records import UploadOptions
 from activities.render.cutter import CHROMA, Cutter
-from activities.render.tilefile import THUMBNAIL, TILES, write_tile_file
+from activities.render.tilefile import write_tile_file
 
 LIBVIPS_VERSION = ".".join(str(pyvips.version(part)) for part in range(3))
 
@@ -31,7 +29,6 @@ LAST_ENTRY = "tiles.dzi"
 """dzsave writes this entry after the tiles. The commit marker in the bucket is our own."""
 FULL_CHROMA_QUALITY = 90
 """From this quality on, libvips halves no chroma: https://www.libvips.org/API/current/method.Image.jpegsave.html"""
-_ARCHIVE = "tiles.zip"
 _ARCHIVED = "tiles_files/"
 
 
@@ -54,7 +51,7 @@ def turn_off_cache() -> None:
 
 
 def write_sheet(
-    pixels: memoryview, width: int, height: int, options: UploadOptions, target: Path, cutter: Cutter | None = None
+    pixels: memoryview, width: int, height: int, options: UploadOptions, tiles: int, thumbnail: int, cutter: Cutter | None = None
 ) -> Encoding:
     """Writes ``tiles.flat`` and ``thumbnail.jpeg``, as ``tilefile`` reads them.
 
@@ -63,7 +60,8 @@ def write_sheet(
         width: Pixels.
         height: Pixels.
         options: Tile size, overlap and quality are used.
-        target: An existing directory.
+        tiles: Descriptor of the first file, empty, open for reading and writing.
+        thumbnail: Descriptor of the second file, likewise.
         cutter: Cuts the tiles; None: libvips does.
 
     Raises:
@@ -71,7 +69,7 @@ def write_sheet(
         MemoryError: There is not enough memory.
     """
     pyramid = Pyramid(width, height, options.tile_size, options.overlap)
-    with _named_errors(target), (target / TILES).open("w+b", buffering=0 if cutter else -1) as file:
+    with _named_errors(), open(tiles, "w+b", buffering=0 if cutter else -1, closefd=False) as file:
         if cutter is not None:
             # The thumbnail comes from a level of at least twice its size: all pixels again would add 5 % to a sheet's time.
             level = next(
@@ -92,13 +90,12 @@ def write_sheet(
             encoding = Encoding({"sitelink-cutter": str(cutter.version)}, CHROMA)
         else:
             image = _image(pixels, width, height)
-            _save(image, options, target / _ARCHIVE)
-            with zipfile.ZipFile(target / _ARCHIVE) as archive:
+            with zipfile.ZipFile(io.BytesIO(_archive(image, options))) as archive:
                 _repack(archive, pyramid, options.quality, file)
-            (target / _ARCHIVE).unlink()
             encoding = Encoding({"libvips": LIBVIPS_VERSION}, "4:4:4" if options.quality >= FULL_CHROMA_QUALITY else "4:2:0")
-        thumbnail = image.thumbnail_image(THUMBNAIL_PX, height=THUMBNAIL_PX, size="down")
-        thumbnail.jpegsave(str(target / THUMBNAIL), Q=options.quality, keep="none")
+        small = image.thumbnail_image(THUMBNAIL_PX, height=THUMBNAIL_PX, size="down")
+        with open(thumbnail, "wb", closefd=False) as file:
+            file.write(small.jpegsave_buffer(Q=options.quality, keep="none"))
         return encoding
 
 
@@ -111,20 +108,22 @@ def _image(pixels: memoryview | bytes, width: int, height: int) -> pyvips.Image:
     return pyvips.Image.new_from_memory(pixels, width, height, 3, "uchar").copy(interpretation="srgb")
 
 
-def _save(image: pyvips.Image, options: UploadOptions, archive: Path) -> None:
-    """Writes dzsave's ZIP: ``tiles_files/{level}/{col}_{row}.jpeg``, uncompressed."""
-    image.dzsave(
-        str(archive),
-        layout="dz",
-        container="zip",
-        compression=0,
-        depth="onepixel",
-        tile_size=options.tile_size,
-        overlap=options.overlap,
-        Q=options.quality,
-        skip_blanks=0,
-        background=[255],
-        keep="none",
+def _archive(image: pyvips.Image, options: UploadOptions) -> bytes:
+    """The ZIP of dzsave: ``tiles_files/{level}/{col}_{row}.jpeg``, uncompressed."""
+    return bytes(
+        image.dzsave_buffer(
+            imagename="tiles",
+            layout="dz",
+            container="zip",
+            compression=0,
+            depth="onepixel",
+            tile_size=options.tile_size,
+            overlap=options.overlap,
+            Q=options.quality,
+            skip_blanks=0,
+            background=[255],
+            keep="none",
+        )
     )
 
 
@@ -133,7 +132,7 @@ def _repack(archive: zipfile.ZipFile, pyramid: Pyramid, quality: int, file: IO[b
     names = set(archive.namelist())
     # libvips does not report that its last write has failed.
     if LAST_ENTRY not in names:
-        msg = f"{_ARCHIVE} was not written to its end"
+        msg = "dzsave did not come to its end"
         raise OSError(msg)
     there = [tile for tile in pyramid.tiles() if _ARCHIVED + tile_name(*tile) in names]
     sizes = {pyramid.tile_rectangle(*tile)[2:] for tile in set(pyramid.tiles()).difference(there)}
@@ -145,16 +144,11 @@ def _repack(archive: zipfile.ZipFile, pyramid: Pyramid, quality: int, file: IO[b
 
 
 @contextmanager
-def _named_errors(target: Path) -> Iterator[None]:
+def _named_errors() -> Iterator[None]:
     """Raises libvips' errors by their names."""
     try:
         yield
     except pyvips.Error as error:
         if "out of memory" in str(error):
             raise MemoryError(str(error)) from error
-        if os.strerror(errno.ENOSPC) in str(error):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target)) from error
         raise OSError(str(error)) from error
-    except zipfile.BadZipFile as error:
-        msg = f"{_ARCHIVE} was not written to its end"
-        raise OSError(msg) from error

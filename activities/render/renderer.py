@@ -1,6 +1,7 @@
 """Answers the requests in a render child. The fork server loads this module before it forks."""
 
 import errno
+import os
 import resource
 from collections.abc import Callable
 from pathlib import Path
@@ -19,19 +20,38 @@ _CUTTER = Cutter.find()
 
 
 class Renderer:
-    """Counts and draws pages. Keeps one document open and one buffer mapped from request to request."""
+    """Counts and draws pages. Keeps its document open and one buffer mapped from request to request.
 
-    def __init__(self) -> None:
+    Args:
+        source: The document.
+    """
+
+    def __init__(self, source: Path) -> None:
+        self._source = source
         turn_off_cache()
         self._buffer = PixelBuffer()
         self._pdf: PdfFile | None = None
 
-    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Returns ``{"result": ...}``, or ``{"error": name of the class, "message": ...}``; for an OSError also ``"errno"``."""
-        operations: dict[str, Callable[[dict[str, Any]], Any]] = {"count": self._count, "tile": self._tile}
+    def check(self) -> None:
+        """Reads what a page may need at any later time: a module of the interpreter, and each font.
+
+        Raises:
+            OSError: A file cannot be read, so that pages could not be drawn right.
+        """
+        for path in (os.__file__, *(face.path for face in faces.FACES)):
+            Path(path).open("rb").close()
+
+    def answer(self, request: dict[str, Any], files: list[int]) -> dict[str, Any]:
+        """Returns ``{"result": ...}``, or ``{"error": name of the class, "message": ...}``; for an OSError also ``"errno"``.
+
+        Args:
+            request: As ``ChildPool`` makes it.
+            files: Descriptors of the files to write, as from ``tilefile.new_files``.
+        """
+        operations: dict[str, Callable[[dict[str, Any], list[int]], Any]] = {"count": self._count, "tile": self._tile}
         _limit_cpu(request["cpuS"])
         try:
-            return {"result": operations[request["operation"]](request)}
+            return {"result": operations[request["operation"]](request, files)}
         except SiteLinkError as error:
             return {"error": error.type, "message": str(error)}
         except OSError as error:
@@ -41,27 +61,26 @@ class Renderer:
         except Exception as error:  # noqa: BLE001 (the worker gets its name, and replaces this child)
             return {"error": type(error).__name__, "message": str(error)}
 
-    def _open(self, request: dict[str, Any]) -> PdfFile:
+    def _open(self, password: str) -> PdfFile:
         """The document, opened unless it is open already. A password opens it only for requests that have this password."""
-        source, password = Path(request["source"]), request["password"]
-        if self._pdf is not None and (self._pdf.source, self._pdf.password) != (source, password):
+        if self._pdf is not None and self._pdf.password != password:
             self._pdf.close()
             self._pdf = None
         if self._pdf is None:
-            self._pdf = PdfFile(source, password)
+            self._pdf = PdfFile(self._source, password)
         return self._pdf
 
-    def _count(self, request: dict[str, Any]) -> Any:
+    def _count(self, request: dict[str, Any], _files: list[int]) -> Any:
         options = from_wire(UploadOptions, request["options"])
-        return to_wire(measure(self._open(request), options, request["maxPages"]))
+        return to_wire(measure(self._open(request["password"]), options, request["maxPages"]))
 
-    def _tile(self, request: dict[str, Any]) -> Any:
+    def _tile(self, request: dict[str, Any], files: list[int]) -> Any:
         options = from_wire(UploadOptions, request["options"])
         width, height = request["width"], request["height"]
         cutter = None if request["dzsave"] or not Cutter.suits(options) else _CUTTER
-        pdf = self._open(request)
+        pdf = self._open(request["password"])
         drawn = draw(pdf, request["number"], width, height, self._buffer, blue_first=cutter is not None)
-        encoding = write_sheet(drawn.pixels, width, height, options, Path(request["target"]), cutter)
+        encoding = write_sheet(drawn.pixels, width, height, options, files[0], files[1], cutter)
         engines = {"pdfium": PDFIUM_VERSION, "sitelink-raster": REVISION, **encoding.engine, **faces.VERSIONS}
         return {"engines": engines, "chroma": encoding.chroma, "notes": to_wire(drawn.notes), "transform": drawn.transform}
 

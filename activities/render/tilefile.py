@@ -11,7 +11,8 @@ each size of them. At the end are the index and a trailer, all numbers little-en
 
 import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
@@ -134,6 +135,24 @@ class TileFile:
 
     def _cut_off_error(self) -> TilesMissing:
         return TilesMissing(f"{self._path.name} in {self._path.parent.name} is cut off")
+
+
+@contextmanager
+def new_files(target: Path) -> Iterator[tuple[int, int]]:
+    """Makes ``tiles.flat`` and ``thumbnail.jpeg``, empty, and yields their descriptors, open for reading and writing.
+
+    Args:
+        target: An existing directory.
+
+    Raises:
+        OSError: They cannot be made.
+    """
+    with ExitStack() as opened:
+        descriptors = []
+        for name in (TILES, THUMBNAIL):
+            descriptors.append(os.open(target / name, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+            opened.callback(os.close, descriptors[-1])
+        yield descriptors[0], descriptors[1]
 
 
 def write_tile_file(

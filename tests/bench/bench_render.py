@@ -27,7 +27,7 @@ from activities.render.cutter import Cutter
 from activities.render.measure import measure
 from activities.render.pdf_file import PdfFile
 from activities.render.pyramid import turn_off_cache, write_sheet
-from activities.render.tilefile import TILES, TileFile
+from activities.render.tilefile import TILES, TileFile, new_files
 
 OPTIONS = UploadOptions()
 
@@ -85,7 +85,8 @@ def tiling(page: TilePage, pixels: memoryview, cutter: Cutter | None, directory:
     for _ in range(rounds):
         target = Path(tempfile.mkdtemp(dir=directory))
         begun = cpu_s(resource.RUSAGE_SELF)
-        write_sheet(pixels, page.width, page.height, OPTIONS, target, cutter)
+        with new_files(target) as files:
+            write_sheet(pixels, page.width, page.height, OPTIONS, *files, cutter)
         seconds.append(cpu_s(resource.RUSAGE_SELF) - begun)
         size = (target / TILES).stat().st_size
         writing.append(put_s(page, target / TILES, directory))
@@ -104,7 +105,8 @@ def once(source: Path, cutter: Cutter | None, directory: Path) -> None:
         begun = cpu_s(resource.RUSAGE_SELF)
         pixels = raster.draw(pdf, page.number, page.width, page.height, buffer, blue_first=cutter is not None).pixels
         drawn = cpu_s(resource.RUSAGE_SELF)
-        write_sheet(pixels, page.width, page.height, OPTIONS, target, cutter)
+        with new_files(target) as files:
+            write_sheet(pixels, page.width, page.height, OPTIONS, *files, cutter)
         drawing, cutting = drawing + drawn - begun, cutting + cpu_s(resource.RUSAGE_SELF) - drawn
         writing += put_s(page, target / TILES, directory)
     pdf.close()

@@ -315,9 +315,14 @@ async def test_child_that_dies_is_a_crash(sheets: Sheets, fresh: bool) -> None:
         await pool.count_pages("a", source, OPTIONS, 2000, silent)
         if not fresh:
             await sheets.tile(pool, source)
-        task = await hanging(sheets, pool)
         (child,) = render_children()
+        os.kill(child, signal.SIGSTOP)
+        busy = asyncio.Event()
+        task = asyncio.create_task(sheets.tile(pool, source, beat=busy.set))
+        async with asyncio.timeout(DEADLINE_S):
+            await busy.wait()
         os.kill(child, signal.SIGSEGV)
+        os.kill(child, signal.SIGCONT)
         with pytest.raises(RenderCrashed, match="SIGSEGV") as fault:
             await task
         assert fault.value.fresh_child is fresh

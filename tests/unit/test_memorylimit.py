@@ -16,12 +16,13 @@ import ctypes, json, mmap, os, resource, select, signal, socket, sys, threading
 from activities.render import memorylimit
 
 allowance = int(sys.argv[1])
+own_status = os.open("/proc/self/status", os.O_RDONLY)
 libc = ctypes.CDLL(None, use_errno=True)
 for allocate in (libc.malloc, libc.calloc, libc.realloc, libc.aligned_alloc, libc.mmap):
     allocate.restype = ctypes.c_void_p
 
 def used():
-    return memorylimit.memory_status(os.getpid())["VmData"]
+    return memorylimit.read_status(own_status)["VmData"]
 
 def took(size, address):
     # The parent gets it even if the next step ends this process.
@@ -47,7 +48,7 @@ _, listeners, _, _ = socket.recv_fds(greeting, 1, 1)
 ready = select.poll()
 ready.register(listeners[0], select.POLLIN)
 ready.register(tells, select.POLLIN)
-judge = memorylimit.Judge(listeners[0], pid, limit)
+judge = memorylimit.Judge(listeners[0], os.open(f"/proc/{pid}/status", os.O_RDONLY), limit)
 over, total, alive = False, 0, True
 while alive:
     for descriptor, event in ready.poll():
@@ -183,7 +184,7 @@ def test_memory_that_the_limit_does_not_count_is_not_to_be_had(code: str) -> Non
 def test_peak_is_remembered(share: float, exceeded: bool) -> None:
     """A process without a judge knows that it was over its limit after it has given the memory back; below the limit it is not blamed."""
     code = f"""
-peak = memorylimit.PeakLimit(start + {ALLOWANCE})
+peak = memorylimit.PeakLimit(os.open("/proc/self/status", os.O_RDONLY), start + {ALLOWANCE})
 block = libc.malloc({int(share * ALLOWANCE)})
 libc.free(ctypes.c_void_p(block))
 threads = [threading.Thread(target=libc.malloc, args=(1000,)) for _ in range(4)]

@@ -23,7 +23,7 @@ from activities.errors import TilesMissing
 from activities.render.cutter import Cutter
 from activities.render.pack import PackedSheet, tile_lines
 from activities.render.pyramid import write_sheet
-from activities.render.tilefile import TILES, TileFile, write_tile_file
+from activities.render.tilefile import TILES, TileFile, new_files, write_tile_file
 from tests.servers.npm_packages import NoPackages, installed_packages
 
 NPM = Path(__file__).parents[1] / "servers" / "npm-pmtiles"
@@ -82,7 +82,8 @@ def drawn(directory: Path, pyramid: Pyramid, cutter: Cutter | None) -> Path:
         draw.rectangle((x, y, x + 30, y + 30), fill=tuple(chance.randrange(256) for _ in range(3)))
     pixels = bytearray(image.tobytes("raw", "BGR" if cutter else "RGB"))
     options = UploadOptions(tile_size=pyramid.tile_size, overlap=pyramid.overlap)
-    write_sheet(memoryview(pixels), *image.size, options, directory, cutter)
+    with new_files(directory) as files:
+        write_sheet(memoryview(pixels), *image.size, options, *files, cutter)
     return directory / TILES
 
 

@@ -17,7 +17,7 @@ from activities.bucket.records import UploadOptions
 from activities.errors import TilesMissing
 from activities.render.cutter import Cutter
 from activities.render.pyramid import THUMBNAIL_PX, write_sheet
-from activities.render.tilefile import THUMBNAIL, TILES, TileFile, write_tile_file
+from activities.render.tilefile import THUMBNAIL, TILES, TileFile, new_files, write_tile_file
 
 
 def drawing(width: int, height: int) -> Image.Image:
@@ -45,7 +45,8 @@ def cutter(request: pytest.FixtureRequest) -> Cutter | None:
 def write(directory: Path, image: Image.Image, options: UploadOptions, cutter: Cutter | None = None) -> Path:
     """Writes a sheet; returns its ``tiles.flat``."""
     pixels = bytearray(image.tobytes("raw", "BGR" if cutter else "RGB"))
-    write_sheet(memoryview(pixels), *image.size, options, directory, cutter)
+    with new_files(directory) as files:
+        write_sheet(memoryview(pixels), *image.size, options, *files, cutter)
     return directory / TILES
 
 

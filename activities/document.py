@@ -24,16 +24,17 @@ class DocumentActivities(HostActivities):
         with attempt.named_errors():
             record = await attempt.in_thread(lambda _: self._store.record(ref), more_follows=True)
             async with host.scratch.source(ref, record, host.bucket, attempt) as source:
-                document = await host.children.count_pages(str(ref), source, record.options, host.max_pages, attempt.beat)
+                document = await host.children.count_pages(str(ref), source, record.options, host.limits.pages, attempt.beat)
+            pages = host.limits.check_pages(document.pages, record.options)
             source_parts = -(-record.size_bytes // PART_BYTES)
             forecast = host.forecaster.forecast(
-                document.pages,
+                pages,
                 record.options,
                 source_parts,
                 is_s3=not host.bucket.answers_prove_writes,
                 puts_per_s=host.bucket.limiter.rate,
             )
-            return replace(document, forecast=forecast)
+            return Document(pages, forecast)
 
     @activity.defn
     async def halve_page(self, args: HalvePage) -> Page | None:
@@ -46,7 +47,8 @@ class DocumentActivities(HostActivities):
             async with host.scratch.source(ref, record, host.bucket, attempt) as source:
 
                 async def measure(dpi: int) -> Page:
-                    document = await host.children.count_pages(str(ref), source, replace(options, dpi=dpi), host.max_pages, attempt.beat)
+                    asked = replace(options, dpi=dpi)
+                    document = await host.children.count_pages(str(ref), source, asked, host.limits.pages, attempt.beat)
                     return document.pages[args.number - 1]
 
                 half = (await measure(options.dpi)).dpi // 2

@@ -2,7 +2,7 @@
 
     SiteLinkError
       DocumentError    NotAPdf UnreadablePdf PasswordRequired NoPages PdfPortfolio TooManyPages
-                       FileTooLarge                                                               final, the whole upload
+                       FileTooLarge TooManyTiles                                                  final, the whole upload
       PageError        PageUnreadable PageTooLarge                                                final, one sheet
       RenderFault      RenderTimeout RenderCrashed RenderOutOfMemory                              final after fresh tries, one sheet
       BucketError      StorageUnavailable StorageDenied NoSuchBucket ClockSkewed                  retried
@@ -83,6 +83,10 @@ class FileTooLarge(DocumentError):
     """The document has more bytes than the published limit."""
 
 
+class TooManyTiles(DocumentError):
+    """The document makes more tiles than the published limit. As the reason of a sheet: its page alone does, and the others go on."""
+
+
 class PageError(SiteLinkError):
     """One page cannot be used; the others go on."""
 
@@ -94,7 +98,7 @@ class PageUnreadable(PageError):
 
 
 class PageTooLarge(PageError):
-    """The page does not fit the pixel budget at any useful resolution."""
+    """The page does not fit the pixel budget at any useful resolution, or its longer side is over the published limit."""
 
 
 class RenderFault(SiteLinkError):

@@ -8,6 +8,7 @@ from activities.bucket.storage import Bucket
 from activities.bucket.uploads import UploadStore
 from activities.bucket.webhooks import WebhookStore
 from activities.interface import UploadActivities
+from activities.limits import DocumentLimits
 from activities.render.child import ChildPool
 from activities.scratch import Scratch
 from activities.threads import FairThreads
@@ -23,7 +24,7 @@ class Host:
         children: The render children.
         threads: Make the requests to the bucket, for the uploads in turn. Their number limits the requests that this host makes at once.
         uploads: Upload one sheet each. Further sheets that Temporal has handed over wait for their turn, with heartbeats.
-        max_pages: Most pages that a document may have.
+        limits: The most that a document may have.
         forecaster: Estimates what a document will take on this host.
         free_render_slot: Called by an activity that goes on after its page was rendered: the next page need not wait for its end.
     """
@@ -33,7 +34,7 @@ class Host:
     children: ChildPool
     threads: FairThreads
     uploads: FairThreads
-    max_pages: int = 2000
+    limits: DocumentLimits = field(default_factory=DocumentLimits)
     forecaster: Forecaster = field(default_factory=Forecaster)
     free_render_slot: Callable[[], None] = lambda: None
 

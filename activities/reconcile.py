@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 
 from temporalio import activity
@@ -167,8 +167,10 @@ def _sheet_keys(ref: UploadRef, listing: Listing) -> list[str]:
 
 
 def _pyramid(state: SheetState, options: UploadOptions) -> Pyramid | None:
-    """The pyramid of a sheet; None when its size is not known."""
-    return Pyramid(state.width, state.height, options.tile_size, options.overlap) if state.width and state.height else None
+    """The pyramid of a sheet; None when its size is not known, or none that a sheet can have."""
+    with suppress(ValueError):
+        return Pyramid(state.width or 0, state.height or 0, options.tile_size, options.overlap)
+    return None
 
 
 def _defects(report: SheetReport) -> str:

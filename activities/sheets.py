@@ -18,10 +18,10 @@ from activities.bucket.dzi import Pyramid
 from activities.bucket.keys import UploadRef
 from activities.bucket.listing import Listing
 from activities.bucket.pmtiles import sheet_metadata
-from activities.bucket.records import Layout, SheetRecord, TileLine, bounded_notes, tiles_digest, to_json
+from activities.bucket.records import Layout, SheetRecord, TileLine, UploadOptions, bounded_notes, tiles_digest, to_json
 from activities.bucket.storage import LIST_PAGE, Bucket, ObjectInfo, etag_of
 from activities.bucket.store_errors import not_written_error
-from activities.errors import BucketError, TilesMissing
+from activities.errors import BucketError, PageTooLarge, TilesMissing
 from activities.host import HostActivities
 from activities.interface import DiscardScratch, TiledPage, TilePage, UploadPage, host_queue
 from activities.render.attempt import RenderAttempt
@@ -44,6 +44,7 @@ class SheetActivities(HostActivities):
         attempt = RenderAttempt()
         host, ref = self._host, UploadRef.parse(args.ref)
         with attempt.named_errors():
+            _pyramid(args.width, args.height, args.options)
             record = await attempt.in_thread(lambda _: self._store.record(ref), more_follows=True)
             async with host.scratch.room(ref, attempt.beat), host.scratch.source(ref, record, host.bucket, attempt) as source:
                 page = host.scratch.new_page(ref, args.number)
@@ -90,7 +91,7 @@ class SheetActivities(HostActivities):
 
     def _upload(self, args: UploadPage, page: Path, stop: threading.Event) -> SheetRecord:
         bucket, ref, number, options = self._host.bucket, UploadRef.parse(args.ref), args.page.number, args.options
-        pyramid, layout = Pyramid(args.page.width, args.page.height, options.tile_size, options.overlap), options.layout
+        pyramid, layout = _pyramid(args.page.width, args.page.height, options), options.layout
         descriptor = pyramid.descriptor().encode()
         with TileFile(page / TILES) as tiles:
             try:
@@ -101,7 +102,8 @@ class SheetActivities(HostActivities):
             bucket.remove_unfinished(ref.sheet_prefix(number))  # left by an attempt whose worker was killed
             # Tiles that an earlier attempt wrote, or that a repair kept, need not be written again. A new sheet has no such tiles.
             listing = Listing.fetch(bucket, ref, number)
-            if listing.descriptor is not None and bucket.get(ref.descriptor(number)).body != descriptor:
+            marker = listing.descriptor
+            if marker is not None and (marker.size != len(descriptor) or bucket.get(marker.key).body != descriptor):
                 self._store.uncommit(ref, number)  # first, because the sheet had another size, and its old tiles are removed
             if not (args.tiled.thumbnail and listing.thumbnail is not None and listing.thumbnail.size == len(thumbnail)):
                 bucket.put(ref.thumbnail(number), thumbnail)
@@ -159,6 +161,18 @@ class SheetActivities(HostActivities):
         prefix, ends = ref.sheet_prefix(number), sorted(sent)[LIST_PAGE - 1 :: LIST_PAGE]
         pages, turn = pairwise(("", *ends, "")), turn_of(ref, str(number))
         return chain.from_iterable(self._host.threads.map(turn, lambda page: list(self._host.bucket.objects(prefix, *page)), pages))
+
+
+def _pyramid(width: int, height: int, options: UploadOptions) -> Pyramid:
+    """The pyramid of a sheet.
+
+    Raises:
+        PageTooLarge: No sheet is so large. ``count_pages`` of an earlier release let such a page pass.
+    """
+    try:
+        return Pyramid(width, height, options.tile_size, options.overlap)
+    except ValueError as error:
+        raise PageTooLarge(str(error)) from error
 
 
 def _sheet_record(args: UploadPage, lines: Sequence[TileLine]) -> SheetRecord:

@@ -133,7 +133,7 @@ async def run_tile_role(client: Client, settings: WorkerSettings, stop: asyncio.
             children=children,
             threads=threads,
             uploads=uploads,
-            max_pages=settings.max_pages,
+            limits=settings.limits,
             forecaster=settings.forecaster,
             free_render_slot=slots.free_early,
         )

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from activities.bucket.dzi import LARGEST_SIDE_PX, MOST_TILES
 from activities.bucket.forecast import PRICE_CLASS_A, PRICE_CLASS_B, SECONDS_PER_MEGAPIXEL, Forecaster
 from activities.bucket.location import BucketSettings
 from activities.environment import amount, choice, whole_number
+from activities.limits import DocumentLimits
 from activities.webhooks.settings import WebhookSettings
 
 
@@ -26,7 +28,7 @@ class WorkerSettings:
         render_wall_s: Seconds that one page may take.
         upload_slots: Sheets that may be uploaded at once.
         bucket_threads: Requests to the bucket at once, at most.
-        max_pages: Most pages that a document may have.
+        limits: The most that a document may have.
         dzsave: Whether libvips cuts the tiles, also where the cutter could.
         forecaster: Makes forecasts by the render slots, the speed and the prices.
     """
@@ -40,7 +42,7 @@ class WorkerSettings:
     render_wall_s: int
     upload_slots: int
     bucket_threads: int
-    max_pages: int
+    limits: DocumentLimits
     dzsave: bool
     forecaster: Forecaster
 
@@ -64,7 +66,12 @@ class WorkerSettings:
             render_wall_s=whole_number(environ, "SITELINK_RENDER_WALL_S", 180),
             upload_slots=whole_number(environ, "SITELINK_UPLOAD_SLOTS", 64),
             bucket_threads=whole_number(environ, "SITELINK_BUCKET_THREADS", 256 if bucket.is_s3 else 2),
-            max_pages=whole_number(environ, "SITELINK_MAX_PAGES", 2000),
+            limits=DocumentLimits(
+                pages=whole_number(environ, "SITELINK_MAX_PAGES", DocumentLimits.pages),
+                side_px=whole_number(environ, "SITELINK_MAX_SIDE_PX", DocumentLimits.side_px, high=LARGEST_SIDE_PX),
+                sheet_tiles=whole_number(environ, "SITELINK_MAX_SHEET_TILES", DocumentLimits.sheet_tiles, high=MOST_TILES),
+                upload_tiles=whole_number(environ, "SITELINK_MAX_UPLOAD_TILES", DocumentLimits.upload_tiles),
+            ),
             dzsave=choice(environ, "SITELINK_CUTTER", ("auto", "dzsave")) == "dzsave",
             forecaster=Forecaster(
                 render_slots,

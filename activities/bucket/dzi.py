@@ -5,7 +5,6 @@ into tiles of ``tile_size`` px, and each tile shows ``overlap`` px more of each 
 https://learn.microsoft.com/en-us/previous-versions/windows/silverlight/dotnet-windows-silverlight/cc645077(v=vs.95)
 """
 
-import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +13,10 @@ MINIMUM_DPI = 30
 """Below this resolution a plan cannot be read: a page that fits its budget only below it is refused."""
 
 BYTES_PER_PIXEL = 3
+
+LARGEST_SIDE_PX, MOST_TILES = 10_000_000, 1_000_000
+"""No host may be set to make a larger sheet. A process that works on a sheet holds the list of its tiles in memory, so the record of a
+larger sheet, whoever wrote it, is refused."""
 
 _TILE_NAME = re.compile(r"(0|[1-9][0-9]{0,8})/(0|[1-9][0-9]{0,8})_(0|[1-9][0-9]{0,8})\.jpeg")
 
@@ -41,16 +44,21 @@ class Pyramid:
         if self.width < 1 or self.height < 1 or self.tile_size < 1 or not 0 <= self.overlap < self.tile_size:
             msg = f"no pyramid of {self.width} x {self.height} px with tiles of {self.tile_size} px, overlap {self.overlap}"
             raise ValueError(msg)
+        if max(self.width, self.height) > LARGEST_SIDE_PX:
+            msg = f"no pyramid of {self.width} x {self.height} px, at most {LARGEST_SIDE_PX:,} px a side"
+            raise ValueError(msg)
+        if self.tile_count > MOST_TILES:
+            msg = f"no pyramid of {self.width} x {self.height} px: {self.tile_count:,} tiles, limit {MOST_TILES:,}"
+            raise ValueError(msg)
 
     @property
     def max_level(self) -> int:
         """The number of the full-size level; there are ``max_level + 1`` levels."""
-        return (max(self.width, self.height) - 1).bit_length()
+        return _max_level(self.width, self.height)
 
     def level_size(self, level: int) -> tuple[int, int]:
         """Width and height of a level in pixels."""
-        divisor = 1 << (self.max_level - level)
-        return -(-self.width // divisor), -(-self.height // divisor)
+        return _halved(self.width, self.max_level - level), _halved(self.height, self.max_level - level)
 
     def grid(self, level: int) -> tuple[int, int]:
         """Columns and rows of a level."""
@@ -71,7 +79,7 @@ class Pyramid:
     @property
     def tile_count(self) -> int:
         """How many tiles all levels have together."""
-        return sum(math.prod(self.grid(level)) for level in range(self.max_level + 1))
+        return tile_count(self.width, self.height, self.tile_size)
 
     def tiles(self) -> Iterator[tuple[int, int, int]]:
         """Level, column and row of every tile: level by level, row by row."""
@@ -97,6 +105,22 @@ class Pyramid:
             f'  <Size Width="{self.width}" Height="{self.height}"/>\n'
             "</Image>\n"
         )
+
+
+def tile_count(width: int, height: int, tile_size: int) -> int:
+    """How many tiles an image has on all levels together. Computed level by level, so that an image of any size is counted at once."""
+    return sum(
+        -(-_halved(width, times) // tile_size) * -(-_halved(height, times) // tile_size) for times in range(_max_level(width, height) + 1)
+    )
+
+
+def _max_level(width: int, height: int) -> int:
+    return (max(width, height) - 1).bit_length()
+
+
+def _halved(length: int, times: int) -> int:
+    """A length after so many halvings, rounded up."""
+    return -(-length >> times)
 
 
 def tile_name(level: int, column: int, row: int) -> str:

@@ -13,12 +13,12 @@ import struct
 import zlib
 from array import array
 from bisect import bisect_right
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Generic, TypeVar
 
-from activities.bucket.dzi import Pyramid
+from activities.bucket.dzi import MOST_TILES, Pyramid
 from activities.bucket.records import SCHEMA, SheetRecord, to_wire
 
 MEDIA_TYPE = "application/vnd.pmtiles"
@@ -28,8 +28,8 @@ FIRST_BYTES = 16 << 10
 """Readers ask for so many bytes first. So header and root directory lie within them."""
 LEAF_ENTRIES = 4096
 """Entries of a leaf directory: with more of them, a reader gets more that it does not need; with fewer, it asks more often."""
-LARGEST_INDEX_BYTES = 64 << 20
-"""No sheet has a larger index: one of 4 million tiles is smaller."""
+LARGEST_INDEX_BYTES = 16 << 20
+"""No sheet has a larger index: one of ``dzi.MOST_TILES`` is smaller."""
 
 _HEADER = struct.Struct("<7sB11Q6B4iB2i")
 _MAGIC, _VERSION = b"PMTiles", 3
@@ -124,21 +124,31 @@ class Index:
         if len(data) < self._tiles_at or max(root_at + root_bytes, metadata_at + metadata_bytes, leaves_at + leaves_bytes) > self._tiles_at:
             msg = "its index is cut off"
             raise ValueError(msg)
-        self.metadata = _read_metadata(_plain(data[metadata_at : metadata_at + metadata_bytes]))
+        self._plain_bytes = 0
+        self.metadata = _read_metadata(self._plain(data[metadata_at : metadata_at + metadata_bytes]))
         self._ids, self._runs, self._sizes, self._offsets = array("Q"), array("Q"), array("Q"), array("Q")
-        for entry in _read_directory(_plain(data[root_at : root_at + root_bytes])):
+        for entry in _read_directory(self._plain(data[root_at : root_at + root_bytes])):
             _, run, size, offset = entry
             if run:
                 self._add(entry)
                 continue
-            for leaf_entry in _read_directory(_plain(data[leaves_at + offset : leaves_at + offset + size])):
+            for leaf_entry in _read_directory(self._plain(data[leaves_at + offset : leaves_at + offset + size])):
                 if not leaf_entry[1]:
                     msg = "its leaf directories have leaf directories"
                     raise ValueError(msg)
                 self._add(leaf_entry)
 
+    def _plain(self, data: bytes) -> bytes:
+        """A part of the index, without its gzip. All parts together are bounded, because a root directory can name a leaf many times."""
+        plain = _plain(data, LARGEST_INDEX_BYTES - self._plain_bytes)
+        self._plain_bytes += LEAF_ENTRIES + len(plain)
+        return plain
+
     def _add(self, entry: _Entry) -> None:
         number, _, size, offset = entry
+        if len(self._ids) >= MOST_TILES:
+            msg = f"its directories have more than {MOST_TILES:,} entries"
+            raise ValueError(msg)
         if self._ids and number < self._ids[-1] + self._runs[-1]:
             msg = "its directories are not in order"
             raise ValueError(msg)
@@ -244,11 +254,11 @@ def _stored(data: bytes) -> bytes:
     return b"\x1f\x8b\x08" + bytes(6) + b"\xff" + body + struct.pack("<II", zlib.crc32(data), len(data))
 
 
-def _plain(data: bytes) -> bytes:
+def _plain(data: bytes, most_bytes: int) -> bytes:
     """The content of a gzip."""
     reader = zlib.decompressobj(16 + zlib.MAX_WBITS)
     try:
-        content = reader.decompress(data, LARGEST_INDEX_BYTES)
+        content = reader.decompress(data, most_bytes) if most_bytes > 0 else b""
     except zlib.error as error:
         msg = "its index cannot be decompressed"
         raise ValueError(msg) from error
@@ -274,12 +284,14 @@ def _directory(entries: Sequence[_Entry]) -> bytes:
     return bytes(body)
 
 
-def _read_directory(data: bytes) -> list[_Entry]:
-    values: list[int] = []
+def _read_directory(data: bytes) -> Iterator[_Entry]:
+    values = array("Q")
     value = shift = 0
     for byte in data:
         value |= (byte & 0x7F) << shift
         shift += 7
+        if shift > 63 or len(values) > 4 * MOST_TILES:
+            break
         if byte < 0x80:
             values.append(value)
             value = shift = 0
@@ -288,7 +300,6 @@ def _read_directory(data: bytes) -> list[_Entry]:
         msg = "a directory of it is damaged"
         raise ValueError(msg)
     steps, runs, sizes, places = (values[1 + part * count : 1 + (part + 1) * count] for part in range(4))
-    entries: list[_Entry] = []
     number = end = 0
     for step, run, size, place in zip(steps, runs, sizes, places, strict=True):
         number += step
@@ -297,8 +308,7 @@ def _read_directory(data: bytes) -> list[_Entry]:
         if max(number, end, run) >= 1 << 63:
             msg = "a directory of it is damaged"
             raise ValueError(msg)
-        entries.append((number, run, size, offset))
-    return entries
+        yield number, run, size, offset
 
 
 def _read_header(data: bytes | bytearray) -> tuple[Any, ...]:

@@ -79,6 +79,9 @@ https://developers.cloudflare.com/r2/objects/multipart-objects/"""
 PARTS_AT_ONCE = 4
 CHUNK_BYTES = 4 << 20
 
+LARGEST_READ_BYTES = 64 << 20
+"""No record, tile or thumbnail is larger. Others may write into the bucket, so a larger object is not read into memory."""
+
 LARGEST_COPY_BYTES = 5 << 30
 """https://docs.aws.amazon.com/AmazonS3/latest/API/API_CopyObject.html"""
 
@@ -218,17 +221,18 @@ class Bucket:
 
         Raises:
             ObjectMissing: There is no such object.
+            DamagedRecord: It is larger than any object that is read whole.
             BucketError: The bucket failed.
         """
         with self._named_errors(key), self._request_slots:
             result = obstore.get(self._store, key)
-            return StoredObject(_info(result.meta), bytes(result.bytes()))
+            return StoredObject(_bounded_info(key, result.meta), bytes(result.bytes()))
 
     async def get_async(self, key: str) -> StoredObject:
         """``get``, for an event loop."""
         with self._named_errors(key):
             result = await obstore.get_async(self._store, key)
-            return StoredObject(_info(result.meta), bytes(await result.bytes_async()))
+            return StoredObject(_bounded_info(key, result.meta), bytes(await result.bytes_async()))
 
     def get_range(self, key: str, start: int, end: int, etag: str | None = None) -> StoredObject:
         """Reads the bytes of an object from ``start`` to before ``end``, or to the object's end. ``info`` is about the whole object.
@@ -842,6 +846,14 @@ def _not_written_if_missing(key: str) -> Iterator[None]:
 def _check_written(key: str, is_written: bool) -> None:
     if not is_written:
         raise not_written_error(key)
+
+
+def _bounded_info(key: str, meta: "obstore.ObjectMeta") -> ObjectInfo:
+    info = _info(meta)
+    if info.size > LARGEST_READ_BYTES:
+        msg = f"{key} cannot be read: it has {info.size:,} bytes, limit {LARGEST_READ_BYTES:,}"
+        raise DamagedRecord(msg)
+    return info
 
 
 def _info(meta: "obstore.ObjectMeta") -> ObjectInfo:

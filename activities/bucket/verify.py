@@ -37,7 +37,7 @@ from activities.bucket.records import (
     tiles_digest,
 )
 from activities.bucket.report import MOST_NAMES, NO_NAMES, Proof, Repair, SheetReport, UploadReport
-from activities.bucket.storage import Bucket, ObjectInfo
+from activities.bucket.storage import LARGEST_READ_BYTES, Bucket, ObjectInfo
 from activities.errors import DamagedRecord, NewerSchema, ObjectMissing, UnreadableRecord, UploadNotFound
 from activities.render.decoder import Decoder
 
@@ -47,9 +47,6 @@ THREADS = 4
 NO_DESCRIPTOR = "the .dzi is missing"
 NO_ARCHIVE = "the .pmtiles is missing"
 OTHER_BYTES = "the digest over all tiles is not the one in sheet.json: some tile has other bytes than were written"
-
-LARGEST_TILE_BYTES = 64 << 20
-"""No JPEG of a tile or thumbnail is larger. A larger object is not read."""
 
 _MD5 = re.compile(r'"?([0-9a-f]{32})"?')
 
@@ -304,6 +301,8 @@ def _read_record(
     except ObjectMissing:
         if required:
             problems.append(_missing_problem(key))
+    except DamagedRecord as error:
+        problems.append(str(error).replace(key, key.rsplit("/", 1)[-1]))
     except (ValueError, NewerSchema) as error:
         if refuse_newer and isinstance(error, NewerSchema):
             raise
@@ -345,12 +344,14 @@ def _geometry(
         else:
             problems.append("sheet.json: its sizes are not whole numbers")
     if state is not None and options is not None and state.width and state.height:
-        return Pyramid(state.width, state.height, options.tile_size, options.overlap)
+        try:
+            return Pyramid(state.width, state.height, options.tile_size, options.overlap)
+        except ValueError as error:
+            problems.append(f"the progress: {error}")
     return None
 
 
 def _missing_names(pyramid: Pyramid, tiles: dict[str, ObjectInfo], count: int) -> tuple[str, ...]:
-    # Computed lazily, because a broken sheet.json may claim more tiles than memory holds.
     names = (name for tile in pyramid.tiles() if (name := tile_name(*tile)) not in tiles)
     return tuple(itertools.islice(names, min(count, MOST_NAMES)))
 
@@ -359,7 +360,7 @@ def _check_descriptor(bucket: Bucket, key: str, info: ObjectInfo | None, pyramid
     try:
         if info is None:
             problems.append(NO_DESCRIPTOR)
-        elif bucket.get(key).body != pyramid.descriptor().encode():
+        elif info.size != len(pyramid.descriptor()) or bucket.get(key).body != pyramid.descriptor().encode():
             problems.append(f"the .dzi does not describe {pyramid.width} x {pyramid.height} px as it should")
     except ObjectMissing:
         problems.append(NO_DESCRIPTOR)
@@ -454,9 +455,9 @@ class _Reader:
         return None if too_large else lines
 
     def _is_too_large(self, name: str, size_bytes: int) -> bool:
-        if size_bytes > LARGEST_TILE_BYTES:
-            self._broken.append(f"{name} has {size_bytes:,} bytes, more than {LARGEST_TILE_BYTES:,}, the most for a JPEG")
-        return size_bytes > LARGEST_TILE_BYTES
+        if size_bytes > LARGEST_READ_BYTES:
+            self._broken.append(f"{name} has {size_bytes:,} bytes, more than {LARGEST_READ_BYTES:,}, the most for a JPEG")
+        return size_bytes > LARGEST_READ_BYTES
 
     def _decode(self, name: str, body: bytes, width: int, height: int) -> str:
         md5 = _md5(body)
@@ -522,15 +523,15 @@ def _archive_disagreements(packed: PackedSheet, record: SheetRecord, pyramid: Py
     if packed.index.pyramid != pyramid:
         yield f"the .pmtiles does not describe {pyramid.width} x {pyramid.height} px as it should"
         return
-    names, size_bytes = [], 0
+    first, missing, size_bytes = None, 0, 0
     for tile in pyramid.tiles():
         place = packed.index.place(*tile)
         if place and place[1]:
             size_bytes += place[1]
         else:
-            names.append(tile_name(*tile))
-    if names:
-        yield f"{len(names):,} of {pyramid.tile_count:,} tiles are missing in the .pmtiles, the first is {names[0]}"
+            first, missing = first or tile_name(*tile), missing + 1
+    if missing:
+        yield f"{missing:,} of {pyramid.tile_count:,} tiles are missing in the .pmtiles, the first is {first}"
         return
     if packed.index.tile_count != pyramid.tile_count:
         yield f"the .pmtiles has {packed.index.tile_count:,} tiles, its size makes {pyramid.tile_count:,}"

@@ -337,6 +337,13 @@ def many_pages(count: int) -> bytes:
     return writer.finish([writer.page()] * count)
 
 
+def strips(count: int, width_pt: float, height_pt: float) -> bytes:
+    """A page tree that names one blank page so many times: a small file with many large pages."""
+    writer = Writer()
+    page = writer.add(f"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 {width_pt:.4f} {height_pt:.4f}] >>")
+    return writer.finish([page] * count)
+
+
 def count_lies() -> bytes:
     """One page, though the page tree counts a thousand million."""
     writer = Writer()

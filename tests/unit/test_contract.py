@@ -26,7 +26,7 @@ from api.uploads import LAYOUT, OPTIONS
 from tests.unit.api_fakes import FakeTemporal, client_of, snapshot
 
 REASONS = {
-    *("UnreadablePdf", "PasswordRequired", "NoPages", "PdfPortfolio", "TooManyPages"),  # found when the PDF is opened
+    *("UnreadablePdf", "PasswordRequired", "NoPages", "PdfPortfolio", "TooManyPages", "TooManyTiles"),  # found when the PDF is opened
     *("PageUnreadable", "PageTooLarge", "RenderTimeout", "RenderCrashed", "RenderOutOfMemory", "WorkerLost"),  # of a sheet
     *("WebhookUnreachable", "WebhookRefused", "WebhookForbidden", "WebhookGone"),  # of a delivery
     *("SourceMissing", "SourceAltered", "SheetAltered", "ShareFull", "TilesMissing", "Terminated"),

@@ -23,6 +23,7 @@ DESIGN = {
     "NoPages",
     "PdfPortfolio",
     "TooManyPages",
+    "TooManyTiles",
     "FileTooLarge",
     "PageUnreadable",
     "PageTooLarge",

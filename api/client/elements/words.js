@@ -21,6 +21,7 @@ const REFUSALS = {
   PdfPortfolio: ["This PDF is a portfolio", "Open it in a PDF viewer, save the drawings inside it one by one, and upload each of them."],
   NoPages: ["This PDF has no pages", "Check that it is the right file, or export the sheets again."],
   TooManyPages: ["This PDF has too many pages", "Split it into smaller sets and upload each of them."],
+  TooManyTiles: ["This PDF has too many or too large pages", "Split it into smaller sets, or upload it with a lower resolution."],
   FileTooLarge: ["This file is too large", "Split it into smaller sets, or save it with smaller images, and upload the result."],
   SourceMissing: ["The PDF is gone from the storage", "Upload the file again."],
   SourceAltered: ["The PDF in the storage is not the one that was uploaded", "Upload the file again."],

@@ -32,8 +32,9 @@ async def connected(server: TemporalServer, keys: Sequence[bytes]) -> Client:
 
 
 @pytest.fixture
-async def sealed(temporal_server: TemporalServer) -> Client:
-    """A client with the key."""
+async def sealed(temporal_server: TemporalServer, client: Client) -> Client:
+    """A client with the key; ``client`` has ended the runs of earlier tests."""
+    assert client
     return await connected(temporal_server, [KEY])
 
 

@@ -225,18 +225,19 @@ async def test_half_sheet_that_cannot_be_removed_keeps_no_manifest_from_being_wr
     assert (result.status, result.warning, fake.manifest.warning) == (UploadStatus.COMPLETE, None, None)
 
 
+@pytest.mark.usefixtures("client")
 async def test_discrepancy_is_a_metric(temporal_server: TemporalServer, ref: UploadRef) -> None:
     """The number of sheets that the progress had wrong, without the upload's name in a label."""
     buffer = MetricBuffer(10_000)
     runtime = Runtime(telemetry=TelemetryConfig(metrics=buffer))
-    client = await Client.connect(temporal_server.address, identity="test", runtime=runtime)
+    measured = await Client.connect(temporal_server.address, identity="test", runtime=runtime)
     fake = FakeActivities(pages(4))
-    async with working(client, fake):
-        await start_upload(client, ref)
-        await handle_of(client, ref).result()
+    async with working(measured, fake):
+        await start_upload(measured, ref)
+        await handle_of(measured, ref).result()
         fake.half = {2, 3}
-        await reopen_upload(client, ref, "force_reconcile")
-        await handle_of(client, ref).result()
+        await reopen_upload(measured, ref, "force_reconcile")
+        await handle_of(measured, ref).result()
     updates = [update for update in buffer.retrieve_updates() if update.metric.name == "progress_reconciliation_discrepancy"]
     assert [update.value for update in updates] == [2]
     assert ref.upload not in str(updates[0].attributes)

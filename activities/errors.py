@@ -107,18 +107,25 @@ class RenderFault(SiteLinkError):
     Args:
         message: What happened, with the limit.
         fresh_child: Whether the child had drawn no page before this one. Only then is the page itself to blame.
+        is_certain: Whether another try would end the same way, so that the fault is final at once.
     """
 
     tries = 3
     """The fault is final when this many fresh children have failed on one page."""
 
-    def __init__(self, message: str, *, fresh_child: bool = True) -> None:
+    def __init__(self, message: str, *, fresh_child: bool = True, is_certain: bool = False) -> None:
         super().__init__(message)
         self.fresh_child = fresh_child
+        self.is_certain = is_certain
 
 
 class RenderTimeout(RenderFault):
-    """The child used up its CPU or wall time."""
+    """The child used up its CPU or wall time.
+
+    A page takes the same CPU time on every try, unless other work holds the caches and the memory. So a fault of CPU time is certain where
+    a fresh child reached the limit and no other child of its pool worked meanwhile: the second try would only burn the limit again. Wall
+    time says nothing about the page, because the machine may have been busy.
+    """
 
     tries = 2
 

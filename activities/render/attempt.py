@@ -7,7 +7,7 @@ from activities.errors import RenderFault, SiteLinkError, SourceAltered
 
 
 class RenderAttempt(Attempt):
-    """An attempt that counts the faults of all attempts, and gives up after a fault's last try.
+    """An attempt that counts the faults of all attempts, and gives up after a fault's last try, or when another try is known to be in vain.
 
     The heartbeat's details carry two counts from attempt to attempt: first the fresh render children that failed, then the downloads that
     differed from the accepted PDF. A heartbeat of an older release may have only the first count.
@@ -26,7 +26,7 @@ class RenderAttempt(Attempt):
         if isinstance(error, RenderFault):
             self._failed_children += error.fresh_child
             self.beat()
-            return self._failed_children >= error.tries
+            return error.is_certain or self._failed_children >= error.tries
         if isinstance(error, SourceAltered):
             self._altered_reads += 1
             self.beat()

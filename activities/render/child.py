@@ -15,7 +15,7 @@ import socket
 import subprocess
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -85,6 +85,7 @@ class ChildPool:
         self._free_slots = asyncio.Semaphore(slots)
         self._busy = 0
         self._idle: list[_Child] = []
+        self._working: set[_Child] = set()
         self._server: _ForkServer | None = None
 
     def start(self) -> "_ForkServer":
@@ -164,7 +165,8 @@ class ChildPool:
         async with self._slot(beat):
             child = await self._child_of(upload, source)
             try:
-                result = await child.ask(request, files, self._limits, beat)
+                with self._at_work(child):
+                    result = await child.ask(request, files, self._limits, beat)
             except BaseException as error:
                 # A child that refuses a document or a page by name is still usable. After any other error it is ended first.
                 if isinstance(error, SiteLinkError) and not isinstance(error, RenderFault):
@@ -174,6 +176,18 @@ class ChildPool:
                 raise
             await self._give_back(child)
             return result
+
+    @contextlib.contextmanager
+    def _at_work(self, child: "_Child") -> Iterator[None]:
+        """Keeps in mind which children work at the same time."""
+        for other in self._working:
+            other.worked_alone = False
+        child.worked_alone = not self._working
+        self._working.add(child)
+        try:
+            yield
+        finally:
+            self._working.remove(child)
 
     @contextlib.asynccontextmanager
     async def _slot(self, beat: Callable[[], None]) -> AsyncIterator[None]:
@@ -242,6 +256,8 @@ class _Child:
         self.source = source
         self.ending = server.endings[pid]
         self.pages = 0
+        self.worked_alone = True
+        """Whether no other child of the pool has worked during the last request."""
         self._server = server
         self._channel = channel
         self._reader = reader
@@ -310,7 +326,8 @@ class _Child:
         if ending.over_limit:
             return self._fault(RenderOutOfMemory, _memory_message(limits))
         if status == -signal.SIGXCPU:
-            return self._fault(RenderTimeout, f"not done after {limits.cpu_s:,} s of CPU time")
+            message = f"not done after {limits.cpu_s:,} s of CPU time"
+            return RenderTimeout(message, fresh_child=self.pages == 0, is_certain=self.pages == 0 and self.worked_alone)
         how = f"by {signal.Signals(-status).name}" if status < 0 else f"with exit code {status}"
         return self._fault(RenderCrashed, f"the render process ended {how}")
 

@@ -6,6 +6,7 @@ import pypdfium2.raw as pdfium
 
 from activities.errors import NoPages, NotAPdf, PasswordRequired, UnreadablePdf
 from activities.render.annotations.page import DocumentAnnotations
+from activities.render.content import PageContents
 from activities.render.fonts import mapper
 from activities.render.passwords import password_forms
 from activities.render.structure import has_no_pages
@@ -32,6 +33,7 @@ class PdfFile:
         document: PDFium's handle.
         annotations: The annotations of all pages.
         page_count: At least 1.
+        contents: The contents of all pages.
 
     Raises:
         NotAPdf: No ``%PDF-`` in its first 1,024 bytes.
@@ -66,6 +68,7 @@ class PdfFile:
             raise UnreadablePdf(msg)
         self.annotations = DocumentAnnotations(self.document, source, password)
         self.page_count = int(pdfium.FPDF_GetPageCount(self.document))
+        self.contents = PageContents(source, self.page_count, password)
         if self.page_count < 1:
             self.close()
             if has_no_pages(source, password):
@@ -76,5 +79,6 @@ class PdfFile:
 
     def close(self) -> None:
         """Closes the document and frees its memory."""
+        self.contents.close()
         self.annotations.close()
         pdfium.FPDF_CloseDocument(self.document)

@@ -80,9 +80,10 @@ class Renderer:
         cutter = None if request["dzsave"] or not Cutter.suits(options) else _CUTTER
         pdf = self._open(request["password"])
         drawn = draw(pdf, request["number"], width, height, self._buffer, blue_first=cutter is not None)
+        notes = (*pdf.contents.notes(request["number"] - 1), *drawn.notes)
         encoding = write_sheet(drawn.pixels, width, height, options, files[0], files[1], cutter)
         engines = {"pdfium": PDFIUM_VERSION, "sitelink-raster": REVISION, **encoding.engine, **faces.VERSIONS}
-        return {"engines": engines, "chroma": encoding.chroma, "notes": to_wire(drawn.notes), "transform": drawn.transform}
+        return {"engines": engines, "chroma": encoding.chroma, "notes": to_wire(notes), "transform": drawn.transform}
 
 
 def _limit_cpu(seconds: int) -> None:

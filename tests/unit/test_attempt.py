@@ -120,6 +120,7 @@ async def test_faults_of_different_kinds_are_counted_apart() -> None:
     assert not (await fail_with(fault, 0, 2)).non_retryable
     assert (await fail_with(fault, 1, 0)).non_retryable
     assert (await fail_with(fault, 1)).non_retryable  # as an older release has beaten
+    assert (await fail_with(RenderTimeout("not done after 120 s of CPU time", is_certain=True), 0, 0)).non_retryable
     assert not (await fail_with(altered, 2, 0)).non_retryable
     assert (await fail_with(altered, 0, 2)).non_retryable
 

@@ -336,14 +336,30 @@ async def test_child_that_dies_is_a_crash(sheets: Sheets, fresh: bool) -> None:
     ids=["cpu", "wall"],
 )
 async def test_page_that_never_ends_is_a_timeout(sheets: Sheets, limits: ChildLimits, message: str) -> None:
-    """It ends by CPU time or by wall time. The message has the limit, and the process has ended."""
+    """It ends by CPU time or by wall time. The message has the limit, and the process has ended. Only CPU time is sure to run out again."""
     beats: list[float] = []
     async with children(limits=limits) as pool:
         with pytest.raises(RenderTimeout, match=message) as fault:
             await sheets.tile(pool, sheets.source(make_pdfs.nested_forms()), beat=lambda: beats.append(time.monotonic()))
-        assert fault.value.fresh_child
+        assert (fault.value.fresh_child, fault.value.is_certain) == (True, limits.cpu_s == 1)
         assert render_children() == set()
         assert beats or limits.wall_s < 1
+
+
+@pytest.mark.parametrize(("warm", "company"), [(True, False), (False, True)], ids=["warm", "company"])
+async def test_cpu_time_may_suffice_another_time(sheets: Sheets, warm: bool, company: bool) -> None:
+    """The fault is not certain where the child had drawn other pages, or where another child worked beside it for a part of the time."""
+    async with children(slots=2) as pool:
+        if warm:
+            await sheets.tile(pool, sheets.source(make_pdfs.one_page()))
+        task = await hanging(sheets, pool)
+        (child,) = render_children()
+        if company:
+            await sheets.tile(pool, sheets.source(make_pdfs.one_page()), upload="b")
+        os.kill(child, signal.SIGXCPU)
+        with pytest.raises(RenderTimeout, match="CPU time") as fault:
+            await task
+        assert not fault.value.is_certain
 
 
 async def test_cpu_limit_counts_each_page_for_itself(sheets: Sheets) -> None:

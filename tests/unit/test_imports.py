@@ -85,7 +85,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "activities.render.fonts.*": LIGHT
     | {*(f"activities.render.{name}" for name in ("fonts", "strings", "annotations.handles")), "pypdfium2"},
     "activities.render.pdf_file": LIGHT
-    | {*(f"activities.render.{name}" for name in ("passwords", "structure", "annotations.page", "fonts.mapper")), "pypdfium2"},
+    | {*(f"activities.render.{name}" for name in ("passwords", "structure", "content", "annotations.page", "fonts.mapper")), "pypdfium2"},
+    "activities.render.content": LIGHT | {"activities.render.passwords", "pikepdf"},
     "activities.render.measure": LIGHT
     | {*(f"activities.render.{name}" for name in ("pdf_file", "structure", "titles", "strings")), "pypdfium2"},
     "activities.render.raster": LIGHT | {*(f"activities.render.{name}" for name in ("pdf_file", "annotations.page", "fonts")), "pypdfium2"},
@@ -165,7 +166,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 """What each module may import besides the standard library: modules, or all below a package. ``deploy`` is free."""
 
 CHILDREN = {
-    *(f"activities.render.{name}" for name in ("renderer", "raster", "measure", "pdf_file", "titles", "strings", "structure")),
+    *(f"activities.render.{name}" for name in ("renderer", "raster", "measure", "pdf_file", "titles", "strings", "structure", "content")),
     *(f"activities.render.{name}" for name in ("passwords", "pyramid", "decode")),
     *(module for module in MODULES if module.startswith(("activities.render.fonts.", "activities.render.annotations."))),
 }

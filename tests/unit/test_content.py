@@ -1,0 +1,74 @@
+"""A page whose content is damaged in the file gets a note, and a sound one does not."""
+
+import zlib
+from pathlib import Path
+
+import pytest
+
+from activities.bucket.records import UploadOptions
+from activities.interface import TilePage
+from tests.resources import make_pdfs
+from tests.unit.documents import opened
+from tests.unit.test_child import children, silent
+
+DRAWING = b"".join(b"%d %d m %d %d l S " % (x % 97, x % 89, x % 83, x % 79) for x in range(3000))
+GOOD = zlib.compress(DRAWING)
+
+
+def with_content(*streams: bytes, entries: str = "/Filter /FlateDecode") -> bytes:
+    """One page with these content streams."""
+    writer = make_pdfs.Writer()
+    contents = " ".join(f"{writer.stream(data, entries)} 0 R" for data in streams)
+    return writer.finish([writer.add(f"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 200 100] /Contents [{contents}] >>")])
+
+
+def flipped(data: bytes, at: int) -> bytes:
+    """The same bytes with one bit changed."""
+    return data[:at] + bytes([data[at] ^ 16]) + data[at + 1 :]
+
+
+def types(directory: Path, data: bytes) -> list[str]:
+    """The types of the notes on the first page's content."""
+    with opened(directory, data) as pdf:
+        return [note.type for note in pdf.contents.notes(0)]
+
+
+@pytest.mark.parametrize(
+    "streams",
+    [(flipped(GOOD, 400),), (flipped(GOOD, len(GOOD) - 1),), (GOOD[: len(GOOD) // 2],), (GOOD[:-6],), (GOOD, GOOD[:-30])],
+    ids=["bit", "checksum", "half", "six bytes less", "second stream"],
+)
+def test_damaged_content_is_told(tmp_path: Path, streams: tuple[bytes, ...]) -> None:
+    """One wrong bit suffices, wherever it is, and so does a missing end."""
+    assert types(tmp_path, with_content(*streams)) == ["ContentDamaged"]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        with_content(GOOD),
+        with_content(GOOD, GOOD),
+        with_content(GOOD + b"\r\n"),
+        with_content(GOOD[:-4]),
+        with_content(GOOD[:-1]),
+        with_content(b""),
+        with_content(b"%x>" % 5, entries="/Filter /ASCIIHexDecode"),
+        make_pdfs.one_page(),
+        make_pdfs.empty_password(),
+        make_pdfs.junk_behind_the_end(with_content(GOOD)),
+    ],
+    ids=["one", "two", "more bytes", "no checksum", "half a checksum", "empty", "hex", "plain", "encrypted", "junk behind the end"],
+)
+def test_sound_content_gets_no_note(tmp_path: Path, data: bytes) -> None:
+    """Some programs give a stream a length that leaves out a part of the checksum: nothing of the drawing is missing."""
+    assert types(tmp_path, data) == []
+
+
+async def test_note_is_on_the_sheet(tmp_path: Path) -> None:
+    """Whoever draws the page gets the note."""
+    (tmp_path / "source.pdf").write_bytes(with_content(flipped(GOOD, 400)))
+    (tmp_path / "page").mkdir()
+    async with children() as pool:
+        page = TilePage("o/p/q/u", 1, 200, 100, UploadOptions())
+        rendered = await pool.tile_page("a", tmp_path / "source.pdf", page, tmp_path / "page", silent)
+    assert [note.type for note in rendered.notes] == ["ContentDamaged"]

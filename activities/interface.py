@@ -117,7 +117,7 @@ class BucketState:
 
     Args:
         options: The upload's options, from ``upload.json``.
-        committed: The ``sheet.json`` of every sheet whose commit marker exists, without digest, engines and transform.
+        committed: The ``sheet.json`` of every sheet whose commit marker exists, without digest, engines, transform and layers.
         manifest: The final progress of an earlier run, if one ended.
         webhooks: Who wants webhooks about the upload.
     """
@@ -160,7 +160,8 @@ class CheckedSheets:
     """Result of ``check_sheets``.
 
     Args:
-        committed: The ``sheet.json``, without digest, engines and transform, of each sheet that is whole, but not ready in the progress.
+        committed: The ``sheet.json``, without digest, engines, transform and layers, of each sheet that is whole,
+            but not ready in the progress.
         broken: The sheets that have a commit marker, or are ready in the progress, but are not whole. After a repair they have none.
         removed: How many objects were removed.
     """
@@ -187,7 +188,7 @@ class TilePage:
         number: 1-based.
         width: Pixels to render.
         height: Pixels to render.
-        options: The upload's options; only tile size, overlap and quality are used.
+        options: The upload's options; all but resolution, budget, window and layout are used.
     """
 
     ref: str

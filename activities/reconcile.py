@@ -111,7 +111,7 @@ class ReconcileActivities(HostActivities):
         return CheckedSheets(committed=(record,) if record else (), removed=removed)
 
     def _committed(self, ref: UploadRef, number: int) -> SheetRecord | None:
-        """The record of a committed sheet, without digest, engines and transform.
+        """The record of a committed sheet, without digest, engines, transform and layers.
 
         Returns:
             None if the sheet is not committed. A sheet with a damaged record is uncommitted.
@@ -124,7 +124,7 @@ class ReconcileActivities(HostActivities):
             self._store.uncommit(ref, number)
             return None
         # With these, the records of 2,000 sheets would come near 2 MB, the most that Temporal takes.
-        return replace(record, digest="", engines={}, transform=None) if record else None
+        return replace(record, digest="", engines={}, transform=None, layers=()) if record else None
 
     @activity.defn
     async def prune_sheets(self, args: PruneSheets) -> int:

@@ -18,7 +18,7 @@ from activities.bucket.dzi import Pyramid
 from activities.bucket.keys import UploadRef
 from activities.bucket.listing import Listing
 from activities.bucket.pmtiles import sheet_metadata
-from activities.bucket.records import Layout, SheetRecord, TileLine, UploadOptions, bounded_notes, tiles_digest, to_json
+from activities.bucket.records import Layer, Layout, SheetRecord, TileLine, UploadOptions, bounded_notes, tiles_digest, to_json
 from activities.bucket.storage import LIST_PAGE, Bucket, ObjectInfo, etag_of
 from activities.bucket.store_errors import not_written_error
 from activities.errors import BucketError, PageTooLarge, TilesMissing
@@ -26,7 +26,7 @@ from activities.host import HostActivities
 from activities.interface import DiscardScratch, TiledPage, TilePage, UploadPage, host_queue
 from activities.render.attempt import RenderAttempt
 from activities.render.pack import PackedSheet, tile_lines
-from activities.render.tilefile import THUMBNAIL, TILES, TileFile
+from activities.render.tilefile import THUMBNAIL, TILES, TileFile, read_layers
 from activities.threads import turn_of
 
 logger = logging.getLogger(__name__)
@@ -99,6 +99,7 @@ class SheetActivities(HostActivities):
             except FileNotFoundError as error:
                 msg = f"no thumbnail in {page.name}"
                 raise TilesMissing(msg) from error
+            layers = read_layers(page)
             bucket.remove_unfinished(ref.sheet_prefix(number))  # left by an attempt whose worker was killed
             # Tiles that an earlier attempt wrote, or that a repair kept, need not be written again. A new sheet has no such tiles.
             listing = Listing.fetch(bucket, ref, number)
@@ -108,7 +109,7 @@ class SheetActivities(HostActivities):
             if not (args.tiled.thumbnail and listing.thumbnail is not None and listing.thumbnail.size == len(thumbnail)):
                 bucket.put(ref.thumbnail(number), thumbnail)
             lines = self._put_tiles(args, pyramid, tiles, listing.tiles, stop) if layout.has_tiles else tile_lines(tiles, pyramid)
-            record = _sheet_record(args, lines)
+            record = _sheet_record(args, lines, layers)
             packed = None
             if layout.has_archive:
                 packed = PackedSheet(tiles, pyramid, lines, sheet_metadata(record))
@@ -135,7 +136,7 @@ class SheetActivities(HostActivities):
                 self._store.commit(ref, number, descriptor)
             else:
                 self._store.commit_packed(ref, number, packed.chunks(), packed.index, packed.size_bytes)
-            return record
+            return replace(record, layers=())  # they can be long, and a workflow does not need them
 
     def _put_tiles(
         self, args: UploadPage, pyramid: Pyramid, tiles: TileFile, stored: Mapping[str, ObjectInfo], stop: threading.Event
@@ -175,7 +176,7 @@ def _pyramid(width: int, height: int, options: UploadOptions) -> Pyramid:
         raise PageTooLarge(str(error)) from error
 
 
-def _sheet_record(args: UploadPage, lines: Sequence[TileLine]) -> SheetRecord:
+def _sheet_record(args: UploadPage, lines: Sequence[TileLine], layers: tuple[Layer, ...]) -> SheetRecord:
     """``sheet.json``, without the ETag of a ``.pmtiles``."""
     return SheetRecord(
         number=args.page.number,
@@ -195,6 +196,7 @@ def _sheet_record(args: UploadPage, lines: Sequence[TileLine]) -> SheetRecord:
         chroma=args.tiled.chroma,
         layout=args.options.layout,
         transform=args.tiled.transform,
+        layers=layers,
     )
 
 

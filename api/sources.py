@@ -30,6 +30,8 @@ from api.settings import ApiSettings
 from api.uploads import (
     CHUNK_BYTES,
     HEADER_WINDOW,
+    LAYERS,
+    MARKUPS,
     Uploads,
     check_header,
     clean_file_name,
@@ -157,8 +159,9 @@ async def _read(request: Request) -> dict[str, str]:
         if name in values:
             msg = f"{name[:80]} is in the body and in the query"
             raise InvalidRequest(msg)
-        if isinstance(value, bool) or not isinstance(value, str | int):
+        is_json = (name == MARKUPS and isinstance(value, bool)) or (name == LAYERS and isinstance(value, dict))
+        if not is_json and (isinstance(value, bool) or not isinstance(value, str | int)):
             msg = f"{name[:80]} is neither a text nor a whole number"
             raise InvalidRequest(msg)
-        values[name] = str(value)
+        values[name] = json.dumps(value) if is_json else str(value)
     return values

@@ -14,6 +14,7 @@ Oddities, all on purpose:
 
 import asyncio
 import hashlib
+import json
 import logging
 import secrets
 import time
@@ -56,7 +57,7 @@ logger = logging.getLogger(__name__)
 
 OPTIONS = {camel_case(name): name for name in ("dpi", "tile_size", "overlap", "quality", "budget_bytes", "window")}
 """The options that are whole numbers."""
-LAYOUT = "layout"
+LAYOUT, LAYERS, MARKUPS = "layout", "layers", "markups"
 DEFAULT_FILE_NAME = "plan.pdf"
 MAX_FILE_NAME = 255
 MAX_KEY_CHARACTERS = 255
@@ -348,7 +349,7 @@ def read_options(query: Mapping[str, str]) -> UploadOptions:
     """Reads the options of an upload from the query.
 
     Raises:
-        InvalidRequest: An option is unknown, is not a whole number or is out of its range.
+        InvalidRequest: An option is unknown, is malformed or is out of its range.
     """
     values: dict[str, Any] = {}
     for name, text in query.items():
@@ -360,8 +361,17 @@ def read_options(query: Mapping[str, str]) -> UploadOptions:
                 raise InvalidRequest(msg)
             values[name] = Layout(text)
             continue
+        if name == LAYERS:
+            values[name] = _read_layers(text)
+            continue
+        if name == MARKUPS:
+            if text not in ("true", "false"):
+                msg = f"{name} is {text[:80]!r}, allowed are true and false"
+                raise InvalidRequest(msg)
+            values[name] = text == "true"
+            continue
         if name not in OPTIONS:
-            msg = f"there is no option {name[:80]!r}; there are {', '.join(OPTIONS)}, {LAYOUT} and filename"
+            msg = f"there is no option {name[:80]!r}; there are {', '.join(OPTIONS)}, {LAYOUT}, {LAYERS}, {MARKUPS} and filename"
             raise InvalidRequest(msg)
         if not (text.isascii() and text.isdigit() and len(text) <= 12):
             msg = f"{name} is {text[:80]!r}, it must be a whole number"
@@ -371,6 +381,33 @@ def read_options(query: Mapping[str, str]) -> UploadOptions:
         return UploadOptions(**values)
     except ValueError as error:
         raise InvalidRequest(str(error)) from error
+
+
+def _read_layers(text: str) -> dict[str, bool]:
+    """Reads ``-Furniture,+Demolition``, or JSON such as ``{"Furniture": false}`` for names with a comma or with spaces around them.
+
+    A name without a sign is switched on; and so is one with a space before it, because ``+`` means a space in a query.
+
+    Raises:
+        InvalidRequest: The text is malformed, or switches a layer both on and off.
+    """
+    if text.lstrip().startswith("{"):
+        try:
+            pairs = json.loads(text, object_pairs_hook=list)
+        except (ValueError, RecursionError) as error:
+            msg = f"{LAYERS} is {text[:80]!r}, which is not JSON"
+            raise InvalidRequest(msg) from error
+        if not all(isinstance(is_on, bool) for _, is_on in pairs):
+            msg = f"{LAYERS} is {text[:80]!r}, each layer in it must be true or false"
+            raise InvalidRequest(msg)
+    else:
+        signed = [item.strip() for item in text.split(",")]
+        pairs = [(item.removeprefix("+") if not item.startswith("-") else item[1:], not item.startswith("-")) for item in signed]
+    layers = dict(pairs)
+    if len(layers) != len(pairs):
+        msg = f"{LAYERS} is {text[:80]!r}, which names a layer twice"
+        raise InvalidRequest(msg)
+    return layers
 
 
 def too_large_error(size_bytes: int, max_bytes: int) -> FileTooLarge:

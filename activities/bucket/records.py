@@ -8,6 +8,7 @@ import hashlib
 import json
 import types
 import typing
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from datetime import UTC, datetime, timedelta
@@ -78,6 +79,12 @@ OPTION_RANGES = {
 }
 """The least and the greatest value of each option of an upload that is a number."""
 
+LAYER_CHARACTERS = 255
+"""Length of the longest name of a layer."""
+
+MOST_LAYER_CHOICES_BYTES = 4 << 10
+"""Most bytes of JSON for the option ``layers``: a workflow names the options in every sheet's activities."""
+
 
 @dataclass(frozen=True)
 class UploadOptions:
@@ -91,9 +98,11 @@ class UploadOptions:
         budget_bytes: A page whose pixels take more is rendered at a lower dpi (3 bytes a pixel).
         window: Sheets in flight at once, 1 to 256.
         layout: How the sheets lie in the bucket.
+        layers: The layers that are switched, by name: true for on, false for off. All other layers are as the author left them.
+        markups: Whether review markups, such as clouds, notes and stamps, are drawn. Form fields, links and print marks always are.
 
     Raises:
-        ValueError: A number is out of its range; the message gives the value and the range.
+        ValueError: A number is out of its range, and the message gives the value and the range; or ``layers`` is malformed or too long.
     """
 
     dpi: int = 300
@@ -103,6 +112,8 @@ class UploadOptions:
     budget_bytes: int = 1 << 30
     window: int = 16
     layout: Layout = Layout.EXPLODED
+    layers: dict[str, bool] = field(default_factory=dict)
+    markups: bool = True
 
     def __post_init__(self) -> None:
         for name, (low, high) in OPTION_RANGES.items():
@@ -110,6 +121,19 @@ class UploadOptions:
             if not low <= value <= high:
                 msg = f"{camel_case(name)} is {value:,}, allowed are {low:,} to {high:,}"
                 raise ValueError(msg)
+        for name, is_on in self.layers.items():
+            if not 0 < len(name) <= LAYER_CHARACTERS:
+                msg = f"a name in layers has {len(name):,} characters, allowed are 1 to {LAYER_CHARACTERS}"
+                raise ValueError(msg)
+            if any(unicodedata.category(character) in {"Cc", "Cs"} for character in name):
+                msg = f"the name {name[:80]!r} in layers has control characters"
+                raise ValueError(msg)
+            if not isinstance(is_on, bool):
+                msg = f"layers has neither true nor false for {name[:80]!r}"
+                raise ValueError(msg)
+        if (size_bytes := len(json.dumps(self.layers))) > MOST_LAYER_CHOICES_BYTES:
+            msg = f"layers has {size_bytes:,} bytes of JSON, limit {MOST_LAYER_CHOICES_BYTES:,}"
+            raise ValueError(msg)
 
 
 class WebhookEvent(StrEnum):
@@ -284,7 +308,7 @@ class Note:
 
 MORE_NOTES = "MoreNotes"
 
-COUNTED_NOTES = frozenset({"AttachmentsNotDrawn", "Scaled", "UserUnitUncertain"})
+COUNTED_NOTES = frozenset({"AttachmentsNotDrawn", "LayerUnknown", "Scaled", "UserUnitUncertain"})
 """The types of the notes that are known before a sheet is drawn. All other notes are found again each time it is drawn."""
 
 
@@ -319,6 +343,36 @@ def scaled_note(dpi: int, asked_dpi: int, reason: str) -> Note:
 
 
 @dataclass(frozen=True)
+class Layer:
+    """A layer of a sheet.
+
+    Args:
+        name: As the PDF has it, at most ``LAYER_CHARACTERS`` characters.
+        on: Whether the layer is drawn.
+    """
+
+    name: str
+    on: bool
+
+
+MOST_LAYERS_BYTES = 64 << 10
+"""Most bytes of JSON for the layers of one sheet."""
+
+
+def bounded_layers(layers: Iterable[Layer]) -> tuple[Layer, ...]:
+    """The layers of one sheet as they are recorded: with shortened names, and at most ``MOST_LAYERS_BYTES`` as JSON."""
+    kept: list[Layer] = []
+    room = MOST_LAYERS_BYTES
+    for layer in layers:
+        short = Layer(layer.name[:LAYER_CHARACTERS], layer.on)
+        room -= len(json.dumps(to_wire(short))) + 2
+        if room < 0:
+            break
+        kept.append(short)
+    return tuple(kept)
+
+
+@dataclass(frozen=True)
 class SheetRecord:
     """``sheet.json``: the contents of a committed sheet.
 
@@ -342,6 +396,7 @@ class SheetRecord:
         etag: The ETag that an S3 server gives the ``.pmtiles``, without quotes; None if the sheet has none.
         transform: Six numbers a, b, c, d, e, f: the point (x, y) of the page's user space is at the pixel (ax + cy + e, bx + dy + f). None
             in a record of an earlier release.
+        layers: The layers that the page uses, in the order of the PDF's list; empty if it has no layers.
     """
 
     number: int
@@ -362,6 +417,7 @@ class SheetRecord:
     layout: Layout = Layout.EXPLODED
     etag: str | None = None
     transform: tuple[float, ...] | None = None
+    layers: tuple[Layer, ...] = ()
     schema: int = SCHEMA
 
 

@@ -22,11 +22,11 @@ from typing import IO, Any
 
 from activities import errors
 from activities.attempt import BEAT_S
-from activities.bucket.records import Note, UploadOptions, from_wire, to_wire
+from activities.bucket.records import Layer, Note, UploadOptions, bounded_layers, from_wire, to_wire
 from activities.errors import RenderCrashed, RenderFault, RenderOutOfMemory, RenderTimeout, SiteLinkError
 from activities.interface import Document, TilePage
 from activities.render.process import start_process
-from activities.render.tilefile import new_files
+from activities.render.tilefile import new_files, write_layers
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +117,7 @@ class ChildPool:
     async def tile_page(
         self, upload: str, source: Path, args: TilePage, target: Path, beat: Callable[[], None], password: str = ""
     ) -> Rendered:
-        """Draws a page and writes ``tiles.flat`` and ``thumbnail.jpeg``, as ``tilefile`` reads them.
+        """Draws a page and writes ``tiles.flat``, ``thumbnail.jpeg`` and ``layers.json``, as ``tilefile`` reads them.
 
         Args:
             upload: Names the upload and its bytes. A child serves only one upload.
@@ -146,6 +146,8 @@ class ChildPool:
             answer = await self._ask(upload, source, request, files, beat)
         engines = {str(name): str(version) for name, version in answer["engines"].items()}
         notes = tuple(from_wire(Note, note) for note in answer["notes"])
+        if layers := bounded_layers(from_wire(Layer, layer) for layer in answer["layers"]):
+            write_layers(target, layers)
         return Rendered(engines, str(answer["chroma"]), notes, tuple(float(number) for number in answer["transform"]))
 
     async def retire(self, upload: str) -> None:

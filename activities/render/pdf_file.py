@@ -2,12 +2,16 @@
 
 from pathlib import Path
 
+import pikepdf
 import pypdfium2.raw as pdfium
 
+from activities.bucket.records import Note, UploadOptions
 from activities.errors import NoPages, NotAPdf, PasswordRequired, UnreadablePdf
 from activities.render.annotations.page import DocumentAnnotations
 from activities.render.content import PageContents
 from activities.render.fonts import mapper
+from activities.render.objects.layers import read_layers, written_with
+from activities.render.objects.reader import PdfObjects
 from activities.render.passwords import password_forms
 from activities.render.structure import has_no_pages
 
@@ -20,17 +24,27 @@ _NOT_GIVEN = "the PDF opens only with a password, and the server has none: a pas
 _WRONG = "the PDF opens only with a password, and the password that was given is wrong"
 
 
+LAYER_UNCERTAIN = "The layers may not be drawn as they should be: the PDF could not be written anew with them switched."
+
+_AS_DRAWN = UploadOptions()
+
+
 class PdfFile:
     """An open PDF.
 
     Args:
         source: The file.
         password: Opens it; a document that opens without one does not need it.
+        options: ``layers`` and ``markups`` decide what is drawn.
 
     Attributes:
         source: The file.
         password: The password that was given.
+        options: The options.
         document: PDFium's handle.
+        objects: The same document as pikepdf reads it.
+        layers: Its layers, as they are drawn.
+        layer_notes: Why the layers may not be as the author or the upload wants them.
         annotations: The annotations of all pages.
         page_count: At least 1.
         contents: The contents of all pages.
@@ -42,7 +56,7 @@ class PdfFile:
         UnreadablePdf: PDFium cannot open it for another reason.
     """
 
-    def __init__(self, source: Path, password: str = "") -> None:
+    def __init__(self, source: Path, password: str = "", options: UploadOptions = _AS_DRAWN) -> None:
         with source.open("rb") as file:
             if b"%PDF-" not in file.read(HEADER_BYTES):
                 msg = f"no %PDF- header in the first {HEADER_BYTES:,} bytes"
@@ -50,6 +64,8 @@ class PdfFile:
         mapper.install()
         self.source = source
         self.password = password
+        self.options = options
+        self._copy: bytes | None = None
         code = pdfium.FPDF_ERR_SUCCESS
         for form in (None, *password_forms(password)):
             self.document = pdfium.FPDF_LoadDocument(str(source).encode(), form)
@@ -66,19 +82,47 @@ class PdfFile:
             }.get(code, f"PDFium error {code}")
             msg = f"the PDF cannot be opened: {reason}"
             raise UnreadablePdf(msg)
-        self.annotations = DocumentAnnotations(self.document, source, password)
         self.page_count = int(pdfium.FPDF_GetPageCount(self.document))
-        self.contents = PageContents(source, self.page_count, password)
         if self.page_count < 1:
-            self.close()
+            pdfium.FPDF_CloseDocument(self.document)
             if has_no_pages(source, password):
                 msg = "the PDF has no page"
                 raise NoPages(msg)
             msg = "the PDF cannot be opened: its pages cannot be found"
             raise UnreadablePdf(msg)
+        self.contents = PageContents(source, self.page_count, password)
+        self.objects = PdfObjects(source, password, self.page_count)
+        self.layers = read_layers(self.objects.pdf(), options.layers)
+        self.layer_notes = self.layers.notes + (() if self._set_layers() else (Note("LayerUncertain", LAYER_UNCERTAIN),))
+        self.annotations = DocumentAnnotations(self.document, self.objects, self.layers, with_markups=options.markups)
+
+    @property
+    def is_written_anew(self) -> bool:
+        """Whether PDFium reads a document in memory, whose layers are as they should be, instead of the file."""
+        return self._copy is not None
+
+    def _set_layers(self) -> bool:
+        """Replaces the document by one whose layers PDFium draws as they should be, where this is needed; returns whether they are."""
+        pdf = self.objects.pdf()
+        if pdf is None or not self.layers.is_changed:
+            return True
+        try:
+            contents = written_with(pdf, self.layers)
+        except pikepdf.PdfError:
+            return False
+        document = pdfium.FPDF_LoadMemDocument64(contents, len(contents), None)
+        if not document or pdfium.FPDF_GetPageCount(document) != self.page_count:
+            pdfium.FPDF_CloseDocument(document)
+            return False
+        pdfium.FPDF_CloseDocument(self.document)
+        self.document = document
+        self._copy = contents  # PDFium reads it until the document is closed.
+        return True
 
     def close(self) -> None:
         """Closes the document and frees its memory."""
         self.contents.close()
         self.annotations.close()
+        self.objects.close()
         pdfium.FPDF_CloseDocument(self.document)
+        self._copy = None

@@ -12,16 +12,17 @@ import pypdfium2
 import pypdfium2.raw as pdfium
 
 from activities.bucket.dzi import BYTES_PER_PIXEL
-from activities.bucket.records import Note
+from activities.bucket.records import Layer, Note
 from activities.errors import PageTooLarge, PageUnreadable
 from activities.render.annotations.page import PageAnnotations
 from activities.render.fonts import mapper
 from activities.render.fonts.faces import Face
 from activities.render.fonts.notes import font_notes
 from activities.render.fonts.page import choose_faces, unembedded_fonts
+from activities.render.objects.survey import survey
 from activities.render.pdf_file import PdfFile
 
-REVISION = "2"
+REVISION = "3"
 """Grows when a change of our own calls changes the bytes of tiles."""
 
 PDFIUM_VERSION = str(pypdfium2.PDFIUM_INFO.tag)
@@ -57,11 +58,13 @@ class Drawn:
         pixels: Rows of three bytes a pixel without padding; part of the buffer that was given.
         notes: Why the page may differ from what its author drew.
         transform: From the page to its pixels, as ``SheetRecord`` explains.
+        layers: The layers that the page uses.
     """
 
     pixels: memoryview
     notes: tuple[Note, ...]
     transform: tuple[float, ...]
+    layers: tuple[Layer, ...]
 
 
 def draw(pdf: PdfFile, number: int, width: int, height: int, buffer: PixelBuffer, *, blue_first: bool = False) -> Drawn:
@@ -91,7 +94,9 @@ def draw(pdf: PdfFile, number: int, width: int, height: int, buffer: PixelBuffer
             faces = choose_faces(fonts) if not mapper.install().preferred else {}
             if not faces:
                 pixels = _paint(page, annotations, number, width, height, buffer, blue_first=blue_first)
-                return Drawn(pixels, (*font_notes(fonts), *unchecked_notes, *annotations.notes), _transform(page, width, height))
+                layers = survey(pdf.objects.pdf(), number - 1).layers(pdf.layers) if pdf.layers.layers else ()
+                notes = (*font_notes(fonts), *unchecked_notes, *annotations.notes)
+                return Drawn(pixels, notes, _transform(page, width, height), layers)
     finally:
         pdfium.FPDF_ClosePage(page)
     return _draw_with(faces, pdf, number, width, height, buffer, blue_first=blue_first)
@@ -102,7 +107,7 @@ def _draw_with(
 ) -> Drawn:
     """Draws a page with faces chosen for it, from a document opened anew: PDFium keeps the fonts of a document until it is closed."""
     with mapper.prefer(faces):
-        reopened = PdfFile(pdf.source, pdf.password)
+        reopened = PdfFile(pdf.source, pdf.password, pdf.options)
         try:
             return draw(reopened, number, width, height, buffer, blue_first=blue_first)
         finally:

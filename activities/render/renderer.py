@@ -61,29 +61,31 @@ class Renderer:
         except Exception as error:  # noqa: BLE001 (the worker gets its name, and replaces this child)
             return {"error": type(error).__name__, "message": str(error)}
 
-    def _open(self, password: str) -> PdfFile:
+    def _open(self, request: dict[str, Any], options: UploadOptions) -> PdfFile:
         """The document, opened unless it is open already. A password opens it only for requests that have this password."""
-        if self._pdf is not None and self._pdf.password != password:
-            self._pdf.close()
+        pdf, password = self._pdf, request["password"]
+        if pdf is not None and (pdf.password, pdf.options.layers, pdf.options.markups) != (password, options.layers, options.markups):
+            pdf.close()
             self._pdf = None
         if self._pdf is None:
-            self._pdf = PdfFile(self._source, password)
+            self._pdf = PdfFile(self._source, password, options)
         return self._pdf
 
     def _count(self, request: dict[str, Any], _files: list[int]) -> Any:
         options = from_wire(UploadOptions, request["options"])
-        return to_wire(measure(self._open(request["password"]), options, request["maxPages"]))
+        return to_wire(measure(self._open(request, options), options, request["maxPages"]))
 
     def _tile(self, request: dict[str, Any], files: list[int]) -> Any:
         options = from_wire(UploadOptions, request["options"])
         width, height = request["width"], request["height"]
         cutter = None if request["dzsave"] or not Cutter.suits(options) else _CUTTER
-        pdf = self._open(request["password"])
+        pdf = self._open(request, options)
         drawn = draw(pdf, request["number"], width, height, self._buffer, blue_first=cutter is not None)
         notes = (*pdf.contents.notes(request["number"] - 1), *drawn.notes)
         encoding = write_sheet(drawn.pixels, width, height, options, files[0], files[1], cutter)
         engines = {"pdfium": PDFIUM_VERSION, "sitelink-raster": REVISION, **encoding.engine, **faces.VERSIONS}
-        return {"engines": engines, "chroma": encoding.chroma, "notes": to_wire(notes), "transform": drawn.transform}
+        told = {"notes": to_wire(notes), "transform": drawn.transform, "layers": to_wire(drawn.layers)}
+        return {"engines": engines, "chroma": encoding.chroma, **told}
 
 
 def _limit_cpu(seconds: int) -> None:

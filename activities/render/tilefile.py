@@ -1,4 +1,4 @@
-"""The files that a render child writes for one sheet. Loads no native library.
+"""The files of one sheet on the scratch. A render child writes its tiles and its thumbnail. Loads no native library.
 
 ``tiles.flat`` holds the JPEGs of the tiles one after the other, equal ones once. Pure white tiles are left out; there is one white tile of
 each size of them. At the end are the index and a trailer, all numbers little-endian:
@@ -6,26 +6,54 @@ each size of them. At the end are the index and a trailer, all numbers little-en
     entry    level, column, row, bytes (32 bits each), offset (64 bits); of a white tile: 0, width, height, bytes, offset
     trailer  offset of the first entry (64 bits), number of tiles, number of white tiles (32 bits each), ``SLTILES1``
 
-``thumbnail.jpeg`` is in the same directory.
+``thumbnail.jpeg`` is in the same directory. So is ``layers.json``, which the worker writes, if the page uses layers.
 """
 
 import os
 import struct
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
 from activities.bucket.dzi import Pyramid, tile_name
+from activities.bucket.records import Layer, bounded_layers, from_json, to_json
 from activities.errors import TilesMissing
 
 TILES = "tiles.flat"
 THUMBNAIL = "thumbnail.jpeg"
+LAYERS = "layers.json"
 
 _ENTRY = struct.Struct("<IIIIQ")
 _TRAILER = struct.Struct("<QII8s")
 _MAGIC = b"SLTILES1"
+
+
+@dataclass(frozen=True)
+class _LayersFile:
+    layers: tuple[Layer, ...]
+
+
+def write_layers(directory: Path, layers: Iterable[Layer]) -> None:
+    """Writes ``layers.json``."""
+    (directory / LAYERS).write_bytes(to_json(_LayersFile(bounded_layers(layers))))
+
+
+def read_layers(directory: Path) -> tuple[Layer, ...]:
+    """The layers of a sheet; none where the file is absent.
+
+    Raises:
+        TilesMissing: The file is not as ``write_layers`` writes it.
+    """
+    try:
+        return from_json(_LayersFile, (directory / LAYERS).read_bytes()).layers
+    except FileNotFoundError:
+        return ()
+    except ValueError as error:
+        msg = f"{LAYERS} in {directory.name} is damaged"
+        raise TilesMissing(msg) from error
 
 
 class TileFile:

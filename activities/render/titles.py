@@ -24,11 +24,11 @@ def page_titles(document: "pdfium.FPDF_DOCUMENT", page_count: int) -> list[str |
     return [titles.get(index) or clean_title(read_text(pdfium.FPDF_GetPageLabel, document, index)) for index in range(page_count)]
 
 
-def clean_title(text: str) -> str | None:
-    """A title fit to show: no control or invisible characters, single spaces, at most 120 characters; None when nothing is left."""
+def clean_title(text: str, most_characters: int = MOST_CHARACTERS) -> str | None:
+    """A title fit to show: no control or invisible characters, single spaces, not too long; None when nothing is left."""
     words = " ".join(text.split())
     visible = "".join(character for character in words if unicodedata.category(character) not in {"Cc", "Cf", "Cs", "Cn"})
-    return visible.strip()[:MOST_CHARACTERS].strip() or None
+    return visible.strip()[:most_characters].strip() or None
 
 
 def _bookmarks(document: "pdfium.FPDF_DOCUMENT", page_count: int) -> dict[int, str]:

@@ -90,6 +90,10 @@ def build_parser() -> argparse.ArgumentParser:
     for flag, name, meaning in UPLOAD_OPTIONS:
         upload.add_argument(flag, dest=name, type=int, metavar="N", help=meaning)
     upload.add_argument("--layout", choices=list(map(str, Layout)), help="one object a tile (exploded), one a sheet (packed), or both")
+    upload.add_argument(
+        "--layers", metavar="LAYERS", help="layers to switch off and on, such as --layers=-Furniture,+Demolition, with the equals sign"
+    )
+    upload.add_argument("--no-markups", dest="markups", action="store_const", const="false", help="leave review markups out")
     for name, run, summary in (
         ("watch", watch_command, "show an upload until its end"),
         ("status", status_command, "show the state of an upload now"),

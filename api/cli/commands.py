@@ -68,7 +68,7 @@ def upload_command(server: Server, arguments: argparse.Namespace) -> int:
     """``sitelink upload``."""
     file = LocalFile.at(arguments.file)
     view = choose_view(arguments)
-    names = [*(name for _, name, _ in UPLOAD_OPTIONS), "layout"]
+    names = [*(name for _, name, _ in UPLOAD_OPTIONS), "layout", "layers", "markups"]
     options = {name: value for name in names if (value := getattr(arguments, name)) is not None}
     try:
         answer = send_file(server, arguments.to, file, options, view, arguments.environ)

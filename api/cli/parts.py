@@ -30,7 +30,7 @@ ROUNDS = 3
 
 
 def send_file(
-    server: Server, plan: PlanRef, file: LocalFile, options: Mapping[str, int], view: View, environ: Mapping[str, str]
+    server: Server, plan: PlanRef, file: LocalFile, options: Mapping[str, int | str], view: View, environ: Mapping[str, str]
 ) -> dict[str, Any]:
     """Sends a file, a large one in parts if that is possible; returns the server's answer.
 
@@ -79,7 +79,7 @@ class PartsTransfer:
     """
 
     def __init__(
-        self, server: Server, plan: PlanRef, file: LocalFile, options: Mapping[str, int], unfinished: UnfinishedUpload, view: View
+        self, server: Server, plan: PlanRef, file: LocalFile, options: Mapping[str, int | str], unfinished: UnfinishedUpload, view: View
     ) -> None:
         self._server = server
         self._plan = plan

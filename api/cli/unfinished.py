@@ -37,7 +37,7 @@ class UnfinishedUpload:
             self.renew()
 
     @classmethod
-    def of(cls, environ: Mapping[str, str], url: str, plan: object, file: Path, options: Mapping[str, int]) -> Self:
+    def of(cls, environ: Mapping[str, str], url: str, plan: object, file: Path, options: Mapping[str, int | str]) -> Self:
         """The memory of the upload of a file.
 
         Args:

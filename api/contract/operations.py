@@ -9,7 +9,7 @@ from http import HTTPStatus
 
 from activities import errors
 from activities.bucket.pmtiles import MEDIA_TYPE
-from activities.bucket.records import MOST_PARTS, OPTION_RANGES, Layout, UploadOptions
+from activities.bucket.records import MOST_LAYER_CHOICES_BYTES, MOST_PARTS, OPTION_RANGES, Layout, UploadOptions
 from api.access.tickets import DEFAULT_TTL_S, MAX_TTL_S
 from api.contract.schemas import ID, TEXT, VERSION, Schema, field_descriptions, ref
 from api.http.parameters import DEFAULT_LIMIT, LONGEST_WAIT_S, MAX_LIMIT
@@ -34,7 +34,7 @@ from api.paths import (
 )
 from api.progress.plan import FOLLOWED
 from api.source_prefix import MAX_KEY_BYTES
-from api.uploads import LAYOUT, MAX_KEY_CHARACTERS, OPTIONS
+from api.uploads import LAYERS, LAYOUT, MARKUPS, MAX_KEY_CHARACTERS, OPTIONS
 
 Problem = type[errors.SiteLinkError] | HTTPStatus
 """A refusal: a named error, with all errors below it, or only an HTTP status."""
@@ -171,7 +171,14 @@ _OPTION_SCHEMAS: dict[str, Schema] = {
     wire: {"type": "integer", "minimum": low, "maximum": high, "default": getattr(UploadOptions(), name)}
     for wire, name in OPTIONS.items()
     for low, high in [OPTION_RANGES[name]]
-} | {LAYOUT: {"type": "string", "enum": list(map(str, Layout)), "default": str(UploadOptions().layout)}}
+} | {
+    LAYOUT: {"type": "string", "enum": list(map(str, Layout)), "default": str(UploadOptions().layout)},
+    LAYERS: {"type": "string", "minLength": 1, "maxLength": MOST_LAYER_CHOICES_BYTES, "examples": ["-Furniture,+Demolition"]},
+    MARKUPS: {"type": "boolean", "default": UploadOptions().markups},
+}
+_LAYERS_IN_JSON: Schema = {
+    "anyOf": [_OPTION_SCHEMAS[LAYERS], {"type": "object", "additionalProperties": {"type": "boolean"}, "examples": [{"Furniture": False}]}]
+}
 NAMED_SOURCE: Schema = {
     "type": "object",
     "description": "A PDF that is in the bucket, and the options of the upload that is made of it.",
@@ -184,7 +191,10 @@ NAMED_SOURCE: Schema = {
             "examples": ["incoming/acme/plan.pdf"],
         },
         "filename": {"type": "string", "description": "The name of the file, for people."},
-        **{name: {**schema, "description": _OPTION_MEANINGS[OPTIONS.get(name, name)]} for name, schema in _OPTION_SCHEMAS.items()},
+        **{
+            name: {**schema, "description": _OPTION_MEANINGS[OPTIONS.get(name, name)]}
+            for name, schema in (_OPTION_SCHEMAS | {LAYERS: _LAYERS_IN_JSON}).items()
+        },
     },
     "required": ["source"],
     "additionalProperties": False,

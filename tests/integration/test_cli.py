@@ -380,14 +380,15 @@ def test_upload_is_one_upload_though_the_connection_breaks(script: Script, tmp_p
 
     script.posts.extend([cut_at_once, cut_when_accepted, accept])
     script.events.append(stream(*WHOLE))
-    options = ("--dpi", "72", "--tile-size", "512", "--layout", "packed")
+    options = ("--dpi", "72", "--tile-size", "512", "--layout", "packed", "--layers=-A,+B", "--no-markups")
     result = sitelink(script.url, "upload", file, *options, SITELINK_TOKEN="secret")  # noqa: S106 - none
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines()[:2] == [REF, f"{script.url}/?ref={REF}"]
     assert result.stderr.count("sending again in 1 s") == 2
     first, _, second, _ = script.requests
     assert len({request.headers["idempotency-key"] for request in script.requests[:3]}) == 1
-    assert dict(second.query_params) == {"filename": file.name, "dpi": "72", "tileSize": "512", "layout": "packed"}
+    chosen = {"dpi": "72", "tileSize": "512", "layout": "packed", "layers": "-A,+B", "markups": "false"}
+    assert dict(second.query_params) == {"filename": file.name, **chosen}
     assert second.state.size_bytes == file.stat().st_size
     assert second.headers["content-type"] == "application/pdf"
     assert second.headers["authorization"] == "Bearer secret"

@@ -285,6 +285,52 @@ def markups(*bodies: str, entries: str = "/MediaBox [0 0 200 100]") -> bytes:
     return writer.finish([writer.page(b"", f"{entries} /Annots [{annotations}]")])
 
 
+LAYERED = ("mark", "form", "image", "shading", "mark in form", "form in mark", "annotation", "field")
+"""The ways in which something belongs to a layer."""
+
+
+def layered(config: str = "", group: str = "", member: str = "", way: str = "mark", properties: str = "") -> bytes:
+    """A page of 100 x 100 pt that is red where the content of a layer shows. The document has the layers A and B.
+
+    Args:
+        config: Entries of the default configuration. In all arguments, ``@A`` and ``@B`` refer to the layers.
+        group: Entries of the dictionary of layer A.
+        member: Entries of a membership dictionary; without, the content belongs to layer A.
+        way: Of ``LAYERED``.
+        properties: Further entries of ``/OCProperties``.
+    """
+    writer = Writer()
+    a, b = writer.add(f"<< /Type /OCG /Name (A) {group} >>"), writer.add("<< /Type /OCG /Name (B) >>")
+    config, member, properties = (entries.replace("@A", f"{a} 0 R").replace("@B", f"{b} 0 R") for entries in (config, member, properties))
+    owner = writer.add(f"<< /Type /OCMD {member} >>") if member else a
+    red = b"1 0 0 rg 0 0 100 100 re f"
+    marked, owned, shape = b"/OC /L BDC %s EMC", f"/Properties << /L {owner} 0 R >>", "/Type /XObject /Subtype /Form /BBox [0 0 100 100]"
+    content, resources, entries, catalog = b"", "", "", f"/OCProperties << /OCGs [{a} 0 R {b} 0 R] /D << {config} >> {properties} >>"
+    match way:
+        case "mark":
+            content, resources = marked % red, owned
+        case "form":
+            content, resources = b"/X Do", f"/XObject << /X {writer.stream(red, f'{shape} /OC {owner} 0 R')} 0 R >>"
+        case "image":
+            image = "/Type /XObject /Subtype /Image /Width 1 /Height 1 /ColorSpace /DeviceRGB /BitsPerComponent 8"
+            picture = writer.stream(b"\xff\0\0", f"{image} /OC {owner} 0 R")
+            content, resources = b"100 0 0 100 0 0 cm /X Do", f"/XObject << /X {picture} 0 R >>"
+        case "shading":
+            function = "/Function << /FunctionType 2 /Domain [0 1] /C0 [1 0 0] /C1 [1 0 0] /N 1 >>"
+            shading = f"<< /ShadingType 2 /ColorSpace /DeviceRGB /Coords [0 0 100 0] {function} >>"
+            content, resources = marked % b"/S sh", f"{owned} /Shading << /S {shading} >>"
+        case "mark in form":
+            content, resources = b"/X Do", f"/XObject << /X {writer.stream(marked % red, f'{shape} /Resources << {owned} >>')} 0 R >>"
+        case "form in mark":
+            content, resources = marked % b"/X Do", f"{owned} /XObject << /X {writer.stream(red, shape)} 0 R >>"
+        case _:
+            kind = "/Widget /FT /Tx /T (t) /V (x)" if way == "field" else "/Stamp"
+            appearance = f"/AP << /N {writer.stream(red, shape)} 0 R >>"
+            note = writer.add(f"<< /Type /Annot /Subtype {kind} /Rect [0 0 100 100] /F 4 {appearance} /OC {owner} 0 R >>")
+            entries, catalog = f"/Annots [{note} 0 R]", f"{catalog} /AcroForm << /Fields [{f'{note} 0 R' if way == 'field' else ''}] >>"
+    return writer.finish([writer.page(content, f"/MediaBox [0 0 100 100] /Resources << {resources} >> {entries}")], catalog)
+
+
 def no_pages() -> bytes:
     """A sound PDF without a page."""
     return Writer().finish([])

@@ -24,6 +24,7 @@ from tests.resources import make_pdfs
 
 Rect = tuple[float, float, float, float]
 PX_PER_PT = 2
+_AS_DRAWN = UploadOptions()
 
 
 class Picture:
@@ -50,9 +51,11 @@ class Picture:
         return max(self.colours(rect).items(), key=lambda item: item[1], default=("", 0))[0]
 
 
-def drawn(path: Path, width: int = 400, height: int = 200, times: int = 1) -> tuple[Picture, tuple[Note, ...]]:
+def drawn(
+    path: Path, width: int = 400, height: int = 200, times: int = 1, options: UploadOptions = _AS_DRAWN
+) -> tuple[Picture, tuple[Note, ...]]:
     """The first page and its notes, which must be the same each time it is drawn."""
-    pdf = PdfFile(path)
+    pdf = PdfFile(path, options=options)
     try:
         buffer = raster.PixelBuffer()
         results = [(bytes(page.pixels), page.notes) for page in (raster.draw(pdf, 1, width, height, buffer) for _ in range(times))]
@@ -358,6 +361,46 @@ def test_operators_of_a_page_are_bounded(tmp_path: Path) -> None:
     missing = re.search(r"([0-9]+) Polygon", note.message)
     assert missing is not None
     assert 100 < int(missing[1]) < 200
+
+
+MARKED = {
+    **dict.fromkeys(
+        ("FreeText", "Line", "Square", "Circle", "Polygon", "PolyLine", "Highlight", "Underline", "Squiggly", "StrikeOut"), True
+    ),
+    **dict.fromkeys(("Stamp", "Caret", "Ink", "Text", "FileAttachment", "Sound", "Redact"), True),
+    **dict.fromkeys(("Link", "Watermark", "PrinterMark", "TrapNet", "Screen", "Movie", "3D", "RichMedia"), False),
+}
+"""Kinds of annotations, and whether reviewers add them."""
+
+
+@pytest.mark.parametrize(("kind", "is_left_out"), MARKED.items())
+def test_review_markups_are_left_out(tmp_path: Path, kind: str, is_left_out: bool) -> None:
+    """With the option ``markups``, those with and those without an appearance. Everything else stays."""
+    writer = make_pdfs.Writer()
+    red = writer.stream(b"1 0 0 rg 0 0 50 50 re f", "/Type /XObject /Subtype /Form /BBox [0 0 50 50]")
+    body = f"/Type /Annot /Subtype /{kind} /F 4 /C [1 0 0]"
+    shown = writer.add(f"<< {body} /Rect [0 0 50 50] /AP << /N {red} 0 R >> >>")
+    bare = writer.add(
+        f"<< {body} /Rect [100 0 150 50] /L [100 0 150 50] /Vertices [100 0 150 50 150 0] /Contents (x) /DA (/F 9 Tf 1 0 0 rg) >>"
+    )
+    popup = writer.add(f"<< /Type /Annot /Subtype /Popup /Rect [60 0 90 50] /Open true /Parent {shown} 0 R >>")
+    page = writer.page(b"", f"/MediaBox [0 0 200 100] /Annots [{shown} 0 R {bare} 0 R {popup} 0 R]")
+    path = written(tmp_path, writer.finish([page]))
+    assert drawn(path)[0].strongest((0, 50, 50, 100)) == "red"
+    picture, notes = drawn(path, times=2, options=UploadOptions(markups=False))
+    assert (picture.strongest((0, 50, 50, 100)) == "") is is_left_out
+    assert not picture.colours((50, 0, 100, 100))
+    if is_left_out:
+        assert not picture.colours((0, 0, 200, 100))
+        assert notes == ()
+
+
+@pytest.mark.parametrize("acro_form", [True, False])
+def test_form_fields_stay_when_review_markups_are_left_out(tmp_path: Path, acro_form: bool) -> None:
+    """Also those that PDFium does not take for fields, and each time the page is drawn."""
+    path = written(tmp_path, make_pdfs.form(acro_form))
+    with_markups, without = (drawn(path, 400, FORM_HEIGHT, 2, UploadOptions(markups=markups))[0] for markups in (True, False))
+    assert with_markups.pixels == without.pixels
 
 
 async def test_notes_come_from_a_child(tmp_path: Path) -> None:

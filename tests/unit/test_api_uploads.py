@@ -187,7 +187,29 @@ async def test_header_may_begin_late(client: httpx2.AsyncClient) -> None:
 
 
 @pytest.mark.parametrize(
-    "query", ["dpi=29", "dpi=x", "dpi=-1", "tilesize=256", "quality=101", "window=0", "budgetBytes=1", "layout=", "layout=Packed"]
+    "query",
+    [
+        "dpi=29",
+        "dpi=x",
+        "dpi=-1",
+        "tilesize=256",
+        "quality=101",
+        "window=0",
+        "budgetBytes=1",
+        "layout=",
+        "layout=Packed",
+        "layers=",
+        "layers=-",
+        "layers=-A,%2BA",
+        f"layers={'x' * 256}",
+        "layers=-%00",
+        "layers=%7B",
+        'layers={"A":1}',
+        'layers={"\\ud800":true}',
+        "layers=" + ",".join(f"layer-of-furniture-{number}" for number in range(200)),
+        "markups=0",
+        "markups=True",
+    ],
 )
 async def test_wrong_option_is_refused_before_the_body_is_read(app: Starlette, query: str) -> None:
     """An option that is unknown or out of its range is an InvalidRequest, and no byte of the body is read."""
@@ -207,8 +229,13 @@ def test_options_have_their_wire_names() -> None:
         "window": "8",
         "filename": "x",
         "layout": "both",
+        "layers": "-Furniture, A-WALL,+Demolition,--odd",
+        "markups": "false",
     }
     options = read_options(query)
+    assert options.layers == {"Furniture": False, "A-WALL": True, "Demolition": True, "-odd": False}
+    assert options.markups is False
+    assert read_options({"layers": '{"A, B": false, "+C": true}'}).layers == {"A, B": False, "+C": True}
     assert (options.dpi, options.tile_size, options.overlap, options.quality, options.layout) == (100, 512, 2, 90, Layout.BOTH)
     assert (options.budget_bytes, options.window) == (2_000_000, 8)
 

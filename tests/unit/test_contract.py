@@ -22,7 +22,7 @@ from api.contract.routes import described_routes
 from api.http.problems import STATUS
 from api.paths import DOCS, HOME, LIVE, OPENAPI, SESSION, UPLOAD, UPLOADS
 from api.settings import ApiSettings
-from api.uploads import LAYOUT, OPTIONS
+from api.uploads import LAYERS, LAYOUT, MARKUPS, OPTIONS
 from tests.unit.api_fakes import FakeTemporal, client_of, snapshot
 
 REASONS = {
@@ -68,7 +68,13 @@ def test_every_part_of_a_path_is_a_parameter(document: dict[str, Any]) -> None:
 def test_every_option_of_an_upload_is_a_parameter() -> None:
     """The options are those that the route reads."""
     (create,) = [operation for operation in OPERATIONS if operation.id == "createUpload"]
-    assert {parameter.name for parameter in create.parameters if parameter.place == "query"} == {*OPTIONS, LAYOUT, "filename"}
+    assert {parameter.name for parameter in create.parameters if parameter.place == "query"} == {
+        *OPTIONS,
+        LAYOUT,
+        LAYERS,
+        MARKUPS,
+        "filename",
+    }
 
 
 def test_what_creates_takes_an_idempotency_key() -> None:

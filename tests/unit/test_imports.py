@@ -79,17 +79,21 @@ MAY_IMPORT: dict[str, set[str]] = {
     "activities.render.annotations.entries": {"activities.render.annotations.pen", "pikepdf"},
     "activities.render.annotations.appearance": {*(f"activities.render.annotations.{name}" for name in ("entries", "pen")), "pikepdf"},
     "activities.render.annotations.*": LIGHT
-    | {*(f"activities.render.{name}" for name in ("annotations", "passwords", "strings")), "pypdfium2", "pikepdf"},
+    | {*(f"activities.render.{name}" for name in ("annotations", "objects", "strings")), "pypdfium2", "pikepdf"},
+    "activities.render.objects.reader": {"activities.render.passwords", "pikepdf"},
+    "activities.render.objects.*": PURE | {*(f"activities.render.{name}" for name in ("objects", "titles")), "pikepdf"},
     "activities.render.fonts.faces": {"pypdfium2"},
     "activities.render.fonts.mapper": {"activities.render.fonts.faces", "pypdfium2"},
     "activities.render.fonts.*": LIGHT
     | {*(f"activities.render.{name}" for name in ("fonts", "strings", "annotations.handles")), "pypdfium2"},
     "activities.render.pdf_file": LIGHT
-    | {*(f"activities.render.{name}" for name in ("passwords", "structure", "content", "annotations.page", "fonts.mapper")), "pypdfium2"},
+    | {*(f"activities.render.{name}" for name in ("passwords", "structure", "content", "annotations.page", "objects", "fonts.mapper"))}
+    | {"pypdfium2", "pikepdf"},
     "activities.render.content": LIGHT | {"activities.render.passwords", "pikepdf"},
     "activities.render.measure": LIGHT
     | {*(f"activities.render.{name}" for name in ("pdf_file", "structure", "titles", "strings")), "pypdfium2"},
-    "activities.render.raster": LIGHT | {*(f"activities.render.{name}" for name in ("pdf_file", "annotations.page", "fonts")), "pypdfium2"},
+    "activities.render.raster": LIGHT
+    | {*(f"activities.render.{name}" for name in ("pdf_file", "annotations.page", "objects", "fonts")), "pypdfium2"},
     "activities.render.pyramid": LIGHT | {"activities.render.tilefile", "activities.render.cutter", "pyvips"},
     "activities.render.renderer": LIGHT
     | {*(f"activities.render.{name}" for name in ("cutter", "measure", "raster", "pdf_file", "pyramid", "fonts.faces"))},
@@ -168,7 +172,11 @@ MAY_IMPORT: dict[str, set[str]] = {
 CHILDREN = {
     *(f"activities.render.{name}" for name in ("renderer", "raster", "measure", "pdf_file", "titles", "strings", "structure", "content")),
     *(f"activities.render.{name}" for name in ("passwords", "pyramid", "decode")),
-    *(module for module in MODULES if module.startswith(("activities.render.fonts.", "activities.render.annotations."))),
+    *(
+        module
+        for module in MODULES
+        if module.startswith(tuple(f"activities.render.{room}." for room in ("annotations", "objects", "fonts")))
+    ),
 }
 NATIVE = {"pypdfium2", "pypdfium2_raw", "pikepdf", "pyvips", *CHILDREN}
 """Loaded in render children and in verify's decoder only."""

@@ -23,7 +23,7 @@ from api.access.routes import GuardedRoute
 from api.cli.__main__ import build_parser
 from api.http.problems import STATUS
 from api.paths import ORGANIZATION
-from api.uploads import LAYOUT, OPTIONS, read_options
+from api.uploads import LAYERS, LAYOUT, MARKUPS, OPTIONS, read_options
 from tests.unit.test_settings_documented import documented_settings
 from worker import schedules
 from workflows.messages import SEARCH_ATTRIBUTES
@@ -218,6 +218,8 @@ def test_every_option_of_an_upload_is_in_the_table() -> None:
     table = {CODE.findall(name)[0]: (default, allowed) for name, default, allowed, _ in rows(section(EMBED, "Sending a plan"))}
     default, allowed = table.pop(LAYOUT)
     assert (default, allowed) == (UploadOptions().layout, ", ".join(f"`{layout}`" for layout in Layout))
+    assert table.pop(MARKUPS)[0] == str(UploadOptions().markups).lower()
+    assert not table.pop(LAYERS)[0]
     assert table.keys() == OPTIONS.keys()
     for name, (default, allowed) in table.items():
         assert int(default.replace(",", "")) == getattr(UploadOptions(), OPTIONS[name])

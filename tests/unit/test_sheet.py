@@ -17,7 +17,7 @@ from temporalio.testing import ActivityEnvironment
 from activities.bucket.dzi import Pyramid, tile_name
 from activities.bucket.keys import UploadRef
 from activities.bucket.location import BucketSettings
-from activities.bucket.records import Note, UploadOptions, UploadRecord, scaled_note, to_json
+from activities.bucket.records import Layer, Note, SheetRecord, UploadOptions, UploadRecord, from_json, scaled_note, to_json
 from activities.bucket.report import SheetReport
 from activities.bucket.storage import Bucket, StoredObject
 from activities.bucket.verify import verify_upload
@@ -125,6 +125,24 @@ async def test_thumbnail_is_in_the_bucket_before_the_tiles_are_sent(host: Host, 
     assert bucket.written[0] == REF.thumbnail(1)
     (report, _) = verify_upload(bucket, REF)
     assert (report.verified, report.problems) == (True, ())
+
+
+async def test_layers_are_in_the_record_of_the_sheet(host: Host, bucket: OrderedBucket) -> None:
+    """As they are drawn. The workflow, which does not need them, gets a record without."""
+    pdf = make_pdfs.layered("/OFF [@B]", member="/OCGs [@A @B]")
+    options = UploadOptions(layers={"A": False})
+    bucket.put(REF.source, pdf)
+    bucket.put(REF.record, to_json(replace(RECORD, size_bytes=len(pdf), sha256=hashlib.sha256(pdf).hexdigest(), options=options)))
+    try:
+        tiled = await ActivityEnvironment().run(Activities(host).tile_page, TilePage(str(REF), 1, 100, 100, options))
+    finally:
+        await host.children.close()
+    record = await ActivityEnvironment().run(
+        Activities(host).upload_page, UploadPage(str(REF), Page(1, None, 100, 100, 72), options, tiled)
+    )
+    stored = from_json(SheetRecord, bucket.get(REF.sheet_record(1)).body)
+    assert stored.layers == (Layer("A", on=False), Layer("B", on=False))
+    assert record == replace(stored, layers=())
 
 
 async def test_sheets_of_an_upload_are_sent_one_after_the_other(host: Host, bucket: OrderedBucket) -> None:

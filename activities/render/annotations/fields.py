@@ -68,8 +68,8 @@ class FormFields:
                     unwritten.update(filterfalse(_is_written, read_text(pdfium.FPDFAnnot_GetFormFieldValue, self._form, field)))
                 kind = pdfium.FPDFAnnot_GetFormFieldType(self._form, field)
                 if kind == _NO_FIELD and has_appearance(field):
-                    # As a stamp, its appearance is drawn with the page.
-                    pdfium.FPDFAnnot_SetStringValue(field, b"Subtype", utf16("Stamp"))
+                    # As a watermark, its appearance is drawn with the page. It must be no review markup, because these may be left out.
+                    pdfium.FPDFAnnot_SetStringValue(field, b"Subtype", utf16("Watermark"))
                 elif kind in (pdfium.FPDF_FORMFIELD_CHECKBOX, pdfium.FPDF_FORMFIELD_RADIOBUTTON) and pdfium.FPDFAnnot_HasKey(field, b"AP"):
                     _settle_button(field)
         if not unwritten:

@@ -1,16 +1,14 @@
 """Makes PDFium draw the markups that have no appearance in the PDF. Loaded in render children only.
 
-1. PDFium tells neither line endings nor border styles of a markup: pikepdf reads them, at the same position in the page's ``/Annots``.
+1. PDFium tells neither line endings nor border styles of a markup: pikepdf reads them.
 2. Each markup gets an appearance in memory, which is taken back when the page has been drawn.
 """
 
 import ctypes
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import cache
-from pathlib import Path
-from typing import Any
 
 import pikepdf
 import pypdfium2.raw as pdfium
@@ -19,7 +17,6 @@ from activities.bucket.records import Note
 from activities.render.annotations.appearance import Appearance, TextWidth, make_appearance
 from activities.render.annotations.entries import has_cloudy_edge
 from activities.render.annotations.handles import has_appearance, is_off_screen, open_annotation
-from activities.render.passwords import open_with_pikepdf
 from activities.render.strings import utf16
 
 MOST_MARKUPS = 2_000
@@ -52,6 +49,33 @@ CLOUDY = {pdfium.FPDF_ANNOT_SQUARE: "Square", pdfium.FPDF_ANNOT_CIRCLE: "Circle"
 """Kinds that PDFium draws, but with a straight edge where the markup asks for a cloud (``/BE``)."""
 
 
+REVIEW_MARKUPS = frozenset(
+    {
+        pdfium.FPDF_ANNOT_TEXT,
+        pdfium.FPDF_ANNOT_FREETEXT,
+        pdfium.FPDF_ANNOT_LINE,
+        pdfium.FPDF_ANNOT_SQUARE,
+        pdfium.FPDF_ANNOT_CIRCLE,
+        pdfium.FPDF_ANNOT_POLYGON,
+        pdfium.FPDF_ANNOT_POLYLINE,
+        pdfium.FPDF_ANNOT_HIGHLIGHT,
+        pdfium.FPDF_ANNOT_UNDERLINE,
+        pdfium.FPDF_ANNOT_SQUIGGLY,
+        pdfium.FPDF_ANNOT_STRIKEOUT,
+        pdfium.FPDF_ANNOT_STAMP,
+        pdfium.FPDF_ANNOT_CARET,
+        pdfium.FPDF_ANNOT_INK,
+        pdfium.FPDF_ANNOT_POPUP,
+        pdfium.FPDF_ANNOT_FILEATTACHMENT,
+        pdfium.FPDF_ANNOT_SOUND,
+        pdfium.FPDF_ANNOT_REDACT,
+    }
+)
+"""The kinds that reviewers add, and their popups.
+https://opensource.adobe.com/dc-acrobat-sdk-docs/standards/pdfstandards/pdf/PDF32000_2008.pdf, table 169
+"""
+
+
 def undrawn_kind(annotation: "pdfium.FPDF_ANNOTATION", page_box: "pdfium.FS_RECTF") -> str | None:
     """The kind of a markup on the page that PDFium would leave out, or may draw without its cloud; None for any other annotation."""
     subtype = pdfium.FPDFAnnot_GetSubtype(annotation)
@@ -66,38 +90,32 @@ class Markups:
 
     Args:
         document: It stays the caller's.
-        source: Its file.
     """
 
-    def __init__(self, document: "pdfium.FPDF_DOCUMENT", source: Path, password: str = "") -> None:
+    def __init__(self, document: "pdfium.FPDF_DOCUMENT") -> None:
         self._document = document
-        self._source = source
-        self._password = password
-        self._pdf: pikepdf.Pdf | None = None
 
-    def close(self) -> None:
-        """Closes the file."""
-        if self._pdf is not None:
-            self._pdf.close()
-
-    def prepare(self, page: "pdfium.FPDF_PAGE", index: int, markups: dict[int, str], undo: ExitStack) -> tuple[Note, ...]:
+    def prepare(
+        self, page: "pdfium.FPDF_PAGE", dictionaries: Mapping[int, pikepdf.Dictionary], markups: dict[int, str], undo: ExitStack
+    ) -> tuple[Note, ...]:
         """Gives the markups of a page appearances.
 
         Args:
             page: Loaded.
-            index: 0-based.
+            dictionaries: The markups' dictionaries by position, as far as pikepdf can read them.
             markups: Position in the page's ``/Annots`` to ``undrawn_kind``.
             undo: Gets the calls that take the appearances back.
 
         Returns:
             Notes on markups that will be missing, and on text that will be in another font.
         """
-        dictionaries = self._dictionaries(index, markups)
         missing: Counter[str] = Counter()
         substituted, tried, room_bytes = 0, 0, MOST_OPERATORS
         with _helvetica(self._document) as text_width:
             for position, kind in markups.items():
                 markup = dictionaries.get(position)
+                if markup is not None and markup.get("/Subtype") != f"/{kind}":
+                    markup = None  # PDFium has read another annotation at this position.
                 if markup is not None and _is_drawn_right(markup, kind):
                     continue
                 made = None
@@ -118,23 +136,6 @@ class Markups:
             text = f"{substituted:,} text markups are" if substituted > 1 else "1 text markup is"
             notes.append(Note("FontSubstituted", f"{text} drawn in Helvetica: the PDF has no appearance in the right font."))
         return tuple(notes)
-
-    def _dictionaries(self, index: int, markups: dict[int, str]) -> dict[int, pikepdf.Dictionary]:
-        """The markups' dictionaries by position, as pikepdf reads them; without those whose kind differs from what PDFium read."""
-        try:
-            if self._pdf is None:
-                options = {"suppress_warnings": True, "attempt_recovery": False, "access_mode": pikepdf.AccessMode.stream}
-                self._pdf = open_with_pikepdf(self._source, self._password, **options)
-            if len(self._pdf.pages) != pdfium.FPDF_GetPageCount(self._document):
-                return {}
-            annotations: Any = self._pdf.pages[index].obj["/Annots"]
-            return {
-                position: annotations[position] for position, kind in markups.items() if annotations[position]["/Subtype"] == f"/{kind}"
-            }
-        except (MemoryError, OSError):
-            raise
-        except Exception:  # noqa: BLE001 (pikepdf's errors have no common base, and a file that PDFium has opened is no error)
-            return {}
 
 
 def _is_drawn_right(markup: pikepdf.Dictionary, kind: str) -> bool:

@@ -112,6 +112,7 @@ class DirectUploads:
         self._store = UploadStore(bucket)
         self._uploads = uploads
         self._max_file_bytes = settings.max_file_bytes
+        self._most_budget_bytes = settings.most_budget_bytes
         self._webhooks = settings.webhooks
         self._s3 = _s3_parts(settings.bucket) if settings.bucket.is_s3 else None
         self._parts: PartStore = self._s3 or DirectoryParts(bucket)
@@ -138,7 +139,8 @@ class DirectUploads:
             IdempotencyConflict: The key was used for another request, or its upload is gone.
         """
         plan = plan_ref(request)
-        options, webhook = read_options(request.query_params), read_webhook(request.headers, self._webhooks)
+        options = read_options(request.query_params, self._most_budget_bytes)
+        webhook = read_webhook(request.headers, self._webhooks)
         key = idempotency_key(plan, request.headers.get("idempotency-key"))
         body = await _read_object(request, {"sizeBytes", "sha256", "partSizeBytes"})
         size_bytes, part_bytes = self._sizes(body)

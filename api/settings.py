@@ -6,6 +6,7 @@ from ipaddress import ip_network
 from typing import Self
 
 from activities.bucket.location import BucketSettings
+from activities.bucket.records import MOST_BUDGET_BYTES
 from activities.environment import secret, whole_number
 from activities.webhooks.settings import WebhookSettings
 from api.access.settings import AccessSettings, Mode
@@ -26,6 +27,7 @@ class ApiSettings:
         host: Address to listen on. Without access control it must be loopback.
         port: The port to listen on; 0 picks a free port.
         max_file_bytes: The largest PDF that is accepted.
+        most_budget_bytes: The limit of the option ``budgetBytes``: two thirds of the memory of a process that draws a sheet.
         max_connections: How many connections may be open at once.
         upload_memory_bytes: How much memory the uploads that are being received may take together.
         max_streams: How many event streams may be open at once; of one organization at most three quarters of them.
@@ -48,6 +50,7 @@ class ApiSettings:
     host: str = "127.0.0.1"
     port: int = 8000
     max_file_bytes: int = DEFAULT_MAX_FILE_BYTES
+    most_budget_bytes: int = MOST_BUDGET_BYTES
     max_connections: int = 8192
     upload_memory_bytes: int = 512 << 20
     max_streams: int = 6000
@@ -93,6 +96,7 @@ class ApiSettings:
             host=environ.get("SITELINK_HOST") or cls.host,
             port=whole_number(environ, "SITELINK_PORT", cls.port, low=0, high=65_535, digits_only=True),
             max_file_bytes=whole_number(environ, "SITELINK_MAX_FILE_BYTES", cls.max_file_bytes, high=1 << 42, digits_only=True),
+            most_budget_bytes=2 * whole_number(environ, "SITELINK_RENDER_MEMORY_BYTES", 3 << 30, low=3 << 20) // 3,
             max_connections=whole_number(environ, "SITELINK_MAX_CONNECTIONS", cls.max_connections, low=32, high=1 << 20, digits_only=True),
             upload_memory_bytes=whole_number(
                 environ, "SITELINK_UPLOAD_MEMORY_BYTES", cls.upload_memory_bytes, low=1 << 26, digits_only=True

@@ -65,6 +65,7 @@ class Sources:
         self._uploads = uploads
         self._prefix = settings.source_prefix
         self._max_bytes = settings.max_file_bytes
+        self._most_budget_bytes = settings.most_budget_bytes
         self._webhooks = settings.webhooks
 
     async def create(self, plan: PlanRef, request: Request) -> Response:
@@ -74,7 +75,7 @@ class Sources:
         refuse_encoded(request.headers)
         query = await _read(request)
         source = query.pop("source", "")
-        options = read_options(query)
+        options = read_options(query, self._most_budget_bytes)
         self._prefix.check(plan, source)
         digest = options_digest(options, webhook)
         name_sha256 = hashlib.sha256(f"source {source}".encode()).hexdigest()

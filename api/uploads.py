@@ -32,7 +32,17 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from activities.bucket.keys import PlanRef, UploadRef
-from activities.bucket.records import KeyRecord, Layout, UploadOptions, UploadRecord, UploadStatus, camel_case, options_digest, timestamp
+from activities.bucket.records import (
+    MOST_BUDGET_BYTES,
+    KeyRecord,
+    Layout,
+    UploadOptions,
+    UploadRecord,
+    UploadStatus,
+    camel_case,
+    options_digest,
+    timestamp,
+)
 from activities.bucket.storage import PART_BYTES, PARTS_AT_ONCE, Bucket
 from activities.bucket.uploads import UploadStore
 from activities.errors import (
@@ -345,8 +355,12 @@ def _unreadable_form(error: FormParserError) -> InvalidRequest:
     return InvalidRequest("the form cannot be read: it is not the multipart/form-data that its Content-Type announces")
 
 
-def read_options(query: Mapping[str, str]) -> UploadOptions:
+def read_options(query: Mapping[str, str], most_budget_bytes: int = MOST_BUDGET_BYTES) -> UploadOptions:
     """Reads the options of an upload from the query.
+
+    Args:
+        query: The options by name.
+        most_budget_bytes: The limit of ``budgetBytes``, which is also its default if that would be more.
 
     Raises:
         InvalidRequest: An option is unknown, is malformed or is out of its range.
@@ -377,6 +391,10 @@ def read_options(query: Mapping[str, str]) -> UploadOptions:
             msg = f"{name} is {text[:80]!r}, it must be a whole number"
             raise InvalidRequest(msg)
         values[OPTIONS[name]] = int(text)
+    budget_bytes = values.setdefault("budget_bytes", min(UploadOptions.budget_bytes, most_budget_bytes))
+    if budget_bytes > most_budget_bytes:
+        msg = f"budgetBytes is {budget_bytes:,}, limit {most_budget_bytes:,}: a process that draws a sheet may not take more memory"
+        raise InvalidRequest(msg)
     try:
         return UploadOptions(**values)
     except ValueError as error:
@@ -435,6 +453,7 @@ class Uploads:
         self._status = status
         self._runs = runs
         self._max_file_bytes = settings.max_file_bytes
+        self._most_budget_bytes = settings.most_budget_bytes
         self._max_open_uploads = settings.max_open_uploads
         self._webhooks = settings.webhooks
         memory_bytes = settings.upload_memory_bytes
@@ -448,7 +467,8 @@ class Uploads:
 
     async def create(self, plan: PlanRef, request: Request) -> Response:
         """Answers ``POST …/uploads``."""
-        options, webhook = read_options(request.query_params), read_webhook(request.headers, self._webhooks)
+        options = read_options(request.query_params, self._most_budget_bytes)
+        webhook = read_webhook(request.headers, self._webhooks)
         key = idempotency_key(plan, request.headers.get("idempotency-key"))
         file = IncomingFile(request, self._max_file_bytes)
         digest = options_digest(options, webhook)

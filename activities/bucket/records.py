@@ -85,6 +85,9 @@ LAYER_CHARACTERS = 255
 MOST_LAYER_CHOICES_BYTES = 4 << 10
 """Most bytes of JSON for the option ``layers``: a workflow names the options in every sheet's activities."""
 
+MOST_BUDGET_BYTES = 2 << 30
+"""The limit of ``budget_bytes`` where a process that draws a sheet may take 3 GiB of memory, as by default."""
+
 
 @dataclass(frozen=True)
 class UploadOptions:

@@ -9,7 +9,7 @@ from http import HTTPStatus
 
 from activities import errors
 from activities.bucket.pmtiles import MEDIA_TYPE
-from activities.bucket.records import MOST_LAYER_CHOICES_BYTES, MOST_PARTS, OPTION_RANGES, Layout, UploadOptions
+from activities.bucket.records import MOST_BUDGET_BYTES, MOST_LAYER_CHOICES_BYTES, MOST_PARTS, OPTION_RANGES, Layout, UploadOptions
 from api.access.tickets import DEFAULT_TTL_S, MAX_TTL_S
 from api.contract.schemas import ID, TEXT, VERSION, Schema, field_descriptions, ref
 from api.http.parameters import DEFAULT_LIMIT, LONGEST_WAIT_S, MAX_LIMIT
@@ -168,7 +168,12 @@ EXISTING = (errors.UploadNotFound, errors.BucketError)
 CHANGING = (*EXISTING, errors.UnreadableRecord, errors.TemporalUnavailable)
 _OPTION_MEANINGS = field_descriptions(UploadOptions)
 _OPTION_SCHEMAS: dict[str, Schema] = {
-    wire: {"type": "integer", "minimum": low, "maximum": high, "default": getattr(UploadOptions(), name)}
+    wire: {
+        "type": "integer",
+        "minimum": low,
+        "maximum": MOST_BUDGET_BYTES if name == "budget_bytes" else high,
+        "default": getattr(UploadOptions(), name),
+    }
     for wire, name in OPTIONS.items()
     for low, high in [OPTION_RANGES[name]]
 } | {

@@ -17,9 +17,10 @@ from starlette.types import Message
 
 from activities.bucket.keys import UploadRef
 from activities.bucket.location import BucketSettings
-from activities.bucket.records import KeyRecord, Layout, UploadRecord, from_json, to_json, to_wire
+from activities.bucket.records import KeyRecord, Layout, UploadOptions, UploadRecord, from_json, to_json, to_wire
 from activities.bucket.storage import Bucket
-from activities.errors import StorageUnavailable
+from activities.errors import InvalidRequest, StorageUnavailable
+from api.settings import ApiSettings
 from api.uploads import FORM_OVERHEAD_BYTES, IncomingFile, Patience, new_upload_id, read_options
 from tests.unit.api_fakes import (
     BASE,
@@ -238,6 +239,16 @@ def test_options_have_their_wire_names() -> None:
     assert read_options({"layers": '{"A, B": false, "+C": true}'}).layers == {"A, B": False, "+C": True}
     assert (options.dpi, options.tile_size, options.overlap, options.quality, options.layout) == (100, 512, 2, 90, Layout.BOTH)
     assert (options.budget_bytes, options.window) == (2_000_000, 8)
+
+
+def test_budget_is_within_the_memory_of_a_render_process() -> None:
+    """Two thirds of it, as the setting of the tile worker says. The default is not above the limit, so that it is never refused."""
+    small = ApiSettings.from_env({"SITELINK_RENDER_MEMORY_BYTES": str(300 << 20)}).most_budget_bytes
+    assert (small, ApiSettings.from_env({}).most_budget_bytes) == (200 << 20, 2 << 30)
+    assert read_options({}, small).budget_bytes == 200 << 20
+    assert read_options({}).budget_bytes == UploadOptions().budget_bytes
+    with pytest.raises(InvalidRequest, match=r"^budgetBytes is 209,715,201, limit 209,715,200: "):
+        read_options({"budgetBytes": str((200 << 20) + 1)}, small)
 
 
 async def test_file_that_is_not_a_pdf_is_refused_after_its_first_kilobyte(app: Starlette) -> None:

@@ -148,6 +148,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "api.source_prefix": PURE,
     "api.settings": {
         "activities.bucket.location",
+        "activities.bucket.records",
         "activities.environment",
         "activities.webhooks.settings",
         "api.addresses",

@@ -13,9 +13,9 @@
 import asyncio
 import fcntl
 import hashlib
+import logging
 import os
 import secrets
-import shutil
 import threading
 import time
 from collections import Counter
@@ -29,6 +29,8 @@ from activities.bucket.records import UploadRecord
 from activities.bucket.storage import Bucket
 from activities.bucket.uploads import UploadStore
 from activities.errors import ObjectMissing, ShareFull, SourceAltered, SourceMissing
+
+logger = logging.getLogger(__name__)
 
 IDLE_S = 60
 """A tiled page that no attempt has used for so long may not be needed any more, so its run is asked. Temporal waits no longer than this
@@ -111,7 +113,7 @@ class Scratch:
     def _age_s(self, path: Path) -> float:
         """Seconds since the file was written, or an attempt stopped using it."""
         try:
-            return self._clock() - path.stat().st_mtime
+            return self._clock() - path.lstat().st_mtime
         except FileNotFoundError:  # it was uploaded and removed meanwhile
             return 0.0
 
@@ -178,10 +180,10 @@ class Scratch:
 
     def _published_bytes(self) -> int:
         total = 0
-        for directory, _, names in os.walk(self._pages):
-            for name in names:
-                with suppress(FileNotFoundError):  # it was uploaded and removed meanwhile
-                    total += Path(directory, name).stat().st_size
+        for page in self._pages.iterdir():
+            # It was uploaded and removed meanwhile, or a render child that was taken over has left something else in its place.
+            with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+                total += sum(path.lstat().st_size for path in page.iterdir())
         return total
 
     def new_page(self, ref: UploadRef, sheet: int) -> Path:
@@ -220,7 +222,7 @@ class Scratch:
 
     def _touch(self, page: Path) -> None:
         with suppress(FileNotFoundError):  # it was uploaded and removed meanwhile
-            os.utime(page, times=(self._clock(), self._clock()))
+            os.utime(page, times=(self._clock(), self._clock()), follow_symlinks=False)
 
     def idle_pages(self, ref: UploadRef) -> list[Path]:
         """The published pages of an upload that no attempt has used for ``IDLE_S`` seconds."""
@@ -318,7 +320,59 @@ def _ref_digest(ref: UploadRef) -> str:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
+    """Removes a file, or a directory with everything in it, whatever a render child has left there. Follows no link.
+
+    The directory may be deeper than a path can say, or forbidden to its owner. So each directory in it is first moved to the top.
+    """
+    try:
         path.unlink(missing_ok=True)
+    except IsADirectoryError:
+        try:
+            _remove_directory(path)
+        except OSError as error:
+            logger.warning(
+                "a directory of the scratch cannot be removed: %s", os.strerror(error.errno or 0), extra={"directory": path.name}
+            )
+
+
+def _remove_directory(path: Path) -> None:
+    top = _open_directory(path)
+    try:
+        directories = _remove_files(top)
+        while directories:
+            name = directories.pop()
+            directory = _open_directory(name, top)
+            try:
+                for inner in _remove_files(directory):
+                    moved = secrets.token_hex(16)
+                    os.close(_open_directory(inner, directory))
+                    os.rename(inner, moved, src_dir_fd=directory, dst_dir_fd=top)
+                    directories.append(moved)
+            finally:
+                os.close(directory)
+            os.rmdir(name, dir_fd=top)
+    finally:
+        os.close(top)
+    path.rmdir()
+
+
+def _remove_files(directory: int) -> list[str]:
+    """Removes all files of a directory; returns the names of the directories in it."""
+    directories = []
+    for name in os.listdir(directory):
+        try:
+            os.unlink(name, dir_fd=directory)
+        except IsADirectoryError:
+            directories.append(name)
+    return directories
+
+
+def _open_directory(path: Path | str, directory: int | None = None) -> int:
+    """Opens a directory, and allows its owner everything in it."""
+    handle = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=directory)
+    try:
+        same = Path(f"/proc/self/fd/{handle}")
+        same.chmod(0o700)  # by a path of its own it could follow a link
+        return os.open(same, os.O_RDONLY | os.O_DIRECTORY)
+    finally:
+        os.close(handle)

@@ -21,12 +21,12 @@ from activities.bucket.pmtiles import sheet_metadata
 from activities.bucket.records import Layer, Layout, SheetRecord, TileLine, UploadOptions, bounded_notes, tiles_digest, to_json
 from activities.bucket.storage import LIST_PAGE, Bucket, ObjectInfo, etag_of
 from activities.bucket.store_errors import not_written_error
-from activities.errors import BucketError, PageTooLarge, TilesMissing
+from activities.errors import BucketError, PageTooLarge
 from activities.host import HostActivities
 from activities.interface import DiscardScratch, TiledPage, TilePage, UploadPage, host_queue
 from activities.render.attempt import RenderAttempt
 from activities.render.pack import PackedSheet, tile_lines
-from activities.render.tilefile import THUMBNAIL, TILES, TileFile, read_layers
+from activities.render.tilefile import TileFile, read_layers, read_thumbnail
 from activities.threads import turn_of
 
 logger = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ class SheetActivities(HostActivities):
     def _put_thumbnail(self, ref: UploadRef, number: int, page: Path) -> bool:
         """Writes the thumbnail before any tile; returns whether the bucket took it. If not, ``upload_page`` writes it."""
         try:
-            self._host.bucket.put(ref.thumbnail(number), (page / THUMBNAIL).read_bytes())
+            self._host.bucket.put(ref.thumbnail(number), read_thumbnail(page))
         except BucketError as error:
             logger.warning("the thumbnail comes later, with the tiles: %s", error)
             return False
@@ -93,12 +93,8 @@ class SheetActivities(HostActivities):
         bucket, ref, number, options = self._host.bucket, UploadRef.parse(args.ref), args.page.number, args.options
         pyramid, layout = _pyramid(args.page.width, args.page.height, options), options.layout
         descriptor = pyramid.descriptor().encode()
-        with TileFile(page / TILES) as tiles:
-            try:
-                thumbnail = (page / THUMBNAIL).read_bytes()
-            except FileNotFoundError as error:
-                msg = f"no thumbnail in {page.name}"
-                raise TilesMissing(msg) from error
+        with TileFile(page, pyramid) as tiles:
+            thumbnail = read_thumbnail(page)
             layers = read_layers(page)
             bucket.remove_unfinished(ref.sheet_prefix(number))  # left by an attempt whose worker was killed
             # Tiles that an earlier attempt wrote, or that a repair kept, need not be written again. A new sheet has no such tiles.
@@ -256,7 +252,7 @@ def _put_tiles(
     lines = []
     for place in chunk:
         raise_if_stopped(stop)
-        name, body = tiles.tile(pyramid, *place)
+        name, body = tiles.tile(*place)
         md5 = hashlib.md5(body, usedforsecurity=False).hexdigest()
         info = stored.get(name)
         if info is None or info.size != len(body) or not _has_md5(info, md5):

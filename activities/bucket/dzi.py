@@ -81,6 +81,11 @@ class Pyramid:
         """How many tiles all levels have together."""
         return tile_count(self.width, self.height, self.tile_size)
 
+    @property
+    def most_bytes(self) -> int:
+        """More bytes than the JPEGs of all tiles take together, even those of noise at quality 100, in a picture of any shape."""
+        return 6 * BYTES_PER_PIXEL * self.width * self.height + 2048 * self.tile_count + (1 << 20)
+
     def tiles(self) -> Iterator[tuple[int, int, int]]:
         """Level, column and row of every tile: level by level, row by row."""
         for level in range(self.max_level + 1):

@@ -113,7 +113,7 @@ class Cutter:
             quality: JPEG quality, 1 to 100, with libjpeg's meaning.
             file: Descriptor of an empty file, open for reading and writing.
             preview_level: The level whose pixels are returned.
-            limit_bytes: The most that is written; default: more than noise takes at quality 100, in pages of any shape.
+            limit_bytes: The most that is written; default: ``Pyramid.most_bytes``.
 
         Returns:
             The pixels of ``preview_level``, rows of R, G, B without padding.
@@ -125,7 +125,7 @@ class Cutter:
         """
         stride = BYTES_PER_PIXEL * width if stride is None else stride
         pyramid = Pyramid(width, height, tile_size, overlap)
-        limit_bytes = 6 * len(pixels) + 2048 * pyramid.tile_count + (1 << 20) if limit_bytes is None else limit_bytes
+        limit_bytes = pyramid.most_bytes if limit_bytes is None else limit_bytes
         if not 0 <= preview_level <= pyramid.max_level or len(pixels) < (height - 1) * stride + BYTES_PER_PIXEL * width:
             msg = f"no level {preview_level}, or fewer than {height} rows of {stride} bytes"
             raise ValueError(msg)

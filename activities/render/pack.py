@@ -15,14 +15,14 @@ def tile_lines(tiles: TileFile, pyramid: Pyramid) -> list[TileLine]:
     """Name, size and MD5 of each tile, in the order of ``Pyramid.tiles``. A tile that stands for several is read once.
 
     Raises:
-        TilesMissing: A tile was lost, or the file is cut off.
+        TilesMissing: A tile was lost or is no JPEG of its size, or the file is cut off.
     """
     md5s: dict[tuple[int, int], str] = {}
     lines = []
     for tile in pyramid.tiles():
-        name, place = tiles.place(pyramid, *tile)
+        name, place = tiles.place(*tile)
         if place not in md5s:
-            md5s[place] = hashlib.md5(tiles.read_at(*place), usedforsecurity=False).hexdigest()
+            md5s[place] = hashlib.md5(tiles.tile(*tile)[1], usedforsecurity=False).hexdigest()
         lines.append((name, place[1], md5s[place]))
     return lines
 
@@ -44,7 +44,7 @@ class PackedSheet:
         self._tiles = tiles
         in_order = list(zip(pyramid.tiles(), lines, strict=True))
         self._archive = plan_archive(((tile, md5, size) for tile, (_, size, md5) in in_order), metadata)
-        self._places = {md5: tiles.place(pyramid, *tile)[1] for tile, (_, _, md5) in in_order}
+        self._tile_of = {md5: tile for tile, (_, _, md5) in in_order}
 
     @property
     def index(self) -> bytes:
@@ -60,12 +60,12 @@ class PackedSheet:
         """The archive from its beginning, in chunks of about a megabyte.
 
         Raises:
-            TilesMissing: The tile file is cut off.
+            TilesMissing: The tile file was cut off or changed.
         """
         chunk = bytearray(self.index)
         for md5 in self._archive.contents:
             if len(chunk) >= CHUNK_BYTES:
                 yield bytes(chunk)
                 chunk.clear()
-            chunk += self._tiles.read_at(*self._places[md5])
+            chunk += self._tiles.tile(*self._tile_of[md5])[1]
         yield bytes(chunk)

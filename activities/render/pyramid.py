@@ -20,11 +20,10 @@ import pyvips
 from activities.bucket.dzi import Pyramid, tile_name
 from activities.bucket.records import UploadOptions
 from activities.render.cutter import CHROMA, Cutter
-from activities.render.tilefile import write_tile_file
+from activities.render.tilefile import THUMBNAIL_PX, write_tile_file
 
 LIBVIPS_VERSION = ".".join(str(pyvips.version(part)) for part in range(3))
 
-THUMBNAIL_PX = 512
 LAST_ENTRY = "tiles.dzi"
 """dzsave writes this entry after the tiles. The commit marker in the bucket is our own."""
 FULL_CHROMA_QUALITY = 90

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from activities.bucket.records import UploadOptions, from_wire, to_wire
+from activities.bucket.records import UploadOptions, bounded_layers, from_wire, to_wire
 from activities.errors import SiteLinkError
 from activities.render.cutter import Cutter
 from activities.render.fonts import faces
@@ -84,7 +84,7 @@ class Renderer:
         notes = (*pdf.contents.notes(request["number"] - 1), *drawn.notes)
         encoding = write_sheet(drawn.pixels, width, height, options, files[0], files[1], cutter)
         engines = {"pdfium": PDFIUM_VERSION, "sitelink-raster": REVISION, **encoding.engine, **faces.VERSIONS}
-        told = {"notes": to_wire(notes), "transform": drawn.transform, "layers": to_wire(drawn.layers)}
+        told = {"notes": to_wire(notes), "transform": drawn.transform, "layers": to_wire(bounded_layers(drawn.layers))}
         return {"engines": engines, "chroma": encoding.chroma, **told}
 
 

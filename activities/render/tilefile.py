@@ -7,9 +7,20 @@ each size of them. At the end are the index and a trailer, all numbers little-en
     trailer  offset of the first entry (64 bits), number of tiles, number of white tiles (32 bits each), ``SLTILES1``
 
 ``thumbnail.jpeg`` is in the same directory. So is ``layers.json``, which the worker writes, if the page uses layers.
+
+A hostile PDF may take over a child, so nothing in the directory is trusted, each time that it is opened:
+
+1. A file is opened without following a link and without waiting for the other end of a FIFO. It must be a regular file of the
+   directory's owner with a single name: otherwise it could be a hard link to another upload's PDF.
+2. A file has at most as many bytes as a sheet of its size can take. The index names tiles of this sheet only, each once, all of them
+   inside the file, and together no longer than the file may be.
+3. A file is read by ``pread``, which a file that shrinks meanwhile cannot crash, as it would a mapping.
+4. A JPEG is handed on only if it begins and ends like a JPEG, and its header has the right size. Its pixels are not decoded.
 """
 
+import errno
 import os
+import stat
 import struct
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -19,12 +30,27 @@ from types import TracebackType
 from typing import IO, Self
 
 from activities.bucket.dzi import Pyramid, tile_name
-from activities.bucket.records import Layer, bounded_layers, from_json, to_json
+from activities.bucket.records import MOST_LAYERS_BYTES, Layer, bounded_layers, from_json, to_json
 from activities.errors import TilesMissing
 
 TILES = "tiles.flat"
 THUMBNAIL = "thumbnail.jpeg"
 LAYERS = "layers.json"
+
+THUMBNAIL_PX = 512
+"""Longest side of a thumbnail."""
+
+MOST_THUMBNAIL_BYTES = 2 << 20
+"""More than noise takes at quality 100."""
+
+_NO_LINK = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+_START, _END = b"\xff\xd8", b"\xff\xd9"
+_FRAMES, _SCAN = frozenset(range(0xC0, 0xC4)), 0xDA
+"""The markers of frames with Huffman coding, and of a scan: https://www.w3.org/Graphics/JPEG/itu-t81.pdf, table B.1."""
+
+_ERRORS_OF_A_CHILD = frozenset({errno.ELOOP, errno.EACCES, errno.EPERM, errno.ENXIO, errno.ENODEV, errno.ENOTDIR, errno.EISDIR})
+"""What the kernel says of a link, of a file without permission, and of a socket or a device, where a file should be."""
 
 _ENTRY = struct.Struct("<IIIIQ")
 _TRAILER = struct.Struct("<QII8s")
@@ -37,8 +63,19 @@ class _LayersFile:
 
 
 def write_layers(directory: Path, layers: Iterable[Layer]) -> None:
-    """Writes ``layers.json``."""
-    (directory / LAYERS).write_bytes(to_json(_LayersFile(bounded_layers(layers))))
+    """Writes ``layers.json``.
+
+    Raises:
+        TilesMissing: There is such a file already. Only a child that was taken over makes it.
+        OSError: The file cannot be written.
+    """
+    try:
+        descriptor = os.open(directory / LAYERS, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileExistsError as error:
+        msg = f"{LAYERS} is in {directory.name} already"
+        raise TilesMissing(msg) from error
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(to_json(_LayersFile(bounded_layers(layers))))
 
 
 def read_layers(directory: Path) -> tuple[Layer, ...]:
@@ -46,101 +83,156 @@ def read_layers(directory: Path) -> tuple[Layer, ...]:
 
     Raises:
         TilesMissing: The file is not as ``write_layers`` writes it.
+        OSError: The file cannot be read.
     """
-    try:
-        return from_json(_LayersFile, (directory / LAYERS).read_bytes()).layers
-    except FileNotFoundError:
+    if not (directory / LAYERS).exists():
         return ()
+    try:
+        return from_json(_LayersFile, _read_left(directory, LAYERS, 2 * MOST_LAYERS_BYTES)).layers
     except ValueError as error:
         msg = f"{LAYERS} in {directory.name} is damaged"
         raise TilesMissing(msg) from error
+
+
+def read_thumbnail(page: Path) -> bytes:
+    """The thumbnail of a page.
+
+    Args:
+        page: The directory that a render child was given.
+
+    Raises:
+        TilesMissing: There is no thumbnail, or the child left something else in its place.
+        OSError: The file cannot be read.
+    """
+    jpeg = _read_left(page, THUMBNAIL, MOST_THUMBNAIL_BYTES)
+    size = jpeg_size(jpeg)
+    if size is None or not 1 <= min(size) <= max(size) <= THUMBNAIL_PX:
+        msg = f"{THUMBNAIL} in {page.name} is no JPEG of at most {THUMBNAIL_PX} x {THUMBNAIL_PX} px"
+        raise TilesMissing(msg)
+    return jpeg
+
+
+def jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """Width and height in the header of a JPEG; None if the bytes do not begin and end like one."""
+    if not (data.startswith(_START) and data.endswith(_END)):
+        return None
+    at = len(_START)
+    while at + 9 <= len(data) and data[at] == 0xFF and (marker := data[at + 1]) != _SCAN:
+        if marker in _FRAMES:
+            return data[at + 7] << 8 | data[at + 8], data[at + 5] << 8 | data[at + 6]
+        at += 2 + (data[at + 2] << 8 | data[at + 3])
+    return None
+
+
+def check_sheet(page: Path, pyramid: Pyramid) -> None:
+    """Looks at the files that a render child left for a sheet. Whoever opens them later looks again.
+
+    Raises:
+        TilesMissing: A file is absent, or is not what it should be.
+        OSError: A file cannot be read.
+    """
+    read_thumbnail(page)
+    TileFile(page, pyramid).close()
+
+
+def _read_left(page: Path, name: str, most_bytes: int) -> bytes:
+    """The content of such a file. Raises like ``_open_left``."""
+    descriptor, size_bytes = _open_left(page, name, most_bytes)
+    try:
+        return os.pread(descriptor, size_bytes, 0)
+    finally:
+        os.close(descriptor)
+
+
+def _open_left(page: Path, name: str, most_bytes: int) -> tuple[int, int]:
+    """Opens a file that a render child left, as the module says; returns the descriptor and the file's size.
+
+    Raises:
+        TilesMissing: The file is absent, or is not what it should be.
+        OSError: The file cannot be opened for a reason that no child makes.
+    """
+    where = f"{name} in {page.name}"
+    try:
+        directory = os.open(page, _NO_LINK | os.O_DIRECTORY)
+        try:
+            owner = os.fstat(directory).st_uid
+            descriptor = os.open(name, _NO_LINK, dir_fd=directory)
+        finally:
+            os.close(directory)
+    except FileNotFoundError as error:
+        msg = f"no {where}"
+        raise TilesMissing(msg) from error
+    except OSError as error:
+        if error.errno not in _ERRORS_OF_A_CHILD:
+            raise
+        msg = f"{where} is not a file that can be read"
+        raise TilesMissing(msg) from error
+    status = os.fstat(descriptor)
+    if stat.S_ISREG(status.st_mode) and status.st_nlink == 1 and status.st_uid == owner and status.st_size <= most_bytes:
+        return descriptor, status.st_size
+    os.close(descriptor)
+    msg = f"{where} is not a file of the render process with at most {most_bytes:,} bytes"
+    raise TilesMissing(msg)
 
 
 class TileFile:
     """A context manager that reads a sheet's tiles by offset, for any number of threads.
 
     Args:
-        path: ``tiles.flat``.
+        page: The directory that a render child was given.
+        pyramid: The sheet's tiles.
 
     Raises:
-        TilesMissing: The file is absent, cut off, or no such file.
+        TilesMissing: The file is absent, cut off, or not the file of such a sheet.
+        OSError: The file cannot be read.
     """
 
     names: dict[str, tuple[int, int]]
     """The name of each tile that is not pure white, ``{level}/{col}_{row}.jpeg``, and its offset and size in bytes."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, page: Path, pyramid: Pyramid) -> None:
+        self._where = f"{TILES} in {page.name}"
+        self._pyramid = pyramid
+        most_bytes = pyramid.most_bytes + _ENTRY.size * 2 * pyramid.tile_count + _TRAILER.size
+        self._descriptor, size_bytes = _open_left(page, TILES, most_bytes)
         try:
-            self._file = path.open("rb")
-        except FileNotFoundError as error:
-            msg = f"no {path.name} in {path.parent.name}"
-            raise TilesMissing(msg) from error
-        try:
-            self.names, self._blanks = self._read_index()
+            self.names, self._whites = self._read_index(size_bytes)
         except BaseException:
             self.close()
             raise
 
-    def tile(self, pyramid: Pyramid, level: int, column: int, row: int) -> tuple[str, bytes]:
+    def tile(self, level: int, column: int, row: int) -> tuple[str, bytes]:
         """The name and the JPEG of a tile of the sheet, white or not.
 
         Raises:
-            TilesMissing: The tile was lost, or the file is cut off.
+            TilesMissing: The tile was lost or is no JPEG of its size, or the file is cut off.
         """
-        name, place = self.place(pyramid, level, column, row)
-        return name, self.read_at(*place)
+        name, place = self.place(level, column, row)
+        data = self._read_at(*place)
+        if jpeg_size(data) != (size := self._pyramid.tile_rectangle(level, column, row)[2:]):
+            msg = f"{name} in {self._where} is no JPEG of {size[0]:,} x {size[1]:,} px"
+            raise TilesMissing(msg)
+        return name, data
 
-    def place(self, pyramid: Pyramid, level: int, column: int, row: int) -> tuple[str, tuple[int, int]]:
+    def place(self, level: int, column: int, row: int) -> tuple[str, tuple[int, int]]:
         """The name of a tile, white or not, and the offset and the size in bytes of its JPEG. Tiles at the same place are equal.
 
         Raises:
             TilesMissing: The tile was lost.
         """
         name = tile_name(level, column, row)
-        return name, self.names.get(name) or self._blank_place(*pyramid.tile_rectangle(level, column, row)[2:])
-
-    def read_at(self, offset: int, size: int) -> bytes:
-        """The bytes at a place.
-
-        Raises:
-            TilesMissing: The file is cut off.
-        """
-        data = os.pread(self._file.fileno(), size, offset)
-        if len(data) != size:
-            raise self._cut_off_error()
-        return data
-
-    def read(self, name: str) -> bytes:
-        """The JPEG of a tile.
-
-        Args:
-            name: A key of ``names``.
-
-        Raises:
-            KeyError: The tile is pure white; ``blank`` returns it.
-            TilesMissing: The file is cut off.
-        """
-        return self.read_at(*self.names[name])
-
-    def blank(self, width: int, height: int) -> bytes:
-        """The JPEG of the pure white tiles of this size in pixels.
-
-        Raises:
-            TilesMissing: No tile of this size is pure white. So a tile that is not in ``names`` was lost.
-        """
-        return self.read_at(*self._blank_place(width, height))
-
-    def _blank_place(self, width: int, height: int) -> tuple[int, int]:
-        place = self._blanks.get((width, height))
+        place = self.names.get(name)
         if place is None:
-            msg = f"{self._path.name} in {self._path.parent.name} lacks a tile of {width} x {height} px that is not blank"
+            width, height = self._pyramid.tile_rectangle(level, column, row)[2:]
+            place = self._whites.get((width, height))
+        if place is None:
+            msg = f"{self._where} lacks a tile of {width} x {height} px that is not blank"
             raise TilesMissing(msg)
-        return place
+        return name, place
 
     def close(self) -> None:
         """Closes the file."""
-        self._file.close()
+        os.close(self._descriptor)
 
     def __enter__(self) -> Self:
         return self
@@ -148,21 +240,38 @@ class TileFile:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    def _read_index(self) -> tuple[dict[str, tuple[int, int]], dict[tuple[int, int], tuple[int, int]]]:
-        end = os.fstat(self._file.fileno()).st_size - _TRAILER.size
-        if end < 0:
-            raise self._cut_off_error()
-        start, tiles, blanks, magic = _TRAILER.unpack(self.read_at(end, _TRAILER.size))
-        if magic != _MAGIC or start + _ENTRY.size * (tiles + blanks) != end:
-            raise self._cut_off_error()
-        entries = list(_ENTRY.iter_unpack(self.read_at(start, end - start)))
-        if any(offset + size > start for *_, size, offset in entries):
-            raise self._cut_off_error()
-        names = {tile_name(level, column, row): (offset, size) for level, column, row, size, offset in entries[:tiles]}
-        return names, {(width, height): (offset, size) for _, width, height, size, offset in entries[tiles:]}
+    def _read_at(self, offset: int, size: int) -> bytes:
+        data = os.pread(self._descriptor, size, offset)
+        if len(data) != size:
+            raise self._damaged_error()
+        return data
 
-    def _cut_off_error(self) -> TilesMissing:
-        return TilesMissing(f"{self._path.name} in {self._path.parent.name} is cut off")
+    def _read_index(self, size_bytes: int) -> tuple[dict[str, tuple[int, int]], dict[tuple[int, int], tuple[int, int]]]:
+        end = size_bytes - _TRAILER.size
+        if end < 0:
+            raise self._damaged_error()
+        start, tiles, blanks, magic = _TRAILER.unpack(self._read_at(end, _TRAILER.size))
+        if magic != _MAGIC or start + _ENTRY.size * (tiles + blanks) != end or max(tiles, blanks) > self._pyramid.tile_count:
+            raise self._damaged_error()
+        entries = list(_ENTRY.iter_unpack(self._read_at(start, end - start)))
+        side = self._pyramid.tile_size + 2 * self._pyramid.overlap
+        most_tile_bytes = Pyramid(side, side, side, 0).most_bytes
+        if any(offset + size > start or size > most_tile_bytes for *_, size, offset in entries):
+            raise self._damaged_error()
+        grids = [self._pyramid.grid(level) for level in range(self._pyramid.max_level + 1)]
+        names = {}
+        for level, column, row, size, offset in entries[:tiles]:
+            if level >= len(grids) or column >= grids[level][0] or row >= grids[level][1]:
+                raise self._damaged_error()
+            names[tile_name(level, column, row)] = offset, size
+        white = {(width, height): (offset, size) for _, width, height, size, offset in entries[tiles:]}
+        white_bytes = (self._pyramid.tile_count - tiles) * max((size for _, size in white.values()), default=0)
+        if len(names) != tiles or sum(size for _, size in names.values()) + white_bytes > self._pyramid.most_bytes:
+            raise self._damaged_error()
+        return names, white
+
+    def _damaged_error(self) -> TilesMissing:
+        return TilesMissing(f"{self._where} is cut off, or is not the file of such a sheet")
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from activities.render.cutter import Cutter
 from activities.render.measure import measure
 from activities.render.pdf_file import PdfFile
 from activities.render.pyramid import turn_off_cache, write_sheet
-from activities.render.tilefile import TILES, TileFile, new_files
+from activities.render.tilefile import TileFile, new_files
 
 OPTIONS = UploadOptions()
 QUALITIES = (1, 10, 50, 75, 89, 90, 95, 100)
@@ -35,8 +35,8 @@ def file_bytes(pixels: memoryview, width: int, height: int, options: UploadOptio
     with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
         with new_files(Path(name)) as files:
             write_sheet(pixels, width, height, options, *files, cutter)
-        with TileFile(Path(name) / TILES) as tiles:
-            return sum(len(tiles.tile(pyramid, *place)[1]) for place in pyramid.tiles())
+        with TileFile(Path(name), pyramid) as tiles:
+            return sum(len(tiles.tile(*place)[1]) for place in pyramid.tiles())
 
 
 def content(pixels: memoryview, page: Page, options: UploadOptions, cutter: Cutter | None, tables: int) -> float:

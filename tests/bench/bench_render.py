@@ -70,10 +70,10 @@ def put_s(page: TilePage, tile_file: Path, directory: Path) -> float:
     target = Path(tempfile.mkdtemp(dir=directory))
     bucket = Bucket(BucketSettings(target.as_uri()))
     pyramid = Pyramid(page.width, page.height, OPTIONS.tile_size, OPTIONS.overlap)
-    with TileFile(tile_file) as tiles:
+    with TileFile(tile_file.parent, pyramid) as tiles:
         begun = cpu_s(resource.RUSAGE_SELF)
         for place in pyramid.tiles():
-            bucket.put(*tiles.tile(pyramid, *place))
+            bucket.put(*tiles.tile(*place))
         seconds = cpu_s(resource.RUSAGE_SELF) - begun
     shutil.rmtree(target)
     return seconds

@@ -1,5 +1,7 @@
 """What most tests of the API start with; a test file that needs another one has its own of the name."""
 
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,15 @@ from activities.bucket.storage import Bucket
 from api.app import create_app
 from api.settings import ApiSettings
 from tests.unit.api_fakes import FakeTemporal, make_bucket
+
+
+@pytest.fixture
+def open_path() -> Iterator[Path]:
+    """An empty directory that an ordinary user can reach, which ``tmp_path`` is not."""
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name)
+        path.chmod(0o755)
+        yield path
 
 
 @pytest.fixture

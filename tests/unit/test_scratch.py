@@ -23,6 +23,7 @@ from activities.bucket.storage import Bucket
 from activities.bucket.uploads import UploadStore
 from activities.errors import ShareFull, SourceAltered, SourceMissing
 from activities.scratch import IDLE_S, SHARE_BEATS, UNKNOWN_AGE_S, Scratch, ScratchInUse
+from tests.unit.hostile_files import as_ordinary_user, leave_everything
 from tests.waiting import until_async
 
 REF = UploadRef("acme", "tower", "a1", "u1")
@@ -334,3 +335,35 @@ async def test_a_full_share_is_tried_again_by_its_own_time() -> None:
         await ActivityEnvironment().run(refuse)
     assert (failure.value.type, failure.value.non_retryable) == ("ShareFull", False)
     assert failure.value.next_retry_delay == timedelta(seconds=60)
+
+
+@pytest.mark.parametrize(
+    "before", [leave_everything, lambda page, elsewhere: (page.rmdir(), page.symlink_to(elsewhere))], ids=["all", "link"]
+)
+def test_whatever_a_render_child_leaves_is_removed(open_path: Path, before: Callable[[Path, Path], object]) -> None:
+    """Without root's rights, without following a link, and while it is there other pages find room."""
+    elsewhere = open_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "other.pdf").write_bytes(BODY)
+
+    def leave_and_remove() -> None:
+        with closing(Scratch(open_path / "scratch", 1 << 30)) as scratch:
+            page = scratch.new_page(REF, 1)
+            before(page, elsewhere)
+            asyncio.run(asyncio.wait_for(enter_room(scratch), 60))
+            with scratch.claim_page(page.name):
+                pass
+            scratch.remove(page)
+            assert not scratch.has_pages
+        assert (elsewhere / "other.pdf").read_bytes() == BODY
+        assert list(elsewhere.iterdir()) == [elsewhere / "other.pdf"]
+
+    (open_path / "scratch").mkdir()
+    as_ordinary_user(leave_and_remove, open_path / "scratch", elsewhere, elsewhere / "other.pdf")
+    assert (elsewhere / "other.pdf").stat().st_mtime > 1_000_000_000
+
+
+async def enter_room(scratch: Scratch) -> None:
+    """Finds room for one more page."""
+    async with scratch.room(REF, lambda: None):
+        pass

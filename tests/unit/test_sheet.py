@@ -30,7 +30,7 @@ from activities.render.tilefile import THUMBNAIL, TILES, write_tile_file
 from activities.scratch import Scratch
 from activities.threads import FairThreads
 from tests.resources import make_pdfs
-from tests.unit.sheets import Md5Bucket, accept, etag
+from tests.unit.sheets import Md5Bucket, accept, etag, outline
 from tests.waiting import until_async
 from worker.app import Activities
 from workflows.processing.progress import Progress
@@ -94,9 +94,10 @@ async def host(bucket: OrderedBucket, tmp_path: Path) -> AsyncIterator[Host]:
 def tiled(host: Host, *, without: str = "", pyramid: Pyramid = PYRAMID) -> UploadPage:
     """A tiled page on the scratch, ``without`` one of its tiles."""
     page = host.scratch.new_page(REF, 1)
-    (page / THUMBNAIL).write_bytes(b"thumbnail")
+    (page / THUMBNAIL).write_bytes(outline(512, 256))
     with (page / TILES).open("wb") as file:
-        write_tile_file(file, ((tile, tile_name(*tile).encode()) for tile in pyramid.tiles() if tile_name(*tile) != without), ())
+        tiles = ((tile, outline(*pyramid.tile_rectangle(*tile)[2:], tile_name(*tile).encode())) for tile in pyramid.tiles())
+        write_tile_file(file, ((tile, jpeg) for tile, jpeg in tiles if tile_name(*tile) != without), ())
     result = TiledPage(host_queue(host.scratch.host), host.scratch.publish(page), {"pretended": "1"})
     return UploadPage(str(REF), Page(1, "A-101", pyramid.width, pyramid.height, 300), UploadOptions(), result)
 

@@ -2,8 +2,9 @@
 
 1. A content stream that is compressed by Flate ends with a checksum. It is inflated here once more: 3 ms of CPU for 1 MB of the file, which
    is about a hundredth of what the page takes to be drawn and cut.
-2. A content stream that is compressed in another way, or not at all, has no checksum. Images and form XObjects are not looked at.
-3. A file that pikepdf cannot read, or in which it does not find the pages that PDFium found, is not looked at.
+2. A content stream that is compressed in another way, or not at all, has no checksum. Form XObjects are not looked at.
+3. PDFium inflates a stream to 1 GiB at most, and draws the page without the rest. For an image its size tells.
+4. A file that pikepdf cannot read, or in which it does not find the pages that PDFium found, is not looked at.
 """
 
 import zlib
@@ -21,10 +22,16 @@ CONTENT_DAMAGED = Note("ContentDamaged", "The drawing is damaged in the file: pa
 MOST_STREAMS = 1_000
 """Content streams of a page that are looked at."""
 
-MOST_INFLATED_BYTES = 256 << 20
-"""Of a content stream; about so much of it is looked at."""
+MOST_IMAGES = 10_000
+"""Images and forms of a page that are looked at."""
+
+MOST_INFLATED_BYTES = 1 << 30
+"""PDFium's limit: ``kMaxTotalOutSize`` in
+https://pdfium.googlesource.com/pdfium/+/refs/heads/chromium/8149/core/fxcodec/flate/flatemodule.cpp
+"""
 
 _PIECE_BYTES = 8 << 10
+_COMPONENTS = {"/DeviceRGB": 3, "/CalRGB": 3, "/Lab": 3, "/DeviceCMYK": 4}
 
 
 class PageContents:
@@ -49,7 +56,7 @@ class PageContents:
             self._pdf.close()
 
     def notes(self, index: int) -> tuple[Note, ...]:
-        """A note if the content of a page is damaged.
+        """A note if the content of a page is damaged, and one if an image of it is too large to be drawn whole.
 
         Args:
             index: 0-based.
@@ -62,9 +69,11 @@ class PageContents:
             pdf = self._open()
             if pdf is None:
                 return ()
-            contents: Any = pdf.pages[index].obj.get("/Contents")
+            page = pdf.pages[index]
+            contents: Any = page.obj.get("/Contents")
             streams = contents if isinstance(contents, pikepdf.Array) else [contents]
-            return (CONTENT_DAMAGED,) if any(map(_is_damaged, islice(streams, MOST_STREAMS))) else ()
+            notes = (CONTENT_DAMAGED,) if any(map(_is_damaged, islice(streams, MOST_STREAMS))) else ()
+            return (*notes, *_image_notes(page))
         except (MemoryError, OSError):
             raise
         except Exception:  # noqa: BLE001 (pikepdf's errors have no common base, and a file that PDFium has opened is no error)
@@ -84,10 +93,7 @@ class PageContents:
 
 def _is_damaged(stream: Any) -> bool:
     """Whether a stream does not inflate to its end, or to other bytes than were compressed."""
-    if not isinstance(stream, pikepdf.Stream):
-        return False
-    filters: Any = stream.get("/Filter")
-    if (filters[0] if isinstance(filters, pikepdf.Array) and len(filters) else filters) != "/FlateDecode":
+    if not isinstance(stream, pikepdf.Stream) or _filters(stream)[:1] != ["/FlateDecode"]:
         return False
     data, inflate, inflated_bytes = memoryview(stream.read_raw_bytes()), zlib.decompressobj(), 0
     if not data:
@@ -95,7 +101,9 @@ def _is_damaged(stream: Any) -> bool:
     try:
         for start in range(0, len(data), _PIECE_BYTES):
             inflated_bytes += len(inflate.decompress(data[start : start + _PIECE_BYTES]))
-            if inflate.eof or inflated_bytes > MOST_INFLATED_BYTES:
+            if inflated_bytes > MOST_INFLATED_BYTES:
+                return True
+            if inflate.eof:
                 return False
     except zlib.error:
         return True
@@ -106,3 +114,28 @@ def _is_damaged(stream: Any) -> bool:
     except zlib.error as error:
         return "incorrect data check" not in str(error)
     return not inflate.eof
+
+
+def _image_notes(page: pikepdf.Page) -> tuple[Note, ...]:
+    """A note on the first image that PDFium cannot inflate whole."""
+    images: Any = page.resources.get("/XObject", {})
+    for image in islice(images.values(), MOST_IMAGES):
+        if image.get("/Subtype") == "/Image" and _filters(image)[-1:] in (["/FlateDecode"], ["/LZWDecode"]):
+            width, height = int(image["/Width"]), int(image["/Height"])
+            row_bytes = -(-width * int(image.get("/BitsPerComponent", 1)) * _components(image.get("/ColorSpace")) // 8)
+            if row_bytes * height > MOST_INFLATED_BYTES:
+                return (Note("ImageNotDrawn", f"An image of {width:,} x {height:,} px is too large: a part of it is not drawn."),)
+    return ()
+
+
+def _components(space: Any) -> int:
+    """How many numbers a pixel of a colour space has: ISO 32000-1, section 8.6."""
+    kind = space[0] if isinstance(space, pikepdf.Array) else space
+    if kind == "/ICCBased":
+        return int(space[1]["/N"])
+    return len(space[1]) if kind == "/DeviceN" else _COMPONENTS.get(str(kind), 1)
+
+
+def _filters(stream: Any) -> list[str]:
+    filters = stream.get("/Filter")
+    return [str(each) for each in (filters if isinstance(filters, pikepdf.Array) else [filters])]

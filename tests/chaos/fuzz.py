@@ -40,7 +40,7 @@ MOST_SHEETS = 3
 LATE_S = 30
 """A call may take so much longer than the limit of wall time: a busy machine is no finding."""
 
-LARGEST_BYTES = 6 << 20
+LARGEST_BYTES = 3 << 20
 """Larger files of the corpus are left out, for the sake of many cases."""
 
 NEIGHBOUR_EVERY = 8

@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import pikepdf
 
-LARGEST_PLAIN_BYTES = 24 << 20
+LARGEST_PLAIN_BYTES = 12 << 20
 """A file that is larger without compression is edited as it is."""
 
 _NUMBER = re.compile(rb"(?<![\w.#-])-?\d+(?:\.\d+)?(?![\w.])")

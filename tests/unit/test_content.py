@@ -64,6 +64,26 @@ def test_sound_content_gets_no_note(tmp_path: Path, data: bytes) -> None:
     assert types(tmp_path, data) == []
 
 
+@pytest.mark.parametrize(
+    ("width", "entries", "expected"),
+    [
+        (20_000, "/ColorSpace /DeviceRGB /BitsPerComponent 8 /Filter /FlateDecode", ["ImageNotDrawn"]),
+        (20_000, "/ColorSpace /DeviceRGB /BitsPerComponent 8 /Filter [/ASCII85Decode /LZWDecode]", ["ImageNotDrawn"]),
+        (20_000, "/ColorSpace /DeviceRGB /BitsPerComponent 8 /Filter /DCTDecode", []),
+        (20_000, "/ColorSpace /DeviceGray /BitsPerComponent 8 /Filter /FlateDecode", []),
+        (17_000, "/ColorSpace /DeviceRGB /BitsPerComponent 8 /Filter /FlateDecode", []),
+        (90_000, "/ImageMask true /BitsPerComponent 1 /Filter /FlateDecode", []),
+        (100_000, "/ImageMask true /Filter /FlateDecode", ["ImageNotDrawn"]),
+    ],
+)
+def test_image_that_is_cut_off_is_told(tmp_path: Path, width: int, entries: str, expected: list[str]) -> None:
+    """PDFium inflates an image to 1 GiB, and leaves the rest out."""
+    writer = make_pdfs.Writer()
+    image = writer.stream(b"", f"/Type /XObject /Subtype /Image /Width {width} /Height {width} {entries}")
+    page = writer.page(b"/I Do", f"/MediaBox [0 0 200 100] /Resources << /XObject << /I {image} 0 R >> >>")
+    assert types(tmp_path, writer.finish([page])) == expected
+
+
 async def test_note_is_on_the_sheet(tmp_path: Path) -> None:
     """Whoever draws the page gets the note."""
     (tmp_path / "source.pdf").write_bytes(with_content(flipped(GOOD, 400)))

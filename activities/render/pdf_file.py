@@ -93,19 +93,23 @@ class PdfFile:
         self.contents = PageContents(source, self.page_count, password)
         self.objects = PdfObjects(source, password, self.page_count)
         self.layers = read_layers(self.objects.pdf(), options.layers)
-        self.layer_notes = self.layers.notes + (() if self._set_layers() else (Note("LayerUncertain", LAYER_UNCERTAIN),))
-        self.annotations = DocumentAnnotations(self.document, self.objects, self.layers, with_markups=options.markups)
+        self.annotations = self._annotations()
+        is_uncertain = self.layers.is_changed and not self.write_anew()
+        self.layer_notes = self.layers.notes + ((Note("LayerUncertain", LAYER_UNCERTAIN),) if is_uncertain else ())
 
     @property
     def is_written_anew(self) -> bool:
         """Whether PDFium reads a document in memory, whose layers are as they should be, instead of the file."""
         return self._copy is not None
 
-    def _set_layers(self) -> bool:
-        """Replaces the document by one whose layers PDFium draws as they should be, where this is needed; returns whether they are."""
+    def write_anew(self) -> bool:
+        """Replaces the document by a copy in memory whose layers PDFium draws as they should be; returns whether this is done.
+
+        No page may be loaded.
+        """
         pdf = self.objects.pdf()
-        if pdf is None or not self.layers.is_changed:
-            return True
+        if pdf is None or self.is_written_anew:
+            return self.is_written_anew
         try:
             contents = written_with(pdf, self.layers)
         except pikepdf.PdfError:
@@ -114,10 +118,15 @@ class PdfFile:
         if not document or pdfium.FPDF_GetPageCount(document) != self.page_count:
             pdfium.FPDF_CloseDocument(document)
             return False
+        self.annotations.close()
         pdfium.FPDF_CloseDocument(self.document)
         self.document = document
+        self.annotations = self._annotations()
         self._copy = contents  # PDFium reads it until the document is closed.
         return True
+
+    def _annotations(self) -> DocumentAnnotations:
+        return DocumentAnnotations(self.document, self.objects, self.layers, with_markups=self.options.markups)
 
     def close(self) -> None:
         """Closes the document and frees its memory."""

@@ -83,6 +83,9 @@ def draw(pdf: PdfFile, number: int, width: int, height: int, buffer: PixelBuffer
         PageTooLarge: PDFium has no bitmap of this size.
         OSError: A font file cannot be read.
     """
+    found = survey(pdf.objects.pdf(), number - 1)
+    if found.needs_rewriting():
+        pdf.write_anew()
     page = pdfium.FPDF_LoadPage(pdf.document, number - 1)
     if not page:
         msg = f"page {number:,} cannot be loaded"
@@ -94,9 +97,8 @@ def draw(pdf: PdfFile, number: int, width: int, height: int, buffer: PixelBuffer
             faces = choose_faces(fonts) if not mapper.install().preferred else {}
             if not faces:
                 pixels = _paint(page, annotations, number, width, height, buffer, blue_first=blue_first)
-                layers = survey(pdf.objects.pdf(), number - 1).layers(pdf.layers) if pdf.layers.layers else ()
-                notes = (*font_notes(fonts), *unchecked_notes, *annotations.notes)
-                return Drawn(pixels, notes, _transform(page, width, height), layers)
+                notes = (*found.notes(pdf.layers), *font_notes(fonts), *unchecked_notes, *annotations.notes)
+                return Drawn(pixels, notes, _transform(page, width, height), found.layers(pdf.layers))
     finally:
         pdfium.FPDF_ClosePage(page)
     return _draw_with(faces, pdf, number, width, height, buffer, blue_first=blue_first)

@@ -6,7 +6,7 @@ in these points, tried with 159.0.8149:
 1. It obeys the view state in a layer's usage dictionary, though no entry of ``/AS`` asks for it.
 2. It takes the first alternate configuration with the intent View instead of the default one.
 3. It draws each layer that has no intent View, though the configuration may be for all intents.
-4. It does not read the policy of a membership dictionary that names one layer without an array.
+4. It does not read the policy of a membership dictionary that names one layer without an array; ``survey`` finds these.
 
 So a document whose layers PDFium would take otherwise, or whose layers the upload switches, is written anew into memory with a
 configuration without such entries. All other documents are left alone.

@@ -22,9 +22,10 @@ class DocumentActivities(HostActivities):
         attempt = RenderAttempt()
         host, ref = self._host, UploadRef.parse(args.ref)
         with attempt.named_errors():
+            password = host.passwords.open(args.sealed_password, args.ref)
             record = await attempt.in_thread(lambda _: self._store.record(ref), more_follows=True)
             async with host.scratch.source(ref, record, host.bucket, attempt) as source:
-                document = await host.children.count_pages(str(ref), source, record.options, host.limits.pages, attempt.beat)
+                document = await host.children.count_pages(str(ref), source, record.options, host.limits.pages, attempt.beat, password)
             pages = host.limits.check_pages(document.pages, record.options)
             source_parts = -(-record.size_bytes // PART_BYTES)
             forecast = host.forecaster.forecast(
@@ -42,13 +43,14 @@ class DocumentActivities(HostActivities):
         attempt = RenderAttempt()
         host, ref = self._host, UploadRef.parse(args.ref)
         with attempt.named_errors():
+            password = host.passwords.open(args.sealed_password, args.ref)
             record = await attempt.in_thread(lambda _: self._store.record(ref), more_follows=True)
             options = record.options
             async with host.scratch.source(ref, record, host.bucket, attempt) as source:
 
                 async def measure(dpi: int) -> Page:
                     asked = replace(options, dpi=dpi)
-                    document = await host.children.count_pages(str(ref), source, asked, host.limits.pages, attempt.beat)
+                    document = await host.children.count_pages(str(ref), source, asked, host.limits.pages, attempt.beat, password)
                     return document.pages[args.number - 1]
 
                 half = (await measure(options.dpi)).dpi // 2

@@ -20,7 +20,7 @@
                        DigestMismatch EncodedContent SourceForbidden
                        ForeignHost ForeignOrigin BadSignature CredentialRequired NotAllowed
                        PlanNotFound WebhookNotFound TooManyRequests QuotaExceeded PartsIncomplete
-                       UploadBusy                                                                  the API's answer to one request
+                       UploadBusy PasswordRefused                                                  the API's answer to one request
       TemporalUnavailable                                                                         the API's answer until Temporal is back
       PayloadUnreadable the key of an encrypted payload in Temporal is missing                     retried
       WebhookError     WebhookUnreachable WebhookRefused                                          retried for a day
@@ -64,7 +64,7 @@ class UnreadablePdf(DocumentError):
 
 
 class PasswordRequired(DocumentError):
-    """The document opens only with a password."""
+    """The document opens only with a password, which is missing or wrong."""
 
 
 class NoPages(DocumentError):
@@ -277,6 +277,10 @@ class UploadBusy(RequestError):
 
     final = False
     retry_delay = timedelta(seconds=5)
+
+
+class PasswordRefused(RequestError):
+    """The server cannot keep the password of a document secret, so it takes none."""
 
 
 class ForeignHost(RequestError):

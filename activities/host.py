@@ -11,6 +11,7 @@ from activities.interface import UploadActivities
 from activities.limits import DocumentLimits
 from activities.render.child import ChildPool
 from activities.scratch import Scratch
+from activities.sealing import PasswordSeal
 from activities.threads import FairThreads
 
 
@@ -25,6 +26,7 @@ class Host:
         threads: Make the requests to the bucket, for the uploads in turn. Their number limits the requests that this host makes at once.
         uploads: Upload one sheet each. Further sheets that Temporal has handed over wait for their turn, with heartbeats.
         limits: The most that a document may have.
+        passwords: Opens the sealed passwords of documents.
         forecaster: Estimates what a document will take on this host.
         free_render_slot: Called by an activity that goes on after its page was rendered: the next page need not wait for its end.
     """
@@ -35,6 +37,7 @@ class Host:
     threads: FairThreads
     uploads: FairThreads
     limits: DocumentLimits = field(default_factory=DocumentLimits)
+    passwords: PasswordSeal = field(default_factory=PasswordSeal)
     forecaster: Forecaster = field(default_factory=Forecaster)
     free_render_slot: Callable[[], None] = lambda: None
 

@@ -27,9 +27,15 @@ def host_queue(host: str) -> str:
 
 @dataclass(frozen=True)
 class CountPages:
-    """Argument of ``count_pages``. Here and below, ``ref`` is org/project/plan/upload."""
+    """Argument of ``count_pages``.
+
+    Args:
+        ref: org/project/plan/upload, here and below.
+        sealed_password: The password of the document, as ``PasswordSeal`` seals it; empty without one.
+    """
 
     ref: str
+    sealed_password: str = ""
 
 
 @dataclass(frozen=True)
@@ -80,11 +86,13 @@ class HalvePage:
         ref: The upload.
         number: 1-based.
         dpi: The resolution at which the page needs too much memory.
+        sealed_password: See ``CountPages``.
     """
 
     ref: str
     number: int
     dpi: int
+    sealed_password: str = ""
 
 
 @dataclass(frozen=True)
@@ -189,6 +197,7 @@ class TilePage:
         width: Pixels to render.
         height: Pixels to render.
         options: The upload's options; all but resolution, budget, window and layout are used.
+        sealed_password: See ``CountPages``.
     """
 
     ref: str
@@ -196,6 +205,7 @@ class TilePage:
     width: int
     height: int
     options: UploadOptions
+    sealed_password: str = ""
 
 
 @dataclass(frozen=True)

@@ -45,11 +45,12 @@ class SheetActivities(HostActivities):
         host, ref = self._host, UploadRef.parse(args.ref)
         with attempt.named_errors():
             _pyramid(args.width, args.height, args.options)
+            password = host.passwords.open(args.sealed_password, args.ref)
             record = await attempt.in_thread(lambda _: self._store.record(ref), more_follows=True)
             async with host.scratch.room(ref, attempt.beat), host.scratch.source(ref, record, host.bucket, attempt) as source:
                 page = host.scratch.new_page(ref, args.number)
                 try:
-                    rendered = await host.children.tile_page(str(ref), source, args, page, attempt.beat)
+                    rendered = await host.children.tile_page(str(ref), source, args, page, attempt.beat, password)
                     host.free_render_slot()
                     has_thumbnail = await attempt.in_thread(lambda _: self._put_thumbnail(ref, args.number, page), more_follows=True)
                     queue, name = host_queue(host.scratch.host), host.scratch.publish(page)

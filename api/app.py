@@ -269,7 +269,8 @@ class Api:
 
     async def reconcile(self, request: Request) -> Response:
         """Reconciles an upload with the bucket, even if the upload has ended. A dry run only reports the repairs."""
-        ref, options = upload_ref(request), Reconcile(deep=flag(request, "deep"))
+        ref = upload_ref(request)
+        options = Reconcile(deep=flag(request, "deep"), sealed_password=self._uploads.sealed_password(ref, request))
         if flag(request, "dryRun"):
             return await self._verifier.respond(ref, deep=options.deep)
         await self._status.check_readable(ref)
@@ -306,11 +307,12 @@ class Api:
     async def retry(self, request: Request) -> Response:
         """Tries a failed sheet again, even if the upload has ended; the sheets that are still pending go on, too."""
         ref, sheet = upload_ref(request), sheet_number(request)
+        sealed_password = self._uploads.sealed_password(ref, request)
         upload = await self._check_sheet(ref, sheet)
         if any(state.number == sheet and state.status is SheetStatus.READY for state in upload.snapshot.sheets):
             msg = f"sheet {sheet:,} is ready: there is nothing to try again"
             raise AlreadyFinished(msg)
-        await self._runs.reopen(ref, "retry_sheets", SheetNumbers((sheet,)))
+        await self._runs.reopen(ref, "retry_sheets", SheetNumbers((sheet,), sealed_password=sealed_password))
         return _accepted(ref)
 
     async def _check_sheet(self, ref: UploadRef, sheet: int) -> UploadState:

@@ -142,6 +142,7 @@ class DirectUploads:
         options = read_options(request.query_params, self._most_budget_bytes)
         webhook = read_webhook(request.headers, self._webhooks)
         key = idempotency_key(plan, request.headers.get("idempotency-key"))
+        password = await self._uploads.password(request)  # refused now if at all; nothing keeps it until the upload is complete
         body = await _read_object(request, {"sizeBytes", "sha256", "partSizeBytes"})
         size_bytes, part_bytes = self._sizes(body)
         begun = BegunRecord(
@@ -157,14 +158,14 @@ class DirectUploads:
         )
         asked = KeyRecord("", _announced(begun), options_digest(options, webhook))
         if key and (earlier := await self._store.key_record_async(key)):
-            return await self._answer_again(plan, earlier, asked)
+            return await self._answer_again(plan, earlier, asked, password)
         await self._uploads.check_quota(plan)
         ref = UploadRef(plan.organization, plan.project, plan.plan, new_upload_id())
         begun = replace(begun, multipart_id=await self._in_thread(self._parts.begin, ref))
         await self._store.begin_async(ref, begun)
         if key and (earlier := await self._store.claim_key_async(key, replace(asked, upload=ref.upload))):
             await self._in_thread(self._forget, ref, begun)
-            return await self._answer_again(plan, earlier, asked)
+            return await self._answer_again(plan, earlier, asked, password)
         logger.info("began an upload", extra={"ref": str(ref), "size_bytes": size_bytes})
         return _begun_answer(ref, begun, [], HTTPStatus.CREATED)
 
@@ -246,7 +247,7 @@ class DirectUploads:
             NotAPdf: The file is no PDF.
             QuotaExceeded: The organization has too many unfinished uploads.
         """
-        ref = upload_ref(request)
+        ref, password = upload_ref(request), await self._uploads.password(request)
         etags = _etags(await _read_object(request, {"parts"}))
         try:
             begun = await self._begun(ref)
@@ -254,14 +255,14 @@ class DirectUploads:
             if not await self._has_source(ref, begun):
                 await self._join(ref, begun, etags)
         except AlreadyFinished:
-            return await self._uploads.accept(ref, await self._store.accepted_async(ref))
+            return await self._uploads.accept(ref, await self._store.accepted_async(ref), password)
         check_header(await self._bucket.beginning_async(ref.source, min(begun.size_bytes, HEADER_WINDOW)))
         if not self._s3:
             await self._in_thread(self._parts.discard, ref, begun)
         record = UploadRecord(
             begun.file_name, begun.size_bytes, begun.sha256, begun.options, timestamp(datetime.now(UTC)), webhook=begun.webhook
         )
-        return await self._uploads.accept(ref, record)
+        return await self._uploads.accept(ref, record, password)
 
     async def abort(self, request: Request) -> Response:
         """Forgets an upload that was begun, and its parts. Raises like ``show``."""
@@ -307,7 +308,7 @@ class DirectUploads:
             raise UploadNotFound(msg)
         return begun
 
-    async def _answer_again(self, plan: PlanRef, earlier: KeyRecord, asked: KeyRecord) -> Response:
+    async def _answer_again(self, plan: PlanRef, earlier: KeyRecord, asked: KeyRecord, password: str) -> Response:
         """The answer to a request whose ``Idempotency-Key`` was used before."""
         if (earlier.sha256, earlier.options) != (asked.sha256, asked.options):
             msg = "this Idempotency-Key was used for another file or with other options; a new upload needs a new key"
@@ -316,7 +317,7 @@ class DirectUploads:
         try:
             begun = await self._begun(ref)
         except AlreadyFinished:
-            return await self._uploads.accept(ref, await self._store.accepted_async(ref))
+            return await self._uploads.accept(ref, await self._store.accepted_async(ref), password)
         except UploadNotFound as error:
             msg = f"the upload of this Idempotency-Key is gone; to send the file again, use a new key: {error}"
             raise IdempotencyConflict(msg) from error

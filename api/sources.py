@@ -72,6 +72,7 @@ class Sources:
         """Answers ``POST …/uploads`` with a JSON body."""
         webhook = read_webhook(request.headers, self._webhooks)
         key = idempotency_key(plan, request.headers.get("idempotency-key"))
+        password = await self._uploads.password(request)
         refuse_encoded(request.headers)
         query = await _read(request)
         source = query.pop("source", "")
@@ -94,7 +95,7 @@ class Sources:
         size_bytes = (await self._bucket.head_async(ref.source)).size
         file_name = clean_file_name(query.get("filename") or source)
         record = UploadRecord(file_name, size_bytes, sha256, options, timestamp(datetime.now(UTC)), webhook=webhook)
-        return await self._uploads.accept(ref, record)
+        return await self._uploads.accept(ref, record, password)
 
     async def _copy(self, source: str, ref: UploadRef) -> str | None:
         """Copies the object to ``source.pdf`` of the upload; returns its SHA-256, hexadecimal, or None if only the bucket has read it.

@@ -53,10 +53,12 @@ from activities.errors import (
     QuotaExceeded,
     TemporalUnavailable,
 )
+from activities.sealing import PasswordSeal
 from activities.webhooks.signing import derived_secret, upload_purpose
 from api.http.digests import BodyDigests, refuse_encoded
 from api.http.headers import file_name, parameters
 from api.http.turns import Turns
+from api.passwords import read_password
 from api.progress.documents import links
 from api.progress.runs import Runs
 from api.progress.status import Status
@@ -456,6 +458,7 @@ class Uploads:
         self._most_budget_bytes = settings.most_budget_bytes
         self._max_open_uploads = settings.max_open_uploads
         self._webhooks = settings.webhooks
+        self._passwords = PasswordSeal(settings.codec_keys)
         memory_bytes = settings.upload_memory_bytes
         self._turns = Turns(memory_bytes, share=memory_bytes * 3 // 4, line=UPLOADS_WAITING, what="uploads that are being received")
         self._writers: set[asyncio.Task[None]] = set()
@@ -470,6 +473,7 @@ class Uploads:
         options = read_options(request.query_params, self._most_budget_bytes)
         webhook = read_webhook(request.headers, self._webhooks)
         key = idempotency_key(plan, request.headers.get("idempotency-key"))
+        password = await self.password(request)
         file = IncomingFile(request, self._max_file_bytes)
         digest = options_digest(options, webhook)
         earlier = await self._store.key_record_async(key) if key else None
@@ -492,23 +496,43 @@ class Uploads:
             ref = UploadRef(*_parts(plan), earlier.upload)
             await self.check_same(ref, earlier, digest, is_other_file=file.sha256 != earlier.sha256)
         record = UploadRecord(file.file_name, file.size_bytes, file.sha256, options, timestamp(datetime.now(UTC)), webhook=webhook)
-        return await self.accept(ref, record)
+        return await self.accept(ref, record, password)
 
-    async def accept(self, ref: UploadRef, record: UploadRecord) -> Response:
+    async def password(self, request: Request) -> str:
+        """The password that a request gives for the PDF of its upload; empty without one.
+
+        Raises:
+            InvalidRequest: The header cannot be understood.
+            PasswordRefused: The password could not be kept secret.
+            TemporalUnavailable: Temporal does not answer. Nothing else may keep a password until the workflow starts.
+        """
+        if password := read_password(request.headers):
+            self._passwords.check()
+            await self._runs.check_health()
+        return password
+
+    def sealed_password(self, ref: UploadRef, request: Request) -> str:
+        """The same for an upload that is accepted: sealed. Raises like ``password``, but not ``TemporalUnavailable``."""
+        return self._passwords.seal(read_password(request.headers), str(ref))
+
+    async def accept(self, ref: UploadRef, record: UploadRecord, password: str = "") -> Response:
         """Makes ``upload.json`` of an upload whose source is in the bucket, and starts its workflow, unless that was done before.
 
         Args:
             ref: The upload.
             record: Its ``upload.json``. Of an upload that was accepted before, only the webhook must be the same.
+            password: Opens the PDF. It starts also an upload that was accepted before, and had no run because Temporal did not answer.
 
         Returns:
             The answer to the request: the same for a new upload and for one that was accepted before.
         """
         status, webhook = UploadStatus.QUEUED, record.webhook
-        if await self._store.accept_async(ref, record):
+        is_new = await self._store.accept_async(ref, record)
+        if is_new:
             logger.info("accepted an upload", extra={"ref": str(ref), "size_bytes": record.size_bytes})
-            await self._start(ref)
-        else:
+        if is_new or (password and await self._store.manifest_async(ref) is None):
+            await self._start(ref, self._passwords.seal(password, str(ref)))
+        if not is_new:
             status = (await self._status.read(ref)).snapshot.status
         body: dict[str, object] = {"ref": str(ref), "upload": ref.upload, "status": status.value, "links": links(ref)}
         if webhook is not None and self._webhooks.secrets:
@@ -533,9 +557,9 @@ class Uploads:
             msg = f"{count:,} uploads of {plan.organization} are not finished, limit {self._max_open_uploads:,}"
             raise QuotaExceeded(msg)
 
-    async def _start(self, ref: UploadRef) -> None:
+    async def _start(self, ref: UploadRef, sealed_password: str) -> None:
         try:
-            await self._runs.start(ref)
+            await self._runs.start(ref, sealed_password)
         except TemporalUnavailable as error:
             # The upload is accepted: the next GET or the sweep starts its workflow.
             logger.warning("the workflow of an accepted upload is not started yet", extra={"ref": str(ref), "problem": str(error)})

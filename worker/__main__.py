@@ -11,6 +11,7 @@ from activities.errors import SiteLinkError, TemporalUnavailable
 from activities.logs import set_up
 from activities.program import give_way, keep_what_is_loaded, run, stop_request
 from activities.scratch import ScratchInUse
+from activities.sealing import PasswordSeal
 from worker.app import run_tile_role, run_webhook_role, run_workflow_role
 from worker.settings import WebhookRoleSettings, WorkerSettings
 from workflows.codec import codec_keys
@@ -37,7 +38,7 @@ async def _run(role: str, settings: WorkerSettings | WebhookRoleSettings, keys: 
     elif role == "workflow":
         await run_workflow_role(client, stop)
     else:
-        await run_tile_role(client, settings, stop)
+        await run_tile_role(client, settings, stop, PasswordSeal(keys))
     logger.info("%s worker stopped", role)
 
 

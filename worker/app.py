@@ -30,6 +30,7 @@ from activities.reconcile import ReconcileActivities
 from activities.render.child import ChildLimits, ChildPool
 from activities.render.compile import library_path
 from activities.scratch import Scratch
+from activities.sealing import PasswordSeal
 from activities.sheets import SheetActivities
 from activities.threads import FairThreads
 from activities.webhooks.delivery import WebhookSender
@@ -104,7 +105,7 @@ def webhook_worker(client: Client, activities: WebhookActivities, slots: int) ->
     return activity_worker(client, WEBHOOK_QUEUE, slots, activities.send_webhook)
 
 
-async def run_tile_role(client: Client, settings: WorkerSettings, stop: asyncio.Event) -> None:
+async def run_tile_role(client: Client, settings: WorkerSettings, stop: asyncio.Event, passwords: PasswordSeal) -> None:
     """Runs the workers that render, upload and talk to the bucket until ``stop`` is set.
 
     They stop in two steps: first the pages that are being tiled are finished, then the tiles on the scratch are uploaded.
@@ -134,6 +135,7 @@ async def run_tile_role(client: Client, settings: WorkerSettings, stop: asyncio.
             threads=threads,
             uploads=uploads,
             limits=settings.limits,
+            passwords=passwords,
             forecaster=settings.forecaster,
             free_render_slot=slots.free_early,
         )

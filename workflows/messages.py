@@ -42,12 +42,14 @@ class UploadInput:
         reopened: A signal started the run, which therefore begins with the state of the bucket.
         continued: The state that the previous run hands over; only continue-as-new sets it.
         asked: The requests that came after the run that hands over was cancelled.
+        sealed_password: The password of the document, as ``PasswordSeal`` seals it; empty without one. It is forgotten when the run ends.
     """
 
     ref: str
     reopened: bool = False
     continued: Continued | None = None
     asked: Requests = field(default_factory=Requests)
+    sealed_password: str = ""
 
 
 @dataclass(frozen=True)
@@ -58,10 +60,12 @@ class SheetNumbers:
         sheets: 1-based; for ``retry_sheets`` no number means every failed sheet.
         after_cancel_of: The id of the run, if somebody had asked it to cancel before this signal was sent; else empty. A worker that gets
             a signal and a cancellation at the same moment cannot see which came first.
+        sealed_password: For ``retry_sheets``, see ``UploadInput``.
     """
 
     sheets: tuple[int, ...] = ()
     after_cancel_of: str = ""
+    sealed_password: str = ""
 
 
 @dataclass(frozen=True)
@@ -71,10 +75,12 @@ class Reconcile:
     Args:
         deep: Read every tile and decode it. Where the bucket's ETags are not MD5s, as in a directory, only this proves the bytes.
         after_cancel_of: See ``SheetNumbers``.
+        sealed_password: See ``UploadInput``.
     """
 
     deep: bool = False
     after_cancel_of: str = ""
+    sealed_password: str = ""
 
 
 @dataclass(frozen=True)

@@ -53,12 +53,13 @@ def _memo(request_id: str | None) -> dict[str, str]:
     return {"requestId": request_id} if request_id else {}
 
 
-async def start_upload(client: Client, ref: UploadRef, *, request_id: str | None = None) -> None:
+async def start_upload(client: Client, ref: UploadRef, *, sealed_password: str = "", request_id: str | None = None) -> None:
     """Starts the workflow of an accepted upload, unless there has been a run already.
 
     Args:
         client: Connected to the namespace.
         ref: The upload.
+        sealed_password: See ``UploadInput``.
         request_id: The ``X-Request-ID`` of the request that starts the run. An operator finds it as ``requestId`` in the run's memo.
 
     Raises:
@@ -67,7 +68,7 @@ async def start_upload(client: Client, ref: UploadRef, *, request_id: str | None
     try:
         await client.start_workflow(
             ProcessUpload.run,
-            UploadInput(str(ref)),
+            UploadInput(str(ref), sealed_password=sealed_password),
             id=ref.workflow_id,
             task_queue=WORKFLOW_QUEUE,
             id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,

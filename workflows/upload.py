@@ -15,6 +15,7 @@ and writes the manifest. Signals may ask for more at any time. The parts of the 
 """
 
 import asyncio
+from dataclasses import replace
 from datetime import timedelta
 
 from temporalio import workflow
@@ -64,7 +65,7 @@ class ProcessUpload:
         self._sheet_tasks: dict[int, asyncio.Task[None]] = {}
         self._check_task: asyncio.Task[None] | None = None
         self._display = Display()
-        self._calls = Calls(self._ref, self.patience)
+        self._calls = Calls(self._ref, self.patience, args.sealed_password)
         self._sheet_work = SheetWork(self._calls, self._progress, self._window, continued.hosts)
         self._checks = BucketChecks(self._calls, self._progress, self._window, self._display)
         self._announcements = Announcements(self._ref, self._progress, continued.webhooks)
@@ -110,6 +111,7 @@ class ProcessUpload:
             if cancelled or not self._requests:
                 return self._result(cancelled=cancelled)
             reopened = True
+            self._calls.sealed_password = ""
 
     # ------------------------------------------------------------------ queries, updates and signals
 
@@ -163,6 +165,7 @@ class ProcessUpload:
     def _add_requests(self, args: SheetNumbers | Reconcile, new: Requests) -> None:
         # When a signal and a cancellation arrive in one task, Temporal applies the signal first. Only the sender knows that the
         # cancellation came first, so it names the cancelled run.
+        new = replace(new, sealed_password=args.sealed_password)
         if is_cancelled() or args.after_cancel_of == workflow.info().run_id:
             self._requests_after_cancel += new
         else:
@@ -199,6 +202,7 @@ class ProcessUpload:
     async def _count_pages(self, state: BucketState) -> None:
         # While the upload has no sheets, a retry or a reconcile can only count the pages, so this count serves the requests that wait now.
         # Requests that come during the count are kept.
+        self._take_password()
         waiting, self._requests = self._requests, Requests()
         head = self._progress.head
         stays_ended = not waiting.retries and (
@@ -244,7 +248,13 @@ class ProcessUpload:
             return bool(self._requests)
         return self._check_task.done() or (self._window.has_next() and not self._should_continue_as_new())
 
+    def _take_password(self) -> None:
+        """Takes the newest password that a request has brought. It opens the document for this run's further activities."""
+        self._calls.sealed_password = self._requests.sealed_password or self._calls.sealed_password
+        self._requests = self._requests.without_password()
+
     def _start_requested_work(self) -> None:
+        self._take_password()
         if self._check_task is None and self._requests.needs_check:
             self._check_task = asyncio.create_task(self._check_bucket())
         if self._requests.retries:
@@ -320,6 +330,7 @@ class ProcessUpload:
                     hosts=tuple(sorted(self._sheet_work.hosts)),
                     webhooks=self._announcements.subscriptions,
                 ),
+                sealed_password=self._calls.sealed_password,
             )
         )
 

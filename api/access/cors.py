@@ -19,6 +19,7 @@ REQUEST_HEADERS = (
     "Content-Disposition",
     "Content-Type",
     "Content-Digest",
+    "Document-Password",
     "Idempotency-Key",
     "If-None-Match",
     "If-Range",

@@ -13,6 +13,7 @@ from activities.bucket.records import MOST_BUDGET_BYTES, MOST_LAYER_CHOICES_BYTE
 from api.access.tickets import DEFAULT_TTL_S, MAX_TTL_S
 from api.contract.schemas import ID, TEXT, VERSION, Schema, field_descriptions, ref
 from api.http.parameters import DEFAULT_LIMIT, LONGEST_WAIT_S, MAX_LIMIT
+from api.passwords import HEADER, MAX_PASSWORD_BYTES, PERCENT_ENCODED
 from api.paths import (
     BEGIN,
     CODEC,
@@ -139,6 +140,12 @@ IDEMPOTENCY_KEY = Parameter(
     "Makes the request safe to repeat: the same key with the same content gives the same answer, other content is refused.",
     {"type": "string", "minLength": 1, "maxLength": MAX_KEY_CHARACTERS},
 )
+PASSWORD = Parameter(
+    HEADER,
+    "header",
+    "The password that opens the PDF, percent-encoded UTF-8. The server forgets it when the upload ends.",
+    {"type": "string", "pattern": f"^{PERCENT_ENCODED}$", "minLength": 1, "maxLength": 3 * MAX_PASSWORD_BYTES, "examples": ["T%C3%BCr 7"]},
+)
 IF_NONE_MATCH = Parameter("If-None-Match", "header", "The ETags that the client has: if one is current, the answer is 304.", TEXT)
 DEEP = Parameter("deep", "query", "Also read and decode every tile.", FLAG)
 DRY_RUN = Parameter("dryRun", "query", "Change nothing, and answer with what would be done.", FLAG)
@@ -207,6 +214,7 @@ NAMED_SOURCE: Schema = {
 
 UPLOAD_PARAMETERS: tuple[Parameter, ...] = (
     IDEMPOTENCY_KEY,
+    PASSWORD,
     Parameter(
         "SiteLink-Webhook",
         "header",
@@ -253,6 +261,7 @@ OPERATIONS: tuple[Operation, ...] = (
             errors.FileTooLarge,
             errors.QuotaExceeded,
             errors.IdempotencyConflict,
+            errors.PasswordRefused,
             errors.UnreadableRecord,
             errors.BucketError,
             errors.TemporalUnavailable,
@@ -286,6 +295,7 @@ OPERATIONS: tuple[Operation, ...] = (
             errors.FileTooLarge,
             errors.QuotaExceeded,
             errors.IdempotencyConflict,
+            errors.PasswordRefused,
             errors.UnreadableRecord,
             errors.BucketError,
             errors.TemporalUnavailable,
@@ -348,11 +358,13 @@ OPERATIONS: tuple[Operation, ...] = (
             errors.PartsIncomplete,
             errors.NotAPdf,
             errors.QuotaExceeded,
+            errors.PasswordRefused,
             errors.UnreadableRecord,
             *EXISTING,
             errors.TemporalUnavailable,
             *BODY,
         ),
+        (PASSWORD,),
         body={JSON: ref("SentParts")},
         description="The same request again has the same answer. A refusal leaves the parts in the bucket.",
     ),
@@ -488,8 +500,8 @@ OPERATIONS: tuple[Operation, ...] = (
         "reconcileUpload",
         "Make the progress and the bucket agree.",
         {200: VERIFICATION, 202: ACCEPTED},
-        (errors.InvalidRequest, *CHANGING),
-        (DEEP, DRY_RUN),
+        (errors.InvalidRequest, errors.PasswordRefused, *CHANGING),
+        (DEEP, DRY_RUN, PASSWORD),
     ),
     *(
         Operation(
@@ -528,7 +540,8 @@ OPERATIONS: tuple[Operation, ...] = (
         "retrySheet",
         "Try a failed sheet again, or resume a cancelled upload.",
         {202: ACCEPTED},
-        (*CHANGING, errors.SheetNotFound, errors.AlreadyFinished),
+        (errors.InvalidRequest, errors.PasswordRefused, *CHANGING, errors.SheetNotFound, errors.AlreadyFinished),
+        (PASSWORD,),
     ),
     Operation(
         "GET",

@@ -36,6 +36,7 @@ STATUS: dict[type[errors.SiteLinkError], int] = {
     errors.AlreadyFinished: 409,
     errors.PartsIncomplete: 409,
     errors.UploadBusy: 409,
+    errors.PasswordRefused: 409,
     errors.ForeignHost: 421,
     errors.ForeignOrigin: 403,
     errors.BadSignature: 401,

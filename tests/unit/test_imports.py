@@ -28,6 +28,7 @@ CONTRACT = PURE | {
     "api.contract",
     "api.access",
     "api.http",
+    "api.passwords",
     "api.paths",
     "api.progress.plan",
     "api.r2.events",
@@ -35,7 +36,7 @@ CONTRACT = PURE | {
     "api.uploads",
 }
 CLI = PURE | {"api.cli", "api.addresses", "api.paths", "activities.environment"}
-SERVER_ROOM = BUCKET | {"activities.environment", "activities.logs", "activities.program", "workflows", "api"}
+SERVER_ROOM = BUCKET | {*(f"activities.{name}" for name in ("environment", "logs", "program", "sealing")), "workflows", "api"}
 SERVER_ROOM |= {f"activities.webhooks.{name}" for name in ("settings", "signing", "network")}
 SERVER_ROOM |= {"starlette", "sse_starlette", "uvicorn", "python_multipart"}
 
@@ -107,6 +108,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "activities.logs": {"temporalio", "activities.environment"},
     "activities.program": set(),
     "activities.attempt": {"activities.errors", "temporalio"},
+    "activities.sealing": {"activities.errors", "cryptography"},
     "activities.scratch": BUCKET | {"activities.attempt"},
     "activities.threads": {"activities.bucket.keys"},
     "activities.webhooks.settings": {"activities.environment"},
@@ -114,7 +116,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "activities.webhooks.network": {"activities.errors", "httpcore2"},
     "activities.webhooks.delivery": BUCKET | {"activities.attempt", "activities.webhooks", "httpcore2"},
     "activities.limits": LIGHT,
-    "activities.host": BUCKET | {"activities.limits", "activities.render.child", "activities.scratch", "activities.threads"},
+    "activities.host": BUCKET | {*(f"activities.{name}" for name in ("limits", "render.child", "scratch", "sealing", "threads"))},
     "activities.*": HOST | {"activities.document"},
     "workflows.processing.window": set(),
     "workflows.processing.patches": set(),

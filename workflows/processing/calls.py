@@ -77,12 +77,14 @@ class Calls:
     Args:
         ref: The upload.
         patience: How long to wait for a host.
+        sealed_password: See ``UploadInput``.
     """
 
-    def __init__(self, ref: UploadRef, patience: Patience) -> None:
+    def __init__(self, ref: UploadRef, patience: Patience, sealed_password: str) -> None:
         self._ref = str(ref)
         self._organization = ref.organization
         self._patience = patience
+        self.sealed_password = sealed_password
 
     # ------------------------------------------------------------------ on the storage queue
 
@@ -109,19 +111,19 @@ class Calls:
 
     async def count_pages(self) -> Document:
         """Measures every page of the document."""
-        args = CountPages(self._ref)
+        args = CountPages(self._ref, self.sealed_password)
         return await self._call(TILE_QUEUE, UploadActivities.count_pages, args, "count pages", COUNT_TIMEOUT, first=True)
 
     async def halve_page(self, sheet: SheetState, *, first: bool) -> Page | None:
         """Measures a page at half its resolution; None when the page is halved already or would become too coarse."""
-        args = HalvePage(self._ref, sheet.number, sheet.dpi or 0)
+        args = HalvePage(self._ref, sheet.number, sheet.dpi or 0, self.sealed_password)
         summary = f"halve the resolution of {_summary(sheet)}"
         timeout = 2 * COUNT_TIMEOUT  # the activity counts twice
         return await self._call(TILE_QUEUE, UploadActivities.halve_page, args, summary, timeout, first=first)
 
     async def tile_page(self, sheet: SheetState, options: UploadOptions, *, first: bool) -> TiledPage:
         """Renders a page and cuts it into tiles, on any host that is free."""
-        args = TilePage(self._ref, sheet.number, sheet.width or 0, sheet.height or 0, options)
+        args = TilePage(self._ref, sheet.number, sheet.width or 0, sheet.height or 0, options, self.sealed_password)
         return await self._call(TILE_QUEUE, UploadActivities.tile_page, args, _summary(sheet), SHEET_TIMEOUT, first=first)
 
     async def _call(

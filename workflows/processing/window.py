@@ -110,12 +110,14 @@ class Requests:
         deep: Whether the comparison reads every tile.
         stored: Sheets whose commit marker the bucket has reported, ascending.
         retries: The requests to try sheets again, the oldest first.
+        sealed_password: The newest password that came with a request; empty without one.
     """
 
     reconcile: bool = False
     deep: bool = False
     stored: tuple[int, ...] = ()
     retries: tuple[Retry, ...] = ()
+    sealed_password: str = ""
 
     def __bool__(self) -> bool:
         return self != Requests()
@@ -126,6 +128,7 @@ class Requests:
             self.deep or later.deep,
             tuple(sorted({*self.stored, *later.stored})),
             self.retries + later.retries,
+            later.sealed_password or self.sealed_password,
         )
 
     @property
@@ -136,6 +139,10 @@ class Requests:
     def without_reconcile(self) -> "Requests":
         """All requests but the reconcile."""
         return replace(self, reconcile=False)
+
+    def without_password(self) -> "Requests":
+        """The same requests, whose password somebody has taken."""
+        return replace(self, sealed_password="")
 
     def take_check(self) -> tuple["Requests", "Requests"]:
         """Splits the requests into the ones that a comparison with the bucket serves, and the retries."""

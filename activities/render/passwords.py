@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pikepdf
+import pypdfium2.raw as pdfium
 
 
 def password_forms(password: str) -> list[bytes]:
@@ -23,8 +24,26 @@ def password_forms(password: str) -> list[bytes]:
     return list(dict.fromkeys(forms))
 
 
-def open_with_pikepdf(source: Path, password: str, **options: Any) -> pikepdf.Pdf:
+def open_with_pdfium(source: Path, password: str) -> "pdfium.FPDF_DOCUMENT | None":
     """Opens a PDF, first without a password, because many encrypted files need none.
+
+    Args:
+        source: The file.
+        password: May be empty.
+
+    Returns:
+        PDFium's handle. None if it cannot be opened; ``FPDF_GetLastError`` then says why.
+    """
+    for form in (None, *password_forms(password)):
+        if document := pdfium.FPDF_LoadDocument(str(source).encode(), form):
+            return document
+        if pdfium.FPDF_GetLastError() != pdfium.FPDF_ERR_PASSWORD:
+            return None
+    return None
+
+
+def open_with_pikepdf(source: Path, password: str, **options: Any) -> pikepdf.Pdf:
+    """Opens a PDF in the same way.
 
     Args:
         source: The file.

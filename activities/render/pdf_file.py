@@ -12,7 +12,7 @@ from activities.render.content import PageContents
 from activities.render.fonts import mapper
 from activities.render.objects.layers import read_layers, written_with
 from activities.render.objects.reader import PdfObjects
-from activities.render.passwords import password_forms
+from activities.render.passwords import open_with_pdfium
 from activities.render.structure import has_no_pages
 
 HEADER_BYTES = 1024
@@ -66,13 +66,9 @@ class PdfFile:
         self.password = password
         self.options = options
         self._copy: bytes | None = None
-        code = pdfium.FPDF_ERR_SUCCESS
-        for form in (None, *password_forms(password)):
-            self.document = pdfium.FPDF_LoadDocument(str(source).encode(), form)
-            code = pdfium.FPDF_ERR_SUCCESS if self.document else pdfium.FPDF_GetLastError()
-            if code != pdfium.FPDF_ERR_PASSWORD:
-                break
+        self.document = open_with_pdfium(source, password)
         if not self.document:
+            code = pdfium.FPDF_GetLastError()
             if code == pdfium.FPDF_ERR_PASSWORD:
                 raise PasswordRequired(_WRONG if password else _NOT_GIVEN)
             reason = {

@@ -93,7 +93,7 @@ def draw(pdf: PdfFile, number: int, width: int, height: int, buffer: PixelBuffer
     try:
         with pdf.annotations.ready(page, number - 1) as annotations:
             # The annotations come first: PDFium makes the text of form fields while they are made ready.
-            fonts, unchecked_notes = unembedded_fonts(page, annotations.form, pdf.source, number - 1)
+            fonts, unchecked_notes = unembedded_fonts(page, annotations.form, pdf.source, number - 1, pdf.password)
             faces = choose_faces(fonts) if not mapper.install().preferred else {}
             if not faces:
                 pixels = _paint(page, annotations, number, width, height, buffer, blue_first=blue_first)

@@ -71,7 +71,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "activities.render.pack": LIGHT | {"activities.render.tilefile"},
     "activities.render.compile": set(),
     "activities.render.cutter": PURE | {"activities.render.compile"},
-    "activities.render.passwords": {"pikepdf"},
+    "activities.render.passwords": {"pikepdf", "pypdfium2"},
     "activities.render.structure": {"activities.render.passwords", "pikepdf"},
     "activities.render.strings": {"pypdfium2"},
     "activities.render.titles": {"activities.render.strings", "pypdfium2"},
@@ -86,7 +86,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "activities.render.fonts.faces": {"pypdfium2"},
     "activities.render.fonts.mapper": {"activities.render.fonts.faces", "pypdfium2"},
     "activities.render.fonts.*": LIGHT
-    | {*(f"activities.render.{name}" for name in ("fonts", "strings", "annotations.handles")), "pypdfium2"},
+    | {*(f"activities.render.{name}" for name in ("fonts", "passwords", "strings", "annotations.handles")), "pypdfium2"},
     "activities.render.pdf_file": LIGHT
     | {*(f"activities.render.{name}" for name in ("passwords", "structure", "content", "annotations.page", "objects", "fonts.mapper"))}
     | {"pypdfium2", "pikepdf"},

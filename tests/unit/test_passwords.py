@@ -69,6 +69,19 @@ def test_owner_only_encryption_opens_with_any_password(tmp_path: Path, revision:
     assert pixels(tmp_path, make_pdfs.encrypted("", revision), password) == expected
 
 
+@pytest.mark.parametrize("layers", [{}, {"A": False}, {"A": True}])
+def test_layers_of_an_encrypted_page_are_switched(tmp_path: Path, layers: dict[str, bool]) -> None:
+    """PDFium then reads a copy with other layers that is made in memory."""
+    found = []
+    options = UploadOptions(layers=layers)
+    data = make_pdfs.layered("/OFF [@A]")
+    for each, password in ((data, ""), (make_pdfs.encrypted("secret", data=data), "secret")):
+        with opened(tmp_path, each, password, options) as pdf:
+            drawn = draw(pdf, 1, 10, 10, PixelBuffer())
+            found.append((bytes(drawn.pixels), drawn.layers, drawn.notes))
+    assert found[0] == found[1]
+
+
 def test_user_unit_of_an_encrypted_page_is_read(tmp_path: Path) -> None:
     """PDFium does not tell the UserUnit, so pikepdf opens the file with the same password."""
     with opened(tmp_path, make_pdfs.encrypted("secret", data=make_pdfs.ALL["user_unit_10"]()), "secret") as pdf:
@@ -100,3 +113,21 @@ async def test_warm_child_opens_nothing_for_who_has_no_password(tmp_path: Path) 
         assert render_children() == child
         await pool.retire("a")
         assert render_children() == set()
+
+
+def test_fonts_of_an_encrypted_page_are_checked(tmp_path: Path) -> None:
+    """For text in an annotation, PDFium opens the file a second time."""
+    body = "/Subtype /Stamp /Rect [10 10 190 90] /AP << /N {} 0 R >>"
+    found = []
+    writer = make_pdfs.Writer()
+    form = writer.stream(
+        b"BT /F 20 Tf 10 10 Td (text) Tj ET",
+        "/Type /XObject /Subtype /Form /BBox [0 0 180 80] /Resources << /Font << /F << /Type /Font /Subtype /Type1 /BaseFont /Nowhere >> >> >>",
+    )
+    annotation = writer.add(f"<< /Type /Annot {body.format(form)} >>")
+    data = writer.finish([writer.page(b"", f"/MediaBox [0 0 200 100] /Annots [{annotation} 0 R]")])
+    for each, password in ((data, ""), (make_pdfs.encrypted("secret", data=data), "secret")):
+        with opened(tmp_path, each, password) as pdf:
+            found.append(draw(pdf, 1, 200, 100, PixelBuffer()).notes)
+    assert found[0] == found[1]
+    assert [note.type for note in found[0]] == ["FontSubstituted"]

@@ -23,6 +23,7 @@ from activities.bucket.records import Note
 from activities.render.annotations.handles import is_off_screen, open_annotation, positions
 from activities.render.fonts.faces import BUILT_IN_CHARACTERS, BUILT_IN_SYMBOLS, FACES_BY_COVERAGE, Face, characters_of
 from activities.render.fonts.mapper import family_key, install
+from activities.render.passwords import open_with_pdfium
 from activities.render.strings import read_bytes, read_text
 
 MOST_CHARACTERS = 500_000
@@ -64,7 +65,7 @@ class UnembeddedFont:
 
 
 def unembedded_fonts(
-    page: "pdfium.FPDF_PAGE", form: "pdfium.FPDF_FORMHANDLE | None", source: Path, index: int
+    page: "pdfium.FPDF_PAGE", form: "pdfium.FPDF_FORMHANDLE | None", source: Path, index: int, password: str = ""
 ) -> tuple[list[UnembeddedFont], tuple[Note, ...]]:
     """The fonts of annotations, then of the page's content; and notes on text that was not checked.
 
@@ -73,10 +74,11 @@ def unembedded_fonts(
         form: The form environment of a page with fields.
         source: The file.
         index: 0-based.
+        password: Opens the file.
     """
     fonts = _FontTable()
     if not _read_annotations(page, form, fonts):
-        with _flattened(source, index) as flat:
+        with _flattened(source, index, password) as flat:
             if flat is None:
                 fonts.unchecked.append("text in annotations")
             _read_content(flat or page, fonts)
@@ -106,9 +108,9 @@ def choose_faces(fonts: Iterable[UnembeddedFont]) -> dict[str, Face]:
 
 
 @contextmanager
-def _flattened(source: Path, index: int) -> Iterator["pdfium.FPDF_PAGE | None"]:
+def _flattened(source: Path, index: int, password: str) -> Iterator["pdfium.FPDF_PAGE | None"]:
     """A page of a document opened anew whose annotations have become part of its content; None where PDFium cannot do this."""
-    document = pdfium.FPDF_LoadDocument(str(source).encode(), None)
+    document = open_with_pdfium(source, password)
     page = pdfium.FPDF_LoadPage(document, index)
     done = pdfium.FPDFPage_Flatten(page, pdfium.FLAT_NORMALDISPLAY) == pdfium.FLATTEN_SUCCESS
     pdfium.FPDF_ClosePage(page)

@@ -122,7 +122,8 @@ def test_fonts_of_an_encrypted_page_are_checked(tmp_path: Path) -> None:
     writer = make_pdfs.Writer()
     form = writer.stream(
         b"BT /F 20 Tf 10 10 Td (text) Tj ET",
-        "/Type /XObject /Subtype /Form /BBox [0 0 180 80] /Resources << /Font << /F << /Type /Font /Subtype /Type1 /BaseFont /Nowhere >> >> >>",
+        "/Type /XObject /Subtype /Form /BBox [0 0 180 80] "
+        "/Resources << /Font << /F << /Type /Font /Subtype /Type1 /BaseFont /Nowhere >> >> >>",
     )
     annotation = writer.add(f"<< /Type /Annot {body.format(form)} >>")
     data = writer.finish([writer.page(b"", f"/MediaBox [0 0 200 100] /Annots [{annotation} 0 R]")])

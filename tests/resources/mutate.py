@@ -7,7 +7,9 @@ decompressor. The same bytes, seed and release of pikepdf always give the same f
 import io
 import random
 import re
+import zlib
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import lru_cache
 
 import pikepdf
@@ -65,6 +67,8 @@ def _rewritten(data: bytes, edit: Callable[[pikepdf.Pdf], None], *, uncompressed
     decode = pikepdf.StreamDecodeLevel.generalized if uncompressed else pikepdf.StreamDecodeLevel.none
     try:
         with pikepdf.open(io.BytesIO(data), suppress_warnings=True) as pdf:
+            if uncompressed and not _fits(pdf):
+                return data
             edit(pdf)
             pdf.save(
                 out,
@@ -77,6 +81,16 @@ def _rewritten(data: bytes, edit: Callable[[pikepdf.Pdf], None], *, uncompressed
     except Exception:  # noqa: BLE001 (pikepdf's errors have no common base)
         return data
     return out.getvalue() if len(out.getvalue()) <= LARGEST_PLAIN_BYTES else data
+
+
+def _fits(pdf: pikepdf.Pdf) -> bool:
+    """Whether the streams take little enough room without compression: some PDFs inflate to gigabytes."""
+    room = LARGEST_PLAIN_BYTES
+    for stream in pdf.objects:
+        if room > 0 and isinstance(stream, pikepdf.Stream) and "/FlateDecode" in str(stream.get("/Filter")):
+            with suppress(zlib.error):
+                room -= len(zlib.decompressobj().decompress(stream.read_raw_bytes(), room))
+    return room > 0
 
 
 def _span(rng: random.Random, data: bytes, most: int) -> tuple[int, int]:

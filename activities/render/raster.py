@@ -159,10 +159,13 @@ def _transform(page: "pdfium.FPDF_PAGE", width: int, height: int) -> tuple[float
 def _render(bitmap: "pdfium.FPDF_BITMAP", page: "pdfium.FPDF_PAGE", width: int, height: int, flags: int) -> bool:
     """Draws the page in steps, because only PDFium's progressive rendering says whether it has failed.
 
+    Without the limit, PDFium keeps every image of the page decoded until the page is closed; with it, about 100 MB of them.
+
     https://pdfium.googlesource.com/pdfium/+/refs/heads/chromium/8149/public/fpdf_progressive.h
     """
     pause = pdfium.IFSDK_PAUSE(version=1, NeedToPauseNow=_PAUSE_AFTER_EACH_STEP, user=None)
-    status = pdfium.FPDF_RenderPageBitmap_Start(bitmap, page, 0, 0, width, height, 0, pdfium.FPDF_ANNOT | flags, pause)
+    flags |= pdfium.FPDF_ANNOT | pdfium.FPDF_RENDER_LIMITEDIMAGECACHE
+    status = pdfium.FPDF_RenderPageBitmap_Start(bitmap, page, 0, 0, width, height, 0, flags, pause)
     while status == pdfium.FPDF_RENDER_TOBECONTINUED:
         status = pdfium.FPDF_RenderPage_Continue(page, pause)
     pdfium.FPDF_RenderPage_Close(page)

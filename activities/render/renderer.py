@@ -11,12 +11,16 @@ from activities.bucket.records import UploadOptions, bounded_layers, from_wire, 
 from activities.errors import SiteLinkError
 from activities.render.cutter import Cutter
 from activities.render.fonts import faces
+from activities.render.heap import return_free_memory, used_bytes
 from activities.render.measure import measure
 from activities.render.pdf_file import PdfFile
 from activities.render.pyramid import turn_off_cache, write_sheet
 from activities.render.raster import PDFIUM_VERSION, REVISION, PixelBuffer, draw
 
 _CUTTER = Cutter.find()
+
+KEPT_BYTES = 32 << 20
+"""An open document is closed when it holds so much more than after its first page: PDFium keeps what it has read of a document."""
 
 
 class Renderer:
@@ -31,6 +35,7 @@ class Renderer:
         turn_off_cache()
         self._buffer = PixelBuffer()
         self._pdf: PdfFile | None = None
+        self._used_after_first_page: int | None = None
 
     def check(self) -> None:
         """Reads what a page may need at any later time: a module of the interpreter, and each font.
@@ -65,11 +70,14 @@ class Renderer:
         """The document, opened unless it is open already. A password opens it only for requests that have this password."""
         pdf, password = self._pdf, request["password"]
         if pdf is not None and (pdf.password, pdf.options.layers, pdf.options.markups) != (password, options.layers, options.markups):
-            pdf.close()
-            self._pdf = None
+            self._close(pdf)
         if self._pdf is None:
             self._pdf = PdfFile(self._source, password, options)
         return self._pdf
+
+    def _close(self, pdf: PdfFile) -> None:
+        pdf.close()
+        self._pdf = self._used_after_first_page = None
 
     def _count(self, request: dict[str, Any], _files: list[int]) -> Any:
         options = from_wire(UploadOptions, request["options"])
@@ -83,9 +91,19 @@ class Renderer:
         drawn = draw(pdf, request["number"], width, height, self._buffer, blue_first=cutter is not None)
         notes = (*pdf.contents.notes(request["number"] - 1), *drawn.notes)
         encoding = write_sheet(drawn.pixels, width, height, options, files[0], files[1], cutter)
+        self._bound_kept_memory(pdf)
         engines = {"pdfium": PDFIUM_VERSION, "sitelink-raster": REVISION, **encoding.engine, **faces.VERSIONS}
         told = {"notes": to_wire(notes), "transform": drawn.transform, "layers": to_wire(bounded_layers(drawn.layers))}
         return {"engines": engines, "chroma": encoding.chroma, **told}
+
+    def _bound_kept_memory(self, pdf: PdfFile) -> None:
+        """Closes the document if it holds too much; the next page opens it again."""
+        used = used_bytes()
+        if self._used_after_first_page is None:
+            self._used_after_first_page = used
+        elif used > self._used_after_first_page + KEPT_BYTES:
+            self._close(pdf)
+            return_free_memory()
 
 
 def _limit_cpu(seconds: int) -> None:

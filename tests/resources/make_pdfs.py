@@ -444,6 +444,20 @@ def wide_image(width: int, height: int) -> bytes:
     return writer.finish([writer.page(b"q 200 0 0 100 0 0 cm /I Do Q", f"/MediaBox [0 0 200 100] {resources}")])
 
 
+def images(pages: int, count: int, side: int, *, deflated: bool = True) -> bytes:
+    """Pages that each draw so many white RGB images of their own, of ``side`` x ``side`` px, which take 3 bytes a pixel."""
+    writer = Writer()
+    pixels = b"\xff" * (3 * side * side)
+    data, filtered = (zlib.compress(pixels, 1), "/Filter /FlateDecode") if deflated else (pixels, "")
+    entries = f"/Type /XObject /Subtype /Image /Width {side} /Height {side} /ColorSpace /DeviceRGB /BitsPerComponent 8 {filtered}"
+    content = MARKS + b"".join(b" q 20 0 0 20 %d 70 cm /I%d Do Q" % (7 * number, number) for number in range(count))
+    numbers = []
+    for _ in range(pages):
+        names = " ".join(f"/I{number} {writer.stream(data, entries)} 0 R" for number in range(count))
+        numbers.append(writer.page(content, f"/MediaBox [0 0 200 100] /Resources << /XObject << {names} >> >>"))
+    return writer.finish(numbers)
+
+
 def plan_set(count: int, width_pt: int = 1224, height_pt: int = 792) -> bytes:
     """A small plan set: every sheet has a border, a grid of walls, a title block and a bookmark like ``A-101 - Floor 1``."""
     writer = Writer()

@@ -380,6 +380,24 @@ async def test_page_that_eats_memory_is_out_of_memory(sheets: Sheets) -> None:
         await sheets.tile(pool, source)
 
 
+async def test_images_that_were_drawn_need_not_stay(sheets: Sheets) -> None:
+    """A page whose images take 300 MB together is drawn within 220 MB, for each is drawn once."""
+    source = sheets.source(make_pdfs.images(1, 25, 2000))
+    async with children(limits=ChildLimits(memory_bytes=220_000_000)) as pool:
+        await sheets.tile(pool, source)
+
+
+async def test_pages_that_were_drawn_need_not_stay(sheets: Sheets) -> None:
+    """A document whose pages take 12 MB each is drawn by one child, within the memory that a few pages take."""
+    source = sheets.source(make_pdfs.images(14, 1, 2000, deflated=False))
+    async with children(limits=ChildLimits(memory_bytes=180_000_000)) as pool:
+        await sheets.tile(pool, source)
+        child = render_children()
+        for number in range(2, 15):
+            await sheets.tile(pool, source, number=number)
+        assert render_children() == child
+
+
 def shows_image(target: Path) -> bool:
     """Whether the colour of ``make_pdfs.wide_image`` is where it must be."""
     with TileFile(target, Pyramid(200, 100)) as tiles:

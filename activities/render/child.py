@@ -12,13 +12,16 @@ import logging
 import os
 import signal
 import socket
+import stat
 import subprocess
 import threading
+import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from activities import errors
 from activities.attempt import BEAT_S
@@ -32,7 +35,15 @@ logger = logging.getLogger(__name__)
 
 LONGEST_ANSWER_BYTES = 64 << 20
 LONGEST_LINE_BYTES = 2000
+FORK_SERVER = "activities.render.forkserver"
 CLOSE_TIMEOUT_S = 5.0
+IDLE_S = 15.0
+"""An idle child ends after this time: it holds a stranger's document and memory."""
+RENEW_FORKS, RENEW_S = 200, 3600.0
+"""A fork server is replaced after so many children, or so many seconds: its children have the same layout of memory, which an attacker
+could learn from one child for the next."""
+CPU_GRACE_S = 3.0
+"""A child that has not ended so long after its limit of CPU time has lifted the limit, and is killed."""
 
 
 @dataclass(frozen=True)
@@ -76,11 +87,36 @@ class ChildPool:
         slots: Children at work at once; further callers wait for a slot.
         limits: See ChildLimits.
         dzsave: Whether libvips cuts the tiles, also where the cutter could.
+        first_user: The uid of the first slot's children; each further slot has the next one. All have the gid ``first_user``. None: the
+            children keep the worker's user. Only root can give them others.
+        idle_s: An idle child ends after so many seconds.
+        renew_forks: A fork server is replaced after so many children.
+        fork_server: The module of the fork server.
     """
 
-    def __init__(self, slots: int, limits: ChildLimits | None = None, *, dzsave: bool = False) -> None:
+    def __init__(
+        self,
+        slots: int,
+        limits: ChildLimits | None = None,
+        *,
+        dzsave: bool = False,
+        first_user: int | None = None,
+        idle_s: float = IDLE_S,
+        renew_forks: int = RENEW_FORKS,
+        fork_server: str = FORK_SERVER,
+    ) -> None:
         self._slots = slots
         self._dzsave = dzsave
+        self._first_user = first_user
+        self._idle_s = idle_s
+        self._renew_forks = renew_forks
+        self._fork_server = fork_server
+        self._users: set[int] = set()
+        """The uids of children that are alive."""
+        self._replaced: set[_ForkServer] = set()
+        """Fork servers that fork no more; each ends when its last child has ended."""
+        self._tasks: set[asyncio.Task[None]] = set()
+        """They end idle children, and fork servers that were replaced."""
         self._limits = limits or ChildLimits()
         self._free_slots = asyncio.Semaphore(slots)
         self._busy = 0
@@ -91,8 +127,33 @@ class ChildPool:
     def start(self) -> "_ForkServer":
         """Starts the fork server if it does not run. It takes a third of a second, for which the first upload need not wait."""
         if not self._server:
-            self._server = _ForkServer()
+            self._server = _ForkServer(self._fork_server)
         return self._server
+
+    async def layers(self) -> list[str]:
+        """The layers of confinement that hold in a child of its own for this question, as ``confine`` names them.
+
+        Where a user of its own cannot be had, this says so in the log, and no child gets one.
+
+        Raises:
+            RenderFault: A child cannot do its work: it may be unable to read its libraries or fonts.
+        """
+        try:
+            return await self._layers()
+        except RenderFault as fault:
+            if self._first_user is None:
+                raise
+            logger.warning("render children keep the user of the worker: as a user of its own, one failed: %s", fault)
+            self._first_user = None
+            return await self._layers()
+
+    async def _layers(self) -> list[str]:
+        child = await self._new_child("", Path(__file__))
+        try:
+            held = await child.ask({"operation": "layers"}, (), self._limits, lambda: None)
+            return [str(name) for name in held]
+        finally:
+            await asyncio.shield(child.end())
 
     async def count_pages(
         self, upload: str, source: Path, options: UploadOptions, max_pages: int, beat: Callable[[], None], password: str = ""
@@ -153,15 +214,16 @@ class ChildPool:
     async def retire(self, upload: str) -> None:
         """Ends the idle children of an upload that has ended, so that its document and buffers are freed."""
         for child in [child for child in self._idle if child.upload == upload]:
-            self._idle.remove(child)
-            await child.end()
+            await self._take(child).end()
 
     async def close(self) -> None:
         """Ends every child, also a busy one, and the fork server. The pool cannot be used any more."""
-        idle, self._idle = self._idle, []
-        await asyncio.gather(*(child.end() for child in idle))
+        await asyncio.gather(*(self._take(child).end() for child in list(self._idle)))
         if self._server is not None:
             await self._server.close()
+        for server in list(self._replaced):
+            await server.close()
+        await asyncio.gather(*self._tasks)
 
     async def _ask(self, upload: str, source: Path, request: dict[str, Any], files: Sequence[int], beat: Callable[[], None]) -> Any:
         async with self._slot(beat):
@@ -210,21 +272,62 @@ class ChildPool:
         """An idle child of this upload and file, else a new one. A new one takes the place of the one that was idle longest."""
         for child in reversed(self._idle):
             if (child.upload, child.source) == (upload, source) and not child.ending.done():
-                self._idle.remove(child)
-                return child
+                return self._take(child)
         while self._idle and self._busy + len(self._idle) > self._slots:
-            await self._idle.pop(0).end()
+            await self._take(self._idle[0]).end()
         if self._server is not None and self._server.is_lost:
             # Removed before the wait, so that another caller who comes meanwhile starts the next server.
             lost_server, self._server = self._server, None
             await lost_server.close()
-        return await self.start().fork(upload, source, self._limits)
+        if self._server is not None and self._server.is_worn(self._renew_forks):
+            worn_server, self._server = self._server, None
+            self._replaced.add(worn_server)
+            self._in_background(self._end_replaced(worn_server))
+        return await self._new_child(upload, source)
+
+    async def _new_child(self, upload: str, source: Path) -> "_Child":
+        server, user = self.start(), None
+        if self._first_user is None:
+            return await server.fork(upload, source, self._limits)
+        user = next(user for user in count(self._first_user) if user not in self._users)
+        self._users.add(user)
+        try:
+            child = await server.fork(upload, source, self._limits, user, self._first_user)
+        except BaseException:
+            self._users.discard(user)
+            raise
+        child.ending.add_done_callback(lambda _: self._users.discard(user))
+        return child
+
+    def _take(self, child: "_Child") -> "_Child":
+        """Takes a child out of the idle ones."""
+        self._idle.remove(child)
+        if child.idle_timer is not None:
+            child.idle_timer.cancel()
+        return child
 
     async def _give_back(self, child: "_Child") -> None:
-        if child.pages < self._limits.pages_per_child and not child.ending.done():
+        if child.pages < self._limits.pages_per_child and not child.ending.done() and child.server is self._server:
             self._idle.append(child)
+            child.idle_timer = asyncio.get_running_loop().call_later(self._idle_s, self._end_idle, child)
         else:
             await child.end()
+
+    def _end_idle(self, child: "_Child") -> None:
+        self._in_background(self._take(child).end())
+
+    async def _end_replaced(self, server: "_ForkServer") -> None:
+        """Ends a fork server when its last child has ended. Its idle children end at once."""
+        for child in [child for child in self._idle if child.server is server]:
+            await self._take(child).end()
+        await server.wait_until_unused()
+        await server.close()
+        self._replaced.discard(server)
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
 
 @dataclass(frozen=True)
@@ -260,7 +363,8 @@ class _Child:
         self.pages = 0
         self.worked_alone = True
         """Whether no other child of the pool has worked during the last request."""
-        self._server = server
+        self.idle_timer: asyncio.TimerHandle | None = None
+        self.server = server
         self._channel = channel
         self._reader = reader
         self._writer = writer
@@ -294,7 +398,7 @@ class _Child:
     async def end(self) -> None:
         """Kills the process; returns when it has ended."""
         self._writer.close()
-        self._server.kill(self.pid)
+        self.server.kill(self.pid)
         # Unlike a plain await, asyncio.wait does not cancel the future when the caller is cancelled.
         await asyncio.wait((self.ending,))
 
@@ -306,6 +410,7 @@ class _Child:
         """
         clock = asyncio.get_running_loop().time
         started_at = beaten_at = clock()
+        most_cpu_s = _cpu_s(self.pid) + limits.cpu_s + CPU_GRACE_S
         awaited: set[asyncio.Future[Any]] = {line, self.ending}
         while True:
             remaining_s = started_at + limits.wall_s - clock()
@@ -319,6 +424,8 @@ class _Child:
                 raise self._fault_of(self.ending.result(), limits)
             if clock() - started_at >= limits.wall_s:
                 raise self._fault(RenderTimeout, f"not done after {limits.wall_s:g} s")
+            if _cpu_s(self.pid) > most_cpu_s:
+                raise self._fault(RenderTimeout, _cpu_message(limits))
             if clock() - beaten_at >= BEAT_S:
                 beaten_at = clock()
                 beat()
@@ -328,8 +435,7 @@ class _Child:
         if ending.over_limit:
             return self._fault(RenderOutOfMemory, _memory_message(limits))
         if status == -signal.SIGXCPU:
-            message = f"not done after {limits.cpu_s:,} s of CPU time"
-            return RenderTimeout(message, fresh_child=self.pages == 0, is_certain=self.pages == 0 and self.worked_alone)
+            return RenderTimeout(_cpu_message(limits), fresh_child=self.pages == 0, is_certain=self.pages == 0 and self.worked_alone)
         how = f"by {signal.Signals(-status).name}" if status < 0 else f"with exit code {status}"
         return self._fault(RenderCrashed, f"the render process ended {how}")
 
@@ -341,10 +447,15 @@ class _ForkServer:
     """The process that forks the children. It is started at once; ``is_lost`` is set when it has ended.
 
     The kernel kills it when the thread that started it ends. So it is started by the thread of the event loop.
+
+    Args:
+        module: The module that it runs.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, module: str = FORK_SERVER) -> None:
         self.is_lost = False
+        self._forks = 0
+        self._started_at = time.monotonic()
         self.endings: dict[int, asyncio.Future[_Ending]] = {}
         """The pid of each child that is alive, and the future of its ending."""
         self._starting: deque[asyncio.Future[int]] = deque()
@@ -353,7 +464,7 @@ class _ForkServer:
         self._control.setblocking(False)
         with server_end:
             self._process = start_process(
-                "activities.render.forkserver",
+                module,
                 str(server_end.fileno()),
                 str(os.getpid()),
                 stdin=subprocess.DEVNULL,
@@ -363,20 +474,40 @@ class _ForkServer:
         threading.Thread(target=log_lines, args=(self._process.stdout,), name="render-output", daemon=True).start()
         self._loop.add_reader(self._control, self._receive)
 
-    async def fork(self, upload: str, source: Path, limits: ChildLimits) -> _Child:
+    def is_worn(self, most_forks: int) -> bool:
+        """Whether it should be replaced."""
+        return self._forks >= most_forks or time.monotonic() - self._started_at > RENEW_S
+
+    async def wait_until_unused(self) -> None:
+        """Returns when no child is starting or alive."""
+        while waiting := {*self._starting, *self.endings.values()}:
+            await asyncio.wait(cast("set[asyncio.Future[Any]]", waiting))
+
+    async def fork(self, upload: str, source: Path, limits: ChildLimits, user: int | None = None, group: int = 0) -> _Child:
         """Starts a child, which may read no document but ``source``.
+
+        Args:
+            upload: The child's upload.
+            source: The document. With a user, the group gets the right to read it, unless all users may.
+            limits: The child's limits.
+            user: The child's uid; None: the worker's.
+            group: Its gid.
 
         Raises:
             RenderCrashed: The fork server does not answer.
             OSError: The document cannot be opened.
         """
         message = {"fork": limits.memory_bytes, "cpuS": (limits.pages_per_child + 1) * (limits.cpu_s + 1)}
-        document = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+        document = source.open("rb")
+        if user is not None:
+            message |= {"user": user, "group": group}
+            _let_read(document, group)
+        self._forks += 1
         own_end, child_end = socket.socketpair()
         starting: asyncio.Future[int] = self._loop.create_future()
         try:
-            with child_end, os.fdopen(document):
-                socket.send_fds(self._control, [json.dumps(message).encode()], [child_end.fileno(), document])
+            with child_end, document:
+                socket.send_fds(self._control, [json.dumps(message).encode()], [child_end.fileno(), document.fileno()])
             self._starting.append(starting)
             pid = await asyncio.shield(starting)
             reader, writer = await asyncio.open_unix_connection(sock=own_end, limit=LONGEST_ANSWER_BYTES)
@@ -456,6 +587,29 @@ def log_lines(output: IO[bytes]) -> None:
     with output:
         for line in iter(lambda: output.readline(LONGEST_LINE_BYTES), b""):
             logger.warning("a render process printed a line", extra={"line": line.decode("utf-8", "replace").rstrip()})
+
+
+def _let_read(document: IO[bytes], group: int) -> None:
+    """Lets a group read the file if not everybody may; on an error closes it."""
+    try:
+        if not (mode := os.fstat(document.fileno()).st_mode) & stat.S_IROTH:
+            os.fchown(document.fileno(), -1, group)
+            os.fchmod(document.fileno(), stat.S_IMODE(mode) | stat.S_IRGRP)
+    except OSError:
+        document.close()
+        raise
+
+
+def _cpu_s(pid: int) -> float:
+    """The CPU time that a process has used; 0 if it has ended. For the number of its clock see ``clock_getcpuclockid(3)``."""
+    try:
+        return time.clock_gettime(~pid << 3 | 2)
+    except OSError:
+        return 0.0
+
+
+def _cpu_message(limits: ChildLimits) -> str:
+    return f"not done after {limits.cpu_s:,} s of CPU time"
 
 
 def _memory_message(limits: ChildLimits) -> str:

@@ -69,7 +69,7 @@ def watch() -> int:
     """
     if tuple(int(part) for part in re.findall(r"\d+", platform.release())[:2]) < _FIRST_KERNEL:
         raise OSError(errno.ENOSYS, "this kernel cannot let a request pass")
-    return seccomp.install(_program(platform.machine()), seccomp.NEW_LISTENER)
+    return seccomp.install(program(platform.machine()), seccomp.NEW_LISTENER)
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ def read_status(descriptor: int) -> dict[str, int]:
     return numbers
 
 
-def _program(machine: str) -> bytes:
+def program(machine: str) -> bytes:
     """The filter for a machine, as ``platform.machine`` names it."""
     if machine not in _SYSCALLS:
         raise OSError(errno.ENOSYS, "no system call numbers for this machine")

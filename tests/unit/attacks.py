@@ -149,7 +149,7 @@ OFTEN_REFUSED = {
 """Attacks that some kernels, containers or the memory limit refuse without any confinement."""
 
 
-def open_document(source: Path, _password: str = "") -> NoReturn:
+def open_document(source: Path, *_: object) -> NoReturn:
     """Stands in for ``PdfFile``: runs the code in the document, and tells its outcome as the refusal's message."""
     names, code = source.read_text().split("\n", 1)
     outcome = "done"

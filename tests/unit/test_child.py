@@ -303,6 +303,17 @@ async def hanging(sheets: Sheets, pool: ChildPool) -> asyncio.Task[Path]:
     return task
 
 
+async def stopped(sheets: Sheets, pool: ChildPool, source: Path) -> asyncio.Task[Path]:
+    """Stops the only child by a signal, and gives it a page; returns when it is asked for the page. SIGCONT lets it go on."""
+    (child,) = render_children()
+    os.kill(child, signal.SIGSTOP)
+    busy = asyncio.Event()
+    task = asyncio.create_task(sheets.tile(pool, source, beat=busy.set))
+    async with asyncio.timeout(DEADLINE_S):
+        await busy.wait()
+    return task
+
+
 @pytest.mark.parametrize("fresh", [True, False], ids=["fresh", "warm"])
 async def test_child_that_dies_is_a_crash(sheets: Sheets, fresh: bool) -> None:
     """The fault of SIGSEGV in a page names the signal, and the next page gets a new child. A warm child may itself be to blame."""
@@ -313,11 +324,7 @@ async def test_child_that_dies_is_a_crash(sheets: Sheets, fresh: bool) -> None:
         if not fresh:
             await sheets.tile(pool, source)
         (child,) = render_children()
-        os.kill(child, signal.SIGSTOP)
-        busy = asyncio.Event()
-        task = asyncio.create_task(sheets.tile(pool, source, beat=busy.set))
-        async with asyncio.timeout(DEADLINE_S):
-            await busy.wait()
+        task = await stopped(sheets, pool, source)
         os.kill(child, signal.SIGSEGV)
         os.kill(child, signal.SIGCONT)
         with pytest.raises(RenderCrashed, match="SIGSEGV") as fault:
@@ -348,12 +355,16 @@ async def test_cpu_time_may_suffice_another_time(sheets: Sheets, warm: bool, com
     """The fault is not certain where the child had drawn other pages, or where another child worked beside it for a part of the time."""
     async with children(slots=2) as pool:
         if warm:
-            await sheets.tile(pool, sheets.source(make_pdfs.one_page()))
-        task = await hanging(sheets, pool)
+            source = sheets.source(make_pdfs.one_page())
+            await sheets.tile(pool, source)
+            task = await stopped(sheets, pool, source)
+        else:
+            task = await hanging(sheets, pool)
         (child,) = render_children()
         if company:
             await sheets.tile(pool, sheets.source(make_pdfs.one_page()), upload="b")
         os.kill(child, signal.SIGXCPU)
+        os.kill(child, signal.SIGCONT)
         with pytest.raises(RenderTimeout, match="CPU time") as fault:
             await task
         assert not fault.value.is_certain

@@ -20,6 +20,7 @@ from api.cli.commands import (
     deliveries_command,
     events_command,
     list_command,
+    read_password,
     reconcile_command,
     redeliver_command,
     retry_command,
@@ -120,6 +121,8 @@ def build_parser() -> argparse.ArgumentParser:
     reconcile.add_argument(
         "--deep", action="store_true", help="read every tile back and decode it: this also finds wrong bytes in a directory"
     )
+    for command in (upload, commands.choices["retry"], reconcile):
+        command.add_argument("--password-file", metavar="FILE", help="its first line is the password of the PDF; - asks for it")
     verify = add("verify", verify_command, "prove that the bucket holds every tile; changes nothing")
     verify.add_argument("ref", type=ref, metavar="REF")
     verify.add_argument("--deep", action="store_true", help="read every tile back and decode it: this also proves the bytes in a directory")
@@ -176,6 +179,8 @@ def run(argv: list[str], environ: Mapping[str, str]) -> int:
         if arguments.command == "token":
             return token_command(arguments)
         with Server.from_env(environ) as server:
+            if getattr(arguments, "password_file", None) is not None:
+                server.use_password(read_password(arguments.password_file))
             code: int = arguments.run(server, arguments)
             return code
     except CommandError as error:

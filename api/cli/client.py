@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import quote
 
 from activities.bucket.keys import PlanRef, UploadRef
 from activities.environment import secret
@@ -122,6 +123,7 @@ class Server:
         if token and address.scheme != "https" and not is_loopback(address.host):
             msg = f"SITELINK_TOKEN is only sent by https, or to this machine, and the server's address is {url!r}"
             raise WrongUse(msg)
+        self._password: dict[str, str] = {}
         self._client = httpx2.Client(
             base_url=address,
             headers={"Authorization": f"Bearer {token}"} if token else {},
@@ -155,6 +157,17 @@ class Server:
     def __exit__(self, *_: object) -> None:
         self._client.close()
 
+    def use_password(self, password: str) -> None:
+        """Sends the password of a PDF with every POST of the API.
+
+        Raises:
+            WrongUse: It would go over a network in clear.
+        """
+        if password and self._client.base_url.scheme != "https" and not is_loopback(self._client.base_url.host):
+            msg = f"a password is only sent by https, or to this machine, and the server's address is {self.url!r}"
+            raise WrongUse(msg)
+        self._password = {"Document-Password": quote(password)} if password else {}
+
     def page(self, ref: UploadRef) -> str:
         """The address of the upload's page."""
         return f"{self.url}{page_path(ref)}"
@@ -162,14 +175,15 @@ class Server:
     def request(self, method: str, path: str, **params: bool | int | str) -> dict[str, Any]:
         """Sends a request without a body; returns the JSON object of the answer."""
         with self._named_errors():
-            return self._read_answer(self._client.request(method, path, params=params))
+            headers = self._password if method == "POST" else {}
+            return self._read_answer(self._client.request(method, path, params=params, headers=headers))
 
     def send_json(
         self, path: str, body: Mapping[str, Any], *, params: Mapping[str, int | str] | None = None, key: str = ""
     ) -> dict[str, Any]:
         """Sends a POST with a JSON body, and with ``key`` as ``Idempotency-Key``; returns the JSON object of the answer."""
         with self._named_errors():
-            headers = {"Idempotency-Key": key} if key else {}
+            headers = {**self._password, **({"Idempotency-Key": key} if key else {})}
             # The answer to the last of these requests comes when the bucket has joined the parts.
             return self._read_answer(self._client.post(path, json=body, params=params, headers=headers, timeout=300))
 
@@ -237,7 +251,12 @@ class Server:
             response = self._client.post(
                 uploads_path(plan),
                 params={"filename": file.name, **options},
-                headers={"Content-Type": "application/pdf", "Content-Length": str(file.size_bytes), "Idempotency-Key": key},
+                headers={
+                    "Content-Type": "application/pdf",
+                    "Content-Length": str(file.size_bytes),
+                    "Idempotency-Key": key,
+                    **self._password,
+                },
                 content=file.chunks(sent),
                 timeout=300,  # the answer comes when the bucket has the whole file
             )

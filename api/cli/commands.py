@@ -3,11 +3,13 @@
 import argparse
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from getpass import getpass
+from pathlib import Path
 from typing import Any
 
 from activities.bucket.keys import PlanRef, UploadRef
 from api.cli.client import PAGE_LIMIT, LocalFile, Server
-from api.cli.errors import join_by_colon
+from api.cli.errors import WrongUse, join_by_colon
 from api.cli.parts import send_file
 from api.cli.reports import repair_report, sheet_report, upload_report
 from api.cli.transfer import Patience, follow
@@ -62,6 +64,25 @@ def watch(server: Server, ref: UploadRef, view: View, *, reached: bool = False) 
 def exit_code(status: str) -> int:
     """The exit code for an upload's status; an upload that still runs has not failed."""
     return COMPLETE if status == "complete" or status in RUNNING else NOT_COMPLETE
+
+
+def read_password(file: str) -> str:
+    """The password in the first line of a file; ``-`` stands for the terminal, where it is not shown, or for stdin.
+
+    Raises:
+        WrongUse: The file cannot be read.
+    """
+    try:
+        if file == "-":
+            return getpass("Password of the PDF: ") if sys.stdin.isatty() else sys.stdin.readline().rstrip("\r\n")
+        with Path(file).open(encoding="utf-8") as lines:
+            return lines.readline().rstrip("\r\n")
+    except OSError as error:
+        msg = f"{file}: {error.strerror}"
+        raise WrongUse(msg) from error
+    except (UnicodeDecodeError, EOFError):
+        msg = f"{file}: the password cannot be read, it must be UTF-8"
+        raise WrongUse(msg) from None
 
 
 def upload_command(server: Server, arguments: argparse.Namespace) -> int:

@@ -114,6 +114,8 @@ export interface UploadOptions extends Place, WriteAccess {
   name?: string;
   /** Options of the upload: api/README.md, "Sending a plan". */
   options?: Record<string, number | string>;
+  /** Opens an encrypted PDF. The server forgets it when the upload ends. */
+  password?: string;
   /** Makes it safe to send the same file again after a lost connection. With the same key, a file that is sent in parts goes on where it was. */
   idempotencyKey?: string;
   /** Whether the file is sent in parts, straight into the bucket. Default: if it has 64 MiB or more. */
@@ -186,9 +188,9 @@ export function cancel(ref: UploadRef, options?: Place & WriteAccess): Promise<{
 /** Deletes an upload and its sheets. */
 export function remove(ref: UploadRef, options?: Place & WriteAccess): Promise<{ ref: UploadRef }>;
 /** Has a sheet tiled before all others that wait. */
-export function prioritize(ref: UploadRef, sheet: number, options?: Place & WriteAccess): Promise<{ ref: UploadRef }>;
+export function prioritize(ref: UploadRef, sheet: number, options?: Place & WriteAccess & { password?: string }): Promise<{ ref: UploadRef }>;
 /** Tries a failed sheet again, also after the end of the upload. */
-export function retry(ref: UploadRef, sheet: number, options?: Place & WriteAccess): Promise<{ ref: UploadRef }>;
+export function retry(ref: UploadRef, sheet: number, options?: Place & WriteAccess & { password?: string }): Promise<{ ref: UploadRef }>;
 
 /** A tile source for OpenSeadragon 4 or later: `viewer.open(await tileSource(ref, 1))`. */
 export interface TileSource {

@@ -251,8 +251,10 @@ async function read(credential, url, { signal, timeoutMs = REQUEST_MS, ...option
   }
 }
 
+const passwordHeader = ({ password } = {}) => (password ? { "Document-Password": encodeURIComponent(password) } : {});
+
 async function act(method, url, options, ref) {
-  const { text } = await read(writingCredentialOf(options, ref), url, { method });
+  const { text } = await read(writingCredentialOf(options, ref), url, { method, headers: passwordHeader(options) });
   return JSON.parse(text);
 }
 
@@ -298,10 +300,13 @@ const fileQuery = (name, options) =>
     .map(([key, value]) => `${key}=${encodeURIComponent(value)}`)
     .join("&");
 
-async function sendWhole(file, { server, to, name = file.name ?? "plan.pdf", options = {}, idempotencyKey, token, session, onProgress, signal } = {}) {
+async function sendWhole(
+  file,
+  { server, to, name = file.name ?? "plan.pdf", options = {}, password, idempotencyKey, token, session, onProgress, signal } = {},
+) {
   const url = `${uploadsUrl(to, { server })}?${fileQuery(name, options)}`;
   const credential = writingCredentialOf({ token, session });
-  const headers = { "Content-Type": "application/pdf", ...(idempotencyKey ? { "Idempotency-Key": idempotencyKey } : {}) };
+  const headers = { "Content-Type": "application/pdf", ...passwordHeader({ password }), ...(idempotencyKey ? { "Idempotency-Key": idempotencyKey } : {}) };
   for (let attempt = 1; ; attempt++) {
     const pass = await credential.pass();
     const answer = await sendFile("POST", url, file, { ...headers, ...pass.headers }, onProgress ?? (() => {}), signal);
@@ -454,7 +459,8 @@ class PartsTransfer {
       }
       const parts = begun.stored.map(({ number, etag }) => ({ number, etag }));
       const { ref } = begun;
-      begun = await this.#ask("POST", `${url}/complete`, { body: { parts }, timeoutMs: COMPLETE_MS }).catch(async (error) => {
+      const headers = passwordHeader(this.#options);
+      begun = await this.#ask("POST", `${url}/complete`, { body: { parts }, headers, timeoutMs: COMPLETE_MS }).catch(async (error) => {
         if (error.type === "NotAPdf") await this.#giveUp(ref);
         throw error;
       });
@@ -466,7 +472,7 @@ class PartsTransfer {
   async #begin() {
     const { server, to, name, options = {} } = this.#options;
     const url = `${uploadsUrl(to, { server })}:begin?${fileQuery(name, options)}`;
-    const begin = () => this.#read("POST", url, { body: { sizeBytes: this.#file.size }, headers: { "Idempotency-Key": this.#unfinished.key } });
+    const begin = () => this.#read("POST", url, { body: { sizeBytes: this.#file.size }, headers: { "Idempotency-Key": this.#unfinished.key, ...passwordHeader(this.#options) } });
     try {
       return await begin();
     } catch (error) {

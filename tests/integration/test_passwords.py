@@ -1,8 +1,12 @@
 """PDFs with a password in a whole stack: it opens the PDF while the upload runs, and is nowhere to be found."""
 
 import json
+import os
+import subprocess
+import sys
 from base64 import b64encode
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -171,6 +175,32 @@ def test_header_that_is_no_password_is_refused(api: httpx2.Client, locked: bytes
     answer = api.post(BASE, content=locked, headers=httpx2.Headers({**PDF, "Document-Password": value}, encoding="latin-1"))
     assert (answer.status_code, answer.json()["type"]) == (400, "InvalidRequest")
     assert value not in answer.text
+
+
+@pytest.mark.parametrize("way", ["file", "stdin"])
+def test_command_line_reads_the_password_from_a_file(stack: Stack, locked: bytes, tmp_path: Path, way: str) -> None:
+    """No argument and no variable has it. A reconcile takes it, too."""
+    (tmp_path / "plan.pdf").write_bytes(locked)
+    (tmp_path / "password").write_text(f"{PASSWORD}\nanother line\n")
+    environ = {**os.environ, "SITELINK_URL": stack.api_url}
+
+    def sitelink(*words: str) -> subprocess.CompletedProcess[str]:
+        typed = f"{PASSWORD}\n" if "-" in words else ""
+        command = [sys.executable, "-m", "api.cli", *words]
+        return subprocess.run(command, env=environ, input=typed, capture_output=True, text=True, check=False)
+
+    option = ["--password-file", "-" if way == "stdin" else str(tmp_path / "password")]
+    upload = ["upload", str(tmp_path / "plan.pdf"), "--to", "acme/tower/a1", "--json"]
+    opened = sitelink(*upload, *option)
+    assert (opened.returncode, opened.stderr) == (0, "")
+    refused = sitelink(*upload)
+    assert refused.returncode == 1
+    ref = json.loads(refused.stdout.splitlines()[0])["data"]["ref"]
+    assert sitelink("reconcile", ref, *option).returncode == 0
+    until(lambda: sitelink("status", ref).returncode == 0)
+    missing = sitelink(*upload, "--password-file", str(tmp_path / "nothing"))
+    assert (missing.returncode, missing.stdout) == (2, "")
+    assert all(PASSWORD not in each.stdout + each.stderr for each in (opened, refused, missing))
 
 
 def test_without_a_key_a_password_is_refused(new_stack: Callable[..., Stack], locked: bytes) -> None:

@@ -188,7 +188,7 @@ export function cancel(ref: UploadRef, options?: Place & WriteAccess): Promise<{
 /** Deletes an upload and its sheets. */
 export function remove(ref: UploadRef, options?: Place & WriteAccess): Promise<{ ref: UploadRef }>;
 /** Has a sheet tiled before all others that wait. */
-export function prioritize(ref: UploadRef, sheet: number, options?: Place & WriteAccess & { password?: string }): Promise<{ ref: UploadRef }>;
+export function prioritize(ref: UploadRef, sheet: number, options?: Place & WriteAccess): Promise<{ ref: UploadRef }>;
 /** Tries a failed sheet again, also after the end of the upload. */
 export function retry(ref: UploadRef, sheet: number, options?: Place & WriteAccess & { password?: string }): Promise<{ ref: UploadRef }>;
 

@@ -306,7 +306,8 @@ async function sendWhole(
 ) {
   const url = `${uploadsUrl(to, { server })}?${fileQuery(name, options)}`;
   const credential = writingCredentialOf({ token, session });
-  const headers = { "Content-Type": "application/pdf", ...passwordHeader({ password }), ...(idempotencyKey ? { "Idempotency-Key": idempotencyKey } : {}) };
+  const key = idempotencyKey ? { "Idempotency-Key": idempotencyKey } : {};
+  const headers = { "Content-Type": "application/pdf", ...passwordHeader({ password }), ...key };
   for (let attempt = 1; ; attempt++) {
     const pass = await credential.pass();
     const answer = await sendFile("POST", url, file, { ...headers, ...pass.headers }, onProgress ?? (() => {}), signal);
@@ -472,7 +473,10 @@ class PartsTransfer {
   async #begin() {
     const { server, to, name, options = {} } = this.#options;
     const url = `${uploadsUrl(to, { server })}:begin?${fileQuery(name, options)}`;
-    const begin = () => this.#read("POST", url, { body: { sizeBytes: this.#file.size }, headers: { "Idempotency-Key": this.#unfinished.key, ...passwordHeader(this.#options) } });
+    const begin = () => {
+      const headers = { "Idempotency-Key": this.#unfinished.key, ...passwordHeader(this.#options) };
+      return this.#read("POST", url, { body: { sizeBytes: this.#file.size }, headers });
+    };
     try {
       return await begin();
     } catch (error) {

@@ -53,6 +53,7 @@ export class UploadForm {
     $("form-error").hidden = true;
     $("chosen").textContent = file ? `${file.name} (${size(file.size)})` : "No file chosen";
     $("submit").hidden = !file;
+    $("password-field").hidden = !file;
     $("pick-label").textContent = file ? "Choose another PDF" : "Choose a PDF";
     $("drop").classList.toggle("filled", Boolean(file));
   }
@@ -76,7 +77,7 @@ export class UploadForm {
       const onProgress = (sent, total) => this.#showSent(sent, total, performance.now() - started);
       await this.session.ensure();
       started = performance.now();
-      answer = await upload(file, { to: this.plan, onProgress, signal: sending.signal, session: this.session.renew });
+      answer = await upload(file, { to: this.plan, password: $("password").value, onProgress, signal: sending.signal, session: this.session.renew });
     } catch (error) {
       problem = error;
     }

@@ -245,7 +245,7 @@ async def test_page_file_that_is_no_pdf_is_refused_by_name(stack: Stack) -> None
 
 
 async def test_page_document_that_needs_a_password_says_so(stack: Stack) -> None:
-    """A refusal found after acceptance is shown large, by name and with what to do."""
+    """A refusal found after acceptance is shown large, by name and with what to do: the form takes the password, and forgets it."""
     with pikepdf.open(io.BytesIO(plan_pdf(1))) as pdf, io.BytesIO() as out:
         pdf.save(out, encryption=pikepdf.Encryption(user="secret", owner="secret", R=6))
         locked = out.getvalue()
@@ -256,6 +256,13 @@ async def test_page_document_that_needs_a_password_says_so(stack: Stack) -> None
             "PasswordRequired", timeout=PROCESSING_MS
         )
         await expect(page.locator("#verdict-title, #form-error-title").filter(visible=True)).to_have_text("This PDF needs a password")
+        await page.goto(f"{watched.api_url}/")
+        await expect(page.locator("#password")).to_be_hidden()
+        await page.set_input_files("#file", {"name": "locked.pdf", "mimeType": "application/pdf", "buffer": locked})
+        await page.get_by_label("Password of the PDF").fill("secret")
+        await page.click("#submit")
+        await watched.wait_until_complete()
+        assert await page.input_value("#password") == ""
 
 
 async def test_page_works_with_the_keyboard_alone(stack: Stack, tmp_path: Path) -> None:

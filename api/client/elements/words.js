@@ -17,7 +17,8 @@ export const SHEET_WORDS = { pending: "Pending", tiling: "Tiling", uploading: "U
 const REFUSALS = {
   NotAPdf: ["This file is not a PDF", "A failed download often leaves an error page under the PDF's name. Open the file on your device. If it does not open, ask its sender for a new copy."],
   UnreadablePdf: ["This PDF is damaged", "Open it in a PDF program, save or print it as a new PDF, and upload the new file. Or ask its sender for a new copy."],
-  PasswordRequired: ["This PDF needs a password", "Send the password with the upload, or with a reconcile of this one; or save a copy that opens without a password, and upload the copy."],
+  PasswordRequired: ["This PDF needs a password", "Upload it again with its password. Or save a copy that opens without one, and upload the copy."],
+  PasswordRefused: ["This server takes no passwords", "Save a copy of the PDF that opens without a password, and upload the copy."],
   PdfPortfolio: ["This PDF is a portfolio", "Open it in a PDF viewer, save the drawings inside it one by one, and upload each of them."],
   NoPages: ["This PDF has no pages", "Check that it is the right file, or export the sheets again."],
   TooManyPages: ["This PDF has too many pages", "Split it into smaller sets and upload each of them."],

@@ -100,7 +100,8 @@ def run(command: Sequence[str], source: Path, directory: Path, timeout_s: float)
         ended = subprocess.run(filled, capture_output=True, timeout=timeout_s, check=False)
     except subprocess.TimeoutExpired:
         return f"not done after {timeout_s:g} s"
-    return "" if ended.returncode == 0 else f"exit code {ended.returncode}: {ended.stderr.decode(errors='replace').strip()[-120:]}"
+    lines = ended.stderr.decode(errors="replace").splitlines() or [""]
+    return "" if ended.returncode == 0 else f"exit code {ended.returncode}: {lines[-1][-160:]}"
 
 
 def pictures(directory: Path) -> dict[int, Path]:

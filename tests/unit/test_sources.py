@@ -62,7 +62,9 @@ async def test_object_becomes_an_upload(
     client: httpx2.AsyncClient, settings: BucketSettings, bucket: Bucket, temporal: FakeTemporal
 ) -> None:
     """The upload has a copy of its own, the options of the body and the query, and the object's name. A directory's SHA-256 is known."""
-    answer = await client.post(f"{BASE}?quality=70", json={"source": "incoming/acme/plan.pdf", "dpi": 150})
+    answer = await client.post(
+        f"{BASE}?quality=70", json={"source": "incoming/acme/plan.pdf", "dpi": 150, "layers": {"A, B": False}, "markups": False}
+    )
     assert answer.status_code == 202, answer.text
     ref = UploadRef.parse(answer.json()["ref"])
     bucket.put("incoming/acme/plan.pdf", b"another")
@@ -71,6 +73,7 @@ async def test_object_becomes_an_upload(
     assert (record.file_name, record.size_bytes) == ("plan.pdf", len(PDF))
     assert record.sha256 == (None if settings.is_s3 else hashlib.sha256(PDF).hexdigest())
     assert (record.options.dpi, record.options.quality) == (150, 70)
+    assert (record.options.layers, record.options.markups) == ({"A, B": False}, False)
     assert [start["id"] for start in temporal.starts] == [ref.workflow_id]
 
 
@@ -111,6 +114,9 @@ REFUSED: list[tuple[Any, int, str, str]] = [
     ([], 400, "InvalidRequest", "JSON object"),
     ({"source": "incoming/acme/plan.pdf", "dpi": True}, 400, "InvalidRequest", "dpi"),
     ({"source": "incoming/acme/plan.pdf", "dpi": 1}, 400, "InvalidRequest", "dpi is 1"),
+    ({"source": "incoming/acme/plan.pdf", "layers": {"A": 1}}, 400, "InvalidRequest", "true or false"),
+    ({"source": "incoming/acme/plan.pdf", "layers": True}, 400, "InvalidRequest", "layers"),
+    ({"source": "incoming/acme/plan.pdf", "markups": 1}, 400, "InvalidRequest", "markups"),
     ({"source": "incoming/acme/plan.pdf", "sauce": 1}, 400, "InvalidRequest", "no option 'sauce'"),
     ({"source": "incoming/acme/plan.pdf", "quality": 85}, 400, "InvalidRequest", "quality is in the body and in the query"),
     ({"source": "incoming/acme/missing.pdf"}, 404, "ObjectMissing", "incoming/acme/missing.pdf"),

@@ -14,8 +14,10 @@ import httpx2
 import pytest
 from temporalio.client import Client
 
+from api.app import CLIENT
 from deploy.stack import Stack
 from tests.browser.test_page import plan_pdf
+from tests.integration.test_client_module import node_path
 from tests.integration.test_sealed_stack import processes_of, texts_of
 from tests.resources.make_pdfs import encrypted
 from tests.unit.api_fakes import BASE
@@ -201,6 +203,26 @@ def test_command_line_reads_the_password_from_a_file(stack: Stack, locked: bytes
     missing = sitelink(*upload, "--password-file", str(tmp_path / "nothing"))
     assert (missing.returncode, missing.stdout) == (2, "")
     assert all(PASSWORD not in each.stdout + each.stderr for each in (opened, refused, missing))
+
+
+def test_client_module_sends_the_password(stack: Stack, api: httpx2.Client, locked: bytes, tmp_path: Path) -> None:
+    """With a whole file, and with the last request of a file in parts."""
+    (tmp_path / "plan.pdf").write_bytes(locked)
+    script = """
+        const { upload } = await import(process.argv[1]);
+        const file = new Blob([(await import("node:fs")).readFileSync(process.argv[2])]);
+        for (const inParts of [false, true]) {
+          const options = { server: process.argv[3], to: "acme/tower/a1", name: "plan.pdf", password: process.env.TYPED, inParts };
+          console.log((await upload(file, options)).links.self);
+        }
+    """
+    words = [(CLIENT / "sitelink.js").as_uri(), str(tmp_path / "plan.pdf"), stack.api_url]
+    command = [node_path(), "--input-type=module", "-e", script, *words]
+    result = subprocess.run(command, env={**os.environ, "TYPED": PASSWORD}, capture_output=True, text=True, check=True)
+    paths = result.stdout.split()
+    assert len(paths) == 2
+    for path in paths:
+        ended(api, path, "complete")
 
 
 def test_without_a_key_a_password_is_refused(new_stack: Callable[..., Stack], locked: bytes) -> None:

@@ -74,7 +74,9 @@ def draw(source: Path, directory: Path, dpi: int, most: int) -> None:
         if page.reason is None:
             drawn = draw_page(pdf, page.number, page.width, page.height, buffer)
             Image.frombytes("RGB", (page.width, page.height), bytes(drawn.pixels)).save(directory / f"{page.number}.ppm")
-            (directory / f"{page.number}.txt").write_text(" ".join(note.type for note in (*page.notes, *drawn.notes)))
+            (directory / f"{page.number}.txt").write_text(
+                " ".join(note.type for note in (*page.notes, *pdf.contents.notes(page.number - 1), *drawn.notes))
+            )
 
 
 def by_others(arguments: argparse.Namespace) -> dict[str, list[str]]:

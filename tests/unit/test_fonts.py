@@ -190,8 +190,17 @@ def test_text_that_is_not_checked_for_glyphs_is_noted(tmp_path: Path, monkeypatc
     with opened(tmp_path, writer.finish([page])) as document:
         assert [message for _, message in draw(document)[1]] == [
             f"{unchecked} 2 annotations.",
-            f"{unchecked} the objects behind the first 1,000 of 1 annotations.",
+            f"{unchecked} the objects behind the first 100,000, in {font_page.MOST_APPEARANCES:,} annotations.",
         ]
+
+
+def test_stamp_of_many_objects_is_checked_whole(tmp_path: Path) -> None:
+    """A scanned stamp of a real plan has 1,800 objects, and needs no note."""
+    writer = make_pdfs.Writer()
+    many = writer.stream(b"0 0 1 1 re f " * 1800, "/Type /XObject /Subtype /Form /BBox [0 0 9 9]")
+    stamp = writer.add(f"<< /Type /Annot /Subtype /Stamp /Rect [0 0 9 9] /F 4 /AP << /N {many} 0 R >> >>")
+    with opened(tmp_path, writer.finish([writer.page(b"", f"/MediaBox [0 0 400 100] /Annots [{f'{stamp} 0 R ' * 20}]")])) as document:
+        assert draw(document)[1] == []
 
 
 def test_missing_characters_are_named(tmp_path: Path) -> None:

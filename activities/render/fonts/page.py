@@ -35,8 +35,8 @@ SAMPLED_CHARACTERS = 5_000
 MOST_APPEARANCES = 2_000
 """Annotations with an appearance that are checked."""
 
-MOST_OBJECTS = 1_000
-"""Objects of one appearance that are checked."""
+MOST_OBJECTS = 100_000
+"""Objects of a page's appearances that are checked. A stamp of a real plan has up to 2,000."""
 
 MOST_NESTED_FORMS = 10
 """Form XObjects within one another that are checked."""
@@ -188,7 +188,7 @@ def _read_annotations(page: "pdfium.FPDF_PAGE", form: "pdfium.FPDF_FORMHANDLE | 
         Whether every annotation with text in an unembedded font has contents or a value.
     """
     all_told = True
-    appearances, cut_short = 0, 0
+    appearances, cut_short, room = 0, 0, MOST_OBJECTS
     for position in positions(page):
         with open_annotation(page, position) as annotation:
             if not pdfium.FPDFAnnot_HasKey(annotation, b"AP") or is_off_screen(annotation):
@@ -197,7 +197,8 @@ def _read_annotations(page: "pdfium.FPDF_PAGE", form: "pdfium.FPDF_FORMHANDLE | 
             if appearances > MOST_APPEARANCES:
                 continue
             objects = _objects(annotation)
-            for item in islice(objects, MOST_OBJECTS):
+            for item in islice(objects, room):
+                room -= 1
                 if pdfium.FPDFPageObj_GetType(item) == pdfium.FPDF_PAGEOBJ_TEXT and (font := fonts.font_of(item)):
                     text = _text_of(annotation, form)
                     font.characters.update(text)
@@ -206,7 +207,7 @@ def _read_annotations(page: "pdfium.FPDF_PAGE", form: "pdfium.FPDF_FORMHANDLE | 
     if appearances > MOST_APPEARANCES:
         fonts.unchecked.append(f"{appearances - MOST_APPEARANCES:,} annotations")
     if cut_short:
-        fonts.unchecked.append(f"the objects behind the first {MOST_OBJECTS:,} of {cut_short:,} annotations")
+        fonts.unchecked.append(f"the objects behind the first {MOST_OBJECTS:,}, in {cut_short:,} annotations")
     return all_told
 
 

@@ -97,7 +97,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {*(f"activities.render.{name}" for name in ("pdf_file", "annotations.page", "objects", "fonts")), "pypdfium2"},
     "activities.render.pyramid": LIGHT | {"activities.render.tilefile", "activities.render.cutter", "pyvips"},
     "activities.render.renderer": LIGHT
-    | {*(f"activities.render.{name}" for name in ("cutter", "measure", "raster", "pdf_file", "pyramid", "fonts.faces"))},
+    | {*(f"activities.render.{name}" for name in ("cutter", "measure", "raster", "pdf_file", "pyramid", "heap", "fonts.faces"))},
     "activities.render.attempt": {"activities.attempt", "activities.errors", "temporalio"},
     "activities.render.child": LIGHT | {"activities.attempt", "activities.render.process", "activities.render.tilefile"},
     "activities.render.forkserver": {"activities.render.confine", "activities.render.memorylimit"},

@@ -29,7 +29,7 @@ from activities.errors import DocumentError, PageError, RenderOutOfMemory, Rende
 from activities.interface import Document, TilePage
 from activities.limits import DocumentLimits
 from activities.render.child import ChildLimits, ChildPool
-from activities.render.tilefile import THUMBNAIL, TILES
+from activities.render.tilefile import LAYERS, THUMBNAIL, TILES
 from tests.resources import make_pdfs
 from tests.resources.mutate import mutate
 from tests.unit.test_child import check_complete, fork_servers, render_children
@@ -181,7 +181,7 @@ def _broken_rules(document: Document, options: UploadOptions) -> Iterator[str]:
 
 
 def _broken_sheet(target: Path, pyramid: Pyramid) -> Iterator[str]:
-    if names := {path.name for path in target.iterdir()} ^ {TILES, THUMBNAIL}:
+    if names := ({path.name for path in target.iterdir()} - {LAYERS}) ^ {TILES, THUMBNAIL}:
         yield f"a sheet has too many or too few files: {names}"
         return
     try:

@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import lru_cache
+from warnings import catch_warnings
 
 import pikepdf
 
@@ -66,7 +67,7 @@ def _rewritten(data: bytes, edit: Callable[[pikepdf.Pdf], None], *, uncompressed
     out = io.BytesIO()
     decode = pikepdf.StreamDecodeLevel.generalized if uncompressed else pikepdf.StreamDecodeLevel.none
     try:
-        with pikepdf.open(io.BytesIO(data), suppress_warnings=True) as pdf:
+        with catch_warnings(action="ignore"), pikepdf.open(io.BytesIO(data), suppress_warnings=True) as pdf:
             if uncompressed and not _fits(pdf):
                 return data
             edit(pdf)

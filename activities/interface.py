@@ -128,12 +128,14 @@ class BucketState:
         committed: The ``sheet.json`` of every sheet whose commit marker exists, without digest, engines, transform and layers.
         manifest: The final progress of an earlier run, if one ended.
         webhooks: Who wants webhooks about the upload.
+        confirmed: The numbers of further committed sheets. They are ready in the manifest, and their records would not fit here.
     """
 
     options: UploadOptions
     committed: tuple[SheetRecord, ...] = ()
     manifest: Snapshot | None = None
     webhooks: tuple[Subscription, ...] = ()
+    confirmed: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,11 @@
 """The published limits of a document. ``count_pages`` decides by them once for each upload, before any tile is made."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from activities.bucket.dzi import tile_count
-from activities.bucket.records import UploadOptions
+from activities.bucket.records import UploadOptions, bounded_notes
+from activities.bucket.weight import DETAIL_BYTES, MOST_PAGES, cut, fair_titles
 from activities.errors import PageTooLarge, TooManyTiles
 from activities.interface import Page
 
@@ -20,7 +21,7 @@ class DocumentLimits:
         upload_tiles: Tiles of all sheets together.
     """
 
-    pages: int = 2000
+    pages: int = MOST_PAGES
     side_px: int = 100_000
     sheet_tiles: int = 200_000
     upload_tiles: int = 10_000_000
@@ -39,13 +40,17 @@ class DocumentLimits:
             return page
         return replace(page, width=0, height=0, dpi=0, scaled=False, reason=reason, detail=detail)
 
-    def check_pages(self, pages: Iterable[Page], options: UploadOptions) -> tuple[Page, ...]:
-        """Returns all pages, each as ``check_page`` returns it.
+    def check_pages(self, pages: Sequence[Page], options: UploadOptions) -> tuple[Page, ...]:
+        """Returns all pages, each as ``check_page`` returns it, with texts that fit into the progress of the upload.
 
         Raises:
             TooManyTiles: The pages within the limits make more tiles than an upload may have.
         """
-        checked = tuple(self.check_page(page, options) for page in pages)
+        bounded = (self.check_page(page, options) for page in pages)
+        checked = tuple(
+            replace(page, title=title, detail=page.detail and cut(page.detail, DETAIL_BYTES), notes=bounded_notes(page.notes))
+            for page, title in zip(bounded, fair_titles([page.title for page in pages]), strict=True)
+        )
         tiles = sum(_tile_count(page, options) for page in checked)
         if tiles > self.upload_tiles:
             msg = f"all pages together make {tiles:,} tiles, limit {self.upload_tiles:,}"

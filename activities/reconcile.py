@@ -14,6 +14,7 @@ from activities.bucket.listing import Listing
 from activities.bucket.records import SheetRecord, SheetState, SheetStatus, UploadOptions
 from activities.bucket.report import SheetReport
 from activities.bucket.verify import bounded_map, looks_committed, verify_sheet
+from activities.bucket.weight import fit_state
 from activities.errors import DamagedRecord
 from activities.host import HostActivities
 from activities.interface import (
@@ -52,7 +53,8 @@ class ReconcileActivities(HostActivities):
         records = self._host.threads.map(turn_of(ref), lambda group: [self._committed(ref, number) for number in group], groups)
         committed = tuple(record for group in records for record in group if record)
         manifest = self._store.manifest(ref)
-        return BucketState(record.options, committed, manifest.snapshot if manifest else None, self._webhooks.subscriptions(ref, record))
+        webhooks = self._webhooks.subscriptions(ref, record)
+        return fit_state(BucketState(record.options, committed, manifest.snapshot if manifest else None, webhooks))
 
     @activity.defn
     async def check_sheets(self, args: CheckSheets) -> CheckedSheets:
@@ -123,7 +125,7 @@ class ReconcileActivities(HostActivities):
             logger.warning("the sheet is tiled again: %s", error, extra={"ref": str(ref), "sheet": number})
             self._store.uncommit(ref, number)
             return None
-        # With these, the records of 2,000 sheets would come near 2 MB, the most that Temporal takes.
+        # With these, the records of 2,000 sheets would not fit.
         return replace(record, digest="", engines={}, transform=None, layers=()) if record else None
 
     @activity.defn

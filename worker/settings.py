@@ -9,6 +9,7 @@ from typing import Self
 from activities.bucket.dzi import LARGEST_SIDE_PX, MOST_TILES
 from activities.bucket.forecast import PRICE_CLASS_A, PRICE_CLASS_B, SECONDS_PER_MEGAPIXEL, Forecaster
 from activities.bucket.location import BucketSettings
+from activities.bucket.weight import MOST_PAGES
 from activities.environment import amount, choice, whole_number
 from activities.limits import DocumentLimits
 from activities.webhooks.settings import WebhookSettings
@@ -67,7 +68,7 @@ class WorkerSettings:
             upload_slots=whole_number(environ, "SITELINK_UPLOAD_SLOTS", 64),
             bucket_threads=whole_number(environ, "SITELINK_BUCKET_THREADS", 256 if bucket.is_s3 else 2),
             limits=DocumentLimits(
-                pages=whole_number(environ, "SITELINK_MAX_PAGES", DocumentLimits.pages),
+                pages=whole_number(environ, "SITELINK_MAX_PAGES", DocumentLimits.pages, high=MOST_PAGES),
                 side_px=whole_number(environ, "SITELINK_MAX_SIDE_PX", DocumentLimits.side_px, high=LARGEST_SIDE_PX),
                 sheet_tiles=whole_number(environ, "SITELINK_MAX_SHEET_TILES", DocumentLimits.sheet_tiles, high=MOST_TILES),
                 upload_tiles=whole_number(environ, "SITELINK_MAX_UPLOAD_TILES", DocumentLimits.upload_tiles),

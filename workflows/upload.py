@@ -24,6 +24,7 @@ from temporalio.exceptions import ActivityError, ApplicationError
 with workflow.unsafe.imports_passed_through():
     from activities.bucket.keys import UploadRef
     from activities.bucket.records import SheetStatus, Snapshot, UploadStatus
+    from activities.bucket.weight import weight
     from activities.errors import Terminated
     from activities.interface import BucketState
     from workflows.messages import Continued, ProgressAfter, Reconcile, SheetNumbers, UploadInput
@@ -39,6 +40,9 @@ with workflow.unsafe.imports_passed_through():
 
 MAX_WAITERS = 7
 """Updates that may wait at once: Temporal does not refuse the 11th, but retries it silently for ever."""
+
+FEW_SHEETS, MOST_CHANGE_BYTES = 64, 256 << 10
+"""The most bytes of JSON that an update returns; so many sheets are never more."""
 
 GATHERING_TIME = timedelta(seconds=1)
 """How long a comparison with the bucket waits for further requests, so that one comparison serves all of them."""
@@ -129,7 +133,8 @@ class ProcessUpload:
     async def progress_after(self, args: ProgressAfter) -> Snapshot:
         """Waits until the version is newer than the caller's; returns the counters and the sheets that changed since.
 
-        When too many callers wait, the oldest gets the unchanged counters.
+        When too many callers wait, the oldest gets the unchanged counters. So does a caller whom so much has changed for that the answers
+        to all callers might not fit into one message to Temporal, 4 MB; it should query then.
         """
         info = workflow.current_update_info()
         waiter = info.id if info else ""
@@ -140,7 +145,10 @@ class ProcessUpload:
             lambda: waiter not in self._waiters or (self._loaded and self._progress.version != args.version),
         )
         self._waiters.pop(waiter, None)
-        return self._progress.changes_since(args.version)
+        changes = self._progress.changes_since(args.version)
+        if len(changes.sheets) > FEW_SHEETS and weight(changes) > MOST_CHANGE_BYTES:
+            return replace(changes, version=args.version, sheets=())
+        return changes
 
     @workflow.signal
     def force_reconcile(self, args: Reconcile = Reconcile()) -> None:  # noqa: B008 - frozen
@@ -190,7 +198,7 @@ class ProcessUpload:
             if not self._progress.total_pages:
                 await self._count_pages(state)
             elif trusts_descriptors or self._requests.retries:
-                committed = {record.number for record in state.committed}
+                committed = {*state.confirmed, *(record.number for record in state.committed)}
                 not_committed = set(range(1, self._progress.total_pages + 1)) - committed
                 self._progress.reconcile(state.committed, not_committed, workflow.now())
             stop_if_cancelled()

@@ -209,7 +209,8 @@ class Watcher:
             if change is None:
                 return True
             if change.version == version:
-                # Too many updates wait, or the run is closing. The update with this id has ended, so the next wait needs a new id.
+                # Too many updates wait, the run is closing, or the change is too large for an update. The update with this id has ended, so
+                # the next wait needs a new id.
                 self._ended_updates += 1
                 await asyncio.sleep(REPEAT_PAUSE_S if change.status.is_final else POLL_S)
                 return False

@@ -21,7 +21,7 @@ MODULES = sorted(
 
 PURE = {"activities.errors", *(f"activities.bucket.{name}" for name in ("keys", "dzi", "records", "changes", "report", "pmtiles"))}
 """No Temporal is loaded here: the command line and the decoder start in a moment."""
-LIGHT = PURE | {"temporalio", "activities.interface", "activities.bucket.forecast"}
+LIGHT = PURE | {"temporalio", "activities.interface", "activities.bucket.forecast", "activities.bucket.weight"}
 BUCKET = LIGHT | {"activities.bucket"}
 HOST = BUCKET | {f"activities.{name}" for name in ("host", "attempt", "threads", "render.attempt", "render.tilefile", "render.pack")}
 CONTRACT = PURE | {
@@ -63,6 +63,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "activities.bucket.packed": PURE | {"activities.bucket.storage"},
     "activities.bucket.verify": PURE
     | {*(f"activities.bucket.{name}" for name in ("storage", "listing", "packed")), "activities.render.decoder"},
+    "activities.bucket.weight": PURE | {"activities.interface"},
     "activities.bucket.*": BUCKET,
     "activities.render.process": set(),
     "activities.render.decoder": {"activities.errors", "activities.render.process"},
@@ -127,7 +128,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "workflows.processing.progress": {
         "activities.interface",
-        *(f"activities.bucket.{name}" for name in ("changes", "records", "forecast")),
+        *(f"activities.bucket.{name}" for name in ("changes", "records", "forecast", "weight")),
     },
     "workflows.codec": {"activities.environment", "activities.errors", "cryptography", "google", "temporalio"},
     "workflows.*": LIGHT | {"workflows"},

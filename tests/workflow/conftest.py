@@ -1,6 +1,8 @@
 """A client of a real Temporal server, and an upload of its own for every test."""
 
 import secrets
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from temporalio.client import Client
@@ -8,6 +10,19 @@ from temporalio.client import Client
 from activities.bucket.keys import UploadRef
 from deploy.temporal import TemporalServer
 from tests.temporal import idle_client
+
+
+@pytest.fixture(scope="module")
+def forgetful_server(temporal_binary: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TemporalServer]:
+    """A server that suggests continue-as-new after 60 events."""
+    server = TemporalServer(
+        temporal_binary,
+        tmp_path_factory.mktemp("forgetful") / "temporal.db",
+        dynamic_config={"limit.historyCount.suggestContinueAsNew": "60"},
+    )
+    server.start()
+    yield server
+    server.stop()
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from temporalio.client import Client
 from activities.attempt import to_application_error
 from activities.bucket.forecast import Forecaster
 from activities.bucket.records import SheetRecord, SheetStatus, Snapshot, UploadOptions, scaled_note
+from activities.bucket.weight import fit_state
 from activities.errors import RenderOutOfMemory, SiteLinkError
 from activities.interface import (
     STORAGE_QUEUE,
@@ -113,7 +114,7 @@ class FakeActivities(UploadActivities):
         state = BucketState(self.options, tuple(self.committed.values()), self.manifest, self.webhooks)
         await self._reach("list_sheets")
         _raise_next(self.list_errors)
-        return state
+        return fit_state(state)
 
     @activity.defn
     async def check_sheets(self, args: CheckSheets) -> CheckedSheets:

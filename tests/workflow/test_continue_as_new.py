@@ -1,10 +1,7 @@
 """A long upload goes through several runs."""
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import pytest
 from temporalio.client import Client, WorkflowHistory
 
 from activities.bucket.keys import UploadRef
@@ -17,19 +14,6 @@ from tests.workflow.fakes import FakeActivities, pages, working
 from tests.workflow.runs import HISTORIES, cancelled_after_one, handle_of, handover_in, keep_history
 from workflows.starting import start_upload
 from workflows.upload import ProcessUpload
-
-
-@pytest.fixture(scope="module")
-def forgetful_server(temporal_binary: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TemporalServer]:
-    """A server that suggests continue-as-new after 60 events."""
-    server = TemporalServer(
-        temporal_binary,
-        tmp_path_factory.mktemp("forgetful") / "temporal.db",
-        dynamic_config={"limit.historyCount.suggestContinueAsNew": "60"},
-    )
-    server.start()
-    yield server
-    server.stop()
 
 
 async def test_continue_as_new_loses_and_repeats_nothing(forgetful_server: TemporalServer, ref: UploadRef) -> None:

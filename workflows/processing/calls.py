@@ -11,6 +11,7 @@ from temporalio.types import MethodAsyncSingleParam
 
 from activities.bucket.keys import UploadRef
 from activities.bucket.records import SheetRecord, SheetState, Snapshot, UploadOptions
+from activities.bucket.weight import cut
 from activities.errors import TilesMissing
 from activities.interface import (
     STORAGE_QUEUE,
@@ -41,6 +42,10 @@ STORAGE_TIMEOUT = timedelta(minutes=10)
 COUNT_TIMEOUT = timedelta(minutes=5)
 SHEET_TIMEOUT = timedelta(hours=1)
 FREE_TIMEOUT = timedelta(minutes=1)
+
+SUMMARY_BYTES = 200
+"""Most bytes of JSON for a title in a summary: Temporal takes 400 with all that is around it, also encrypted
+(``limit.userMetadataSummarySize``)."""
 
 UPLOAD_RETRIES = RetryPolicy(
     initial_interval=timedelta(seconds=1),
@@ -186,4 +191,4 @@ class Calls:
 
 
 def _summary(sheet: SheetState) -> str:
-    return f"sheet {sheet.number}: {sheet.title}" if sheet.title else f"sheet {sheet.number}"
+    return f"sheet {sheet.number}: {cut(sheet.title, SUMMARY_BYTES)}" if sheet.title else f"sheet {sheet.number}"

@@ -21,6 +21,7 @@ from activities.bucket.records import (
     milliseconds,
     timestamp,
 )
+from activities.bucket.weight import DETAIL_BYTES, HEAD_TEXT_BYTES, cut
 from activities.interface import Page
 
 NOT_RECONCILED = "a reconcile could not be done: "
@@ -169,7 +170,8 @@ class Progress:
 
     def show_committed(self, committed: Iterable[SheetRecord], now: datetime) -> None:
         """Shows the committed sheets of an upload whose pages will not be counted now; the number of pages stays unknown."""
-        self._change(now, [ready_sheet(SheetState(record.number, SheetStatus.PENDING, 0), record) for record in committed])
+        sheets = [ready_sheet(SheetState(record.number, SheetStatus.PENDING, 0, record.title), record) for record in committed]
+        self._change(now, sheets)
 
     def warn(self, warning: str | None, now: datetime) -> None:
         """Replaces the warning; None removes it.
@@ -178,6 +180,7 @@ class Progress:
         then ``finish`` removes it.
         """
         is_lesser = warning is not None and not warning.startswith(NOT_RECONCILED)
+        warning = warning and cut(warning, HEAD_TEXT_BYTES)
         if warning != self._head.warning and not (is_lesser and self._is_not_reconciled):
             self._change(now, warning=warning)
 
@@ -226,7 +229,7 @@ class Progress:
         """Shows that the sheet failed for good; a late failure of a ready sheet is ignored."""
         sheet = self._sheets[number]
         if sheet.status not in (SheetStatus.READY, SheetStatus.FAILED):
-            self._change(now, [replace(sheet, status=SheetStatus.FAILED, reason=reason, detail=detail)])
+            self._change(now, [replace(sheet, status=SheetStatus.FAILED, reason=reason, detail=cut(detail, DETAIL_BYTES))])
 
     def retry(self, numbers: Iterable[int], now: datetime) -> None:
         """Makes failed sheets pending again, on request, and reopens an upload that had ended.
@@ -294,7 +297,7 @@ class Progress:
 
     def fail(self, reason: str, detail: str, now: datetime) -> None:
         """Ends the upload as failed, because the document as a whole cannot be used."""
-        self._end(UploadStatus.FAILED, now, reason, detail)
+        self._end(UploadStatus.FAILED, now, reason, cut(detail, HEAD_TEXT_BYTES))
 
     def cancel(self, now: datetime) -> None:
         """Ends the upload as cancelled. No sheet is in flight, and unfinished sheets are pending."""
@@ -331,11 +334,10 @@ class Progress:
 
 
 def ready_sheet(sheet: SheetState, record: SheetRecord) -> SheetState:
-    """The sheet as ready, with the size and the counts of its ``sheet.json``."""
+    """The sheet as ready, with the size and the counts of its ``sheet.json``. It keeps its title: the count has cut it to fit."""
     return replace(
         sheet,
         status=SheetStatus.READY,
-        title=record.title,
         width=record.width,
         height=record.height,
         dpi=record.dpi,

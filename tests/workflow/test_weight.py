@@ -127,6 +127,6 @@ async def test_few_sheets_with_the_longest_titles_are_made(client: Client, ref: 
         await handle_of(client, ref).result()
         history = await handle_of(client, ref).fetch_history()
     summaries = [event.user_metadata.summary.ByteSize() for event in history.events]
-    assert 250 < max(summaries) <= 400  # limit.userMetadataSummarySize
+    assert 200 < max(summaries) <= 400  # limit.userMetadataSummarySize
     assert fake.manifest is not None
     assert [sheet.title for sheet in fake.manifest.sheets] == [*(character * 120 for character in WORST[:-1]), "?" * 120]

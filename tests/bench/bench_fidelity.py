@@ -4,8 +4,11 @@ Poppler is ``pdftoppm``. MuPDF is ``mutool``, or a Python with PyMuPDF that ``--
 and left out; neither is a dependency of SiteLink. Each program gets a process of its own for each file, with a limit of seconds.
 
 Two pictures are compared in squares of 8 px: a square differs if the means of its pixels differ by more than ``TOLERANCE`` of 255 in one
-colour. So anti-aliasing, the weight of hairlines and shifts by less than a pixel do not count. Prints the pages as a Markdown table, those
-first that differ most from both others; ``--pictures DIRECTORY`` gets the three pictures of each of them side by side.
+colour. So anti-aliasing and shifts by less than a pixel do not count. PDFium draws a line that is thinner than a pixel one pixel wide, and
+MuPDF draws it as light as it is thin: such lines differ at 72 dpi, and hardly at 150.
+
+Prints the pages as a Markdown table, those first that differ most from both others. ``--pictures DIRECTORY`` gets the three pictures of
+each page side by side.
 """
 
 import argparse
@@ -172,7 +175,7 @@ def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", type=Path, nargs="*", metavar="FILE.pdf")
-    parser.add_argument("--dpi", type=int, default=72)
+    parser.add_argument("--dpi", type=int, default=100)
     parser.add_argument("--most-pages", type=int, default=40, help="pages of a file")
     parser.add_argument("--rows", type=int, default=20)
     parser.add_argument("--timeout-s", type=float, default=60)
@@ -181,6 +184,7 @@ def main() -> None:
     parser.add_argument("--least-share", type=float, default=0.002, help="of squares that differ, for a picture")
     parser.add_argument("--draw", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    Image.MAX_IMAGE_PIXELS = None  # a whole sheet is larger than Pillow expects of a picture
     if arguments.draw:
         draw(arguments.draw, arguments.pictures, arguments.dpi, arguments.most_pages)
         return

@@ -15,7 +15,6 @@ import fcntl
 import gc
 import json
 import os
-import resource
 import select
 import signal
 import socket
@@ -200,7 +199,7 @@ def _run_child(
         limits = confine.Limits(message["fork"], message["cpuS"])
         layers = confine.restrict(limits, message.get("user"), message.get("group"))
         confine.die_with_parent(server)  # again, because a change of the user takes it back
-        peak = _limit_memory(listener_socket, own_status, message["fork"])
+        peak = _limit_memory(listener_socket, own_status, message["fork"], os.fstat(4).st_size)
         confine.seal()
         renderer = make_renderer(source)
         for request, files in _requests(channel):
@@ -236,7 +235,7 @@ def _requests(channel: socket.socket) -> Iterator[tuple[dict[str, Any], list[int
             line, files = b"", []
 
 
-def _limit_memory(listener_socket: socket.socket, own_status: int, memory_bytes: int) -> memorylimit.PeakLimit | None:
+def _limit_memory(listener_socket: socket.socket, own_status: int, memory_bytes: int, document_bytes: int) -> memorylimit.PeakLimit | None:
     """Sets the child's memory limit, and sends the server the listener by which the server watches the child.
 
     Returns:
@@ -260,7 +259,7 @@ def _limit_memory(listener_socket: socket.socket, own_status: int, memory_bytes:
             os.close(listener)
     del last
     # Set only now: a heap that may not grow asks for memory by mmap, and this request would wait until the server has the listener.
-    resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
+    memorylimit.set_limits(own_status, memory_bytes, document_bytes)
     return peak
 
 

@@ -11,7 +11,9 @@
 3. The kernel may refuse a new mapping that the fork server let pass: address space is short, or the host does not overcommit. The fork
    server notices when malloc tries again, because the peak of the address space has not grown. This is certain only while the process
    has one thread; after a child's first page some threads of libvips remain.
-4. Memory that RLIMIT_DATA does not count, which is shared memory and memory that grows downwards, is refused (EPERM).
+4. Memory that RLIMIT_DATA does not count, which is shared memory and memory that grows downwards, is refused (EPERM). Memory that was
+   writable once is not counted either, nor are the tables of pages that are only read. So RLIMIT_AS bounds the address space: no page
+   comes near it, but hostile code does. RLIMIT_STACK, which bounds the first thread's stack, cannot be raised.
 5. Some kernels offer no such notification (gVisor, an emulator, Linux before 5.5). There RLIMIT_DATA is higher by the largest allocation
    that PDFium tries, so that no allocation is refused before the limit is passed, and the child compares its peak with the limit after
    each page.
@@ -36,6 +38,14 @@ LARGEST_ALLOCATION = 2 << 30
 """Bytes. PDFium refuses a larger allocation itself: ``kMallocSizeLimit`` in
 https://pdfium.googlesource.com/pdfium/+/refs/heads/chromium/8149/core/fxcrt/fx_memory.h
 """
+
+OTHER_BYTES = 2 << 30
+"""Address space for all that is not private memory: libraries and fonts that are loaded later, and the reserve of each thread's heap."""
+
+DOCUMENT_MAPPINGS = 4
+"""How often a child maps its document at most."""
+
+STACK_BYTES = 8 << 20
 
 JUDGED_MPROTECT = 1 << 20
 """Bytes from which ``mprotect`` is judged: a thread's stack is larger, most steps of a thread's heap are smaller."""
@@ -70,6 +80,22 @@ def watch() -> int:
     if tuple(int(part) for part in re.findall(r"\d+", platform.release())[:2]) < _FIRST_KERNEL:
         raise OSError(errno.ENOSYS, "this kernel cannot let a request pass")
     return seccomp.install(program(platform.machine()), seccomp.NEW_LISTENER)
+
+
+def set_limits(status: int, memory_bytes: int, document_bytes: int) -> None:
+    """Sets this process's limits of private memory, and of what RLIMIT_DATA does not count.
+
+    Args:
+        status: Descriptor of ``/proc/self/status``.
+        memory_bytes: The limit of private memory.
+        document_bytes: The size of the document.
+    """
+    now = read_status(status)
+    address_space = now["VmSize"] - now["VmData"] + memory_bytes + OTHER_BYTES + DOCUMENT_MAPPINGS * document_bytes
+    for name, most in ((resource.RLIMIT_STACK, STACK_BYTES), (resource.RLIMIT_AS, address_space), (resource.RLIMIT_DATA, memory_bytes)):
+        hard = resource.getrlimit(name)[1]
+        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(name, (most, most))
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from activities.render.memorylimit import OTHER_BYTES
+
 ROOT = Path(__file__).parents[2]
 MEBIBYTE = 1 << 20
 ALLOWANCE = 64 * MEBIBYTE
@@ -18,7 +20,7 @@ from activities.render import memorylimit
 allowance = int(sys.argv[1])
 own_status = os.open("/proc/self/status", os.O_RDONLY)
 libc = ctypes.CDLL(None, use_errno=True)
-for allocate in (libc.malloc, libc.calloc, libc.realloc, libc.aligned_alloc, libc.mmap):
+for allocate in (libc.malloc, libc.calloc, libc.realloc, libc.aligned_alloc, libc.mmap, libc.mremap):
     allocate.restype = ctypes.c_void_p
 
 def used():
@@ -39,7 +41,7 @@ if pid == 0:
     listener = memorylimit.watch()
     socket.send_fds(theirs, [b"!"], [listener])
     os.close(listener)
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    memorylimit.set_limits(own_status, limit, document_bytes=0)
     exec(sys.argv[2])
     os._exit(0)
 os.close(told)
@@ -114,7 +116,7 @@ def test_request_that_is_refused_for_another_reason_ends_the_process(call: str) 
     size = ALLOWANCE // 2
     code = f"""
 pages = int(open("/proc/self/statm").read().split()[0])
-resource.setrlimit(resource.RLIMIT_AS, (pages * mmap.PAGESIZE + {size // 2}, -1))
+resource.setrlimit(resource.RLIMIT_AS, [pages * mmap.PAGESIZE + {size // 2}] * 2)
 took({size}, {call.format(size=size)})
 """
     assert run(code) == (True, -9, 0)
@@ -178,6 +180,36 @@ def test_memory_that_the_limit_does_not_count_is_not_to_be_had(code: str) -> Non
     """Shared memory and memory that grows downwards are refused, so they are no way around the limit."""
     assert run(f"try:\n {code}\nexcept PermissionError:\n os._exit(3)") == (False, 3, 0)
     assert run("os._exit(3 if libc.shmget(0, 1 << 20, 0o1600) == -1 and ctypes.get_errno() == 1 else 4)") == (False, 3, 0)
+
+
+UNCOUNTED = {
+    "written, then made read-only": (
+        32 * MEBIBYTE,
+        """
+address = libc.mmap(None, ctypes.c_size_t({size}), 3, 0x22, -1, 0)
+took({size}, address)
+libc.mprotect(ctypes.c_void_p(address), ctypes.c_size_t({size}), 1)
+""",
+    ),
+    "reserved, then made writable in small parts": (1 << 30, "took({size}, libc.mmap(None, ctypes.c_size_t({size}), 0, 0x4022, -1, 0))"),
+    "tables of pages that are only read": (1 << 30, "took({size}, libc.mmap(None, ctypes.c_size_t({size}), 1, 0x4022, -1, 0))"),
+}
+
+
+@pytest.mark.parametrize(("size", "code"), UNCOUNTED.values(), ids=UNCOUNTED)
+def test_memory_that_is_not_private_is_limited(size: int, code: str) -> None:
+    """RLIMIT_DATA does not count what is not writable at the moment, but the limit of the address space does."""
+    most = ALLOWANCE + OTHER_BYTES + size  # the last request, which is refused, is told, too
+    body = code.format(size=size).replace("\n", "\n ")
+    _, status, total = run(f"for _ in range({2 * most // size}):\n {body}")
+    assert status != 0
+    assert total <= most
+
+
+def test_stack_does_not_grow_beyond_its_limit() -> None:
+    """RLIMIT_DATA does not count the stack: its limit cannot be raised."""
+    raised = "try:\n resource.setrlimit(resource.RLIMIT_STACK, (64 << 20, 64 << 20))\nexcept ValueError:\n os._exit(3)"
+    assert run(raised) == (False, 3, 0)
 
 
 @pytest.mark.parametrize(("share", "exceeded"), [(0.9, False), (1.1, True)])

@@ -24,10 +24,12 @@ from temporalio.service import RPCError
 
 from activities.bucket.keys import UploadRef
 from activities.bucket.location import BucketSettings
-from activities.bucket.records import SheetStatus, Snapshot, from_json, to_json
+from activities.bucket.records import Note, SheetStatus, Snapshot, UploadOptions, bounded_notes, from_json, to_json
 from activities.bucket.storage import Bucket
+from activities.bucket.weight import MOST_PAGES
 from activities.errors import PageUnreadable, StorageUnavailable
 from activities.interface import BucketState, CountPages, Document, ListSheets, Page, WriteManifest, WrittenManifest
+from activities.limits import DocumentLimits
 from api.__main__ import GRACE_S
 from api.progress.delivery import PING_S
 from api.progress.runs import QUERY_TIMEOUT_S
@@ -300,6 +302,31 @@ async def test_upload_is_watched_to_its_end(http: httpx2.AsyncClient, api: ApiPr
     assert (await http.get(f"{url_of(api, ref)}/events", headers={"Last-Event-ID": str(final)})).status_code == 204
     answer = await state_of(http, api, ref)
     assert (answer["status"], answer["version"], answer["warning"]) == ("complete", final, None)
+
+
+async def test_longest_texts_of_2000_sheets_are_streamed(
+    http: httpx2.AsyncClient, api: ApiProcess, bucket: Bucket, temporal: Client
+) -> None:
+    """A change that is too large for an update arrives all the same, and the last event is the manifest byte for byte."""
+    titled = [replace(page, title="\N{GRINNING FACE}" * 120) for page in pages(MOST_PAGES)]
+    counted = DocumentLimits().check_pages(titled, UploadOptions())
+    fake = Activities(list(counted), bucket)
+    notes = bounded_notes(Note("FontSubstituted", f"{number}{'n' * 200}") for number in range(9))
+    for page in counted[3:]:
+        fake.commit(replace(page, notes=notes))
+    fake.gate.clear()
+    async with working(temporal, fake):
+        ref = await send(http, api)
+        async with streaming(http, url_of(api, ref)) as stream:
+            events = [await stream.next()]
+            while len(merged(events)["sheets"]) < MOST_PAGES:
+                events.append(await stream.next())
+            fake.gate.set()
+            events += await stream.rest()
+    manifest = bucket.get(ref.manifest).body
+    assert events[-1] == ("end", manifest.decode())
+    assert merged(events[:-1]) == json.loads(manifest)
+    assert json.loads(manifest)["status"] == "complete"
 
 
 async def test_killed_api_loses_no_change(http: httpx2.AsyncClient, api: ApiProcess, bucket: Bucket, temporal: Client) -> None:

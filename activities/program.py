@@ -1,6 +1,7 @@
 """The begin and the end of a process that uses Temporal's client."""
 
 import asyncio
+import ctypes
 import gc
 import logging
 import os
@@ -10,6 +11,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
+
+_PR_SET_DUMPABLE = 4
 
 
 def run(main: Callable[[], int]) -> NoReturn:
@@ -24,6 +27,15 @@ def run(main: Callable[[], int]) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def hide_memory() -> None:
+    """Lets no process without privileges attach to this one, or read its memory and environment, where the secrets are.
+
+    A program calls it after ``give_way``, which writes a file that then belongs to root.
+    https://man7.org/linux/man-pages/man2/PR_SET_DUMPABLE.2const.html
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 def keep_what_is_loaded() -> None:

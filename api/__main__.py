@@ -14,7 +14,7 @@ from activities.bucket.location import BucketSettings
 from activities.bucket.storage import Bucket
 from activities.errors import BucketError, SiteLinkError
 from activities.logs import set_up
-from activities.program import keep_what_is_loaded, run, stop_request
+from activities.program import hide_memory, keep_what_is_loaded, run, stop_request
 from api.app import create_app
 from api.http.connections import BoundedServer, ConnectionLimits, possible_connections
 from api.r2.settings import PullSettings
@@ -105,6 +105,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m api", description="Serves the API, or takes R2 events from a queue.")
     parser.add_argument("program", choices=("events",), nargs="?", help="events: take R2 events from a queue; default: serve the API")
     program = parser.parse_args().program
+    hide_memory()
     try:
         set_up(os.environ)
     except ValueError as error:

@@ -348,7 +348,11 @@ class Api:
                 raise
             logger.warning("not ready", extra={"problem": f"{error.type}: {error}"})
             return status_problem(HTTPStatus.SERVICE_UNAVAILABLE, READY, {}, "the server's log says what is wrong")
-        text = f"ok\nwarning: {OPEN_WARNING}\n" if self._mode is Mode.OPEN else "ok\n"
+        text = "ok\n"
+        if self._mode is Mode.OPEN:
+            text += f"warning: {OPEN_WARNING}\n"
+        if self._mode is not Mode.JWT:
+            text += f"images are decoded behind: {await self._readiness.confinement()}\n"
         return PlainTextResponse(text, headers={"Cache-Control": "no-store"})
 
     async def page(self, request: Request) -> Response:

@@ -6,7 +6,8 @@ import time
 from collections.abc import Awaitable
 
 from activities.bucket.storage import ROOM_KEY, Bucket
-from activities.errors import BucketError, ObjectMissing, SiteLinkError, StorageUnavailable, TemporalUnavailable
+from activities.errors import BucketError, ObjectMissing, RenderCrashed, SiteLinkError, StorageUnavailable, TemporalUnavailable
+from activities.render.decoder import Decoder
 from api.progress.runs import NoRun, Runs
 
 logger = logging.getLogger(__name__)
@@ -32,6 +33,7 @@ class Readiness:
         self._runs = runs
         self._room_asked_at: float | None = None
         self._room_failure: SiteLinkError | None = None
+        self._layers: str | None = None
         self._checking: asyncio.Task[list[SiteLinkError]] | None = None
 
     async def check(self) -> None:
@@ -45,6 +47,12 @@ class Readiness:
             self._checking = asyncio.create_task(self._failures())
         if failures := await asyncio.shield(self._checking):
             raise type(failures[0])("; ".join(str(error) for error in failures))
+
+    async def confinement(self) -> str:
+        """The layers that confine the process in which this one decodes JPEGs for ``verify``; tried once, in such a process."""
+        if self._layers is None:
+            self._layers = await asyncio.to_thread(_decoder_layers)
+        return self._layers
 
     async def _failures(self) -> list[SiteLinkError]:
         return [error for error in await asyncio.gather(self._temporal_failure(), self._bucket_failure()) if error]
@@ -67,6 +75,14 @@ class Readiness:
             self._room_asked_at = now
             self._room_failure = await _failure_of(self._bucket.check_room())
         return self._room_failure
+
+
+def _decoder_layers() -> str:
+    try:
+        with Decoder() as decoder:
+            return ", ".join(decoder.layers) or "nothing"
+    except RenderCrashed as error:
+        return f"unknown: {error}"
 
 
 async def _failure_of(asking: Awaitable[object]) -> SiteLinkError | None:

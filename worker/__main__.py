@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from activities.errors import SiteLinkError, TemporalUnavailable
 from activities.logs import set_up
-from activities.program import give_way, keep_what_is_loaded, run, stop_request
+from activities.program import give_way, hide_memory, keep_what_is_loaded, run, stop_request
 from activities.scratch import ScratchInUse
 from activities.sealing import PasswordSeal
 from worker.app import run_tile_role, run_webhook_role, run_workflow_role
@@ -60,6 +60,7 @@ def main() -> int:
         settings = (WebhookRoleSettings if role == "webhook" else WorkerSettings).from_env(os.environ)
         if role == "tile":
             give_way(NICENESS, GROUP_NICENESS)
+        hide_memory()
         asyncio.run(_run(role, settings, codec_keys(os.environ)))
     except TemporalUnavailable as error:
         logger.error("Temporal is not reached: %s", error)

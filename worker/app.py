@@ -27,6 +27,7 @@ from activities.interface import (
     host_queue,
 )
 from activities.reconcile import ReconcileActivities
+from activities.render import confine
 from activities.render.child import ChildLimits, ChildPool
 from activities.render.compile import library_path
 from activities.scratch import Scratch
@@ -112,14 +113,21 @@ async def run_tile_role(client: Client, settings: WorkerSettings, stop: asyncio.
 
     Raises:
         ScratchInUse: Another worker uses the scratch directory.
+        ValueError: Render children are not confined here, but must be.
+        RenderFault: Render children cannot do their work here.
     """
     share_pages = settings.upload_slots + settings.render_slots  # enough pages of one upload to keep all slots busy
     scratch = Scratch(settings.scratch_directory, settings.scratch_limit_bytes, share_pages + settings.upload_slots, share_pages)
     limits = ChildLimits(memory_bytes=settings.render_memory_bytes, cpu_s=settings.render_cpu_s, wall_s=settings.render_wall_s)
     if not settings.dzsave and not library_path().exists():
         logger.warning("tiles are cut by libvips, which takes five times the CPU: the cutter is not compiled")
-    children = ChildPool(settings.render_slots, limits, dzsave=settings.dzsave)
-    children.start()
+    children = ChildPool(settings.render_slots, limits, dzsave=settings.dzsave, first_user=settings.first_user)
+    try:
+        await check_confinement(children, must_confine=settings.must_confine)
+    except BaseException:
+        await children.close()
+        scratch.close()
+        raise
     # asyncio's default, 6 threads on 2 cores, is too few, because the threads mostly wait for the bucket.
     asyncio.get_running_loop().set_default_executor(
         ThreadPoolExecutor(settings.render_slots + STORAGE_SLOTS + HOUSEKEEPING_SLOTS + SCRATCH_THREADS, thread_name_prefix="activity")
@@ -172,6 +180,27 @@ async def run_tile_role(client: Client, settings: WorkerSettings, stop: asyncio.
         finally:
             await children.close()
             scratch.close()
+
+
+async def check_confinement(children: ChildPool, *, must_confine: bool) -> None:
+    """Says in the log which layers confine the render children, after trying them in one.
+
+    Raises:
+        ValueError: They are not confined, but must be.
+        RenderFault: A child cannot do its work: it may be unable to read its libraries or fonts.
+    """
+    held = await children.layers()
+    missing = [name for name in confine.LAYERS if name not in held]
+    logger.info("render children are confined by: %s; missing: %s", ", ".join(held) or "nothing", ", ".join(missing) or "nothing")
+    if confine.SECCOMP in held and (confine.LANDLOCK in held or confine.OWN_USER in held):
+        return
+    if must_confine:
+        msg = (
+            f"render children are not confined on this kernel, which lacks {' and '.join(missing)}, and SITELINK_ACCESS says that others "
+            "can send documents: a document that takes over a child could read all others. SITELINK_UNCONFINED=allow renders all the same"
+        )
+        raise ValueError(msg)
+    logger.warning("a document that takes over a render child can do what the worker can")
 
 
 def housekeeping_worker(client: Client, activities: HousekeepingActivities, slots: int, layouts: LayoutActivities | None = None) -> Worker:

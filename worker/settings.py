@@ -14,6 +14,9 @@ from activities.environment import amount, choice, whole_number
 from activities.limits import DocumentLimits
 from activities.webhooks.settings import WebhookSettings
 
+FIRST_USER = 65_100
+"""No user of a usual system: https://www.debian.org/doc/debian-policy/ch-opersys.html#uid-and-gid-classes reserves it."""
+
 
 @dataclass(frozen=True)
 class WorkerSettings:
@@ -31,6 +34,8 @@ class WorkerSettings:
         bucket_threads: Requests to the bucket at once, at most.
         limits: The most that a document may have.
         dzsave: Whether libvips cuts the tiles, also where the cutter could.
+        first_user: The uid and gid of the first render slot's children, as ``ChildPool`` takes it.
+        must_confine: Whether the worker may only run where render children are confined: others can send documents to the API.
         forecaster: Makes forecasts by the render slots, the speed and the prices.
     """
 
@@ -45,6 +50,8 @@ class WorkerSettings:
     bucket_threads: int
     limits: DocumentLimits
     dzsave: bool
+    first_user: int | None
+    must_confine: bool
     forecaster: Forecaster
 
     @classmethod
@@ -74,6 +81,8 @@ class WorkerSettings:
                 upload_tiles=whole_number(environ, "SITELINK_MAX_UPLOAD_TILES", DocumentLimits.upload_tiles),
             ),
             dzsave=choice(environ, "SITELINK_CUTTER", ("auto", "dzsave")) == "dzsave",
+            first_user=whole_number(environ, "SITELINK_RENDER_USER", FIRST_USER, low=0) or None if os.geteuid() == 0 else None,
+            must_confine=bool(environ.get("SITELINK_ACCESS")) and choice(environ, "SITELINK_UNCONFINED", ("", "allow")) != "allow",
             forecaster=Forecaster(
                 render_slots,
                 seconds_per_megapixel=amount(environ, "SITELINK_SECONDS_PER_MEGAPIXEL", SECONDS_PER_MEGAPIXEL),

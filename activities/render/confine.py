@@ -20,6 +20,7 @@ import signal
 import socket
 import stat
 import struct
+import sys
 import sysconfig
 from collections.abc import Iterable
 from contextlib import suppress
@@ -31,6 +32,7 @@ from activities.render.seccomp import ALLOW, ANSWER, ANY_BIT, AT_LEAST, AUDIT_AR
 
 OWN_USER, NAMESPACES, LANDLOCK, SECCOMP = "own user", "namespaces", "Landlock", "seccomp"
 """The names of layers."""
+LAYERS = (OWN_USER, NAMESPACES, LANDLOCK, SECCOMP)
 
 OPEN_FILES = 64
 TASKS = 64
@@ -97,9 +99,15 @@ class Limits:
 
 
 def library_folders() -> list[int]:
-    """Descriptors of the folders of the interpreter, of the libraries, and of this program's modules; they contain the fonts, too."""
+    """Descriptors of the folders of the interpreter, of the libraries, and of this program's modules; they contain the fonts, too.
+
+    A checkout of this program may contain the data directory, so only its modules are among them.
+    """
+    root = Path(__file__).parents[2]
+    is_checkout = (root / "pyproject.toml").exists()
     names = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
     names |= {"/lib", "/lib64", "/usr/lib", "/usr/lib64", str(Path(__file__).parents[1])}
+    names |= {name for name in sys.path if name and not (is_checkout and root.is_relative_to(name))}
     return [os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) for name in sorted(names) if Path(name).is_dir()]
 
 

@@ -1,7 +1,8 @@
 """The process that decodes JPEGs for ``verify``: run as ``python -m activities.render.decode``. Loads libvips.
 
 A request on stdin is ``REQUEST`` and the JPEG's bytes. The answer on stdout is one line, which is empty if the JPEG is whole and else says
-what is wrong with it. Before the first request an empty line says that the process is ready. It ends when its stdin is closed.
+what is wrong with it. Before the first request a line names the layers of its confinement. It ends when its stdin is closed, and with the
+thread that started it.
 """
 
 import os
@@ -11,6 +12,7 @@ import sys
 
 import pyvips
 
+from activities.render import confine
 from activities.render.decoder import REQUEST
 
 LARGEST_PX = 512
@@ -23,12 +25,16 @@ CPU_S = 20
 def main() -> None:
     """Answers requests until there are no more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in the terminal is for the parent, which then closes stdin
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
     os.nice(10)
     pyvips.cache_set_max(0)
+    confine.landlock(confine.library_folders())
+    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+    layers = confine.restrict(confine.Limits(file_bytes=0))
+    confine.die_with_parent(int(sys.argv[1]))
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
+    confine.seal()
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
-    answers.write(b"\n")
+    answers.write(", ".join((*layers, *confine.layers())).encode() + b"\n")
     answers.flush()
     while header := requests.read(REQUEST.size):
         width, height, size_bytes = REQUEST.unpack(header)

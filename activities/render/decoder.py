@@ -1,5 +1,6 @@
 """Starts the process that decodes JPEGs, ``activities.render.decode``, and asks it. Loads no native library."""
 
+import os
 import struct
 import subprocess
 import threading
@@ -23,6 +24,9 @@ class Decoder:
     Args:
         answer_s: Seconds to wait for the answer about an image.
 
+    Attributes:
+        layers: The layers of the process's confinement, as ``confine`` names them.
+
     Raises:
         RenderCrashed: The process cannot be started.
     """
@@ -34,9 +38,11 @@ class Decoder:
     def start(self) -> None:
         """Starts a process, in place of one that has ended."""
         # stderr has only warnings of libvips.
-        self._process = start_process("activities.render.decode", stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        self._process = start_process("activities.render.decode", str(os.getpid()), stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
         self._requests, self._answers = cast("IO[bytes]", self._process.stdin), cast("IO[bytes]", self._process.stdout)
-        if not self._ask(b"", ANSWER_S):
+        greeting = self._ask(b"", ANSWER_S)
+        self.layers = greeting.decode().strip().split(", ")
+        if not greeting:
             msg = f"the process that decodes JPEGs did not start: it {self._end()}"
             raise RenderCrashed(msg)
 

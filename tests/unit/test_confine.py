@@ -21,6 +21,8 @@ from tests.resources import make_pdfs
 from tests.unit.attacks import ATTACKS, FOR_ROOT, OFTEN_REFUSED
 from tests.unit.test_child import OPTIONS, Sheets, fork_servers, none_alive, render_children, silent
 from tests.waiting import until_async
+from worker.app import check_confinement
+from worker.settings import WorkerSettings
 
 ROOT = Path(__file__).parents[2]
 NOBODY = 65534
@@ -42,13 +44,18 @@ def attack(mode: str, user: int) -> dict[str, str]:
     environment = {**os.environ, "SITELINK_MADE_UP": "the-secret-of-the-bucket"}
     python = sys.executable
     if user != os.geteuid():
-        environment |= {"HOME": "/", "PYTHONPATH": sysconfig.get_path("purelib"), "PYTHONDONTWRITEBYTECODE": "1"}
+        environment |= _for_others()
         python = next((path for path in (sys.executable, "/usr/bin/python3") if can_run(path, user, environment)), "")
         if not python:
             pytest.skip("another user cannot run this interpreter")
     result = run_as(user, [python, "-m", "tests.unit.attacks", mode], environment)
     assert result.returncode == 0, result.stderr[-3000:]
     return dict(json.loads(result.stdout))
+
+
+def _for_others() -> dict[str, str]:
+    """The environment in which another user, or another interpreter, runs our program."""
+    return {**os.environ, "HOME": "/", "PYTHONPATH": sysconfig.get_path("purelib"), "PYTHONDONTWRITEBYTECODE": "1"}
 
 
 def can_run(python: str, user: int, environment: dict[str, str]) -> bool:
@@ -115,6 +122,84 @@ async def test_layers_are_told_by_trying() -> None:
         await pool.close()
     assert {confine.LANDLOCK, confine.SECCOMP} <= set(layers)
     assert confine.OWN_USER not in layers
+
+
+class Layers(ChildPool):
+    """A pool whose children have only the given layers."""
+
+    def __init__(self, *held: str) -> None:
+        super().__init__(1)
+        self._held = list(held)
+
+    async def layers(self) -> list[str]:
+        """See ``ChildPool.layers``."""
+        return self._held
+
+
+@pytest.mark.parametrize("held", [(), (confine.LANDLOCK,), (confine.SECCOMP, confine.NAMESPACES)])
+async def test_worker_for_others_refuses_to_render_unconfined(held: tuple[str, ...]) -> None:
+    """It says what is missing and which setting allows it. Without access control, or with the setting, it only warns."""
+    with pytest.raises(ValueError, match="SITELINK_UNCONFINED=allow"):
+        await check_confinement(Layers(*held), must_confine=True)
+    await check_confinement(Layers(*held), must_confine=False)
+
+
+@pytest.mark.parametrize("held", [(confine.LANDLOCK, confine.SECCOMP), (confine.OWN_USER, confine.SECCOMP)])
+async def test_worker_says_in_one_line_which_layers_hold(held: tuple[str, ...], caplog: pytest.LogCaptureFixture) -> None:
+    """Those that hold and those that are missing."""
+    caplog.set_level("INFO")
+    await check_confinement(Layers(*held), must_confine=True)
+    (line,) = caplog.messages
+    assert line.startswith(f"render children are confined by: {', '.join(held)}; missing: ")
+
+
+def test_access_makes_confinement_a_must() -> None:
+    """A tile worker learns from the API's own setting that others can send documents."""
+    for environ, must in (
+        ({}, False),
+        ({"SITELINK_ACCESS": "jwt"}, True),
+        ({"SITELINK_ACCESS": "jwt", "SITELINK_UNCONFINED": "allow"}, False),
+    ):
+        assert WorkerSettings.from_env(environ).must_confine is must
+    with pytest.raises(ValueError, match="SITELINK_UNCONFINED"):
+        WorkerSettings.from_env({"SITELINK_ACCESS": "jwt", "SITELINK_UNCONFINED": "yes"})
+
+
+OWN_USERS = """
+import asyncio, json, os, sys
+from pathlib import Path
+from activities.render.child import ChildPool
+from activities.bucket.records import UploadOptions
+
+async def main():
+    pool = ChildPool(2, first_user=65100)
+    print(json.dumps(await pool.layers()))
+    source = Path(sys.argv[1])
+    os.chmod(source, 0o600)
+    count = lambda upload: pool.count_pages(upload, source, UploadOptions(), 2000, lambda: None)
+    pages = [len(document.pages) for document in await asyncio.gather(count("a"), count("b"))]
+    users = [int(Path(f"/proc/{child.pid}/status").read_text().split("Uid:")[1].split()[0]) for child in pool._idle]
+    print(json.dumps([pages, sorted(users)]))
+    await pool.close()
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a process another user")
+def test_children_of_root_have_a_user_for_each_slot(tmp_path: Path) -> None:
+    """They read their document, which belongs to root and which no other user may read. The folders above it are closed to them."""
+    python = next((path for path in (sys.executable, "/usr/bin/python3") if can_run(path, NOBODY, _for_others())), "")
+    if not python:
+        pytest.skip("another user cannot run this interpreter")
+    (tmp_path / "closed").mkdir(mode=0o700)
+    source = tmp_path / "closed" / "source.pdf"
+    source.write_bytes(make_pdfs.plan_set(2))
+    result = run_as(0, [python, "-c", OWN_USERS, str(source)], _for_others())
+    assert result.returncode == 0, result.stderr[-3000:]
+    layers, told = map(json.loads, result.stdout.splitlines())
+    assert confine.OWN_USER in layers
+    assert told == [[2, 2], [65100, 65101]]
 
 
 async def test_idle_child_ends(sheets: Sheets) -> None:

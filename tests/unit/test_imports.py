@@ -67,7 +67,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "activities.bucket.*": BUCKET,
     "activities.render.process": set(),
     "activities.render.decoder": {"activities.errors", "activities.render.process"},
-    "activities.render.decode": {"activities.render.decoder", "pyvips"},
+    "activities.render.decode": {"activities.render.confine", "activities.render.decoder", "pyvips"},
     "activities.render.tilefile": LIGHT,
     "activities.render.pack": LIGHT | {"activities.render.tilefile"},
     "activities.render.compile": set(),
@@ -168,6 +168,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "api.http.counters": SERVER_ROOM | {"limits"},
     "api.http.limits": SERVER_ROOM | {"limits"},
     "api.http.digests": SERVER_ROOM | {"http_sf"},
+    "api.readiness": SERVER_ROOM | {"activities.render.decoder"},
     "api.*": SERVER_ROOM,
     "worker.*": {"activities", "workflows", "worker", "temporalio"},
 }

@@ -421,7 +421,7 @@ def _read_layers(text: str) -> dict[str, bool]:
             msg = f"{LAYERS} is {text[:80]!r}, each layer in it must be true or false"
             raise InvalidRequest(msg)
     else:
-        signed = [item.strip() for item in text.split(",")]
+        signed = [item.strip(" ") for item in text.split(",")]
         pairs = [(item.removeprefix("+") if not item.startswith("-") else item[1:], not item.startswith("-")) for item in signed]
     layers = dict(pairs)
     if len(layers) != len(pairs):

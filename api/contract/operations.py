@@ -9,7 +9,7 @@ from http import HTTPStatus
 
 from activities import errors
 from activities.bucket.pmtiles import MEDIA_TYPE
-from activities.bucket.records import MOST_BUDGET_BYTES, MOST_LAYER_CHOICES_BYTES, MOST_PARTS, OPTION_RANGES, Layout, UploadOptions
+from activities.bucket.records import MOST_BUDGET_BYTES, MOST_PARTS, OPTION_RANGES, Layout, UploadOptions
 from api.access.tickets import DEFAULT_TTL_S, MAX_TTL_S
 from api.contract.schemas import ID, TEXT, VERSION, Schema, field_descriptions, ref
 from api.http.parameters import DEFAULT_LIMIT, LONGEST_WAIT_S, MAX_LIMIT
@@ -185,7 +185,7 @@ _OPTION_SCHEMAS: dict[str, Schema] = {
     for low, high in [OPTION_RANGES[name]]
 } | {
     LAYOUT: {"type": "string", "enum": list(map(str, Layout)), "default": str(UploadOptions().layout)},
-    LAYERS: {"type": "string", "minLength": 1, "maxLength": MOST_LAYER_CHOICES_BYTES, "examples": ["-Furniture,+Demolition"]},
+    LAYERS: {"type": "string", "pattern": r"^[^\x00-\x1f\x7f-\x9f]+$", "examples": ["-Furniture,+Demolition"]},
     MARKUPS: {"type": "boolean", "default": UploadOptions().markups},
 }
 _LAYERS_IN_JSON: Schema = {

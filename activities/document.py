@@ -8,6 +8,7 @@ from activities.bucket.dzi import MINIMUM_DPI
 from activities.bucket.keys import UploadRef
 from activities.bucket.records import bounded_notes, scaled_note
 from activities.bucket.storage import PART_BYTES
+from activities.errors import RenderCrashed
 from activities.host import HostActivities
 from activities.interface import CountPages, Document, HalvePage, Page
 from activities.render.attempt import RenderAttempt
@@ -25,7 +26,9 @@ class DocumentActivities(HostActivities):
             password = host.passwords.open(args.sealed_password, args.ref)
             record = await attempt.in_thread(lambda _: self._store.record(ref), more_follows=True)
             async with host.scratch.source(ref, record, host.bucket, attempt) as source:
-                document = await host.children.count_pages(str(ref), source, record.options, host.limits.pages, attempt.beat, password)
+                document = await host.children.count_pages(
+                    str(ref), source, record.options, host.limits.pages, attempt.beat, password, fresh=attempt.is_retry
+                )
             pages = host.limits.check_pages(document.pages, record.options)
             source_parts = -(-record.size_bytes // PART_BYTES)
             forecast = host.forecaster.forecast(
@@ -50,7 +53,12 @@ class DocumentActivities(HostActivities):
 
                 async def measure(dpi: int) -> Page:
                     asked = replace(options, dpi=dpi)
-                    document = await host.children.count_pages(str(ref), source, asked, host.limits.pages, attempt.beat, password)
+                    document = await host.children.count_pages(
+                        str(ref), source, asked, host.limits.pages, attempt.beat, password, fresh=attempt.is_retry
+                    )
+                    if args.number > len(document.pages):
+                        msg = f"the render process found {len(document.pages):,} pages, fewer than before"
+                        raise RenderCrashed(msg)
                     return document.pages[args.number - 1]
 
                 half = (await measure(options.dpi)).dpi // 2

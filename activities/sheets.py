@@ -21,7 +21,7 @@ from activities.bucket.pmtiles import sheet_metadata
 from activities.bucket.records import Layer, Layout, SheetRecord, TileLine, UploadOptions, bounded_notes, tiles_digest, to_json
 from activities.bucket.storage import LIST_PAGE, Bucket, ObjectInfo, etag_of
 from activities.bucket.store_errors import not_written_error
-from activities.errors import BucketError, PageTooLarge
+from activities.errors import BucketError, PageTooLarge, TilesMissing
 from activities.host import HostActivities
 from activities.interface import DiscardScratch, TiledPage, TilePage, UploadPage, host_queue
 from activities.render.attempt import RenderAttempt
@@ -50,7 +50,7 @@ class SheetActivities(HostActivities):
             async with host.scratch.room(ref, attempt.beat), host.scratch.source(ref, record, host.bucket, attempt) as source:
                 page = host.scratch.new_page(ref, args.number)
                 try:
-                    rendered = await host.children.tile_page(str(ref), source, args, page, attempt.beat, password)
+                    rendered = await host.children.tile_page(str(ref), source, args, page, attempt.beat, password, fresh=attempt.is_retry)
                     host.free_render_slot()
                     has_thumbnail = await attempt.in_thread(lambda _: self._put_thumbnail(ref, args.number, page), more_follows=True)
                     queue, name = host_queue(host.scratch.host), host.scratch.publish(page)
@@ -62,7 +62,7 @@ class SheetActivities(HostActivities):
         """Writes the thumbnail before any tile; returns whether the bucket took it. If not, ``upload_page`` writes it."""
         try:
             self._host.bucket.put(ref.thumbnail(number), read_thumbnail(page))
-        except BucketError as error:
+        except (BucketError, TilesMissing) as error:
             logger.warning("the thumbnail comes later, with the tiles: %s", error)
             return False
         return True

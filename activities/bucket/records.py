@@ -687,7 +687,7 @@ def _read(name: str, hint: Any, value: Any) -> Any:
     if typing.get_origin(hint) is types.UnionType:
         return None if value is None else _read(name, typing.get_args(hint)[0], value)
     kind = typing.get_origin(hint) or hint
-    if kind in _JSON_TYPES and not isinstance(value, _JSON_TYPES[kind][0]):
+    if kind in _JSON_TYPES and (not isinstance(value, _JSON_TYPES[kind][0]) or (isinstance(value, bool) and kind is not bool)):
         msg = f"its {name} is not {_JSON_TYPES[kind][1]}"
         raise ValueError(msg)
     if kind is tuple:

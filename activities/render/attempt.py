@@ -17,6 +17,11 @@ class RenderAttempt(Attempt):
         counts = [count for count in activity.info().heartbeat_details if isinstance(count, int)]
         self._failed_children, self._altered_reads = [*counts, 0, 0][:2]
 
+    @property
+    def is_retry(self) -> bool:
+        """Whether an earlier attempt has failed."""
+        return activity.info().attempt > 1
+
     def beat(self) -> None:
         """See ``Attempt.beat``."""
         activity.heartbeat(self._failed_children, self._altered_reads)

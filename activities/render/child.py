@@ -7,6 +7,7 @@ that forks the children, limits their memory together with the kernel.
 
 import asyncio
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -17,24 +18,42 @@ import subprocess
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, TypeVar, cast
 
-from activities import errors
 from activities.attempt import BEAT_S
-from activities.bucket.records import Layer, Note, UploadOptions, bounded_layers, from_wire, to_wire
-from activities.errors import RenderCrashed, RenderFault, RenderOutOfMemory, RenderTimeout, SiteLinkError
+from activities.bucket.dzi import Pyramid
+from activities.bucket.records import UploadOptions, bounded_layers, to_wire
+from activities.errors import RenderCrashed, RenderFault, RenderOutOfMemory, RenderTimeout, SiteLinkError, TilesMissing
 from activities.interface import Document, TilePage
+from activities.render.answers import (
+    REFUSALS,
+    TILE_ANSWER_BYTES,
+    Rendered,
+    clean_text,
+    count_answer_bytes,
+    raise_if_disk_is_full,
+    read_answer,
+    read_document,
+    read_rendered,
+    short_message,
+)
 from activities.render.process import start_process
-from activities.render.tilefile import new_files, write_layers
+from activities.render.tilefile import check_sheet, new_files, write_layers
 
 logger = logging.getLogger(__name__)
 
-LONGEST_ANSWER_BYTES = 64 << 20
+T = TypeVar("T")
+
 LONGEST_LINE_BYTES = 2000
+MOST_LINES = 100
+"""Lines of render processes that are logged within ``LINES_S`` seconds."""
+LINES_S = 60.0
+CRASHED = "the render process failed unexpectedly; the tile worker's log says why"
+UNREADABLE = "the render process sent an answer that cannot be read"
 FORK_SERVER = "activities.render.forkserver"
 CLOSE_TIMEOUT_S = 5.0
 IDLE_S = 15.0
@@ -63,23 +82,6 @@ class ChildLimits:
     pages_per_child: int = 100
 
 
-@dataclass(frozen=True)
-class Rendered:
-    """A page whose tiles were written.
-
-    Args:
-        engines: Name to version of every library that decided the tiles' bytes.
-        chroma: The chroma subsampling of tiles with colours.
-        notes: What was found while the page was drawn.
-        transform: From the page to its pixels, as ``SheetRecord`` explains.
-    """
-
-    engines: dict[str, str]
-    chroma: str
-    notes: tuple[Note, ...]
-    transform: tuple[float, ...]
-
-
 class ChildPool:
     """At most ``slots`` children of one fork server. The pool belongs to the event loop in which it is first used.
 
@@ -93,6 +95,9 @@ class ChildPool:
         renew_forks: A fork server is replaced after so many children.
         fork_server: The module of the fork server.
     """
+
+    server_answer_s = 120.0
+    """See ``_ForkServer``. A start takes a third of a second, and an end as long as the kernel needs to free the child's memory."""
 
     def __init__(
         self,
@@ -127,7 +132,7 @@ class ChildPool:
     def start(self) -> "_ForkServer":
         """Starts the fork server if it does not run. It takes a third of a second, for which the first upload need not wait."""
         if not self._server:
-            self._server = _ForkServer(self._fork_server)
+            self._server = _ForkServer(self._fork_server, self.server_answer_s)
         return self._server
 
     async def layers(self) -> list[str]:
@@ -148,15 +153,25 @@ class ChildPool:
             return await self._layers()
 
     async def _layers(self) -> list[str]:
-        child = await self._new_child("", Path(__file__))
+        async def read(names: Any) -> list[str]:
+            return [str(name) for name in names]
+
+        child = await self._new_child("", Path(__file__), lambda: None)
         try:
-            held = await child.ask({"operation": "layers"}, (), self._limits, lambda: None)
-            return [str(name) for name in held]
+            return await child.ask({"operation": "layers"}, (), read, TILE_ANSWER_BYTES, self._limits, lambda: None)
         finally:
             await asyncio.shield(child.end())
 
     async def count_pages(
-        self, upload: str, source: Path, options: UploadOptions, max_pages: int, beat: Callable[[], None], password: str = ""
+        self,
+        upload: str,
+        source: Path,
+        options: UploadOptions,
+        max_pages: int,
+        beat: Callable[[], None],
+        password: str = "",
+        *,
+        fresh: bool = False,
     ) -> Document:
         """Measures every page: its size and title.
 
@@ -167,16 +182,22 @@ class ChildPool:
             max_pages: The published limit.
             beat: Called about once a second while this waits.
             password: Opens the PDF, if it needs one. The child gets it over its socket alone.
+            fresh: Whether a child that has drawn no page before must do it. Only its faults count against the page, so a page that has
+                failed must be given to a fresh child.
 
         Raises:
             DocumentError: The document cannot be used.
             RenderFault: The child failed.
         """
         request = {"operation": "count", "password": password, "options": to_wire(options), "maxPages": max_pages}
-        return from_wire(Document, await self._ask(upload, source, request, (), beat))
+
+        async def read(result: Any) -> Document:
+            return read_document(result, options, max_pages)
+
+        return await self._ask(upload, source, request, (), read, count_answer_bytes(max_pages), beat, fresh=fresh)
 
     async def tile_page(
-        self, upload: str, source: Path, args: TilePage, target: Path, beat: Callable[[], None], password: str = ""
+        self, upload: str, source: Path, args: TilePage, target: Path, beat: Callable[[], None], password: str = "", *, fresh: bool = False
     ) -> Rendered:
         """Draws a page and writes ``tiles.flat``, ``thumbnail.jpeg`` and ``layers.json``, as ``tilefile`` reads them.
 
@@ -187,6 +208,8 @@ class ChildPool:
             target: An existing, empty directory.
             beat: Called about once a second while this waits.
             password: Opens the PDF, if it needs one. The child gets it over its socket alone.
+            fresh: Whether a child that has drawn no page before must do it. Only its faults count against the page, so a page that has
+                failed must be given to a fresh child.
 
         Raises:
             DocumentError: The document cannot be used.
@@ -203,13 +226,17 @@ class ChildPool:
             "options": to_wire(args.options),
             "dzsave": self._dzsave,
         }
+        pyramid = Pyramid(args.width, args.height, args.options.tile_size, args.options.overlap)
+
+        async def read(result: Any) -> Rendered:
+            rendered = read_rendered(result)
+            await asyncio.to_thread(check_sheet, target, pyramid)
+            if layers := bounded_layers(rendered.layers):
+                write_layers(target, layers)
+            return rendered
+
         with new_files(target) as files:
-            answer = await self._ask(upload, source, request, files, beat)
-        engines = {str(name): str(version) for name, version in answer["engines"].items()}
-        notes = tuple(from_wire(Note, note) for note in answer["notes"])
-        if layers := bounded_layers(from_wire(Layer, layer) for layer in answer["layers"]):
-            write_layers(target, layers)
-        return Rendered(engines, str(answer["chroma"]), notes, tuple(float(number) for number in answer["transform"]))
+            return await self._ask(upload, source, request, files, read, TILE_ANSWER_BYTES, beat, fresh=fresh)
 
     async def retire(self, upload: str) -> None:
         """Ends the idle children of an upload that has ended, so that its document and buffers are freed."""
@@ -225,12 +252,23 @@ class ChildPool:
             await server.close()
         await asyncio.gather(*self._tasks)
 
-    async def _ask(self, upload: str, source: Path, request: dict[str, Any], files: Sequence[int], beat: Callable[[], None]) -> Any:
+    async def _ask(
+        self,
+        upload: str,
+        source: Path,
+        request: dict[str, Any],
+        files: Sequence[int],
+        read: Callable[[Any], Awaitable[T]],
+        most_bytes: int,
+        beat: Callable[[], None],
+        *,
+        fresh: bool,
+    ) -> T:
         async with self._slot(beat):
-            child = await self._child_of(upload, source)
+            child = await self._child_of(upload, source, beat, fresh=fresh)
             try:
                 with self._at_work(child):
-                    result = await child.ask(request, files, self._limits, beat)
+                    result = await child.ask(request, files, read, most_bytes, self._limits, beat)
             except BaseException as error:
                 # A child that refuses a document or a page by name is still usable. After any other error it is ended first.
                 if isinstance(error, SiteLinkError) and not isinstance(error, RenderFault):
@@ -268,9 +306,11 @@ class ChildPool:
             if not taking.cancel():
                 self._free_slots.release()
 
-    async def _child_of(self, upload: str, source: Path) -> "_Child":
+    async def _child_of(self, upload: str, source: Path, beat: Callable[[], None], *, fresh: bool) -> "_Child":
         """An idle child of this upload and file, else a new one. A new one takes the place of the one that was idle longest."""
         for child in reversed(self._idle):
+            if fresh and child.pages:
+                continue
             if (child.upload, child.source) == (upload, source) and not child.ending.done():
                 return self._take(child)
         while self._idle and self._busy + len(self._idle) > self._slots:
@@ -283,16 +323,16 @@ class ChildPool:
             worn_server, self._server = self._server, None
             self._replaced.add(worn_server)
             self._in_background(self._end_replaced(worn_server))
-        return await self._new_child(upload, source)
+        return await self._new_child(upload, source, beat)
 
-    async def _new_child(self, upload: str, source: Path) -> "_Child":
+    async def _new_child(self, upload: str, source: Path, beat: Callable[[], None]) -> "_Child":
         server, user = self.start(), None
         if self._first_user is None:
-            return await server.fork(upload, source, self._limits)
+            return await server.fork(upload, source, self._limits, beat)
         user = next(user for user in count(self._first_user) if user not in self._users)
         self._users.add(user)
         try:
-            child = await server.fork(upload, source, self._limits, user, self._first_user)
+            child = await server.fork(upload, source, self._limits, beat, user, self._first_user)
         except BaseException:
             self._users.discard(user)
             raise
@@ -346,16 +386,7 @@ class _Ending:
 class _Child:
     """A render child, as the worker sees it."""
 
-    def __init__(
-        self,
-        server: "_ForkServer",
-        pid: int,
-        upload: str,
-        source: Path,
-        channel: socket.socket,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-    ) -> None:
+    def __init__(self, server: "_ForkServer", pid: int, upload: str, source: Path, channel: socket.socket) -> None:
         self.pid = pid
         self.upload = upload
         self.source = source
@@ -366,47 +397,89 @@ class _Child:
         self.idle_timer: asyncio.TimerHandle | None = None
         self.server = server
         self._channel = channel
-        self._reader = reader
-        self._writer = writer
+        self._channel.setblocking(False)
+        self._requests = 0
 
-    async def ask(self, request: dict[str, Any], files: Sequence[int], limits: ChildLimits, beat: Callable[[], None]) -> Any:
+    async def ask(
+        self,
+        request: dict[str, Any],
+        files: Sequence[int],
+        read: Callable[[Any], Awaitable[T]],
+        most_bytes: int,
+        limits: ChildLimits,
+        beat: Callable[[], None],
+    ) -> T:
         """Sends a request and the descriptors of the files to write; returns the result.
+
+        Args:
+            request: As the renderer takes it.
+            files: The descriptors.
+            read: Makes the result out of the one in the answer; raises ``ValueError`` or ``TilesMissing`` if it does not believe the child.
+            most_bytes: The longest answer.
+            limits: The child's limits.
+            beat: Called about once a second while this waits.
 
         Raises:
             SiteLinkError: The child refuses the document or the page.
-            RenderFault: The child crashed or went over a limit. It may still be alive.
-            OSError: The child could not write its files.
+            RenderFault: The child crashed, went over a limit, or said or left what cannot be. It may still be alive.
+            OSError: The disk is full.
         """
-        line = json.dumps({**request, "cpuS": limits.cpu_s}).encode() + b"\n"
-        # A child that has ended is noticed below. The socket has room: the child has read every request before.
-        with contextlib.suppress(ConnectionError):
+        self._requests += 1
+        line = json.dumps({**request, "id": self._requests, "cpuS": limits.cpu_s}).encode() + b"\n"
+        # A child that has ended is noticed below, and one that has not read its last request does not answer this one.
+        with contextlib.suppress(ConnectionError, BlockingIOError):
             socket.send_fds(self._channel, [line], files)
-        reading = asyncio.create_task(self._reader.readline())
+        reading = asyncio.create_task(self._read_line(most_bytes))
         try:
             await self._watch(reading, limits, beat)
-            answer = json.loads(reading.result())
-        except ValueError as error:
-            raise self._fault(RenderCrashed, "the render process sent an answer that cannot be read") from error
+            answer = read_answer(reading.result(), self._requests)
+            if "error" in answer:
+                raise await self._error_of(answer, request["operation"], files, limits)
+            result = await read(answer["result"])
+        except (ValueError, TilesMissing) as error:
+            logger.warning("a render process is not believed: %s", error, extra={"ref": self.upload})
+            raise self._fault(RenderCrashed, UNREADABLE) from error
         finally:
             reading.cancel()
-        is_fresh = self.pages == 0
-        self.pages += request["operation"] == "tile"
-        if "error" in answer:
-            raise error_of_answer(answer, limits, self.upload, fresh_child=is_fresh)
-        return answer["result"]
+            await asyncio.wait((reading,))
+            self.pages += request["operation"] == "tile"
+        return result
+
+    async def _read_line(self, most_bytes: int) -> bytes:
+        """What the child sends, up to a line's end. It has no end if the child has closed its socket.
+
+        Raises:
+            ValueError: It is longer than ``most_bytes``.
+        """
+        line = bytearray()
+        while not line.endswith(b"\n") and (data := await asyncio.get_running_loop().sock_recv(self._channel, 1 << 16)):
+            line += data
+            if len(line) > most_bytes:
+                msg = f"its answer has more than {most_bytes:,} bytes"
+                raise ValueError(msg)
+        return bytes(line)
+
+    async def _error_of(self, answer: dict[str, Any], operation: str, files: Sequence[int], limits: ChildLimits) -> Exception:
+        """The exception for the error in an answer, as far as the child is believed: see ``answers``."""
+        if answer.get("errno") in (errno.ENOSPC, errno.EDQUOT) and files:
+            try:
+                await asyncio.to_thread(raise_if_disk_is_full, files[0])
+            except OSError as error:
+                return error
+        return error_of_answer(answer, operation, limits, self.upload, fresh_child=self.pages == 0)
 
     async def end(self) -> None:
         """Kills the process; returns when it has ended."""
-        self._writer.close()
+        self._channel.close()
         self.server.kill(self.pid)
-        # Unlike a plain await, asyncio.wait does not cancel the future when the caller is cancelled.
-        await asyncio.wait((self.ending,))
+        await self.server.wait_for_end(self.ending)
 
     async def _watch(self, line: asyncio.Task[bytes], limits: ChildLimits, beat: Callable[[], None]) -> None:
         """Waits for the answer.
 
         Raises:
             RenderFault: The child has ended, or is over its limit of wall time.
+            ValueError: The answer is too long.
         """
         clock = asyncio.get_running_loop().time
         started_at = beaten_at = clock()
@@ -416,7 +489,7 @@ class _Child:
             remaining_s = started_at + limits.wall_s - clock()
             await asyncio.wait(awaited, timeout=max(0, min(BEAT_S, remaining_s)), return_when=asyncio.FIRST_COMPLETED)
             if line.done():
-                if not line.exception() and line.result().endswith(b"\n"):
+                if isinstance(line.exception(), ValueError) or (not line.exception() and line.result().endswith(b"\n")):
                     return
                 # The connection has closed. The fork server will say in a moment how the process ended.
                 awaited.discard(line)
@@ -450,9 +523,11 @@ class _ForkServer:
 
     Args:
         module: The module that it runs.
+        answer_s: A server that does not start or end a child within this time is stopped, or hangs. It is killed, and its children with it.
     """
 
-    def __init__(self, module: str = FORK_SERVER) -> None:
+    def __init__(self, module: str, answer_s: float) -> None:
+        self._answer_s = answer_s
         self.is_lost = False
         self._forks = 0
         self._started_at = time.monotonic()
@@ -483,13 +558,16 @@ class _ForkServer:
         while waiting := {*self._starting, *self.endings.values()}:
             await asyncio.wait(cast("set[asyncio.Future[Any]]", waiting))
 
-    async def fork(self, upload: str, source: Path, limits: ChildLimits, user: int | None = None, group: int = 0) -> _Child:
+    async def fork(
+        self, upload: str, source: Path, limits: ChildLimits, beat: Callable[[], None], user: int | None = None, group: int = 0
+    ) -> _Child:
         """Starts a child, which may read no document but ``source``.
 
         Args:
             upload: The child's upload.
             source: The document. With a user, the group gets the right to read it, unless all users may.
             limits: The child's limits.
+            beat: Called about once a second while this waits.
             user: The child's uid; None: the worker's.
             group: Its gid.
 
@@ -509,8 +587,7 @@ class _ForkServer:
             with child_end, document:
                 socket.send_fds(self._control, [json.dumps(message).encode()], [child_end.fileno(), document.fileno()])
             self._starting.append(starting)
-            pid = await asyncio.shield(starting)
-            reader, writer = await asyncio.open_unix_connection(sock=own_end, limit=LONGEST_ANSWER_BYTES)
+            pid = await self._started(starting, beat)
         except OSError as error:
             own_end.close()
             msg = "the fork server does not answer"
@@ -519,20 +596,50 @@ class _ForkServer:
             own_end.close()
             await asyncio.shield(self._end_unwanted(starting))
             raise
-        return _Child(self, pid, upload, source, own_end, reader, writer)
+        return _Child(self, pid, upload, source, own_end)
+
+    async def _started(self, starting: asyncio.Future[int], beat: Callable[[], None]) -> int:
+        """The pid of a child, once it has started.
+
+        Raises:
+            ConnectionError: The server has ended, or was killed because it did not answer.
+        """
+        deadline = self._loop.time() + self._answer_s
+        while not starting.done():
+            remaining_s = deadline - self._loop.time()
+            if remaining_s <= 0:
+                await self._kill_server()
+            await asyncio.wait((starting,), timeout=max(0, min(BEAT_S, remaining_s)))
+            if not starting.done():
+                beat()
+        return starting.result()
+
+    async def wait_for_end(self, ending: asyncio.Future[_Ending]) -> None:
+        """Returns when a child that was killed has ended."""
+        # Unlike a plain await, asyncio.wait does not cancel the future when the caller is cancelled.
+        if not (await asyncio.wait((ending,), timeout=self._answer_s))[0]:
+            await self._kill_server()
+
+    async def _kill_server(self) -> None:
+        logger.warning("the fork server is killed: it did not answer within %g s", self._answer_s)
+        self._process.kill()
+        await asyncio.to_thread(self._process.wait)
+        self._mark_lost()
 
     async def _end_unwanted(self, starting: asyncio.Future[int]) -> None:
         """Ends a child as soon as it has started, because its caller was cancelled."""
         with contextlib.suppress(ConnectionError):
-            pid = await starting
+            pid = await self._started(starting, lambda: None)
             if (ending := self.endings.get(pid)) is not None:
                 self.kill(pid)
-                await asyncio.wait((ending,))
+                await self.wait_for_end(ending)
 
     def kill(self, pid: int) -> None:
         """Kills a child, if it is alive."""
         if pid in self.endings:
-            self._control.send(json.dumps({"kill": pid}).encode())
+            # A server that has ended is noticed by _receive, and one that does not read by wait_for_end.
+            with contextlib.suppress(OSError):
+                self._control.send(json.dumps({"kill": pid}).encode())
 
     async def close(self) -> None:
         """Ends every child, then the server; returns when all have ended."""
@@ -583,10 +690,29 @@ class _ForkServer:
 
 
 def log_lines(output: IO[bytes]) -> None:
-    """Logs the lines that the libraries print, until the server and its children have ended."""
+    """Logs the lines that the libraries print, until the server and its children have ended; the first ``MOST_LINES`` within ``LINES_S``.
+
+    A child that prints without end is read slowly, so that it waits, and not the worker.
+    """
+    logged, dropped, since = 0, 0, time.monotonic()
     with output:
         for line in iter(lambda: output.readline(LONGEST_LINE_BYTES), b""):
-            logger.warning("a render process printed a line", extra={"line": line.decode("utf-8", "replace").rstrip()})
+            if time.monotonic() - since > LINES_S:
+                logged, dropped, since = 0, _log_dropped(dropped), time.monotonic()
+            if logged < MOST_LINES:
+                logged += 1
+                logger.warning("a render process printed a line", extra={"line": clean_text(line.decode("utf-8", "replace").rstrip())})
+            else:
+                dropped += 1
+                time.sleep(0.001)
+    _log_dropped(dropped)
+
+
+def _log_dropped(lines: int) -> int:
+    """Logs how many lines were not logged; returns zero, their number from now on."""
+    if lines:
+        logger.warning("render processes printed too many lines", extra={"dropped": lines})
+    return 0
 
 
 def _let_read(document: IO[bytes], group: int) -> None:
@@ -616,15 +742,12 @@ def _memory_message(limits: ChildLimits) -> str:
     return f"the page needs more than {limits.memory_bytes:,} bytes of memory"
 
 
-def error_of_answer(answer: dict[str, Any], limits: ChildLimits, upload: str, *, fresh_child: bool) -> Exception:
-    """The exception for the error in a child's answer. The words of a library go only to the log."""
-    name, message = str(answer["error"]), str(answer["message"])
-    kind = getattr(errors, name, None)
-    if isinstance(kind, type) and issubclass(kind, SiteLinkError) and not issubclass(kind, RenderFault):
-        return kind(message)
+def error_of_answer(answer: dict[str, Any], operation: str, limits: ChildLimits, upload: str, *, fresh_child: bool) -> SiteLinkError:
+    """The exception for the error in a child's answer, except for a full disk. The words of a library go only to the log."""
+    name, words = str(answer["error"]), short_message(str(answer["message"]))
+    if (kind := REFUSALS.get(operation, {}).get(name)) is not None:
+        return kind(words)
     if name == MemoryError.__name__:
         return RenderOutOfMemory(_memory_message(limits), fresh_child=fresh_child)
-    if name == OSError.__name__:
-        return OSError(answer.get("errno"), message) if answer.get("errno") else OSError(message)
-    logger.warning("a render process failed: %s: %s", name, message, extra={"ref": upload})
-    return RenderCrashed("the render process failed unexpectedly; the tile worker's log says why", fresh_child=fresh_child)
+    logger.warning("a render process failed: %s: %s", short_message(name), words, extra={"ref": upload})
+    return RenderCrashed(CRASHED, fresh_child=fresh_child)

@@ -210,7 +210,7 @@ def _run_child(
                 answer = renderer.answer(request, files)
             if peak is not None and peak.is_exceeded():
                 answer = {"error": MemoryError.__name__, "message": "over the limit"}
-            channel.sendall(json.dumps(answer).encode() + b"\n")
+            channel.sendall(json.dumps({"id": request["id"], **answer}).encode() + b"\n")
         status = 0
     except ConnectionError:
         pass  # The worker has closed the socket, because it does not need this child any more.

@@ -65,12 +65,6 @@ def jpeg(width: int, height: int, shade: int = 200) -> bytes:
     return target.getvalue()
 
 
-def outline(width: int, height: int, content: bytes = b"") -> bytes:
-    """Begins and ends like a JPEG of this size, and has these bytes instead of pixels: no decoder reads it."""
-    frame = b"\xff\xc0\x00\x0b\x08" + height.to_bytes(2, "big") + width.to_bytes(2, "big") + b"\x01\x01\x11\x00"
-    return b"\xff\xd8" + frame + content + b"\xff\xd9"
-
-
 def put_sheet(bucket: Bucket, number: int, ref: UploadRef = REF, layout: Layout = Layout.EXPLODED) -> SheetState:
     """Writes a whole sheet; returns its state in the progress."""
     bodies = [jpeg(*PYRAMID.tile_rectangle(*tile)[2:], shade=(50 * number + column) % 256) for column, tile in enumerate(PYRAMID.tiles())]

@@ -274,10 +274,11 @@ def test_errors_of_boto_have_no_insides(error: Exception, caplog: pytest.LogCapt
 @pytest.mark.parametrize("name", ["PasswordError", "Error", "PdfError", "PdfiumError", "RecursionError", "KeyError", "RenderCrashed", "_x"])
 def test_errors_of_a_render_process_have_no_insides(name: str, caplog: pytest.LogCaptureFixture) -> None:
     """The class and the words of a library in a child, and of a child that was taken over, go to the log."""
-    fault = error_of_answer({"error": name, "message": f"{SOURCE}: invalid password"}, ChildLimits(), str(REF), fresh_child=True)
+    fault = error_of_answer({"error": name, "message": f"{SOURCE}: invalid password"}, "count", ChildLimits(), str(REF), fresh_child=True)
     assert_no_insides(str(fault))
     (record,) = caplog.records
-    assert f"{name}: {SOURCE}: invalid password" in record.getMessage()
+    assert f"{name}: " in record.getMessage()
+    assert "invalid password" in record.getMessage()
     assert record.__dict__["ref"] == str(REF)
 
 

@@ -100,7 +100,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "activities.render.renderer": LIGHT
     | {*(f"activities.render.{name}" for name in ("cutter", "measure", "raster", "pdf_file", "pyramid", "heap", "fonts.faces"))},
     "activities.render.attempt": {"activities.attempt", "activities.errors", "temporalio"},
-    "activities.render.child": LIGHT | {"activities.attempt", "activities.render.process", "activities.render.tilefile"},
+    "activities.render.answers": LIGHT,
+    "activities.render.child": LIGHT
+    | {"activities.attempt", *(f"activities.render.{name}" for name in ("answers", "process", "tilefile"))},
     "activities.render.forkserver": {"activities.render.confine", "activities.render.memorylimit"},
     "activities.render.memorylimit": {"activities.render.seccomp"},
     "activities.render.confine": {"activities.render.seccomp"},

@@ -24,8 +24,8 @@ from activities.render.cutter import Cutter
 from activities.render.pack import PackedSheet, tile_lines
 from activities.render.pyramid import write_sheet
 from activities.render.tilefile import TILES, TileFile, new_files, write_tile_file
+from tests.resources.jpeg import outline
 from tests.servers.npm_packages import NoPackages, installed_packages
-from tests.unit.sheets import outline
 
 NPM = Path(__file__).parents[1] / "servers" / "npm-pmtiles"
 

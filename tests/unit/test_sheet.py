@@ -30,7 +30,8 @@ from activities.render.tilefile import THUMBNAIL, TILES, write_tile_file
 from activities.scratch import Scratch
 from activities.threads import FairThreads
 from tests.resources import make_pdfs
-from tests.unit.sheets import Md5Bucket, accept, etag, outline
+from tests.resources.jpeg import outline
+from tests.unit.sheets import Md5Bucket, accept, etag
 from tests.waiting import until_async
 from worker.app import Activities
 from workflows.processing.progress import Progress

@@ -15,8 +15,9 @@ import pytest
 from activities.bucket.dzi import Pyramid
 from activities.errors import TilesMissing
 from activities.render.tilefile import MOST_THUMBNAIL_BYTES, THUMBNAIL, TILES, TileFile, check_sheet, read_thumbnail, write_tile_file
+from tests.resources.jpeg import outline
 from tests.unit.hostile_files import as_ordinary_user
-from tests.unit.sheets import jpeg, outline
+from tests.unit.sheets import jpeg
 
 PYRAMID = Pyramid(600, 400)
 SECRET = b"%PDF-1.7 the drawing of another tenant"

@@ -1,8 +1,8 @@
 """The process that decodes JPEGs for ``verify``: run as ``python -m activities.render.decode``. Loads libvips.
 
-A request on stdin is ``REQUEST`` and the JPEG's bytes. The answer on stdout is one line, which is empty if the JPEG is whole and else says
-what is wrong with it. Before the first request a line names the layers of its confinement. It ends when its stdin is closed, and with the
-thread that started it.
+A request on stdin is ``REQUEST`` and the JPEG's bytes. The answer on stdout is one line: empty if the JPEG is whole, ``size WIDTH HEIGHT``
+if it has another size, ``damaged`` if it cannot be decoded. Before the first request a line names the layers of its confinement. It ends
+when its stdin is closed, and with the thread that started it.
 """
 
 import os
@@ -13,10 +13,8 @@ import sys
 import pyvips
 
 from activities.render import confine
-from activities.render.decoder import REQUEST
+from activities.render.decoder import LARGEST_PX, REQUEST
 
-LARGEST_PX = 512
-"""Longest side of a thumbnail."""
 MEMORY_BYTES = 1 << 30
 CPU_S = 20
 """Most CPU time for one image. The largest tile needs a tenth of a second."""
@@ -41,12 +39,12 @@ def main() -> None:
         usage = resource.getrusage(resource.RUSAGE_SELF)
         resource.setrlimit(resource.RLIMIT_CPU, (int(usage.ru_utime + usage.ru_stime) + CPU_S, resource.RLIM_INFINITY))
         problem = decode(requests.read(size_bytes), width, height)
-        answers.write(problem.replace("\n", " ").encode() + b"\n")
+        answers.write(problem.encode() + b"\n")
         answers.flush()
 
 
 def decode(body: bytes, width: int, height: int) -> str:
-    """Says what is wrong with a JPEG; empty if it has the right size and every pixel can be decoded.
+    """The answer about a JPEG; empty if it has the right size and every pixel can be decoded.
 
     Args:
         body: The JPEG's bytes.
@@ -57,12 +55,10 @@ def decode(body: bytes, width: int, height: int) -> str:
         image = pyvips.Image.jpegload_buffer(body, fail_on="warning", access="sequential")
         # Before a pixel is decoded: a header may claim gigabytes.
         if (width or min(image.width, LARGEST_PX), height or min(image.height, LARGEST_PX)) != (image.width, image.height):
-            return (
-                f"has {image.width} x {image.height} px, not {f'{width} x {height}' if width else f'at most {LARGEST_PX} x {LARGEST_PX}'}"
-            )
+            return f"size {image.width} {image.height}"
         image.avg()
     except pyvips.Error:  # its message is not for people: it names calls of libvips
-        return "cannot be decoded: it is damaged or cut off"
+        return "damaged"
     return ""
 
 

@@ -1,6 +1,7 @@
 """Starts the process that decodes JPEGs, ``activities.render.decode``, and asks it. Loads no native library."""
 
 import os
+import re
 import struct
 import subprocess
 import threading
@@ -13,6 +14,14 @@ from activities.render.process import start_process
 
 REQUEST = struct.Struct(">III")
 """The header of a request: the width and the height in pixels that the JPEG must have, both 0 for a thumbnail; its size in bytes."""
+
+LARGEST_PX = 512
+"""Longest side of a thumbnail."""
+
+LONGEST_ANSWER_BYTES = 200
+"""The first answer, which names the layers, is the longest."""
+_ANSWER = re.compile(rb"(?P<size>size (?P<width>\d{1,9}) (?P<height>\d{1,9}))?(?P<damaged>damaged)?\n")
+DAMAGED = "cannot be decoded: it is damaged or cut off"
 
 ANSWER_S = 180.0
 """A decoder that does not answer within this time hangs: an image takes a tenth of a second, and at most 20 s of CPU time."""
@@ -55,7 +64,7 @@ class Decoder:
         try:
             self._requests.write(request)
             self._requests.flush()
-            return self._answers.readline()
+            return self._answers.readline(LONGEST_ANSWER_BYTES)
         except BrokenPipeError:
             return b""
         finally:
@@ -81,8 +90,8 @@ class Decoder:
         # A process may die for another reason. So a JPEG is blamed only if a fresh process dies, too.
         for _ in range(2):
             answer = self._ask(REQUEST.pack(width, height, len(body)) + body, self._answer_s)
-            if answer.endswith(b"\n"):
-                return answer.decode().rstrip("\n")
+            if (problem := _problem(answer, width, height)) is not None:
+                return problem
             ending = self._end()
             self.start()
         return f"broke the decoder, which {ending}"
@@ -111,3 +120,14 @@ class Decoder:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._end()
+
+
+def _problem(answer: bytes, width: int, height: int) -> str | None:
+    """The sentence for an answer; None for one that the decoder does not give, unless a JPEG has taken it over."""
+    match = _ANSWER.fullmatch(answer)
+    if match is None:
+        return None
+    if match["size"]:
+        wanted = f"{width} x {height}" if width else f"at most {LARGEST_PX} x {LARGEST_PX}"
+        return f"has {match['width'].decode()} x {match['height'].decode()} px, not {wanted}"
+    return DAMAGED if match["damaged"] else ""

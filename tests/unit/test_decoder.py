@@ -2,7 +2,12 @@
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
+from typing import IO, cast
+
+import pytest
 
 from activities.render.decoder import Decoder
 from tests.unit.sheets import jpeg
@@ -54,3 +59,35 @@ def test_a_decoder_that_hangs_is_killed_and_named() -> None:
         assert decoder.pid != pid  # what hangs at the end is not waited for either
     assert not (Path("/proc") / str(pid)).exists()
     assert not (Path("/proc") / str(decoder.pid)).exists()
+
+
+class Lying(Decoder):
+    """A decoder whose processes were taken over: each runs a program that sends anything."""
+
+    code = ""
+
+    def start(self) -> None:
+        """Starts the program in place of the decoder."""
+        self._process = subprocess.Popen([sys.executable, "-c", self.code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self._requests, self._answers = cast("IO[bytes]", self._process.stdin), cast("IO[bytes]", self._process.stdout)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "b'see /etc/passwd\\n'",
+        "b'\\x1b[2J\\n'",
+        "b'size 1 ' + b'9' * 80 + b'\\n'",
+        "b'x' * (1 << 24)",
+        "b'\\xff\\n'",
+        "b'damageddamaged\\n'",
+    ],
+)
+def test_a_decoder_that_says_anything_is_ended_and_its_words_are_not_shown(said: str) -> None:
+    """However much it says."""
+
+    class Saying(Lying):
+        code = f"import os, sys, time\nsys.stdin.buffer.read(12)\nos.write(1, {said})\ntime.sleep(600)"
+
+    with Saying(answer_s=1) as decoder:
+        assert decoder.problem(jpeg(10, 20), 10, 20) == "broke the decoder, which gave no answer within 1 s and was killed"

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from activities.bucket.keys import UploadRef
 from activities.logs import JsonFormatter, TextFormatter, log_format, set_log_context
-from activities.render.child import log_lines
+from activities.render.child import MOST_LINES, log_lines
 
 ROOT = Path(__file__).parents[2]
 REF = "acme/tower/a1/01a21885-7840-7420-ac01-824f34011755"
@@ -168,3 +168,15 @@ def test_output_of_a_render_process_is_logged(caplog: pytest.LogCaptureFixture) 
     log_lines(open(read, "rb"))  # noqa: PTH123, SIM115 - a descriptor, which it closes
     lines = [as_json(record)["line"] for record in caplog.records]
     assert lines == ["VIPS-WARNING: \ufffd odd", "x" * 2000, "x" * 2000, "x" * 1000]
+
+
+def test_lines_of_a_render_process_are_bounded(caplog: pytest.LogCaptureFixture) -> None:
+    """A child that was taken over does not fill the log's disk, nor write what a terminal obeys."""
+    read, write = os.pipe()
+    with open(write, "wb") as output:  # noqa: PTH123 - a descriptor
+        output.write(b"\x1b[2J\r1\n" * 5000)
+    log_lines(open(read, "rb"))  # noqa: PTH123, SIM115 - a descriptor, which it closes
+    *lines, last = [as_json(record) for record in caplog.records]
+    assert {line["line"] for line in lines} == {"\ufffd[2J\ufffd1"}
+    assert len(lines) == MOST_LINES
+    assert last["dropped"] == 5000 - MOST_LINES

@@ -53,7 +53,7 @@ def measure(pdf: PdfFile, options: UploadOptions, max_pages: int) -> Document:
         _page(index + 1, title, size, user_unit, options)
         for index, (title, size, user_unit) in enumerate(zip(titles, sizes, structure.user_units, strict=True))
     ]
-    pages[0] = replace(pages[0], notes=(*notes, *pdf.layer_notes, *pages[0].notes))
+    pages[0] = replace(pages[0], notes=(*notes, *pdf.layers.notes, *pages[0].notes))
     return Document(pages=tuple(pages))
 
 

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import pikepdf
 import pypdfium2.raw as pdfium
 
 from activities.bucket.records import Note, UploadOptions
@@ -44,7 +43,7 @@ class PdfFile:
         document: PDFium's handle.
         objects: The same document as pikepdf reads it.
         layers: Its layers, as they are drawn.
-        layer_notes: Why the layers may not be as the author or the upload wants them.
+        layer_notes: A note for each sheet where the layers may not be as the author or the upload wants them.
         annotations: The annotations of all pages.
         page_count: At least 1.
         contents: The contents of all pages.
@@ -91,7 +90,7 @@ class PdfFile:
         self.layers = read_layers(self.objects.pdf(), options.layers)
         self.annotations = self._annotations()
         is_uncertain = self.layers.is_changed and not self.write_anew()
-        self.layer_notes = self.layers.notes + ((Note("LayerUncertain", LAYER_UNCERTAIN),) if is_uncertain else ())
+        self.layer_notes = (Note("LayerUncertain", LAYER_UNCERTAIN),) if is_uncertain else ()
 
     @property
     def is_written_anew(self) -> bool:
@@ -108,7 +107,9 @@ class PdfFile:
             return self.is_written_anew
         try:
             contents = written_with(pdf, self.layers)
-        except pikepdf.PdfError:
+        except (MemoryError, OSError):
+            raise
+        except Exception:  # noqa: BLE001 (any nonsense may stand in a dictionary, and pikepdf's errors have no common base)
             return False
         document = pdfium.FPDF_LoadMemDocument64(contents, len(contents), None)
         if not document or pdfium.FPDF_GetPageCount(document) != self.page_count:

@@ -97,7 +97,7 @@ def draw(pdf: PdfFile, number: int, width: int, height: int, buffer: PixelBuffer
             faces = choose_faces(fonts) if not mapper.install().preferred else {}
             if not faces:
                 pixels = _paint(page, annotations, number, width, height, buffer, blue_first=blue_first)
-                notes = (*found.notes(pdf.layers), *font_notes(fonts), *unchecked_notes, *annotations.notes)
+                notes = (*pdf.layer_notes, *found.notes(pdf.layers), *font_notes(fonts), *unchecked_notes, *annotations.notes)
                 return Drawn(pixels, notes, _transform(page, width, height), found.layers(pdf.layers))
     finally:
         pdfium.FPDF_ClosePage(page)

@@ -35,6 +35,12 @@ MOST_NESTED_EXPRESSIONS = 32
 MOST_NAMES = 5
 """Layers that a note names."""
 
+STATES = {"/View": "/ViewState", "/Print": "/PrintState", "/Export": "/ExportState"}
+"""The categories of usage that give a state, and its entry. Zoom, language and user depend on who looks, so they are left alone."""
+
+VIEW = {"/View", "/All"}
+"""The intents of a layer or a configuration that is for viewing."""
+
 Identity = tuple[int, int]
 """Object number and generation."""
 
@@ -118,8 +124,7 @@ def read_layers(pdf: pikepdf.Pdf | None, choices: Mapping[str, bool]) -> Layers:
             if any(chosen.get(member) for member in members):
                 states.update(dict.fromkeys(members & states.keys(), False))
         states |= chosen
-        known = set(names.values())
-        unknown = tuple(name for name in choices if _clean(name) not in known)
+        unknown = tuple(name for name in wanted if name not in names.values())
         layers = {identity: Layer(name, states[identity]) for identity, name in names.items()}
         return Layers(layers, unknown, states != _states_of_pdfium(properties, config, groups))
     except (MemoryError, OSError):
@@ -132,8 +137,8 @@ def written_with(pdf: pikepdf.Pdf, layers: Layers) -> bytes:
     """The document with a configuration that gives these layers in PDFium, too. It changes the open document likewise.
 
     Raises:
-        pikepdf.PdfError: The document cannot be written.
         MemoryError: There is not enough memory.
+        Exception: The document cannot be written.
     """
     properties = pdf.Root.OCProperties
     groups = _groups(pdf)
@@ -203,10 +208,6 @@ def _states_of_viewers(config: Any, groups: Mapping[Identity, pikepdf.Dictionary
     return states
 
 
-STATES = {"/View": "/ViewState", "/Print": "/PrintState", "/Export": "/ExportState"}
-"""The categories of usage that give a state, and its entry. Zoom, language and user depend on who looks, so they are left alone."""
-
-
 def _states_of_pdfium(properties: Any, config: Any, groups: Mapping[Identity, pikepdf.Dictionary]) -> dict[Identity, bool]:
     """The states that PDFium gives the layers.
 
@@ -221,9 +222,6 @@ def _states_of_pdfium(properties: Any, config: Any, groups: Mapping[Identity, pi
         if not _intents(group) & VIEW:
             states[identity] = True
     return states
-
-
-VIEW = {"/View", "/All"}
 
 
 def _usage(group: pikepdf.Dictionary, category: str) -> Any:

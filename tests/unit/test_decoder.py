@@ -9,6 +9,7 @@ from typing import IO, cast
 
 import pytest
 
+from activities.render import confine
 from activities.render.decoder import Decoder
 from tests.unit.sheets import jpeg
 
@@ -91,3 +92,13 @@ def test_a_decoder_that_says_anything_is_ended_and_its_words_are_not_shown(said:
 
     with Saying(answer_s=1) as decoder:
         assert decoder.problem(jpeg(10, 20), 10, 20) == "broke the decoder, which gave no answer within 1 s and was killed"
+
+
+@pytest.mark.skipif(not confine.landlock_version(), reason="this kernel has no Landlock")
+def test_decoder_is_confined() -> None:
+    """It says which layers hold before its first image, and has no descriptor but those of its parent."""
+    with Decoder() as decoder:
+        assert {confine.LANDLOCK, confine.SECCOMP} <= set(decoder.layers)
+        assert decoder.problem(jpeg(10, 20), 10, 20) == ""
+        if os.geteuid() == 0:
+            assert {each.name for each in Path(f"/proc/{decoder.pid}/fd").iterdir()} == {"0", "1", "2"}

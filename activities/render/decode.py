@@ -12,7 +12,7 @@ import sys
 
 import pyvips
 
-from activities.render import confine
+from activities.render import confine, memorylimit
 from activities.render.decoder import LARGEST_PX, REQUEST
 
 MEMORY_BYTES = 1 << 30
@@ -25,11 +25,12 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in the terminal is for the parent, which then closes stdin
     os.nice(10)
     pyvips.cache_set_max(0)
+    status = os.open("/proc/self/status", os.O_RDONLY)
     confine.landlock(confine.library_folders())
+    memorylimit.set_limits(status, MEMORY_BYTES, document_bytes=0)
     os.closerange(3, os.sysconf("SC_OPEN_MAX"))
     layers = confine.restrict(confine.Limits(file_bytes=0))
     confine.die_with_parent(int(sys.argv[1]))
-    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
     confine.seal()
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
     answers.write(", ".join((*layers, *confine.layers())).encode() + b"\n")

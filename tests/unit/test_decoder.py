@@ -102,3 +102,11 @@ def test_decoder_is_confined() -> None:
         assert decoder.problem(jpeg(10, 20), 10, 20) == ""
         if os.geteuid() == 0:
             assert {each.name for each in Path(f"/proc/{decoder.pid}/fd").iterdir()} == {"0", "1", "2"}
+
+
+def test_no_kind_of_memory_is_without_a_limit() -> None:
+    """RLIMIT_DATA does not count memory that is shared, or not writable at the moment."""
+    with Decoder() as decoder:
+        lines = (Path("/proc") / str(decoder.pid) / "limits").read_text().splitlines()
+    hard = {line[:26].strip(): line[26:].split()[1] for line in lines[1:]}
+    assert "unlimited" not in {hard[name] for name in ("Max data size", "Max stack size", "Max address space")}

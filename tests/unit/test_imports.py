@@ -67,7 +67,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "activities.bucket.*": BUCKET,
     "activities.render.process": set(),
     "activities.render.decoder": {"activities.errors", "activities.render.process"},
-    "activities.render.decode": {"activities.render.confine", "activities.render.decoder", "pyvips"},
+    "activities.render.decode": {
+        *(f"activities.render.{name}" for name in ("confine", "decoder", "memorylimit")),
+        "pyvips",
+    },
     "activities.render.tilefile": LIGHT,
     "activities.render.pack": LIGHT | {"activities.render.tilefile"},
     "activities.render.compile": set(),

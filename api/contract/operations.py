@@ -13,7 +13,7 @@ from activities.bucket.records import MOST_BUDGET_BYTES, MOST_PARTS, OPTION_RANG
 from api.access.tickets import DEFAULT_TTL_S, MAX_TTL_S
 from api.contract.schemas import ID, TEXT, VERSION, Schema, field_descriptions, ref
 from api.http.parameters import DEFAULT_LIMIT, LONGEST_WAIT_S, MAX_LIMIT
-from api.passwords import HEADER, MAX_PASSWORD_BYTES, PERCENT_ENCODED
+from api.passwords import HEADER, MAX_CHARACTERS, PERCENT_ENCODED
 from api.paths import (
     BEGIN,
     CODEC,
@@ -144,7 +144,7 @@ PASSWORD = Parameter(
     HEADER,
     "header",
     "The password that opens the PDF, percent-encoded UTF-8. The server forgets it when the upload ends.",
-    {"type": "string", "pattern": f"^{PERCENT_ENCODED}$", "minLength": 1, "maxLength": 3 * MAX_PASSWORD_BYTES, "examples": ["T%C3%BCr 7"]},
+    {"type": "string", "pattern": f"^{PERCENT_ENCODED}$", "minLength": 0, "maxLength": MAX_CHARACTERS, "examples": ["T%C3%BCr 7"]},
 )
 IF_NONE_MATCH = Parameter("If-None-Match", "header", "The ETags that the client has: if one is current, the answer is 304.", TEXT)
 DEEP = Parameter("deep", "query", "Also read and decode every tile.", FLAG)

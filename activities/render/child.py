@@ -20,6 +20,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
+from io import BufferedReader
 from itertools import count
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
@@ -52,6 +53,8 @@ LONGEST_LINE_BYTES = 2000
 MOST_LINES = 100
 """Lines of render processes that are logged within ``LINES_S`` seconds."""
 LINES_S = 60.0
+MOST_DROPPED_BYTES = 1 << 16
+"""Bytes that are dropped in a millisecond at most."""
 CRASHED = "the render process failed unexpectedly; the tile worker's log says why"
 UNREADABLE = "the render process sent an answer that cannot be read"
 FORK_SERVER = "activities.render.forkserver"
@@ -537,16 +540,20 @@ class _ForkServer:
         self._loop = asyncio.get_running_loop()
         self._control, server_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._control.setblocking(False)
-        with server_end:
+        # No pipe: a child could open it again, for reading, and learn what the others print.
+        output, printed = socket.socketpair()
+        printed.shutdown(socket.SHUT_RD)
+        with server_end, printed:
             self._process = start_process(
                 module,
                 str(server_end.fileno()),
                 str(os.getpid()),
                 stdin=subprocess.DEVNULL,
+                stdout=printed.fileno(),
                 stderr=subprocess.STDOUT,
                 pass_fds=[server_end.fileno()],
             )
-        threading.Thread(target=log_lines, args=(self._process.stdout,), name="render-output", daemon=True).start()
+        threading.Thread(target=log_lines, args=(os.fdopen(output.detach(), "rb"),), name="render-output", daemon=True).start()
         self._loop.add_reader(self._control, self._receive)
 
     def is_worn(self, most_forks: int) -> bool:
@@ -689,10 +696,10 @@ class _ForkServer:
         self.endings.clear()
 
 
-def log_lines(output: IO[bytes]) -> None:
+def log_lines(output: BufferedReader) -> None:
     """Logs the lines that the libraries print, until the server and its children have ended; the first ``MOST_LINES`` within ``LINES_S``.
 
-    A child that prints without end is read slowly, so that it waits, and not the worker.
+    A child that prints without end is read slowly, so that it waits, and not the worker; yet fast enough that others need not wait.
     """
     logged, dropped, since = 0, 0, time.monotonic()
     with output:
@@ -703,7 +710,7 @@ def log_lines(output: IO[bytes]) -> None:
                 logged += 1
                 logger.warning("a render process printed a line", extra={"line": clean_text(line.decode("utf-8", "replace").rstrip())})
             else:
-                dropped += 1
+                dropped += 1 + output.read1(MOST_DROPPED_BYTES).count(b"\n")
                 time.sleep(0.001)
     _log_dropped(dropped)
 

@@ -10,21 +10,24 @@ KEPT_ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TMPDIR", "TZ"
 """The only variables that such a process inherits. The other ones include the bucket's credentials."""
 
 
-def start_process(module: str, *arguments: str, stdin: int, stderr: int, pass_fds: Sequence[int] = ()) -> subprocess.Popen[bytes]:
-    """Starts ``python -m module`` with a small environment; its stdout is a pipe.
+def start_process(
+    module: str, *arguments: str, stdin: int, stderr: int, stdout: int = subprocess.PIPE, pass_fds: Sequence[int] = ()
+) -> subprocess.Popen[bytes]:
+    """Starts ``python -m module`` with a small environment.
 
     Args:
         module: A module of this package, by its full name.
         arguments: The arguments of its command line.
         stdin: As for ``subprocess.Popen``.
         stderr: As for ``subprocess.Popen``.
+        stdout: As for ``subprocess.Popen``.
         pass_fds: File descriptors that the process inherits.
     """
     kept = {name: value for name, value in os.environ.items() if name in KEPT_ENVIRONMENT}
     return subprocess.Popen(  # noqa: S603 (our own interpreter and module)
         [sys.executable, "-m", module, *arguments],
         stdin=stdin,
-        stdout=subprocess.PIPE,
+        stdout=stdout,
         stderr=stderr,
         pass_fds=pass_fds,
         cwd=Path(__file__).parents[2],

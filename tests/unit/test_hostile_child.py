@@ -379,3 +379,19 @@ async def test_disk_that_is_full_is_believed(small_disk: Path, tmp_path: Path) -
             await pool.tile_page("u", source, TilePage("o/p/q/u", 1, 30, 20, OPTIONS), small_disk, lambda: None)
     finally:
         await pool.close()
+
+
+async def test_child_reads_nothing_of_what_others_print(tmp_path: Path) -> None:
+    """They all write into one stream: Landlock lets a pipe be opened again, also for reading, but nobody can open a socket."""
+    code = """
+try:
+    os.open("/proc/self/fd/1", os.O_RDONLY | os.O_NONBLOCK)
+except OSError:
+    os.write(1, b"printed\\n")
+    if os.read(1, 1):
+        answer = {"error": "PageUnreadable", "message": "read"}
+else:
+    answer = {"error": "PageUnreadable", "message": "opened"}
+"""
+    async with attack(tmp_path) as attacked:
+        assert (await attacked.tile(code)).engines == {"pdfium": "1"}

@@ -6,6 +6,7 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from activities.bucket.keys import UploadRef
 from activities.logs import JsonFormatter, TextFormatter, log_format, set_log_context
 from activities.render.child import MOST_LINES, log_lines
+from tests.waiting import DEADLINE_S
 
 ROOT = Path(__file__).parents[2]
 REF = "acme/tower/a1/01a21885-7840-7420-ac01-824f34011755"
@@ -180,3 +182,20 @@ def test_lines_of_a_render_process_are_bounded(caplog: pytest.LogCaptureFixture)
     assert {line["line"] for line in lines} == {"\ufffd[2J\ufffd1"}
     assert len(lines) == MOST_LINES
     assert last["dropped"] == 5000 - MOST_LINES
+
+
+def test_child_that_prints_without_end_does_not_hold_up_the_others() -> None:
+    """All processes write into one stream, so it is emptied faster than they need."""
+    read, write = os.pipe()
+
+    def flood() -> None:
+        with open(write, "wb") as output:  # noqa: PTH123 - a descriptor
+            output.write(b"\n" * (1 << 20))
+
+    reading = threading.Thread(target=log_lines, args=(open(read, "rb"),), daemon=True)  # noqa: PTH123, SIM115 - a descriptor
+    printing = threading.Thread(target=flood, daemon=True)
+    reading.start()
+    printing.start()
+    printing.join(DEADLINE_S)
+    assert not printing.is_alive()
+    reading.join()

@@ -11,7 +11,8 @@
 3. The kernel may refuse a new mapping that the fork server let pass: address space is short, or the host does not overcommit. The fork
    server notices when malloc tries again, because the peak of the address space has not grown. This is certain only while the process
    has one thread; after a child's first page some threads of libvips remain.
-4. Memory that RLIMIT_DATA does not count, which is shared memory and memory that grows downwards, is refused (EPERM). Memory that was
+4. Memory that RLIMIT_DATA does not count, which is shared memory and memory that grows downwards, is refused (EPERM). So is a file that
+   is mapped shared to be read: a child may write some of its files, and could make the mapping writable afterwards. Memory that was
    writable once is not counted either, nor are the tables of pages that are only read. So RLIMIT_AS bounds the address space: no page
    comes near it, but hostile code does. RLIMIT_STACK, which bounds the first thread's stack, cannot be raised.
 5. Some kernels offer no such notification (gVisor, an emulator, Linux before 5.5). There RLIMIT_DATA is higher by the largest allocation
@@ -63,7 +64,7 @@ _NOTIFICATION = struct.Struct("=QIIiIQ6Q")
 _ANSWER = struct.Struct("=QqiI")
 _M_ARENA_MAX = -8
 _PROT_WRITE = 2
-_MAP_SHARED, _MAP_FIXED, _MAP_ANONYMOUS, _MAP_GROWSDOWN = 0x01, 0x10, 0x20, 0x100
+_MAP_SHARED, _MAP_FIXED, _MAP_GROWSDOWN = 0x01, 0x10, 0x100
 _FIRST_KERNEL = (5, 5)
 """The first Linux with ``SECCOMP_USER_NOTIF_FLAG_CONTINUE``, by which a request passes."""
 
@@ -210,13 +211,9 @@ def program(machine: str) -> bytes:
         ("", equal, _MEMFD_SECRET, "refuse", ""),
         ("", equal, shmget, "refuse", "allow"),
         ("mmap", load, flags, "", ""),
-        ("", any_bit, _MAP_GROWSDOWN, "refuse", ""),
-        ("", any_bit, _MAP_SHARED, "shared", ""),
+        ("", any_bit, _MAP_SHARED | _MAP_GROWSDOWN, "refuse", ""),
         ("", load, protection, "", ""),
         ("", any_bit, _PROT_WRITE, "judge", "allow"),
-        ("shared", any_bit, _MAP_ANONYMOUS, "refuse", ""),
-        ("", load, protection, "", ""),
-        ("", any_bit, _PROT_WRITE, "refuse", "allow"),
         ("mprotect", load, protection, "", ""),
         ("", any_bit, _PROT_WRITE, "", "allow"),
         ("", load, length + 4, "", ""),

@@ -61,7 +61,7 @@ def read_structure(source: Path, sizes: Sequence[tuple[float, float]], password:
         OSError: The file cannot be read.
         MemoryError: There is not enough memory.
     """
-    with source.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+    with source.open("rb") as file, mmap.mmap(file.fileno(), 0, mmap.MAP_PRIVATE, mmap.PROT_READ) as data:
         found: Structure | None = None
         for recover in (False, True):
             found = _read(source, password, lambda pdf: _structure(pdf, sizes), recover=recover) or found

@@ -21,6 +21,7 @@ from typing import NoReturn
 
 from activities.bucket.records import UploadOptions
 from activities.errors import SiteLinkError, UnreadablePdf
+from activities.interface import TilePage
 from activities.render import confine, forkserver
 from activities.render.child import ChildLimits, ChildPool
 
@@ -82,6 +83,18 @@ check(pid)
     "memfd": "os.memfd_create('x')",
     "System V shared memory": "check(libc.shmget(0, 1 << 20, 0o1600))",
     "POSIX shared memory": "os.close(os.open(f'/dev/shm/attack-{os.getpid()}', os.O_RDWR | os.O_CREAT))",
+    "map a file that it writes": """
+import sys
+frame = sys._getframe()
+while "files" not in frame.f_locals:
+    frame = frame.f_back
+file, size = frame.f_locals["files"][0], 1 << 19
+os.ftruncate(file, size)
+libc.mmap.restype, libc.mmap.argtypes = ctypes.c_ssize_t, (ctypes.c_size_t, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long)
+address = check(libc.mmap(0, size, mmap.PROT_READ, mmap.MAP_SHARED, file, 0))
+check(libc.mprotect(ctypes.c_void_p(address), ctypes.c_size_t(size), mmap.PROT_READ | mmap.PROT_WRITE))
+ctypes.memset(address, 1, size)
+""",
     "locked memory": "check(libc.mlockall(2))",
     "a message queue": "call((240, 180), b'sitelink-attack', 0o102, 0o600, None); call((241, 181), b'sitelink-attack')",
     "signal the worker": "os.kill(worker, signal.SIGCONT)",
@@ -144,6 +157,7 @@ OFTEN_REFUSED = {
     "POSIX shared memory",
     "anonymous shared memory",
     "memfd",
+    "map a file that it writes",
     "System V shared memory",
 }
 """Attacks that some kernels, containers or the memory limit refuse without any confinement."""
@@ -204,7 +218,7 @@ async def attack(mode: str) -> dict[str, str]:
             stored.write_text("an object")
             source.write_text(json.dumps(surroundings) + "\n" + code)
             try:
-                await pool.count_pages(name, source, UploadOptions(), 2000, lambda: None)
+                await pool.tile_page(name, source, TilePage(name, 1, 300, 200, UploadOptions()), folder / "work", lambda: None)
             except SiteLinkError as error:
                 outcomes[name] = str(error)
             if (folder / "work" / "executed").exists():

@@ -34,7 +34,10 @@ OWN_USER, NAMESPACES, LANDLOCK, SECCOMP = "own user", "namespaces", "Landlock", 
 """The names of layers."""
 LAYERS = (OWN_USER, NAMESPACES, LANDLOCK, SECCOMP)
 
-OPEN_FILES = 64
+OPEN_FILES = 16
+"""Descriptors that a process may have, for a file that it keeps open takes room on the disk also after it was removed. A child that draws
+a page has 12 at most; tried with PDFs of many kinds.
+"""
 TASKS = 64
 """Threads that a process with a user of its own may have."""
 

@@ -196,7 +196,8 @@ def _run_child(
         channel, source, listener_socket, own_status = socket.socket(fileno=3), Path("/proc/self/fd/4"), socket.socket(fileno=5), 6
         # The other descriptors include the sockets of other children.
         os.closerange(7, os.sysconf("SC_OPEN_MAX"))
-        limits = confine.Limits(message["fork"], message["cpuS"])
+        # As large as the pixels of a page may be: tiles are larger only if they are noise at the best quality.
+        limits = confine.Limits(2 * message["fork"] // 3, message["cpuS"])
         layers = confine.restrict(limits, message.get("user"), message.get("group"))
         confine.die_with_parent(server)  # again, because a change of the user takes it back
         peak = _limit_memory(listener_socket, own_status, message["fork"], os.fstat(4).st_size)

@@ -102,10 +102,10 @@ async def test_child_that_ignores_its_limit_of_cpu_time_is_killed(sheets: Sheets
 
 
 async def test_files_of_a_child_are_bounded(sheets: Sheets) -> None:
-    """It may write only the files that the worker has opened, and they cannot become larger than its memory may be."""
-    limits = ChildLimits(memory_bytes=200 << 20)
+    """It may write only the files that the worker has opened, and they cannot become larger than a page's pixels may be."""
+    limits = ChildLimits(memory_bytes=150 << 20)
     pool = ChildPool(1, limits, fork_server="tests.unit.attacks")
-    code = "assert resource.getrlimit(resource.RLIMIT_FSIZE) == (200 << 20,) * 2"
+    code = "assert resource.getrlimit(resource.RLIMIT_FSIZE) == (100 << 20,) * 2"
     try:
         with pytest.raises(UnreadablePdf, match="done"):
             await pool.count_pages("a", sheets.source(f"{{}}\n{code}".encode()), OPTIONS, 2000, silent)

@@ -21,6 +21,7 @@ from activities.errors import (
     SiteLinkError,
 )
 from activities.interface import Document, TilePage
+from activities.render import confine
 from activities.render.answers import MOST_MESSAGE_CHARACTERS, Rendered
 from activities.render.child import ChildLimits, ChildPool
 from tests.waiting import DEADLINE_S, until_async
@@ -52,7 +53,7 @@ class Attack:
     def __init__(self, pool: HostilePool, directory: Path) -> None:
         self.pool = pool
         self._directory = directory
-        self._pages = 0
+        self.pages = 0
         self._sources: dict[str, Path] = {}
 
     def _source(self, code: str) -> Path:
@@ -68,8 +69,8 @@ class Attack:
 
     async def tile(self, code: str, *, fresh: bool = False) -> Rendered:
         """Tiles a page of 300 x 200 px."""
-        self._pages += 1
-        target = self._directory / f"page-{self._pages}"
+        self.pages += 1
+        target = self._directory / f"page-{self.pages}"
         target.mkdir()
         page = TilePage("o/p/q/u", 1, 300, 200, OPTIONS)
         return await self.pool.tile_page(code, self._source(code), page, target, lambda: None, fresh=fresh)
@@ -278,6 +279,18 @@ async def test_words_of_a_refusal_are_cut(tmp_path: Path, name: str, error: type
     assert told.startswith("see \N{HORIZONTAL ELLIPSIS} or page 1/2 \N{REPLACEMENT CHARACTER}xxx") or "scratch" not in told
     assert len(told) <= MOST_MESSAGE_CHARACTERS
     assert told.replace("\N{HORIZONTAL ELLIPSIS}", "x").replace("\N{REPLACEMENT CHARACTER}", "x").isprintable()
+
+
+HOARD = "state.setdefault('kept', []).extend(map(os.dup, files))"
+
+
+async def test_child_that_keeps_the_files_of_earlier_pages_is_replaced_soon(tmp_path: Path) -> None:
+    """A file that is open takes room on the disk also after the worker has removed it."""
+    async with attack(tmp_path) as attacked:
+        with pytest.raises(RenderCrashed):
+            for _ in range(confine.OPEN_FILES):
+                await attacked.tile(HOARD)
+        assert 1 < attacked.pages <= 8
 
 
 async def test_second_answer_is_not_taken_for_the_next_page(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@
    is mapped shared to be read: a child may write some of its files, and could make the mapping writable afterwards. Memory that was
    writable once is not counted either, nor are the tables of pages that are only read. So RLIMIT_AS bounds the address space: no page
    comes near it, but hostile code does. RLIMIT_STACK, which bounds the first thread's stack, cannot be raised.
-5. Some kernels offer no such notification (gVisor, an emulator, Linux before 5.5). There RLIMIT_DATA is higher by the largest allocation
+5. The start of a thread is judged, too: threads take memory of the kernel, which no limit of the process counts.
+6. Some kernels offer no such notification (gVisor, an emulator, Linux before 5.5). There RLIMIT_DATA is higher by the largest allocation
    that PDFium tries, so that no allocation is refused before the limit is passed, and the child compares its peak with the limit after
    each page.
 """
@@ -48,14 +49,17 @@ DOCUMENT_MAPPINGS = 4
 
 STACK_BYTES = 8 << 20
 
+MOST_THREADS = 64
+"""Threads of a process, or a few more if many are started at once. RLIMIT_NPROC does not count for root."""
+
 JUDGED_MPROTECT = 1 << 20
 """Bytes from which ``mprotect`` is judged: a thread's stack is larger, most steps of a thread's heap are smaller."""
 
 # https://github.com/torvalds/linux/blob/master/include/uapi/linux/seccomp.h and mman.h; asm/unistd.h
 _SYSCALLS = {
-    # Machine: mmap, mprotect, memfd_create, shmget.
-    "x86_64": (9, 10, 319, 29),
-    "aarch64": (222, 226, 279, 194),
+    # Machine: mmap, mprotect, memfd_create, shmget, clone.
+    "x86_64": (9, 10, 319, 29, 56),
+    "aarch64": (222, 226, 279, 194, 220),
 }
 _MEMFD_SECRET = 447
 _CONTINUE = 1
@@ -144,6 +148,10 @@ class Judge:
             fcntl.ioctl(self._listener, _RECEIVE, request)
             identity, _, _, call, _, _, _, length, _, flags, *_ = _NOTIFICATION.unpack(request)
             status = read_status(self._status)
+            if call == _SYSCALLS[platform.machine()][-1]:
+                refused = status["Threads"] >= MOST_THREADS
+                fcntl.ioctl(self._listener, _SEND, _ANSWER.pack(identity, 0, -errno.EAGAIN if refused else 0, 0 if refused else _CONTINUE))
+                return True
             page = resource.getpagesize()
             # The kernel's rule: may_expand_vm() in https://github.com/torvalds/linux/blob/v6.6/mm/mmap.c
             if status["VmData"] // page + -(-length // page) > self._limit_bytes // page:
@@ -197,7 +205,7 @@ def program(machine: str) -> bytes:
     """The filter for a machine, as ``platform.machine`` names it."""
     if machine not in _SYSCALLS:
         raise OSError(errno.ENOSYS, "no system call numbers for this machine")
-    mmap, mprotect, memfd_create, shmget = _SYSCALLS[machine]
+    mmap, mprotect, memfd_create, shmget, clone = _SYSCALLS[machine]
     load, equal, at_least, any_bit, answer = seccomp.LOAD, seccomp.EQUAL, seccomp.AT_LEAST, seccomp.ANY_BIT, seccomp.ANSWER
     length, protection, flags = (seccomp.argument(number) for number in (1, 2, 3))
     lines = [
@@ -207,6 +215,7 @@ def program(machine: str) -> bytes:
         ("", at_least, seccomp.X32, "refuse", ""),
         ("", equal, mmap, "mmap", ""),
         ("", equal, mprotect, "mprotect", ""),
+        ("", equal, clone, "judge", ""),
         ("", equal, memfd_create, "refuse", ""),
         ("", equal, _MEMFD_SECRET, "refuse", ""),
         ("", equal, shmget, "refuse", "allow"),

@@ -408,3 +408,23 @@ else:
 """
     async with attack(tmp_path) as attacked:
         assert (await attacked.tile(code)).engines == {"pdfium": "1"}
+
+
+async def test_threads_of_a_child_are_limited(tmp_path: Path) -> None:
+    """Also where the worker runs as root, for whom RLIMIT_NPROC does not count. Otherwise a child could use up the host's process ids."""
+    code = """
+import threading
+waits, started = threading.Event(), 0
+threading.stack_size(1 << 16)
+try:
+    while started < 1000:
+        threading.Thread(target=waits.wait, daemon=True).start()
+        started += 1
+except RuntimeError:
+    pass
+waits.set()
+if started >= 100:
+    answer = {"error": "PageUnreadable", "message": str(started)}
+"""
+    async with attack(tmp_path) as attacked:
+        assert (await attacked.tile(code)).engines == {"pdfium": "1"}

@@ -243,8 +243,7 @@ class ChildPool:
 
     async def retire(self, upload: str) -> None:
         """Ends the idle children of an upload that has ended, so that its document and buffers are freed."""
-        for child in [child for child in self._idle if child.upload == upload]:
-            await self._take(child).end()
+        await asyncio.gather(*(self._take(child).end() for child in list(self._idle) if child.upload == upload))
 
     async def close(self) -> None:
         """Ends every child, also a busy one, and the fork server. The pool cannot be used any more."""
@@ -361,8 +360,7 @@ class ChildPool:
 
     async def _end_replaced(self, server: "_ForkServer") -> None:
         """Ends a fork server when its last child has ended. Its idle children end at once."""
-        for child in [child for child in self._idle if child.server is server]:
-            await self._take(child).end()
+        await asyncio.gather(*(self._take(child).end() for child in list(self._idle) if child.server is server))
         await server.wait_until_unused()
         await server.close()
         self._replaced.discard(server)

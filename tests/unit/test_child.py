@@ -649,3 +649,12 @@ def test_parent_loads_no_native_library() -> None:
         "import sys, activities.render.child; print([name for name in sys.modules if name.startswith(('pypdfium2', 'pikepdf', 'pyvips'))])"
     )
     assert json.loads(subprocess.check_output([sys.executable, "-c", code], cwd=ROOT)) == []
+
+
+async def test_idle_children_may_be_ended_from_two_sides(sheets: Sheets) -> None:
+    """An upload may end while its idle children are ended already: each is ended once."""
+    source = sheets.source(make_pdfs.plan_set(2))
+    async with children(slots=2) as pool:
+        await asyncio.gather(*(sheets.tile(pool, source, number=number) for number in (1, 2)))
+        await asyncio.gather(pool.retire("a"), pool.retire("a"))
+        assert render_children() == set()

@@ -286,10 +286,14 @@ HOARD = "state.setdefault('kept', []).extend(map(os.dup, files))"
 
 async def test_child_that_keeps_the_files_of_earlier_pages_is_replaced_soon(tmp_path: Path) -> None:
     """A file that is open takes room on the disk also after the worker has removed it."""
+
+    async def draw_pages() -> None:
+        for _ in range(confine.OPEN_FILES):
+            await attacked.tile(HOARD)
+
     async with attack(tmp_path) as attacked:
         with pytest.raises(RenderCrashed):
-            for _ in range(confine.OPEN_FILES):
-                await attacked.tile(HOARD)
+            await draw_pages()
         assert 1 < attacked.pages <= 8
 
 

@@ -16,6 +16,11 @@ from activities.bucket.records import Note
 from activities.render.annotations.handles import EMPTY_TEXT_BYTES, appearance_bytes, has_appearance, is_off_screen, open_annotation
 from activities.render.strings import read_text, utf16
 
+_MADE_STATE = "Yes"
+"""The state of a button that is on, in the appearances that PDFium makes, whatever ``/AS`` says: ``CPDF_FormControl::GetCheckedAPState`` in
+https://pdfium.googlesource.com/pdfium/+/refs/heads/chromium/8149/core/fpdfdoc/cpdf_formcontrol.cpp
+"""
+
 _NO_FIELD = -1
 """The field type of a widget that PDFium does not take for a field."""
 
@@ -58,6 +63,7 @@ class FormFields:
             self._form = pdfium.FPDFDOC_InitFormFillEnvironment(self._document, self._form_info)
             pdfium.FPDF_SetFormFieldHighlightAlpha(self._form, 0)
         sizes_before = {position: _appearance_bytes(page, position) for position in fields}
+        without = {position for position in fields if not _has_appearances(page, position)}
         pdfium.FORM_OnAfterLoadPage(page, self._form)
         undo.callback(pdfium.FORM_OnBeforeClosePage, page, self._form)
         self._made.update((index, position) for position in fields if _appearance_bytes(page, position) != sizes_before[position])
@@ -71,6 +77,9 @@ class FormFields:
                     # As a watermark, its appearance is drawn with the page. It must be no review markup, because these may be left out.
                     pdfium.FPDFAnnot_SetStringValue(field, b"Subtype", utf16("Watermark"))
                 elif kind in (pdfium.FPDF_FORMFIELD_CHECKBOX, pdfium.FPDF_FORMFIELD_RADIOBUTTON) and pdfium.FPDFAnnot_HasKey(field, b"AP"):
+                    state = read_text(pdfium.FPDFAnnot_GetStringValue, field, b"AS")
+                    if position in without and state not in ("", "Off") and appearance_bytes(field) <= EMPTY_TEXT_BYTES:
+                        pdfium.FPDFAnnot_SetStringValue(field, b"AS", utf16(_MADE_STATE))
                     _settle_button(field)
         if not unwritten:
             return self._form, ()
@@ -81,6 +90,12 @@ class FormFields:
 def _appearance_bytes(page: "pdfium.FPDF_PAGE", position: int) -> int:
     with open_annotation(page, position) as field:
         return appearance_bytes(field)
+
+
+def _has_appearances(page: "pdfium.FPDF_PAGE", position: int) -> bool:
+    """Whether there is an appearance dictionary; one for other states than the field's is enough."""
+    with open_annotation(page, position) as field:
+        return bool(pdfium.FPDFAnnot_HasKey(field, b"AP"))
 
 
 def _is_written(character: str) -> bool:

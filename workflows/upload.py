@@ -24,7 +24,7 @@ from temporalio.exceptions import ActivityError, ApplicationError
 with workflow.unsafe.imports_passed_through():
     from activities.bucket.keys import UploadRef
     from activities.bucket.records import SheetStatus, Snapshot, UploadStatus
-    from activities.bucket.weight import weight
+    from activities.bucket.weight import most_weight
     from activities.errors import Terminated
     from activities.interface import BucketState
     from workflows.messages import Continued, ProgressAfter, Reconcile, SheetNumbers, UploadInput
@@ -41,7 +41,7 @@ with workflow.unsafe.imports_passed_through():
 MAX_WAITERS = 7
 """Updates that may wait at once: Temporal does not refuse the 11th, but retries it silently for ever."""
 
-FEW_SHEETS, MOST_CHANGE_BYTES = 64, 256 << 10
+MOST_CHANGE_BYTES = 256 << 10
 """The most bytes of JSON that an update returns; so many sheets are never more."""
 
 GATHERING_TIME = timedelta(seconds=1)
@@ -146,7 +146,7 @@ class ProcessUpload:
         )
         self._waiters.pop(waiter, None)
         changes = self._progress.changes_since(args.version)
-        if len(changes.sheets) > FEW_SHEETS and weight(changes) > MOST_CHANGE_BYTES:
+        if most_weight(changes.sheets) > MOST_CHANGE_BYTES:
             return replace(changes, version=args.version, sheets=())
         return changes
 

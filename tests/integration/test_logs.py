@@ -11,7 +11,7 @@ import pytest
 
 from deploy.stack import Stack
 from tests.chaos.guarantees import send, wait_for
-from tests.resources.make_pdfs import Writer
+from tests.resources.make_pdfs import nested_forms
 from tests.servers.s3 import TestServer
 from tests.waiting import DEADLINE_S
 
@@ -46,10 +46,8 @@ def test_every_line_about_an_upload_shows_its_ref(
 ) -> None:
     """And the sheet: of requests, work that is done and work that fails, by our loggers and Temporal's; no line holds a secret."""
     settings = s3_server.new_bucket()
-    limit = {"SITELINK_RENDER_MEMORY_BYTES": str(300 << 20)}
-    stack = new_stack(SITELINK_LOG_FORMAT=log_format, **limit, **s3_server.environment(settings))
-    plan = Writer()
-    upload = send(stack, plan.finish([plan.page(), plan.page(entries="/MediaBox [0 0 7200 7200]")]))
+    stack = new_stack(SITELINK_LOG_FORMAT=log_format, SITELINK_RENDER_CPU_S="3", **s3_server.environment(settings))
+    upload = send(stack, nested_forms(simple_pages=1))
     status = wait_for(stack, upload, lambda status: status["completedAt"] is not None)
     assert status["status"] == "partial"
     # The progress tells of the end before the manifest is written; only then does the workflow log it.

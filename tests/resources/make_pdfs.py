@@ -400,14 +400,15 @@ def count_lies() -> bytes:
     return writer.finish([writer.page()], count=10**9)
 
 
-def nested_forms() -> bytes:
-    """Nine forms, each of which draws the next ten times: a file of 2 KB that takes hours to draw."""
+def nested_forms(simple_pages: int = 0) -> bytes:
+    """Simple pages, and one with nine forms, each of which draws the next ten times: a file of 2 KB that takes hours to draw."""
     writer = Writer()
     form = writer.stream(b"0 0 1 1 re f", "/Type /XObject /Subtype /Form /BBox [0 0 200 100]")
     for _ in range(9):
         resources = f"/Type /XObject /Subtype /Form /BBox [0 0 200 100] /Resources << /XObject << /F {form} 0 R >> >>"
         form = writer.stream(b"/F Do " * 10, resources)
-    return writer.finish([writer.page(b"/F Do", f"/MediaBox [0 0 200 100] /Resources << /XObject << /F {form} 0 R >> >>")])
+    last = writer.page(b"/F Do", f"/MediaBox [0 0 200 100] /Resources << /XObject << /F {form} 0 R >> >>")
+    return writer.finish([*(writer.page() for _ in range(simple_pages)), last])
 
 
 def nested_groups(width_pt: float, height_pt: float, depth: int = 4, user_unit: float = 1) -> bytes:

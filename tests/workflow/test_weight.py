@@ -14,6 +14,7 @@ from activities.errors import PageUnreadable
 from activities.interface import Page
 from activities.limits import DocumentLimits
 from deploy.temporal import TemporalServer
+from tests.temporal import idle_client
 from tests.waiting import until_async
 from tests.workflow.fakes import FakeActivities, pages, working
 from tests.workflow.runs import end_as_failed, handle_of
@@ -40,6 +41,7 @@ def worst_pages() -> tuple[Page, ...]:
 @pytest.fixture(params=[(), (bytes(range(32)),)], ids=["clear", "encrypted"])
 async def client(request: pytest.FixtureRequest, forgetful_server: TemporalServer) -> Client:
     """A client of a server that often suggests continue-as-new."""
+    await idle_client(forgetful_server)
     keys: Sequence[bytes] = request.param
     return await Client.connect(forgetful_server.address, identity="test", data_converter=data_converter(keys))
 

@@ -1,10 +1,11 @@
 """Looks for damage in the content of a page, which PDFium draws as far as it can, without a word. Loaded in render children only.
 
 1. A content stream that is compressed by Flate ends with a checksum. It is inflated here once more: 10 ms of CPU for 1 MB of the file,
-   which was 0.3 to 2 % of what the sheets of three plan sets took.
+   which was 0.3 to 1.2 % of what the sheets of three plan sets took.
 2. A content stream that is compressed in another way, or not at all, has no checksum. Form XObjects are not looked at.
 3. PDFium inflates a stream to 1 GiB at most, and draws the page without the rest. For an image its size tells.
 4. A file that pikepdf cannot read, or in which it does not find the pages that PDFium found, is not looked at.
+5. Content that is not there, because its object is missing, counts as damaged. So does ``/Contents null``, which pikepdf reads alike.
 """
 
 import zlib
@@ -15,6 +16,7 @@ from typing import Any
 import pikepdf
 
 from activities.bucket.records import Note
+from activities.render.objects.reader import PdfObjects
 from activities.render.passwords import open_with_pikepdf
 
 CONTENT_DAMAGED = Note("ContentDamaged", "The drawing is damaged in the file: parts of this sheet may be missing or wrong.")
@@ -30,7 +32,7 @@ MOST_INFLATED_BYTES = 1 << 30
 https://pdfium.googlesource.com/pdfium/+/refs/heads/chromium/8149/core/fxcodec/flate/flatemodule.cpp
 """
 
-_PIECE_BYTES = 8 << 10
+_PIECE_BYTES = 32 << 10
 _COMPONENTS = {"/DeviceRGB": 3, "/CalRGB": 3, "/Lab": 3, "/DeviceCMYK": 4}
 
 
@@ -38,17 +40,21 @@ class PageContents:
     """The contents of the pages of an open document.
 
     Args:
-        source: Its file, which is opened when a page is first looked at.
+        source: Its file, which is opened once more only if it must be repaired.
+        objects: The same document as pikepdf reads it.
         page_count: How many pages PDFium found.
         password: Opens the document.
     """
 
-    def __init__(self, source: Path, page_count: int, password: str = "") -> None:
+    def __init__(self, source: Path, objects: PdfObjects, page_count: int, password: str = "") -> None:
         self._source = source
+        self._objects = objects
         self._password = password
         self._page_count = page_count
         self._pdf: pikepdf.Pdf | None = None
         self._is_unreadable = False
+        self._damaged: dict[tuple[int, int], bool] = {}
+        """Whether a content stream is damaged, by object number and generation."""
 
     def close(self) -> None:
         """Closes the file."""
@@ -70,17 +76,27 @@ class PageContents:
             if pdf is None:
                 return ()
             page = pdf.pages[index]
-            contents: Any = page.obj.get("/Contents")
+            # A dictionary has an entry with a missing object only among its items.
+            contents: Any = next((value for key, value in page.obj.items() if key == "/Contents"), pikepdf.Array())
             streams = contents if isinstance(contents, pikepdf.Array) else [contents]
-            notes = (CONTENT_DAMAGED,) if any(map(_is_damaged, islice(streams, MOST_STREAMS))) else ()
+            notes = (CONTENT_DAMAGED,) if any(map(self._is_damaged, islice(streams, MOST_STREAMS))) else ()
             return (*notes, *_image_notes(page))
         except (MemoryError, OSError):
             raise
         except Exception:  # noqa: BLE001 (pikepdf's errors have no common base, and a file that PDFium has opened is no error)
             return ()
 
+    def _is_damaged(self, stream: Any) -> bool:
+        if not isinstance(stream, pikepdf.Stream):
+            return True
+        if stream.objgen not in self._damaged:
+            self._damaged[stream.objgen] = _is_damaged(stream)
+        return self._damaged[stream.objgen]
+
     def _open(self) -> pikepdf.Pdf | None:
         """The document; None where pikepdf cannot read it."""
+        if (pdf := self._objects.pdf()) is not None:
+            return pdf
         if self._pdf is None and not self._is_unreadable:
             self._is_unreadable = True
             pdf = open_with_pikepdf(self._source, self._password, suppress_warnings=True, access_mode=pikepdf.AccessMode.stream)
@@ -91,9 +107,9 @@ class PageContents:
         return self._pdf
 
 
-def _is_damaged(stream: Any) -> bool:
+def _is_damaged(stream: pikepdf.Stream) -> bool:
     """Whether a stream does not inflate to its end, or to other bytes than were compressed."""
-    if not isinstance(stream, pikepdf.Stream) or _filters(stream)[:1] != ["/FlateDecode"]:
+    if _filters(stream)[:1] != ["/FlateDecode"]:
         return False
     data, inflate, inflated_bytes = memoryview(stream.read_raw_bytes()), zlib.decompressobj(), 0
     if not data:

@@ -85,8 +85,8 @@ class PdfFile:
                 raise NoPages(msg)
             msg = "the PDF cannot be opened: its pages cannot be found"
             raise UnreadablePdf(msg)
-        self.contents = PageContents(source, self.page_count, password)
         self.objects = PdfObjects(source, password, self.page_count)
+        self.contents = PageContents(source, self.objects, self.page_count, password)
         self.layers = read_layers(self.objects.pdf(), options.layers)
         self.annotations = self._annotations()
         is_uncertain = self.layers.is_changed and not self.write_anew()

@@ -43,6 +43,15 @@ def test_damaged_content_is_told(tmp_path: Path, streams: tuple[bytes, ...]) -> 
     assert types(tmp_path, with_content(*streams)) == ["ContentDamaged"]
 
 
+@pytest.mark.parametrize("contents", ["99 0 R", "[99 0 R]", "[{} 0 R 99 0 R]", "(text)"])
+def test_content_that_is_not_there_is_told(tmp_path: Path, contents: str) -> None:
+    """PDFium draws a blank page, or the other parts of the content."""
+    writer = make_pdfs.Writer()
+    contents = contents.format(writer.stream(DRAWING))
+    page = f"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 200 100] /Contents {contents} >>"
+    assert types(tmp_path, writer.finish([writer.add(page)])) == ["ContentDamaged"]
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -52,12 +61,27 @@ def test_damaged_content_is_told(tmp_path: Path, streams: tuple[bytes, ...]) -> 
         with_content(GOOD[:-4]),
         with_content(GOOD[:-1]),
         with_content(b""),
+        with_content(),
+        make_pdfs.blank(),
         with_content(b"%x>" % 5, entries="/Filter /ASCIIHexDecode"),
         make_pdfs.one_page(),
         make_pdfs.empty_password(),
         make_pdfs.junk_behind_the_end(with_content(GOOD)),
     ],
-    ids=["one", "two", "more bytes", "no checksum", "half a checksum", "empty", "hex", "plain", "encrypted", "junk behind the end"],
+    ids=[
+        "one",
+        "two",
+        "more bytes",
+        "no checksum",
+        "half a checksum",
+        "empty",
+        "empty array",
+        "blank",
+        "hex",
+        "plain",
+        "encrypted",
+        "junk behind the end",
+    ],
 )
 def test_sound_content_gets_no_note(tmp_path: Path, data: bytes) -> None:
     """Some programs give a stream a length that leaves out a part of the checksum: nothing of the drawing is missing."""
@@ -82,6 +106,19 @@ def test_image_that_is_cut_off_is_told(tmp_path: Path, width: int, entries: str,
     image = writer.stream(b"", f"/Type /XObject /Subtype /Image /Width {width} /Height {width} {entries}")
     page = writer.page(b"/I Do", f"/MediaBox [0 0 200 100] /Resources << /XObject << /I {image} 0 R >> >>")
     assert types(tmp_path, writer.finish([page])) == expected
+
+
+def test_content_of_two_pages_is_inflated_once(tmp_path: Path) -> None:
+    """What was found is kept for each object."""
+    writer = make_pdfs.Writer()
+    content = writer.stream(GOOD[:-30], "/Filter /FlateDecode")
+    page = f"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 200 100] /Contents {content} 0 R >>"
+    with opened(tmp_path, writer.finish([writer.add(page), writer.add(page)])) as pdf:
+        (first,) = pdf.contents.notes(0)
+        document = pdf.objects.pdf()
+        assert document is not None
+        document.get_object(content, 0).write(DRAWING)
+        assert pdf.contents.notes(1) == (first,)
 
 
 async def test_note_is_on_the_sheet(tmp_path: Path) -> None:

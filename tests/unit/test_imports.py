@@ -94,7 +94,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "activities.render.pdf_file": LIGHT
     | {*(f"activities.render.{name}" for name in ("passwords", "structure", "content", "annotations.page", "objects", "fonts.mapper"))}
     | {"pypdfium2", "pikepdf"},
-    "activities.render.content": LIGHT | {"activities.render.passwords", "pikepdf"},
+    "activities.render.content": LIGHT | {"activities.render.objects.reader", "activities.render.passwords", "pikepdf"},
     "activities.render.measure": LIGHT
     | {*(f"activities.render.{name}" for name in ("pdf_file", "structure", "titles", "strings")), "pypdfium2"},
     "activities.render.raster": LIGHT

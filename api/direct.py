@@ -92,6 +92,8 @@ NAMED_PARTS = 10
 """Most numbers of parts in the sentence of an error."""
 MAX_BODY_BYTES = 2 << 20
 """10,000 parts with their ETags take less."""
+JOIN_PAUSES_S = (0, 0.05, 0.1, 0.2, 0.4)
+"""Before each look for a source that was joined. versitygw was seen to be without it for some milliseconds."""
 THREADS = 8
 """boto3 has no asynchronous calls. Threads of their own, so that a bucket that hangs takes no thread from other requests."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -350,14 +352,22 @@ class DirectUploads:
         except (ObjectMissing, PartsIncomplete) as error:
             # Another request may have joined the parts, or the answer to an earlier try of this one was lost.
             await self._begun(ref)
-            if await self._has_source(ref, begun):
+            if await self._gets_source(ref, begun):
                 return
             if isinstance(error, PartsIncomplete):
                 raise
             msg = "the bucket does not have the parts any more: abort this upload and begin anew"
             raise PartsIncomplete(msg) from None
-        if not await self._has_source(ref, begun):
+        if not await self._gets_source(ref, begun):
             raise not_written_error(ref.source)
+
+    async def _gets_source(self, ref: UploadRef, begun: BegunRecord) -> bool:
+        """Whether the source is there, now or soon. A server that joins the parts twice replaces it."""
+        for pause_s in JOIN_PAUSES_S:
+            await asyncio.sleep(pause_s)
+            if await self._has_source(ref, begun):
+                return True
+        return False
 
     def _forget(self, ref: UploadRef, begun: BegunRecord) -> None:
         """Removes what an upload that was begun has in the bucket. ``begun.json`` comes last, so that this can be repeated."""

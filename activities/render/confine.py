@@ -27,12 +27,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from activities.render import seccomp
+from activities.render import cgroup, seccomp
 from activities.render.seccomp import ALLOW, ANSWER, ANY_BIT, AT_LEAST, AUDIT_ARCH, EQUAL, KILL, LOAD, Line, argument, refuse
 
 OWN_USER, NAMESPACES, LANDLOCK, SECCOMP = "own user", "namespaces", "Landlock", "seccomp"
 """The names of layers."""
-LAYERS = (OWN_USER, NAMESPACES, LANDLOCK, SECCOMP)
+LAYERS = (OWN_USER, NAMESPACES, LANDLOCK, SECCOMP, cgroup.LAYER)
 
 OPEN_FILES = 16
 """Descriptors that a process may have, for a file that it keeps open takes room on the disk also after it was removed. A child that draws

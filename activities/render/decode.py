@@ -9,10 +9,11 @@ import os
 import resource
 import signal
 import sys
+from contextlib import suppress
 
 import pyvips
 
-from activities.render import confine, memorylimit
+from activities.render import cgroup, confine, memorylimit
 from activities.render.decoder import LARGEST_PX, REQUEST
 
 MEMORY_BYTES = 1 << 30
@@ -26,6 +27,10 @@ def main() -> None:
     os.nice(10)
     pyvips.cache_set_max(0)
     status = os.open("/proc/self/status", os.O_RDONLY)
+    own_group: list[str] = []
+    with suppress(OSError):
+        cgroup.find().make(0, MEMORY_BYTES, confine.TASKS).join()
+        own_group.append(cgroup.LAYER)
     confine.landlock(confine.library_folders())
     memorylimit.set_limits(status, MEMORY_BYTES, document_bytes=0)
     os.closerange(3, os.sysconf("SC_OPEN_MAX"))
@@ -33,7 +38,7 @@ def main() -> None:
     confine.die_with_parent(int(sys.argv[1]))
     confine.seal()
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
-    answers.write(", ".join((*layers, *confine.layers())).encode() + b"\n")
+    answers.write(", ".join((*layers, *confine.layers(), *own_group)).encode() + b"\n")
     answers.flush()
     while header := requests.read(REQUEST.size):
         width, height, size_bytes = REQUEST.unpack(header)

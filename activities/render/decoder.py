@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import IO, Self, cast
 
 from activities.errors import RenderCrashed
+from activities.render import cgroup
 from activities.render.process import start_process
 
 REQUEST = struct.Struct(">III")
@@ -42,6 +43,7 @@ class Decoder:
 
     def __init__(self, answer_s: float = ANSWER_S) -> None:
         self._answer_s = answer_s
+        self.layers: list[str] = []
         self.start()
 
     def start(self) -> None:
@@ -111,6 +113,9 @@ class Decoder:
         except subprocess.TimeoutExpired:
             self._kill(self._answer_s)
             code = self._process.wait()
+        if cgroup.LAYER in self.layers:
+            with suppress(OSError):
+                cgroup.find()  # removes the group of the process
         if self._killed_after_s is not None:
             return f"gave no answer within {self._killed_after_s:g} s and was killed"
         return f"ended with exit code {code}"

@@ -9,6 +9,7 @@
 4. SIGINT and SIGTERM are ignored: a terminal or a service manager sends them to every process, but the worker finishes its pages first.
 5. This process kills a child that asks for more memory than its limit, before the child can go on without it: see ``memorylimit``.
 6. A child is confined before it reads a request: see ``confine``. It gets the document and the files that it writes as open descriptors.
+7. Where it can be had, a child has a control group of its own: see ``cgroup``.
 """
 
 import fcntl
@@ -21,12 +22,14 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import count
 from pathlib import Path
 from typing import Any, NoReturn
 
-from activities.render import confine, memorylimit
+from activities.render import cgroup, confine, memorylimit
 
 MOST_FILES = 2
 """Descriptors that come with a request."""
@@ -55,6 +58,7 @@ class _Child:
     Args:
         pid: The child's process id.
         memory_bytes: The child's memory limit.
+        group: The child's control group; None if it has none.
         judge: Judges the child's requests for memory; None until the child has sent its listener.
         status: Descriptor by which the judge sees the child's memory.
         over_limit: Whether the child was killed because it reached its memory limit.
@@ -62,6 +66,7 @@ class _Child:
 
     pid: int
     memory_bytes: int
+    group: cgroup.Group | None
     judge: memorylimit.Judge | None = None
     status: int | None = None
     over_limit: bool = False
@@ -86,6 +91,10 @@ class _Server:
         self._make_renderer = make_renderer
         self._libraries = confine.library_folders()
         self._pid = os.getpid()
+        self._groups: cgroup.Groups | None = None
+        with suppress(OSError):
+            self._groups = cgroup.find()
+        self._numbers = count()
         self._children: dict[int, _Child] = {}
         self._poll = select.poll()
         self._watched: dict[int, tuple[Callable[[int, _Child], None], _Child]] = {}
@@ -117,16 +126,27 @@ class _Server:
                 os.kill(message["kill"], signal.SIGKILL)
             return
         listener_socket, child_end = socket.socketpair()
+        group = self._make_group(message["fork"])
         pid = os.fork()
         if pid == 0:
-            _run_child(self._pid, message, [*descriptors, child_end.fileno()], self._libraries, self._make_renderer)
+            _run_child(self._pid, group, message, [*descriptors, child_end.fileno()], self._libraries, self._make_renderer)
         for descriptor in descriptors:
             os.close(descriptor)
         child_end.close()
-        child = self._children[pid] = _Child(pid, message["fork"])
+        child = self._children[pid] = _Child(pid, message["fork"], group)
         self._watch(os.pidfd_open(pid), self._reap, child)
         self._watch(listener_socket.detach(), self._receive_listener, child)
         self._send({"started": pid})
+
+    def _make_group(self, memory_bytes: int) -> cgroup.Group | None:
+        """The control group of the next child; None if it cannot have one."""
+        if self._groups is None:
+            return None
+        try:
+            return self._groups.make(next(self._numbers), memory_bytes, confine.TASKS)
+        except OSError:  # The other layers hold.
+            traceback.print_exc()
+            return None
 
     def _watch(self, descriptor: int, react: Callable[[int, _Child], None], child: _Child) -> None:
         self._watched[descriptor] = react, child
@@ -164,20 +184,29 @@ class _Server:
         if child.status is not None:
             self._to_close.append(child.status)
         del self._children[child.pid]
-        _, status = os.waitpid(child.pid, 0)
-        self._send({"ended": child.pid, "status": os.waitstatus_to_exitcode(status), "overLimit": child.over_limit})
+        status = os.waitstatus_to_exitcode(os.waitpid(child.pid, 0)[1])
+        if child.group is not None:
+            child.over_limit |= status == -signal.SIGKILL and child.group.was_over_limit()
+            child.group.remove()
+        self._send({"ended": child.pid, "status": status, "overLimit": child.over_limit})
 
     def _send(self, message: dict[str, int]) -> None:
         self._control.send(json.dumps(message).encode())
 
 
 def _run_child(
-    server: int, message: dict[str, int], descriptors: list[int], libraries: list[int], make_renderer: Callable[[Path], Any]
+    server: int,
+    group: cgroup.Group | None,
+    message: dict[str, int],
+    descriptors: list[int],
+    libraries: list[int],
+    make_renderer: Callable[[Path], Any],
 ) -> NoReturn:
     """Answers requests until the socket closes, then exits. It must not return, or the child would go on with the server's loop.
 
     Args:
         server: The pid of the fork server.
+        group: Its control group; None if it has none.
         message: The request to fork.
         descriptors: The child's socket to the worker, its document, and the socket that takes its listener to the server.
         libraries: The folders that it may read.
@@ -188,6 +217,7 @@ def _run_child(
         confine.die_with_parent(server)
         os.nice(NICENESS)
         own_status = os.open("/proc/self/status", os.O_RDONLY)
+        own_group = _join(group)
         confine.landlock([*libraries, descriptors[1]])
         # First all are copied to numbers above 6: otherwise the copy of one could close another.
         numbers = [fcntl.fcntl(number, fcntl.F_DUPFD, 7) for number in (*descriptors, own_status)]
@@ -206,7 +236,7 @@ def _run_child(
         for request, files in _requests(channel):
             if request["operation"] == "layers":
                 renderer.check()
-                answer: dict[str, Any] = {"result": [*layers, *confine.layers(), *(() if peak else (memorylimit.LAYER,))]}
+                answer: dict[str, Any] = {"result": [*layers, *confine.layers(), *own_group, *(() if peak else (memorylimit.LAYER,))]}
             else:
                 answer = renderer.answer(request, files)
             if peak is not None and peak.is_exceeded():
@@ -219,6 +249,18 @@ def _run_child(
         traceback.print_exc()
     finally:
         os._exit(status)
+
+
+def _join(group: cgroup.Group | None) -> list[str]:
+    """Moves this process into its group; returns the layers that hold by this."""
+    if group is None:
+        return []
+    try:
+        group.join()
+    except OSError:  # The other layers hold.
+        traceback.print_exc()
+        return []
+    return [cgroup.LAYER]
 
 
 def _requests(channel: socket.socket) -> Iterator[tuple[dict[str, Any], list[int]]]:

@@ -44,7 +44,7 @@ def attack(mode: str, user: int) -> dict[str, str]:
     environment = {**os.environ, "SITELINK_MADE_UP": "the-secret-of-the-bucket"}
     python = sys.executable
     if user != os.geteuid():
-        environment |= _for_others()
+        environment |= for_others()
         python = next((path for path in (sys.executable, "/usr/bin/python3") if can_run(path, user, environment)), "")
         if not python:
             pytest.skip("another user cannot run this interpreter")
@@ -53,7 +53,7 @@ def attack(mode: str, user: int) -> dict[str, str]:
     return dict(json.loads(result.stdout))
 
 
-def _for_others() -> dict[str, str]:
+def for_others() -> dict[str, str]:
     """The environment in which another user, or another interpreter, runs our program."""
     return {**os.environ, "HOME": "/", "PYTHONPATH": sysconfig.get_path("purelib"), "PYTHONDONTWRITEBYTECODE": "1"}
 
@@ -137,7 +137,7 @@ class Layers(ChildPool):
 
 
 @pytest.mark.parametrize("held", [(), (confine.LANDLOCK,), (confine.SECCOMP, confine.NAMESPACES)])
-async def test_worker_for_others_refuses_to_render_unconfined(held: tuple[str, ...]) -> None:
+async def test_workerfor_others_refuses_to_render_unconfined(held: tuple[str, ...]) -> None:
     """It says what is missing and which setting allows it. Without access control, or with the setting, it only warns."""
     with pytest.raises(ValueError, match="SITELINK_UNCONFINED=allow"):
         await check_confinement(Layers(*held), must_confine=True)
@@ -189,13 +189,13 @@ asyncio.run(main())
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a process another user")
 def test_children_of_root_have_a_user_for_each_slot(tmp_path: Path) -> None:
     """They read their document, which belongs to root and which no other user may read. The folders above it are closed to them."""
-    python = next((path for path in (sys.executable, "/usr/bin/python3") if can_run(path, NOBODY, _for_others())), "")
+    python = next((path for path in (sys.executable, "/usr/bin/python3") if can_run(path, NOBODY, for_others())), "")
     if not python:
         pytest.skip("another user cannot run this interpreter")
     (tmp_path / "closed").mkdir(mode=0o700)
     source = tmp_path / "closed" / "source.pdf"
     source.write_bytes(make_pdfs.plan_set(2))
-    result = run_as(0, [python, "-c", OWN_USERS, str(source)], _for_others())
+    result = run_as(0, [python, "-c", OWN_USERS, str(source)], for_others())
     assert result.returncode == 0, result.stderr[-3000:]
     layers, told = map(json.loads, result.stdout.splitlines())
     assert confine.OWN_USER in layers

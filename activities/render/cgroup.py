@@ -78,10 +78,10 @@ class Group:
 
     def was_over_limit(self) -> bool:
         """Whether the kernel killed the child because the group reached its limit, and not because a group above or the host did."""
-        with suppress(OSError):
+        with suppress(OSError, ValueError):
             if self._is_version_2:
                 events = _numbers(self.memory / "memory.events")
-                return bool(events["oom_kill"] and events["oom"])
+                return bool(events.get("oom_kill") and events.get("oom"))
             # Some kernels leave memory.failcnt at zero.
             limit, peak = (int((self.memory / f"memory.{name}_in_bytes").read_text()) for name in ("limit", "max_usage"))
             return bool(_numbers(self.memory / "memory.oom_control").get("oom_kill") and peak > limit - _SLACK_BYTES)
@@ -139,6 +139,7 @@ def find(process: Path = Path("/proc/self")) -> Groups:
 
     Raises:
         OSError: The kernel has no such groups, or this process may not make them.
+        ValueError: ``/proc`` is not as Linux writes it.
     """
     try:
         groups = Groups(*(_own_folder(process, controller) for controller in _CONTROLLERS))

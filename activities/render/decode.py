@@ -28,7 +28,7 @@ def main() -> None:
     pyvips.cache_set_max(0)
     status = os.open("/proc/self/status", os.O_RDONLY)
     own_group: list[str] = []
-    with suppress(OSError):
+    with suppress(OSError, ValueError):
         cgroup.find().make(0, MEMORY_BYTES, confine.TASKS).join()
         own_group.append(cgroup.LAYER)
     confine.landlock(confine.library_folders())

@@ -114,7 +114,7 @@ class Decoder:
             self._kill(self._answer_s)
             code = self._process.wait()
         if cgroup.LAYER in self.layers:
-            with suppress(OSError):
+            with suppress(OSError, ValueError):
                 cgroup.find()  # removes the group of the process
         if self._killed_after_s is not None:
             return f"gave no answer within {self._killed_after_s:g} s and was killed"

@@ -92,7 +92,7 @@ class _Server:
         self._libraries = confine.library_folders()
         self._pid = os.getpid()
         self._groups: cgroup.Groups | None = None
-        with suppress(OSError):
+        with suppress(OSError, ValueError):
             self._groups = cgroup.find()
         self._numbers = count()
         self._children: dict[int, _Child] = {}

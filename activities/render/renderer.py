@@ -97,11 +97,14 @@ class Renderer:
         return {"engines": engines, "chroma": encoding.chroma, **told}
 
     def _bound_kept_memory(self, pdf: PdfFile) -> None:
-        """Closes the document if it holds too much; the next page opens it again."""
+        """Closes the document if it holds too much; the next page opens it again.
+
+        A document that was written anew stays open: to write it once more for each page would take longer than to draw it.
+        """
         used = used_bytes()
         if self._used_after_first_page is None:
             self._used_after_first_page = used
-        elif used > self._used_after_first_page + KEPT_BYTES:
+        elif used > self._used_after_first_page + KEPT_BYTES and not pdf.is_written_anew:
             self._close(pdf)
             return_free_memory()
 

@@ -5,6 +5,7 @@
 
 import io
 import sys
+import warnings
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -293,7 +294,9 @@ LAYERED = ("mark", "form", "image", "shading", "mark in form", "form in mark", "
 """The ways in which something belongs to a layer."""
 
 
-def layered(config: str = "", group: str = "", member: str = "", way: str = "mark", properties: str = "") -> bytes:
+def layered(
+    config: str = "", group: str = "", member: str = "", way: str = "mark", properties: str = "", *, is_direct: bool = False
+) -> bytes:
     """A page of 100 x 100 pt that is red where the content of a layer shows. The document has the layers A and B.
 
     Args:
@@ -302,22 +305,26 @@ def layered(config: str = "", group: str = "", member: str = "", way: str = "mar
         member: Entries of a membership dictionary; without, the content belongs to layer A.
         way: Of ``LAYERED``.
         properties: Further entries of ``/OCProperties``.
+        is_direct: Whether the membership dictionary stands where it is used.
     """
     writer = Writer()
     a, b = writer.add(f"<< /Type /OCG /Name (A) {group} >>"), writer.add("<< /Type /OCG /Name (B) >>")
     config, member, properties = (entries.replace("@A", f"{a} 0 R").replace("@B", f"{b} 0 R") for entries in (config, member, properties))
-    owner = writer.add(f"<< /Type /OCMD {member} >>") if member else a
+    owner = f"{a} 0 R"
+    if member:
+        owner = f"<< /Type /OCMD {member} >>"
+        owner = owner if is_direct else f"{writer.add(owner)} 0 R"
     red = b"1 0 0 rg 0 0 100 100 re f"
-    marked, owned, shape = b"/OC /L BDC %s EMC", f"/Properties << /L {owner} 0 R >>", "/Type /XObject /Subtype /Form /BBox [0 0 100 100]"
+    marked, owned, shape = b"/OC /L BDC %s EMC", f"/Properties << /L {owner} >>", "/Type /XObject /Subtype /Form /BBox [0 0 100 100]"
     content, resources, entries, catalog = b"", "", "", f"/OCProperties << /OCGs [{a} 0 R {b} 0 R] /D << {config} >> {properties} >>"
     match way:
         case "mark":
             content, resources = marked % red, owned
         case "form":
-            content, resources = b"/X Do", f"/XObject << /X {writer.stream(red, f'{shape} /OC {owner} 0 R')} 0 R >>"
+            content, resources = b"/X Do", f"/XObject << /X {writer.stream(red, f'{shape} /OC {owner}')} 0 R >>"
         case "image":
             image = "/Type /XObject /Subtype /Image /Width 1 /Height 1 /ColorSpace /DeviceRGB /BitsPerComponent 8"
-            picture = writer.stream(b"\xff\0\0", f"{image} /OC {owner} 0 R")
+            picture = writer.stream(b"\xff\0\0", f"{image} /OC {owner}")
             content, resources = b"100 0 0 100 0 0 cm /X Do", f"/XObject << /X {picture} 0 R >>"
         case "shading":
             function = "/Function << /FunctionType 2 /Domain [0 1] /C0 [1 0 0] /C1 [1 0 0] /N 1 >>"
@@ -330,7 +337,7 @@ def layered(config: str = "", group: str = "", member: str = "", way: str = "mar
         case _:
             kind = "/Widget /FT /Tx /T (t) /V (x)" if way == "field" else "/Stamp"
             appearance = f"/AP << /N {writer.stream(red, shape)} 0 R >>"
-            note = writer.add(f"<< /Type /Annot /Subtype {kind} /Rect [0 0 100 100] /F 4 {appearance} /OC {owner} 0 R >>")
+            note = writer.add(f"<< /Type /Annot /Subtype {kind} /Rect [0 0 100 100] /F 4 {appearance} /OC {owner} >>")
             entries, catalog = f"/Annots [{note} 0 R]", f"{catalog} /AcroForm << /Fields [{f'{note} 0 R' if way == 'field' else ''}] >>"
     return writer.finish([writer.page(content, f"/MediaBox [0 0 100 100] /Resources << {resources} >> {entries}")], catalog)
 
@@ -589,18 +596,19 @@ def _line(font: int, codes: bytes, *, hidden: bool = False) -> tuple[bytes, str]
     return content.encode(), f"/MediaBox [0 0 400 100] /Resources << /Font << /F {font} 0 R >> >>"
 
 
-def encrypted(user: str, revision: Literal[2, 3, 4, 6] = 6, *, data: bytes | None = None) -> bytes:
+def encrypted(user: str, revision: Literal[2, 3, 4, 5, 6] = 6, *, data: bytes | None = None) -> bytes:
     """A PDF that opens with a user password, or with the owner's, ``owner``; without any if the user's is empty.
 
     Args:
         user: The user password.
-        revision: 2 is RC4 with 40 bits, 3 RC4 with 128 bits, 4 AES with 128 bits, 6 AES with 256 bits.
+        revision: 2 is RC4 with 40 bits, 3 RC4 with 128 bits, 4 AES with 128 bits, 5 (Adobe's) and 6 AES with 256 bits.
         data: The PDF to encrypt; by default one page.
     """
     out = io.BytesIO()
     has_aes = revision >= 4
     encryption = pikepdf.Encryption(owner="owner", user=user, R=revision, aes=has_aes, metadata=has_aes)
-    with pikepdf.open(io.BytesIO(data or one_page())) as pdf:
+    with pikepdf.open(io.BytesIO(data or one_page())) as pdf, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Encryption R=5 is deprecated")
         pdf.save(out, encryption=encryption)
     return out.getvalue()
 

@@ -11,7 +11,9 @@ from activities.errors import TilesMissing
 from activities.interface import TilePage
 from activities.render.child import ChildPool
 from activities.render.measure import measure
+from activities.render.pdf_file import PdfFile
 from activities.render.raster import Drawn, PixelBuffer, draw
+from activities.render.renderer import Renderer
 from activities.render.tilefile import LAYERS, read_layers, write_layers
 from tests.resources import make_pdfs
 from tests.unit.documents import opened
@@ -131,6 +133,15 @@ def test_upload_switches_layers_of_a_membership_with_one_member(tmp_path: Path, 
         assert shows(tmp_path, data, UploadOptions(layers={"A": on, "B": False})) is POLICIES[policy]([on])
 
 
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("way", ["mark", "form", "annotation"])
+def test_membership_in_its_place_follows_its_policy(tmp_path: Path, policy: str, way: str) -> None:
+    """A membership dictionary that is no object of its own, also in a document whose layers are switched."""
+    for off, options in (("", UploadOptions()), ("@A", UploadOptions()), ("@A", UploadOptions(layers={"A": True, "B": False}))):
+        data = make_pdfs.layered(f"/OFF [{off}]", member=f"/OCGs @A /P /{policy}", way=way, is_direct=True)
+        assert shows(tmp_path, data, options) is POLICIES[policy]([not off or bool(options.layers)])
+
+
 def test_layer_that_is_switched_on_turns_its_alternatives_off(tmp_path: Path) -> None:
     """At most one layer of a group of alternatives is on, unless the upload names more."""
     data = make_pdfs.layered("/OFF [@B] /RBGroups [[@A @B]]")
@@ -209,3 +220,17 @@ def test_damaged_file_of_layers_is_refused(tmp_path: Path, left: str) -> None:
     (tmp_path / LAYERS).write_text(left)
     with pytest.raises(TilesMissing):
         read_layers(tmp_path)
+
+
+@pytest.mark.parametrize("is_on", [None, True])
+def test_document_that_is_written_anew_stays_open(tmp_path: Path, is_on: bool | None) -> None:
+    """Another one is closed when it holds too much memory."""
+    path = tmp_path / "source.pdf"
+    path.write_bytes(make_pdfs.layered("/OFF [@A]"))
+    renderer = Renderer(path)
+    pdf = PdfFile(path, options=UploadOptions(layers={} if is_on is None else {"A": is_on}))
+    renderer._pdf, renderer._used_after_first_page = pdf, -(1 << 40)
+    renderer._bound_kept_memory(pdf)
+    assert (renderer._pdf is pdf) is bool(is_on)
+    if is_on:
+        pdf.close()

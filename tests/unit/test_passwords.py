@@ -15,8 +15,18 @@ from tests.resources import make_pdfs
 from tests.unit.documents import opened
 from tests.unit.test_child import Sheets, children, render_children, silent
 
-Revision = Literal[2, 3, 4, 6]
-REVISIONS: tuple[Revision, ...] = (2, 3, 4, 6)
+Revision = Literal[2, 3, 4, 5, 6]
+REVISIONS: tuple[Revision, ...] = (2, 3, 4, 5, 6)
+CORPUS = Path(__file__).parents[3] / "shared" / "corpus" / "hostile"
+OF_OTHER_PROGRAMS = {
+    "enc_empty_user_pw_nocopy": "",
+    "enc_libreoffice_openpassword": "openpassword",
+    "enc_user_pw_nonascii_aeoa": "æøå",
+    "enc_user_pw_test_user": "test_user",
+    "syn_enc_aes128_empty_user_pw": "",
+    "syn_enc_aes256_user_pw_secret": "secret",
+}
+"""Files of the corpus, and their passwords."""
 UMLAUT = "Türschloß"
 OWNER = "owner"
 DECOMPOSED = "Tu\u0308rschloß"
@@ -48,6 +58,17 @@ def test_password_opens_however_it_is_typed(tmp_path: Path, revision: Revision) 
         assert pixels(tmp_path, data, password)
         with open_with_pikepdf(tmp_path / "source.pdf", password) as pdf:
             assert len(pdf.pages) == 1
+
+
+@pytest.mark.skipif(not CORPUS.is_dir(), reason="there is no corpus beside this checkout")
+@pytest.mark.parametrize(("name", "password"), OF_OTHER_PROGRAMS.items())
+def test_files_of_other_programs_open_with_their_passwords(tmp_path: Path, name: str, password: str) -> None:
+    """They are refused without, if they have one."""
+    data = (CORPUS / f"{name}.pdf").read_bytes()
+    assert pixels(tmp_path, data, password)
+    if password:
+        with pytest.raises(PasswordRequired):
+            pixels(tmp_path, data, "")
 
 
 @pytest.mark.parametrize("revision", REVISIONS)

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pikepdf
-from pikepdf import Array, Dictionary, Name
+from pikepdf import Array, Dictionary, Name, Stream
 
 from activities.bucket.records import LAYER_CHARACTERS, Layer, Note
 from activities.render.titles import clean_title
@@ -151,8 +151,9 @@ def written_with(pdf: pikepdf.Pdf, layers: Layers) -> bytes:
     if "/Configs" in properties:
         del properties["/Configs"]
     for item in pdf.objects:
-        if isinstance(item, Dictionary) and item.get("/Type") == Name.OCMD and isinstance(item.get("/OCGs"), Dictionary):
-            item["/OCGs"] = Array([item["/OCGs"]])
+        for content in _owners(item):
+            if isinstance(content, Dictionary) and content.get("/Type") == Name.OCMD and isinstance(content.get("/OCGs"), Dictionary):
+                content["/OCGs"] = Array([content["/OCGs"]])
     file = io.BytesIO()
     pdf.save(
         file,
@@ -163,6 +164,18 @@ def written_with(pdf: pikepdf.Pdf, layers: Layers) -> bytes:
         encryption=False,
     )
     return file.getvalue()
+
+
+def _owners(item: Any) -> Iterator[Any]:
+    """What may be a membership dictionary: an object, or what stands in a form, in an image, or in resources."""
+    if not isinstance(item, Dictionary | Stream):
+        return
+    yield item
+    yield item.get("/OC")
+    for resources in (item, item.get("/Resources")):
+        properties = resources.get("/Properties") if isinstance(resources, Dictionary) else None
+        if isinstance(properties, Dictionary):
+            yield from (content for _, content in properties.items())
 
 
 def _groups(pdf: pikepdf.Pdf) -> dict[Identity, pikepdf.Dictionary]:

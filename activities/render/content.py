@@ -1,7 +1,7 @@
 """Looks for damage in the content of a page, which PDFium draws as far as it can, without a word. Loaded in render children only.
 
 1. A content stream that is compressed by Flate ends with a checksum. It is inflated here once more: 10 ms of CPU for 1 MB of the file,
-   which was 0.3 to 1.2 % of what the sheets of three plan sets took.
+   which was 0.3 to 1.3 % of what the sheets of three plan sets took.
 2. A content stream that is compressed in another way, or not at all, has no checksum. Form XObjects are not looked at.
 3. PDFium inflates a stream to 1 GiB at most, and draws the page without the rest. For an image its size tells.
 4. A file that pikepdf cannot read, or in which it does not find the pages that PDFium found, is not looked at.

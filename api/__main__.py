@@ -20,7 +20,7 @@ from api.http.connections import BoundedServer, ConnectionLimits, possible_conne
 from api.r2.settings import PullSettings
 from api.settings import ApiSettings
 from workflows.codec import codec_keys
-from workflows.connection import connect
+from workflows.connection import connect, connection_settings
 
 logger = logging.getLogger("api")
 
@@ -50,6 +50,7 @@ def serve() -> int:
     """
     try:
         settings = ApiSettings.from_env(os.environ)
+        connection_settings(os.environ)  # a server that connects later must not learn only then that they are wrong
         limits = ConnectionLimits(possible_connections(settings.max_connections))
         bucket = Bucket(settings.bucket)
         app = create_app(bucket, partial(connect, settings.codec_keys, lazy=True), settings)
@@ -80,6 +81,7 @@ def consume() -> int:
     """
     try:
         settings = PullSettings.from_env(os.environ)
+        connection_settings(os.environ)
         if settings is None:
             names = "SITELINK_EVENTS_ACCOUNT, SITELINK_EVENTS_QUEUE and SITELINK_EVENTS_TOKEN"
             msg = f"{names} are not set: there is no queue to take events from"

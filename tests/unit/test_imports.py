@@ -130,6 +130,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "activities.interface",
         *(f"activities.bucket.{name}" for name in ("changes", "records", "forecast", "weight")),
     },
+    "workflows.connection": {"activities.environment", "temporalio", "workflows.codec"},
     "workflows.codec": {"activities.environment", "activities.errors", "cryptography", "google", "temporalio"},
     "workflows.*": LIGHT | {"workflows"},
     "api.addresses": set(),

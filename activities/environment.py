@@ -43,6 +43,8 @@ SETTINGS = frozenset(
         "MAX_SIDE_PX",
         "MAX_STREAMS",
         "MAX_UPLOAD_TILES",
+        "METRICS_HOST",
+        "METRICS_PORT",
         "PORT",
         "PRICE_CLASS_A",
         "PRICE_CLASS_B",

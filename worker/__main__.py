@@ -6,13 +6,17 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from activities.errors import SiteLinkError, TemporalUnavailable
 from activities.logs import set_up
+from activities.metrics import HostMetrics
 from activities.program import give_way, hide_memory, keep_what_is_loaded, run, stop_request
 from activities.scratch import ScratchInUse
 from activities.sealing import PasswordSeal
+from activities.telemetry import MetricsSettings, TemporalMetrics, new_registry, serve
 from worker.app import run_tile_role, run_webhook_role, run_workflow_role
+from worker.metrics import WorkerMetrics
 from worker.settings import WebhookRoleSettings, WorkerSettings
 from workflows.codec import codec_keys
 from workflows.connection import connect
@@ -25,10 +29,19 @@ GROUP_NICENESS = 5
 logger = logging.getLogger("worker")
 
 
-async def _run(role: str, settings: WorkerSettings | WebhookRoleSettings, keys: Sequence[bytes]) -> None:
+async def _run(role: str, settings: WorkerSettings | WebhookRoleSettings, keys: Sequence[bytes], metrics_settings: MetricsSettings) -> None:
     stop = stop_request()
+    registry = new_registry(role)
+    temporal: dict[str, Any] = {}
+    if address := serve(registry, metrics_settings):
+        logger.info("metrics are at %s", address)
+        # Nobody would empty the buffer of the library's metrics otherwise, so without an address the library makes none.
+        temporal = {
+            "runtime": TemporalMetrics(registry).runtime,
+            "interceptors": [WorkerMetrics(registry, has_workflows=role == "workflow")],
+        }
     try:
-        client = await connect(keys, lazy=False)
+        client = await connect(keys, lazy=False, **temporal)
     except RuntimeError as error:
         raise TemporalUnavailable(str(error)) from error
     keep_what_is_loaded()
@@ -38,7 +51,7 @@ async def _run(role: str, settings: WorkerSettings | WebhookRoleSettings, keys: 
     elif role == "workflow":
         await run_workflow_role(client, stop)
     else:
-        await run_tile_role(client, settings, stop, PasswordSeal(keys))
+        await run_tile_role(client, settings, stop, PasswordSeal(keys), HostMetrics(registry))
     logger.info("%s worker stopped", role)
 
 
@@ -61,7 +74,7 @@ def main() -> int:
         if role == "tile":
             give_way(NICENESS, GROUP_NICENESS)
         hide_memory()
-        asyncio.run(_run(role, settings, codec_keys(os.environ)))
+        asyncio.run(_run(role, settings, codec_keys(os.environ), MetricsSettings.from_env(os.environ)))
     except TemporalUnavailable as error:
         logger.error("Temporal is not reached: %s", error)
         return 3

@@ -3,8 +3,9 @@
 import os
 from collections.abc import Mapping, Sequence
 
-from temporalio.client import Client
+from temporalio.client import Client, Interceptor
 from temporalio.envconfig import ClientConfig, ClientConnectConfig
+from temporalio.runtime import Runtime
 
 from activities.environment import secret
 from workflows.codec import data_converter
@@ -33,11 +34,13 @@ def connection_settings(environ: Mapping[str, str]) -> ClientConnectConfig:
     return config
 
 
-async def connect(keys: Sequence[bytes], *, lazy: bool) -> Client:
+async def connect(keys: Sequence[bytes], *, lazy: bool, runtime: Runtime | None = None, interceptors: Sequence[Interceptor] = ()) -> Client:
     """The client that this process' environment describes.
 
     Args:
         keys: The keys of payloads, as from ``codec_keys``.
+        runtime: Takes the metrics of Temporal's library.
+        interceptors: Go around the client's calls; those for workers, around what the client's workers do.
         lazy: Reaches for the server at the first call instead of now, so that a process can start before Temporal does.
 
     Raises:
@@ -45,4 +48,4 @@ async def connect(keys: Sequence[bytes], *, lazy: bool) -> Client:
         ValueError: The settings cannot be used.
     """
     config = connection_settings(os.environ)
-    return await Client.connect(**config, lazy=lazy, data_converter=data_converter(keys))
+    return await Client.connect(**config, lazy=lazy, data_converter=data_converter(keys), runtime=runtime, interceptors=interceptors)

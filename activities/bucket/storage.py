@@ -50,6 +50,7 @@ from activities.bucket.location import BucketSettings, S3Location
 from activities.bucket.records import from_json
 from activities.bucket.store_errors import (
     code_and_message,
+    error_label,
     log_failure,
     may_pass,
     named_directory_error,
@@ -157,13 +158,17 @@ class Bucket:
     Args:
         settings: The bucket.
         max_requests: Most requests of the blocking methods at once, ``chunks`` and ``objects`` not counted; default: no limit.
+        on_put: Called after each try of ``put`` and ``put_archive``, with its seconds and, if it failed, with a name of the error, else "".
 
     Raises:
         ValueError: A setting cannot be used.
         StorageUnavailable: A local directory could not be made.
     """
 
-    def __init__(self, settings: BucketSettings, *, max_requests: int | None = None) -> None:
+    def __init__(
+        self, settings: BucketSettings, *, max_requests: int | None = None, on_put: Callable[[float, str], None] = lambda *_: None
+    ) -> None:
+        self._on_put = on_put
         self._request_slots: AbstractContextManager[object] = threading.BoundedSemaphore(max_requests) if max_requests else nullcontext()
         self._archive_slots = threading.BoundedSemaphore(ARCHIVES_AT_ONCE)
         self._root: Path | None = None
@@ -331,17 +336,29 @@ class Bucket:
         """
         with self._named_errors(key):
             if self._root is not None:
-                _write_file(f"{self._root}/{key}", (body,))
+                with self._observed():
+                    _write_file(f"{self._root}/{key}", (body,))
                 return
             with self._request_slots:
                 self._put(key, body)
+
+    @contextmanager
+    def _observed(self) -> Iterator[None]:
+        """Goes around one try of a write."""
+        began = time.monotonic()
+        try:
+            yield
+        except (OSError, BaseError) as error:
+            self._on_put(time.monotonic() - began, error_label(error))
+            raise
+        self._on_put(time.monotonic() - began, "")
 
     def _put(self, key: str, body: bytes) -> None:
         """Sends a PUT, and repeats it as often as obstore would. The limiter learns of each try."""
         begun, attempt = time.monotonic(), 0
         while True:
             try:
-                with self.limiter.request():
+                with self.limiter.request(), self._observed():
                     obstore.put(self._one_try, key, body, use_multipart=False)
             except (OSError, BaseError) as error:
                 if not may_pass(error):
@@ -370,10 +387,11 @@ class Bucket:
         """
         with self._named_errors(key), self._request_slots:
             if self._root is not None:
-                _write_file(f"{self._root}/{key}", chunks, before_rename=self.sync)
+                with self._observed():
+                    _write_file(f"{self._root}/{key}", chunks, before_rename=self.sync)
                 return
             is_large = size_bytes > LARGEST_PUT_BYTES
-            with self._archive_slots:
+            with self._archive_slots, self._observed():
                 obstore.put(self._store, key, iter(chunks), use_multipart=is_large, chunk_size=PART_BYTES, max_concurrency=PARTS_AT_ONCE)
 
     def put_archive_seen(self, key: str, chunks: Iterable[bytes], index: bytes, size_bytes: int) -> None:

@@ -42,6 +42,8 @@ IDLE_S = 15.0
 RENEW_FORKS, RENEW_S = 200, 3600.0
 """A fork server is replaced after so many children, or so many seconds: its children have the same layout of memory, which an attacker
 could learn from one child for the next."""
+RETIRED = "retired"
+"""How a child ends that nothing is wrong with."""
 CPU_GRACE_S = 3.0
 """A child that has not ended so long after its limit of CPU time has lifted the limit, and is killed."""
 
@@ -72,12 +74,16 @@ class Rendered:
         chroma: The chroma subsampling of tiles with colours.
         notes: What was found while the page was drawn.
         transform: From the page to its pixels, as ``SheetRecord`` explains.
+        draw_s: Seconds in which the page was drawn.
+        tile_s: Seconds in which its tiles were cut.
     """
 
     engines: dict[str, str]
     chroma: str
     notes: tuple[Note, ...]
     transform: tuple[float, ...]
+    draw_s: float = 0.0
+    tile_s: float = 0.0
 
 
 class ChildPool:
@@ -92,6 +98,7 @@ class ChildPool:
         idle_s: An idle child ends after so many seconds.
         renew_forks: A fork server is replaced after so many children.
         fork_server: The module of the fork server.
+        on_end: Called with how a child ended: ``RETIRED``, or the name of the fault.
     """
 
     def __init__(
@@ -104,8 +111,14 @@ class ChildPool:
         idle_s: float = IDLE_S,
         renew_forks: int = RENEW_FORKS,
         fork_server: str = FORK_SERVER,
+        on_end: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self._slots = slots
+        self.slots = slots
+        self.busy = 0
+        """How many slots are in use."""
+        self.confinement: tuple[str, ...] = ()
+        """The last answer of ``layers``."""
+        self._on_end = on_end
         self._dzsave = dzsave
         self._first_user = first_user
         self._idle_s = idle_s
@@ -119,7 +132,6 @@ class ChildPool:
         """They end idle children, and fork servers that were replaced."""
         self._limits = limits or ChildLimits()
         self._free_slots = asyncio.Semaphore(slots)
-        self._busy = 0
         self._idle: list[_Child] = []
         self._working: set[_Child] = set()
         self._server: _ForkServer | None = None
@@ -151,7 +163,8 @@ class ChildPool:
         child = await self._new_child("", Path(__file__))
         try:
             held = await child.ask({"operation": "layers"}, (), self._limits, lambda: None)
-            return [str(name) for name in held]
+            self.confinement = tuple(str(name) for name in held)
+            return list(self.confinement)
         finally:
             await asyncio.shield(child.end())
 
@@ -209,7 +222,12 @@ class ChildPool:
         notes = tuple(from_wire(Note, note) for note in answer["notes"])
         if layers := bounded_layers(from_wire(Layer, layer) for layer in answer["layers"]):
             write_layers(target, layers)
-        return Rendered(engines, str(answer["chroma"]), notes, tuple(float(number) for number in answer["transform"]))
+        draw_s, tile_s = (self._bounded_s(answer.get(name)) for name in ("drawS", "tileS"))
+        return Rendered(engines, str(answer["chroma"]), notes, tuple(float(number) for number in answer["transform"]), draw_s, tile_s)
+
+    def _bounded_s(self, seconds: object) -> float:
+        """The seconds that a child says it took, if it can have taken them; else 0."""
+        return float(seconds) if isinstance(seconds, int | float) and 0 <= seconds <= self._limits.wall_s else 0.0
 
     async def retire(self, upload: str) -> None:
         """Ends the idle children of an upload that has ended, so that its document and buffers are freed."""
@@ -236,7 +254,7 @@ class ChildPool:
                 if isinstance(error, SiteLinkError) and not isinstance(error, RenderFault):
                     await self._give_back(child)
                 else:
-                    await asyncio.shield(child.end())
+                    await asyncio.shield(child.end(type(error).__name__))
                 raise
             await self._give_back(child)
             return result
@@ -259,11 +277,11 @@ class ChildPool:
         try:
             while not (await asyncio.wait({taking}, timeout=BEAT_S))[0]:
                 beat()
-            self._busy += 1
+            self.busy += 1
             try:
                 yield
             finally:
-                self._busy -= 1
+                self.busy -= 1
         finally:
             if not taking.cancel():
                 self._free_slots.release()
@@ -273,7 +291,7 @@ class ChildPool:
         for child in reversed(self._idle):
             if (child.upload, child.source) == (upload, source) and not child.ending.done():
                 return self._take(child)
-        while self._idle and self._busy + len(self._idle) > self._slots:
+        while self._idle and self.busy + len(self._idle) > self.slots:
             await self._take(self._idle[0]).end()
         if self._server is not None and self._server.is_lost:
             # Removed before the wait, so that another caller who comes meanwhile starts the next server.
@@ -286,6 +304,11 @@ class ChildPool:
         return await self._new_child(upload, source)
 
     async def _new_child(self, upload: str, source: Path) -> "_Child":
+        child = await self._fork(upload, source)
+        child.ending.add_done_callback(lambda ending: self._on_end(child.how_it_ended(ending.result(), self._limits)))
+        return child
+
+    async def _fork(self, upload: str, source: Path) -> "_Child":
         server, user = self.start(), None
         if self._first_user is None:
             return await server.fork(upload, source, self._limits)
@@ -365,6 +388,7 @@ class _Child:
         """Whether no other child of the pool has worked during the last request."""
         self.idle_timer: asyncio.TimerHandle | None = None
         self.server = server
+        self._how_ended = ""
         self._channel = channel
         self._reader = reader
         self._writer = writer
@@ -395,8 +419,18 @@ class _Child:
             raise error_of_answer(answer, limits, self.upload, fresh_child=is_fresh)
         return answer["result"]
 
-    async def end(self) -> None:
-        """Kills the process; returns when it has ended."""
+    def how_it_ended(self, ending: _Ending, limits: ChildLimits) -> str:
+        """How the worker has ended it, or the name of the fault by which it has ended itself."""
+        return self._how_ended or type(self._fault_of(ending, limits)).__name__
+
+    async def end(self, how: str = RETIRED) -> None:
+        """Kills the process; returns when it has ended.
+
+        Args:
+            how: ``RETIRED``, or the name of the error for which the worker ends it.
+        """
+        if not self.ending.done():
+            self._how_ended = how
         self._writer.close()
         self.server.kill(self.pid)
         # Unlike a plain await, asyncio.wait does not cancel the future when the caller is cancelled.

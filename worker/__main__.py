@@ -6,7 +6,6 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from activities.errors import SiteLinkError, TemporalUnavailable
 from activities.logs import set_up
@@ -20,6 +19,7 @@ from worker.metrics import WorkerMetrics
 from worker.settings import WebhookRoleSettings, WorkerSettings
 from workflows.codec import codec_keys
 from workflows.connection import connect
+from workflows.processing.metrics import begin_counters
 
 NICENESS = 10
 """Rendering gives way to everything else on the machine."""
@@ -32,18 +32,16 @@ logger = logging.getLogger("worker")
 async def _run(role: str, settings: WorkerSettings | WebhookRoleSettings, keys: Sequence[bytes], metrics_settings: MetricsSettings) -> None:
     stop = stop_request()
     registry = new_registry(role)
-    temporal: dict[str, Any] = {}
+    runtime, interceptors = None, []
     if address := serve(registry, metrics_settings):
         logger.info("metrics are at %s", address)
-        # Nobody would empty the buffer of the library's metrics otherwise, so without an address the library makes none.
-        temporal = {
-            "runtime": TemporalMetrics(registry).runtime,
-            "interceptors": [WorkerMetrics(registry, has_workflows=role == "workflow")],
-        }
+        runtime, interceptors = TemporalMetrics(registry).runtime, [WorkerMetrics(registry, has_workflows=role == "workflow")]
     try:
-        client = await connect(keys, lazy=False, **temporal)
+        client = await connect(keys, lazy=False, runtime=runtime, interceptors=interceptors)
     except RuntimeError as error:
         raise TemporalUnavailable(str(error)) from error
+    if runtime is not None and role == "workflow":
+        begin_counters(runtime.metric_meter, client.namespace)
     keep_what_is_loaded()
     logger.info("%s worker runs", role)
     if isinstance(settings, WebhookRoleSettings):

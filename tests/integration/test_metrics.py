@@ -64,7 +64,7 @@ def test_every_process_shows_what_the_table_promises(new_stack: Callable[..., St
         promised = names_in_the_table(role)
         assert promised
         # These appear when they first happen. The unit tests make them happen.
-        rare = {"progress_update_failure_total", "progress_update_retry_total", "progress_reconciliation_discrepancy_total"}
+        rare = {"temporal_request_failure_total"}
         rare |= {"sitelink_webhooks_total", "sitelink_activity_attempts_total"} if role in ("workflow", "webhook") else set()
         assert promised - rare <= shown, promised - shown
         assert value(families, "sitelink_process", {"role": role}) == 1

@@ -18,6 +18,7 @@ from tests.waiting import until_async
 from tests.workflow.fakes import FakeActivities, activity_workers, pages, working
 from tests.workflow.runs import handle_of
 from worker.metrics import WorkerMetrics
+from workflows.processing.metrics import COUNTERS, begin_counters
 from workflows.starting import start_upload
 from workflows.upload import ProcessUpload
 
@@ -91,3 +92,23 @@ async def test_pending_sheets_are_those_of_the_runs_in_the_cache(temporal_server
             await handle_of(client, upload).result()
         await until_async(lambda: sample(registry, "sheets_pending") == 0)
     assert sample(registry, "sitelink_longest_standstill_seconds") == 0
+
+
+async def test_counters_begin_with_zero(temporal_server: TemporalServer, ref: UploadRef) -> None:
+    """So that Prometheus sees their first rise. A run counts in the same series."""
+    registry = CollectorRegistry()
+    temporal = TemporalMetrics(registry)
+    client = await Client.connect(temporal_server.address, identity="test", runtime=temporal.runtime)
+    begin_counters(temporal.runtime.metric_meter, client.namespace)
+    fake = FakeActivities(pages(1))
+
+    def series() -> dict[str, list[float]]:
+        names = [f"{name}_total" for name in COUNTERS]
+        samples = [found for family in registry.collect() for found in family.samples]
+        return {name: [found.value for found in samples if found.name == name] for name in names}
+
+    assert series() == {f"{name}_total": [0] for name in COUNTERS}
+    async with working(client, fake):
+        await start_upload(client, ref)
+        await handle_of(client, ref).result()
+    assert series() == {f"{name}_total": [name == "progress_update_success"] for name in COUNTERS}

@@ -4,15 +4,40 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from temporalio import workflow
+from temporalio.common import MetricMeter
 
 from activities.bucket.records import Snapshot
-from activities.interface import UploadedSheet
+from activities.interface import WORKFLOW_QUEUE, UploadedSheet
 
 SLOW_UPDATE_S = 1.0
 """A commit that takes longer to reach its run is logged."""
 
 PAGES = (5, 50, 500)
 """The upper ends of the groups of documents, by pages."""
+
+
+COUNTERS = {
+    "progress_update_success": "Commits of sheets that reached their runs",
+    "progress_update_retry": "Those of them that took more than one attempt of upload_page",
+    "progress_update_failure": "Uploads of tiled sheets that failed for good",
+    "progress_reconciliation_discrepancy": "Sheets that the progress had wrong",
+}
+
+
+def begin_counters(meter: MetricMeter, namespace: str) -> None:
+    """Sets the counters of ``ProcessUpload`` to 0: Prometheus sees no rise of a counter that begins with its first count.
+
+    Args:
+        meter: Of the process that runs workflows.
+        namespace: Temporal's namespace of these workflows.
+    """
+    labels = {"namespace": namespace, "task_queue": WORKFLOW_QUEUE, "workflow_type": "ProcessUpload"}
+    for name, help_text in COUNTERS.items():
+        meter.create_counter(name, help_text).add(0, labels)
+
+
+def _count(name: str, number: int = 1) -> None:
+    workflow.metric_meter().create_counter(name, COUNTERS[name]).add(number)
 
 
 @dataclass(frozen=True)
@@ -30,22 +55,26 @@ class Backlog:
 
 def count_update(sheet: UploadedSheet) -> None:
     """Counts a sheet's commit that has reached its run."""
-    meter = workflow.metric_meter()
-    meter.create_counter("progress_update_success", "Commits of sheets that reached their runs").add(1)
+    _count("progress_update_success")
     if sheet.attempt > 1:
-        meter.create_counter("progress_update_retry", "Those of them that took more than one attempt of upload_page").add(1)
+        _count("progress_update_retry")
     if sheet.committed_at:
         # The clocks of two hosts may differ.
         seconds = max(0.0, workflow.now().timestamp() - sheet.committed_at)
         help_text = "From a sheet's commit to the step of its run that counts it"
-        meter.create_histogram_timedelta("progress_update", help_text).record(timedelta(seconds=seconds))
+        workflow.metric_meter().create_histogram_timedelta("progress_update", help_text).record(timedelta(seconds=seconds))
         if seconds > SLOW_UPDATE_S:
             workflow.logger.warning("a commit reached its run late", extra={"sheet": sheet.number, "seconds": round(seconds, 3)})
 
 
 def count_failed_update() -> None:
     """Counts a sheet that was tiled and whose commit will not reach its run."""
-    workflow.metric_meter().create_counter("progress_update_failure", "Uploads of tiled sheets that failed for good").add(1)
+    _count("progress_update_failure")
+
+
+def count_discrepancies(sheets: int) -> None:
+    """Counts the sheets that the progress had wrong when it was compared with the bucket."""
+    _count("progress_reconciliation_discrepancy", sheets)
 
 
 def count_sheet(outcome: str, reason: str = "") -> None:

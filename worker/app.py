@@ -194,8 +194,8 @@ async def run_tile_role(
             scratch.close()
 
 
-async def check_confinement(children: ChildPool, *, must_confine: bool) -> None:
-    """Says in the log which layers confine the render children, after trying them in one.
+async def check_confinement(children: ChildPool, *, must_confine: bool) -> list[str]:
+    """Says in the log which layers confine the render children, after trying them in one; returns these layers.
 
     Raises:
         ValueError: They are not confined, but must be.
@@ -205,7 +205,7 @@ async def check_confinement(children: ChildPool, *, must_confine: bool) -> None:
     missing = [name for name in confine.LAYERS if name not in held]
     logger.info("render children are confined by: %s; missing: %s", ", ".join(held) or "nothing", ", ".join(missing) or "nothing")
     if confine.SECCOMP in held and (confine.LANDLOCK in held or confine.OWN_USER in held):
-        return
+        return held
     if must_confine:
         msg = (
             f"render children are not confined on this kernel, which lacks {' and '.join(missing)}, and SITELINK_ACCESS says that others "
@@ -213,6 +213,7 @@ async def check_confinement(children: ChildPool, *, must_confine: bool) -> None:
         )
         raise ValueError(msg)
     logger.warning("a document that takes over a render child can do what the worker can")
+    return held
 
 
 def housekeeping_worker(client: Client, activities: HousekeepingActivities, slots: int, layouts: LayoutActivities | None = None) -> Worker:

@@ -81,9 +81,11 @@ SHORTEST_HIDDEN = 4
 
 def _is_on(name: str, environ: Mapping[str, str]) -> bool:
     """Whether the settings ask for this process. A part of the settings of R2's queue is a mistake, which its reader names."""
-    if name == "worker webhook":
-        return bool(environ.get("SITELINK_WEBHOOK_SECRET") or environ.get("SITELINK_WEBHOOK_SECRET_FILE"))
-    return name != "api events" or any(environ.get(f"SITELINK_EVENTS_{part}") for part in ("ACCOUNT", "QUEUE", "TOKEN", "TOKEN_FILE"))
+    askers = {
+        "worker webhook": ("SITELINK_WEBHOOK_SECRET",),
+        "api events": ("SITELINK_EVENTS_ACCOUNT", "SITELINK_EVENTS_QUEUE", "SITELINK_EVENTS_TOKEN"),
+    }
+    return name not in askers or any(environ.get(setting) or environ.get(f"{setting}_FILE") for setting in askers[name])
 
 
 def _read_bucket(settings: BucketSettings) -> None:

@@ -19,7 +19,7 @@ from workflows.connection import connection_settings
 from workflows.messages import SEARCH_ATTRIBUTES
 
 TIMEOUT_S = 15.0
-CREATE_ATTRIBUTES = "temporal operator search-attribute create --type Keyword"
+CREATE_ATTRIBUTES = "temporal operator search-attribute create"
 REFUSED = (RPCStatusCode.PERMISSION_DENIED, RPCStatusCode.UNAUTHENTICATED)
 
 
@@ -108,7 +108,7 @@ async def _attributes(client: Client, namespace: str) -> AsyncIterator[Finding]:
     keyword = IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD
     types = {name: answer.custom_attributes.get(name) for name in SEARCH_ATTRIBUTES}
     if missing := [name for name, kind in types.items() if kind is None]:
-        names = " ".join(f"--name {name}" for name in missing)
+        names = " ".join(f"--name {name} --type Keyword" for name in missing)  # with one type, only the first name is made
         yield Finding(check, Grade.WRONG, f"missing: {', '.join(missing)}", f"{CREATE_ATTRIBUTES} --namespace {namespace} {names}")
     if other := [name for name, kind in types.items() if kind not in (None, keyword)]:
         yield Finding(check, Grade.WRONG, f"no Keyword: {', '.join(other)}", "remove them, and make them anew as Keyword")

@@ -9,6 +9,7 @@ from activities.bucket.location import BucketSettings, S3Location
 from activities.environment import SECRETS, secret, unknown_settings
 from activities.logs import log_format
 from activities.sealing import PasswordSeal
+from activities.telemetry import MetricsSettings
 from api.http.limits import RateLimits
 from api.r2.settings import PullSettings
 from api.settings import ApiSettings
@@ -28,6 +29,7 @@ def check_settings(environ: Mapping[str, str]) -> list[Finding]:
         try:
             log_format(environ)
             connection_settings(environ)
+            MetricsSettings.from_env(environ)
             READERS[name](environ)
         except (ValueError, OSError) as error:
             failures.setdefault(str(error), []).append(name)

@@ -82,6 +82,7 @@ EVERY_PROCESS = "api, worker workflow, worker tile"
         ({"SITELINK_BUCKET": "s3://plans", "AWS_ACCESS_KEY_ID": "x"}, "AWS_SECRET_ACCESS_KEY is not set", "api, worker tile"),
         ({"SITELINK_CODEC_KEY": "hush"}, "SITELINK_CODEC_KEY is not 64 hexadecimal digits", EVERY_PROCESS),
         ({"SITELINK_LOG_FORMAT": "xml"}, "SITELINK_LOG_FORMAT is 'xml'", EVERY_PROCESS),
+        ({"SITELINK_METRICS_PORT": "x"}, "SITELINK_METRICS_PORT is 'x'", EVERY_PROCESS),
         ({"TEMPORAL_PROFILE": "absent"}, "the settings of Temporal cannot be used", EVERY_PROCESS),
         ({"SITELINK_EVENTS_QUEUE": "b" * 32}, "SITELINK_EVENTS_ACCOUNT and SITELINK_EVENTS_TOKEN must be set, too", "api events"),
         ({"SITELINK_WEBHOOK_SECRET": "hush-short"}, "SITELINK_WEBHOOK_SECRET", "api, worker webhook"),

@@ -178,3 +178,13 @@ def test_every_role_tells_unknown_settings_at_its_start(role: tuple[str, ...], t
         'SITELINK_PROT (is SITELINK_PORT meant?)"'
     )
     assert "hush" not in ended.stderr
+
+
+def test_the_embedded_stack_tells_unknown_settings(tmp_path: Path) -> None:
+    """``make run`` says it on the terminal, because the log lines of its processes are in files."""
+    environ = {"SITELINK_BUKET": "hush", "SITELINK_PORT": "x", "SITELINK_DATA_DIR": str(tmp_path)}
+    command = [sys.executable, "-m", "deploy.local"]
+    ended = subprocess.run(command, env=environ, capture_output=True, text=True, check=False, cwd=ROOT, timeout=120)
+    assert ended.returncode == 2
+    assert "unknown setting: SITELINK_BUKET (is SITELINK_BUCKET meant?)" in ended.stderr
+    assert "hush" not in ended.stdout + ended.stderr

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -13,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from jwt.algorithms import RSAAlgorithm
 
 from activities.bucket.location import BucketSettings
+from activities.scratch import Scratch
 from api.access.settings import AccessSettings
 from api.r2.settings import PullSettings
 from deploy.check.access import check_public_keys, check_queue
@@ -250,8 +252,10 @@ def test_this_machine_is_looked_at(tmp_path: Path) -> None:
             Finding("render children", Grade.NOTE, f"not confined by {name}", LAYER_ADVICE[name]) in missing
         )
     assert [(fonts.grade, fonts.result) for fonts in found["fonts"]] == [(Grade.OK, "12 files of 8 packages")]
-    (scratch,) = host_findings(SITELINK_SCRATCH_DIR=str(tmp_path), SITELINK_SCRATCH_LIMIT_BYTES=str(1 << 62))["scratch"]
+    with closing(Scratch(tmp_path, 1)):
+        (scratch,) = host_findings(SITELINK_SCRATCH_DIR=str(tmp_path), SITELINK_SCRATCH_LIMIT_BYTES=str(1 << 62))["scratch"]
     assert scratch.grade is Grade.NOTE
+    assert scratch.result.endswith("; a tile worker uses it")
 
 
 def command(tmp_path: Path, **environ: str) -> subprocess.CompletedProcess[str]:

@@ -52,8 +52,8 @@ class WorkerMetrics(temporalio.client.Interceptor, Interceptor):
             self._gauge(
                 registry,
                 "sitelink_longest_standstill_seconds",
-                "Seconds since the last change of the run that has stood still longest, of the runs with waiting sheets in this cache",
-                lambda runs: max((time.time() - run.backlog.changed_at for run in runs if run.backlog.sheets), default=0.0),
+                "Seconds since the last change of the run that has stood still longest, of the runs that this worker has in its cache",
+                lambda runs: max((time.time() - run.backlog.changed_at for run in runs), default=0.0),
             )
 
     def _gauge(self, registry: CollectorRegistry, name: str, help_text: str, value: Callable[[list[ProcessUpload]], float]) -> None:

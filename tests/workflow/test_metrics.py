@@ -3,15 +3,17 @@
 import secrets
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 from prometheus_client import CollectorRegistry
+from temporalio import activity
 from temporalio.client import Client
 from temporalio.worker import Worker
 
 from activities.bucket.keys import UploadRef
 from activities.errors import PageUnreadable, StorageUnavailable, TilesMissing
-from activities.interface import WORKFLOW_QUEUE
+from activities.interface import WORKFLOW_QUEUE, UploadedSheet, UploadPage
 from activities.telemetry import TemporalMetrics
 from deploy.temporal import TemporalServer
 from tests.waiting import until_async
@@ -92,6 +94,29 @@ async def test_pending_sheets_are_those_of_the_runs_in_the_cache(temporal_server
             await handle_of(client, upload).result()
         await until_async(lambda: sample(registry, "sheets_pending") == 0)
     assert sample(registry, "sitelink_longest_standstill_seconds") == 0
+
+
+class LateCommits(FakeActivities):
+    """Commits that have taken 5 seconds to reach their runs."""
+
+    @activity.defn
+    async def upload_page(self, args: UploadPage) -> UploadedSheet:
+        """Commits the sheet, some time ago."""
+        return replace(await super().upload_page(args), committed_at=time.time() - 5)
+
+
+async def test_late_commit_is_measured_and_logged(
+    temporal_server: TemporalServer, ref: UploadRef, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The seconds count from the commit, and one that takes longer than a second is in the log with its sheet."""
+    registry = CollectorRegistry()
+    client = await measured_client(temporal_server, registry)
+    async with working(client, LateCommits(pages(1))):
+        await start_upload(client, ref)
+        await handle_of(client, ref).result()
+    assert 4 < sample(registry, "progress_update_seconds_sum") < 600
+    (late,) = [record for record in caplog.records if "a commit reached its run late" in record.message]
+    assert (vars(late)["sheet"], vars(late)["seconds"] > 4) == (1, True)
 
 
 async def test_counters_begin_with_zero(temporal_server: TemporalServer, ref: UploadRef) -> None:

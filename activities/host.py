@@ -9,6 +9,7 @@ from activities.bucket.uploads import UploadStore
 from activities.bucket.webhooks import WebhookStore
 from activities.interface import UploadActivities
 from activities.limits import DocumentLimits
+from activities.metrics import HostMetrics
 from activities.render.child import ChildPool
 from activities.scratch import Scratch
 from activities.sealing import PasswordSeal
@@ -28,6 +29,7 @@ class Host:
         limits: The most that a document may have.
         passwords: Opens the sealed passwords of documents.
         forecaster: Estimates what a document will take on this host.
+        metrics: Counts what this host does.
         free_render_slot: Called by an activity that goes on after its page was rendered: the next page need not wait for its end.
     """
 
@@ -39,6 +41,7 @@ class Host:
     limits: DocumentLimits = field(default_factory=DocumentLimits)
     passwords: PasswordSeal = field(default_factory=PasswordSeal)
     forecaster: Forecaster = field(default_factory=Forecaster)
+    metrics: HostMetrics = field(default_factory=HostMetrics)
     free_render_slot: Callable[[], None] = lambda: None
 
 

@@ -234,6 +234,19 @@ class TiledPage:
 
 
 @dataclass(frozen=True)
+class UploadedSheet(SheetRecord):
+    """Result of ``upload_page``: the ``sheet.json`` that it wrote, without its layers, and facts for metrics.
+
+    Args:
+        committed_at: When the commit marker was in the bucket, seconds since 1970; 0 from a worker of an earlier release.
+        attempt: The number of the attempt that committed the sheet.
+    """
+
+    committed_at: float = 0.0
+    attempt: int = 1
+
+
+@dataclass(frozen=True)
 class UploadPage:
     """Argument of ``upload_page``.
 
@@ -337,7 +350,7 @@ class UploadActivities(ABC):
 
     @activity.defn
     @abstractmethod
-    async def upload_page(self, args: UploadPage) -> SheetRecord:
+    async def upload_page(self, args: UploadPage) -> UploadedSheet:
         """Writes thumbnail, tiles, ``sheet.json`` and the commit marker, in this order.
 
         Raises:

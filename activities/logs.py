@@ -24,7 +24,7 @@ import temporalio.activity
 import temporalio.workflow
 from temporalio.runtime import LogForwardingConfig, LoggingConfig, Runtime, TelemetryConfig, TelemetryFilter
 
-from activities.environment import choice
+from activities.environment import choice, unknown_settings
 
 FORMATS = ("text", "json")
 
@@ -74,6 +74,8 @@ def log_format(environ: Mapping[str, str]) -> str:
 def set_up(environ: Mapping[str, str]) -> None:
     """Sends all log lines of this process, also those of Temporal's native library, to stderr, in the format of ``SITELINK_LOG_FORMAT``.
 
+    The first line tells which variables look like settings and are none.
+
     Raises:
         ValueError: As from ``log_format``.
     """
@@ -96,6 +98,8 @@ def set_up(environ: Mapping[str, str]) -> None:
     Runtime.set_default(Runtime(telemetry=TelemetryConfig(logging=logs)))
     sys.excepthook = _log_crash
     threading.excepthook = lambda crash: _log_crash(crash.exc_type, crash.exc_value, crash.exc_traceback)
+    if unknown := unknown_settings(environ):
+        logging.getLogger("sitelink").warning("unknown settings are ignored", extra={"unknown": ", ".join(unknown)})
 
 
 def _log_crash(kind: type[BaseException], error: BaseException | None, traceback: TracebackType | None) -> None:

@@ -57,6 +57,7 @@ class Scratch:
         share_pages: Most pages of one upload among them.
         clock: Seconds since 1970.
         beat_s: How often a page that waits for room beats.
+        on_fetched: Called with the seconds in which a PDF was fetched.
 
     Raises:
         ScratchInUse: Another worker process uses the directory.
@@ -72,17 +73,19 @@ class Scratch:
         *,
         clock: Callable[[], float] = time.time,
         beat_s: float = BEAT_S,
+        on_fetched: Callable[[float], None] = lambda _: None,
     ) -> None:
         self._sources = directory / "sources"
         self._pages = directory / "pages"
         self._refs = directory / "uploads"
         for path in (self._sources, self._pages, self._refs):
             path.mkdir(parents=True, exist_ok=True)
-        self._limit_bytes = limit_bytes
+        self.limit_bytes = limit_bytes
         self._limit_pages = limit_pages
         self._share_pages = share_pages
         self._clock = clock
         self._beat_s = beat_s
+        self._on_fetched = on_fetched
         self._lock = (directory / "lock").open("w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -133,7 +136,9 @@ class Scratch:
         try:
             async with _hold_with_beats(self._fetch_locks.setdefault(name, asyncio.Lock()), attempt.beat):
                 if not path.exists() or path.stat().st_size != record.size_bytes:
+                    began = time.monotonic()
                     await attempt.in_thread(lambda stop: _fetch(bucket, ref, record, path, stop), more_follows=True)
+                    self._on_fetched(time.monotonic() - began)
             yield path
         finally:
             self._source_users[name] -= 1
@@ -158,7 +163,7 @@ class Scratch:
         while (
             (has_share := self._page_count(digest) >= self._share_pages)
             or self._page_count() >= self._limit_pages
-            or self._published_bytes() > self._limit_bytes
+            or self.published_bytes() > self.limit_bytes
         ):
             beats = beats + 1 if has_share else 0
             if beats > SHARE_BEATS:
@@ -178,7 +183,8 @@ class Scratch:
         names = (*waiting, *self._claims.elements(), *self._pages_being_made.elements())
         return sum(name.startswith(digest) for name in names)
 
-    def _published_bytes(self) -> int:
+    def published_bytes(self) -> int:
+        """The bytes of the pages on the scratch, as the limit counts them."""
         total = 0
         for page in self._pages.iterdir():
             # It was uploaded and removed meanwhile, or a render child that was taken over has left something else in its place.

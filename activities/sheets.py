@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import logging
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import wait
 from dataclasses import replace
@@ -23,7 +24,7 @@ from activities.bucket.storage import LIST_PAGE, Bucket, ObjectInfo, etag_of
 from activities.bucket.store_errors import not_written_error
 from activities.errors import BucketError, PageTooLarge, TilesMissing
 from activities.host import HostActivities
-from activities.interface import DiscardScratch, TiledPage, TilePage, UploadPage, host_queue
+from activities.interface import DiscardScratch, TiledPage, TilePage, UploadedSheet, UploadPage, host_queue
 from activities.render.attempt import RenderAttempt
 from activities.render.pack import PackedSheet, tile_lines
 from activities.render.tilefile import TileFile, read_layers, read_thumbnail
@@ -52,6 +53,8 @@ class SheetActivities(HostActivities):
                 try:
                     rendered = await host.children.tile_page(str(ref), source, args, page, attempt.beat, password, fresh=attempt.is_retry)
                     host.free_render_slot()
+                    host.metrics.stages["draw"].observe(rendered.draw_s)
+                    host.metrics.stages["tile"].observe(rendered.tile_s)
                     has_thumbnail = await attempt.in_thread(lambda _: self._put_thumbnail(ref, args.number, page), more_follows=True)
                     queue, name = host_queue(host.scratch.host), host.scratch.publish(page)
                     return TiledPage(queue, name, rendered.engines, rendered.notes, rendered.chroma, has_thumbnail, rendered.transform)
@@ -68,13 +71,13 @@ class SheetActivities(HostActivities):
         return True
 
     @activity.defn
-    async def upload_page(self, args: UploadPage) -> SheetRecord:
+    async def upload_page(self, args: UploadPage) -> UploadedSheet:
         """See ``UploadActivities.upload_page``."""
         attempt = Attempt()
         host, turn = self._host, turn_of(UploadRef.parse(args.ref))
         with attempt.named_errors(), host.scratch.claim_page(args.tiled.scratch) as page:
             try:
-                record: SheetRecord = await attempt.in_thread(
+                sheet: UploadedSheet = await attempt.in_thread(
                     lambda stop: self._upload(args, page, stop), submit=partial(host.uploads.submit, turn)
                 )
             except asyncio.CancelledError:
@@ -82,7 +85,7 @@ class SheetActivities(HostActivities):
                     host.scratch.remove(page)
                 raise
             host.scratch.remove(page)
-            return record
+            return sheet
 
     @activity.defn
     async def discard_scratch(self, args: DiscardScratch) -> None:
@@ -90,7 +93,8 @@ class SheetActivities(HostActivities):
         await self._host.children.retire(args.ref)
         await asyncio.to_thread(self._host.scratch.discard, UploadRef.parse(args.ref))
 
-    def _upload(self, args: UploadPage, page: Path, stop: threading.Event) -> SheetRecord:
+    def _upload(self, args: UploadPage, page: Path, stop: threading.Event) -> UploadedSheet:
+        metrics, began = self._host.metrics, time.monotonic()
         bucket, ref, number, options = self._host.bucket, UploadRef.parse(args.ref), args.page.number, args.options
         pyramid, layout = _pyramid(args.page.width, args.page.height, options), options.layout
         descriptor = pyramid.descriptor().encode()
@@ -103,9 +107,14 @@ class SheetActivities(HostActivities):
             marker = listing.descriptor
             if marker is not None and (marker.size != len(descriptor) or bucket.get(marker.key).body != descriptor):
                 self._store.uncommit(ref, number)  # first, because the sheet had another size, and its old tiles are removed
+            puts = 2  # sheet.json and the commit marker
             if not (args.tiled.thumbnail and listing.thumbnail is not None and listing.thumbnail.size == len(thumbnail)):
                 bucket.put(ref.thumbnail(number), thumbnail)
-            lines = self._put_tiles(args, pyramid, tiles, listing.tiles, stop) if layout.has_tiles else tile_lines(tiles, pyramid)
+                puts += 1
+            stored = listing.tiles
+            lines = self._put_tiles(args, pyramid, tiles, stored, stop) if layout.has_tiles else tile_lines(tiles, pyramid)
+            if layout.has_tiles:
+                puts += sum(not _is_stored(stored.get(name), size, md5) for name, size, md5 in lines) if stored else len(lines)
             record = _sheet_record(args, lines, layers)
             packed = None
             if layout.has_archive:
@@ -116,6 +125,7 @@ class SheetActivities(HostActivities):
                 raise_if_stopped(stop)
                 if layout.has_tiles:
                     bucket.put_archive(ref.archive(number), packed.chunks(), packed.size_bytes)
+                    puts += 1
             body = to_json(record)
             bucket.put(ref.sheet_record(number), body)
             raise_if_stopped(stop)
@@ -128,12 +138,18 @@ class SheetActivities(HostActivities):
                     _prove_archive(listing, packed.size_bytes)
                 raise_if_stopped(stop)
             bucket.delete(listing.surplus(ref, pyramid, layout))  # old tiles, if the sheet had another size
+            uploaded = time.monotonic()
+            metrics.stages["upload"].observe(uploaded - began)
             if layout.has_tiles or packed is None:
                 bucket.sync()
                 self._store.commit(ref, number, descriptor)
             else:
                 self._store.commit_packed(ref, number, packed.chunks(), packed.index, packed.size_bytes)
-            return replace(record, layers=())  # they can be long, and a workflow does not need them
+            committed_at = time.time()
+            metrics.stages["commit"].observe(time.monotonic() - uploaded)
+            metrics.count_sheet(record, puts)
+            # Layers can be long, and a workflow does not need them.
+            return UploadedSheet(**vars(replace(record, layers=())), committed_at=committed_at, attempt=activity.info().attempt)
 
     def _put_tiles(
         self, args: UploadPage, pyramid: Pyramid, tiles: TileFile, stored: Mapping[str, ObjectInfo], stop: threading.Event
@@ -228,6 +244,11 @@ def _prove_archive(listing: Listing, size_bytes: int) -> None:
         raise not_written_error(f"sheet-{listing.number}.pmtiles")
 
 
+def _is_stored(info: ObjectInfo | None, size: int, md5: str) -> bool:
+    """Whether an object of the bucket is a tile of this size and MD5."""
+    return info is not None and info.size == size and _has_md5(info, md5)
+
+
 def _has_md5(info: ObjectInfo, md5: str) -> bool:
     return info.plain_etag == md5
 
@@ -255,8 +276,7 @@ def _put_tiles(
         raise_if_stopped(stop)
         name, body = tiles.tile(*place)
         md5 = hashlib.md5(body, usedforsecurity=False).hexdigest()
-        info = stored.get(name)
-        if info is None or info.size != len(body) or not _has_md5(info, md5):
+        if not _is_stored(stored.get(name), len(body), md5):
             bucket.put(prefix + name, body)
         lines.append((name, len(body), md5))
     return lines

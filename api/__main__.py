@@ -15,12 +15,14 @@ from activities.bucket.storage import Bucket
 from activities.errors import BucketError, SiteLinkError
 from activities.logs import set_up
 from activities.program import hide_memory, keep_what_is_loaded, run, stop_request
+from activities.telemetry import MetricsSettings, TemporalMetrics, new_registry
+from activities.telemetry import serve as serve_metrics
 from api.app import create_app
 from api.http.connections import BoundedServer, ConnectionLimits, possible_connections
 from api.r2.settings import PullSettings
 from api.settings import ApiSettings
 from workflows.codec import codec_keys
-from workflows.connection import connect
+from workflows.connection import connect, connection_settings
 
 logger = logging.getLogger("api")
 
@@ -50,9 +52,13 @@ def serve() -> int:
     """
     try:
         settings = ApiSettings.from_env(os.environ)
+        connection_settings(os.environ)  # a server that connects later must not learn only then that they are wrong
         limits = ConnectionLimits(possible_connections(settings.max_connections))
         bucket = Bucket(settings.bucket)
-        app = create_app(bucket, partial(connect, settings.codec_keys, lazy=True), settings)
+        registry = new_registry("api")
+        metrics_address = serve_metrics(registry, MetricsSettings.from_env(os.environ))
+        runtime = TemporalMetrics(registry).runtime
+        app = create_app(bucket, partial(connect, settings.codec_keys, lazy=True, runtime=runtime), settings, registry)
         listener = bind(settings.host, settings.port)
     except (ValueError, BucketError) as error:
         sys.stderr.write(f"{error}\n")
@@ -67,6 +73,8 @@ def serve() -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, server.handle_exit)
     keep_what_is_loaded()
+    if metrics_address:
+        logger.info("metrics are at %s", metrics_address)
     logger.info("listening on http://%s:%d", host, listener.getsockname()[1])
     server.run(sockets=[listener])
     return OK if server.started else FAILED
@@ -80,10 +88,14 @@ def consume() -> int:
     """
     try:
         settings = PullSettings.from_env(os.environ)
+        connection_settings(os.environ)
         if settings is None:
             names = "SITELINK_EVENTS_ACCOUNT, SITELINK_EVENTS_QUEUE and SITELINK_EVENTS_TOKEN"
             msg = f"{names} are not set: there is no queue to take events from"
             raise ValueError(msg)
+        registry = new_registry("events")
+        if address := serve_metrics(registry, MetricsSettings.from_env(os.environ)):
+            logger.info("metrics are at %s", address)
         asyncio.run(_consume(settings, BucketSettings.from_env(os.environ), codec_keys(os.environ)))
     except (ValueError, SiteLinkError) as error:
         logger.error("%s", error)

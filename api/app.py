@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from http import HTTPStatus
 from pathlib import Path
 
+from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -39,6 +40,7 @@ from api.http.parameters import flag, known_version, page_cursor, page_limit, pl
 from api.http.presence import while_connected
 from api.http.problems import HANDLERS, status_problem
 from api.layouts import Layouts
+from api.metrics import ApiMetrics
 from api.paths import (
     BEGIN,
     CODEC,
@@ -46,6 +48,7 @@ from api.paths import (
     DOCS,
     HOME,
     LIVE,
+    METRICS,
     OPENAPI,
     PARTS,
     PLAN,
@@ -92,13 +95,18 @@ class Api:
         bucket: Holds the uploads.
         connect: Gives the Temporal client when it is first needed.
         settings: Limits of the API, the secrets of R2's push, and who may send requests.
+        registry: Has the metrics that ``GET /metrics`` shows.
     """
 
-    def __init__(self, bucket: Bucket, connect: Callable[[], Awaitable[Client]], settings: ApiSettings) -> None:
+    def __init__(
+        self, bucket: Bucket, connect: Callable[[], Awaitable[Client]], settings: ApiSettings, registry: CollectorRegistry
+    ) -> None:
+        self._metrics = ApiMetrics(registry)
         self._bucket = bucket
         self._runs = Runs(connect)
         self._status = Status(bucket, self._runs)
-        self._hub = Hub(bucket, self._status, self._runs, settings.max_streams)
+        self._hub = Hub(bucket, self._status, self._runs, settings.max_streams, self._metrics.observe_delivery)
+        self._metrics.watch(lambda: self._hub.connected, lambda: self._hub.watched)
         self._uploads = Uploads(bucket, self._status, self._runs, settings)
         self._sources = Sources(bucket, self._uploads, settings)
         self._direct = DirectUploads(bucket, self._uploads, settings)
@@ -160,6 +168,7 @@ class Api:
             route("DELETE", SESSION, self._sessions.end, PUBLIC),
             route("GET", LIVE, self.live, PUBLIC),
             route("GET", READY, self.ready, PUBLIC),
+            route("GET", METRICS, self._metrics.respond, SYSTEM),
             route("GET", OPENAPI, self._contract.document, PUBLIC),
             route("GET", DOCS, self._contract.page, PUBLIC),
             route("GET", HOME, self.page, PUBLIC),
@@ -361,20 +370,23 @@ class Api:
         return cacheable(request, body, etag=body_etag(body), media_type="text/html", cache_control="no-cache")
 
 
-def create_app(bucket: Bucket, connect: Callable[[], Awaitable[Client]], settings: ApiSettings) -> Starlette:
+def create_app(
+    bucket: Bucket, connect: Callable[[], Awaitable[Client]], settings: ApiSettings, registry: CollectorRegistry | None = None
+) -> Starlette:
     """The ASGI application.
 
     Args:
         bucket: Holds the uploads.
         connect: Gives the Temporal client when it is first needed; a lazy client, so that the API also runs without Temporal.
         settings: Limits of the API, the host names in its address, the secrets of R2's push, and who may send requests.
+        registry: Metrics of the process, to which those of the application are added; default: there are no others.
 
     Raises:
         ValueError: A limit cannot be used; the message names its variable.
         TypeError: A route has no policy.
     """
     access = settings.access
-    api = Api(bucket, connect, settings)
+    api = Api(bucket, connect, settings, registry or CollectorRegistry())
     routes = api.routes()
     check_policies(routes)
     unguarded = [path for path in UNGUARDED if path != R2_EVENTS or settings.push.secrets]

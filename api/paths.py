@@ -13,7 +13,7 @@ UPLOAD = f"{UPLOADS}/{{upload}}"
 BEGIN = f"{UPLOADS}:begin"
 PARTS = f"{UPLOAD}/parts"
 
-LIVE, READY = "/livez", "/readyz"
+LIVE, READY, METRICS = "/livez", "/readyz", "/metrics"
 R2_EVENTS = "/v1/events/r2"
 UNREADABLE_EVENTS = "/v1/events/unreadable"
 CODEC = "/v1/codec"

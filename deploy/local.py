@@ -22,7 +22,7 @@ from types import FrameType
 from typing import NoReturn
 
 from activities.bucket.storage import Bucket
-from activities.environment import secret
+from activities.environment import secret, unknown_settings
 from activities.errors import SiteLinkError
 from activities.logs import log_format
 from api.access.settings import AccessSettings, Mode
@@ -65,6 +65,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--data-dir", type=Path, help="default: SITELINK_DATA_DIR, else var")
     arguments = parser.parse_args(argv)
     environ = dict(os.environ)
+    for name in unknown_settings(environ):
+        _complain(f"unknown setting: {name}")
     data_dir = Path(arguments.data_dir or environ.get("SITELINK_DATA_DIR") or "var").absolute()
     environ["SITELINK_DATA_DIR"] = str(data_dir)
     try:

@@ -18,6 +18,7 @@ from urllib.error import HTTPError
 from urllib.request import ProxyHandler, build_opener
 
 from activities.environment import secret
+from activities.telemetry import MetricsSettings
 from activities.webhooks.settings import WebhookSettings
 from api.addresses import FILE, LOCK, StackAddresses
 from api.r2.settings import PullSettings
@@ -122,6 +123,8 @@ class Stack:
         """This and the two addresses below are known once the stack has started."""
         self.temporal_address = ""
         self.temporal_ui_url = ""
+        self.metrics_urls: dict[str, str] = {}
+        """By process, where it answers Prometheus; empty unless ``SITELINK_METRICS_PORT`` is set."""
 
     @property
     def addresses(self) -> StackAddresses:
@@ -261,8 +264,14 @@ class Stack:
             programs.append(("worker-webhook", ("worker", "webhook")))
         if PullSettings.from_env(environ) is not None:
             programs.append(("r2-events", ("api", "events")))
-        for name, module in programs:
-            self.processes[name] = Process([sys.executable, "-m", *module], log=self._new_log(name), environ=secrets_for(name, environ))
+        metrics = MetricsSettings.from_env(environ)
+        for index, (name, module) in enumerate(programs):
+            own = secrets_for(name, environ)
+            if metrics.port is not None:
+                port = self._take_port(metrics.port and metrics.port + index, metrics.host)
+                own["SITELINK_METRICS_PORT"] = str(port)
+                self.metrics_urls[name] = f"http://{metrics.host}:{port}/metrics"
+            self.processes[name] = Process([sys.executable, "-m", *module], log=self._new_log(name), environ=own)
             self.start_process(name)
 
     def _own_environ(self) -> dict[str, str]:

@@ -9,13 +9,17 @@ from collections.abc import Sequence
 
 from activities.errors import SiteLinkError, TemporalUnavailable
 from activities.logs import set_up
+from activities.metrics import HostMetrics
 from activities.program import give_way, hide_memory, keep_what_is_loaded, run, stop_request
 from activities.scratch import ScratchInUse
 from activities.sealing import PasswordSeal
+from activities.telemetry import MetricsSettings, TemporalMetrics, new_registry, serve
 from worker.app import run_tile_role, run_webhook_role, run_workflow_role
+from worker.metrics import WorkerMetrics
 from worker.settings import WebhookRoleSettings, WorkerSettings
 from workflows.codec import codec_keys
 from workflows.connection import connect
+from workflows.processing.metrics import begin_counters
 
 NICENESS = 10
 """Rendering gives way to everything else on the machine."""
@@ -25,12 +29,19 @@ GROUP_NICENESS = 5
 logger = logging.getLogger("worker")
 
 
-async def _run(role: str, settings: WorkerSettings | WebhookRoleSettings, keys: Sequence[bytes]) -> None:
+async def _run(role: str, settings: WorkerSettings | WebhookRoleSettings, keys: Sequence[bytes], metrics_settings: MetricsSettings) -> None:
     stop = stop_request()
+    registry = new_registry(role)
+    runtime, interceptors = None, []
+    if address := serve(registry, metrics_settings):
+        logger.info("metrics are at %s", address)
+        runtime, interceptors = TemporalMetrics(registry).runtime, [WorkerMetrics(registry, has_workflows=role == "workflow")]
     try:
-        client = await connect(keys, lazy=False)
+        client = await connect(keys, lazy=False, runtime=runtime, interceptors=interceptors)
     except RuntimeError as error:
         raise TemporalUnavailable(str(error)) from error
+    if runtime is not None and role == "workflow":
+        begin_counters(runtime.metric_meter, client.namespace)
     keep_what_is_loaded()
     logger.info("%s worker runs", role)
     if isinstance(settings, WebhookRoleSettings):
@@ -38,7 +49,7 @@ async def _run(role: str, settings: WorkerSettings | WebhookRoleSettings, keys: 
     elif role == "workflow":
         await run_workflow_role(client, stop)
     else:
-        await run_tile_role(client, settings, stop, PasswordSeal(keys))
+        await run_tile_role(client, settings, stop, PasswordSeal(keys), HostMetrics(registry))
     logger.info("%s worker stopped", role)
 
 
@@ -61,7 +72,7 @@ def main() -> int:
         if role == "tile":
             give_way(NICENESS, GROUP_NICENESS)
         hide_memory()
-        asyncio.run(_run(role, settings, codec_keys(os.environ)))
+        asyncio.run(_run(role, settings, codec_keys(os.environ), MetricsSettings.from_env(os.environ)))
     except TemporalUnavailable as error:
         logger.error("Temporal is not reached: %s", error)
         return 3

@@ -26,8 +26,9 @@ from activities.interface import (
     WebhookActivities,
     host_queue,
 )
+from activities.metrics import HostMetrics
 from activities.reconcile import ReconcileActivities
-from activities.render import confine
+from activities.render import confine, memorylimit
 from activities.render.child import ChildLimits, ChildPool
 from activities.render.compile import library_path
 from activities.scratch import Scratch
@@ -106,7 +107,9 @@ def webhook_worker(client: Client, activities: WebhookActivities, slots: int) ->
     return activity_worker(client, WEBHOOK_QUEUE, slots, activities.send_webhook)
 
 
-async def run_tile_role(client: Client, settings: WorkerSettings, stop: asyncio.Event, passwords: PasswordSeal) -> None:
+async def run_tile_role(
+    client: Client, settings: WorkerSettings, stop: asyncio.Event, passwords: PasswordSeal, metrics: HostMetrics | None = None
+) -> None:
     """Runs the workers that render, upload and talk to the bucket until ``stop`` is set.
 
     They stop in two steps: first the pages that are being tiled are finished, then the tiles on the scratch are uploaded.
@@ -116,12 +119,19 @@ async def run_tile_role(client: Client, settings: WorkerSettings, stop: asyncio.
         ValueError: Render children are not confined here, but must be.
         RenderFault: Render children cannot do their work here.
     """
+    metrics = metrics or HostMetrics()
     share_pages = settings.upload_slots + settings.render_slots  # enough pages of one upload to keep all slots busy
-    scratch = Scratch(settings.scratch_directory, settings.scratch_limit_bytes, share_pages + settings.upload_slots, share_pages)
+    scratch = Scratch(
+        settings.scratch_directory,
+        settings.scratch_limit_bytes,
+        share_pages + settings.upload_slots,
+        share_pages,
+        on_fetched=metrics.stages["fetch"].observe,
+    )
     limits = ChildLimits(memory_bytes=settings.render_memory_bytes, cpu_s=settings.render_cpu_s, wall_s=settings.render_wall_s)
     if not settings.dzsave and not library_path().exists():
         logger.warning("tiles are cut by libvips, which takes five times the CPU: the cutter is not compiled")
-    children = ChildPool(settings.render_slots, limits, dzsave=settings.dzsave, first_user=settings.first_user)
+    children = ChildPool(settings.render_slots, limits, dzsave=settings.dzsave, first_user=settings.first_user, on_end=metrics.count_child)
     try:
         await check_confinement(children, must_confine=settings.must_confine)
     except BaseException:
@@ -132,7 +142,8 @@ async def run_tile_role(client: Client, settings: WorkerSettings, stop: asyncio.
     asyncio.get_running_loop().set_default_executor(
         ThreadPoolExecutor(settings.render_slots + STORAGE_SLOTS + HOUSEKEEPING_SLOTS + SCRATCH_THREADS, thread_name_prefix="activity")
     )
-    bucket = Bucket(settings.bucket, max_requests=settings.bucket_threads)
+    bucket = Bucket(settings.bucket, max_requests=settings.bucket_threads, on_put=metrics.observe_put)
+    metrics.watch(bucket, scratch, children, (*confine.LAYERS, memorylimit.LAYER))
     limit = (lambda: bucket.limiter.limit) if settings.bucket.is_s3 else None
     slots = RenderSlots(settings.render_slots)
     with FairThreads(settings.bucket_threads, "bucket", limit) as threads, FairThreads(settings.upload_slots, "upload") as uploads:
@@ -145,6 +156,7 @@ async def run_tile_role(client: Client, settings: WorkerSettings, stop: asyncio.
             limits=settings.limits,
             passwords=passwords,
             forecaster=settings.forecaster,
+            metrics=metrics,
             free_render_slot=slots.free_early,
         )
         activities = Activities(host)
@@ -182,8 +194,8 @@ async def run_tile_role(client: Client, settings: WorkerSettings, stop: asyncio.
             scratch.close()
 
 
-async def check_confinement(children: ChildPool, *, must_confine: bool) -> None:
-    """Says in the log which layers confine the render children, after trying them in one.
+async def check_confinement(children: ChildPool, *, must_confine: bool) -> list[str]:
+    """Says in the log which layers confine the render children, after trying them in one; returns these layers.
 
     Raises:
         ValueError: They are not confined, but must be.
@@ -193,7 +205,7 @@ async def check_confinement(children: ChildPool, *, must_confine: bool) -> None:
     missing = [name for name in confine.LAYERS if name not in held]
     logger.info("render children are confined by: %s; missing: %s", ", ".join(held) or "nothing", ", ".join(missing) or "nothing")
     if confine.SECCOMP in held and (confine.LANDLOCK in held or confine.OWN_USER in held):
-        return
+        return held
     if must_confine:
         msg = (
             f"render children are not confined on this kernel, which lacks {' and '.join(missing)}, and SITELINK_ACCESS says that others "
@@ -201,6 +213,7 @@ async def check_confinement(children: ChildPool, *, must_confine: bool) -> None:
         )
         raise ValueError(msg)
     logger.warning("a document that takes over a render child can do what the worker can")
+    return held
 
 
 def housekeeping_worker(client: Client, activities: HousekeepingActivities, slots: int, layouts: LayoutActivities | None = None) -> Worker:

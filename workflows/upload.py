@@ -33,6 +33,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows.processing.checks import BucketChecks
     from workflows.processing.display import Display
     from workflows.processing.failures import is_cancelled, is_due_to_cancel, quiet_if_deleted, reason_and_detail, stop_if_cancelled
+    from workflows.processing.metrics import Backlog, count_upload
     from workflows.processing.patches import CHECK_SHEETS, OBEY_REQUESTS_AFTER_CANCEL, STAY_TERMINATED
     from workflows.processing.progress import Progress
     from workflows.processing.sheet import SheetWork
@@ -103,7 +104,7 @@ class ProcessUpload:
                     raise asyncio.CancelledError from error
             # A cancellation must not interrupt the closing, because nothing else leaves a final state in the bucket. So the closing is a
             # task of its own, and the run always waits for its end.
-            closing = asyncio.create_task(self._close())
+            closing = asyncio.create_task(self._close(reopened=reopened))
             try:
                 await asyncio.shield(closing)
             except asyncio.CancelledError:
@@ -116,6 +117,11 @@ class ProcessUpload:
                 return self._result(cancelled=cancelled)
             reopened = True
             self._calls.sealed_password = ""
+
+    @property
+    def backlog(self) -> Backlog:
+        """What this run has to do. A worker's metrics read it at any time, also from another thread."""
+        return Backlog(self._progress.open_sheets, self._progress.version / 1000)
 
     # ------------------------------------------------------------------ queries, updates and signals
 
@@ -342,7 +348,7 @@ class ProcessUpload:
             )
         )
 
-    async def _close(self) -> None:
+    async def _close(self, *, reopened: bool) -> None:
         """Removes half sheets, frees the scratch of the hosts, and writes the manifest. No sheet is in flight."""
         manifest_stands = not self._loaded and workflow.patched(OBEY_REQUESTS_AFTER_CANCEL) and await self._restore_manifest()
         if not manifest_stands:
@@ -363,6 +369,8 @@ class ProcessUpload:
                 if written is not None:
                     await self._announcements.announce_ended(manifest, written.webhooks)
                 workflow.logger.info("an upload has ended", extra={"status": manifest.status.value})
+                if not reopened:
+                    count_upload(manifest)
         self._waiters.clear()
         # An update that waits would fail with the run; this await lets each of them answer.
         await workflow.wait_condition(workflow.all_handlers_finished)

@@ -19,6 +19,7 @@ with workflow.unsafe.imports_passed_through():
     from activities.interface import WEBHOOK_QUEUE, SendWebhook, SentWebhook, WebhookActivities
     from workflows.processing.display import REASON, STATUS
     from workflows.processing.failures import reason_and_detail
+    from workflows.processing.metrics import count_webhook
 
 DELIVERED, GIVEN_UP = "delivered", "failed"
 """The values of the search attribute ``SiteLinkStatus`` at the end of a delivery."""
@@ -80,7 +81,9 @@ class DeliverWebhook:
             reason, detail = reason_and_detail(error)
             workflow.set_current_details(f"**{GIVEN_UP}**: {reason}: {detail}")
             workflow.upsert_search_attributes([STATUS.value_set(GIVEN_UP), REASON.value_set(reason)])
+            count_webhook(GIVEN_UP)
             raise ApplicationError(detail, type=reason, non_retryable=True) from error
+        count_webhook(DELIVERED)
         workflow.set_current_details(f"**{DELIVERED}**: the receiver answered {sent.status}")
         workflow.upsert_search_attributes([STATUS.value_set(DELIVERED), REASON.value_unset()])
         return sent

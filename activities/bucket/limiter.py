@@ -65,6 +65,11 @@ class Limiter:
         """How many requests may be in flight now; at least 1."""
         return int(self._limit)
 
+    @property
+    def in_flight(self) -> int:
+        """How many requests are in flight now."""
+        return self._in_flight
+
     @contextmanager
     def request(self) -> Iterator[None]:
         """Goes around one try of a request; an error that it raises says nothing about the bucket, unless ``refused`` is called."""

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 
 import boto3
@@ -152,6 +153,52 @@ class BucketSetup:
                     ]
                 },
             )
+
+    def server_time(self) -> datetime | None:
+        """The time on the server's clock, which also an answer tells that refuses the request; None if the answer tells no time.
+
+        Raises:
+            BucketError: The server does not answer.
+        """
+        with self._named_errors():
+            try:
+                headers = self._client.list_objects_v2(Bucket=self._location.bucket, MaxKeys=1)["ResponseMetadata"]["HTTPHeaders"]
+            except ClientError as error:
+                headers = error.response["ResponseMetadata"]["HTTPHeaders"]
+        try:
+            return parsedate_to_datetime(headers.get("date", ""))
+        except ValueError:
+            return None
+
+    def allowed_origins(self) -> list[str]:
+        """The origins whose pages may PUT to presigned URLs, as the CORS rules name them; ``*`` may be among them, or part of one.
+
+        Raises:
+            BucketError: The server refuses or does not answer. A server without CORS rules refuses.
+        """
+        with self._named_errors():
+            try:
+                rules = self._client.get_bucket_cors(Bucket=self._location.bucket)["CORSRules"]
+            except ClientError as error:
+                if error.response.get("Error", {}).get("Code") != "NoSuchCORSConfiguration":
+                    raise
+                return []
+        return [origin for rule in rules if "PUT" in rule["AllowedMethods"] for origin in rule["AllowedOrigins"]]
+
+    def aborts_stale_uploads(self) -> bool:
+        """Whether a rule of the server aborts unfinished multipart uploads.
+
+        Raises:
+            BucketError: The server refuses or does not answer. A server without lifecycle rules refuses.
+        """
+        with self._named_errors():
+            try:
+                rules = self._client.get_bucket_lifecycle_configuration(Bucket=self._location.bucket)["Rules"]
+            except ClientError as error:
+                if error.response.get("Error", {}).get("Code") != "NoSuchLifecycleConfiguration":
+                    raise
+                return False
+        return any(rule["Status"] == "Enabled" and "AbortIncompleteMultipartUpload" in rule for rule in rules)
 
     def unfinished_uploads(self, prefix: str = "") -> list[UnfinishedUpload]:
         """Lists the multipart uploads below ``prefix`` that were neither completed nor aborted.

@@ -39,7 +39,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, ParamSpec, TypeVar
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError, PermissionDeniedError, PreconditionError, UnauthenticatedError
@@ -50,6 +50,7 @@ from activities.bucket.location import BucketSettings, S3Location
 from activities.bucket.records import from_json
 from activities.bucket.store_errors import (
     code_and_message,
+    error_label,
     log_failure,
     may_pass,
     named_directory_error,
@@ -71,6 +72,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 PART_BYTES = 8 << 20
@@ -157,13 +159,17 @@ class Bucket:
     Args:
         settings: The bucket.
         max_requests: Most requests of the blocking methods at once, ``chunks`` and ``objects`` not counted; default: no limit.
+        on_put: Called after each try of ``put`` and ``put_archive``, with its seconds and, if it failed, with a name of the error, else "".
 
     Raises:
         ValueError: A setting cannot be used.
         StorageUnavailable: A local directory could not be made.
     """
 
-    def __init__(self, settings: BucketSettings, *, max_requests: int | None = None) -> None:
+    def __init__(
+        self, settings: BucketSettings, *, max_requests: int | None = None, on_put: Callable[[float, str], None] = lambda *_: None
+    ) -> None:
+        self._on_put = on_put
         self._request_slots: AbstractContextManager[object] = threading.BoundedSemaphore(max_requests) if max_requests else nullcontext()
         self._archive_slots = threading.BoundedSemaphore(ARCHIVES_AT_ONCE)
         self._root: Path | None = None
@@ -331,10 +337,20 @@ class Bucket:
         """
         with self._named_errors(key):
             if self._root is not None:
-                _write_file(f"{self._root}/{key}", (body,))
+                self._observe_write(_write_file, f"{self._root}/{key}", (body,))
                 return
             with self._request_slots:
                 self._put(key, body)
+
+    def _observe_write(self, write: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Makes one try of a write, and tells how it went. A context manager would take twice the CPU, for each tile."""
+        began = time.monotonic()
+        try:
+            write(*args, **kwargs)
+        except (OSError, BaseError) as error:
+            self._on_put(time.monotonic() - began, error_label(error))
+            raise
+        self._on_put(time.monotonic() - began, "")
 
     def _put(self, key: str, body: bytes) -> None:
         """Sends a PUT, and repeats it as often as obstore would. The limiter learns of each try."""
@@ -342,7 +358,7 @@ class Bucket:
         while True:
             try:
                 with self.limiter.request():
-                    obstore.put(self._one_try, key, body, use_multipart=False)
+                    self._observe_write(obstore.put, self._one_try, key, body, use_multipart=False)
             except (OSError, BaseError) as error:
                 if not may_pass(error):
                     raise
@@ -370,11 +386,19 @@ class Bucket:
         """
         with self._named_errors(key), self._request_slots:
             if self._root is not None:
-                _write_file(f"{self._root}/{key}", chunks, before_rename=self.sync)
+                self._observe_write(_write_file, f"{self._root}/{key}", chunks, before_rename=self.sync)
                 return
             is_large = size_bytes > LARGEST_PUT_BYTES
             with self._archive_slots:
-                obstore.put(self._store, key, iter(chunks), use_multipart=is_large, chunk_size=PART_BYTES, max_concurrency=PARTS_AT_ONCE)
+                self._observe_write(
+                    obstore.put,
+                    self._store,
+                    key,
+                    iter(chunks),
+                    use_multipart=is_large,
+                    chunk_size=PART_BYTES,
+                    max_concurrency=PARTS_AT_ONCE,
+                )
 
     def put_archive_seen(self, key: str, chunks: Iterable[bytes], index: bytes, size_bytes: int) -> None:
         """``put_archive``. Where the answer does not prove the write, the object's size and its first bytes are looked up.

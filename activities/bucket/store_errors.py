@@ -27,6 +27,25 @@ DENIED_CODES = frozenset(
     }
 )
 
+LABELLED_CODES = DENIED_CODES | {
+    "BadDigest",
+    "EntityTooLarge",
+    "ExpiredToken",
+    "InternalError",
+    "InvalidRequest",
+    "NoSuchBucket",
+    "NoSuchUpload",
+    "OperationAborted",
+    "PreconditionFailed",
+    "QuotaExceeded",
+    "RequestTimeTooSkewed",
+    "RequestTimeout",
+    "ServiceUnavailable",
+    "SlowDown",
+    "TooManyRequests",
+}
+"""The codes that metrics name. https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html#ErrorCodeList"""
+
 _ERRNO_PATTERN = re.compile(r"\(os error ([0-9]+)\)")
 """obstore has no classes for most errors of a directory. It raises GenericError, and only its text has the error number."""
 _REFUSED_ERRNOS = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -102,6 +121,20 @@ def named_directory_error(error: BaseException, root: Path | None, key: str) -> 
     if isinstance(error, PermissionError | PermissionDeniedError | UnauthenticatedError) or _errno(error) in _REFUSED_ERRNOS:
         return StorageDenied(f"the bucket refuses {key}: {system_words(error)}")
     return StorageUnavailable(f"the bucket failed at {key}: {system_words(error)}")
+
+
+def error_label(error: BaseException) -> str:
+    """A short name of an error for metrics, out of a bounded number of names: a server may put anything into its answer.
+
+    Returns:
+        S3's code, if it is a usual one; else the HTTP status, or the system's name of the error's number.
+    """
+    if (code := code_and_message(error)[0]) in LABELLED_CODES:
+        return code
+    if status := _STATUS_PATTERN.search(str(error)):
+        return status[1]
+    number = _errno(error)
+    return errno.errorcode.get(number, "other") if number else "other"
 
 
 def _errno(error: BaseException) -> int | None:

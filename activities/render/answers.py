@@ -38,6 +38,7 @@ from activities.interface import Document, Page
 MOST_TITLE_CHARACTERS = 120
 MOST_MESSAGE_CHARACTERS = 500
 MOST_NOTES = 1000
+MOST_SECONDS = 1e6
 """Notes of one page, before ``bounded_notes`` chooses among them."""
 MOST_ENGINES = 32
 
@@ -74,6 +75,8 @@ class Rendered:
         notes: What was found while the page was drawn.
         transform: From the page to its pixels, as ``SheetRecord`` explains.
         layers: The layers that the page uses.
+        draw_s: Seconds in which the page was drawn, as the child says.
+        tile_s: Seconds in which its tiles were cut, as the child says.
     """
 
     engines: dict[str, str]
@@ -81,6 +84,8 @@ class Rendered:
     notes: tuple[Note, ...]
     transform: tuple[float, ...]
     layers: tuple[Layer, ...] = ()
+    draw_s: float = 0.0
+    tile_s: float = 0.0
 
 
 def count_answer_bytes(max_pages: int) -> int:
@@ -174,7 +179,7 @@ def read_rendered(result: Any) -> Rendered:
     Raises:
         ValueError: It is not the description of a page.
     """
-    if not isinstance(result, dict) or result.keys() != {"engines", "chroma", "notes", "transform", "layers"}:
+    if not isinstance(result, dict) or result.keys() != {"engines", "chroma", "notes", "transform", "layers", "drawS", "tileS"}:
         msg = "it has other fields"
         raise ValueError(msg)
     engines, transform = result["engines"], result["transform"]
@@ -190,6 +195,10 @@ def read_rendered(result: Any) -> Rendered:
     ):
         msg = "its transform is wrong"
         raise ValueError(msg)
+    seconds = [result["drawS"], result["tileS"]]
+    if not all(type(number) in (int, float) and 0 <= number < MOST_SECONDS for number in seconds):
+        msg = "its seconds are wrong"
+        raise ValueError(msg)
     layers = (_read(Layer, layer) for layer in result["layers"])
     return Rendered(
         engines,
@@ -197,6 +206,7 @@ def read_rendered(result: Any) -> Rendered:
         _notes(_read(Note, note) for note in result["notes"]),
         tuple(float(number) for number in transform),
         tuple(replace(layer, name=clean_text(layer.name)) for layer in layers),
+        *map(float, seconds),
     )
 
 

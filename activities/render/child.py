@@ -64,6 +64,8 @@ IDLE_S = 15.0
 RENEW_FORKS, RENEW_S = 200, 3600.0
 """A fork server is replaced after so many children, or so many seconds: its children have the same layout of memory, which an attacker
 could learn from one child for the next."""
+RETIRED = "retired"
+"""How a child ends that nothing is wrong with."""
 CPU_GRACE_S = 3.0
 """A child that has not ended so long after its limit of CPU time has lifted the limit, and is killed."""
 
@@ -97,6 +99,7 @@ class ChildPool:
         idle_s: An idle child ends after so many seconds.
         renew_forks: A fork server is replaced after so many children.
         fork_server: The module of the fork server.
+        on_end: Called with how a child ended: ``RETIRED``, or the name of the fault.
     """
 
     server_answer_s = 120.0
@@ -112,8 +115,14 @@ class ChildPool:
         idle_s: float = IDLE_S,
         renew_forks: int = RENEW_FORKS,
         fork_server: str = FORK_SERVER,
+        on_end: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self._slots = slots
+        self.slots = slots
+        self.busy = 0
+        """How many slots are in use."""
+        self.confinement: tuple[str, ...] = ()
+        """The last answer of ``layers``."""
+        self._on_end = on_end
         self._dzsave = dzsave
         self._first_user = first_user
         self._idle_s = idle_s
@@ -127,7 +136,6 @@ class ChildPool:
         """They end idle children, and fork servers that were replaced."""
         self._limits = limits or ChildLimits()
         self._free_slots = asyncio.Semaphore(slots)
-        self._busy = 0
         self._idle: list[_Child] = []
         self._working: set[_Child] = set()
         self._server: _ForkServer | None = None
@@ -161,7 +169,8 @@ class ChildPool:
 
         child = await self._new_child("", Path(__file__), lambda: None)
         try:
-            return await child.ask({"operation": "layers"}, (), read, TILE_ANSWER_BYTES, self._limits, lambda: None)
+            self.confinement = tuple(await child.ask({"operation": "layers"}, (), read, TILE_ANSWER_BYTES, self._limits, lambda: None))
+            return list(self.confinement)
         finally:
             await asyncio.shield(child.end())
 
@@ -276,7 +285,7 @@ class ChildPool:
                 if isinstance(error, SiteLinkError) and not isinstance(error, RenderFault):
                     await self._give_back(child)
                 else:
-                    await asyncio.shield(child.end())
+                    await asyncio.shield(child.end(type(error).__name__))
                 raise
             await self._give_back(child)
             return result
@@ -299,11 +308,11 @@ class ChildPool:
         try:
             while not (await asyncio.wait({taking}, timeout=BEAT_S))[0]:
                 beat()
-            self._busy += 1
+            self.busy += 1
             try:
                 yield
             finally:
-                self._busy -= 1
+                self.busy -= 1
         finally:
             if not taking.cancel():
                 self._free_slots.release()
@@ -315,7 +324,7 @@ class ChildPool:
                 continue
             if (child.upload, child.source) == (upload, source) and not child.ending.done():
                 return self._take(child)
-        while self._idle and self._busy + len(self._idle) > self._slots:
+        while self._idle and self.busy + len(self._idle) > self.slots:
             await self._take(self._idle[0]).end()
         if self._server is not None and self._server.is_lost:
             # Removed before the wait, so that another caller who comes meanwhile starts the next server.
@@ -328,6 +337,11 @@ class ChildPool:
         return await self._new_child(upload, source, beat)
 
     async def _new_child(self, upload: str, source: Path, beat: Callable[[], None]) -> "_Child":
+        child = await self._fork(upload, source, beat)
+        child.ending.add_done_callback(lambda ending: self._on_end(child.how_it_ended(ending.result(), self._limits)))
+        return child
+
+    async def _fork(self, upload: str, source: Path, beat: Callable[[], None]) -> "_Child":
         server, user = self.start(), None
         if self._first_user is None:
             return await server.fork(upload, source, self._limits, beat)
@@ -397,6 +411,7 @@ class _Child:
         """Whether no other child of the pool has worked during the last request."""
         self.idle_timer: asyncio.TimerHandle | None = None
         self.server = server
+        self._how_ended = ""
         self._channel = channel
         self._channel.setblocking(False)
         self._requests = 0
@@ -469,8 +484,18 @@ class _Child:
                 return error
         return error_of_answer(answer, operation, limits, self.upload, fresh_child=self.pages == 0)
 
-    async def end(self) -> None:
-        """Kills the process; returns when it has ended."""
+    def how_it_ended(self, ending: _Ending, limits: ChildLimits) -> str:
+        """How the worker has ended it, or the name of the fault by which it has ended itself."""
+        return self._how_ended or type(self._fault_of(ending, limits)).__name__
+
+    async def end(self, how: str = RETIRED) -> None:
+        """Kills the process; returns when it has ended.
+
+        Args:
+            how: ``RETIRED``, or the name of the error for which the worker ends it.
+        """
+        if not self.ending.done():
+            self._how_ended = how
         self._channel.close()
         self.server.kill(self.pid)
         await self.server.wait_for_end(self.ending)

@@ -3,6 +3,7 @@
 import errno
 import os
 import resource
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -88,13 +89,16 @@ class Renderer:
         width, height = request["width"], request["height"]
         cutter = None if request["dzsave"] or not Cutter.suits(options) else _CUTTER
         pdf = self._open(request, options)
+        began = time.monotonic()
         drawn = draw(pdf, request["number"], width, height, self._buffer, blue_first=cutter is not None)
         notes = (*pdf.contents.notes(request["number"] - 1), *drawn.notes)
+        drawn_at = time.monotonic()
         encoding = write_sheet(drawn.pixels, width, height, options, files[0], files[1], cutter)
+        took = {"drawS": drawn_at - began, "tileS": time.monotonic() - drawn_at}
         self._bound_kept_memory(pdf)
         engines = {"pdfium": PDFIUM_VERSION, "sitelink-raster": REVISION, **encoding.engine, **faces.VERSIONS}
         told = {"notes": to_wire(notes), "transform": drawn.transform, "layers": to_wire(bounded_layers(drawn.layers))}
-        return {"engines": engines, "chroma": encoding.chroma, **told}
+        return {"engines": engines, "chroma": encoding.chroma, **told, **took}
 
     def _bound_kept_memory(self, pdf: PdfFile) -> None:
         """Closes the document if it holds too much; the next page opens it again.

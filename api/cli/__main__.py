@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from activities.bucket.keys import PlanRef, UploadRef, check_id
 from activities.bucket.records import Layout
+from activities.environment import unknown_settings
 from api.cli.client import Server
 from api.cli.commands import (
     INTERRUPTED,
@@ -173,6 +174,8 @@ def run(argv: list[str], environ: Mapping[str, str]) -> int:
     arguments = build_parser().parse_args(argv)
     arguments.terminal = sys.stdout.isatty() and environ.get("TERM", "") not in ("", "dumb", "unknown")
     arguments.environ = environ
+    for name in unknown_settings(environ):
+        say(f"unknown setting: {name}", sys.stderr)
     try:
         if getattr(arguments, "bucket", False):
             return verify_command(None, arguments)

@@ -21,6 +21,7 @@ from api.paths import (
     DOCS,
     HOME,
     LIVE,
+    METRICS,
     OPENAPI,
     PARTS,
     PLAN,
@@ -705,6 +706,13 @@ OPERATIONS: tuple[Operation, ...] = (
         "Whether Temporal and the bucket answer, and the bucket has room.",
         {200: Answer("They do.", {"text/plain": TEXT})},
         (*BUCKET, errors.TemporalUnavailable),
+    ),
+    Operation(
+        "GET",
+        METRICS,
+        "getMetrics",
+        "The metrics of this process, for Prometheus.",
+        {200: Answer("Prometheus's text format, version 0.0.4.", {"text/plain": TEXT})},
     ),
     Operation(
         "GET",

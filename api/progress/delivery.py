@@ -9,6 +9,7 @@ A stream keeps no queue. It asks its source for the next event when the client c
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
@@ -61,9 +62,14 @@ class Audience:
     """The clients that watch the same. ``notify`` says that it has changed.
 
     The first change is sent at once. The changes that come while it is being sent, and shortly after, are sent together.
+
+    Args:
+        on_delivered: Called after a pass, with the seconds since the change that it has sent.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_delivered: Callable[[float], None] = lambda _: None) -> None:
+        self._on_delivered = on_delivered
+        self._changed_at: float | None = None
         self._streams: dict[EventStream, None] = {}
         self._news = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -71,6 +77,11 @@ class Audience:
     def notify(self) -> None:
         """Sends the news to all clients soon."""
         self._news.set()
+
+    def changed_at(self, moment: float) -> None:
+        """Says when the change was made that the next pass sends, in seconds since 1970. Of several changes the first counts."""
+        if self._changed_at is None:
+            self._changed_at = moment
 
     def add(self, stream: "EventStream") -> None:
         """Sends news to a client from now on."""
@@ -91,11 +102,13 @@ class Audience:
         while True:
             await self._news.wait()
             self._news.clear()
-            began = loop.time()
+            began, (changed_at, self._changed_at) = loop.time(), (self._changed_at, None)
             for index, stream in enumerate(list(self._streams), 1):
                 stream.push()
                 if index % TURN == 0:
                     await asyncio.sleep(0)
+            if changed_at is not None:
+                self._on_delivered(time.time() - changed_at)
             await asyncio.sleep(min(loop.time() - began, GATHERING_S))
 
 
@@ -107,6 +120,9 @@ class Heart:
         """When each stream is due: the first is due first, because all wait equally long."""
         self._task: asyncio.Task[None] | None = None
         self._stopped = False
+
+    def __len__(self) -> int:
+        return len(self._streams)
 
     def add(self, stream: "EventStream") -> None:
         """Keeps a stream alive from now on."""

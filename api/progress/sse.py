@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 
 from starlette.requests import Request
@@ -31,9 +32,18 @@ class Hub:
         status: Reads states.
         runs: Waits for changes.
         max_streams: How many clients may stream or wait at once; of one organization at most three quarters of them.
+        on_delivered: Called with the seconds from a change of an upload until its clients were sent it.
     """
 
-    def __init__(self, bucket: Bucket, status: Status, runs: Runs, max_streams: int = 6000) -> None:
+    def __init__(
+        self,
+        bucket: Bucket,
+        status: Status,
+        runs: Runs,
+        max_streams: int = 6000,
+        on_delivered: Callable[[float], None] = lambda _: None,
+    ) -> None:
+        self._on_delivered = on_delivered
         self._bucket = bucket
         self._status = status
         self._runs = runs
@@ -44,11 +54,21 @@ class Hub:
         self._plans: dict[PlanRef, tuple[PlanWatcher, asyncio.Task[None]]] = {}
         self._watchers: dict[UploadRef, tuple[Watcher, asyncio.Task[None]]] = {}
 
+    @property
+    def connected(self) -> int:
+        """How many event streams are open."""
+        return len(self._heart)
+
+    @property
+    def watched(self) -> int:
+        """How many uploads somebody watches."""
+        return len(self._watchers)
+
     def subscribe(self, ref: UploadRef) -> Watcher:
         """The watcher of an upload. The caller must give it back with ``release``."""
         entry = self._watchers.get(ref)
         if entry is None or entry[0].is_over or entry[1].done():
-            watcher = Watcher(ref, self._status, self._runs)
+            watcher = Watcher(ref, self._status, self._runs, self._on_delivered)
             task = asyncio.create_task(watcher.run())
             task.add_done_callback(log_failure)
             entry = self._watchers[ref] = (watcher, task)

@@ -43,12 +43,13 @@ class Watcher:
         ref: The upload.
         status: Reads the upload's state.
         runs: Waits for its changes.
+        on_delivered: Called with the seconds from a change until the clients were sent it.
     """
 
-    def __init__(self, ref: UploadRef, status: Status, runs: Runs) -> None:
+    def __init__(self, ref: UploadRef, status: Status, runs: Runs, on_delivered: Callable[[float], None] = lambda _: None) -> None:
         self.ref = ref
         self.subscribers = 0
-        self.audience = Audience()
+        self.audience = Audience(on_delivered)
         """The event streams of this upload."""
         self.listeners: set[Callable[[], None]] = set()
         """Called at each change."""
@@ -221,6 +222,7 @@ class Watcher:
             else:
                 live.apply(change)
             self._status.remember(self.ref, live)
+            self.audience.changed_at(change.version / 1000)
             self._announce()
 
 

@@ -29,7 +29,15 @@ PAGE = {
     "detail": None,
     "notes": [],
 }
-TILED = {"engines": {"pdfium": "1"}, "chroma": "4:4:4", "notes": [], "transform": [1.0, 0, 0, -1.0, 0, 200.0], "layers": []}
+TILED = {
+    "engines": {"pdfium": "1"},
+    "chroma": "4:4:4",
+    "notes": [],
+    "transform": [1.0, 0, 0, -1.0, 0, 200.0],
+    "layers": [],
+    "drawS": 0.1,
+    "tileS": 0,
+}
 
 
 class Hostile:

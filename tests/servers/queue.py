@@ -1,7 +1,8 @@
 """A Cloudflare Queue with its HTTP pull API on this machine, written to the documented contract, with faults where a test asks for them.
 
-Pull, ack and retry by lease, ``attempts``, visibility timeout, ``delay_seconds``, batches of at most 100, bodies in base64, the envelope of
-answers and errors: https://developers.cloudflare.com/queues/configuration/pull-consumers/ and
+The queue itself, pull, ack and retry by lease, ``attempts``, visibility timeout, ``delay_seconds``, batches of at most 100, bodies in
+base64, the envelope of answers and errors: https://developers.cloudflare.com/api/resources/queues/methods/get/,
+https://developers.cloudflare.com/queues/configuration/pull-consumers/ and
 https://developers.cloudflare.com/api/resources/queues/subresources/messages/
 """
 
@@ -74,6 +75,7 @@ class FakeQueue:
         """The id and the delay of every message that was handed back."""
         self.dead: list[str] = []
         self.requests: list[tuple[str, dict[str, Any]]] = []
+        self.consumers: list[dict[str, Any]] = [{"type": "http_pull"}]
         self._max_retries = max_retries
         self._speed, self._offset_s = speed, 0.0
         self._random = random.Random(seed)  # noqa: S311 - no secret
@@ -130,6 +132,8 @@ class FakeQueue:
                     return 0, None
             elif action == "ack":
                 result = self._acknowledge(request.get("acks", []), request.get("retries", []))
+            elif action == "show":
+                result = {"queue_id": QUEUE, "consumers": self.consumers}
             else:
                 return 404, _errors(7003, "No route for the URI")
         if isinstance(result, str):
@@ -211,7 +215,13 @@ def serving(queue: FakeQueue) -> Iterator[FakeQueue]:
             base, _, action = self.path.rpartition("/")
             if base != f"/accounts/{ACCOUNT}/queues/{QUEUE}/messages":
                 action = ""
-            status, answer = queue.answer(action, self.headers.get("Authorization", ""), request)
+            self.respond(*queue.answer(action, self.headers.get("Authorization", ""), request))
+
+        def do_GET(self) -> None:
+            action = "show" if self.path == f"/accounts/{ACCOUNT}/queues/{QUEUE}" else ""
+            self.respond(*queue.answer(action, self.headers.get("Authorization", ""), {}))
+
+        def respond(self, status: int, answer: dict[str, Any] | None) -> None:
             if answer is None:
                 self.close_connection = True
                 return

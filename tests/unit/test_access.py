@@ -77,6 +77,7 @@ EXPECTED: dict[str, tuple[str, str]] = {
     "DELETE /v1/session": ("public", "public"),
     "GET /livez": ("public", "public"),
     "GET /readyz": ("public", "public"),
+    "GET /metrics": ("system", "system"),
     "GET /openapi.json": ("public", "public"),
     "GET /docs": ("public", "public"),
     "GET /": ("public", "public"),

@@ -47,9 +47,11 @@ def silent() -> None:
 
 
 @asynccontextmanager
-async def children(slots: int = 1, limits: ChildLimits | None = None) -> AsyncIterator[ChildPool]:
+async def children(
+    slots: int = 1, limits: ChildLimits | None = None, on_end: Callable[[str], None] = lambda _: None
+) -> AsyncIterator[ChildPool]:
     """A pool that leaves nothing behind."""
-    pool = ChildPool(slots, limits)
+    pool = ChildPool(slots, limits, on_end=on_end)
     try:
         yield pool
     finally:
@@ -546,6 +548,32 @@ async def test_lost_fork_server_is_replaced(sheets: Sheets) -> None:
             await task
         await until_async(lambda: none_alive(before))
         await sheets.tile(pool, sheets.source(make_pdfs.one_page()))
+
+
+async def test_ended_children_are_told_by_how_they_ended(sheets: Sheets) -> None:
+    """Those that nothing is wrong with are retired; of the others, the fault is told, whoever ends the child."""
+    ends: list[str] = []
+    source = sheets.source(make_pdfs.one_page())
+    async with children(on_end=ends.append) as pool:
+        await sheets.tile(pool, source)
+        await pool.retire("a")
+        await sheets.tile(pool, source)
+        (child,) = render_children()
+        task = await stopped(sheets, pool, source)
+        os.kill(child, signal.SIGSEGV)
+        os.kill(child, signal.SIGCONT)
+        with pytest.raises(RenderCrashed):
+            await task
+        await sheets.tile(pool, source)
+    assert ends == ["retired", "RenderCrashed", "retired"]
+    limits = ChildLimits(memory_bytes=100 << 20)
+    async with children(limits=limits, on_end=ends.append) as pool:
+        with pytest.raises(RenderOutOfMemory):
+            await sheets.tile(pool, sheets.source(make_pdfs.inflates_to(64 << 20)))
+    async with children(limits=ChildLimits(wall_s=3), on_end=ends.append) as pool:
+        with pytest.raises(RenderTimeout):
+            await (await hanging(sheets, pool))
+    assert ends[3:] == ["RenderOutOfMemory", "RenderTimeout"]
 
 
 async def test_lost_fork_server_is_replaced_once(sheets: Sheets) -> None:

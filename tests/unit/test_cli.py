@@ -363,3 +363,11 @@ def test_malformed_option_of_a_token_is_refused(words: str) -> None:
     """By the parser of the arguments."""
     with pytest.raises(SystemExit):
         build_parser().parse_args(["token", "--org", "acme", *words.split()])
+
+
+def test_an_unknown_setting_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    """On stderr, so that stdout is as it would be without it."""
+    assert run_command(["token", "--org", "acme"], {"SITELINK_JWT_SECRET": "a" * 32, "SITELINK_TOKN": "hush"}) == 0
+    output = capsys.readouterr()
+    assert output.err == "unknown setting: SITELINK_TOKN (is SITELINK_TOKEN meant?)\n"
+    assert len(output.out.split(".")) == 3

@@ -175,6 +175,7 @@ TILED_LIES: dict[str, str] = {
     "transform": "answer = tiled(transform=[1] * 7)",
     "infinite": "say(json.dumps({'id': 1, **answer}).replace('200.0', '1e999') + '\\n'); sleep(600)",
     "true": "answer = tiled(transform=[True] * 6)",
+    "seconds": "answer = tiled(drawS=-1)",
     "notes": "answer = tiled(notes=[{'type': 'Scaled', 'message': 'x'}] * 1001)",
     "note": "answer = tiled(notes=['x'])",
     "layer": "answer = tiled(layers=[{'name': 'x', 'on': 1}])",

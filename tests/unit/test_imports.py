@@ -36,9 +36,9 @@ CONTRACT = PURE | {
     "api.uploads",
 }
 CLI = PURE | {"api.cli", "api.addresses", "api.paths", "activities.environment"}
-SERVER_ROOM = BUCKET | {*(f"activities.{name}" for name in ("environment", "logs", "program", "sealing")), "workflows", "api"}
+SERVER_ROOM = BUCKET | {*(f"activities.{name}" for name in ("environment", "logs", "program", "sealing", "telemetry")), "workflows", "api"}
 SERVER_ROOM |= {f"activities.webhooks.{name}" for name in ("settings", "signing", "network")}
-SERVER_ROOM |= {"starlette", "sse_starlette", "uvicorn", "python_multipart"}
+SERVER_ROOM |= {"starlette", "sse_starlette", "uvicorn", "python_multipart", "prometheus_client"}
 
 MAY_IMPORT: dict[str, set[str]] = {
     "activities.errors": set(),
@@ -123,7 +123,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "activities.webhooks.network": {"activities.errors", "httpcore2"},
     "activities.webhooks.delivery": BUCKET | {"activities.attempt", "activities.webhooks", "httpcore2"},
     "activities.limits": LIGHT,
-    "activities.host": BUCKET | {*(f"activities.{name}" for name in ("limits", "render.child", "scratch", "sealing", "threads"))},
+    "activities.telemetry": {"activities.environment", "prometheus_client", "temporalio"},
+    "activities.metrics": BUCKET | {*(f"activities.{name}" for name in ("render.child", "scratch", "telemetry")), "prometheus_client"},
+    "activities.host": BUCKET
+    | {*(f"activities.{name}" for name in ("limits", "metrics", "render.child", "scratch", "sealing", "threads"))},
     "activities.*": HOST | {"activities.document"},
     "workflows.processing.window": set(),
     "workflows.processing.patches": set(),
@@ -136,6 +139,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "activities.interface",
         *(f"activities.bucket.{name}" for name in ("changes", "records", "forecast", "weight")),
     },
+    "workflows.connection": {"activities.environment", "temporalio", "workflows.codec"},
     "workflows.codec": {"activities.environment", "activities.errors", "cryptography", "google", "temporalio"},
     "workflows.*": LIGHT | {"workflows"},
     "api.addresses": set(),
@@ -176,7 +180,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "api.http.digests": SERVER_ROOM | {"http_sf"},
     "api.readiness": SERVER_ROOM | {"activities.render.decoder"},
     "api.*": SERVER_ROOM,
-    "worker.*": {"activities", "workflows", "worker", "temporalio"},
+    "worker.*": {"activities", "workflows", "worker", "temporalio", "prometheus_client"},
 }
 """What each module may import besides the standard library: modules, or all below a package. ``deploy`` is free."""
 

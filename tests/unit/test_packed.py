@@ -4,7 +4,7 @@ import gzip
 import struct
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -71,9 +71,10 @@ def tiled(host: Host, layout: Layout, pyramid: Pyramid = PYRAMID, *, shade: int 
 
 
 async def upload(host: Host, args: UploadPage) -> SheetRecord:
-    """The result of ``upload_page``."""
+    """The ``sheet.json`` in the result of ``upload_page``."""
     accept(host.bucket, layout=args.options.layout)
-    return await ActivityEnvironment().run(Activities(host).upload_page, args)
+    sheet = await ActivityEnvironment().run(Activities(host).upload_page, args)
+    return SheetRecord(**{field.name: getattr(sheet, field.name) for field in fields(SheetRecord)})
 
 
 class Watched:

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from activities.environment import PREFIX, SECRETS, SETTINGS
+from deploy.stack import SECRETS as SECRETS_OF_PROCESSES
+
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "deploy" / "env.example"
 README = ROOT / "deploy" / "README.md"
@@ -42,7 +45,12 @@ def documented_settings() -> set[str]:
 
 def settings_in_code() -> set[str]:
     """The names of the settings in the code of all packages."""
-    return {name for package in PACKAGES for path in (ROOT / package).rglob("*.py") for name in settings_in(path.read_text())}
+    return {name for path in modules() for name in settings_in(path.read_text())}
+
+
+def modules() -> Iterator[Path]:
+    """The files of all packages."""
+    return (path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
 
 def test_every_setting_read_is_documented() -> None:
@@ -65,6 +73,27 @@ def test_readme_has_every_setting_once() -> None:
     """The first column of the README's table and the example name the same settings."""
     rows = re.findall(r"^\| (`[A-Z][^|]*)\|", README.read_text(), flags=re.MULTILINE)
     assert sorted(name for row in rows for name in re.findall(r"`([A-Z0-9_]+)`", row)) == sorted(documented_settings())
+
+
+def test_every_documented_setting_is_known() -> None:
+    """A process takes no documented setting for a typo, and no setting that is not there for one."""
+    assert {name for name in documented_settings() if name.startswith(PREFIX)} == SETTINGS
+
+
+def test_every_secret_may_be_in_a_file() -> None:
+    """What is read as a secret, and what only some processes get, is a known secret; and the README's sentence is true of each."""
+    calls = {name for path in modules() for name in secrets_in(path.read_text())}
+    assert set(SECRETS_OF_PROCESSES) | {"TEMPORAL_API_KEY"} == SECRETS
+    # The events' token is read from a list of names.
+    assert calls | {"SITELINK_EVENTS_TOKEN"} == SECRETS
+
+
+def secrets_in(source: str) -> Iterator[str]:
+    """The names that a module reads by ``secret``."""
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.Call(func=ast.Name(id="secret"), args=[_, ast.Constant(value=str(name))]):
+                yield name
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from activities.bucket.storage import Bucket, StoredObject
 from activities.bucket.verify import verify_upload
 from activities.errors import StorageUnavailable
 from activities.host import Host
-from activities.interface import Page, TiledPage, TilePage, UploadPage, host_queue
+from activities.interface import Page, TiledPage, TilePage, UploadedSheet, UploadPage, host_queue
 from activities.render.child import ChildPool
 from activities.render.measure import USER_UNIT_UNCERTAIN
 from activities.render.tilefile import THUMBNAIL, TILES, write_tile_file
@@ -144,7 +144,7 @@ async def test_layers_are_in_the_record_of_the_sheet(host: Host, bucket: Ordered
     )
     stored = from_json(SheetRecord, bucket.get(REF.sheet_record(1)).body)
     assert stored.layers == (Layer("A", on=False), Layer("B", on=False))
-    assert record == replace(stored, layers=())
+    assert record == UploadedSheet(**vars(replace(stored, layers=())), committed_at=record.committed_at)
 
 
 async def test_sheets_of_an_upload_are_sent_one_after_the_other(host: Host, bucket: OrderedBucket) -> None:

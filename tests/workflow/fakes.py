@@ -1,6 +1,7 @@
 """Activities that pretend, for tests of the workflow on a real Temporal server."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -31,6 +32,7 @@ from activities.interface import (
     TiledPage,
     TilePage,
     UploadActivities,
+    UploadedSheet,
     UploadPage,
     WriteManifest,
     WrittenManifest,
@@ -169,13 +171,14 @@ class FakeActivities(UploadActivities):
             self.in_flight -= 1
 
     @activity.defn
-    async def upload_page(self, args: UploadPage) -> SheetRecord:
+    async def upload_page(self, args: UploadPage) -> UploadedSheet:
         """Commits the sheet."""
         self.partial.add(args.page.number)
         await self._reach("upload_page")
         _raise_next(self.upload_errors.get(args.page.number))
         self.partial.remove(args.page.number)
-        return self.commit(args.page)
+        record = self.commit(args.page)
+        return UploadedSheet(**vars(record), committed_at=time.time(), attempt=activity.info().attempt)
 
     def commit(self, page: Page) -> SheetRecord:
         """Puts a sheet into the pretended bucket."""

@@ -7,8 +7,8 @@ from temporalio import activity
 from temporalio.client import Client
 
 from activities.bucket.keys import UploadRef
-from activities.bucket.records import SheetRecord, SheetStatus, UploadStatus
-from activities.interface import TiledPage, TilePage, UploadPage
+from activities.bucket.records import SheetStatus, UploadStatus
+from activities.interface import TiledPage, TilePage, UploadedSheet, UploadPage
 from tests.waiting import until_async
 from tests.workflow.fakes import FakeActivities, pages, working
 from tests.workflow.runs import handle_of
@@ -45,7 +45,7 @@ class EarlyThumbnails(FakeActivities):
         return replace(tiled, thumbnail=True)
 
     @activity.defn
-    async def upload_page(self, args: UploadPage) -> SheetRecord:
+    async def upload_page(self, args: UploadPage) -> UploadedSheet:
         """Waits until the bucket takes tiles."""
         while not self.uploads.is_set():
             activity.heartbeat()

@@ -10,7 +10,7 @@ from temporalio.exceptions import ActivityError
 from temporalio.types import MethodAsyncSingleParam
 
 from activities.bucket.keys import UploadRef
-from activities.bucket.records import SheetRecord, SheetState, Snapshot, UploadOptions
+from activities.bucket.records import SheetState, Snapshot, UploadOptions
 from activities.bucket.weight import cut
 from activities.errors import TilesMissing
 from activities.interface import (
@@ -29,6 +29,7 @@ from activities.interface import (
     TiledPage,
     TilePage,
     UploadActivities,
+    UploadedSheet,
     UploadPage,
     WriteManifest,
     WrittenManifest,
@@ -157,7 +158,7 @@ class Calls:
 
     # ------------------------------------------------------------------ on the queue of one host
 
-    async def upload_page(self, sheet: SheetState, options: UploadOptions, tiled: TiledPage, *, first: bool) -> SheetRecord:
+    async def upload_page(self, sheet: SheetState, options: UploadOptions, tiled: TiledPage, *, first: bool) -> UploadedSheet:
         """Writes a sheet to the bucket, on the host that holds its tiles."""
         page = Page(sheet.number, sheet.title, sheet.width or 0, sheet.height or 0, sheet.dpi or 0, scaled=sheet.scaled, notes=sheet.notes)
         return await workflow.execute_activity_method(

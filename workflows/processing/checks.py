@@ -11,6 +11,7 @@ from activities.errors import UploadNotFound
 from workflows.processing.calls import Calls
 from workflows.processing.display import Display
 from workflows.processing.failures import is_cancelled, reason_and_detail
+from workflows.processing.metrics import count_discrepancies
 from workflows.processing.patches import CHECK_SHEETS, OBEY_REQUESTS_AFTER_CANCEL, WAIT_FOR_LATE_WRITES
 from workflows.processing.progress import NOT_RECONCILED, Progress
 from workflows.processing.window import Requests, Window
@@ -114,8 +115,7 @@ class BucketChecks:
         wrong = 0
         if checked.committed or (repair and checked.broken):
             wrong = self._progress.reconcile(checked.committed, [sheet.number for sheet in checked.broken], workflow.now())
-            meter = workflow.metric_meter()
-            meter.create_counter("progress_reconciliation_discrepancy", "Sheets that the progress had wrong", "sheets").add(wrong)
+            count_discrepancies(wrong)
             self._window.plan(self._progress.sheets_to_do)
         return wrong, checked.removed
 

@@ -102,6 +102,11 @@ class Progress:
         return sorted(number for status in statuses for number in self._numbers[status])
 
     @property
+    def open_sheets(self) -> int:
+        """How many sheets are neither ready nor failed."""
+        return sum(len(self._numbers[status]) for status in SheetStatus if status not in (SheetStatus.READY, SheetStatus.FAILED))
+
+    @property
     def sheets_to_do(self) -> list[int]:
         """The numbers of the sheets that the run should begin, ascending; no sheet unless the upload is ``processing``."""
         return self.sheets_in(SheetStatus.PENDING) if self.status is UploadStatus.PROCESSING else []

@@ -6,11 +6,12 @@ from datetime import datetime
 from temporalio import workflow
 from temporalio.exceptions import ActivityError
 
-from activities.bucket.records import UploadOptions
+from activities.bucket.records import SheetStatus, UploadOptions
 from activities.errors import RenderOutOfMemory, WorkerLost
 from activities.interface import TiledPage
 from workflows.processing.calls import Calls
 from workflows.processing.failures import fell_silent, is_cancelled, is_due_to_cancel, is_host_lost, reason_and_detail, stop_if_cancelled
+from workflows.processing.metrics import count_failed_update, count_sheet, count_update
 from workflows.processing.patches import HALVE_RESOLUTION
 from workflows.processing.progress import Progress
 from workflows.processing.window import Window
@@ -48,7 +49,7 @@ class SheetWork:
                 if await self._tile_and_upload(number, options):
                     return
             detail = f"the host that held the sheet's tiles disappeared {1 + MAX_LOSSES} times"
-            self._progress.mark_failed(number, WorkerLost.__name__, detail, workflow.now())
+            self._mark_failed(number, WorkerLost.__name__, detail)
         except (asyncio.CancelledError, ActivityError) as error:
             if is_due_to_cancel(error):
                 self._progress.mark_pending(number, workflow.now())
@@ -57,7 +58,11 @@ class SheetWork:
             if reason == RenderOutOfMemory.__name__:
                 # A retry begins with the resolution of the page count again, because there may be more memory then.
                 self._progress.resize(number, sheet_as_counted, workflow.now())
-            self._progress.mark_failed(number, reason, detail, workflow.now())
+            self._mark_failed(number, reason, detail)
+
+    def _mark_failed(self, number: int, reason: str, detail: str) -> None:
+        self._progress.mark_failed(number, reason, detail, workflow.now())
+        count_sheet(SheetStatus.FAILED, reason)
 
     async def _tile_and_upload(self, number: int, options: UploadOptions) -> bool:
         """Tiles and uploads a sheet; returns whether it is ready. If not, its host is lost.
@@ -79,6 +84,8 @@ class SheetWork:
         except ActivityError as error:
             if fell_silent(error):
                 self.silence_noticed = workflow.now()
+            if not is_due_to_cancel(error):
+                count_failed_update()
             if is_cancelled() or not is_host_lost(error):
                 raise
             return False
@@ -87,6 +94,8 @@ class SheetWork:
         # A sheet is ready only after the upload, which ends when the commit marker is in the bucket. So the result counts even if the run
         # was cancelled meanwhile.
         self._progress.mark_ready([record], workflow.now())
+        count_update(record)
+        count_sheet(SheetStatus.READY)
         return True
 
     async def _tile(self, number: int, options: UploadOptions) -> TiledPage:

@@ -1,0 +1,102 @@
+"""What a host that renders and uploads counts. No label holds an upload, a title or anything that a document or a client chooses."""
+
+from collections.abc import Callable, Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from activities.bucket.records import SheetRecord
+from activities.bucket.storage import Bucket
+from activities.render.child import ChildPool
+from activities.scratch import Scratch
+from activities.telemetry import SECONDS
+
+TILES = (1, 10, 50, 100, 250, 500, 1000, 2500, 5000, 10_000, 50_000, 200_000)
+BYTES = tuple(float(1 << power) for power in range(14, 33, 2))
+
+STAGES = ("fetch", "draw", "tile", "upload", "commit")
+
+
+class HostMetrics:
+    """What a host counts.
+
+    Args:
+        registry: Where the counts are asked for; default: nobody asks for them.
+    """
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        self._registry = registry = registry or CollectorRegistry()
+        stages = Histogram(
+            "sitelink_stage_seconds",
+            "Seconds of one stage: fetch a PDF from the bucket, draw a page, cut its tiles, upload a sheet's objects, commit the sheet",
+            ["stage"],
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self.stages = {stage: stages.labels(stage) for stage in STAGES}
+        self._put_seconds = Histogram(
+            "sitelink_bucket_put_seconds", "Seconds of each try of a write to the bucket that succeeded", buckets=SECONDS, registry=registry
+        )
+        self._put_errors = Counter(
+            "sitelink_bucket_put_errors",
+            "Failed tries of a write to the bucket, by S3's code, the HTTP status or the system's name of the error",
+            ["code"],
+            registry=registry,
+        )
+        self._children = Counter(
+            "sitelink_render_children_ended",
+            "Render processes that ended, by how: retired in order, or by the fault that ended them",
+            ["end"],
+            registry=registry,
+        )
+        self._sheets = (
+            Histogram("sitelink_sheet_tiles", "Tiles of each sheet that was committed", buckets=TILES, registry=registry),
+            Histogram("sitelink_sheet_bytes", "Bytes of the tiles of each sheet that was committed", buckets=BYTES, registry=registry),
+            Histogram("sitelink_sheet_puts", "Objects written for each sheet that was committed", buckets=TILES, registry=registry),
+        )
+
+    def observe_put(self, seconds: float, error_code: str) -> None:
+        """Counts one try of a write to the bucket; without an error the code is empty."""
+        if error_code:
+            self._put_errors.labels(error_code).inc()
+        else:
+            self._put_seconds.observe(seconds)
+
+    def count_child(self, end: str) -> None:
+        """Counts a render process that has ended."""
+        self._children.labels(end).inc()
+
+    def count_sheet(self, record: SheetRecord, puts: int) -> None:
+        """Counts a sheet that was committed by ``puts`` writes."""
+        for histogram, amount in zip(self._sheets, (record.tiles, record.bytes, puts), strict=True):
+            histogram.observe(amount)
+
+    def watch(self, bucket: Bucket, scratch: Scratch, children: ChildPool, layers: Iterable[str]) -> None:
+        """Shows the state of the host's parts whenever somebody asks.
+
+        Args:
+            bucket: The bucket.
+            scratch: The scratch.
+            children: The render processes.
+            layers: All layers that may confine a render process.
+        """
+        self._gauge("sitelink_bucket_in_flight", "Writes to the bucket that are in flight on this host", lambda: bucket.limiter.in_flight)
+        self._gauge(
+            "sitelink_bucket_in_flight_limit",
+            "Most writes to the bucket in flight; on an S3 server it finds itself",
+            lambda: bucket.limiter.limit,
+        )
+        self._gauge("sitelink_scratch_bytes", "Bytes of the tiled pages on the scratch, as the limit counts them", scratch.published_bytes)
+        self._gauge("sitelink_scratch_limit_bytes", "SITELINK_SCRATCH_LIMIT_BYTES", lambda: scratch.limit_bytes)
+        self._gauge("sitelink_render_slots", "Pages that this host renders at once, at most", lambda: children.slots)
+        self._gauge("sitelink_render_slots_busy", "Pages that this host renders now", lambda: children.busy)
+        confinement = Gauge(
+            "sitelink_render_confinement",
+            "1 if the layer confines render processes on this host, as one that was asked at the start said; else 0",
+            ["layer"],
+            registry=self._registry,
+        )
+        for layer in layers:
+            confinement.labels(layer).set(layer in children.confinement)
+
+    def _gauge(self, name: str, help_text: str, value: Callable[[], float]) -> None:
+        Gauge(name, help_text, registry=self._registry).set_function(value)

@@ -1,0 +1,104 @@
+"""What a worker counts around its activities and workflows. Nothing here changes what a workflow does."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+import temporalio.client
+from prometheus_client import CollectorRegistry, Counter, Gauge
+from temporalio import activity, workflow
+from temporalio.exceptions import ApplicationError, is_cancelled_exception
+from temporalio.worker import (
+    ActivityInboundInterceptor,
+    ExecuteActivityInput,
+    ExecuteWorkflowInput,
+    Interceptor,
+    WorkflowInboundInterceptor,
+    WorkflowInterceptorClassInput,
+)
+
+from workflows.upload import ProcessUpload
+
+COMPLETED, CANCELLED, UNEXPECTED = "completed", "cancelled", "unexpected"
+
+
+class WorkerMetrics(temporalio.client.Interceptor, Interceptor):
+    """Counts the attempts of activities, and the sheets that wait in the runs that a worker has in its cache.
+
+    The workers of a client that has this interceptor use it, too.
+
+    Args:
+        registry: Where the counts are asked for.
+        has_workflows: Whether the process runs workflows.
+    """
+
+    def __init__(self, registry: CollectorRegistry, *, has_workflows: bool) -> None:
+        self._attempts = Counter(
+            "sitelink_activity_attempts",
+            "Attempts of activities that ended, by activity, outcome (completed, cancelled or the type of the error) and number (1, 2, 3+)",
+            ["activity", "outcome", "attempt"],
+            registry=registry,
+        )
+        self._runs: dict[str, ProcessUpload] = {}
+        if has_workflows:
+            self._gauge(
+                registry,
+                "sheets_pending",
+                "Sheets that are neither ready nor failed, in the runs that this worker has in its cache. An approximation: a run that no "
+                "worker has in its cache is not counted, and one that has just moved to another worker may be counted twice",
+                lambda runs: sum(run.backlog.sheets for run in runs),
+            )
+            self._gauge(
+                registry,
+                "sitelink_longest_standstill_seconds",
+                "Seconds since the last change of the run that has stood still longest, of the runs that this worker has in its cache",
+                lambda runs: max((time.time() - run.backlog.changed_at for run in runs), default=0.0),
+            )
+
+    def _gauge(self, registry: CollectorRegistry, name: str, help_text: str, value: Callable[[list[ProcessUpload]], float]) -> None:
+        Gauge(name, help_text, registry=registry).set_function(lambda: value(list(self._runs.values())))
+
+    def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:  # noqa: A002 - Temporal's name for it
+        """Wraps each activity."""
+        return _CountedActivity(next, self._attempts)
+
+    def workflow_interceptor_class(self, input: WorkflowInterceptorClassInput) -> type[WorkflowInboundInterceptor]:  # noqa: A002 - likewise
+        """Wraps each run."""
+        runs = self._runs
+
+        class CountedRun(WorkflowInboundInterceptor):
+            async def execute_workflow(self, input: ExecuteWorkflowInput) -> Any:  # noqa: A002 - likewise
+                if input.type.__name__ != ProcessUpload.__name__:
+                    return await super().execute_workflow(input)
+                run_id = workflow.info().run_id
+                runs[run_id] = workflow.instance()
+                try:
+                    return await super().execute_workflow(input)
+                finally:  # also when the cache drops the run
+                    runs.pop(run_id, None)
+
+        return CountedRun
+
+
+class _CountedActivity(ActivityInboundInterceptor):
+    def __init__(self, next: ActivityInboundInterceptor, attempts: Counter) -> None:  # noqa: A002 - likewise
+        super().__init__(next)
+        self._attempts = attempts
+
+    async def execute_activity(self, input: ExecuteActivityInput) -> Any:  # noqa: A002 - likewise
+        outcome = UNEXPECTED
+        try:
+            result = await super().execute_activity(input)
+            outcome = COMPLETED
+        except ApplicationError as error:
+            outcome = error.type or UNEXPECTED
+            raise
+        except BaseException as error:
+            if isinstance(error, asyncio.CancelledError) or is_cancelled_exception(error):
+                outcome = CANCELLED
+            raise
+        finally:
+            info = activity.info()
+            self._attempts.labels(info.activity_type, outcome, str(info.attempt) if info.attempt < 3 else "3+").inc()
+        return result

@@ -71,6 +71,11 @@ class Pyramid:
         top, height = self._span(self.level_size(level)[1], row)
         return left, top, width, height
 
+    def tile_sizes(self, level: int) -> tuple[list[int], list[int]]:
+        """The width of the tiles of each column of a level, and the height of those of each row, overlap included, in pixels."""
+        (width, height), (columns, rows) = self.level_size(level), self.grid(level)
+        return [self._span(width, column)[1] for column in range(columns)], [self._span(height, row)[1] for row in range(rows)]
+
     def _span(self, length: int, index: int) -> tuple[int, int]:
         start = max(0, index * self.tile_size - self.overlap)
         end = min(length, (index + 1) * self.tile_size + self.overlap)

@@ -43,6 +43,9 @@ THUMBNAIL_PX = 512
 MOST_THUMBNAIL_BYTES = 2 << 20
 """More than noise takes at quality 100."""
 
+MOST_KEPT_WHITES = 16
+"""White tiles of a sheet that are read once, because there are many of each."""
+
 _NO_LINK = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 _START, _END = b"\xff\xd8", b"\xff\xd9"
@@ -193,6 +196,8 @@ class TileFile:
     def __init__(self, page: Path, pyramid: Pyramid) -> None:
         self._where = f"{TILES} in {page.name}"
         self._pyramid = pyramid
+        self._sizes = [pyramid.tile_sizes(level) for level in range(pyramid.max_level + 1)]
+        self._white_tiles: dict[tuple[int, int], bytes] = {}
         most_bytes = pyramid.most_bytes + _ENTRY.size * 2 * pyramid.tile_count + _TRAILER.size
         self._descriptor, size_bytes = _open_left(page, TILES, most_bytes)
         try:
@@ -208,10 +213,15 @@ class TileFile:
             TilesMissing: The tile was lost or is no JPEG of its size, or the file is cut off.
         """
         name, place = self.place(level, column, row)
+        size = self._size(level, column, row)
+        if name not in self.names and (white := self._white_tiles.get(size)) is not None:
+            return name, white
         data = self._read_at(*place)
-        if jpeg_size(data) != (size := self._pyramid.tile_rectangle(level, column, row)[2:]):
+        if jpeg_size(data) != size:
             msg = f"{name} in {self._where} is no JPEG of {size[0]:,} x {size[1]:,} px"
             raise TilesMissing(msg)
+        if name not in self.names and len(self._white_tiles) < MOST_KEPT_WHITES:
+            self._white_tiles[size] = data
         return name, data
 
     def place(self, level: int, column: int, row: int) -> tuple[str, tuple[int, int]]:
@@ -223,10 +233,9 @@ class TileFile:
         name = tile_name(level, column, row)
         place = self.names.get(name)
         if place is None:
-            width, height = self._pyramid.tile_rectangle(level, column, row)[2:]
-            place = self._whites.get((width, height))
+            place = self._whites.get(size := self._size(level, column, row))
         if place is None:
-            msg = f"{self._where} lacks a tile of {width} x {height} px that is not blank"
+            msg = f"{self._where} lacks a tile of {size[0]:,} x {size[1]:,} px that is not blank"
             raise TilesMissing(msg)
         return name, place
 
@@ -239,6 +248,10 @@ class TileFile:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+    def _size(self, level: int, column: int, row: int) -> tuple[int, int]:
+        widths, heights = self._sizes[level]
+        return widths[column], heights[row]
 
     def _read_at(self, offset: int, size: int) -> bytes:
         data = os.pread(self._descriptor, size, offset)

@@ -43,7 +43,12 @@ async def test_document_ends_by_name(
 async def test_neighbours_of_hostile_documents_are_right(tmp_path: Path) -> None:
     """The sheets of a plan are the same, byte for byte, whatever the host draws at the same time."""
     plan, *hostile = (tmp_path / f"{name}.pdf" for name in ("plan", "nested", "damaged", "memory", "refused"))
-    makes = (make_pdfs.nested_forms, make_pdfs.bad_pages_among_good, lambda: make_pdfs.inflates_to(1 << 29), make_pdfs.cut_off)
+    makes: list[Callable[[], bytes]] = [
+        make_pdfs.nested_forms,
+        make_pdfs.bad_pages_among_good,
+        lambda: make_pdfs.inflates_to(1 << 29),
+        make_pdfs.cut_off,
+    ]
     plan.write_bytes(make_pdfs.plan_set(3))
     for path, make in zip(hostile, makes, strict=True):
         path.write_bytes(make())

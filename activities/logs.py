@@ -88,18 +88,22 @@ def set_up(environ: Mapping[str, str]) -> None:
     # The extras show this information already.
     temporalio.activity.logger.activity_info_on_message = False
     temporalio.workflow.logger.workflow_info_on_message = False
+    Runtime.set_default(Runtime(telemetry=TelemetryConfig(logging=temporal_logging())))
+    sys.excepthook = _log_crash
+    threading.excepthook = lambda crash: _log_crash(crash.exc_type, crash.exc_value, crash.exc_traceback)
+    if unknown := unknown_settings(environ):
+        logging.getLogger("sitelink").warning("unknown settings are ignored", extra={"unknown": ", ".join(unknown)})
+
+
+def temporal_logging() -> LoggingConfig:
+    """For each runtime of Temporal's library: it logs by our loggers, not by lines of its own."""
     core = LogForwardingConfig(
         logging.getLogger("temporalio.core"),
         append_target_to_name=False,
         prepend_target_on_message=False,
         append_log_fields_to_message=False,
     )
-    logs = LoggingConfig(TelemetryFilter(core_level="WARN", other_level="ERROR"), forwarding=core)
-    Runtime.set_default(Runtime(telemetry=TelemetryConfig(logging=logs)))
-    sys.excepthook = _log_crash
-    threading.excepthook = lambda crash: _log_crash(crash.exc_type, crash.exc_value, crash.exc_traceback)
-    if unknown := unknown_settings(environ):
-        logging.getLogger("sitelink").warning("unknown settings are ignored", extra={"unknown": ", ".join(unknown)})
+    return LoggingConfig(TelemetryFilter(core_level="WARN", other_level="ERROR"), forwarding=core)
 
 
 def _log_crash(kind: type[BaseException], error: BaseException | None, traceback: TracebackType | None) -> None:

@@ -32,6 +32,7 @@ from temporalio.runtime import (
 )
 
 from activities.environment import whole_number
+from activities.logs import temporal_logging
 
 BUFFER_UPDATES = 100_000
 DRAIN_S = 5.0
@@ -107,7 +108,7 @@ class TemporalMetrics(Collector):
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._buffer = MetricBuffer(BUFFER_UPDATES, MetricBufferDurationFormat.SECONDS)
-        self.runtime = Runtime(telemetry=TelemetryConfig(metrics=self._buffer, attach_service_name=False))
+        self.runtime = Runtime(telemetry=TelemetryConfig(logging=temporal_logging(), metrics=self._buffer, attach_service_name=False))
         self._mutex = threading.Lock()
         self._metrics: dict[str, BufferedMetric] = {}
         self._values: dict[str, dict[Labels, float]] = {}

@@ -160,7 +160,7 @@ def test_a_body_that_always_ends_too_soon_is_never_taken_for_whole(faults: Fault
     assert {name: value for name, value in given.items() if not isinstance(value, StorageUnavailable)} == {}
     faults.lay()
     aborted = faults.sent("DELETE", "uploadId=")
-    assert sorted(name for name in ("put_parts/a", "put_large/a") for sent in aborted if name in sent) == ["put_large/a", "put_parts/a"]
+    assert {name for name in ("put_parts/a", "put_large/a") for sent in aborted if name in sent} == {"put_large/a", "put_parts/a"}
     setup = BucketSetup(settings)
     for upload in setup.unfinished_uploads():
         assert any(upload.upload_id in sent for sent in aborted)

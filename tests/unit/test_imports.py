@@ -123,7 +123,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "activities.webhooks.network": {"activities.errors", "httpcore2"},
     "activities.webhooks.delivery": BUCKET | {"activities.attempt", "activities.webhooks", "httpcore2"},
     "activities.limits": LIGHT,
-    "activities.telemetry": {"activities.environment", "prometheus_client", "temporalio"},
+    "activities.telemetry": {"activities.environment", "activities.logs", "prometheus_client", "temporalio"},
     "activities.metrics": BUCKET | {*(f"activities.{name}" for name in ("render.child", "scratch", "telemetry")), "prometheus_client"},
     "activities.host": BUCKET
     | {*(f"activities.{name}" for name in ("limits", "metrics", "render.child", "scratch", "sealing", "threads"))},

@@ -90,7 +90,10 @@ SECRETS = frozenset(
 
 
 def unknown_settings(environ: Mapping[str, str]) -> list[str]:
-    """The variables that begin like a setting and are none, each with the nearest setting if one is near. No value is shown."""
+    """The variables that are named like settings of SiteLink, but that SiteLink does not know. No value is shown.
+
+    If a setting has a name that is near, the name follows in brackets.
+    """
     known = SETTINGS | {f"{name}_FILE" for name in SECRETS if name.startswith(PREFIX)}
     endings = [name.removeprefix(PREFIX) for name in sorted(known)]
     unknown = []

@@ -27,7 +27,7 @@ class DocumentLimits:
     upload_tiles: int = 10_000_000
 
     def check_page(self, page: Page, options: UploadOptions) -> Page:
-        """Returns the page, or what is left of it when it is over a limit: its number, its title, and the error's name and sentence."""
+        """Returns the page. A page over a limit loses its size, and gets the name of the error and a sentence."""
         longest, tiles = max(page.width, page.height), _tile_count(page, options)
         if longest > self.side_px:
             reason, detail = (

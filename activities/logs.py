@@ -74,7 +74,7 @@ def log_format(environ: Mapping[str, str]) -> str:
 def set_up(environ: Mapping[str, str]) -> None:
     """Sends all log lines of this process, also those of Temporal's native library, to stderr, in the format of ``SITELINK_LOG_FORMAT``.
 
-    The first line tells which variables look like settings and are none.
+    The first line names the unknown variables that look like settings.
 
     Raises:
         ValueError: As from ``log_format``.

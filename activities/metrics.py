@@ -1,4 +1,4 @@
-"""What a host that renders and uploads counts. No label holds an upload, a title or anything that a document or a client chooses."""
+"""The metrics of a host that renders and uploads. No label holds an upload or a title. Neither documents nor clients choose a label."""
 
 from collections.abc import Callable, Iterable
 
@@ -17,7 +17,7 @@ STAGES = ("fetch", "draw", "tile", "upload", "commit")
 
 
 class HostMetrics:
-    """What a host counts.
+    """The metrics of a host.
 
     Args:
         registry: Where the counts are asked for; default: nobody asks for them.

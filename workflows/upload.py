@@ -43,7 +43,7 @@ MAX_WAITERS = 7
 """Updates that may wait at once: Temporal does not refuse the 11th, but retries it silently for ever."""
 
 MOST_CHANGE_BYTES = 256 << 10
-"""The most bytes of JSON that an update returns; so many sheets are never more."""
+"""The most bytes of JSON for the sheets that an update returns."""
 
 GATHERING_TIME = timedelta(seconds=1)
 """How long a comparison with the bucket waits for further requests, so that one comparison serves all of them."""

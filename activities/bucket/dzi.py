@@ -14,6 +14,9 @@ MINIMUM_DPI = 30
 
 BYTES_PER_PIXEL = 3
 
+THUMBNAIL_PX = 512
+"""Longest side of a thumbnail."""
+
 LARGEST_SIDE_PX, MOST_TILES = 10_000_000, 1_000_000
 """No host may be set to make a larger sheet. A process that works on a sheet holds the list of its tiles in memory, so the record of a
 larger sheet, whoever wrote it, is refused."""

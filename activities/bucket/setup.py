@@ -4,12 +4,12 @@ Cloudflare R2 and other servers reject some defaults of boto3: https://developer
 So requests have a checksum only where S3 requires one, have the bucket's name in the path, and never wait for ``100 Continue``.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import boto3
 from botocore.config import Config
@@ -176,13 +176,7 @@ class BucketSetup:
         Raises:
             BucketError: The server refuses or does not answer. A server without CORS rules refuses.
         """
-        with self._named_errors():
-            try:
-                rules = self._client.get_bucket_cors(Bucket=self._location.bucket)["CORSRules"]
-            except ClientError as error:
-                if error.response.get("Error", {}).get("Code") != "NoSuchCORSConfiguration":
-                    raise
-                return []
+        rules = self._rules(self._client.get_bucket_cors, "CORSRules", "NoSuchCORSConfiguration")
         return [origin for rule in rules if "PUT" in rule["AllowedMethods"] for origin in rule["AllowedOrigins"]]
 
     def aborts_stale_uploads(self) -> bool:
@@ -191,14 +185,18 @@ class BucketSetup:
         Raises:
             BucketError: The server refuses or does not answer. A server without lifecycle rules refuses.
         """
+        rules = self._rules(self._client.get_bucket_lifecycle_configuration, "Rules", "NoSuchLifecycleConfiguration")
+        return any(rule["Status"] == "Enabled" and "AbortIncompleteMultipartUpload" in rule for rule in rules)
+
+    def _rules(self, get: Callable[..., Any], name: str, absent: str) -> list[Any]:
+        """The rules of the bucket that ``get`` asks for; an empty list where the server's code says ``absent``."""
         with self._named_errors():
             try:
-                rules = self._client.get_bucket_lifecycle_configuration(Bucket=self._location.bucket)["Rules"]
+                return list(get(Bucket=self._location.bucket)[name])
             except ClientError as error:
-                if error.response.get("Error", {}).get("Code") != "NoSuchLifecycleConfiguration":
+                if error.response.get("Error", {}).get("Code") != absent:
                     raise
-                return False
-        return any(rule["Status"] == "Enabled" and "AbortIncompleteMultipartUpload" in rule for rule in rules)
+                return []
 
     def unfinished_uploads(self, prefix: str = "") -> list[UnfinishedUpload]:
         """Lists the multipart uploads below ``prefix`` that were neither completed nor aborted.

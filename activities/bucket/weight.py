@@ -2,7 +2,7 @@
 
 Temporal takes at most 2 MiB for the arguments or the result of one activity, signal, query or update, and for what a run hands to the next
 run: https://docs.temporal.io/self-hosted-guide/defaults#blob-size-limit. A text travels as JSON with escapes, so that an emoji takes 12
-bytes. The texts of one progress get shares of what is left beside its numbers, so that every document of ``MOST_PAGES`` fits.
+bytes. The numbers of a progress come first. Its texts share the rest of the 2 MiB, so that every document of ``MOST_PAGES`` fits.
 """
 
 import json

@@ -1,7 +1,7 @@
 """Reads what a render child answers, as the words of a stranger: a hostile PDF may take over a child. Loads no native library.
 
-1. An answer is one line of JSON, no longer than the operation needs, without repeated keys and without numbers that are none. It repeats
-   the number of its request, so that no answer to another request is taken for it.
+1. An answer is one line of JSON, no longer than the operation needs, without repeated keys, ``NaN`` or ``Infinity``. It repeats the
+   number of its request, so that no answer to another request is taken for it.
 2. A result has the types, the sizes and the lengths that the request allows. Otherwise the child has crashed.
 3. A child may refuse a document or a page only by the errors in ``REFUSALS``. All of them are final.
 4. No other error of a child is believed, so that a child cannot make its page be tried without end: it counts as a crash, which is final
@@ -38,8 +38,9 @@ from activities.interface import Document, Page
 MOST_TITLE_CHARACTERS = 120
 MOST_MESSAGE_CHARACTERS = 500
 MOST_NOTES = 1000
-MOST_SECONDS = 1e6
 """Notes of one page, before ``bounded_notes`` chooses among them."""
+MOST_SECONDS = 1e6
+"""No page is drawn or cut for longer."""
 MOST_ENGINES = 32
 
 TILE_ANSWER_BYTES = (1 << 20) + MOST_LAYERS_BYTES
@@ -124,7 +125,7 @@ def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refuse_constant(_name: str) -> None:
-    msg = "it has a number that is none"
+    msg = "it has NaN or Infinity, which JSON does not have"
     raise ValueError(msg)
 
 

@@ -156,7 +156,7 @@ def _own_folder(process: Path, controller: str) -> Path:
     https://man7.org/linux/man-pages/man5/proc_pid_mountinfo.5.html
 
     Raises:
-        FileNotFoundError: There is none, or it is not mounted here.
+        FileNotFoundError: The process has no such group, or its folder is not mounted here.
     """
     lines = [line.split(":", 2) for line in (process / "cgroup").read_text().splitlines()]
     paths = [PurePath(path) for _, controllers, path in lines if controller in controllers.split(",") and ".." not in path]

@@ -342,7 +342,7 @@ class ChildPool:
         return child
 
     async def _fork(self, upload: str, source: Path, beat: Callable[[], None]) -> "_Child":
-        server, user = self.start(), None
+        server = self.start()
         if self._first_user is None:
             return await server.fork(upload, source, self._limits, beat)
         user = next(user for user in count(self._first_user) if user not in self._users)
@@ -462,7 +462,7 @@ class _Child:
         return result
 
     async def _read_line(self, most_bytes: int) -> bytes:
-        """What the child sends, up to a line's end. It has no end if the child has closed its socket.
+        """The next line that the child sends. The line lacks its newline if the child has closed its socket.
 
         Raises:
             ValueError: It is longer than ``most_bytes``.

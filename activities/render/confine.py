@@ -131,7 +131,7 @@ def die_with_parent(parent: int) -> None:
 
 
 def landlock_version() -> int:
-    """The kernel's version of Landlock; 0 if there is none."""
+    """The kernel's version of Landlock; 0 for a kernel without Landlock."""
     return max(0, int(_libc().syscall(ctypes.c_long(_CREATE_RULESET), None, ctypes.c_size_t(0), ctypes.c_uint32(_VERSION))))
 
 

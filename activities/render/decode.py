@@ -13,8 +13,9 @@ from contextlib import suppress
 
 import pyvips
 
+from activities.bucket.dzi import THUMBNAIL_PX
 from activities.render import cgroup, confine, memorylimit
-from activities.render.decoder import LARGEST_PX, REQUEST
+from activities.render.decoder import REQUEST
 
 MEMORY_BYTES = 1 << 30
 CPU_S = 20
@@ -54,13 +55,13 @@ def decode(body: bytes, width: int, height: int) -> str:
 
     Args:
         body: The JPEG's bytes.
-        width: The width that it must have, in pixels; 0 for any width up to ``LARGEST_PX``.
+        width: The width that it must have, in pixels; 0 for any width up to ``THUMBNAIL_PX``.
         height: The height, likewise.
     """
     try:
         image = pyvips.Image.jpegload_buffer(body, fail_on="warning", access="sequential")
         # Before a pixel is decoded: a header may claim gigabytes.
-        if (width or min(image.width, LARGEST_PX), height or min(image.height, LARGEST_PX)) != (image.width, image.height):
+        if (width or min(image.width, THUMBNAIL_PX), height or min(image.height, THUMBNAIL_PX)) != (image.width, image.height):
             return f"size {image.width} {image.height}"
         image.avg()
     except pyvips.Error:  # its message is not for people: it names calls of libvips

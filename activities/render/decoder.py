@@ -9,15 +9,13 @@ from contextlib import suppress
 from types import TracebackType
 from typing import IO, Self, cast
 
+from activities.bucket.dzi import THUMBNAIL_PX
 from activities.errors import RenderCrashed
 from activities.render import cgroup
 from activities.render.process import start_process
 
 REQUEST = struct.Struct(">III")
 """The header of a request: the width and the height in pixels that the JPEG must have, both 0 for a thumbnail; its size in bytes."""
-
-LARGEST_PX = 512
-"""Longest side of a thumbnail."""
 
 LONGEST_ANSWER_BYTES = 200
 """The first answer, which names the layers, is the longest."""
@@ -133,6 +131,6 @@ def _problem(answer: bytes, width: int, height: int) -> str | None:
     if match is None:
         return None
     if match["size"]:
-        wanted = f"{width} x {height}" if width else f"at most {LARGEST_PX} x {LARGEST_PX}"
+        wanted = f"{width} x {height}" if width else f"at most {THUMBNAIL_PX} x {THUMBNAIL_PX}"
         return f"has {match['width'].decode()} x {match['height'].decode()} px, not {wanted}"
     return DAMAGED if match["damaged"] else ""

@@ -17,10 +17,10 @@ from typing import IO
 
 import pyvips
 
-from activities.bucket.dzi import Pyramid, tile_name
+from activities.bucket.dzi import THUMBNAIL_PX, Pyramid, tile_name
 from activities.bucket.records import UploadOptions
 from activities.render.cutter import CHROMA, Cutter
-from activities.render.tilefile import THUMBNAIL_PX, write_tile_file
+from activities.render.tilefile import write_tile_file
 
 LIBVIPS_VERSION = ".".join(str(pyvips.version(part)) for part in range(3))
 

@@ -29,16 +29,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
-from activities.bucket.dzi import Pyramid, tile_name
+from activities.bucket.dzi import THUMBNAIL_PX, Pyramid, tile_name
 from activities.bucket.records import MOST_LAYERS_BYTES, Layer, bounded_layers, from_json, to_json
 from activities.errors import TilesMissing
 
 TILES = "tiles.flat"
 THUMBNAIL = "thumbnail.jpeg"
 LAYERS = "layers.json"
-
-THUMBNAIL_PX = 512
-"""Longest side of a thumbnail."""
 
 MOST_THUMBNAIL_BYTES = 2 << 20
 """More than noise takes at quality 100."""

@@ -66,9 +66,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "activities.bucket.weight": PURE | {"activities.interface"},
     "activities.bucket.*": BUCKET,
     "activities.render.process": set(),
-    "activities.render.decoder": {"activities.errors", "activities.render.cgroup", "activities.render.process"},
+    "activities.render.decoder": {"activities.bucket.dzi", "activities.errors", "activities.render.cgroup", "activities.render.process"},
     "activities.render.decode": {
         *(f"activities.render.{name}" for name in ("cgroup", "confine", "decoder", "memorylimit")),
+        "activities.bucket.dzi",
         "pyvips",
     },
     "activities.render.tilefile": LIGHT,

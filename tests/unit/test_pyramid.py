@@ -11,11 +11,11 @@ import pytest
 import pyvips
 from PIL import Image, ImageChops, ImageDraw, ImageStat
 
-from activities.bucket.dzi import Pyramid, tile_name
+from activities.bucket.dzi import THUMBNAIL_PX, Pyramid, tile_name
 from activities.bucket.records import UploadOptions
 from activities.render.cutter import Cutter
 from activities.render.pyramid import write_sheet
-from activities.render.tilefile import THUMBNAIL, THUMBNAIL_PX, TILES, TileFile, new_files
+from activities.render.tilefile import THUMBNAIL, TILES, TileFile, new_files
 
 
 def drawing(width: int, height: int) -> Image.Image:

@@ -1,9 +1,8 @@
 """``ConvertUpload`` on a real Temporal server: its progress, as the API asks for it, refusals, several runs, and how it ends."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import pytest
 from temporalio import activity
@@ -149,19 +148,6 @@ async def test_deleted_upload_ends_the_conversion(client: Client, ref: UploadRef
         await end_as_cancelled(handle)
         assert (await runs.conversion(ref)).status is ConversionStatus.CANCELLED
         assert fake.told == 1
-
-
-@pytest.fixture(scope="module")
-def forgetful_server(temporal_binary: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TemporalServer]:
-    """A server that suggests continue-as-new after 60 events."""
-    server = TemporalServer(
-        temporal_binary,
-        tmp_path_factory.mktemp("forgetful") / "temporal.db",
-        dynamic_config={"limit.historyCount.suggestContinueAsNew": "60"},
-    )
-    server.start()
-    yield server
-    server.stop()
 
 
 async def test_long_conversion_goes_through_several_runs(forgetful_server: TemporalServer, ref: UploadRef) -> None:

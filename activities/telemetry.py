@@ -10,6 +10,7 @@ Oddities, on purpose:
    https://python.temporal.io/temporalio.runtime.MetricBuffer.html
 """
 
+import asyncio
 import threading
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
@@ -36,6 +37,7 @@ from activities.logs import temporal_logging
 
 BUFFER_UPDATES = 100_000
 DRAIN_S = 5.0
+TURN_S = 1.0
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0, 14400.0, inf)
 """The buckets of every histogram of seconds."""
@@ -77,6 +79,21 @@ def new_registry(role: str) -> CollectorRegistry:
     ProcessCollector(registry=registry)
     Gauge("sitelink_process", "1 for each process that runs, by its role", ["role"], registry=registry).labels(role).set(1)
     return registry
+
+
+def watch_event_loop(registry: CollectorRegistry) -> None:
+    """Measures from now on how long the running event loop stands still. The metric answers from another thread, so also meanwhile."""
+    loop = asyncio.get_running_loop()
+    last_turn = loop.time()
+
+    def take_turn() -> None:
+        nonlocal last_turn
+        last_turn = loop.time()
+        loop.call_later(TURN_S, take_turn)
+
+    take_turn()
+    name, text = "sitelink_event_loop_standstill_seconds", f"Seconds since the process's event loop has moved; up to {TURN_S:g} in health"
+    Gauge(name, text, registry=registry).set_function(lambda: loop.time() - last_turn)
 
 
 def serve(registry: CollectorRegistry, settings: MetricsSettings) -> str | None:

@@ -10,12 +10,14 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 
+from prometheus_client import CollectorRegistry
+
 from activities.bucket.location import BucketSettings
 from activities.bucket.storage import Bucket
 from activities.errors import BucketError, SiteLinkError
 from activities.logs import set_up
 from activities.program import hide_memory, keep_what_is_loaded, run, stop_request
-from activities.telemetry import MetricsSettings, TemporalMetrics, new_registry
+from activities.telemetry import MetricsSettings, TemporalMetrics, new_registry, watch_event_loop
 from activities.telemetry import serve as serve_metrics
 from api.app import create_app
 from api.http.connections import BoundedServer, ConnectionLimits, possible_connections
@@ -96,17 +98,18 @@ def consume() -> int:
         registry = new_registry("events")
         if address := serve_metrics(registry, MetricsSettings.from_env(os.environ)):
             logger.info("metrics are at %s", address)
-        asyncio.run(_consume(settings, BucketSettings.from_env(os.environ), codec_keys(os.environ)))
+        asyncio.run(_consume(registry, settings, BucketSettings.from_env(os.environ), codec_keys(os.environ)))
     except (ValueError, SiteLinkError) as error:
         logger.error("%s", error)
         return WRONG_USE
     return OK
 
 
-async def _consume(settings: PullSettings, bucket_settings: BucketSettings, keys: Sequence[bytes]) -> None:
+async def _consume(registry: CollectorRegistry, settings: PullSettings, bucket_settings: BucketSettings, keys: Sequence[bytes]) -> None:
     from api.r2.pull import take_events  # imported here, because it loads an HTTP client that the server does not need
 
     stop = stop_request()
+    watch_event_loop(registry)
     logger.info("takes R2 events from a queue")
     await take_events(partial(connect, keys, lazy=True), settings, bucket_settings, stop)
     logger.info("takes no R2 events any more")

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -13,7 +14,7 @@ from deploy import process
 from deploy.programs import CACHE
 from deploy.stack import Stack
 from deploy.temporal import TemporalServer, installed_binary
-from tests.servers import s3
+from tests.servers import docker, s3
 from tests.servers.versitygw import installed_s3_server
 from tests.unit.api_fakes import STACK_CODEC_KEY
 
@@ -122,6 +123,31 @@ def s3_server(s3_server_binary: Path, tmp_path_factory: pytest.TempPathFactory, 
         yield server
 
 
+@pytest.fixture(scope="session")
+def engine() -> Iterator[docker.Engine]:
+    """A Docker engine. Without one a test run on CI fails; elsewhere its tests are skipped, with the reason."""
+    try:
+        with docker.running_engine(say=lambda _: None) as engine:
+            yield engine
+    except docker.NoEngine as error:
+        _miss(str(error))
+
+
+@pytest.fixture(scope="session")
+def sitelink_image(engine: docker.Engine) -> str:
+    """The id of SiteLink's image, built of this checkout. If Debian or the packages cannot be had, a test run on CI fails."""
+    try:
+        return engine.sitelink_image()
+    except docker.NoEngine as error:
+        _miss(str(error))
+
+
+def _miss(reason: str) -> NoReturn:
+    if os.environ.get("CI"):
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
 S3_SERVER_RUNS_AS = pytest.StashKey[set[str]]()
 
 
@@ -150,8 +176,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.is_relative_to(UNIT))
 
 
-SHARED = frozenset({"stack", "site", "chaos_stack", "guarded", "sealed_stack"})
-"""Fixtures that are a whole stack."""
+SHARED = frozenset({"stack", "site", "chaos_stack", "guarded", "sealed_stack", "engine"})
+"""Fixtures that are a whole stack, or as costly."""
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -13,7 +13,7 @@ from activities.metrics import HostMetrics
 from activities.program import give_way, hide_memory, keep_what_is_loaded, run, stop_request
 from activities.scratch import ScratchInUse
 from activities.sealing import PasswordSeal
-from activities.telemetry import MetricsSettings, TemporalMetrics, new_registry, serve
+from activities.telemetry import MetricsSettings, TemporalMetrics, new_registry, serve, watch_event_loop
 from worker.app import run_tile_role, run_webhook_role, run_workflow_role
 from worker.metrics import WorkerMetrics
 from worker.settings import WebhookRoleSettings, WorkerSettings
@@ -32,6 +32,7 @@ logger = logging.getLogger("worker")
 async def _run(role: str, settings: WorkerSettings | WebhookRoleSettings, keys: Sequence[bytes], metrics_settings: MetricsSettings) -> None:
     stop = stop_request()
     registry = new_registry(role)
+    watch_event_loop(registry)
     runtime, interceptors = None, []
     if address := serve(registry, metrics_settings):
         logger.info("metrics are at %s", address)

@@ -262,7 +262,13 @@ class DirectUploads:
         if not self._s3:
             await self._in_thread(self._parts.discard, ref, begun)
         record = UploadRecord(
-            begun.file_name, begun.size_bytes, begun.sha256, begun.options, timestamp(datetime.now(UTC)), webhook=begun.webhook
+            begun.file_name,
+            begun.size_bytes,
+            begun.sha256,
+            begun.options,
+            timestamp(datetime.now(UTC)),
+            webhook=begun.webhook,
+            idempotency_key=begun.idempotency_key or "",
         )
         return await self._uploads.accept(ref, record, password)
 

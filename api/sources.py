@@ -94,7 +94,8 @@ class Sources:
             sha256 = None
         size_bytes = (await self._bucket.head_async(ref.source)).size
         file_name = clean_file_name(query.get("filename") or source)
-        record = UploadRecord(file_name, size_bytes, sha256, options, timestamp(datetime.now(UTC)), webhook=webhook)
+        now = timestamp(datetime.now(UTC))
+        record = UploadRecord(file_name, size_bytes, sha256, options, now, webhook=webhook, idempotency_key=key or "")
         return await self._uploads.accept(ref, record, password)
 
     async def _copy(self, source: str, ref: UploadRef) -> str | None:

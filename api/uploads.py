@@ -495,7 +495,15 @@ class Uploads:
         if earlier is not None:
             ref = UploadRef(*_parts(plan), earlier.upload)
             await self.check_same(ref, earlier, digest, is_other_file=file.sha256 != earlier.sha256)
-        record = UploadRecord(file.file_name, file.size_bytes, file.sha256, options, timestamp(datetime.now(UTC)), webhook=webhook)
+        record = UploadRecord(
+            file.file_name,
+            file.size_bytes,
+            file.sha256,
+            options,
+            timestamp(datetime.now(UTC)),
+            webhook=webhook,
+            idempotency_key=key or "",
+        )
         return await self.accept(ref, record, password)
 
     async def password(self, request: Request) -> str:

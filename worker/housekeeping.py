@@ -5,8 +5,8 @@ Oddities, all on purpose:
 1. An upload that cannot be looked at is passed over: the report counts and names it. It must not keep the other uploads waiting, and the
    next sweep looks at it again. Only when a LIST of the walk itself fails, the activity fails and is retried.
 2. Temporal is asked for the list of runs that were ended from outside. To describe the run of each upload would take far longer.
-3. ``upload.json`` does not name the record of its ``Idempotency-Key``. The record is made within a day after ``source.pdf``. So only
-   records of this time are read to find it.
+3. An ``upload.json`` of an earlier release does not name the record of its ``Idempotency-Key``, and an upload that was never accepted has
+   none. The record is made within a day after ``source.pdf``. So only records of this time are read to find it.
 """
 
 import asyncio
@@ -194,15 +194,21 @@ class Housekeeping(HousekeepingActivities):
         try:
             record = self._store.record(ref)
         except ObjectMissing:
-            return Removed(self._remove_all_but_record(ref, stop), marked=False)
+            return Removed(self._remove_all_but_record(ref, None, stop), marked=False)
         if record.deleted_at is None:
             msg = f"the upload {ref} is not marked deleted"
             raise InvalidRequest(msg)
-        return Removed(self._remove_all_but_record(ref, stop), marked=True)
+        return Removed(self._remove_all_but_record(ref, record.idempotency_key, stop), marked=True)
 
-    def _remove_all_but_record(self, ref: UploadRef, stop: threading.Event) -> int:
-        """Removes everything of an upload except ``upload.json``; returns how many objects were removed."""
-        self._free_key(ref)
+    def _remove_all_but_record(self, ref: UploadRef, idempotency_key: str | None, stop: threading.Event) -> int:
+        """Removes everything of an upload except ``upload.json``; returns how many objects were removed.
+
+        Args:
+            ref: The upload.
+            idempotency_key: As ``upload.json`` names it; None if that does not, or is not there.
+            stop: Ends this early.
+        """
+        self._free_key(ref, idempotency_key)
         removed = 0
         objects = self._bucket.objects(ref.prefix)
         while batch := list(islice(objects, DELETE_BATCH)):
@@ -217,13 +223,16 @@ class Housekeeping(HousekeepingActivities):
                 self._setup.abort(upload.key, upload.upload_id)
         return removed
 
-    def _free_key(self, ref: UploadRef) -> None:
+    def _free_key(self, ref: UploadRef, key: str | None) -> None:
         """Removes the record of the upload's ``Idempotency-Key``. A request with the same key then makes a new upload."""
-        with suppress(UnreadableRecord):
-            if (begun := self._store.begun_record(ref)) is not None:
-                if begun.idempotency_key and self._leads_to(begun.idempotency_key, ref):
-                    self._bucket.delete([begun.idempotency_key])
-                return
+        if key is None:
+            with suppress(UnreadableRecord):
+                if (begun := self._store.begun_record(ref)) is not None:
+                    key = begun.idempotency_key or ""
+        if key is not None:
+            if key and self._leads_to(key, ref):
+                self._bucket.delete([key])
+            return
         try:
             begun_at = self._bucket.head(ref.source).modified
         except ObjectMissing:
@@ -261,6 +270,7 @@ class Housekeeping(HousekeepingActivities):
         oldest = now - timedelta(days=args.days) if args.days is not None else datetime.min.replace(tzinfo=UTC)
         abandoned_before = now - timedelta(seconds=args.abandoned_after_s)
         walk = _Walk(Swept())
+        seen: set[str] = set()  # of the last uploads: those of a plan come one after the other, and its keys are looked at once
 
         def is_wanted(ref: UploadRef) -> bool:
             return args.days is None or (ref.made_at is not None and ref.made_at >= oldest)
@@ -271,9 +281,11 @@ class Housekeeping(HousekeepingActivities):
                 await self.sweep_upload(ref, abandoned_before, walk)
 
         async def look_at_all(refs: list[UploadRef]) -> None:
+            nonlocal seen
             await asyncio.gather(*map(look_at, refs))
-            prefixes = {ref.plan_ref.keys_prefix for ref in refs}
-            removed = await asyncio.to_thread(lambda: sum(self._remove_leftovers(prefix, abandoned_before) for prefix in prefixes))
+            before, seen = seen, {ref.plan_ref.keys_prefix for ref in refs}
+            new = seen - before
+            removed = await asyncio.to_thread(lambda: sum(self._remove_leftovers(prefix, abandoned_before) for prefix in new))
             walk.report = replace(walk.report, leftovers=walk.report.leftovers + removed)
 
         with walk.named_errors():
@@ -321,7 +333,7 @@ class Housekeeping(HousekeepingActivities):
         with suppress(ObjectMissing):
             self._bucket.head(ref.record)
             return False  # it has just been accepted
-        self._remove_all_but_record(ref, stop)
+        self._remove_all_but_record(ref, None, stop)
         return True
 
     def _remove_leftovers(self, prefix: str, abandoned_before: datetime) -> int:

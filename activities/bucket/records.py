@@ -196,6 +196,8 @@ class UploadRecord:
         created_at: RFC 3339, UTC.
         deleted_at: When the upload was marked deleted; None before.
         webhook: The receiver that the client named for this upload alone. An earlier release does not know this field, and sends nothing.
+        idempotency_key: The key of the record of the ``Idempotency-Key``; empty without one. None if an earlier release wrote the record,
+            which did not name it.
     """
 
     file_name: str
@@ -205,6 +207,7 @@ class UploadRecord:
     created_at: str
     deleted_at: str | None = None
     webhook: UploadWebhook | None = None
+    idempotency_key: str | None = None
     schema: int = SCHEMA
 
 

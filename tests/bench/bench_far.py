@@ -16,7 +16,6 @@ import asyncio
 import re
 import statistics
 import tempfile
-import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
@@ -35,7 +34,8 @@ from activities.bucket.records import Layout
 from api.paths import upload_path
 from deploy.stack import Stack
 from tests.bench.bench_bucket import environment, logging_server
-from tests.bench.bench_jobs import Usage, run_job
+from tests.bench.bench_jobs import run_job
+from tests.bench.usage import Usage, kind_in
 from tests.resources.make_pdfs import plan_set
 from tests.servers.far import far_away
 
@@ -87,24 +87,20 @@ def job(pdf: Path, options: str, layout: Layout) -> Row:
         with logging_server(directory) as (near, _), behind_proxy(near, options) as (settings, counts):
             stack = Stack(directory / "data", environ=environment(settings), port=0, temporal_ports=(0, 0))
             stack.start()
-            usage = Usage(stack)
+            usage = Usage(kind_in(stack))
             usage.wait_until_idle()
-            idle, before = sum(usage.cpu_s.values()), counts()
-            watcher = threading.Thread(target=usage.watch)
-            watcher.start()
+            idle, before = usage.total_s, counts()
             try:
-                status, seconds = run_job(stack, pdf, is_watched=True, layout=layout)
-            finally:
-                usage.look()
-                usage.stop.set()
-                watcher.join()
+                with usage.watching():
+                    status, seconds = run_job(stack, pdf, is_watched=True, layout=layout)
                 after = counts()
                 reads = asyncio.run(read_tiles(stack, status))
+            finally:
                 stack.stop()
             assert status["status"] == "complete", status
             return (
                 seconds,
-                sum(usage.cpu_s.values()) - idle,
+                usage.total_s - idle,
                 after["requests"] - before["requests"],
                 after["refused"] - before["refused"],
                 after["mostInFlight"],

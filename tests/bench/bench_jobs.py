@@ -11,14 +11,11 @@ does the named sheets of each file in the same run, onto the same disk. Everythi
 
 import argparse
 import mmap
-import os
 import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from dataclasses import dataclass, field
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -27,68 +24,10 @@ import httpx2
 
 from activities.bucket.records import Layout
 from deploy.stack import Stack
+from tests.bench.usage import CHILDREN, Usage, kind_in
 
 UPLOADS = "/v1/organizations/local/projects/demo/plans/bench/uploads"
 CHILDREN_BYTES = 3 << 30
-IDLE_CPU_S = 0.1
-"""CPU seconds that the processes of an idle stack take in one second at most."""
-TICKS = os.sysconf("SC_CLK_TCK")
-
-
-@dataclass
-class Usage:
-    """What the processes of a stack take, looked at all the time: a render child that has ended is no longer there to be asked."""
-
-    stack: Stack
-    cpu_s: dict[tuple[str, int], float] = field(default_factory=dict)
-    """CPU seconds of each process, by what it is and its number."""
-    peak_worker_bytes: int = 0
-    peak_child_bytes: int = 0
-    stop: threading.Event = field(default_factory=threading.Event)
-
-    def watch(self) -> None:
-        """Looks until told to stop."""
-        while not self.stop.wait(0.05):
-            self.look()
-
-    def wait_until_idle(self) -> None:
-        """Returns when the processes have started and wait for work."""
-        before = -1.0
-        while sum(self.cpu_s.values()) - before > IDLE_CPU_S:
-            before = sum(self.cpu_s.values())
-            time.sleep(1)
-            self.look()
-
-    def by_kind(self) -> dict[str, float]:
-        """CPU seconds of each kind of process."""
-        sums: dict[str, float] = {}
-        for (kind, _), seconds in self.cpu_s.items():
-            sums[kind] = sums.get(kind, 0) + seconds
-        return sums
-
-    def look(self) -> None:
-        """Takes one look at every process."""
-        for stat in Path("/proc").glob("[0-9]*/stat"):
-            try:
-                fields = stat.read_text().rsplit(")", 1)[1].split()
-                status = (stat.parent / "status").read_text()
-                command = (stat.parent / "cmdline").read_text()
-            except OSError:
-                continue
-            groups = {process.pid: name for name, process in self.stack.processes.items()}
-            if (group := int(fields[2])) not in groups or not command:  # a process that has ended has no command
-                continue
-            is_child = "activities.render.forkserver" in command
-            self.cpu_s["render children" if is_child else groups[group], int(stat.parent.name)] = (
-                int(fields[11]) + int(fields[12])
-            ) / TICKS
-            if "VmHWM" not in status:
-                continue
-            peak = int(status.split("VmHWM:")[1].split()[0]) * 1024
-            if is_child:
-                self.peak_child_bytes = max(self.peak_child_bytes, peak)
-            elif groups[group] == "worker-tile":
-                self.peak_worker_bytes = max(self.peak_worker_bytes, peak)
 
 
 def use_memory() -> None:
@@ -157,15 +96,11 @@ def main() -> None:
             directory = Path(name)
             stack = Stack(directory / "stack", port=0, temporal_ports=(0, 0))
             stack.start()
-            usage = Usage(stack)
+            usage = Usage(kind_in(stack))
             usage.wait_until_idle()
             idle = usage.by_kind()
-            watcher = threading.Thread(target=usage.watch)
-            watcher.start()
-            status, seconds = run_job(stack, pdf, is_watched=not arguments.unwatched, layout=arguments.layout)
-            usage.look()
-            usage.stop.set()
-            watcher.join()
+            with usage.watching():
+                status, seconds = run_job(stack, pdf, is_watched=not arguments.unwatched, layout=arguments.layout)
             stack.stop()
             originals = [
                 f"sheet {sheet}: {original_s(pdf, int(sheet), directory):.1f} s" for sheet in filter(None, arguments.original.split(","))
@@ -173,13 +108,14 @@ def main() -> None:
             busy = {kind: seconds - idle.get(kind, 0) for kind, seconds in usage.by_kind().items()}
             parts = ", ".join(f"{kind} {seconds:.1f}" for kind, seconds in sorted(busy.items(), key=itemgetter(1), reverse=True))
             forecast, receipt = status["forecast"], status["receipt"]
+            worker_mb, child_mb = (usage.peak_bytes[kind] / 1e6 for kind in ("worker-tile", CHILDREN))
             print(
                 f"| {pdf.name} | {status['status']} | {status['completedPages']} of {status['totalPages']} "
                 f"| {receipt['tiles']:,} | {forecast['tiles']:,} "
                 f"| {receipt['bytes'] / 1e6:.1f} | {forecast['bytesLow'] / 1e6:.1f} to {forecast['bytesHigh'] / 1e6:.1f} "
                 f"| {receipt['dollars']:.4f} | {forecast['dollars']:.4f} "
                 f"| {seconds:.1f} | {receipt['seconds']:.1f} | {forecast['seconds']:.1f} "
-                f"| {sum(busy.values()):.1f}: {parts} | {usage.peak_worker_bytes / 1e6:.0f} | {usage.peak_child_bytes / 1e6:.0f} "
+                f"| {sum(busy.values()):.1f}: {parts} | {worker_mb:.0f} | {child_mb:.0f} "
                 f"| {', '.join(originals) or '-'} |"
             )
             sys.stdout.flush()

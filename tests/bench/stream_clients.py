@@ -3,6 +3,7 @@
 import errno
 import select
 import socket
+import ssl
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ class Client:
         buffer: What it has read of an event that is not whole yet.
         events: How many events it has read.
         ended: Whether the server has ended the answer.
+        opened: When the connection was begun, and when its first event was read, in seconds of ``time.monotonic``.
     """
 
     socket: socket.socket
@@ -30,6 +32,7 @@ class Client:
     buffer: bytes = b""
     events: int = 0
     ended: bool = False
+    opened: tuple[float, float | None] = (0.0, None)
 
 
 @dataclass
@@ -55,19 +58,27 @@ class Clients:
 
     def connect(self, count: int, timeout_s: float = 120) -> None:
         """Opens further streams, and returns when each has its first event."""
-        target = urlsplit(self.url)
-        path = target.path + (f"?{target.query}" if target.query else "")
-        request = f"GET {path} HTTP/1.1\r\nHost: {target.netloc}\r\nAccept: text/event-stream\r\n{self.headers}\r\n".encode()
         for begun in range(0, count, CONNECT_AT_ONCE):
-            group = []
-            for _ in range(min(CONNECT_AT_ONCE, count - begun)):
-                connection = socket.create_connection((target.hostname or "", target.port or 80), timeout=timeout_s)
-                connection.sendall(request)
-                connection.setblocking(False)
-                client = self.clients[connection.fileno()] = Client(connection)
-                self.poll.register(connection.fileno(), select.EPOLLIN)
-                group.append(client)
+            group = [self.open(timeout_s) for _ in range(min(CONNECT_AT_ONCE, count - begun))]
             self.read_until(lambda group=group: all(client.events or client.ended for client in group), timeout_s)  # type: ignore[misc]
+
+    def open(self, timeout_s: float = 120) -> Client:
+        """Opens a further stream, and does not wait for its first event.
+
+        Raises:
+            OSError: The server does not take the connection in time.
+        """
+        target, began = urlsplit(self.url), time.monotonic()
+        is_tls = target.scheme == "https"
+        connection = socket.create_connection((target.hostname or "", target.port or (443 if is_tls else 80)), timeout=timeout_s)
+        if is_tls:
+            connection = ssl.create_default_context().wrap_socket(connection, server_hostname=target.hostname)
+        path = target.path + (f"?{target.query}" if target.query else "")
+        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: {target.netloc}\r\nAccept: text/event-stream\r\n{self.headers}\r\n".encode())
+        connection.setblocking(False)
+        client = self.clients[connection.fileno()] = Client(connection, opened=(began, None))
+        self.poll.register(connection.fileno(), select.EPOLLIN)
+        return client
 
     def read_until(self, condition: Callable[[], bool], timeout_s: float) -> bool:
         """Reads until the condition holds; returns whether it did in time."""
@@ -75,15 +86,22 @@ class Clients:
         while not condition():
             if time.monotonic() > deadline:
                 return False
-            for number, _ in self.poll.poll(0.05):
-                self._read(self.clients[number])
+            self.read(0.05)
         return True
+
+    def read(self, wait_s: float) -> None:
+        """Reads what has come, and waits for that at most so long."""
+        for number, _ in self.poll.poll(wait_s):
+            client = self.clients[number]
+            self._read(client)
+            while isinstance(client.socket, ssl.SSLSocket) and not client.ended and client.socket.pending():
+                self._read(client)
 
     def _read(self, client: Client) -> None:
         try:
             data = client.socket.recv(RECEIVE_BYTES)
         except OSError as error:
-            if error.errno != errno.EAGAIN:
+            if error.errno != errno.EAGAIN and not isinstance(error, ssl.SSLWantReadError):
                 self._end(client, str(error))
             return
         now = time.time_ns()
@@ -106,6 +124,8 @@ class Clients:
             client.buffer = piece
             return
         client.events += events
+        if client.opened[1] is None and client.events:
+            client.opened = client.opened[0], time.monotonic()
         client.ended = client.ended or ended
         client.pieces.append(body)
         self.on_events(body, now)

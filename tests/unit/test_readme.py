@@ -30,7 +30,8 @@ from workflows.messages import SEARCH_ATTRIBUTES
 
 ROOT = Path(__file__).parents[2]
 MAIN, EMBED, OPERATE, R2_EVENTS = (ROOT / name for name in ("README.md", "api/README.md", "deploy/README.md", "deploy/r2-events/README.md"))
-READMES = (MAIN, EMBED, OPERATE, R2_EVENTS)
+THREATS, CAPACITY, SECURITY = (ROOT / name for name in ("deploy/THREATS.md", "deploy/CAPACITY.md", ".github/SECURITY.md"))
+READMES = (MAIN, EMBED, OPERATE, R2_EVENTS, THREATS, CAPACITY, SECURITY)
 BLOCK = re.compile(r"```sh\n(.*?)```", re.DOTALL)
 COMMANDS = [
     words
@@ -171,6 +172,18 @@ def test_every_path_of_where_to_change_what_exists() -> None:
     paths = [path for path in CODE.findall(cells) if re.fullmatch(r"[a-z0-9_]+(/[a-z0-9_.]*)+", path)]
     assert len(paths) > 30
     assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def test_every_proof_of_the_threat_model_exists() -> None:
+    """Each line against a threat names tests, and each of these is there."""
+    proofs = {
+        named for _, _, *cells in rows(THREATS.read_text()) for cell in cells for named in CODE.findall(cell) if named.startswith("tests/")
+    }
+    assert len(proofs) > 50
+    for proof in proofs:
+        file, _, name = proof.partition("::")
+        assert (ROOT / file).is_file(), proof
+        assert not name or re.search(rf"^(async )?def {name}\(", (ROOT / file).read_text(), re.MULTILINE), proof
 
 
 # Tables

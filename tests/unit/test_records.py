@@ -205,6 +205,7 @@ def test_wire_names_are_those_of_the_design() -> None:
         "createdAt",
         "deletedAt",
         "webhook",
+        "idempotencyKey",
         "schema",
     }
 

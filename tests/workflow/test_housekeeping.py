@@ -3,7 +3,7 @@
 import asyncio
 import json
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -31,7 +31,7 @@ from activities.bucket.records import (
 )
 from activities.bucket.report import NameList
 from activities.bucket.setup import BucketSetup
-from activities.bucket.storage import Bucket
+from activities.bucket.storage import Bucket, ObjectInfo
 from activities.bucket.uploads import UploadStore
 from activities.errors import NotAPdf, ObjectMissing, UploadNotFound
 from activities.interface import (
@@ -53,7 +53,7 @@ from tests.waiting import until_async
 from tests.workflow.fakes import FakeActivities, pages, working
 from tests.workflow.runs import handle_of, keep_history
 from worker.app import housekeeping_worker
-from worker.housekeeping import Housekeeping
+from worker.housekeeping import UPLOADS_AT_ONCE, Housekeeping
 from worker.schedules import RECONCILE, SWEEP, SWEEP_ALL, create_schedules
 from workflows.messages import SheetNumbers
 from workflows.starting import last_run, reopen_upload, start_deletion, start_upload
@@ -218,6 +218,53 @@ async def test_deleted_while_processing_leaves_nothing(client: Client, bucket: B
     assert files(directory, ref.prefix) == []
     assert files(directory, ref.plan_ref.keys_prefix)[1:] == sorted([others, *unreadable])  # whose they are, nobody can tell
     assert len(files(directory, other.prefix)) == 3
+
+
+class WatchedBucket(Bucket):
+    """A bucket that tells which prefixes were looked at."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(BucketSettings(directory.as_uri()))
+        self.looked_at: list[str] = []
+
+    def objects(self, prefix: str, after: str = "", last: str = "") -> Iterator[ObjectInfo]:
+        """See ``Bucket.objects``."""
+        self.looked_at.append(prefix)
+        return super().objects(prefix, after, last)
+
+    def remove_unfinished(self, prefix: str, *, before: datetime | None = None, deep: bool = True) -> int:
+        """See ``Bucket.remove_unfinished``."""
+        self.looked_at.append(prefix)
+        return super().remove_unfinished(prefix, before=before, deep=deep)
+
+
+async def test_deletion_frees_its_key_and_looks_at_no_other(client: Client, directory: Path) -> None:
+    """``upload.json`` names the key, so the cost does not grow with the number of a plan's keys."""
+    bucket = WatchedBucket(directory)
+    ref, other = accept(bucket, new_ref()), accept(bucket, new_ref())
+    ours, others = (ref.plan_ref.idempotency_key(name) for name in ("ours", "others"))
+    for key, upload in ((ours, ref), (others, other)):
+        bucket.put(key, to_json(KeyRecord(upload.upload, "0" * 64)))
+    record = from_json(UploadRecord, bucket.get(ref.record).body)
+    bucket.put(ref.record, to_json(replace(record, idempotency_key=ours, deleted_at=record.created_at)))
+    async with at_work(client, Activities(2, bucket)):
+        await start_deletion(client, ref, look_again_s=0.1)
+        await client.get_workflow_handle(ref.delete_workflow_id).result()
+    assert (bucket.has(ours), bucket.has(others)) == (False, True)
+    assert ref.prefix in bucket.looked_at
+    assert ref.plan_ref.keys_prefix not in bucket.looked_at
+
+
+async def test_sweep_looks_once_at_the_keys_of_a_plan(client: Client, directory: Path) -> None:
+    """However many uploads the plan has: else the cost of a sweep would grow with the square of their number."""
+    bucket = WatchedBucket(directory)
+    refs = [accept(bucket, new_ref()) for _ in range(2 * UPLOADS_AT_ONCE + 1)]
+    for ref in refs:
+        bucket.put(ref.manifest, b"{}")
+    async with at_work(client, Activities(2, bucket)):
+        assert (await sweep(client)).uploads == len(refs)
+    assert bucket.looked_at.count(refs[0].plan_ref.keys_prefix) == 1
+    assert all(ref.prefix in bucket.looked_at for ref in refs)
 
 
 async def test_deletion_that_was_ended_is_begun_again(client: Client, bucket: Bucket, directory: Path, house: Activities) -> None:

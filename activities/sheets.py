@@ -78,7 +78,7 @@ class SheetActivities(HostActivities):
         with attempt.named_errors(), host.scratch.claim_page(args.tiled.scratch) as page:
             try:
                 sheet: UploadedSheet = await attempt.in_thread(
-                    lambda stop: self._upload(args, page, stop), submit=partial(host.uploads.submit, turn)
+                    lambda stop: self._upload(args, page, stop), submit=partial(host.uploads.submit, turn, rank=args.page.number)
                 )
             except asyncio.CancelledError:
                 if not activity.is_worker_shutdown():
@@ -157,10 +157,10 @@ class SheetActivities(HostActivities):
         """Writes the tiles that are not in the bucket already; returns name, size and MD5 of each tile."""
         ref, number = UploadRef.parse(args.ref), args.page.number
         prefix = ref.tiles_prefix(number)
-        # The sheets of an upload are sent one after the other, because then each is ready as early as it can be.
+        # The sheets of an upload are sent one after the other, lower numbers first, because then each is ready as early as it can be.
         turn = turn_of(ref, str(number) if args.first else "tiles")
         futures = [
-            self._host.threads.submit(turn, _put_tiles, self._host.bucket, prefix, pyramid, tiles, chunk, stored, stop)
+            self._host.threads.submit(turn, _put_tiles, self._host.bucket, prefix, pyramid, tiles, chunk, stored, stop, rank=number)
             for chunk in _chunks(pyramid, self._host.threads.most)
         ]
         try:
@@ -271,11 +271,12 @@ def _put_tiles(
     stop: threading.Event,
 ) -> list[TileLine]:
     """Writes the tiles of a chunk that are not in the bucket already; returns name, size and MD5 of each tile of the chunk."""
-    lines = []
+    lines, hashed, md5 = [], None, ""
     for place in chunk:
         raise_if_stopped(stop)
         name, body = tiles.tile(*place)
-        md5 = hashlib.md5(body, usedforsecurity=False).hexdigest()
+        if body is not hashed:  # neighbours are often the same white tile
+            hashed, md5 = body, hashlib.md5(body, usedforsecurity=False).hexdigest()
         if not _is_stored(stored.get(name), len(body), md5):
             bucket.put(prefix + name, body)
         lines.append((name, len(body), md5))

@@ -1,11 +1,12 @@
 """Threads that serve uploads in turn, so that a large upload does not hold up a small one."""
 
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from functools import partial
+from heapq import heappop, heappush
+from itertools import count
 from typing import Any, Self, TypeVar
 
 from activities.bucket.keys import UploadRef
@@ -37,6 +38,7 @@ class FairThreads:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
         self._mutex = threading.Lock()
         self._waiting = _QueueTree()
+        self._order = count()
         self._waiting_calls = 0
         self._running = 0
         self._all_done = threading.Condition(self._mutex)
@@ -49,18 +51,19 @@ class FairThreads:
             self._all_done.wait_for(lambda: not self._running)
         self._pool.shutdown()
 
-    def submit(self, turn: Turn, work: Callable[..., T], *args: object) -> Future[T]:
+    def submit(self, turn: Turn, work: Callable[..., T], *args: object, rank: int = 0) -> Future[T]:
         """Runs ``work(*args)`` in a thread when its turn comes. Until then the future can be cancelled.
 
         Args:
             turn: Calls of the same turn run in order.
             work: A function that blocks.
             args: The arguments of ``work``.
+            rank: Calls of the same turn with a lower rank go before this one.
         """
         future: Future[T] = Future()
         with self._mutex:
             # As with asyncio.to_thread, the call runs in the caller's context, so that its log lines show the upload.
-            self._waiting.add(turn, (future, partial(copy_context().run, work, *args)))
+            self._waiting.add(turn, (rank, next(self._order), future, partial(copy_context().run, work, *args)))
             self._waiting_calls += 1
             self._start_threads()
         return future
@@ -90,7 +93,7 @@ class FairThreads:
                     self._all_done.notify_all()
                     return
                 self._waiting_calls -= 1
-                future, work = self._waiting.take()
+                _, _, future, work = self._waiting.take()
                 self._start_threads()
             if not future.set_running_or_notify_cancel():
                 continue
@@ -102,25 +105,29 @@ class FairThreads:
                 future.set_result(result)
 
 
+_Call = tuple[int, int, Future[Any], Callable[[], Any]]
+"""The rank, the number of the call, which no other has, the future and the work."""
+
+
 class _QueueTree:
-    """A tree of queues: the children of each node take turns, however many items each of them has."""
+    """A tree of queues: the children of each node take turns, however many items each of them has. The items of a node go by rank."""
 
     def __init__(self) -> None:
-        self._items: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
+        self._items: list[_Call] = []
         self._children: dict[str, _QueueTree] = {}
 
     def __bool__(self) -> bool:
         return bool(self._items or self._children)
 
-    def add(self, turn: Turn, item: tuple[Future[Any], Callable[[], Any]]) -> None:
+    def add(self, turn: Turn, item: _Call) -> None:
         if turn:
             self._children.setdefault(turn[0], _QueueTree()).add(turn[1:], item)
         else:
-            self._items.append(item)
+            heappush(self._items, item)
 
-    def take(self) -> tuple[Future[Any], Callable[[], Any]]:
+    def take(self) -> _Call:
         if self._items:
-            return self._items.popleft()
+            return heappop(self._items)
         name = next(iter(self._children))
         child = self._children.pop(name)
         item = child.take()

@@ -36,6 +36,25 @@ def test_small_jobs_do_not_wait_for_large_ones() -> None:
     ]
 
 
+def test_calls_of_one_turn_go_by_rank() -> None:
+    """A call of a lower rank goes before all that wait, calls of one rank in their order."""
+    done: list[str] = []
+    busy, closed = threading.Event(), threading.Event()
+
+    def keep_busy() -> None:
+        busy.set()
+        closed.wait(60)
+
+    with FairThreads(1, "test") as threads:
+        futures: list[Future[Any]] = [threads.submit(turn_of(FIRST), keep_busy)]
+        assert busy.wait(60)
+        for rank, chunk in ((2, 0), (2, 1), (1, 0), (1, 1), (3, 0), (2, 2)):
+            futures.append(threads.submit(turn_of(FIRST, "tiles"), done.append, f"{rank} {chunk}", rank=rank))
+        closed.set()
+        wait(futures, 30)
+    assert done == ["1 0", "1 1", "2 0", "2 1", "2 2", "3 0"]
+
+
 def test_results_and_errors_come_back() -> None:
     """``map`` gives results in order; after an error the calls that have not begun are dropped."""
     did = []

@@ -13,11 +13,11 @@ Oddities, on purpose:
 import asyncio
 import threading
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 from math import inf
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from prometheus_client import CollectorRegistry, Gauge, ProcessCollector, start_http_server
 from prometheus_client.metrics_core import Metric
@@ -35,9 +35,15 @@ from temporalio.runtime import (
 from activities.environment import whole_number
 from activities.logs import temporal_logging
 
+if TYPE_CHECKING:
+    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
 BUFFER_UPDATES = 100_000
 DRAIN_S = 5.0
 TURN_S = 1.0
+
+STANDSTILL_LIMIT_S = 60.0
+"""An event loop that stands still so long does nothing else again."""
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0, 14400.0, inf)
 """The buckets of every histogram of seconds."""
@@ -81,8 +87,12 @@ def new_registry(role: str) -> CollectorRegistry:
     return registry
 
 
-def watch_event_loop(registry: CollectorRegistry) -> None:
-    """Measures from now on how long the running event loop stands still. The metric answers from another thread, so also meanwhile."""
+def watch_event_loop(registry: CollectorRegistry) -> Callable[[], float]:
+    """Measures from now on how long the running event loop stands still. The metric answers from another thread, so also meanwhile.
+
+    Returns:
+        Gives the seconds since its last turn.
+    """
     loop = asyncio.get_running_loop()
     last_turn = loop.time()
 
@@ -91,13 +101,45 @@ def watch_event_loop(registry: CollectorRegistry) -> None:
         last_turn = loop.time()
         loop.call_later(TURN_S, take_turn)
 
+    def standstill_s() -> float:
+        return loop.time() - last_turn
+
     take_turn()
     name, text = "sitelink_event_loop_standstill_seconds", f"Seconds since the process's event loop has moved; up to {TURN_S:g} in health"
-    Gauge(name, text, registry=registry).set_function(lambda: loop.time() - last_turn)
+    Gauge(name, text, registry=registry).set_function(standstill_s)
+    return standstill_s
 
 
-def serve(registry: CollectorRegistry, settings: MetricsSettings) -> str | None:
+class Health:
+    """Whether the process lives and works, as ``/livez`` and ``/readyz`` say beside its metrics.
+
+    Args:
+        standstill_s: Gives the seconds for which the event loop has stood still.
+    """
+
+    def __init__(self, standstill_s: Callable[[], float]) -> None:
+        self._standstill_s = standstill_s
+        self._is_ready = False
+
+    async def ready_until(self, stop: asyncio.Event) -> None:
+        """Waits for ``stop``. Until then the process works."""
+        self._is_ready = True
+        await stop.wait()
+        self._is_ready = False
+
+    def answer(self, path: str) -> bool | None:
+        """The answer at a path; None for any other path. Called in another thread than the loop's."""
+        lives = self._standstill_s() < STANDSTILL_LIMIT_S
+        return {"/livez": lives, "/readyz": lives and self._is_ready}.get(path)
+
+
+def serve(registry: CollectorRegistry, settings: MetricsSettings, health: Health | None = None) -> str | None:
     """Answers Prometheus from now on, in a thread of its own.
+
+    Args:
+        registry: The metrics.
+        settings: Where to listen.
+        health: Answers ``/livez`` and ``/readyz`` at the same port: 200 for yes, 503 for no.
 
     Returns:
         The address; None if the settings have no port.
@@ -112,8 +154,21 @@ def serve(registry: CollectorRegistry, settings: MetricsSettings) -> str | None:
     except OSError as error:
         msg = f"SITELINK_METRICS_HOST {settings.host}, SITELINK_METRICS_PORT {settings.port}: {error.strerror}"
         raise ValueError(msg) from error
+    if health and (metrics := server.get_app()):
+        server.set_app(_with_health(health, metrics))
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     return f"http://{host}:{server.server_port}/metrics"
+
+
+def _with_health(health: Health, metrics: "WSGIApplication") -> "WSGIApplication":
+    def respond(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        yes = health.answer(environ["PATH_INFO"])
+        if yes is None:
+            return metrics(environ, start_response)
+        start_response("200 OK" if yes else "503 Service Unavailable", [("Content-Type", "text/plain"), ("Cache-Control", "no-store")])
+        return [b"yes\n" if yes else b"no\n"]
+
+    return respond
 
 
 class TemporalMetrics(Collector):

@@ -7,13 +7,14 @@ import os
 import sys
 from collections.abc import Sequence
 
+from activities.attempt import background_task
 from activities.errors import SiteLinkError, TemporalUnavailable
 from activities.logs import set_up
 from activities.metrics import HostMetrics
 from activities.program import give_way, hide_memory, keep_what_is_loaded, run, stop_request
 from activities.scratch import ScratchInUse
 from activities.sealing import PasswordSeal
-from activities.telemetry import MetricsSettings, TemporalMetrics, new_registry, serve, watch_event_loop
+from activities.telemetry import Health, MetricsSettings, TemporalMetrics, new_registry, serve, watch_event_loop
 from worker.app import run_tile_role, run_webhook_role, run_workflow_role
 from worker.metrics import WorkerMetrics
 from worker.settings import WebhookRoleSettings, WorkerSettings
@@ -32,11 +33,12 @@ logger = logging.getLogger("worker")
 async def _run(role: str, settings: WorkerSettings | WebhookRoleSettings, keys: Sequence[bytes], metrics_settings: MetricsSettings) -> None:
     stop = stop_request()
     registry = new_registry(role)
-    watch_event_loop(registry)
+    health = Health(watch_event_loop(registry))
     runtime, interceptors = None, []
-    if address := serve(registry, metrics_settings):
+    metrics = WorkerMetrics(registry, has_workflows=role == "workflow")
+    if address := serve(registry, metrics_settings, health):
         logger.info("metrics are at %s", address)
-        runtime, interceptors = TemporalMetrics(registry).runtime, [WorkerMetrics(registry, has_workflows=role == "workflow")]
+        runtime, interceptors = TemporalMetrics(registry).runtime, [metrics]
     try:
         client = await connect(keys, lazy=False, runtime=runtime, interceptors=interceptors)
     except RuntimeError as error:
@@ -46,11 +48,12 @@ async def _run(role: str, settings: WorkerSettings | WebhookRoleSettings, keys: 
     keep_what_is_loaded()
     logger.info("%s worker runs", role)
     if isinstance(settings, WebhookRoleSettings):
-        await run_webhook_role(client, settings, stop)
+        await run_webhook_role(client, settings, stop, health)
     elif role == "workflow":
-        await run_workflow_role(client, stop)
+        async with background_task(metrics.forget_gone_runs(client)):
+            await run_workflow_role(client, stop, health)
     else:
-        await run_tile_role(client, settings, stop, PasswordSeal(keys), HostMetrics(registry))
+        await run_tile_role(client, settings, stop, PasswordSeal(keys), HostMetrics(registry), health)
     logger.info("%s worker stopped", role)
 
 

@@ -34,6 +34,7 @@ from activities.render.compile import library_path
 from activities.scratch import Scratch
 from activities.sealing import PasswordSeal
 from activities.sheets import SheetActivities
+from activities.telemetry import Health
 from activities.threads import FairThreads
 from activities.webhooks.delivery import WebhookSender
 from worker.housekeeping import Housekeeping
@@ -53,6 +54,10 @@ logger = logging.getLogger(__name__)
 
 GRACE = timedelta(seconds=30)
 """How long running activities may take to end after a worker is told to stop. Then they are cancelled, and Temporal retries them."""
+
+LONGEST_STOP = {"workflow": GRACE, "webhook": GRACE, "tile": 4 * GRACE}
+"""The longest that a worker of each role takes to stop. A tile worker waits one after the other for its pages, for the uploads of the tiles
+on its scratch, and for the other activities of its two further queues. Who runs a worker kills it later than that."""
 
 HEARTBEAT_THROTTLE = timedelta(seconds=1)
 """Longest delay of a heartbeat. A cancellation arrives with the answer to a heartbeat, so it is delayed by as much."""
@@ -90,16 +95,16 @@ def workflow_worker(client: Client) -> Worker:
     )
 
 
-async def run_workflow_role(client: Client, stop: asyncio.Event) -> None:
+async def run_workflow_role(client: Client, stop: asyncio.Event, health: Health) -> None:
     """Runs the workflow worker until ``stop`` is set. Meanwhile, creates schedules that are missing."""
     async with workflow_worker(client), background_task(keep_schedules(client)):
-        await stop.wait()
+        await health.ready_until(stop)
 
 
-async def run_webhook_role(client: Client, settings: WebhookRoleSettings, stop: asyncio.Event) -> None:
+async def run_webhook_role(client: Client, settings: WebhookRoleSettings, stop: asyncio.Event, health: Health) -> None:
     """Runs the worker that sends webhooks until ``stop`` is set. It opens connections to strangers, and no document of theirs."""
     async with webhook_worker(client, WebhookSender(Bucket(settings.bucket), settings.webhooks), WEBHOOK_SLOTS):
-        await stop.wait()
+        await health.ready_until(stop)
 
 
 def webhook_worker(client: Client, activities: WebhookActivities, slots: int) -> Worker:
@@ -108,7 +113,7 @@ def webhook_worker(client: Client, activities: WebhookActivities, slots: int) ->
 
 
 async def run_tile_role(
-    client: Client, settings: WorkerSettings, stop: asyncio.Event, passwords: PasswordSeal, metrics: HostMetrics | None = None
+    client: Client, settings: WorkerSettings, stop: asyncio.Event, passwords: PasswordSeal, metrics: HostMetrics, health: Health
 ) -> None:
     """Runs the workers that render, upload and talk to the bucket until ``stop`` is set.
 
@@ -119,7 +124,6 @@ async def run_tile_role(
         ValueError: Render children are not confined here, but must be.
         RenderFault: Render children cannot do their work here.
     """
-    metrics = metrics or HostMetrics()
     share_pages = settings.upload_slots + settings.render_slots  # enough pages of one upload to keep all slots busy
     scratch = Scratch(
         settings.scratch_directory,
@@ -187,7 +191,7 @@ async def run_tile_role(
                     housekeeping_worker(client, housekeeping, HOUSEKEEPING_SLOTS, layouts),
                     background_task(keep_scratch_clean(scratch, client)),
                 ):
-                    await stop.wait()
+                    await health.ready_until(stop)
                 await _drain(scratch, client)
         finally:
             await children.close()

@@ -1,14 +1,18 @@
 """What a worker counts around its activities and workflows. Nothing here changes what a workflow does."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import temporalio.client
 from prometheus_client import CollectorRegistry, Counter, Gauge
 from temporalio import activity, workflow
+from temporalio.client import Client, WorkflowExecutionStatus, WorkflowQueryFailedError
 from temporalio.exceptions import ApplicationError, is_cancelled_exception
+from temporalio.service import RPCError, RPCStatusCode
 from temporalio.worker import (
     ActivityInboundInterceptor,
     ExecuteActivityInput,
@@ -19,6 +23,13 @@ from temporalio.worker import (
 )
 
 from workflows.upload import ProcessUpload
+
+logger = logging.getLogger(__name__)
+
+LOOK_INTERVAL_S = 60.0
+QUIET_S = 300.0
+"""A run without a change for so long may have left this worker."""
+ANSWER_WITHIN = timedelta(seconds=10)
 
 COMPLETED, CANCELLED, UNEXPECTED = "completed", "cancelled", "unexpected"
 
@@ -40,24 +51,48 @@ class WorkerMetrics(temporalio.client.Interceptor, Interceptor):
             ["activity", "outcome", "attempt"],
             registry=registry,
         )
-        self._runs: dict[str, ProcessUpload] = {}
+        self._runs: dict[str, tuple[str, ProcessUpload]] = {}
+        """By run id: the workflow's id, and the run as it is in the cache."""
         if has_workflows:
             self._gauge(
                 registry,
                 "sheets_pending",
                 "Sheets that are neither ready nor failed, in the runs that this worker has in its cache. An approximation: a run that no "
                 "worker has in its cache is not counted, and one that has just moved to another worker may be counted twice",
-                lambda runs: sum(run.backlog.sheets for run in runs),
+                lambda runs: sum(run.backlog().sheets for run in runs),
             )
             self._gauge(
                 registry,
                 "sitelink_longest_standstill_seconds",
                 "Seconds since the last change of the run that has stood still longest, of the runs that this worker has in its cache",
-                lambda runs: max((time.time() - run.backlog.changed_at for run in runs), default=0.0),
+                lambda runs: max((time.time() - run.backlog().changed_at for run in runs), default=0.0),
             )
 
     def _gauge(self, registry: CollectorRegistry, name: str, help_text: str, value: Callable[[list[ProcessUpload]], float]) -> None:
-        Gauge(name, help_text, registry=registry).set_function(lambda: value(list(self._runs.values())))
+        Gauge(name, help_text, registry=registry).set_function(lambda: value([run for _, run in list(self._runs.values())]))
+
+    async def forget_gone_runs(self, client: Client, every_s: float = LOOK_INTERVAL_S, quiet_s: float = QUIET_S) -> None:
+        """Goes on for ever: counts no longer the runs that have stood still here because they have ended, or go on in another worker.
+
+        Temporal tells a worker neither, so such a run stays in its cache until the cache is full.
+
+        Args:
+            client: Asks for the runs.
+            every_s: Seconds between two looks.
+            quiet_s: Seconds without a change after which a run is asked for.
+        """
+        while True:
+            await asyncio.sleep(every_s)
+            for run_id, (workflow_id, run) in list(self._runs.items()):
+                if time.time() - run.backlog().changed_at <= quiet_s:
+                    continue
+                try:
+                    gone = await _is_gone(client.get_workflow_handle(workflow_id, run_id=run_id), run)
+                except (RPCError, WorkflowQueryFailedError) as error:  # Temporal is away, or a worker of another version answers
+                    logger.info("a run that stands still cannot be asked for: %s", error)
+                    continue
+                if gone:
+                    self._runs.pop(run_id, None)
 
     def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:  # noqa: A002 - Temporal's name for it
         """Wraps each activity."""
@@ -72,13 +107,25 @@ class WorkerMetrics(temporalio.client.Interceptor, Interceptor):
                 if input.type.__name__ != ProcessUpload.__name__:
                     return await super().execute_workflow(input)
                 run_id = workflow.info().run_id
-                runs[run_id] = workflow.instance()
+                runs[run_id] = workflow.info().workflow_id, workflow.instance()
                 try:
                     return await super().execute_workflow(input)
                 finally:  # also when the cache drops the run
                     runs.pop(run_id, None)
 
         return CountedRun
+
+
+async def _is_gone(handle: temporalio.client.WorkflowHandle[Any, Any], run: ProcessUpload) -> bool:
+    try:
+        if (await handle.describe(rpc_timeout=ANSWER_WITHIN)).status is not WorkflowExecutionStatus.RUNNING:
+            return True
+        asked = await handle.query(ProcessUpload.backlog, rpc_timeout=ANSWER_WITHIN)
+    except RPCError as error:
+        if error.status is RPCStatusCode.NOT_FOUND:  # this Temporal has lost its database
+            return True
+        raise
+    return asked.changed_at > run.backlog().changed_at
 
 
 class _CountedActivity(ActivityInboundInterceptor):

@@ -82,6 +82,8 @@ def test_every_process_shows_what_the_table_promises(new_stack: Callable[..., St
         assert promised - rare <= shown, promised - shown
         assert value(families, "sitelink_process", {"role": role}) == 1
         assert value(families, "process_resident_memory_bytes") > 1 << 20
+        if role != "api":
+            assert httpx2.get(stack.metrics_urls[process].replace("/metrics", "/readyz"), timeout=60, trust_env=False).status_code == 200
         for word in (ref.upload, ref.organization, "Floor", "name-of-the-file"):
             assert not [sample for family in families.values() for sample in family.samples if word in str(sample.labels)]
     workflow, tile, api = of("worker-workflow"), of("worker-tile"), of("api")

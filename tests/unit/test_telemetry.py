@@ -1,5 +1,6 @@
 """The metrics of a process: those of Temporal's library in Prometheus's form, and the address that answers."""
 
+import asyncio
 from datetime import timedelta
 
 import httpx2
@@ -7,7 +8,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
-from activities.telemetry import MetricsSettings, TemporalMetrics, new_registry, serve
+from activities.telemetry import STANDSTILL_LIMIT_S, Health, MetricsSettings, TemporalMetrics, new_registry, serve
 
 
 def test_temporal_metrics_are_summed_up() -> None:
@@ -63,3 +64,28 @@ def test_a_port_that_cannot_be_used_is_refused(text: str) -> None:
     """Before the process starts its work."""
     with pytest.raises(ValueError, match="SITELINK_METRICS_PORT"):
         MetricsSettings.from_env({"SITELINK_METRICS_PORT": text})
+
+
+async def test_a_worker_says_whether_it_lives_and_works() -> None:
+    """``/livez`` unless the event loop stands still; ``/readyz`` from the start of the work until the request to stop; else metrics."""
+    standstill_s = 0.0
+    health, stop = Health(lambda: standstill_s), asyncio.Event()
+    address = serve(new_registry("tile"), MetricsSettings(port=0), health)
+    assert address is not None
+    base = address.removesuffix("/metrics")
+
+    def answers() -> tuple[int, int]:
+        livez, readyz = (httpx2.get(base + path, timeout=60, trust_env=False).status_code for path in ("/livez", "/readyz"))
+        return livez, readyz
+
+    assert answers() == (200, 503)
+    work = asyncio.create_task(health.ready_until(stop))
+    await asyncio.sleep(0)
+    assert answers() == (200, 200)
+    standstill_s = STANDSTILL_LIMIT_S + 1
+    assert answers() == (503, 503)
+    standstill_s = 1
+    assert "sitelink_process" in httpx2.get(address, timeout=60, trust_env=False).text
+    stop.set()
+    await work
+    assert answers() == (200, 503)

@@ -161,10 +161,10 @@ def serve(registry: CollectorRegistry, settings: MetricsSettings, health: Health
 
 
 def _with_health(health: Health, metrics: "WSGIApplication") -> "WSGIApplication":
-    def respond(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
-        yes = health.answer(environ["PATH_INFO"])
+    def respond(request: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        yes = health.answer(request["PATH_INFO"])
         if yes is None:
-            return metrics(environ, start_response)
+            return metrics(request, start_response)
         start_response("200 OK" if yes else "503 Service Unavailable", [("Content-Type", "text/plain"), ("Cache-Control", "no-store")])
         return [b"yes\n" if yes else b"no\n"]
 

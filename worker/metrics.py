@@ -58,7 +58,7 @@ class WorkerMetrics(temporalio.client.Interceptor, Interceptor):
                 registry,
                 "sheets_pending",
                 "Sheets that are neither ready nor failed, in the runs that this worker has in its cache. An approximation: a run that no "
-                "worker has in its cache is not counted, and one that has just moved to another worker may be counted twice",
+                "worker has in its cache is not counted, and one that has just moved to another may be counted twice for some minutes",
                 lambda runs: sum(run.backlog().sheets for run in runs),
             )
             self._gauge(

@@ -118,17 +118,17 @@ class ProcessUpload:
             reopened = True
             self._calls.sealed_password = ""
 
-    @property
-    def backlog(self) -> Backlog:
-        """What this run has to do. A worker's metrics read it at any time, also from another thread."""
-        return Backlog(self._progress.open_sheets, self._progress.version / 1000)
-
     # ------------------------------------------------------------------ queries, updates and signals
 
     @workflow.query
     def progress(self) -> Snapshot:
         """The whole snapshot."""
         return self._progress.snapshot()
+
+    @workflow.query
+    def backlog(self) -> Backlog:
+        """What this run has to do. A worker's metrics read it at any time, also from another thread."""
+        return Backlog(self._progress.open_sheets, self._progress.version / 1000)
 
     @workflow.query
     def tiles_wanted(self) -> list[str]:

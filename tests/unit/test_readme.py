@@ -70,7 +70,7 @@ def rows(text: str) -> list[list[str]]:
 # Commands
 
 
-CHECKED = ("make", "uv run sitelink", "uv run python -m", "export", "cd", "curl", "npx wrangler", "temporal", "chmod")
+CHECKED = ("make", "uv run sitelink", "uv run python -m", "export", "cd", "curl", "npx wrangler", "temporal", "chmod", "kubectl")
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)

@@ -1,16 +1,23 @@
 """What the runs of a worker count, as Prometheus reads it, on a real Temporal server."""
 
 import secrets
+import signal
+import subprocess
+import sys
 import time
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
+import httpx2
 import pytest
 from prometheus_client import CollectorRegistry
+from prometheus_client.parser import text_string_to_metric_families
 from temporalio import activity
 from temporalio.client import Client
 from temporalio.worker import Worker
 
+from activities.attempt import background_task
 from activities.bucket.keys import UploadRef
 from activities.errors import PageUnreadable, StorageUnavailable, TilesMissing
 from activities.interface import WORKFLOW_QUEUE, UploadedSheet, UploadPage
@@ -94,6 +101,78 @@ async def test_pending_sheets_are_those_of_the_runs_in_the_cache(temporal_server
             await handle_of(client, upload).result()
         await until_async(lambda: sample(registry, "sheets_pending") == 0)
     assert sample(registry, "sitelink_longest_standstill_seconds") == 0
+
+
+async def test_pending_sheets_of_a_run_that_was_terminated_are_forgotten(temporal_server: TemporalServer, ref: UploadRef) -> None:
+    """Temporal does not tell the worker, which keeps the run in its cache. A run that only stands still is counted on."""
+    registry = CollectorRegistry()
+    metrics = WorkerMetrics(registry, has_workflows=True)
+    client = await Client.connect(temporal_server.address, interceptors=[metrics])
+    fake = FakeActivities(pages(40))
+    fake.gate.clear()
+    async with working(client, fake), background_task(metrics.forget_gone_runs(client, every_s=0.1, quiet_s=0)):
+        await start_upload(client, ref)
+        await until_async(lambda: sample(registry, "sheets_pending") == 40)
+        asked = sample(registry, "sitelink_longest_standstill_seconds")
+        await until_async(lambda: sample(registry, "sitelink_longest_standstill_seconds") > asked + 1)
+        assert sample(registry, "sheets_pending") == 40
+        await handle_of(client, ref).terminate()
+        await until_async(lambda: sample(registry, "sheets_pending") == 0)
+        assert sample(registry, "sitelink_longest_standstill_seconds") == 0
+
+
+async def test_pending_sheets_follow_their_run_to_another_worker(temporal_server: TemporalServer, client: Client, ref: UploadRef) -> None:
+    """A worker that is lost takes the run with it, and the next one counts it. One that comes back forgets what the other has done."""
+    fake = FakeActivities(pages(40))
+    fake.gate.clear()
+    async with activity_workers(client, fake, tile_slots=64):
+        with counted_worker(temporal_server) as first:
+            await start_upload(client, ref)
+            await until_async(lambda: first.sheets_pending() == 40)
+            first.process.kill()
+        with counted_worker(temporal_server) as second:
+            fake.closes_after = 4
+            fake.gate.set()
+            await until_async(lambda: second.sheets_pending() == 40 - len(fake.committed) > 0)
+            second.process.send_signal(signal.SIGSTOP)
+            with counted_worker(temporal_server) as third:
+                fake.closes_after = 0
+                fake.gate.set()
+                await handle_of(client, ref).result()
+                await until_async(lambda: third.sheets_pending() == 0)
+                second.process.send_signal(signal.SIGCONT)
+                await until_async(lambda: second.sheets_pending() == 0)
+
+
+@dataclass(frozen=True)
+class CountedWorker:
+    """A workflow worker in a process of its own.
+
+    Args:
+        process: The process.
+        address: Where it answers Prometheus.
+    """
+
+    process: subprocess.Popen[str]
+    address: str
+
+    def sheets_pending(self) -> float:
+        """Its gauge."""
+        answer = httpx2.get(self.address, timeout=60, trust_env=False).raise_for_status()
+        (family,) = (family for family in text_string_to_metric_families(answer.text) if family.name == "sheets_pending")
+        return family.samples[0].value
+
+
+@contextmanager
+def counted_worker(server: TemporalServer) -> Iterator[CountedWorker]:
+    """Runs such a worker."""
+    command = [sys.executable, "-m", "tests.workflow.counted_worker", server.address]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout
+            yield CountedWorker(process, process.stdout.readline().strip())
+        finally:
+            process.kill()
 
 
 class LateCommits(FakeActivities):

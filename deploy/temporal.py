@@ -174,7 +174,7 @@ class TemporalServer:
         log: Path | None = None,
     ) -> None:
         self._binary = binary
-        self._database = database.absolute()
+        self.database = database.absolute()
         self._port = port or free_port()
         # The UI answers any page, under any host name. On this address no page of another site finds it: 2^24 addresses with 12,000 ports.
         self._ui_host = f"127.{'.'.join(str(secrets.choice(range(1, 255))) for _ in range(3))}"
@@ -184,16 +184,16 @@ class TemporalServer:
             *("server", "start-dev", "--ip", "127.0.0.1", "--port", str(self._port)),
             *("--ui-ip", self._ui_host, "--ui-port", str(self._ui_port)),
             *(("--ui-codec-endpoint", codec_url) if codec_url else ()),
-            *("--db-filename", self._database.name, "--disable-config-env", "--disable-config-file"),
+            *("--db-filename", self.database.name, "--disable-config-env", "--disable-config-file"),
             *(argument for pragma in PRAGMAS for argument in ("--sqlite-pragma", pragma)),
             *(argument for name in SEARCH_ATTRIBUTES for argument in ("--search-attribute", f"{name}=Keyword")),
         ]
         for key, value in {**DYNAMIC_CONFIG, **(dynamic_config or {})}.items():
             command += ["--dynamic-config-value", f"{key}={value}"]
-        log = log or self._database.with_suffix(".log")
+        log = log or self.database.with_suffix(".log")
         # The server needs no setting of ours, and none of our secrets.
         environ = {name: value for name, value in os.environ.items() if not name.startswith(("SITELINK_", "AWS_", "TEMPORAL_"))}
-        self.process = Process(command, log=log, environ=environ, directory=self._database.parent)
+        self.process = Process(command, log=log, environ=environ, directory=self.database.parent)
 
     @property
     def address(self) -> str:
@@ -235,14 +235,14 @@ class TemporalServer:
 
     @property
     def _ready_mark(self) -> Path:
-        return self._database.with_name(self._database.name + ".ready")
+        return self.database.with_name(self.database.name + ".ready")
 
     def _remove_half_made_database(self) -> None:
         """Removes the database of a server that never answered: it holds no workflow, and a server cannot start on half of its tables."""
-        self._database.parent.mkdir(parents=True, exist_ok=True)
+        self.database.parent.mkdir(parents=True, exist_ok=True)
         if not self._ready_mark.exists():
             for suffix in ("", "-wal", "-shm"):
-                self._database.with_name(self._database.name + suffix).unlink(missing_ok=True)
+                self.database.with_name(self.database.name + suffix).unlink(missing_ok=True)
 
     def _wait_until_it_answers(self) -> None:
         deadline = time.monotonic() + START_LIMIT_S

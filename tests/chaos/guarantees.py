@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import httpx2
 import pytest
@@ -26,7 +26,15 @@ from tests.waiting import DEADLINE_S
 PLAN = "/v1/organizations/acme/projects/tower/plans/{plan}/uploads"
 
 
-def accepted(stack: Stack, body: bytes, plan: str = "a1", layout: Layout = Layout.EXPLODED) -> UploadRef:
+class Site(Protocol):
+    """Has an API: a stack, or a fleet, whose address is that of another of its API processes each time."""
+
+    @property
+    def api_url(self) -> str:
+        """The API's address."""
+
+
+def accepted(stack: Site, body: bytes, plan: str = "a1", layout: Layout = Layout.EXPLODED) -> UploadRef:
     """Sends the PDF until it is accepted, as a patient client does: each time with the same Idempotency-Key."""
     key, deadline = str(uuid.uuid4()), time.monotonic() + DEADLINE_S
     while True:
@@ -48,17 +56,17 @@ def path_of(ref: UploadRef) -> str:
     return f"{PLAN.format(plan=ref.plan)}/{ref.upload}"
 
 
-def address(stack: Stack, ref: UploadRef) -> str:
+def address(stack: Site, ref: UploadRef) -> str:
     """The upload's URL in the stack's API."""
     return stack.api_url + path_of(ref)
 
 
-def send(stack: Stack, body: bytes, layout: Layout = Layout.EXPLODED) -> str:
+def send(stack: Site, body: bytes, layout: Layout = Layout.EXPLODED) -> str:
     """Sends the PDF until it is accepted; returns the upload's path in the API."""
     return path_of(accepted(stack, body, layout=layout))
 
 
-def wait_for(stack: Stack, upload: str, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+def wait_for(stack: Site, upload: str, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
     """Asks for the status until the condition holds.
 
     Meanwhile the version never falls, and ``completedPages`` falls only in an answer that says ``reconciled``.
@@ -107,7 +115,7 @@ class Watch:
         completed: The number of completed sheets that the client knows of already.
     """
 
-    def __init__(self, stack: Stack, ref: UploadRef, last_event_id: int | None = None, completed: int = 0) -> None:
+    def __init__(self, stack: Site, ref: UploadRef, last_event_id: int | None = None, completed: int = 0) -> None:
         self.states: list[dict[str, Any]] = []
         """The data of every event."""
         self.statuses: dict[int, str] = {}
@@ -142,7 +150,12 @@ class Watch:
 
     def end(self) -> dict[str, Any]:
         """Waits for the event ``end``; returns its data."""
-        return self.until(lambda watch: watch._ended)
+        return self.until(lambda watch: watch.has_ended)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the client has got the event ``end``."""
+        return self._ended
 
     @property
     def completed(self) -> int:

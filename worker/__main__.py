@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 
 from activities.attempt import background_task
 from activities.errors import SiteLinkError, TemporalUnavailable
@@ -50,7 +51,9 @@ async def _run(role: str, settings: WorkerSettings | WebhookRoleSettings, keys: 
     if isinstance(settings, WebhookRoleSettings):
         await run_webhook_role(client, settings, stop, health)
     elif role == "workflow":
-        async with background_task(metrics.forget_gone_runs(client)):
+        async with AsyncExitStack() as tasks:
+            for keep_counting in (metrics.forget_gone_runs, metrics.find_open_runs) if runtime is not None else ():
+                await tasks.enter_async_context(background_task(keep_counting(client)))
             await run_workflow_role(client, stop, health)
     else:
         await run_tile_role(client, settings, stop, PasswordSeal(keys), HostMetrics(registry), health)

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -30,6 +31,9 @@ LOOK_INTERVAL_S = 60.0
 QUIET_S = 300.0
 """A run without a change for so long may have left this worker."""
 ANSWER_WITHIN = timedelta(seconds=10)
+FIND_INTERVAL_S = 600.0
+FOUND_AT_ONCE = 1000
+"""At most so many open runs are asked, because a worker has no more in its cache."""
 
 COMPLETED, CANCELLED, UNEXPECTED = "completed", "cancelled", "unexpected"
 
@@ -58,7 +62,7 @@ class WorkerMetrics(temporalio.client.Interceptor, Interceptor):
                 registry,
                 "sheets_pending",
                 "Sheets that are neither ready nor failed, in the runs that this worker has in its cache. An approximation: a run that no "
-                "worker has in its cache is not counted, and one that has just moved to another may be counted twice for some minutes",
+                "worker has in its cache is not counted until one asks it; one that has just moved may be counted twice for some minutes",
                 lambda runs: sum(run.backlog().sheets for run in runs),
             )
             self._gauge(
@@ -93,6 +97,24 @@ class WorkerMetrics(temporalio.client.Interceptor, Interceptor):
                     continue
                 if gone:
                     self._runs.pop(run_id, None)
+
+    async def find_open_runs(self, client: Client, every_s: float = FIND_INTERVAL_S) -> None:
+        """Goes on for ever: asks the open runs that are not counted here, so that each comes into the cache of some worker.
+
+        Else a run that stands still would not be counted after its worker has started again, because nothing happens in it.
+        """
+        query = f"WorkflowType = '{ProcessUpload.__name__}' AND ExecutionStatus = 'Running'"
+        while True:
+            try:
+                async for run in client.list_workflows(query, limit=FOUND_AT_ONCE):
+                    if run.run_id not in self._runs:
+                        with suppress(RPCError, WorkflowQueryFailedError):  # it has ended, or its steps fail
+                            await client.get_workflow_handle(run.id, run_id=run.run_id).query(
+                                ProcessUpload.tiles_wanted, rpc_timeout=ANSWER_WITHIN
+                            )
+            except RPCError as error:
+                logger.info("Temporal does not list the open runs: %s", error)
+            await asyncio.sleep(every_s)
 
     def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:  # noqa: A002 - Temporal's name for it
         """Wraps each activity."""

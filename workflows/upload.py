@@ -33,7 +33,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows.processing.checks import BucketChecks
     from workflows.processing.display import Display
     from workflows.processing.failures import is_cancelled, is_due_to_cancel, quiet_if_deleted, reason_and_detail, stop_if_cancelled
-    from workflows.processing.metrics import Backlog, count_upload
+    from workflows.processing.metrics import Backlog, count_sheet, count_upload
     from workflows.processing.patches import CHECK_SHEETS, OBEY_REQUESTS_AFTER_CANCEL, STAY_TERMINATED
     from workflows.processing.progress import Progress
     from workflows.processing.sheet import SheetWork
@@ -231,6 +231,9 @@ class ProcessUpload:
             self._progress.fail(*reason_and_detail(error), workflow.now())
         else:
             self._progress.begin(document.pages, state.committed, workflow.now(), document.forecast, resume=not stays_ended)
+            for page in document.pages:
+                if page.reason is not None:
+                    count_sheet(SheetStatus.FAILED, page.reason)
             self._requests += Requests(waiting.reconcile, waiting.deep)
 
     async def _process_sheets(self) -> None:

@@ -24,6 +24,7 @@ from api.cli.__main__ import build_parser
 from api.http.problems import STATUS
 from api.paths import ORGANIZATION
 from api.uploads import LAYERS, LAYOUT, MARKUPS, OPTIONS, read_options
+from tests.monitoring import RUNBOOK
 from tests.unit.test_settings_documented import documented_settings
 from worker import schedules
 from workflows.messages import SEARCH_ATTRIBUTES
@@ -31,7 +32,7 @@ from workflows.messages import SEARCH_ATTRIBUTES
 ROOT = Path(__file__).parents[2]
 MAIN, EMBED, OPERATE, R2_EVENTS = (ROOT / name for name in ("README.md", "api/README.md", "deploy/README.md", "deploy/r2-events/README.md"))
 THREATS, CAPACITY, SECURITY = (ROOT / name for name in ("deploy/THREATS.md", "deploy/CAPACITY.md", ".github/SECURITY.md"))
-READMES = (MAIN, EMBED, OPERATE, R2_EVENTS, THREATS, CAPACITY, SECURITY)
+READMES = (MAIN, EMBED, OPERATE, R2_EVENTS, THREATS, CAPACITY, SECURITY, RUNBOOK)
 BLOCK = re.compile(r"```sh\n(.*?)```", re.DOTALL)
 COMMANDS = [
     words
@@ -70,19 +71,31 @@ def rows(text: str) -> list[list[str]]:
 # Commands
 
 
-CHECKED = ("make", "uv run sitelink", "uv run python -m", "export", "cd", "curl", "npx wrangler", "temporal", "chmod", "kubectl")
+OF_THE_SYSTEM = ("cd", "chmod", "du", "export", "grep", "tail")
+CHECKED = (
+    "make",
+    "uv run sitelink",
+    "uv run python -m",
+    "curl",
+    "npx wrangler",
+    "temporal",
+    "kubectl",
+    "prometheus",
+    "promtool",
+    *OF_THE_SYSTEM,
+)
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 def test_every_command_is_of_a_kind_that_is_checked_here(words: list[str]) -> None:
-    """No command escapes the tests below; ``chmod`` and ``setfacl`` are the system's."""
+    """No command escapes the tests below; some are the system's. The commands of the runbook run in another test."""
     assert " ".join(words).startswith(CHECKED)
 
 
 @pytest.mark.parametrize("words", commands("uv", "run", "sitelink"), ids=" ".join)
 def test_command_line_takes_the_arguments(words: list[str]) -> None:
     """The command line knows the command and its options."""
-    arguments = [word.replace("UPLOAD", UPLOAD_ID) for word in words[3:]]
+    arguments = [re.sub(r"^REF$", "acme/tower/architectural/UPLOAD", word).replace("UPLOAD", UPLOAD_ID) for word in words[3:]]
     assert build_parser().parse_args(arguments).command == words[3]
 
 
@@ -141,11 +154,19 @@ def test_names_for_cloudflare_are_those_of_the_worker() -> None:
 
 
 def test_names_for_temporal_are_ours() -> None:
-    """The schedule exists, and no search attribute is forgotten."""
-    (toggle,), (create,) = commands("temporal", "schedule"), commands("temporal", "operator")
-    assert toggle[toggle.index("--schedule-id") + 1] == schedules.RECONCILE
+    """The schedules exist, and no search attribute is forgotten."""
+    named = {words[words.index("--schedule-id") + 1] for words in commands("temporal", "schedule")}
+    assert named == {schedules.RECONCILE, schedules.SWEEP_ALL}
+    (create,) = commands("temporal", "operator", "search-attribute")
     # With one type for several names, the program makes only the first.
     assert tuple(create[4:]) == tuple(word for name in SEARCH_ATTRIBUTES for word in ("--name", name, "--type", "Keyword"))
+
+
+def test_files_of_prometheus_exist() -> None:
+    """A command names a configuration that is there."""
+    named = [word for words in COMMANDS if words[0] in ("prometheus", "promtool") for word in words if word.startswith("deploy/")]
+    assert named
+    assert all((ROOT / name).is_file() for name in named)
 
 
 # Links and paths

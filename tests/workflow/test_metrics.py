@@ -20,12 +20,13 @@ from temporalio.worker import Worker
 from activities.attempt import background_task
 from activities.bucket.keys import UploadRef
 from activities.errors import PageUnreadable, StorageUnavailable, TilesMissing
-from activities.interface import WORKFLOW_QUEUE, UploadedSheet, UploadPage
+from activities.interface import WORKFLOW_QUEUE, Page, UploadedSheet, UploadPage
 from activities.telemetry import TemporalMetrics
 from deploy.temporal import TemporalServer
 from tests.waiting import until_async
 from tests.workflow.fakes import FakeActivities, activity_workers, pages, working
 from tests.workflow.runs import handle_of
+from worker.app import workflow_worker
 from worker.metrics import WorkerMetrics
 from workflows.processing.metrics import COUNTERS, begin_counters
 from workflows.starting import start_upload
@@ -54,7 +55,7 @@ async def test_a_run_counts_its_sheets_and_its_end(temporal_server: TemporalServ
     """Commits that reach the run, sheets and the upload by outcome, attempts of activities by number; no label names the upload."""
     registry = CollectorRegistry()
     client = await measured_client(temporal_server, registry)
-    fake = FakeActivities(pages(4))
+    fake = FakeActivities([*pages(4), Page(5, None, 0, 0, 0, reason="PageTooLarge", detail="page 5 is too large")])
     fake.tile_errors[2] = [PageUnreadable("page 2 cannot be loaded")]
     fake.upload_errors[3] = [StorageUnavailable("once")]
     fake.upload_errors[4] = [TilesMissing("gone")]
@@ -69,6 +70,7 @@ async def test_a_run_counts_its_sheets_and_its_end(temporal_server: TemporalServ
     assert 0 <= sample(registry, "progress_update_seconds_sum") < 600
     assert sample(registry, "sitelink_sheets_total", {"outcome": "ready", "reason": ""}) == 3
     assert sample(registry, "sitelink_sheets_total", {"outcome": "failed", "reason": "PageUnreadable"}) == 1
+    assert sample(registry, "sitelink_sheets_total", {"outcome": "failed", "reason": "PageTooLarge"}) == 1
     assert sample(registry, "processing_duration_seconds_count", {"status": "partial", "pages": "1-5"}) == 1
     attempts = "sitelink_activity_attempts_total"
     assert sample(registry, attempts, {"activity": "tile_page", "outcome": "PageUnreadable", "attempt": "1"}) == 1
@@ -173,6 +175,25 @@ def counted_worker(server: TemporalServer) -> Iterator[CountedWorker]:
             yield CountedWorker(process, process.stdout.readline().strip())
         finally:
             process.kill()
+
+
+async def test_a_run_that_stands_still_is_seen_after_its_worker_has_started_again(temporal_server: TemporalServer, ref: UploadRef) -> None:
+    """Nothing happens in the run that would bring it into the new worker's cache, so the worker asks it, and counts it from then on."""
+    fake = FakeActivities(pages(3))
+    fake.gate.clear()
+    registry, again = CollectorRegistry(), CollectorRegistry()
+    client = await measured_client(temporal_server, registry)
+    async with activity_workers(client, fake):
+        async with workflow_worker(client):
+            await start_upload(client, ref)
+            await until_async(lambda: sample(registry, "sheets_pending") == 3 and fake.in_flight == 3)
+        metrics = WorkerMetrics(again, has_workflows=True)
+        client = await Client.connect(temporal_server.address, identity="test", interceptors=[metrics])
+        async with workflow_worker(client), background_task(metrics.find_open_runs(client)):
+            await until_async(lambda: sample(again, "sheets_pending") == 3)
+            await until_async(lambda: sample(again, "sitelink_longest_standstill_seconds") > 0.1)
+            fake.gate.set()
+            await handle_of(client, ref).result()
 
 
 class LateCommits(FakeActivities):

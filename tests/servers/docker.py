@@ -8,7 +8,7 @@ For a test, ``tests/conftest.py`` has the fixtures ``engine`` (an ``Engine``) an
 1. An engine that answers is used. Else root starts one of its own: with its own socket, images and containers, no bridge and no
    firewall rules. So all containers take ``network_mode="host"``. The last test process that uses the engine stops it.
 2. An engine keeps what it has built, so a second build of the same files takes seconds.
-3. Containers may leave files of other users behind: let them write into volumes, or below a directory of pytest's ``tmp_path``.
+3. A container's user is not the test's: it reads only what is readable by all, and should write into volumes only.
 """
 
 import fcntl
@@ -161,12 +161,12 @@ def running_engine(*, say: Callable[[str], None]) -> Iterator[Engine]:
     try:
         # Whoever uses the engine holds the lock together with the others; who starts or stops it holds the lock alone.
         while True:
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            if docker_answers(environ):
+                break
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not docker_answers(environ):
                 _start(environ)
-            fcntl.flock(lock, fcntl.LOCK_SH)
-            if docker_answers(environ):  # else another one has stopped it in between
-                break
         with _reached(environ, say) as engine:
             yield engine
     finally:
@@ -201,7 +201,8 @@ def _start(environ: Mapping[str, str]) -> None:
         time.sleep(0.2)
     with _reached(environ, lambda _: None) as engine:
         engine.client.containers.prune()  # left by test runs that were killed
-        engine.client.images.prune()  # earlier builds
+        # Earlier builds. A build's later stages are made from images without a name, so the new ones of them stay.
+        engine.client.images.prune({"dangling": True, "until": "168h"})
 
 
 def _stop() -> None:

@@ -633,7 +633,12 @@ class Bucket:
 
     def directories(self, prefix: str) -> list[str]:
         """The names of the directories directly below ``prefix``, which may be empty (oddity 1)."""
-        return self.children(prefix)[0]
+        if self._root is None:
+            return self.children(prefix)[0]
+        # A tenth of obstore's CPU, which asks for the size and the time of each entry.
+        with self._named_errors(prefix), suppress(FileNotFoundError, NotADirectoryError), os.scandir(self._root / prefix) as entries:
+            return [entry.name for entry in entries if entry.is_dir()]
+        return []
 
     async def directories_async(self, prefix: str) -> list[str]:
         """``directories``, for an event loop."""

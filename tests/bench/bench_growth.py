@@ -115,6 +115,11 @@ class Measured:
         msg = f"the events of {ref} ended too early"
         raise AssertionError(msg)
 
+    @property
+    def database_bytes(self) -> int:
+        """Size of Temporal's database, with what is not merged into it yet."""
+        return sum(path.stat().st_size for path in self.stack.data_dir.glob("temporal.db*"))
+
     async def complete(self, pdf: bytes, key: str | None = None, plan: PlanRef = LIVE) -> UploadRef:
         """Sends a PDF and watches it to its end."""
         ref = await self.send(pdf, key, plan)
@@ -202,8 +207,7 @@ async def measure_stored(table: Table, sizes: Sequence[int], runs: int, watched_
             table.sizes.append(size)
             await measure_all(on, client, model, small, watched_s)
             table.facts.setdefault("runs in Temporal", []).append(with_run)
-            database = sum(path.stat().st_size for path in on.stack.data_dir.glob("temporal.db*"))
-            table.facts.setdefault("Temporal's database, bytes", []).append(database)
+            table.facts.setdefault("Temporal's database, bytes", []).append(on.database_bytes)
             table.facts.setdefault("memory of the API, bytes", []).append(memory_bytes(on.stack.processes["api"].pid or 0))
 
 
@@ -268,6 +272,7 @@ async def measure_pages(table: Table, sizes: Sequence[int], directory: Path) -> 
             pdf = plan_set(size, 200, 150)
             table.sizes.append(size)
 
+            database_bytes = on.database_bytes
             await on.cost("one upload, to its end", partial(on.complete, pdf))
             ref = UploadRef.parse((await on.http.get(f"{uploads_path(LIVE)}?limit=1")).json()["uploads"][0]["ref"])
             runs = [run async for run in client.list_workflows(f"WorkflowId = '{ref.workflow_id}'")]
@@ -279,6 +284,7 @@ async def measure_pages(table: Table, sizes: Sequence[int], directory: Path) -> 
                 "runs (continued as new)": len(runs),
                 "events in their histories": sum(info.history_length for info in infos),
                 "bytes of their histories": sum(info.history_size_bytes for info in infos),
+                "growth of Temporal's database, bytes": on.database_bytes - database_bytes,
                 "bytes of the snapshot": len((await on.http.get(upload_path(ref))).content),
                 "bytes of manifest.json": (on.stack.data_dir / "bucket" / ref.manifest).stat().st_size,
             }

@@ -70,14 +70,14 @@ class Server:
 
 
 @contextmanager
-def own_server(settings: Mapping[str, str] = OWN_SETTINGS) -> Iterator[Server]:
-    """A stack of this program's own, on a temporary directory. It has the bucket of the environment, if that names one on an S3 server."""
+def own_server(directory: Path | None) -> Iterator[Server]:
+    """A stack of this program's own, below a directory. It has the bucket of the environment, if that names one on an S3 server."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("SITELINK_") or name.startswith("SITELINK_RENDER_")}
     bucket = os.environ.get("SITELINK_BUCKET", "")
     if bucket.startswith("s3://"):
         kept |= {name: os.environ[name] for name in ("SITELINK_BUCKET", "SITELINK_S3_ENDPOINT") if name in os.environ}
-    with tempfile.TemporaryDirectory(prefix="load-") as name:
-        stack = Stack(Path(name), environ={**kept, **settings}, port=0, temporal_ports=(0, 0))
+    with tempfile.TemporaryDirectory(prefix="load-", dir=directory) as name:
+        stack = Stack(Path(name), environ={**kept, **OWN_SETTINGS}, port=0, temporal_ports=(0, 0))
         stack.start()
         try:
             yield Server(stack.api_url, {}, None if bucket.startswith("s3://") else Path(name, "bucket"), kind_in(stack))
@@ -367,6 +367,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--pdf", type=Path, help="upload this file instead")
     parser.add_argument("--layout", type=Layout, default=Layout.EXPLODED, help=f"of the sheets: {', '.join(Layout)}")
     parser.add_argument("--to", type=PlanRef.parse, default=PlanRef("local", "load", f"run-{int(time.time())}"), help="org/project/plan")
+    parser.add_argument("--directory", type=Path, help="where a stack of this program's own writes; default: where temporary files go")
     parser.add_argument("--keep", action="store_true", help="do not delete the uploads of a stack that SITELINK_URL names")
     arguments = parser.parse_args(argv)
     _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -375,7 +376,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     pdf = arguments.pdf.read_bytes() if arguments.pdf else plan_set(arguments.sheets, width, height)
     is_own = not os.environ.get("SITELINK_URL")
     with ExitStack() as stack:
-        server = stack.enter_context(own_server()) if is_own else running_server(os.environ)
+        server = stack.enter_context(own_server(arguments.directory)) if is_own else running_server(os.environ)
         load = Load(server, arguments.to, pdf, arguments.uploads, arguments.clients, arguments.requests, arguments.layout)
         load.warm_up()
         usage, idle = None, dict[str, float]()

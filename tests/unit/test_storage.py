@@ -153,7 +153,8 @@ def test_directories_are_the_names_directly_below(bucket: Bucket) -> None:
     for key in ("u/sheets/sheet-1/a", "u/sheets/sheet-2/tiles/b", "u/sheets/sheet-2/c", "u/upload.json"):
         bucket.put(key, b"x")
     assert sorted(bucket.directories("u/sheets/")) == ["sheet-1", "sheet-2"]
-    assert bucket.directories("u/nothing/") == []
+    assert sorted(bucket.directories("u/sheets/sheet-2/")) == ["tiles"]
+    assert bucket.directories("u/nothing/") == bucket.directories("u/upload.json/") == []
 
 
 def test_delete_removes_and_takes_the_absent_as_done(bucket: Bucket) -> None:
@@ -355,3 +356,13 @@ def test_leftovers_are_found_while_directories_go(directory: Bucket, root: Path)
     for path in ("a/x/b/c#1", "a/x#1"):
         (root / path).touch()
     assert [directory.remove_unfinished("a/", deep=deep) for deep in (False, True)] == [1, 1]
+
+
+def test_directories_of_a_directory_are_those_of_a_list(directory: Bucket, root: Path) -> None:
+    """They are read in another way than by a LIST, because that looks at every entry: empty ones, links and files are judged alike."""
+    directory.put("u/full/a", b"x")
+    directory.put("u/file", b"x")
+    (root / "u/empty").mkdir()
+    (root / "u/link").symlink_to(root / "u/full")
+    (root / "u/dangling").symlink_to(root / "nowhere")
+    assert sorted(directory.directories("u/")) == sorted(directory.children("u/")[0]) == ["empty", "full", "link"]

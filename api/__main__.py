@@ -10,14 +10,12 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 
-from prometheus_client import CollectorRegistry
-
 from activities.bucket.location import BucketSettings
 from activities.bucket.storage import Bucket
 from activities.errors import BucketError, SiteLinkError
 from activities.logs import set_up
 from activities.program import hide_memory, keep_what_is_loaded, run, stop_request
-from activities.telemetry import MetricsSettings, TemporalMetrics, new_registry, watch_event_loop
+from activities.telemetry import Health, MetricsSettings, TemporalMetrics, new_registry, watch_event_loop
 from activities.telemetry import serve as serve_metrics
 from api.app import create_app
 from api.http.connections import BoundedServer, ConnectionLimits, possible_connections
@@ -95,23 +93,29 @@ def consume() -> int:
             names = "SITELINK_EVENTS_ACCOUNT, SITELINK_EVENTS_QUEUE and SITELINK_EVENTS_TOKEN"
             msg = f"{names} are not set: there is no queue to take events from"
             raise ValueError(msg)
-        registry = new_registry("events")
-        if address := serve_metrics(registry, MetricsSettings.from_env(os.environ)):
-            logger.info("metrics are at %s", address)
-        asyncio.run(_consume(registry, settings, BucketSettings.from_env(os.environ), codec_keys(os.environ)))
+        asyncio.run(_consume(MetricsSettings.from_env(os.environ), settings, BucketSettings.from_env(os.environ), codec_keys(os.environ)))
     except (ValueError, SiteLinkError) as error:
         logger.error("%s", error)
         return WRONG_USE
     return OK
 
 
-async def _consume(registry: CollectorRegistry, settings: PullSettings, bucket_settings: BucketSettings, keys: Sequence[bytes]) -> None:
+async def _consume(
+    metrics_settings: MetricsSettings, settings: PullSettings, bucket_settings: BucketSettings, keys: Sequence[bytes]
+) -> None:
     from api.r2.pull import take_events  # imported here, because it loads an HTTP client that the server does not need
 
     stop = stop_request()
-    watch_event_loop(registry)
+    registry = new_registry("events")
+    health = Health(watch_event_loop(registry))
+    if address := serve_metrics(registry, metrics_settings, health):
+        logger.info("metrics are at %s", address)
     logger.info("takes R2 events from a queue")
-    await take_events(partial(connect, keys, lazy=True), settings, bucket_settings, stop)
+    readiness = asyncio.create_task(health.ready_until(stop))
+    try:
+        await take_events(partial(connect, keys, lazy=True), settings, bucket_settings, stop)
+    finally:
+        readiness.cancel()
     logger.info("takes no R2 events any more")
 
 

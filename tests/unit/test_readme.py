@@ -82,6 +82,8 @@ CHECKED = (
     "kubectl",
     "prometheus",
     "promtool",
+    "docker run",
+    "docker build",
     *OF_THE_SYSTEM,
 )
 
@@ -124,6 +126,22 @@ def test_module_can_be_run_and_knows_its_options(words: list[str]) -> None:
     constants = {node.value for node in ast.walk(ast.parse(Path(spec.origin).read_text())) if isinstance(node, ast.Constant)}
     assert constants >= set(options)
     assert "__main__" in constants
+
+
+@pytest.mark.parametrize("words", commands("docker", "run"), ids=" ".join)
+def test_image_runs_a_program_that_exists(words: list[str]) -> None:
+    """Behind the image's name stands what follows ``python -m``."""
+    (image,) = [index for index, word in enumerate(words) if word.startswith("sitelink:")]
+    name = words[image + 1]
+    assert find_spec(f"{name}.__main__" if (ROOT / name.replace(".", "/")).is_dir() else name) is not None
+
+
+@pytest.mark.parametrize("words", [*commands("docker", "build"), *commands("docker", "buildx")], ids=" ".join)
+def test_image_is_built_from_a_recipe_that_exists(words: list[str]) -> None:
+    """It has the arguments."""
+    options = dict(pairwise(words))
+    recipe = (ROOT / options["--file"]).read_text()
+    assert f"ARG {options.get('--build-arg', 'VERSION').partition('=')[0]}" in recipe
 
 
 @pytest.mark.parametrize("words", commands("export"), ids=" ".join)

@@ -1,6 +1,7 @@
 """The metrics of a process: those of Temporal's library in Prometheus's form, and the address that answers."""
 
 import asyncio
+import time
 from datetime import timedelta
 
 import httpx2
@@ -8,7 +9,8 @@ import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
-from activities.telemetry import STANDSTILL_LIMIT_S, Health, MetricsSettings, TemporalMetrics, new_registry, serve
+from activities.telemetry import STANDSTILL_LIMIT_S, Health, MetricsSettings, TemporalMetrics, new_registry, serve, watch_event_loop
+from tests.waiting import until_async
 
 
 def test_temporal_metrics_are_summed_up() -> None:
@@ -89,3 +91,18 @@ async def test_a_worker_says_whether_it_lives_and_works() -> None:
     stop.set()
     await work
     assert answers() == (200, 503)
+
+
+async def test_an_event_loop_that_stands_still_is_told() -> None:
+    """The metric grows while the loop is blocked, and falls when the loop moves again."""
+
+    def standstill_s() -> float:
+        return registry.get_sample_value("sitelink_event_loop_standstill_seconds") or 0.0
+
+    registry = CollectorRegistry()
+    watch_event_loop(registry)
+    block = time.sleep
+    block(1.5)
+    blocked_s = standstill_s()
+    assert blocked_s >= 1.5
+    await until_async(lambda: standstill_s() < blocked_s)

@@ -46,6 +46,11 @@ class HostilePool(ChildPool):
         """The fork server."""
         return int(self.start()._process.pid)
 
+    @property
+    def asked_pids(self) -> list[int]:
+        """The children that were asked something and have not answered."""
+        return [child.pid for child in self._working]
+
 
 class Attack:
     """Documents that are code, and the requests about them."""
@@ -317,8 +322,8 @@ async def test_silent_child_is_killed_at_its_wall_limit(tmp_path: Path) -> None:
         with pytest.raises(RenderTimeout):
             await attacked.tile("sleep(600)")
         asked = asyncio.create_task(attacked.tile("say(' '); sleep(600)"))
-        await until_async(lambda: bool(children_of(attacked.pool.server_pid)))
-        (child,) = children_of(attacked.pool.server_pid)
+        await until_async(lambda: bool(attacked.pool.asked_pids))
+        (child,) = attacked.pool.asked_pids
         os.kill(child, signal.SIGSTOP)
         with pytest.raises(RenderTimeout):
             await asked
@@ -328,11 +333,6 @@ async def test_silent_child_is_killed_at_its_wall_limit(tmp_path: Path) -> None:
 def is_alive(pid: int) -> bool:
     """Whether there is such a process."""
     return Path(f"/proc/{pid}").exists()
-
-
-def children_of(pid: int) -> list[int]:
-    """The child processes of a process."""
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 async def test_stopped_fork_server_is_replaced(tmp_path: Path) -> None:
@@ -352,8 +352,8 @@ async def test_stopped_fork_server_does_not_keep_a_child_alive(tmp_path: Path) -
     """A child that must end ends all the same, whatever the queue to the server has."""
     async with attack(tmp_path, IMPATIENT) as attacked:
         asked = asyncio.create_task(attacked.tile("sleep(600)"))
-        await until_async(lambda: bool(children_of(attacked.pool.server_pid)))
-        stopped, (child,) = attacked.pool.server_pid, children_of(attacked.pool.server_pid)
+        await until_async(lambda: bool(attacked.pool.asked_pids))
+        stopped, (child,) = attacked.pool.server_pid, attacked.pool.asked_pids
         attacked.pool.lose_patience()
         os.kill(stopped, signal.SIGSTOP)
         for _ in range(2000):

@@ -57,8 +57,8 @@ def temporal_server(temporal_binary: Path, tmp_path_factory: pytest.TempPathFact
 def _stacks(directories: pytest.TempPathFactory) -> Iterator[Callable[..., Stack]]:
     with ExitStack() as stacks:
 
-        def start(**settings: str) -> Stack:
-            stack = _stack(directories.mktemp("stack"), settings)
+        def start(dynamic_config: Mapping[str, str] | None = None, **settings: str) -> Stack:
+            stack = _stack(directories.mktemp("stack"), settings, dynamic_config)
             stack.start()
             stacks.callback(stack.stop)
             return stack
@@ -70,7 +70,8 @@ def _stacks(directories: pytest.TempPathFactory) -> Iterator[Callable[..., Stack
 def new_stack(temporal_binary: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Stack]]:
     """Starts whole stacks, each with its own data directory and free ports; the test may kill their processes.
 
-    Settings for the processes may be given by name, as in ``new_stack(SITELINK_RENDER_SLOTS="1")``.
+    Settings for the processes may be given by name, as in ``new_stack(SITELINK_RENDER_SLOTS="1")``, and before them those of the Temporal
+    server, as ``Stack`` takes them.
     """
     with _stacks(tmp_path_factory) as start:
         yield start
@@ -96,10 +97,10 @@ def stack(new_stack_of_session: Callable[..., Stack]) -> Stack:
     return new_stack_of_session(SITELINK_EVENTS_SECRET="0123456789abcdef", SITELINK_CODEC_KEY=STACK_CODEC_KEY)  # noqa: S106 - of a test
 
 
-def _stack(data_dir: Path, settings: Mapping[str, str]) -> Stack:
+def _stack(data_dir: Path, settings: Mapping[str, str], dynamic_config: Mapping[str, str] | None) -> Stack:
     # The settings of whoever runs the tests are not theirs.
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("SITELINK_", "AWS_"))}
-    return Stack(data_dir, environ={**environ, **settings}, port=0, temporal_ports=(0, 0))
+    return Stack(data_dir, environ={**environ, **settings}, port=0, temporal_ports=(0, 0), dynamic_config=dynamic_config)
 
 
 @pytest.fixture(scope="session")

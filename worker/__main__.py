@@ -18,7 +18,7 @@ from activities.sealing import PasswordSeal
 from activities.telemetry import Health, MetricsSettings, TemporalMetrics, new_registry, serve, watch_event_loop
 from worker.app import run_tile_role, run_webhook_role, run_workflow_role
 from worker.metrics import WorkerMetrics
-from worker.settings import WebhookRoleSettings, WorkerSettings
+from worker.settings import WebhookRoleSettings, WorkerSettings, deployment_version
 from workflows.codec import codec_keys
 from workflows.connection import connect
 from workflows.processing.metrics import begin_counters
@@ -54,7 +54,7 @@ async def _run(role: str, settings: WorkerSettings | WebhookRoleSettings, keys: 
         async with AsyncExitStack() as tasks:
             for keep_counting in (metrics.forget_gone_runs, metrics.find_open_runs) if runtime is not None else ():
                 await tasks.enter_async_context(background_task(keep_counting(client)))
-            await run_workflow_role(client, stop, health)
+            await run_workflow_role(client, stop, health, deployment_version(os.environ))
     else:
         await run_tile_role(client, settings, stop, PasswordSeal(keys), HostMetrics(registry), health)
     logger.info("%s worker stopped", role)

@@ -7,8 +7,9 @@ from contextlib import suppress
 from datetime import timedelta
 
 from temporalio.client import Client, WorkflowQueryFailedError
+from temporalio.common import VersioningBehavior, WorkerDeploymentVersion
 from temporalio.service import RPCError
-from temporalio.worker import Worker
+from temporalio.worker import Worker, WorkerDeploymentConfig
 
 from activities.attempt import background_task
 from activities.bucket.setup import BucketSetup
@@ -48,9 +49,14 @@ from workflows.delete import DeleteUpload
 from workflows.starting import is_running, tiles_wanted
 from workflows.sweep import NightlyReconcile, Sweep
 from workflows.upload import ProcessUpload
+from workflows.versioned import CurrentDelete, CurrentDelivery, CurrentReconcile, CurrentSweep
 from workflows.webhook import DeliverWebhook
 
 logger = logging.getLogger(__name__)
+
+WORKFLOWS = (ProcessUpload, ConvertUpload, DeleteUpload, DeliverWebhook, Sweep, NightlyReconcile)
+VERSIONED_WORKFLOWS = (ProcessUpload, ConvertUpload, CurrentDelete, CurrentDelivery, CurrentSweep, CurrentReconcile)
+"""The workflows of a worker without and with a version."""
 
 GRACE = timedelta(seconds=30)
 """How long running activities may take to end after a worker is told to stop. Then they are cancelled, and Temporal retries them."""
@@ -84,20 +90,27 @@ class Activities(DocumentActivities, SheetActivities, ReconcileActivities):
     """Every activity of a host that renders and uploads."""
 
 
-def workflow_worker(client: Client) -> Worker:
-    """The worker of the role ``workflow``. It runs the workflows, and touches neither PDFs nor the bucket."""
+def workflow_worker(client: Client, version: WorkerDeploymentVersion | None = None) -> Worker:
+    """The worker of the role ``workflow``. It runs the workflows, and touches neither PDFs nor the bucket.
+
+    With a version, uploads and conversions stay on it until they end. Only this worker has a version. The others serve the runs of every
+    version: a host has one tile worker, which owns the scratch, and Temporal takes at most 100 queues in a version, but each host has one.
+    """
     return Worker(
         client,
         task_queue=WORKFLOW_QUEUE,
-        workflows=[ProcessUpload, ConvertUpload, DeleteUpload, DeliverWebhook, Sweep, NightlyReconcile],
+        workflows=VERSIONED_WORKFLOWS if version else WORKFLOWS,
         sticky_queue_schedule_to_start_timeout=timedelta(seconds=2),
         graceful_shutdown_timeout=GRACE,
+        deployment_config=WorkerDeploymentConfig(version, True, VersioningBehavior.PINNED) if version else None,
     )
 
 
-async def run_workflow_role(client: Client, stop: asyncio.Event, health: Health) -> None:
+async def run_workflow_role(
+    client: Client, stop: asyncio.Event, health: Health, version: WorkerDeploymentVersion | None = None
+) -> None:
     """Runs the workflow worker until ``stop`` is set. Meanwhile, creates schedules that are missing."""
-    async with workflow_worker(client), background_task(keep_schedules(client)):
+    async with workflow_worker(client, version), background_task(keep_schedules(client)):
         await health.ready_until(stop)
 
 

@@ -1,10 +1,13 @@
 """The settings of a worker process."""
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
+
+from temporalio.common import WorkerDeploymentVersion
 
 from activities.bucket.dzi import LARGEST_SIDE_PX, MOST_TILES
 from activities.bucket.forecast import PRICE_CLASS_A, PRICE_CLASS_B, SECONDS_PER_MEGAPIXEL, Forecaster
@@ -16,6 +19,31 @@ from activities.webhooks.settings import WebhookSettings
 
 FIRST_USER = 65_100
 """No user of a usual system: https://www.debian.org/doc/debian-policy/ch-opersys.html#uid-and-gid-classes reserves it."""
+
+
+def deployment_version(environ: Mapping[str, str]) -> WorkerDeploymentVersion | None:
+    """The version that the workflow worker has in Temporal's Worker Versioning; None if it is not versioned.
+
+    Temporal's Worker Controller for Kubernetes sets the same two variables: https://github.com/temporalio/temporal-worker-controller
+
+    Raises:
+        ValueError: Only one of the two is set, or Temporal would refuse one.
+    """
+    name = environ.get("TEMPORAL_DEPLOYMENT_NAME") or ""
+    build = environ.get("TEMPORAL_WORKER_BUILD_ID") or ""
+    if not name and not build:
+        return None
+    if not name or not build:
+        given, missing = ("DEPLOYMENT_NAME", "WORKER_BUILD_ID") if name else ("WORKER_BUILD_ID", "DEPLOYMENT_NAME")
+        msg = f"TEMPORAL_{given} is set, but TEMPORAL_{missing} is not; a versioned worker needs both"
+        raise ValueError(msg)
+    if not re.fullmatch(r"(?!__)[A-Za-z0-9_/-]{1,100}", name):
+        msg = f"TEMPORAL_DEPLOYMENT_NAME is {name!r}; at most 100 letters, digits, and _ - / are wanted"
+        raise ValueError(msg)
+    if not re.fullmatch(r"(?!__)[A-Za-z0-9_./+-]{1,100}", build):
+        msg = f"TEMPORAL_WORKER_BUILD_ID is {build!r}; at most 100 letters, digits, and _ - / . + are wanted"
+        raise ValueError(msg)
+    return WorkerDeploymentVersion(name, build)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from api.http.limits import RateLimits
 from api.r2.settings import PullSettings
 from api.settings import ApiSettings
 from deploy.check.table import Finding, Grade
-from worker.settings import WebhookRoleSettings, WorkerSettings
+from worker.settings import WebhookRoleSettings, WorkerSettings, deployment_version
 from workflows.codec import codec_keys
 from workflows.connection import connection_settings
 
@@ -111,6 +111,7 @@ def _read_events(environ: Mapping[str, str]) -> None:
 
 def _read_workflow(environ: Mapping[str, str]) -> None:
     WorkerSettings.from_env(environ)
+    deployment_version(environ)
     codec_keys(environ)
 
 

@@ -13,7 +13,9 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from activities.errors import PayloadUnreadable
 from deploy.check.table import Finding, Grade
+from deploy.check.versions import check_versions
 from deploy.temporal import OLDEST_SERVER
+from worker.settings import deployment_version
 from workflows.codec import Codec, data_converter
 from workflows.connection import connection_settings
 from workflows.messages import SEARCH_ATTRIBUTES
@@ -38,7 +40,13 @@ async def check_temporal(environ: Mapping[str, str], keys: Sequence[bytes]) -> l
     except (RuntimeError, ValueError, TimeoutError) as error:
         return [_not_reached(address, str(error) or f"no answer within {TIMEOUT_S:g} s")]
     findings: list[Finding] = []
-    for check in (_server(client, address), _namespace(client, namespace), _attributes(client, namespace), _codec(client, keys)):
+    for check in (
+        _server(client, address),
+        _namespace(client, namespace),
+        _attributes(client, namespace),
+        check_versions(client, deployment_version(environ)),
+        _codec(client, keys),
+    ):
         try:
             async with asyncio.timeout(TIMEOUT_S):
                 findings += [found async for found in check]

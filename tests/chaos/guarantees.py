@@ -34,13 +34,21 @@ class Site(Protocol):
         """The API's address."""
 
 
-def accepted(stack: Site, body: bytes, plan: str = "a1", layout: Layout = Layout.EXPLODED) -> UploadRef:
-    """Sends the PDF until it is accepted, as a patient client does: each time with the same Idempotency-Key."""
+def accepted(stack: Site, body: bytes, plan: str = "a1", layout: Layout = Layout.EXPLODED, **options: int) -> UploadRef:
+    """Sends the PDF until it is accepted, as a patient client does: each time with the same Idempotency-Key.
+
+    Args:
+        stack: Its API may be killed meanwhile.
+        body: The PDF.
+        plan: The plan.
+        layout: The layout of the sheets.
+        options: Further options of the upload, as the API takes them.
+    """
     key, deadline = str(uuid.uuid4()), time.monotonic() + DEADLINE_S
     while True:
         answer = httpx2.post(
             stack.api_url + PLAN.format(plan=plan),
-            params={"filename": "plan.pdf", "layout": layout},
+            params={"filename": "plan.pdf", "layout": layout, **options},
             content=body,
             headers={"Content-Type": "application/pdf", "Idempotency-Key": key},
             timeout=DEADLINE_S,

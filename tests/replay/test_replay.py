@@ -11,12 +11,8 @@ from temporalio.api.enums.v1 import EventType
 from temporalio.client import WorkflowHistory
 from temporalio.worker import Replayer
 
+from worker.app import VERSIONED_WORKFLOWS, WORKFLOWS
 from workflows.codec import data_converter
-from workflows.convert import ConvertUpload
-from workflows.delete import DeleteUpload
-from workflows.sweep import NightlyReconcile, Sweep
-from workflows.upload import ProcessUpload
-from workflows.webhook import DeliverWebhook
 
 HISTORIES = Path(__file__).parent / "histories"
 KEY = bytes(range(32))
@@ -24,9 +20,9 @@ KEY = bytes(range(32))
 
 
 @pytest.mark.parametrize("path", sorted(HISTORIES.glob("*.json")), ids=lambda path: path.stem)
-async def test_history_replays(path: Path) -> None:
+@pytest.mark.parametrize("workflows", [WORKFLOWS, VERSIONED_WORKFLOWS], ids=["", "versioned"])
+async def test_history_replays(path: Path, workflows: tuple[type, ...]) -> None:
     """The workflow issues the same commands as when the history was recorded: in clear, or encrypted."""
-    workflows = [ProcessUpload, ConvertUpload, DeleteUpload, DeliverWebhook, Sweep, NightlyReconcile]
     await Replayer(workflows=workflows, data_converter=data_converter([KEY])).replay_workflow(_history(path.stem))
 
 

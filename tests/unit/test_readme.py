@@ -3,6 +3,7 @@
 import ast
 import re
 import shlex
+import tomllib
 from dataclasses import fields
 from importlib.util import find_spec
 from itertools import pairwise
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 from starlette.applications import Starlette
 from starlette.routing import Match, Route
+from temporalio.common import WorkerDeploymentVersion
 
 from activities import errors
 from activities.bucket.dzi import tile_name
@@ -24,6 +26,7 @@ from api.cli.__main__ import build_parser
 from api.http.problems import STATUS
 from api.paths import ORGANIZATION
 from api.uploads import LAYERS, LAYOUT, MARKUPS, OPTIONS, read_options
+from deploy.check.versions import left_behind
 from tests.monitoring import RUNBOOK
 from tests.unit.test_settings_documented import documented_settings
 from worker import schedules
@@ -31,8 +34,9 @@ from workflows.messages import SEARCH_ATTRIBUTES
 
 ROOT = Path(__file__).parents[2]
 MAIN, EMBED, OPERATE, R2_EVENTS = (ROOT / name for name in ("README.md", "api/README.md", "deploy/README.md", "deploy/r2-events/README.md"))
+UPGRADE, CHANGES = OPERATE.with_name("UPGRADING.md"), OPERATE.with_name("CHANGELOG.md")
 THREATS, CAPACITY, SECURITY = (ROOT / name for name in ("deploy/THREATS.md", "deploy/CAPACITY.md", ".github/SECURITY.md"))
-READMES = (MAIN, EMBED, OPERATE, R2_EVENTS, THREATS, CAPACITY, SECURITY, RUNBOOK)
+READMES = (MAIN, EMBED, OPERATE, R2_EVENTS, UPGRADE, CHANGES, THREATS, CAPACITY, SECURITY, RUNBOOK)
 BLOCK = re.compile(r"```sh\n(.*?)```", re.DOTALL)
 COMMANDS = [
     words
@@ -185,6 +189,20 @@ def test_files_of_prometheus_exist() -> None:
     named = [word for words in COMMANDS if words[0] in ("prometheus", "promtool") for word in words if word.startswith("deploy/")]
     assert named
     assert all((ROOT / name).is_file() for name in named)
+
+
+def test_command_that_moves_uploads_is_that_of_deploy_check() -> None:
+    """Whoever reads UPGRADING.md and whoever runs the check move the runs of lost workers alike."""
+    (command,) = commands("temporal", "workflow", "reset")
+    old, new = (WorkerDeploymentVersion("sitelink", build) for build in ("0.1.0", "0.2.0"))
+    advice = left_behind(old, new, 1, has_workers=False).advice
+    assert shlex.split(advice[advice.index("temporal ") :]) == command
+
+
+def test_changelog_has_the_version_of_the_package() -> None:
+    """The newest entry is about what is built here."""
+    (newest, *_) = re.findall(r"^## \[([^]]+)\]", CHANGES.read_text(), re.MULTILINE)
+    assert newest == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 
 
 # Links and paths

@@ -106,10 +106,10 @@ def workflow_worker(client: Client, version: WorkerDeploymentVersion | None = No
     )
 
 
-async def run_workflow_role(
-    client: Client, stop: asyncio.Event, health: Health, version: WorkerDeploymentVersion | None = None
-) -> None:
+async def run_workflow_role(client: Client, stop: asyncio.Event, health: Health, version: WorkerDeploymentVersion | None = None) -> None:
     """Runs the workflow worker until ``stop`` is set. Meanwhile, creates schedules that are missing."""
+    if version:
+        logger.info("its workflows have a version", extra={"deployment": version.deployment_name, "build": version.build_id})
     async with workflow_worker(client, version), background_task(keep_schedules(client)):
         await health.ready_until(stop)
 

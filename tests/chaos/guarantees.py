@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -46,17 +47,20 @@ def accepted(stack: Site, body: bytes, plan: str = "a1", layout: Layout = Layout
     """
     key, deadline = str(uuid.uuid4()), time.monotonic() + DEADLINE_S
     while True:
-        answer = httpx2.post(
-            stack.api_url + PLAN.format(plan=plan),
-            params={"filename": "plan.pdf", "layout": layout, **options},
-            content=body,
-            headers={"Content-Type": "application/pdf", "Idempotency-Key": key},
-            timeout=DEADLINE_S,
-        )
-        if answer.status_code == 202:
+        answer = None
+        with suppress(httpx2.TransportError):
+            answer = httpx2.post(
+                stack.api_url + PLAN.format(plan=plan),
+                params={"filename": "plan.pdf", "layout": layout, **options},
+                content=body,
+                headers={"Content-Type": "application/pdf", "Idempotency-Key": key},
+                timeout=DEADLINE_S,
+            )
+        if answer is not None and answer.status_code == 202:
             return UploadRef.parse(answer.json()["ref"])
-        assert answer.status_code == 503, answer.text
-        assert time.monotonic() < deadline, answer.text
+        assert answer is None or answer.status_code == 503, answer.text
+        assert time.monotonic() < deadline, answer
+        time.sleep(0.1)
 
 
 def path_of(ref: UploadRef) -> str:

@@ -100,10 +100,35 @@ def test_queries_of_the_dashboard_ask_for_its_job() -> None:
 # The alerts
 
 
-def test_prometheus_accepts_the_rules_and_the_configuration() -> None:
+def test_prometheus_accepts_the_rules() -> None:
     """As ``promtool`` checks them."""
     promtool("check", "rules", "--lint=all", "--lint-fatal", ALERTS)
-    promtool("check", "config", PROMETHEUS)
+
+
+@pytest.mark.parametrize("name", ["prometheus.yaml", "compose.yaml", "kubernetes.yaml"])
+def test_prometheus_accepts_the_configuration(name: str, tmp_path: Path) -> None:
+    """It loads the rules, and has the job that they and the dashboard know."""
+    config = yaml.safe_load((PROMETHEUS.parent / name).read_text())
+    assert config["rule_files"] == [ALERTS.name]
+    (job,) = config["scrape_configs"]
+    assert job["job_name"] == "sitelink"
+    if pods := job.pop("kubernetes_sd_configs", None):  # Debian's Prometheus does not know Kubernetes
+        assert pods == [{"role": "pod", "namespaces": {"names": ["sitelink"]}}]
+    (tmp_path / ALERTS.name).write_text(ALERTS.read_text())
+    (tmp_path / name).write_text(yaml.safe_dump(config))
+    promtool("check", "config", tmp_path / name)
+
+
+def test_prometheus_finds_the_pods_of_the_manifests() -> None:
+    """The label and the name of the port are those of each deployment."""
+    (job,) = yaml.safe_load((PROMETHEUS.parent / "kubernetes.yaml").read_text())["scrape_configs"]
+    label, port = job["relabel_configs"][0]["regex"].split(";")
+    for path in (DEPLOY / "kubernetes" / "base").glob("*.yaml"):
+        for manifest in yaml.safe_load_all(path.read_text()):
+            if manifest["kind"] in ("Deployment", "StatefulSet"):
+                template = manifest["spec"]["template"]
+                assert template["metadata"]["labels"]["app.kubernetes.io/name"] == label
+                assert port in {found["name"] for container in template["spec"]["containers"] for found in container["ports"]}
 
 
 def test_alerts_fire_when_they_should() -> None:

@@ -19,6 +19,7 @@ test: check
 	@.venv/bin/python -m tests.servers.versitygw || [ -z "$$CI" ]
 	@.venv/bin/python -m tests.servers.workerd || [ -z "$$CI" ]
 	@.venv/bin/python -m tests.servers.docker || [ -z "$$CI" ]
+	@.venv/bin/python -m tests.servers.compose || [ -z "$$CI" ]
 	@.venv/bin/python -m tests.servers.kustomize || [ -z "$$CI" ]
 	.venv/bin/python -m pytest -n auto --dist loadgroup
 

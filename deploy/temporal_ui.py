@@ -122,6 +122,9 @@ def main() -> int:
     """Serves until SIGTERM or SIGINT. Returns the exit code: 2 for a key that cannot be used."""
     parser = argparse.ArgumentParser(prog="python -m deploy.temporal_ui", description="Stands in front of the embedded Temporal's UI.")
     parser.add_argument("port", type=int, help="the port at which browsers reach the UI")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="the address to listen on; default: %(default)s. Another one is for a container"
+    )
     parser.add_argument("upstream", help="the address of the UI's own server")
     arguments = parser.parse_args()
     keys: Sequence[bytes] = ()
@@ -134,7 +137,7 @@ def main() -> int:
         sys.stderr.write(f"{error}\n")
         return 2
     app = create_guard(arguments.port, arguments.upstream, keys)
-    uvicorn.run(app, host="127.0.0.1", port=arguments.port, log_level="warning", access_log=False, server_header=False)
+    uvicorn.run(app, host=arguments.host, port=arguments.port, log_level="warning", access_log=False, server_header=False)
     return 0
 
 

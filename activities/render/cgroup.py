@@ -146,6 +146,8 @@ def find(process: Path = Path("/proc/self")) -> Groups:
     except FileNotFoundError:
         place = _unified(_own_folder(process, ""))
         groups = Groups(place, place)
+    if not all(os.access(folder, os.W_OK) for folder in (groups.memory, groups.pids)):
+        raise PermissionError(errno.EACCES, "the process's cgroup is not writable, as in most containers")
     groups.remove_left()
     return groups
 

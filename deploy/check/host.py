@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 
 from activities.errors import RenderFault
-from activities.render import confine
+from activities.render import cgroup, confine
 from activities.render.child import ChildLimits, ChildPool
 from activities.render.compile import library_path
 from deploy.check.bucket import missing_directory
@@ -24,6 +24,7 @@ LAYER_ADVICE = {
     confine.NAMESPACES: "allow user namespaces: sysctl user.max_user_namespaces, kernel.apparmor_restrict_unprivileged_userns",
     confine.LANDLOCK: "use a kernel since 5.13 that is booted with lsm=landlock,…",
     confine.SECCOMP: "let the container's profile allow seccomp, and use x86-64 or arm64",
+    cgroup.LAYER: "let the worker make groups below its own: under systemd, Delegate=memory pids; in a container, writable cgroups",
 }
 
 

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from jwt.algorithms import RSAAlgorithm
 
 from activities.bucket.location import BucketSettings
+from activities.render import confine
 from activities.scratch import Scratch
 from api.access.settings import AccessSettings
 from api.r2.settings import PullSettings
@@ -198,6 +199,11 @@ def test_a_bucket_in_a_directory_is_tried_and_left_as_it_was(tmp_path: Path) -> 
     assert list(directory.rglob("*")) == [directory / "kept"]
     file = BucketSettings((directory / "kept").as_uri())
     assert "is not a directory" in the_one(check_bucket(file, []), Grade.WRONG).result
+
+
+def test_there_is_advice_for_each_missing_layer() -> None:
+    """Whatever does not confine render children here, the table says what to do."""
+    assert LAYER_ADVICE.keys() == set(confine.LAYERS)
 
 
 def test_directories_that_this_user_may_not_use_are_wrong() -> None:

@@ -75,7 +75,7 @@ def rows(text: str) -> list[list[str]]:
 # Commands
 
 
-OF_THE_SYSTEM = ("cd", "chmod", "du", "export", "grep", "tail")
+OF_THE_SYSTEM = ("cd", "chmod", "du", "export", "git pull", "grep", "mkdir", "tail")
 CHECKED = (
     "make",
     "uv run sitelink",
@@ -84,6 +84,9 @@ CHECKED = (
     "npx wrangler",
     "temporal",
     "kubectl",
+    "docker compose",
+    "for name in",
+    "for service in",
     "prometheus",
     "promtool",
     "docker run",
@@ -150,8 +153,8 @@ def test_image_is_built_from_a_recipe_that_exists(words: list[str]) -> None:
 
 @pytest.mark.parametrize("words", commands("export"), ids=" ".join)
 def test_exported_setting_is_documented(words: list[str]) -> None:
-    """``deploy/env.example`` has it."""
-    assert {word.split("=")[0] for word in words[1:]} <= documented_settings()
+    """``deploy/env.example`` has it, or it tells Docker Compose which file to take."""
+    assert {word.split("=")[0] for word in words[1:]} <= documented_settings() | {"COMPOSE_FILE", "COMPOSE_PROJECT_NAME"}
 
 
 def test_directories_exist() -> None:

@@ -26,6 +26,7 @@ class DocumentActivities(HostActivities):
             password = host.passwords.open(args.sealed_password, args.ref)
             record = await attempt.in_thread(lambda _: self._store.record(ref), more_follows=True)
             async with host.scratch.source(ref, record, host.bucket, attempt) as source:
+                attempt.step = "reads the pages"
                 document = await host.children.count_pages(
                     str(ref), source, record.options, host.limits.pages, attempt.beat, password, fresh=attempt.is_retry
                 )

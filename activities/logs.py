@@ -14,7 +14,7 @@ import logging
 import re
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from types import TracebackType
@@ -42,6 +42,7 @@ _SECRET = re.compile(
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 _log_context: ContextVar[Mapping[str, object] | None] = ContextVar("about", default=None)
+_log_trace: ContextVar[Mapping[str, object] | None] = ContextVar("trace", default=None)
 
 
 def set_log_context(ref: str | None, sheet: int | None = None, request_id: str | None = None) -> None:
@@ -54,6 +55,20 @@ def set_log_context(ref: str | None, sheet: int | None = None, request_id: str |
     """
     facts = {"ref": ref, "sheet": sheet, "request_id": request_id}
     _log_context.set({name: value for name, value in facts.items() if value is not None})
+
+
+def subject_of(arguments: Sequence[object]) -> tuple[str | None, int | None]:
+    """The upload and the sheet that the first argument of an activity names."""
+    argument = arguments[0] if arguments else None
+    return getattr(argument, "ref", None), getattr(getattr(argument, "page", argument), "number", None)
+
+
+def set_log_trace(trace_id: str = "", span_id: str = "") -> None:
+    """Sets the ids of the trace and its span that the next log lines show, of the same tasks and threads as ``set_log_context``.
+
+    Their names are OpenTelemetry's: https://opentelemetry.io/docs/specs/otel/compatibility/logging_trace_context/
+    """
+    _log_trace.set({"trace_id": trace_id, "span_id": span_id} if trace_id else None)
 
 
 def current_request_id() -> str | None:
@@ -121,7 +136,7 @@ def extras(record: logging.LogRecord) -> dict[str, Any]:
     for source in ("temporal_workflow", "temporal_activity"):
         library_fields |= getattr(record, source, {})
     library_fields |= getattr(getattr(record, "temporal_log", None), "fields", {})
-    fields = {**(_log_context.get() or {}), **own_extras}
+    fields = {**(_log_context.get() or {}), **(_log_trace.get() or {}), **own_extras}
     if "ref" not in fields and (found := _UPLOAD_WORKFLOW_ID.fullmatch(str(library_fields.get("workflow_id", "")))):
         fields["ref"] = found[1]
     fields |= {ours: library_fields[theirs] for theirs, ours in _TEMPORAL_FIELDS.items() if theirs in library_fields}

@@ -1,6 +1,8 @@
 """The metrics of a host that renders and uploads. No label holds an upload or a title. Neither documents nor clients choose a label."""
 
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -9,6 +11,7 @@ from activities.bucket.storage import Bucket
 from activities.render.child import ChildPool
 from activities.scratch import Scratch
 from activities.telemetry import SECONDS
+from activities.tracing.spans import Spans, Writes
 
 TILES = (1, 10, 50, 100, 250, 500, 1000, 2500, 5000, 10_000, 50_000, 200_000)
 BYTES = tuple(float(1 << power) for power in range(14, 33, 2))
@@ -21,9 +24,11 @@ class HostMetrics:
 
     Args:
         registry: Where the counts are asked for; default: nobody asks for them.
+        spans: Get the stages, too; default: nobody traces them.
     """
 
-    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+    def __init__(self, registry: CollectorRegistry | None = None, spans: Spans | None = None) -> None:
+        self._spans = spans or Spans()
         self._registry = registry = registry or CollectorRegistry()
         stages = Histogram(
             "sitelink_stage_seconds",
@@ -32,7 +37,7 @@ class HostMetrics:
             buckets=SECONDS,
             registry=registry,
         )
-        self.stages = {stage: stages.labels(stage) for stage in STAGES}
+        self._stages = {stage: stages.labels(stage) for stage in STAGES}
         self._put_seconds = Histogram(
             "sitelink_bucket_put_seconds", "Seconds of each try of a write to the bucket that succeeded", buckets=SECONDS, registry=registry
         )
@@ -54,8 +59,23 @@ class HostMetrics:
             Histogram("sitelink_sheet_puts", "Objects written for each sheet that was committed", buckets=TILES, registry=registry),
         )
 
+    @contextmanager
+    def stage(self, name: str) -> Iterator[Writes]:
+        """Measures one of ``STAGES``, which lasts as long as the block. A stage that fails is traced, but not counted."""
+        began = time.monotonic()
+        with self._spans.stage(name) as writes:
+            yield writes
+        self._stages[name].observe(time.monotonic() - began)
+
+    def rendered(self, draw_s: float, tile_s: float) -> None:
+        """Counts a page that a render process has just drawn and then cut into tiles, in so many seconds."""
+        for name, seconds, seconds_ago in (("draw", draw_s, tile_s), ("tile", tile_s, 0.0)):
+            self._stages[name].observe(seconds)
+            self._spans.ended(name, seconds, seconds_ago)
+
     def observe_put(self, seconds: float, error_code: str) -> None:
         """Counts one try of a write to the bucket; without an error the code is empty."""
+        self._spans.count_put(error_code)
         if error_code:
             self._put_errors.labels(error_code).inc()
         else:

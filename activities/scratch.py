@@ -20,7 +20,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from activities.attempt import BEAT_S, Attempt, raise_if_stopped
@@ -57,7 +57,7 @@ class Scratch:
         share_pages: Most pages of one upload among them.
         clock: Seconds since 1970.
         beat_s: How often a page that waits for room beats.
-        on_fetched: Called with the seconds in which a PDF was fetched.
+        fetching: Goes around the fetching of a PDF.
 
     Raises:
         ScratchInUse: Another worker process uses the directory.
@@ -73,7 +73,7 @@ class Scratch:
         *,
         clock: Callable[[], float] = time.time,
         beat_s: float = BEAT_S,
-        on_fetched: Callable[[float], None] = lambda _: None,
+        fetching: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
         self._sources = directory / "sources"
         self._pages = directory / "pages"
@@ -85,7 +85,7 @@ class Scratch:
         self._share_pages = share_pages
         self._clock = clock
         self._beat_s = beat_s
-        self._on_fetched = on_fetched
+        self._fetching = fetching
         self._lock = (directory / "lock").open("w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -133,12 +133,12 @@ class Scratch:
         path = self._sources / name
         self._record_ref(ref)
         self._source_users[name] = self._source_users.get(name, 0) + 1
+        attempt.step = "fetches the PDF"
         try:
             async with _hold_with_beats(self._fetch_locks.setdefault(name, asyncio.Lock()), attempt.beat):
                 if not path.exists() or path.stat().st_size != record.size_bytes:
-                    began = time.monotonic()
-                    await attempt.in_thread(lambda stop: _fetch(bucket, ref, record, path, stop), more_follows=True)
-                    self._on_fetched(time.monotonic() - began)
+                    with self._fetching():
+                        await attempt.in_thread(lambda stop: _fetch(bucket, ref, record, path, stop), more_follows=True)
             yield path
         finally:
             self._source_users[name] -= 1

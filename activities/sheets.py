@@ -48,13 +48,15 @@ class SheetActivities(HostActivities):
             _pyramid(args.width, args.height, args.options)
             password = host.passwords.open(args.sealed_password, args.ref)
             record = await attempt.in_thread(lambda _: self._store.record(ref), more_follows=True)
+            attempt.step = "waits for room on the scratch"
             async with host.scratch.room(ref, attempt.beat), host.scratch.source(ref, record, host.bucket, attempt) as source:
                 page = host.scratch.new_page(ref, args.number)
+                attempt.step = "draws the page and cuts it"
                 try:
                     rendered = await host.children.tile_page(str(ref), source, args, page, attempt.beat, password, fresh=attempt.is_retry)
                     host.free_render_slot()
-                    host.metrics.stages["draw"].observe(rendered.draw_s)
-                    host.metrics.stages["tile"].observe(rendered.tile_s)
+                    host.metrics.rendered(rendered.draw_s, rendered.tile_s)
+                    attempt.step = "writes the thumbnail"
                     has_thumbnail = await attempt.in_thread(lambda _: self._put_thumbnail(ref, args.number, page), more_follows=True)
                     queue, name = host_queue(host.scratch.host), host.scratch.publish(page)
                     return TiledPage(queue, name, rendered.engines, rendered.notes, rendered.chroma, has_thumbnail, rendered.transform)
@@ -75,10 +77,11 @@ class SheetActivities(HostActivities):
         """See ``UploadActivities.upload_page``."""
         attempt = Attempt()
         host, turn = self._host, turn_of(UploadRef.parse(args.ref))
+        attempt.step = "waits for its turn to write"
         with attempt.named_errors(), host.scratch.claim_page(args.tiled.scratch) as page:
             try:
                 sheet: UploadedSheet = await attempt.in_thread(
-                    lambda stop: self._upload(args, page, stop), submit=partial(host.uploads.submit, turn, rank=args.page.number)
+                    lambda stop: self._upload(args, page, attempt, stop), submit=partial(host.uploads.submit, turn, rank=args.page.number)
                 )
             except asyncio.CancelledError:
                 if not activity.is_worker_shutdown():
@@ -93,66 +96,86 @@ class SheetActivities(HostActivities):
         await self._host.children.retire(args.ref)
         await asyncio.to_thread(self._host.scratch.discard, UploadRef.parse(args.ref))
 
-    def _upload(self, args: UploadPage, page: Path, stop: threading.Event) -> UploadedSheet:
-        metrics, began = self._host.metrics, time.monotonic()
-        bucket, ref, number, options = self._host.bucket, UploadRef.parse(args.ref), args.page.number, args.options
-        pyramid, layout = _pyramid(args.page.width, args.page.height, options), options.layout
-        descriptor = pyramid.descriptor().encode()
+    def _upload(self, args: UploadPage, page: Path, attempt: Attempt, stop: threading.Event) -> UploadedSheet:
+        metrics, ref, number = self._host.metrics, UploadRef.parse(args.ref), args.page.number
+        pyramid = _pyramid(args.page.width, args.page.height, args.options)
         with TileFile(page, pyramid) as tiles:
-            thumbnail = read_thumbnail(page)
-            layers = read_layers(page)
-            bucket.remove_unfinished(ref.sheet_prefix(number))  # left by an attempt whose worker was killed
-            # Tiles that an earlier attempt wrote, or that a repair kept, need not be written again. A new sheet has no such tiles.
-            listing = Listing.fetch(bucket, ref, number)
-            marker = listing.descriptor
-            if marker is not None and (marker.size != len(descriptor) or bucket.get(marker.key).body != descriptor):
-                self._store.uncommit(ref, number)  # first, because the sheet had another size, and its old tiles are removed
-            puts = 2  # sheet.json and the commit marker
-            if not (args.tiled.thumbnail and listing.thumbnail is not None and listing.thumbnail.size == len(thumbnail)):
-                bucket.put(ref.thumbnail(number), thumbnail)
-                puts += 1
-            stored = listing.tiles
-            lines = self._put_tiles(args, pyramid, tiles, stored, stop) if layout.has_tiles else tile_lines(tiles, pyramid)
-            if layout.has_tiles:
-                puts += sum(not _is_stored(stored.get(name), size, md5) for name, size, md5 in lines) if stored else len(lines)
-            record = _sheet_record(args, lines, layers)
-            packed = None
-            if layout.has_archive:
-                packed = PackedSheet(tiles, pyramid, lines, sheet_metadata(record))
-                record = replace(record, etag=etag_of(packed.chunks(), packed.size_bytes))
-                if listing.archive is not None and listing.archive.size != packed.size_bytes:
-                    self._store.uncommit(ref, number)
-                raise_if_stopped(stop)
-                if layout.has_tiles:
-                    bucket.put_archive(ref.archive(number), packed.chunks(), packed.size_bytes)
-                    puts += 1
-            body = to_json(record)
-            bucket.put(ref.sheet_record(number), body)
-            raise_if_stopped(stop)
-            if not bucket.answers_prove_writes:
-                tile_keys = [ref.tiles_prefix(number) + name for name, _, _ in lines] if layout.has_tiles else []
-                sent = [*tile_keys, ref.thumbnail(number), ref.sheet_record(number)]
-                listing = Listing.of(ref, number, self._list_at_once(ref, number, sent))
-                _prove(listing, lines if layout.has_tiles else [], len(thumbnail), len(body))
-                if layout is Layout.BOTH and packed is not None:
-                    _prove_archive(listing, packed.size_bytes)
-                raise_if_stopped(stop)
-            bucket.delete(listing.surplus(ref, pyramid, layout))  # old tiles, if the sheet had another size
-            uploaded = time.monotonic()
-            metrics.stages["upload"].observe(uploaded - began)
-            if layout.has_tiles or packed is None:
-                bucket.sync()
-                self._store.commit(ref, number, descriptor)
-            else:
-                self._store.commit_packed(ref, number, packed.chunks(), packed.index, packed.size_bytes)
-            committed_at = time.time()
-            metrics.stages["commit"].observe(time.monotonic() - uploaded)
+            with metrics.stage("upload") as writes:
+                record, packed, puts = self._put_objects(args, page, pyramid, tiles, attempt, stop)
+                writes.bytes = record.bytes
+            attempt.step = "commits the sheet"
+            with metrics.stage("commit"):
+                if args.options.layout.has_tiles or packed is None:
+                    self._host.bucket.sync()
+                    self._store.commit(ref, number, pyramid.descriptor().encode())
+                else:
+                    self._store.commit_packed(ref, number, packed.chunks(), packed.index, packed.size_bytes)
+                committed_at = time.time()
             metrics.count_sheet(record, puts)
             # Layers can be long, and a workflow does not need them.
             return UploadedSheet(**vars(replace(record, layers=())), committed_at=committed_at, attempt=activity.info().attempt)
 
+    def _put_objects(
+        self, args: UploadPage, page: Path, pyramid: Pyramid, tiles: TileFile, attempt: Attempt, stop: threading.Event
+    ) -> tuple[SheetRecord, PackedSheet | None, int]:
+        """Writes all objects of a sheet but the commit marker.
+
+        Returns:
+            What ``sheet.json`` says, the sheet as one object if its layout has it, and how many objects are written, the marker among them.
+        """
+        bucket, ref, number, layout = self._host.bucket, UploadRef.parse(args.ref), args.page.number, args.options.layout
+        attempt.step = "looks at what is in the bucket"
+        descriptor = pyramid.descriptor().encode()
+        thumbnail = read_thumbnail(page)
+        layers = read_layers(page)
+        bucket.remove_unfinished(ref.sheet_prefix(number))  # left by an attempt whose worker was killed
+        # Tiles that an earlier attempt wrote, or that a repair kept, need not be written again. A new sheet has no such tiles.
+        listing = Listing.fetch(bucket, ref, number)
+        marker = listing.descriptor
+        if marker is not None and (marker.size != len(descriptor) or bucket.get(marker.key).body != descriptor):
+            self._store.uncommit(ref, number)  # first, because the sheet had another size, and its old tiles are removed
+        puts = 2  # sheet.json and the commit marker
+        if not (args.tiled.thumbnail and listing.thumbnail is not None and listing.thumbnail.size == len(thumbnail)):
+            bucket.put(ref.thumbnail(number), thumbnail)
+            puts += 1
+        stored = listing.tiles
+        lines = self._put_tiles(args, pyramid, tiles, stored, attempt, stop) if layout.has_tiles else tile_lines(tiles, pyramid)
+        if layout.has_tiles:
+            puts += sum(not _is_stored(stored.get(name), size, md5) for name, size, md5 in lines) if stored else len(lines)
+        record = _sheet_record(args, lines, layers)
+        packed = None
+        if layout.has_archive:
+            packed = PackedSheet(tiles, pyramid, lines, sheet_metadata(record))
+            record = replace(record, etag=etag_of(packed.chunks(), packed.size_bytes))
+            if listing.archive is not None and listing.archive.size != packed.size_bytes:
+                self._store.uncommit(ref, number)
+            raise_if_stopped(stop)
+            if layout.has_tiles:
+                bucket.put_archive(ref.archive(number), packed.chunks(), packed.size_bytes)
+                puts += 1
+        body = to_json(record)
+        attempt.step = "writes the other objects and looks whether all are there"
+        bucket.put(ref.sheet_record(number), body)
+        raise_if_stopped(stop)
+        if not bucket.answers_prove_writes:
+            tile_keys = [ref.tiles_prefix(number) + name for name, _, _ in lines] if layout.has_tiles else []
+            sent = [*tile_keys, ref.thumbnail(number), ref.sheet_record(number)]
+            listing = Listing.of(ref, number, self._list_at_once(ref, number, sent))
+            _prove(listing, lines if layout.has_tiles else [], len(thumbnail), len(body))
+            if layout is Layout.BOTH and packed is not None:
+                _prove_archive(listing, packed.size_bytes)
+            raise_if_stopped(stop)
+        bucket.delete(listing.surplus(ref, pyramid, layout))  # old tiles, if the sheet had another size
+        return record, packed, puts
+
     def _put_tiles(
-        self, args: UploadPage, pyramid: Pyramid, tiles: TileFile, stored: Mapping[str, ObjectInfo], stop: threading.Event
+        self,
+        args: UploadPage,
+        pyramid: Pyramid,
+        tiles: TileFile,
+        stored: Mapping[str, ObjectInfo],
+        attempt: Attempt,
+        stop: threading.Event,
     ) -> list[TileLine]:
         """Writes the tiles that are not in the bucket already; returns name, size and MD5 of each tile."""
         ref, number = UploadRef.parse(args.ref), args.page.number
@@ -163,8 +186,12 @@ class SheetActivities(HostActivities):
             self._host.threads.submit(turn, _put_tiles, self._host.bucket, prefix, pyramid, tiles, chunk, stored, stop, rank=number)
             for chunk in _chunks(pyramid, self._host.threads.most)
         ]
+        lines: list[TileLine] = []
         try:
-            return [line for future in futures for line in future.result()]
+            for future in futures:
+                attempt.step = f"writes the tiles: {len(lines):,} of {pyramid.tile_count:,} are written"
+                lines += future.result()
+            return lines
         except BaseException:
             stop.set()
             wait([future for future in futures if not future.cancel()])

@@ -17,6 +17,7 @@ from activities.logs import set_up
 from activities.program import hide_memory, keep_what_is_loaded, run, stop_request
 from activities.telemetry import Health, MetricsSettings, TemporalMetrics, new_registry, watch_event_loop
 from activities.telemetry import serve as serve_metrics
+from activities.tracing.settings import Tracing, start_tracing
 from api.app import create_app
 from api.http.connections import BoundedServer, ConnectionLimits, possible_connections
 from api.r2.settings import PullSettings
@@ -58,8 +59,10 @@ def serve() -> int:
         registry = new_registry("api")
         metrics_address = serve_metrics(registry, MetricsSettings.from_env(os.environ))
         runtime = TemporalMetrics(registry).runtime
-        app = create_app(bucket, partial(connect, settings.codec_keys, lazy=True, runtime=runtime), settings, registry)
         listener = bind(settings.host, settings.port)
+        tracing = start_tracing(os.environ, "api")
+        connect_later = partial(connect, settings.codec_keys, lazy=True, runtime=runtime, interceptors=tracing.interceptors)
+        app = create_app(bucket, connect_later, settings, registry, tracing.tracer)
     except (ValueError, BucketError) as error:
         sys.stderr.write(f"{error}\n")
         return WRONG_USE
@@ -77,6 +80,7 @@ def serve() -> int:
         logger.info("metrics are at %s", metrics_address)
     logger.info("listening on http://%s:%d", host, listener.getsockname()[1])
     server.run(sockets=[listener])
+    tracing.stop()
     return OK if server.started else FAILED
 
 
@@ -93,7 +97,11 @@ def consume() -> int:
             names = "SITELINK_EVENTS_ACCOUNT, SITELINK_EVENTS_QUEUE and SITELINK_EVENTS_TOKEN"
             msg = f"{names} are not set: there is no queue to take events from"
             raise ValueError(msg)
-        asyncio.run(_consume(MetricsSettings.from_env(os.environ), settings, BucketSettings.from_env(os.environ), codec_keys(os.environ)))
+        metrics_settings, keys = MetricsSettings.from_env(os.environ), codec_keys(os.environ)
+        bucket_settings = BucketSettings.from_env(os.environ)
+        tracing = start_tracing(os.environ, "events")
+        asyncio.run(_consume(metrics_settings, settings, bucket_settings, keys, tracing))
+        tracing.stop()
     except (ValueError, SiteLinkError) as error:
         logger.error("%s", error)
         return WRONG_USE
@@ -101,7 +109,7 @@ def consume() -> int:
 
 
 async def _consume(
-    metrics_settings: MetricsSettings, settings: PullSettings, bucket_settings: BucketSettings, keys: Sequence[bytes]
+    metrics_settings: MetricsSettings, settings: PullSettings, bucket_settings: BucketSettings, keys: Sequence[bytes], tracing: Tracing
 ) -> None:
     from api.r2.pull import take_events  # imported here, because it loads an HTTP client that the server does not need
 
@@ -113,7 +121,7 @@ async def _consume(
     logger.info("takes R2 events from a queue")
     readiness = asyncio.create_task(health.ready_until(stop))
     try:
-        await take_events(partial(connect, keys, lazy=True), settings, bucket_settings, stop)
+        await take_events(partial(connect, keys, lazy=True, interceptors=tracing.interceptors), settings, bucket_settings, stop)
     finally:
         readiness.cancel()
     logger.info("takes no R2 events any more")

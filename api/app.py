@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
@@ -77,6 +78,9 @@ from api.uploads import Uploads
 from api.verify import Verifier
 from api.webhooks import Webhooks
 from workflows.messages import Reconcile, SheetNumbers
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Tracer
 
 logger = logging.getLogger(__name__)
 
@@ -371,7 +375,11 @@ class Api:
 
 
 def create_app(
-    bucket: Bucket, connect: Callable[[], Awaitable[Client]], settings: ApiSettings, registry: CollectorRegistry | None = None
+    bucket: Bucket,
+    connect: Callable[[], Awaitable[Client]],
+    settings: ApiSettings,
+    registry: CollectorRegistry | None = None,
+    tracer: "Tracer | None" = None,
 ) -> Starlette:
     """The ASGI application.
 
@@ -380,6 +388,7 @@ def create_app(
         connect: Gives the Temporal client when it is first needed; a lazy client, so that the API also runs without Temporal.
         settings: Limits of the API, the host names in its address, the secrets of R2's push, and who may send requests.
         registry: Metrics of the process, to which those of the application are added; default: there are no others.
+        tracer: Makes spans of requests; default: there are no traces.
 
     Raises:
         ValueError: A limit cannot be used; the message names its variable.
@@ -394,6 +403,7 @@ def create_app(
         routes=routes,
         middleware=[
             Middleware(AboutRequests),
+            *([] if tracer is None else [_traced(tracer)]),
             *cors(access.cors_origins),
             Middleware(
                 Guard,
@@ -413,6 +423,12 @@ def create_app(
     app.router.redirect_slashes = False
     app.state.stop = api.stop
     return app
+
+
+def _traced(tracer: "Tracer") -> Middleware:
+    from api.http.tracing import TraceRequests  # imported here, because it loads OpenTelemetry's library
+
+    return Middleware(TraceRequests, tracer=tracer)
 
 
 def _accepted(ref: UploadRef) -> Response:

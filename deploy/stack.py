@@ -44,6 +44,9 @@ HEALTHY_S = 60
 LOCK_TIMEOUT_S = 1.0
 """How long to try to get the lock. A process that checks whether a stack runs holds the lock for a moment."""
 
+TRACED = ("api", "worker-workflow", "worker-tile", "worker-webhook", "r2-events")
+"""The processes that export traces, if any are wanted."""
+
 SECRETS = {
     "SITELINK_JWT_SECRET": ("api",),
     "SITELINK_TICKET_SECRET": ("api",),
@@ -53,6 +56,8 @@ SECRETS = {
     "SITELINK_EVENTS_TOKEN": ("r2-events",),
     "SITELINK_WEBHOOK_SECRET": ("api", "worker-webhook"),
     "AWS_SECRET_ACCESS_KEY": ("api", "worker-tile", "worker-webhook", "r2-events"),
+    "OTEL_EXPORTER_OTLP_HEADERS": TRACED,
+    "OTEL_EXPORTER_OTLP_TRACES_HEADERS": TRACED,
     "SITELINK_TOKEN": ("sitelink",),
 }
 """The processes that need a secret; no other process gets it."""

@@ -16,6 +16,7 @@ from activities.program import give_way, hide_memory, keep_what_is_loaded, run, 
 from activities.scratch import ScratchInUse
 from activities.sealing import PasswordSeal
 from activities.telemetry import Health, MetricsSettings, TemporalMetrics, new_registry, serve, watch_event_loop
+from activities.tracing.settings import Tracing, start_tracing
 from worker.app import run_tile_role, run_webhook_role, run_workflow_role
 from worker.metrics import WorkerMetrics
 from worker.settings import WebhookRoleSettings, WorkerSettings, deployment_version
@@ -31,15 +32,22 @@ GROUP_NICENESS = 5
 logger = logging.getLogger("worker")
 
 
-async def _run(role: str, settings: WorkerSettings | WebhookRoleSettings, keys: Sequence[bytes], metrics_settings: MetricsSettings) -> None:
+async def _run(
+    role: str,
+    settings: WorkerSettings | WebhookRoleSettings,
+    keys: Sequence[bytes],
+    metrics_settings: MetricsSettings,
+    tracing: Tracing,
+) -> None:
     stop = stop_request()
     registry = new_registry(role)
     health = Health(watch_event_loop(registry))
-    runtime, interceptors = None, []
+    runtime, interceptors = None, [*tracing.interceptors]
     metrics = WorkerMetrics(registry, has_workflows=role == "workflow")
     if address := serve(registry, metrics_settings, health):
         logger.info("metrics are at %s", address)
-        runtime, interceptors = TemporalMetrics(registry).runtime, [metrics]
+        runtime = TemporalMetrics(registry).runtime
+        interceptors.append(metrics)
     try:
         client = await connect(keys, lazy=False, runtime=runtime, interceptors=interceptors)
     except RuntimeError as error:
@@ -56,7 +64,7 @@ async def _run(role: str, settings: WorkerSettings | WebhookRoleSettings, keys: 
                 await tasks.enter_async_context(background_task(keep_counting(client)))
             await run_workflow_role(client, stop, health, deployment_version(os.environ))
     else:
-        await run_tile_role(client, settings, stop, PasswordSeal(keys), HostMetrics(registry), health)
+        await run_tile_role(client, settings, stop, PasswordSeal(keys), HostMetrics(registry, tracing.spans), health)
     logger.info("%s worker stopped", role)
 
 
@@ -79,7 +87,12 @@ def main() -> int:
         if role == "tile":
             give_way(NICENESS, GROUP_NICENESS)
         hide_memory()
-        asyncio.run(_run(role, settings, codec_keys(os.environ), MetricsSettings.from_env(os.environ)))
+        keys, metrics_settings = codec_keys(os.environ), MetricsSettings.from_env(os.environ)
+        tracing = start_tracing(os.environ, role)
+        try:
+            asyncio.run(_run(role, settings, keys, metrics_settings, tracing))
+        finally:
+            tracing.stop()
     except TemporalUnavailable as error:
         logger.error("Temporal is not reached: %s", error)
         return 3

@@ -5,6 +5,7 @@ import logging
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 
 from temporalio.client import Client, WorkflowQueryFailedError
 from temporalio.common import VersioningBehavior, WorkerDeploymentVersion
@@ -143,7 +144,7 @@ async def run_tile_role(
         settings.scratch_limit_bytes,
         share_pages + settings.upload_slots,
         share_pages,
-        on_fetched=metrics.stages["fetch"].observe,
+        fetching=partial(metrics.stage, "fetch"),
     )
     limits = ChildLimits(memory_bytes=settings.render_memory_bytes, cpu_s=settings.render_cpu_s, wall_s=settings.render_wall_s)
     if not settings.dzsave and not library_path().exists():

@@ -7,7 +7,7 @@ from typing import Any
 from temporalio import activity
 from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor
 
-from activities.logs import set_log_context
+from activities.logs import set_log_context, subject_of
 
 logger = logging.getLogger(__name__)
 
@@ -23,8 +23,7 @@ class ActivityLogContext(Interceptor):
 class _ActivityWithLogContext(ActivityInboundInterceptor):
     async def execute_activity(self, input: ExecuteActivityInput) -> Any:  # noqa: A002 - Temporal's name for it
         """Runs the activity, and logs its end if it works for an upload, because Temporal's library logs only failures."""
-        argument = input.args[0] if input.args else None
-        ref, sheet = getattr(argument, "ref", None), getattr(getattr(argument, "page", argument), "number", None)
+        ref, sheet = subject_of(input.args)
         set_log_context(ref, sheet)
         begun = time.monotonic()
         result = await super().execute_activity(input)

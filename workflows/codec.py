@@ -5,8 +5,8 @@ https://github.com/temporalio/samples-python/blob/main/encryption/codec.py
 
 Oddities, all on purpose:
 
-1. Numbers, truth values and null stay in clear: they name nothing. Among them is what a rendering activity counts from attempt to attempt.
-   Temporal's library ends an activity for good when it cannot decrypt such a count; everything else that it cannot decrypt is tried again.
+1. Numbers, truth values, null and the steps of activities stay in clear: they name nothing. Temporal's library ends an activity for good
+   when it cannot decrypt a heartbeat of the attempt before; everything else that it cannot decrypt is tried again.
 2. A process without a key has this codec, too. It stores in clear, and refuses an encrypted payload by name. Without the codec,
    Temporal's library would drop a signal that it cannot read.
 3. A nonce is random. One key should encrypt less than 2^32 payloads, which is 100,000 uploads of 2,000 sheets:
@@ -18,16 +18,26 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
+from copy import copy
 from hashlib import sha256
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
 from temporalio.api.common.v1 import Payload, Payloads
-from temporalio.converter import DataConverter, DefaultFailureConverter, DefaultFailureConverterWithEncodedAttributes, PayloadCodec
+from temporalio.api.failure.v1 import Failure
+from temporalio.converter import (
+    DataConverter,
+    DefaultFailureConverter,
+    DefaultFailureConverterWithEncodedAttributes,
+    PayloadCodec,
+    PayloadConverter,
+)
+from temporalio.exceptions import ApplicationError
 
 from activities.environment import secret
-from activities.errors import InvalidRequest, PayloadUnreadable
+from activities.errors import InvalidRequest, PayloadUnreadable, is_error_name
+from activities.interface import IN_CLEAR
 
 ENCODING = b"binary/encrypted"
 NONCE_BYTES = 12
@@ -54,8 +64,25 @@ def codec_keys(environ: Mapping[str, str]) -> tuple[bytes, ...]:
 
 def data_converter(keys: Sequence[bytes]) -> DataConverter:
     """The converter of every client and worker, by the keys of ``codec_keys``."""
-    failures = DefaultFailureConverterWithEncodedAttributes if keys else DefaultFailureConverter
-    return DataConverter(payload_codec=Codec(keys), failure_converter_class=failures)
+    return DataConverter(payload_codec=Codec(keys), failure_converter_class=SealedFailures if keys else NamedFailures)
+
+
+class NamedFailures(DefaultFailureConverter):
+    """Stores a failure with a name of ours as name and sentence, for people to read.
+
+    Its traceback and its causes are in the worker's log. With them, many a failure is over the 4 KB that Temporal keeps of an activity that
+    is tried again, and Temporal then shows "Failure exceeds size limit" in its place.
+    """
+
+    def to_failure(self, exception: BaseException, payload_converter: PayloadConverter, failure: Failure) -> None:
+        """See ``FailureConverter``."""
+        if isinstance(exception, ApplicationError) and is_error_name(exception.type or ""):
+            exception = copy(exception)  # which has neither traceback nor causes
+        super().to_failure(exception, payload_converter, failure)
+
+
+class SealedFailures(NamedFailures, DefaultFailureConverterWithEncodedAttributes):
+    """The same, where payloads are encrypted."""
 
 
 class Codec(PayloadCodec):
@@ -108,7 +135,11 @@ def _key_id(key: bytes) -> str:
 
 def _names_nothing(payload: Payload) -> bool:
     encoding = payload.metadata.get("encoding")
-    return encoding == b"binary/null" or (encoding == b"json/plain" and _NAMES_NOTHING.fullmatch(payload.data) is not None)
+    return (
+        encoding == b"binary/null"
+        or IN_CLEAR in payload.metadata
+        or (encoding == b"json/plain" and _NAMES_NOTHING.fullmatch(payload.data) is not None)
+    )
 
 
 def read_payloads(body: bytes | bytearray) -> Sequence[Payload]:

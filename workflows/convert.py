@@ -61,7 +61,7 @@ class ConvertUpload:
         self._state = replace(self._state, status=status)
         return self._state
 
-    @workflow.query
+    @workflow.query(description="How many sheets are converted, and which were left as they are")
     def conversion(self) -> Conversion:
         """How far it is."""
         return self._state

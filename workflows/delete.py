@@ -32,14 +32,16 @@ class DeleteUpload:
         Raises:
             ApplicationError: The upload is not marked deleted.
         """
+        workflow.set_current_details("ends the upload's run, then removes its objects")
         # The run ends before the removal, because it could write objects after the removal.
         await self._stop_run(args.ref)
         removed = await self._remove_objects(args.ref)
         if not removed.has_record:
             return removed  # an earlier run of this workflow has removed all objects
-        workflow.set_current_details(f"{removed.objects:,} objects removed; looks again {args.look_again_s / 60:.0f} minutes later")
+        look_again = workflow.now() + timedelta(seconds=args.look_again_s)
+        workflow.set_current_details(f"{removed.objects:,} objects removed; looks again at {look_again:%Y-%m-%d %H:%M} UTC")
         # After this sleep every activity that could write has timed out, so the second removal finds all late objects.
-        await workflow.sleep(args.look_again_s)
+        await workflow.sleep(args.look_again_s, summary="until every lost writer has timed out; then it looks again")
         await self._stop_run(args.ref)
         late = await self._remove_objects(args.ref)
         await call_housekeeping(HousekeepingActivities.remove_record, RemoveRecord(args.ref), RECORD_TIMEOUT, "remove upload.json")

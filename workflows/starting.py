@@ -26,6 +26,7 @@ from workflows.delete import DeleteUpload
 from workflows.deliveries import appearance
 from workflows.messages import SEARCH_ATTRIBUTES, ConvertInput, DeleteInput, Reconcile, SheetNumbers, UploadInput
 from workflows.processing.calls import SHEET_TIMEOUT
+from workflows.processing.display import ABOUT
 from workflows.upload import ProcessUpload
 from workflows.webhook import DeliverWebhook
 
@@ -76,6 +77,7 @@ async def start_upload(client: Client, ref: UploadRef, *, sealed_password: str =
             search_attributes=_search_attributes(ref, UploadStatus.QUEUED),
             memo=_memo(request_id),
             static_summary=_summary(ref),
+            static_details=ABOUT,
             priority=Priority(fairness_key=ref.organization),
         )
     except WorkflowAlreadyStartedError:
@@ -119,6 +121,7 @@ async def reopen_upload(
         search_attributes=_search_attributes(ref, UploadStatus.QUEUED),
         memo=_memo(request_id),
         static_summary=_summary(ref),
+        static_details=ABOUT,
         priority=Priority(fairness_key=ref.organization),
     )
 

@@ -70,7 +70,7 @@ class ProcessUpload:
         self._sheet_tasks: dict[int, asyncio.Task[None]] = {}
         self._check_task: asyncio.Task[None] | None = None
         self._display = Display()
-        self._calls = Calls(self._ref, self.patience, args.sealed_password)
+        self._calls = Calls(self._ref, self.patience, self._display, args.sealed_password)
         self._sheet_work = SheetWork(self._calls, self._progress, self._window, continued.hosts)
         self._checks = BucketChecks(self._calls, self._progress, self._window, self._display)
         self._announcements = Announcements(self._ref, self._progress, continued.webhooks)
@@ -120,17 +120,17 @@ class ProcessUpload:
 
     # ------------------------------------------------------------------ queries, updates and signals
 
-    @workflow.query
+    @workflow.query(description="The progress, with every sheet")
     def progress(self) -> Snapshot:
         """The whole snapshot."""
         return self._progress.snapshot()
 
-    @workflow.query
+    @workflow.query(description="For workers: what this run has to do")
     def backlog(self) -> Backlog:
         """What this run has to do. A worker's metrics read it at any time, also from another thread."""
         return Backlog(self._progress.open_sheets, self._progress.version / 1000)
 
-    @workflow.query
+    @workflow.query(description="For hosts: the names of the tiled pages that are not uploaded yet")
     def tiles_wanted(self) -> list[str]:
         """The names of the tiled pages, on all hosts, that are not uploaded yet; a host may remove every other tiled page."""
         return sorted(self._sheet_work.tiled_pages.values())
@@ -156,22 +156,22 @@ class ProcessUpload:
             return replace(changes, version=args.version, sheets=())
         return changes
 
-    @workflow.signal
+    @workflow.signal(description='Compare with the bucket, and repair. {} is enough; {"deep": true} reads every tile')
     def force_reconcile(self, args: Reconcile = Reconcile()) -> None:  # noqa: B008 - frozen
         """Compare the progress with the bucket, and repair the differences; many requests at once make one comparison."""
         self._add_requests(args, Requests(reconcile=True, deep=args.deep))
 
-    @workflow.signal
+    @workflow.signal(description='Judge sheets that another program has written: {"sheets": [3]}')
     def sheets_stored(self, args: SheetNumbers) -> None:
         """Judge these sheets, whose commit marker the bucket has reported, unless they are ready or in flight."""
         self._add_requests(args, Requests(stored=args.sheets))
 
-    @workflow.signal
+    @workflow.signal(description='Tile these sheets next: {"sheets": [3]}')
     def prioritize(self, args: SheetNumbers) -> None:
         """Tile these sheets next."""
         self._window.prioritize(args.sheets)
 
-    @workflow.signal
+    @workflow.signal(description='Try failed sheets again: {} for all of them, or {"sheets": [3]}; a cancelled upload is resumed')
     def retry_sheets(self, args: SheetNumbers) -> None:
         """Try failed sheets again, or resume a cancelled upload."""
         self._add_requests(args, Requests(retries=(Retry(args.sheets),)))
@@ -282,7 +282,7 @@ class ProcessUpload:
             self._window.plan(self._progress.sheets_to_do)
 
     async def _check_bucket(self) -> None:
-        await workflow.sleep(GATHERING_TIME)
+        await workflow.sleep(GATHERING_TIME, summary="gather requests for one comparison with the bucket")
         # The requests are taken after the sleep, and there is no await between the taking and the comparison: a request that comes later
         # gets a comparison of its own.
         requests, self._requests = self._requests.take_check()
@@ -374,6 +374,7 @@ class ProcessUpload:
                 workflow.logger.info("an upload has ended", extra={"status": manifest.status.value})
                 if not reopened:
                     count_upload(manifest)
+        self._display.refresh()
         self._waiters.clear()
         # An update that waits would fail with the run; this await lets each of them answer.
         await workflow.wait_condition(workflow.all_handlers_finished)

@@ -17,6 +17,7 @@ from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_
 with workflow.unsafe.imports_passed_through():
     from activities.bucket.keys import UploadRef
     from activities.interface import WEBHOOK_QUEUE, SendWebhook, SentWebhook, WebhookActivities
+    from workflows.deliveries import DELIVERING
     from workflows.processing.display import REASON, STATUS
     from workflows.processing.failures import reason_and_detail
     from workflows.processing.metrics import count_webhook
@@ -52,7 +53,7 @@ class DeliverWebhook:
     def __init__(self, args: SendWebhook) -> None:
         self._is_asked = False
 
-    @workflow.signal
+    @workflow.signal(description="Send it now, also after its end")
     def redeliver(self) -> None:
         """Send it now."""
         self._is_asked = True
@@ -65,6 +66,10 @@ class DeliverWebhook:
             ApplicationError: The receiver did not take it within ``persistence.whole``, or nothing can be sent there.
         """
         self._is_asked = False  # the signal that started this run asks for nothing more
+        last_try = workflow.now() + self.persistence.whole
+        workflow.set_current_details(
+            f"**{DELIVERING}**: tried until {last_try:%Y-%m-%d %H:%M} UTC; Pending Activities says what the last try met"
+        )
         sending = self._start(args)
         while not await self._is_done(sending):
             # The pause before the next try cannot be shortened, so the activity is replaced. The receiver knows a repeat by its id.

@@ -1,5 +1,7 @@
 """One attempt of an activity that renders: it counts how often the PDF and its page have failed in all attempts."""
 
+from collections.abc import Sequence
+
 from temporalio import activity
 
 from activities.attempt import Attempt
@@ -22,9 +24,10 @@ class RenderAttempt(Attempt):
         """Whether an earlier attempt has failed."""
         return activity.info().attempt > 1
 
-    def beat(self) -> None:
-        """See ``Attempt.beat``."""
-        activity.heartbeat(self._failed_children, self._altered_reads)
+    @property
+    def counts(self) -> Sequence[int]:
+        """See ``Attempt.counts``."""
+        return self._failed_children, self._altered_reads
 
     def gives_up(self, error: SiteLinkError) -> bool:
         """See ``Attempt.gives_up``. Counts the fault, and sends the new count before the attempt ends."""

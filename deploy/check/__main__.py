@@ -24,6 +24,7 @@ from deploy.check.host import check_host, check_open_files
 from deploy.check.settings import check_names, check_secrets, check_settings, secret_texts
 from deploy.check.table import Finding, exit_code, table
 from deploy.check.temporal import check_temporal
+from deploy.check.traces import check_traces
 from worker.settings import WorkerSettings
 from workflows.codec import codec_keys
 
@@ -39,6 +40,7 @@ def check(environ: Mapping[str, str]) -> list[Finding]:
         findings += check_public_keys(AccessSettings.from_env(environ))
     with suppress(ValueError):
         findings += check_queue(PullSettings.from_env(environ))
+    findings += check_traces(environ)
     with suppress(ValueError):
         findings += check_open_files(ApiSettings.from_env(environ).max_connections)
     with suppress(ValueError):

@@ -36,7 +36,11 @@ CONTRACT = PURE | {
     "api.uploads",
 }
 CLI = PURE | {"api.cli", "api.addresses", "api.paths", "activities.environment"}
-SERVER_ROOM = BUCKET | {*(f"activities.{name}" for name in ("environment", "logs", "program", "sealing", "telemetry")), "workflows", "api"}
+SERVER_ROOM = BUCKET | {
+    *(f"activities.{name}" for name in ("environment", "logs", "program", "sealing", "telemetry", "tracing.settings")),
+    "workflows",
+    "api",
+}
 SERVER_ROOM |= {f"activities.webhooks.{name}" for name in ("settings", "signing", "network")}
 SERVER_ROOM |= {"starlette", "sse_starlette", "uvicorn", "python_multipart", "prometheus_client"}
 
@@ -115,7 +119,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "activities.environment": set(),
     "activities.logs": {"temporalio", "activities.environment"},
     "activities.program": set(),
-    "activities.attempt": {"activities.errors", "temporalio"},
+    "activities.attempt": {"activities.errors", "activities.interface", "temporalio"},
     "activities.sealing": {"activities.errors", "cryptography"},
     "activities.scratch": BUCKET | {"activities.attempt"},
     "activities.threads": {"activities.bucket.keys"},
@@ -124,8 +128,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "activities.webhooks.network": {"activities.errors", "httpcore2"},
     "activities.webhooks.delivery": BUCKET | {"activities.attempt", "activities.webhooks", "httpcore2"},
     "activities.limits": LIGHT,
+    "activities.tracing.spans": set(),
+    "activities.tracing.settings": {"activities.environment", "activities.tracing", "opentelemetry", "temporalio"},
+    "activities.tracing.sdk": {"activities.environment", "activities.logs", "activities.tracing", "opentelemetry", "temporalio"},
     "activities.telemetry": {"activities.environment", "activities.logs", "prometheus_client", "temporalio"},
-    "activities.metrics": BUCKET | {*(f"activities.{name}" for name in ("render.child", "scratch", "telemetry")), "prometheus_client"},
+    "activities.metrics": BUCKET
+    | {*(f"activities.{name}" for name in ("render.child", "scratch", "telemetry", "tracing.spans")), "prometheus_client"},
     "activities.host": BUCKET
     | {*(f"activities.{name}" for name in ("limits", "metrics", "render.child", "scratch", "sealing", "threads"))},
     "activities.*": HOST | {"activities.document"},
@@ -141,7 +149,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *(f"activities.bucket.{name}" for name in ("changes", "records", "forecast", "weight")),
     },
     "workflows.connection": {"activities.environment", "temporalio", "workflows.codec"},
-    "workflows.codec": {"activities.environment", "activities.errors", "cryptography", "google", "temporalio"},
+    "workflows.codec": {"activities.environment", "activities.errors", "activities.interface", "cryptography", "google", "temporalio"},
     "workflows.*": LIGHT | {"workflows"},
     "api.addresses": set(),
     "api.progress.recent": set(),
@@ -178,6 +186,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "api.http.protocol": {"api.http.problems", "h11", "uvicorn"},
     "api.http.counters": SERVER_ROOM | {"limits"},
     "api.http.limits": SERVER_ROOM | {"limits"},
+    "api.http.tracing": SERVER_ROOM | {"activities.tracing.sdk", "opentelemetry"},
+    "api.app": SERVER_ROOM | {"opentelemetry"},
     "api.http.digests": SERVER_ROOM | {"http_sf"},
     "api.readiness": SERVER_ROOM | {"activities.render.decoder"},
     "api.*": SERVER_ROOM,

@@ -4,6 +4,7 @@ import hashlib
 import time
 from collections.abc import AsyncIterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import httpx2
@@ -48,7 +49,7 @@ async def host(registry: CollectorRegistry, tmp_path: Path) -> AsyncIterator[Hos
     children = ChildPool(2, on_end=metrics.count_child)
     with (
         FairThreads(2, "bucket") as threads,
-        closing(Scratch(tmp_path / "scratch", 1 << 30, on_fetched=metrics.stages["fetch"].observe)) as scratch,
+        closing(Scratch(tmp_path / "scratch", 1 << 30, fetching=partial(metrics.stage, "fetch"))) as scratch,
     ):
         await children.layers()
         metrics.watch(bucket, scratch, children, ("Landlock", "seccomp", "a layer that no kernel has"))

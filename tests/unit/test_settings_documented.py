@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "deploy" / "env.example"
 README = ROOT / "deploy" / "README.md"
 PACKAGES = ("api", "worker", "activities", "workflows", "deploy")
-SETTING = re.compile(r"(SITELINK|TEMPORAL|AWS)_[A-Z0-9_]+")
+SETTING = re.compile(r"(SITELINK|TEMPORAL|AWS|OTEL)_[A-Z0-9_]+")
 OF_THE_SYSTEM = {"HOME", "TERM", "XDG_STATE_HOME"}
 """Variables of the system, which we read and do not document."""
 READERS = ("get", "getenv", "pop", "setdefault")

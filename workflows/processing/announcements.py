@@ -86,7 +86,7 @@ class Announcements:
         await self._announce_new_sheets()
 
     async def _gather(self) -> None:
-        await workflow.sleep(GATHERING_TIME)
+        await workflow.sleep(GATHERING_TIME, summary="gather ready sheets for one webhook")
         self._is_asleep = False
         await self._announce_new_sheets()
 

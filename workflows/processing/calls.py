@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 from temporalio import workflow
 from temporalio.common import Priority, RetryPolicy
@@ -34,6 +34,7 @@ from activities.interface import (
     WriteManifest,
     WrittenManifest,
 )
+from workflows.processing.display import Display
 from workflows.retries import HEARTBEAT, RETRIES
 
 A = TypeVar("A")
@@ -83,10 +84,12 @@ class Calls:
     Args:
         ref: The upload.
         patience: How long to wait for a host.
+        display: Shows for which activities the run waits.
         sealed_password: See ``UploadInput``.
     """
 
-    def __init__(self, ref: UploadRef, patience: Patience, sealed_password: str) -> None:
+    def __init__(self, ref: UploadRef, patience: Patience, display: Display, sealed_password: str) -> None:
+        self._display = display
         self._ref = str(ref)
         self._organization = ref.organization
         self._patience = patience
@@ -143,52 +146,60 @@ class Calls:
         first: bool = False,
     ) -> T:
         """Calls an activity that any host may take from the queue."""
-        return await workflow.execute_activity_method(
-            method,
-            args,
-            task_queue=queue,
-            start_to_close_timeout=timeout,
-            heartbeat_timeout=HEARTBEAT,
-            retry_policy=RETRIES,
-            cancellation_type=CANCELLATION,
-            # Organizations take turns in a queue, so that the 2,000 pages of one do not delay the 3 pages of another.
-            priority=Priority(priority_key=1 if first else None, fairness_key=self._organization),
-            summary=summary,
-        )
+        with self._display.waiting(_wait(cast(Any, method).__name__, queue, summary)):
+            return await workflow.execute_activity_method(
+                method,
+                args,
+                task_queue=queue,
+                start_to_close_timeout=timeout,
+                heartbeat_timeout=HEARTBEAT,
+                retry_policy=RETRIES,
+                cancellation_type=CANCELLATION,
+                # Organizations take turns in a queue, so that the 2,000 pages of one do not delay the 3 pages of another.
+                priority=Priority(priority_key=1 if first else None, fairness_key=self._organization),
+                summary=summary,
+            )
 
     # ------------------------------------------------------------------ on the queue of one host
 
     async def upload_page(self, sheet: SheetState, options: UploadOptions, tiled: TiledPage, *, first: bool) -> UploadedSheet:
         """Writes a sheet to the bucket, on the host that holds its tiles."""
         page = Page(sheet.number, sheet.title, sheet.width or 0, sheet.height or 0, sheet.dpi or 0, scaled=sheet.scaled, notes=sheet.notes)
-        return await workflow.execute_activity_method(
-            UploadActivities.upload_page,
-            UploadPage(self._ref, page, options, tiled, first),
-            task_queue=tiled.queue,
-            schedule_to_start_timeout=self._patience.host,
-            start_to_close_timeout=SHEET_TIMEOUT,
-            heartbeat_timeout=self._patience.heartbeat,
-            retry_policy=UPLOAD_RETRIES,
-            cancellation_type=CANCELLATION,
-            summary=_summary(sheet),
-        )
+        with self._display.waiting(_wait("upload_page", tiled.queue, _summary(sheet))):
+            return await workflow.execute_activity_method(
+                UploadActivities.upload_page,
+                UploadPage(self._ref, page, options, tiled, first),
+                task_queue=tiled.queue,
+                schedule_to_start_timeout=self._patience.host,
+                start_to_close_timeout=SHEET_TIMEOUT,
+                heartbeat_timeout=self._patience.heartbeat,
+                retry_policy=UPLOAD_RETRIES,
+                cancellation_type=CANCELLATION,
+                summary=_summary(sheet),
+            )
 
     async def discard_scratch(self, queue: str) -> None:
         """Frees the scratch of a host, if the host answers."""
+        summary = "free the scratch"
         try:
-            await workflow.execute_activity_method(
-                UploadActivities.discard_scratch,
-                DiscardScratch(self._ref),
-                task_queue=queue,
-                schedule_to_start_timeout=self._patience.free_scratch,
-                start_to_close_timeout=FREE_TIMEOUT,
-                retry_policy=RetryPolicy(maximum_attempts=1),
-                cancellation_type=CANCELLATION,
-                summary="free the scratch",
-            )
+            with self._display.waiting(_wait("discard_scratch", queue, summary)):
+                await workflow.execute_activity_method(
+                    UploadActivities.discard_scratch,
+                    DiscardScratch(self._ref),
+                    task_queue=queue,
+                    schedule_to_start_timeout=self._patience.free_scratch,
+                    start_to_close_timeout=FREE_TIMEOUT,
+                    retry_policy=RetryPolicy(maximum_attempts=1),
+                    cancellation_type=CANCELLATION,
+                    summary=summary,
+                )
         except ActivityError as error:
             # A host that is gone has no scratch to free; a host that comes back cleans up when it starts.
             workflow.logger.info("scratch of %s was not freed: %s", queue, error.cause)
+
+
+def _wait(activity: str, queue: str, summary: str) -> str:
+    return f"`{activity}` on the task queue `{queue}`: {summary}"
 
 
 def _summary(sheet: SheetState) -> str:

@@ -89,7 +89,9 @@ class BucketChecks:
             return
         if silence_noticed is not None and workflow.now() < silence_noticed + late_write and workflow.patched(WAIT_FOR_LATE_WRITES):
             # If a ``.dzi`` arrived after its tiles were removed, it would mark a sheet without tiles as committed.
-            await workflow.sleep(silence_noticed + late_write - workflow.now())
+            silence = "a host fell silent and may still be writing a commit marker"
+            with self._display.waiting(silence):
+                await workflow.sleep(silence_noticed + late_write - workflow.now(), summary=silence)
         for start in range(0, len(undone), SHEETS_PER_DISCARD):
             judged = self._window.begin_judging(undone[start : start + SHEETS_PER_DISCARD], SHEETS_PER_DISCARD)
             try:

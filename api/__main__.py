@@ -20,6 +20,7 @@ from activities.telemetry import serve as serve_metrics
 from activities.tracing.settings import Tracing, start_tracing
 from api.app import create_app
 from api.http.connections import BoundedServer, ConnectionLimits, possible_connections
+from api.metrics import r2_event_counter
 from api.r2.settings import PullSettings
 from api.settings import ApiSettings
 from workflows.codec import codec_keys
@@ -121,7 +122,8 @@ async def _consume(
     logger.info("takes R2 events from a queue")
     readiness = asyncio.create_task(health.ready_until(stop))
     try:
-        await take_events(partial(connect, keys, lazy=True, interceptors=tracing.interceptors), settings, bucket_settings, stop)
+        client = partial(connect, keys, lazy=True, interceptors=tracing.interceptors)
+        await take_events(client, settings, bucket_settings, stop, r2_event_counter(registry))
     finally:
         readiness.cancel()
     logger.info("takes no R2 events any more")

@@ -41,7 +41,7 @@ from api.http.parameters import flag, known_version, page_cursor, page_limit, pl
 from api.http.presence import while_connected
 from api.http.problems import HANDLERS, status_problem
 from api.layouts import Layouts
-from api.metrics import ApiMetrics
+from api.metrics import ApiMetrics, r2_event_counter
 from api.paths import (
     BEGIN,
     CODEC,
@@ -105,12 +105,12 @@ class Api:
     def __init__(
         self, bucket: Bucket, connect: Callable[[], Awaitable[Client]], settings: ApiSettings, registry: CollectorRegistry
     ) -> None:
-        self._metrics = ApiMetrics(registry)
+        self.metrics = ApiMetrics(registry)
         self._bucket = bucket
         self._runs = Runs(connect)
         self._status = Status(bucket, self._runs)
-        self._hub = Hub(bucket, self._status, self._runs, settings.max_streams, self._metrics.observe_delivery)
-        self._metrics.watch(lambda: self._hub.connected, lambda: self._hub.watched)
+        self._hub = Hub(bucket, self._status, self._runs, settings.max_streams, self.metrics.observe_delivery)
+        self.metrics.watch(lambda: self._hub.connected, lambda: self._hub.watched)
         self._uploads = Uploads(bucket, self._status, self._runs, settings)
         self._sources = Sources(bucket, self._uploads, settings)
         self._direct = DirectUploads(bucket, self._uploads, settings)
@@ -119,7 +119,14 @@ class Api:
         self._layouts = Layouts(self._status, self._runs)
         self._plans = Plans(bucket, self._status, self._runs)
         self._readiness = Readiness(bucket, self._runs)
-        self._r2_events = R2Events(bucket, self._status, self._runs, attempts=settings.push.attempts, gather_s=settings.push.gather_s)
+        self._r2_events = R2Events(
+            bucket,
+            self._status,
+            self._runs,
+            attempts=settings.push.attempts,
+            gather_s=settings.push.gather_s,
+            on_decided=r2_event_counter(registry),
+        )
         self._contract = Contract(self.routes, checks_access=settings.access.mode is Mode.JWT)
         self._push = PushEndpoint(self._r2_events, settings.push.secrets) if settings.push.secrets else None
         self._codec = CodecEndpoint(settings.codec_keys) if settings.codec_keys else None
@@ -172,7 +179,7 @@ class Api:
             route("DELETE", SESSION, self._sessions.end, PUBLIC),
             route("GET", LIVE, self.live, PUBLIC),
             route("GET", READY, self.ready, PUBLIC),
-            route("GET", METRICS, self._metrics.respond, SYSTEM),
+            route("GET", METRICS, self.metrics.respond, SYSTEM),
             route("GET", OPENAPI, self._contract.document, PUBLIC),
             route("GET", DOCS, self._contract.page, PUBLIC),
             route("GET", HOME, self.page, PUBLIC),
@@ -402,7 +409,7 @@ def create_app(
     app = Starlette(
         routes=routes,
         middleware=[
-            Middleware(AboutRequests),
+            Middleware(AboutRequests, on_answer=api.metrics.count_answer),
             *([] if tracer is None else [_traced(tracer)]),
             *cors(access.cors_origins),
             Middleware(

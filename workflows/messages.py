@@ -91,6 +91,18 @@ class ProgressAfter:
 
 
 @dataclass(frozen=True)
+class Change(Snapshot):
+    """Result of the update ``progress_after``.
+
+    Args:
+        committed: When the commit markers of the sheets that became ready were in the bucket, seconds since 1970; of the newest sheets,
+            if they are many.
+    """
+
+    committed: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
 class ConvertInput:
     """Argument of ``ConvertUpload``.
 

@@ -27,7 +27,7 @@ with workflow.unsafe.imports_passed_through():
     from activities.bucket.weight import most_weight
     from activities.errors import Terminated
     from activities.interface import BucketState
-    from workflows.messages import Continued, ProgressAfter, Reconcile, SheetNumbers, UploadInput
+    from workflows.messages import Change, Continued, ProgressAfter, Reconcile, SheetNumbers, UploadInput
     from workflows.processing.announcements import Announcements
     from workflows.processing.calls import Calls, Patience
     from workflows.processing.checks import BucketChecks
@@ -136,7 +136,7 @@ class ProcessUpload:
         return sorted(self._sheet_work.tiled_pages.values())
 
     @workflow.update
-    async def progress_after(self, args: ProgressAfter) -> Snapshot:
+    async def progress_after(self, args: ProgressAfter) -> Change:
         """Waits until the version is newer than the caller's; returns the counters and the sheets that changed since.
 
         When too many callers wait, the oldest gets the unchanged counters. So does a caller whom so much has changed for that the answers
@@ -153,8 +153,8 @@ class ProcessUpload:
         self._waiters.pop(waiter, None)
         changes = self._progress.changes_since(args.version)
         if most_weight(changes.sheets) > MOST_CHANGE_BYTES:
-            return replace(changes, version=args.version, sheets=())
-        return changes
+            changes = replace(changes, version=args.version, sheets=())
+        return Change(**vars(changes), committed=tuple(at for version, at in self._sheet_work.commits if version > args.version))
 
     @workflow.signal(description='Compare with the bucket, and repair. {} is enough; {"deep": true} reads every tile')
     def force_reconcile(self, args: Reconcile = Reconcile()) -> None:  # noqa: B008 - frozen

@@ -37,10 +37,15 @@ class AboutRequests:
     """Names a request: in the log lines the upload and the sheet of its path; in the log lines and the answer its ``X-Request-ID``.
 
     The id comes from the client, or from the proxy before this server, so that one id finds the request in the logs of both.
+
+    Args:
+        app: The named application.
+        on_answer: Called when an answer begins, with the request's scope and the status.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, on_answer: Callable[[Scope, int], None] = lambda *_: None) -> None:
         self._app = app
+        self._on_answer = on_answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves a request."""
@@ -49,21 +54,21 @@ class AboutRequests:
             *ids, sheet = found.groups() if (found := _UPLOAD.match(scope["path"])) else (None,)
             request_id = _request_id(Headers(scope=scope).get("x-request-id", ""))
             set_log_context("/".join(ids) if ids else None, int(sheet) if sheet else None, request_id)
-            send = _naming_answer(request_id, send)
+            send = self._naming_answer(request_id, scope, send)
         await self._app(scope, receive, send)
+
+    def _naming_answer(self, request_id: str, scope: Scope, send: Send) -> Send:
+        async def send_named(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["X-Request-ID"] = request_id
+                self._on_answer(scope, message["status"])
+            await send(message)
+
+        return send_named
 
 
 def _request_id(given: str) -> str:
     return given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-
-
-def _naming_answer(request_id: str, send: Send) -> Send:
-    async def send_named(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            MutableHeaders(scope=message)["X-Request-ID"] = request_id
-        await send(message)
-
-    return send_named
 
 
 class ProblemAnswers:

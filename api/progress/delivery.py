@@ -10,7 +10,7 @@ A stream keeps no queue. It asks its source for the next event when the client c
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol
 
 from sse_starlette import ServerSentEvent
@@ -58,18 +58,23 @@ class Source(Protocol):
         """The event that brings the client to the current state; None while it has this state."""
 
 
+OnDelivered = Callable[[float, Sequence[float]], None]
+"""Gets the seconds that have passed since a change was made, and since each sheet in it was committed. Clocks may differ."""
+
+
 class Audience:
     """The clients that watch the same. ``notify`` says that it has changed.
 
     The first change is sent at once. The changes that come while it is being sent, and shortly after, are sent together.
 
     Args:
-        on_delivered: Called after a pass, with the seconds since the change that it has sent.
+        on_delivered: Called after a pass that has sent a change.
     """
 
-    def __init__(self, on_delivered: Callable[[float], None] = lambda _: None) -> None:
+    def __init__(self, on_delivered: OnDelivered = lambda *_: None) -> None:
         self._on_delivered = on_delivered
         self._changed_at: float | None = None
+        self._committed: list[float] = []
         self._streams: dict[EventStream, None] = {}
         self._news = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -78,10 +83,14 @@ class Audience:
         """Sends the news to all clients soon."""
         self._news.set()
 
-    def changed_at(self, moment: float) -> None:
-        """Says when the change was made that the next pass sends, in seconds since 1970. Of several changes the first counts."""
-        if self._changed_at is None:
-            self._changed_at = moment
+    def take_times(self, changed_at: float, committed: Sequence[float]) -> None:
+        """Says when the change was made that the next pass sends, and when its sheets were committed, in seconds since 1970.
+
+        Of several changes the first counts. A change that nobody is waiting for is not measured.
+        """
+        if self._streams:
+            self._changed_at = self._changed_at or changed_at
+            self._committed += committed
 
     def add(self, stream: "EventStream") -> None:
         """Sends news to a client from now on."""
@@ -95,6 +104,7 @@ class Audience:
         if not self._streams and self._task is not None:
             self._task.cancel()
             self._task = None
+            self._changed_at, self._committed = None, []
 
     async def _deliver(self) -> None:
         set_log_context(None)  # it serves many requests, not only the first one
@@ -102,13 +112,16 @@ class Audience:
         while True:
             await self._news.wait()
             self._news.clear()
-            began, (changed_at, self._changed_at) = loop.time(), (self._changed_at, None)
+            began = loop.time()
+            changed_at, committed = self._changed_at, self._committed
+            self._changed_at, self._committed = None, []
             for index, stream in enumerate(list(self._streams), 1):
                 stream.push()
                 if index % TURN == 0:
                     await asyncio.sleep(0)
             if changed_at is not None:
-                self._on_delivered(time.time() - changed_at)
+                now = time.time()
+                self._on_delivered(now - changed_at, [now - moment for moment in committed])
             await asyncio.sleep(min(loop.time() - began, GATHERING_S))
 
 

@@ -145,7 +145,7 @@ class Runs:
         except WorkflowQueryFailedError as error:
             raise _silent_workflow_error(ref, error) from error
 
-    async def progress_after(self, ref: UploadRef, version: int, update_id: str) -> Snapshot | None:
+    async def progress_after(self, ref: UploadRef, version: int, update_id: str) -> tuple[Snapshot, tuple[float, ...]] | None:
         """Waits at most 25 seconds for progress newer than ``version``.
 
         Args:
@@ -154,8 +154,8 @@ class Runs:
             update_id: The id of this wait. A second call with the same id joins the first call's wait.
 
         Returns:
-            The counters and the sheets that changed since ``version``; unchanged counters when the workflow has too many waiters or closes;
-            None after 25 seconds without a change.
+            The counters and the sheets that changed since ``version``, and when sheets among them were committed, seconds since 1970;
+            unchanged counters when the workflow has too many waiters or closes; None after 25 seconds without a change.
 
         Raises:
             NoRun: There is no open run.
@@ -168,7 +168,9 @@ class Runs:
             if not update.done():
                 return None
             async with _naming_failures(None):
-                return update.result()
+                change = dict(vars(update.result()))
+                committed = change.pop("committed", ())
+                return Snapshot(**change), committed
         except WorkflowUpdateFailedError as error:
             raise NoRun from error  # the run ended while the update waited
         except RPCTimeoutOrCancelledError:

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable
 from contextlib import suppress
 
 from starlette.requests import Request
@@ -13,7 +12,7 @@ from activities.bucket.keys import PlanRef, UploadRef
 from activities.bucket.storage import Bucket
 from activities.errors import BucketError, ServerBusy, SiteLinkError, TooManyRequests, UnreadableRecord
 from api.http.problems import refusal
-from api.progress.delivery import EventStream, Heart
+from api.progress.delivery import EventStream, Heart, OnDelivered
 from api.progress.plan import PlanCursor, PlanWatcher, read_id
 from api.progress.runs import Runs
 from api.progress.status import Status, UploadState
@@ -32,7 +31,7 @@ class Hub:
         status: Reads states.
         runs: Waits for changes.
         max_streams: How many clients may stream or wait at once; of one organization at most three quarters of them.
-        on_delivered: Called with the seconds from a change of an upload until its clients were sent it.
+        on_delivered: Called when the clients of an upload were sent a change.
     """
 
     def __init__(
@@ -41,7 +40,7 @@ class Hub:
         status: Status,
         runs: Runs,
         max_streams: int = 6000,
-        on_delivered: Callable[[float], None] = lambda _: None,
+        on_delivered: OnDelivered = lambda *_: None,
     ) -> None:
         self._on_delivered = on_delivered
         self._bucket = bucket

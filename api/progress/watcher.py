@@ -16,7 +16,7 @@ from activities.bucket.keys import UploadRef
 from activities.bucket.records import Snapshot, to_json
 from activities.errors import SiteLinkError, TemporalUnavailable, UploadNotFound
 from activities.logs import set_log_context
-from api.progress.delivery import Audience, encode_event
+from api.progress.delivery import Audience, OnDelivered, encode_event
 from api.progress.live import LiveProgress
 from api.progress.runs import NoRun, Runs
 from api.progress.status import Status, UploadState, is_unloaded
@@ -43,10 +43,10 @@ class Watcher:
         ref: The upload.
         status: Reads the upload's state.
         runs: Waits for its changes.
-        on_delivered: Called with the seconds from a change until the clients were sent it.
+        on_delivered: Called when the clients were sent a change.
     """
 
-    def __init__(self, ref: UploadRef, status: Status, runs: Runs, on_delivered: Callable[[float], None] = lambda _: None) -> None:
+    def __init__(self, ref: UploadRef, status: Status, runs: Runs, on_delivered: OnDelivered = lambda *_: None) -> None:
         self.ref = ref
         self.subscribers = 0
         self.audience = Audience(on_delivered)
@@ -203,12 +203,13 @@ class Watcher:
         while True:
             version = live.head.version
             try:
-                change = await self._runs.progress_after(self.ref, version, f"watch-{_PROCESS}-{version}-{self._ended_updates}")
+                news = await self._runs.progress_after(self.ref, version, f"watch-{_PROCESS}-{version}-{self._ended_updates}")
             except (NoRun, TemporalUnavailable):
                 await asyncio.sleep(REPEAT_PAUSE_S)
                 return False
-            if change is None:
+            if news is None:
                 return True
+            change, committed = news
             if change.version == version:
                 # Too many updates wait, the run is closing, or the change is too large for an update. The update with this id has ended, so
                 # the next wait needs a new id.
@@ -222,7 +223,7 @@ class Watcher:
             else:
                 live.apply(change)
             self._status.remember(self.ref, live)
-            self.audience.changed_at(change.version / 1000)
+            self.audience.take_times(change.version / 1000, committed)
             self._announce()
 
 

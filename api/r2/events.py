@@ -20,7 +20,7 @@ import asyncio
 import base64
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -45,6 +45,10 @@ DECIDE_LIMIT_S = 20.0
 FIRST_DELAY_S, LONGEST_DELAY_S = 5, 3600
 """The delay before the next attempt; it doubles with each attempt. 100 attempts, the most that a queue allows, fill the 4 days for which
 Cloudflare keeps a message."""
+
+HANDLED, DELAYED, IGNORED, UNREADABLE, KEPT = OUTCOMES = ("handled", "delayed", "ignored", "unreadable", "kept")
+"""What becomes of a message: its upload knows of the sheet; it comes again, because Temporal or the bucket does not answer; it is about
+another object, or no creation; it is not an R2 event, and comes again; it is not one, and was kept aside."""
 
 MAX_LISTED = 100
 """How many messages ``unreadable_events`` returns at most."""
@@ -136,14 +140,25 @@ class R2Events:
         runs: Signals the workflows.
         attempts: How often a message that is not an R2 event is delivered before it is kept aside.
         gather_s: How long the events of an upload are gathered, in seconds.
+        on_decided: Called after each decision with one of ``OUTCOMES``.
     """
 
-    def __init__(self, bucket: Bucket, status: Status, runs: Runs, *, attempts: int = DEFAULT_ATTEMPTS, gather_s: float = GATHER_S) -> None:
+    def __init__(
+        self,
+        bucket: Bucket,
+        status: Status,
+        runs: Runs,
+        *,
+        attempts: int = DEFAULT_ATTEMPTS,
+        gather_s: float = GATHER_S,
+        on_decided: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self._bucket = bucket
         self._status = status
         self._runs = runs
         self._attempts = attempts
         self._gather_s = gather_s
+        self._on_decided = on_decided
         self._gathering: dict[UploadRef, tuple[set[int], asyncio.Task[SiteLinkError | None]]] = {}
         self._tasks: set[asyncio.Task[SiteLinkError | None]] = set()
         self._gathering_stopped = asyncio.Event()
@@ -154,6 +169,11 @@ class R2Events:
         Returns:
             An acknowledgement if Temporal has the signal or no signal is needed; else when the message should come again.
         """
+        outcome, verdict = await self._decide(message)
+        self._on_decided(outcome)
+        return verdict
+
+    async def _decide(self, message: Message) -> tuple[str, Verdict]:
         try:
             created = created_object(message.body)
         except ValueError as error:
@@ -162,10 +182,10 @@ class R2Events:
         sheet = sheet_of_marker(key) if key else None
         if sheet is None:
             logger.debug("an event of another object, or not a creation", extra={"message_id": message.id})
-            return ACKNOWLEDGED
+            return IGNORED, ACKNOWLEDGED
         # A sender that closes its connection cancels only its own wait; the workflow still gets the signal.
         failure = await asyncio.shield(self._gather(*sheet))
-        return ACKNOWLEDGED if failure is None else Verdict(delay_s(message.attempts), failure)
+        return (HANDLED, ACKNOWLEDGED) if failure is None else (DELAYED, Verdict(delay_s(message.attempts), failure))
 
     def stop_gathering(self) -> None:
         """Handles the gathered events now, and gathers no more."""
@@ -236,10 +256,10 @@ class R2Events:
             logger.info("sheets are stored that are not ready", extra={"ref": str(ref), "sheets": wanted})
             await self._runs.reopen(ref, "sheets_stored", SheetNumbers(wanted))
 
-    async def _decide_unreadable(self, message: Message, error: ValueError) -> Verdict:
+    async def _decide_unreadable(self, message: Message, error: ValueError) -> tuple[str, Verdict]:
         if message.attempts < self._attempts:
             logger.warning("a message is not an R2 event: %s", error, extra={"message_id": message.id, "attempts": message.attempts})
-            return Verdict(delay_s(message.attempts))
+            return UNREADABLE, Verdict(delay_s(message.attempts))
         key = unreadable_event(message.body)
         record = UnreadableEvent(
             message.id[:200].encode(errors="replace").decode(),
@@ -252,11 +272,13 @@ class R2Events:
             async with asyncio.timeout(DECIDE_LIMIT_S):
                 await self._bucket.put_async(key, to_json(record))
         except BucketError as failure:
-            return Verdict(delay_s(message.attempts), failure)
+            return DELAYED, Verdict(delay_s(message.attempts), failure)
         except TimeoutError:
-            return Verdict(delay_s(message.attempts), StorageUnavailable(f"{key} could not be written within {DECIDE_LIMIT_S:g} s"))
+            return DELAYED, Verdict(
+                delay_s(message.attempts), StorageUnavailable(f"{key} could not be written within {DECIDE_LIMIT_S:g} s")
+            )
         logger.error("a message is not an R2 event and is kept aside: %s", error, extra={"message_id": message.id, "key": key})
-        return ACKNOWLEDGED
+        return KEPT, ACKNOWLEDGED
 
 
 def unreadable_events(bucket: Bucket) -> list[dict[str, object]]:

@@ -247,7 +247,11 @@ class Consumer:
 
 
 async def take_events(
-    connect: Callable[[], Awaitable[Client]], settings: PullSettings, bucket_settings: BucketSettings, stop: asyncio.Event
+    connect: Callable[[], Awaitable[Client]],
+    settings: PullSettings,
+    bucket_settings: BucketSettings,
+    stop: asyncio.Event,
+    on_decided: Callable[[str], None],
 ) -> None:
     """Takes R2 events from the queue until ``stop`` is set.
 
@@ -256,8 +260,9 @@ async def take_events(
         settings: The address of the queue, and the token.
         bucket_settings: The bucket that sends the events.
         stop: Ends the consumer when it is set.
+        on_decided: Called after each decision about a message, with its outcome.
     """
     bucket, runs = Bucket(bucket_settings), Runs(connect)
-    r2_events = R2Events(bucket, Status(bucket, runs), runs, attempts=settings.attempts)
+    r2_events = R2Events(bucket, Status(bucket, runs), runs, attempts=settings.attempts, on_decided=on_decided)
     async with httpx2.AsyncClient() as http:
         await Consumer(PullQueue(settings, http), r2_events).run(stop)

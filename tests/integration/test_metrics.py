@@ -11,6 +11,7 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from activities.bucket.keys import UploadRef
+from api.paths import UPLOADS
 from deploy.stack import Stack
 from tests.resources.make_pdfs import plan_set
 from tests.servers.recorder import Answer, recording
@@ -101,6 +102,8 @@ def test_every_process_shows_what_the_table_promises(new_stack: Callable[..., St
     assert value(tile, "sitelink_activity_attempts_total", {"activity": "upload_page", "outcome": "completed"}) == pages
     assert value(tile, "sitelink_render_confinement") > 0
     assert value(api, "sitelink_progress_to_client_seconds_count") > 0
+    assert 0 < value(api, "sitelink_commit_to_client_seconds_count") <= pages
+    assert value(api, "sitelink_http_requests_total", {"method": "POST", "route": UPLOADS, "status": "2xx"}) == 1
     assert value(api, "temporal_request_latency_seconds_count") > 0
     assert value(scrape(f"{stack.api_url}/metrics"), "sitelink_process", {"role": "api"}) == 1
 

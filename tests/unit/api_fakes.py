@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import httpx2
+from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
 from starlette.types import ASGIApp, Message
 from temporalio.api.workflow.v1 import PendingActivityInfo
@@ -24,6 +25,7 @@ from activities.bucket.storage import Bucket
 from api.access.settings import AccessSettings
 from api.app import create_app
 from api.settings import ApiSettings
+from workflows.messages import Change
 
 URL = "http://127.0.0.1:8000"
 PLAN = PlanRef("acme", "tower", "a1")
@@ -155,6 +157,8 @@ class Upstream(FakeTemporal):
         super().__init__()
         self.state = state
         self.update = self._progress_after
+        self.committed: tuple[float, ...] = ()
+        """The times of the commits in each change."""
         self._moved = asyncio.Condition()
 
     async def _progress_after(self, version: int) -> Snapshot:
@@ -164,7 +168,8 @@ class Upstream(FakeTemporal):
             raise NOT_FOUND
         if version > self.state.version:
             return self.state
-        return Snapshot(**{**vars(self.state), "sheets": tuple(sheet for sheet in self.state.sheets if sheet.version > version)})
+        sheets = tuple(sheet for sheet in self.state.sheets if sheet.version > version)
+        return Change(**{**vars(self.state), "sheets": sheets}, committed=self.committed)
 
     def _is_newer(self, state: Snapshot, version: int) -> bool:
         # The real workflow does not answer before it has loaded its state.
@@ -182,10 +187,17 @@ def make_bucket(directory: Path) -> Bucket:
     return Bucket(BucketSettings(directory.as_uri()))
 
 
-def make_app(bucket: Bucket, temporal: FakeTemporal, *, max_file_bytes: int = 1 << 20, access: AccessSettings | None = None) -> Starlette:
+def make_app(
+    bucket: Bucket,
+    temporal: FakeTemporal,
+    *,
+    max_file_bytes: int = 1 << 20,
+    access: AccessSettings | None = None,
+    registry: CollectorRegistry | None = None,
+) -> Starlette:
     """The application over a bucket and a Temporal; without access control unless settings of it are given."""
     settings = ApiSettings(BucketSettings("file:///unused"), max_file_bytes=max_file_bytes, access=access or AccessSettings())
-    return create_app(bucket, temporal.connect, settings)
+    return create_app(bucket, temporal.connect, settings, registry)
 
 
 def client_of(app: ASGIApp) -> httpx2.AsyncClient:

@@ -1,6 +1,7 @@
 """What a host and the API count, asked for as Prometheus asks."""
 
 import hashlib
+import json
 import time
 from collections.abc import AsyncIterator
 from contextlib import closing
@@ -26,8 +27,14 @@ from activities.metrics import HostMetrics
 from activities.render.child import ChildPool
 from activities.scratch import Scratch
 from activities.threads import FairThreads
+from api.metrics import r2_event_counter
+from api.paths import UPLOAD, uploads_path
+from api.progress.runs import Runs
+from api.progress.status import Status
+from api.r2.events import OUTCOMES, Message, R2Events
 from tests.resources import make_pdfs
-from tests.unit.api_fakes import PATH, RawRequest, Upstream, accept, change, client_of, make_app, snapshot
+from tests.servers.queue import event
+from tests.unit.api_fakes import PATH, UNAVAILABLE, RawRequest, Upstream, accept, change, client_of, make_app, snapshot
 from tests.waiting import until_async
 from worker.app import Activities
 
@@ -151,15 +158,65 @@ async def test_api_counts_its_streams_and_their_delays(bucket: Bucket) -> None:
     assert await value("sse_connected") == 2
     assert await value("sitelink_watched_uploads") == 1
     assert await value("sitelink_progress_to_client_seconds_count") == 0  # the first state is no change
+    assert await value("sitelink_commit_to_client_seconds_count") == 0
+    upstream.committed = (time.time() - 7, time.time() + 600)
     await upstream.set(change(state, 1, READY)[0])
     await until_async(lambda: all(len(request.sent) > 2 for request in requests))
     assert await value("sitelink_progress_to_client_seconds_count") == 1
     assert 4 < await value("sitelink_progress_to_client_seconds_sum") < 600
+    assert await value("sitelink_commit_to_client_seconds_count") == 2
+    assert 6 < await value("sitelink_commit_to_client_seconds_sum") < 600  # a clock that is ahead counts as no time
     for request in requests:
         request.disconnect()
         await request.task
     assert await value("sse_connected") == 0
     assert await value("sitelink_watched_uploads") == 0
+
+
+async def test_api_counts_its_answers(bucket: Bucket) -> None:
+    """By method, template of the path, and class of the status. No client makes a label: neither by a path, nor by a method."""
+    await accept(bucket)
+    registry = CollectorRegistry()
+    app = make_app(bucket, Upstream(snapshot(READY)), registry=registry)
+
+    def count(method: str, route: str, status: str) -> float | None:
+        return registry.get_sample_value("sitelink_http_requests_total", {"method": method, "route": route, "status": status})
+
+    async with client_of(app) as client:
+        for _ in range(2):
+            assert (await client.get(PATH)).is_success
+        assert (await client.get(f"{uploads_path(REF.plan_ref)}/0198c0de-0000-7000-8000-00000000000f")).status_code == 404
+        assert (await client.get("/nothing-here")).status_code == 404
+        assert (await client.request("PURGE", "/livez")).status_code == 405
+        assert (await client.get(PATH, headers={"Host": "another.example.com"})).status_code == 421
+    assert count("GET", UPLOAD, "2xx") == 2
+    assert count("GET", UPLOAD, "4xx") == 1
+    assert count("GET", "", "4xx") == 2
+    assert count("other", "/livez", "4xx") == 1
+
+
+async def test_r2_events_are_counted_by_outcome(bucket: Bucket) -> None:
+    """Each message once, by what was decided; every outcome is there from the start."""
+    await accept(bucket)
+    registry, upstream = CollectorRegistry(), Upstream(snapshot(READY, PENDING))
+    runs = Runs(upstream.connect)
+    events = R2Events(bucket, Status(bucket, runs), runs, attempts=3, gather_s=0, on_decided=r2_event_counter(registry))
+
+    def counts() -> list[float | None]:
+        return [registry.get_sample_value("sitelink_r2_events_total", {"outcome": outcome}) for outcome in OUTCOMES]
+
+    assert counts() == [0, 0, 0, 0, 0]
+    await events.decide(Message("1", json.dumps(event("plans", REF.descriptor(1))).encode(), 1))
+    assert counts() == [1, 0, 0, 0, 0]
+    await events.decide(Message("2", json.dumps(event("plans", "x.txt")).encode(), 1))
+    assert counts() == [1, 0, 1, 0, 0]
+    for attempts in (1, 2, 3):
+        await events.decide(Message("3", b"no event", attempts))
+    assert counts() == [1, 0, 1, 2, 1]
+    upstream.state = upstream.start_error = UNAVAILABLE
+    await events.decide(Message("4", json.dumps(event("plans", REF.descriptor(2))).encode(), 1))
+    assert counts() == [1, 1, 1, 2, 1]
+    await events.close()
 
 
 async def test_metrics_are_prometheus_text(bucket: Bucket) -> None:

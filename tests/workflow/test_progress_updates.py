@@ -1,6 +1,7 @@
 """The long poll ``progress_after``."""
 
 import asyncio
+import time
 
 from temporalio.client import Client, WorkflowUpdateStage
 
@@ -15,12 +16,13 @@ from workflows.upload import MAX_WAITERS, ProcessUpload
 
 async def test_progress_after_gives_every_change_once(client: Client, ref: UploadRef) -> None:
     """A watcher that asks only for newer changes ends with the same state as the query."""
-    fake = FakeActivities(pages(6), window=2)
+    fake, began = FakeActivities(pages(6), window=2), time.time()
     async with working(client, fake):
         await start_upload(client, ref)
         handle = handle_of(client, ref)
         snapshot = await handle.query(ProcessUpload.progress)
         sheets = {sheet.number: sheet for sheet in snapshot.sheets}
+        committed: list[float] = []
         async with asyncio.timeout(120):
             while not snapshot.status.is_final:
                 newer = await handle.execute_update(
@@ -28,11 +30,16 @@ async def test_progress_after_gives_every_change_once(client: Client, ref: Uploa
                 )
                 assert newer.version > snapshot.version
                 assert all(sheet.version > snapshot.version for sheet in newer.sheets)
+                # Each sheet that has become ready was committed before, and once.
+                assert len(newer.committed) == newer.completed_pages - snapshot.completed_pages
+                committed += newer.committed
                 sheets.update((sheet.number, sheet) for sheet in newer.sheets)
                 snapshot = newer
         await handle.result()
         last = await handle.query(ProcessUpload.progress)
     assert tuple(sheets.values()) == last.sheets
+    assert len(set(committed)) == 6
+    assert began < min(committed) <= max(committed) < time.time()
     assert last.completed_pages == 6
 
 

@@ -1,6 +1,7 @@
 """The work on one sheet: one host tiles its page, and the same host uploads the tiles."""
 
 import asyncio
+from collections import deque
 from datetime import datetime
 
 from temporalio import workflow
@@ -18,6 +19,9 @@ from workflows.processing.window import Window
 
 MAX_LOSSES = 3
 """How often a sheet is tiled again because its host disappeared."""
+
+
+MOST_COMMITS = 64
 
 
 class SheetWork:
@@ -38,6 +42,8 @@ class SheetWork:
         """The queues of the hosts whose scratch was used."""
         self.tiled_pages: dict[int, str] = {}
         """By sheet, the names of the tiled pages that are on a host's scratch and not uploaded."""
+        self.commits: deque[tuple[int, float]] = deque(maxlen=MOST_COMMITS)
+        """Of the newest sheets, the version of the progress in which each became ready, and when its commit marker was in the bucket."""
         self.silence_noticed: datetime | None = None
         """When a host last fell silent during an upload."""
 
@@ -96,6 +102,8 @@ class SheetWork:
         self._progress.mark_ready([record], workflow.now())
         count_update(record)
         count_sheet(SheetStatus.READY)
+        if record.committed_at:
+            self.commits.append((self._progress.version, record.committed_at))
         return True
 
     async def _tile(self, number: int, options: UploadOptions) -> TiledPage:

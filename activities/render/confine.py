@@ -193,7 +193,6 @@ def restrict(limits: Limits, user: int | None = None, group: int | None = None) 
     hide_memory()
     _lower(resource.RLIMIT_CORE, 0)
     _lower(resource.RLIMIT_FSIZE, limits.file_bytes)
-    _lower(resource.RLIMIT_NOFILE, OPEN_FILES)
     _lower(resource.RLIMIT_MEMLOCK, 0)
     _lower(resource.RLIMIT_MSGQUEUE, 0)
     if limits.cpu_s is not None:
@@ -204,6 +203,15 @@ def restrict(limits: Limits, user: int | None = None, group: int | None = None) 
     # Python ignores this signal, and the error of a file that is too large could be taken for a full disk.
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
     return layers
+
+
+def bound_open_files() -> None:
+    """Sets the hard limit of open descriptors.
+
+    A process that sends a descriptor sends it before. With this limit the kernel would refuse it whenever all processes of its user
+    together have more descriptors than this on their way: https://man7.org/linux/man-pages/man7/unix.7.html, ETOOMANYREFS.
+    """
+    _lower(resource.RLIMIT_NOFILE, OPEN_FILES)
 
 
 def layers() -> list[str]:

@@ -36,6 +36,7 @@ def main() -> None:
     memorylimit.set_limits(status, MEMORY_BYTES, document_bytes=0)
     os.closerange(3, os.sysconf("SC_OPEN_MAX"))
     layers = confine.restrict(confine.Limits(file_bytes=0))
+    confine.bound_open_files()
     confine.die_with_parent(int(sys.argv[1]))
     confine.seal()
     requests, answers = sys.stdin.buffer, sys.stdout.buffer

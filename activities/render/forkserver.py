@@ -231,6 +231,7 @@ def _run_child(
         layers = confine.restrict(limits, message.get("user"), message.get("group"))
         confine.die_with_parent(server)  # again, because a change of the user takes it back
         peak = _limit_memory(listener_socket, own_status, message["fork"], os.fstat(4).st_size)
+        confine.bound_open_files()
         confine.seal()
         renderer = make_renderer(source)
         for request, files in _requests(channel):

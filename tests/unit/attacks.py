@@ -183,7 +183,7 @@ def serve() -> None:
     renderer = import_module("activities.render.renderer")
     renderer.PdfFile = open_document  # type: ignore[attr-defined]
     if os.environ.get("LANG") == "unconfined":  # one of the few variables that it inherits
-        for name in ("hide_memory", "landlock", "seal"):
+        for name in ("hide_memory", "landlock", "bound_open_files", "seal"):
             setattr(confine, name, lambda *_: None)
         confine.restrict = lambda *_: []
     forkserver.main()

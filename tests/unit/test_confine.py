@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import platform
+import socket
 import struct
 import subprocess
 import sys
@@ -99,6 +100,20 @@ async def test_child_that_ignores_its_limit_of_cpu_time_is_killed(sheets: Sheets
             await pool.count_pages("a", source, OPTIONS, 2000, silent)
     finally:
         await pool.close()
+
+
+async def test_child_starts_while_its_user_has_many_descriptors_on_their_way(sheets: Sheets) -> None:
+    """Other processes of its user may have sent them, such as frozen workers. They are more than a child may have open."""
+    pool = ChildPool(1, fork_server="tests.unit.attacks")
+    code = f"assert resource.getrlimit(resource.RLIMIT_NOFILE) == ({confine.OPEN_FILES},) * 2"
+    sender, receiver = socket.socketpair()
+    with sender, receiver:
+        socket.send_fds(sender, [b"!"], [sender.fileno()] * 4 * confine.OPEN_FILES)
+        try:
+            with pytest.raises(UnreadablePdf, match="done"):
+                await pool.count_pages("a", sheets.source(f"{{}}\n{code}".encode()), OPTIONS, 2000, silent)
+        finally:
+            await pool.close()
 
 
 async def test_files_of_a_child_are_bounded(sheets: Sheets) -> None:

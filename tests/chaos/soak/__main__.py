@@ -47,16 +47,17 @@ def soak(directory: Path, minutes: float, seed: int, corpus: Path | None = None)
         trouble, stopped = Trouble(site, plan), threading.Event()
         customers = [Customer(site, book, sent_documents, CUSTOMERS * seed + number) for number in range(CUSTOMERS)]
         threads = [threading.Thread(target=customer.run, args=(stopped,)) for customer in customers]
-        say(f"{len(plan)} faults in {minutes:g} minutes")
-        for thread in threads:
-            thread.start()
-        trouble.run()
-        stopped.set()
-        say("the faults are over; the customers finish")
-        for thread in threads:
-            thread.join()
         judge = Judge(site, book, expected, before)
-        judge.judge()
+        with trouble.supervision():
+            say(f"{len(plan)} faults in {minutes:g} minutes")
+            for thread in threads:
+                thread.start()
+            trouble.run()
+            stopped.set()
+            say("the faults are over; the customers finish")
+            for thread in threads:
+                thread.join()
+            judge.judge()
         site.fleet.stop()
         judge.judge_end()
     book.findings += [f"a fault could not be made: {error}" for error in trouble.errors]

@@ -43,6 +43,8 @@ class Sent:
         ref: The upload.
         document: What was sent.
         story: What the customer did with it.
+        may_be_cancelled: Whether the customer has cancelled it, and left it so.
+        is_deleted: Whether the customer has deleted it.
     """
 
     ref: UploadRef
@@ -50,8 +52,6 @@ class Sent:
     story: str
     may_be_cancelled: bool = False
     is_deleted: bool = False
-    ended: bool = False
-    """Whether its customer has seen the end of the story."""
 
 
 @dataclass
@@ -170,6 +170,11 @@ class Customer:
             self._book.sent.append(sent)
         return sent
 
+    def _accepted(self, document: Document, story: str, password: str | None = None) -> Sent:
+        sent = self.send(document, story, password)
+        assert sent is not None, f"{document.name} was refused"
+        return sent
+
     def _status(self, ref: UploadRef) -> dict[str, Any]:
         return dict(self._ask("GET", lambda: address(self._fleet, ref), (200,)).json())
 
@@ -206,15 +211,12 @@ class Customer:
     def _watch(self, story: str) -> None:
         if sent := self.send(self._any(), story):
             self._watched(sent.ref)
-            sent.ended = True
 
     def _leave(self, story: str) -> None:
-        if sent := self.send(self._any(), story):
-            sent.ended = True
+        self.send(self._any(), story)
 
     def _come_and_go(self, story: str) -> None:
-        sent = self.send(self._any("good"), story)
-        assert sent is not None
+        sent = self._accepted(self._any("good"), story)
         last, completed = None, 0
         for _ in range(self._rng.randint(2, 5)):
             with Watch(self._fleet, sent.ref, last, completed) as watch:
@@ -224,14 +226,11 @@ class Customer:
                 last, completed = watch.last_event_id or None, watch.completed
                 self._book.count("clients that left and came back")
                 if watch.has_ended:
-                    sent.ended = True
                     return
         self._watched(sent.ref, last_event_id=last, completed=completed)
-        sent.ended = True
 
     def _beside_slow_reader(self, story: str) -> None:
-        sent = self.send(self._any("good"), story)
-        assert sent is not None
+        sent = self._accepted(self._any("good"), story)
         sockets = []
         for url in self._fleet.api_urls:
             where = urlsplit(url)
@@ -246,31 +245,25 @@ class Customer:
             for connection in sockets:
                 connection.close()
         self._book.count("clients that read nothing", len(sockets))
-        sent.ended = True
 
     def _hostile(self, story: str) -> None:
         if sent := self.send(self._any("hostile"), story):
             self._watched(sent.ref)
-            sent.ended = True
 
     def _huge(self, story: str) -> None:
-        sent = self.send(self._any("huge"), story)
-        assert sent is not None
+        sent = self._accepted(self._any("huge"), story)
         if self._rng.random() < 0.5:
             self.until(sent.ref, lambda status: status["totalPages"] > 0)
             number = self._rng.randint(1, self._status(sent.ref)["totalPages"])
             self._post(sent.ref, f"sheets/{number}/prioritize", (202, 409))
         self._watched(sent.ref)
-        sent.ended = True
 
     def _locked(self, story: str) -> None:
-        sent = self.send(self._any("locked"), story)
-        assert sent is not None
+        sent = self._accepted(self._any("locked"), story)
         self._open(sent, self._watched(sent.ref))
 
     def _unlock_later(self, story: str) -> None:
-        sent = self.send(self._any("locked"), story, self._rng.choice(("", "a wrong one")))
-        assert sent is not None
+        sent = self._accepted(self._any("locked"), story, self._rng.choice(("", "a wrong one")))
         end = self._watched(sent.ref)
         assert (end["status"], end["reason"]) == ("failed", "PasswordRequired"), end
         self._open(sent, end)
@@ -278,7 +271,6 @@ class Customer:
     def _open(self, sent: Sent, end: dict[str, Any]) -> None:
         if end["status"] != "complete":
             self.repair(sent, end)
-        sent.ended = True
 
     def repair(self, sent: Sent, end: dict[str, Any]) -> dict[str, Any]:
         """Asks for a reconcile and for retries until nothing is wrong that a person can mend; returns the final state.
@@ -303,8 +295,7 @@ class Customer:
 
     def _begun(self, story: str) -> Sent:
         """A document of which some sheets may be ready."""
-        sent = self.send(self._any(self._rng.choice(("good", "good", "huge"))), story)
-        assert sent is not None
+        sent = self._accepted(self._any(self._rng.choice(("good", "good", "huge"))), story)
         share = self._rng.choice((0, 0, 0.2, 0.5))
         self.until(sent.ref, lambda status: status["completedPages"] >= share * max(1, status["totalPages"]) or bool(status["completedAt"]))
         return sent
@@ -313,7 +304,6 @@ class Customer:
         sent = self._begun(story)
         sent.may_be_cancelled = True
         self._stop(sent)
-        sent.ended = True
 
     def _stop(self, sent: Sent) -> dict[str, Any]:
         def cancel() -> int:
@@ -333,7 +323,6 @@ class Customer:
 
             resume()
             self.until(sent.ref, lambda status: status["completedAt"] is not None and status["status"] != "cancelled", resume)
-        sent.ended = True
 
     def _delete(self, story: str) -> None:
         self._remove(self._begun(story))
@@ -348,11 +337,9 @@ class Customer:
         self._ask("DELETE", lambda: address(self._fleet, sent.ref), (202, 404))
         for _ in self._fleet.api_urls:
             self._ask("GET", lambda: address(self._fleet, sent.ref), (404,))
-        sent.ended = True
 
     def _reconcile(self, story: str) -> None:
-        sent = self.send(self._any("good"), story)
-        assert sent is not None
+        sent = self._accepted(self._any("good"), story)
         end = self._watched(sent.ref)
         if end["status"] == "complete":
             number = self._rng.randint(1, end["totalPages"])
@@ -367,12 +354,10 @@ class Customer:
                 lambda status: status["completedAt"] is not None and status["reconciled"] and status["version"] > version,
                 lambda: self._post(sent.ref, "reconcile"),
             )
-        sent.ended = True
 
     def _retry(self, story: str) -> None:
         document = next(document for document in self._documents if document.name == "bad_pages_among_good")
-        sent = self.send(document, story)
-        assert sent is not None
+        sent = self._accepted(document, story)
         end = self._watched(sent.ref)
         failed = [sheet["number"] for sheet in end["sheets"] if sheet["status"] == "failed"]
         number, version = self._rng.choice(failed), end["version"]
@@ -382,18 +367,15 @@ class Customer:
 
         retry()
         self.until(sent.ref, lambda status: status["completedAt"] is not None and status["version"] > version, retry)
-        sent.ended = True
 
     def _events(self, story: str) -> None:
-        sent = self.send(self._any("good"), story)
-        assert sent is not None
+        sent = self._accepted(self._any("good"), story)
         for _ in range(4):
             number = self._rng.randint(1, 4)
             self._push([sent.ref.descriptor(number), sent.ref.descriptor(number), sent.ref.archive(number)])
             time.sleep(0.3)
         self._watched(sent.ref)
         self._push([sent.ref.descriptor(1)])
-        sent.ended = True
 
     def _push(self, keys: list[str]) -> None:
         messages = [{"id": str(number), "attempts": 1, "body": json.dumps(event("plans", key))} for number, key in enumerate(keys)]

@@ -56,14 +56,14 @@ KINDS = (
     Kind("lose Temporal's file", TEMPORAL),
     Kind("fill the disk", DISK, 30),
     Kind("set the clock", CLOCKS, 30),
-    Kind("slow bucket", BUCKET, 30),
+    Kind("slow bucket", BUCKET, 20),
     Kind("refusing bucket", BUCKET, 20),
     Kind("resetting bucket", BUCKET, 20),
     Kind("lying bucket", BUCKET, 20),
     Kind("bucket that cuts answers short", BUCKET, 20),
 )
-LASTING = ("freeze", "cut from Temporal")
-"""These last for as long as they can: they must be longer than the timeouts that notice them."""
+LASTING = ("freeze", "cut from Temporal", *(kind.name for kind in KINDS if kind.targets is BUCKET))
+"""These last for as long as they can: they must be longer than the timeouts that notice them, or strike enough requests."""
 SHORT_FREEZE_S = 25.0
 
 

@@ -23,6 +23,7 @@ def report(seed: int, minutes: float, seconds: float, plan: list[Step], trouble:
         *_table("stories of customers", stories),
         *_table("clients", book.clients),
         *_table("faults", faults),
+        *_table("requests to the bucket that were struck", trouble.struck),
         *_table("faults that cannot be made on this machine", trouble.left_out),
         *_table("invariants, and how often each was checked", judge.checked),
         "",

@@ -5,8 +5,9 @@ import random
 import shutil
 import threading
 import time
-from collections import Counter, defaultdict
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from deploy.process import Process
@@ -32,7 +33,7 @@ BUCKET_FAULTS = {
     "slow bucket": ((delays(0.4), 0.3), (delays(3), 0.01)),
     "refusing bucket": ((answers(500, "InternalError"), 0.1), (answers(503, "SlowDown"), 0.2), (answers(429, "TooManyRequests"), 0.1)),
     "resetting bucket": ((reset_before, 0.05), (reset_in_body, 0.05), (reset_after, 0.05)),
-    "lying bucket": ((lies_about_put, 0.03),),
+    "lying bucket": ((lies_about_put, 0.1),),
     "bucket that cuts answers short": ((cut_short, 0.05), (byte_by_byte, 0.01)),
 }
 """The faults of each kind, and the probability of each."""
@@ -48,29 +49,48 @@ class Trouble:
 
     def __init__(self, site: Site, plan: list[Step]) -> None:
         self._site, self._plan = site, plan
-        self._locks: dict[str, threading.Lock] = defaultdict(threading.Lock)
-        self._begun = time.monotonic()
+        self._locks = {name: threading.Lock() for name in (*site.fleet.processes, *(step.target for step in plan))}
         self._ending = threading.Event()
-        self._threads: list[threading.Thread] = []
         self.done: Counter[str] = Counter()
         """How many faults of each kind have happened, by kind and target."""
         self.left_out: Counter[str] = Counter()
         """The same for those that cannot be made on this machine."""
+        self.struck: Counter[str] = Counter()
+        """How many requests to the bucket were struck, by kind."""
         self.errors: list[str] = []
         """What went wrong with the faults themselves."""
-        self.temporal_losses = 0
-        """How often Temporal's database was lost."""
 
     def run(self) -> None:
         """Makes every fault in its time; returns when all are undone."""
-        self._begun = time.monotonic()
+        begun, threads = time.monotonic(), []
         for step in self._plan:
-            self._ending.wait(max(0.0, self._begun + step.at_s - time.monotonic()))
-            thread = threading.Thread(target=self._make, args=(step,), daemon=True)
-            thread.start()
-            self._threads.append(thread)
-        for thread in self._threads:
+            time.sleep(max(0.0, begun + step.at_s - time.monotonic()))
+            threads.append(threading.Thread(target=self._make, args=(step,), daemon=True))
+            threads[-1].start()
+        for thread in threads:
             thread.join()
+
+    @contextmanager
+    def supervision(self) -> Iterator[None]:
+        """Starts again what ends by itself, until the block ends: a worker ends if Temporal is away when it starts."""
+        keeper = threading.Thread(target=self._keep_running, daemon=True)
+        keeper.start()
+        try:
+            yield
+        finally:
+            self._ending.set()
+            keeper.join()
+
+    def _keep_running(self) -> None:
+        while not self._ending.wait(1):
+            for name, process in self._site.fleet.processes.items():
+                if self._locks[name].acquire(blocking=False):
+                    try:
+                        if not process.is_running:
+                            process.start()
+                            self.done[f"ended by itself, and started again: {name}"] += 1
+                    finally:
+                        self._locks[name].release()
 
     def _make(self, step: Step) -> None:
         # Two faults that strike the same come one after the other.
@@ -89,11 +109,15 @@ class Trouble:
         """Makes a fault and undoes it; returns whether it can be made here."""
         say(f"begins   {step}")
         if step.kind in BUCKET_FAULTS:
-            self._site.faults.lay(
-                *(Rule(fault, chance=chance, seed=step.seed + n) for n, (fault, chance) in enumerate(BUCKET_FAULTS[step.kind]))
-            )
+            faults = enumerate(BUCKET_FAULTS[step.kind])
+            rules = [
+                Rule(fault, method="PUT" if fault is lies_about_put else "", chance=chance, seed=step.seed + number)
+                for number, (fault, chance) in faults
+            ]
+            self._site.faults.lay(*rules)
             self._wait(step)
             self._site.faults.lay()
+            self.struck[step.kind] += sum(rule.struck for rule in rules)
         elif step.kind == "kill":
             self._kill(step.target)
             self._wait(step)
@@ -103,7 +127,9 @@ class Trouble:
             self._wait(step)
             self._start(step.target)
         elif step.kind == "freeze":
-            self._signal(step)
+            freeze(self._process(step.target))
+            self._wait(step)
+            thaw(self._process(step.target))
         elif step.kind == "cut from Temporal":
             self._site.fleet.links[step.target].cut()
             self._wait(step)
@@ -117,7 +143,6 @@ class Trouble:
             self._kill("temporal")
             for path in self._site.fleet.temporal.database.parent.glob("temporal.db*"):
                 path.unlink()
-            self.temporal_losses += 1
             self._wait(step)
             self._start("temporal")
         elif step.kind == "fill the disk":
@@ -146,12 +171,6 @@ class Trouble:
             self._site.s3.start()
         else:
             self._process(target).start()
-
-    def _signal(self, step: Step) -> None:
-        process = self._process(step.target)
-        freeze(process)
-        self._wait(step)
-        thaw(process)
 
     def _fill(self, step: Step) -> bool:
         if not self._site.has_disk:

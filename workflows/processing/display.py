@@ -59,7 +59,7 @@ class Display:
             self._lines.append(f"{head.reason}: {head.detail}")
         if self.finding:
             self._lines.append(self.finding)
-        self._lines += _some([f"- sheet {sheet.number}: {sheet.reason}: {sheet.detail}" for sheet in failures])
+        self._lines += _listed([f"- sheet {sheet.number}: {sheet.reason}: {sheet.detail}" for sheet in failures])
         self.refresh()
         reason = head.reason or (failures[0].reason if failures else None)
         if (head.status, reason) != self._attributes:
@@ -68,10 +68,11 @@ class Display:
 
     def refresh(self) -> None:
         """Shows the waits as they are now."""
-        waits = _some([f"- since {since:%Y-%m-%d %H:%M:%S} UTC: {what}" for what, since in self._waits.values()])
+        waits = _listed([f"- since {since:%Y-%m-%d %H:%M:%S} UTC: {what}" for what, since in self._waits.values()])
         workflow.set_current_details("\n\n".join([*self._lines, *(["It waits for", *waits] if waits else [])]))
 
 
-def _some(lines: list[str]) -> list[str]:
+def _listed(lines: list[str]) -> list[str]:
+    """One paragraph with these lines, without blank lines between them: the UI shows few lines at once."""
     left = len(lines) - LINES_SHOWN
-    return [*lines[:LINES_SHOWN], f"- and {left:,} more"] if left > 0 else lines
+    return ["\n".join([*lines[:LINES_SHOWN], *([f"- and {left:,} more"] if left > 0 else [])])] if lines else []

@@ -92,6 +92,15 @@ def test_the_readme_names_what_is_there() -> None:
     assert {name for name in variables if f"`{name}`" not in section and f"`{name}=" not in section} == set()
 
 
+def test_prometheus_asks_every_process() -> None:
+    """The names in its configuration are those of the services that run SiteLink's processes."""
+    (job,) = yaml.safe_load((DEPLOY / "prometheus" / "compose.yaml").read_text())["scrape_configs"]
+    (lookup,) = job["dns_sd_configs"]
+    processes = {name for name, service in SITELINK.items() if service["command"][0] in ("api", "worker")}
+    assert set(lookup["names"]) == processes
+    assert {SITELINK[name]["environment"]["SITELINK_METRICS_PORT"] for name in processes} == {lookup["port"]}
+
+
 def test_secrets_stay_on_the_machine() -> None:
     """Neither Git nor the build of the image takes the directory of the secrets, or the settings."""
     root = Path(DEPLOY).parent

@@ -46,6 +46,8 @@ PLAN, LIVE = PlanRef("local", "growth", "stored"), PlanRef("local", "growth", "l
 AGE = timedelta(days=60)
 """The copies are so old, and older: beyond what the hourly sweep looks at."""
 STARTS_AT_ONCE = 32
+Save = Callable[[], None]
+"""Called after each size, so that a run that is ended early has not measured for nothing."""
 PDF = {"Content-Type": "application/pdf"}
 
 
@@ -185,7 +187,7 @@ async def start_again(stack: Stack) -> None:
                 await asyncio.sleep(0.02)
 
 
-async def measure_stored(table: Table, sizes: Sequence[int], runs: int, watched_s: float, directory: Path) -> None:
+async def measure_stored(table: Table, sizes: Sequence[int], runs: int, watched_s: float, directory: Path, save: Save) -> None:
     """Measures with so many stored uploads."""
     small = plan_set(1, 72, 48)
     with measured(directory, table) as on:
@@ -209,6 +211,7 @@ async def measure_stored(table: Table, sizes: Sequence[int], runs: int, watched_
             table.facts.setdefault("runs in Temporal", []).append(with_run)
             table.facts.setdefault("Temporal's database, bytes", []).append(on.database_bytes)
             table.facts.setdefault("memory of the API, bytes", []).append(memory_bytes(on.stack.processes["api"].pid or 0))
+            save()
 
 
 async def measure_all(on: Measured, client: Client, model: UploadRef, small: bytes, watched_s: float) -> None:
@@ -263,7 +266,7 @@ def memory_bytes(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-async def measure_pages(table: Table, sizes: Sequence[int], directory: Path) -> None:
+async def measure_pages(table: Table, sizes: Sequence[int], directory: Path, save: Save) -> None:
     """Measures one upload of so many pages."""
     with measured(directory, table) as on:
         client = await Client.connect(on.stack.temporal_address)
@@ -296,6 +299,7 @@ async def measure_pages(table: Table, sizes: Sequence[int], directory: Path) -> 
             table.facts.setdefault("history bytes a page", []).append(facts["bytes of their histories"] / size)
             await on.cost("read its progress", partial(on.http.get, upload_path(ref)), times=10)
             await on.cost("watch it again", partial(on.watch, ref), times=10)
+            save()
 
 
 COLOURS = (
@@ -380,16 +384,20 @@ def main() -> None:
     earlier = json.loads(arguments.json.read_text()) if arguments.json and arguments.json.exists() else {}
     tables = {size: Table(**earlier.get(size, {})) for size in ("uploads stored", "pages")}
     stored, pages = (sorted(map(int, filter(None, text.split(",")))) for text in (arguments.stored, arguments.pages))
+
+    def save() -> None:
+        for size, table in tables.items():
+            if table.sizes:
+                table.print(size)
+        if arguments.json:
+            arguments.json.write_text(json.dumps({size: vars(table) for size, table in tables.items()}))
+        if arguments.png:
+            draw(tables, arguments.png)
+
     if stored:
-        asyncio.run(measure_stored(tables["uploads stored"], stored, arguments.runs, arguments.watched, arguments.directory))
+        asyncio.run(measure_stored(tables["uploads stored"], stored, arguments.runs, arguments.watched, arguments.directory, save))
     if pages:
-        asyncio.run(measure_pages(tables["pages"], pages, arguments.directory))
-    for size, table in tables.items():
-        table.print(size)
-    if arguments.json:
-        arguments.json.write_text(json.dumps({size: vars(table) for size, table in tables.items()}))
-    if arguments.png:
-        draw(tables, arguments.png)
+        asyncio.run(measure_pages(tables["pages"], pages, arguments.directory, save))
 
 
 if __name__ == "__main__":

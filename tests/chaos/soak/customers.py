@@ -335,8 +335,12 @@ class Customer:
     def _remove(self, sent: Sent) -> None:
         sent.is_deleted = True
         self._ask("DELETE", lambda: address(self._fleet, sent.ref), (202, 404))
-        for _ in self._fleet.api_urls:
-            self._ask("GET", lambda: address(self._fleet, sent.ref), (404,))
+        # Another API process may take two seconds to notice.
+        gone, deadline = 0, time.monotonic() + PATIENCE_S
+        while gone < len(self._fleet.api_urls):
+            gone = gone + 1 if self._ask("GET", lambda: address(self._fleet, sent.ref), (200, 404)).status_code == 404 else 0
+            assert time.monotonic() < deadline, f"{sent.ref} is deleted, and does not go away"
+            time.sleep(0.3)
 
     def _reconcile(self, story: str) -> None:
         sent = self._accepted(self._any("good"), story)

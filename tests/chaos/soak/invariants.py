@@ -236,7 +236,7 @@ class Judge:
                 "sheets/** is byte for byte that of a run without faults", not differing, f"{what}: {len(differing)}: {differing[:5]}"
             )
         ready = {sheet["number"] for sheet in final["sheets"] if sheet["status"] == "ready"}
-        reports = [report for report in verify_upload(self._site.bucket, sent.ref, deep=True) if isinstance(report, SheetReport)]
+        reports = [report for report in verify_upload(self._site.bucket, sent.ref) if isinstance(report, SheetReport)]
         broken = [report.number for report in reports if report.number in ready and not report.verified]
         marked = {int(key.partition("/")[0].removeprefix("sheet-")) for key in objects if key.endswith((".dzi", ".pmtiles"))}
         self._check("a commit marker exists only with all its tiles", not broken and marked == ready, f"{what}: {broken} {marked ^ ready}")

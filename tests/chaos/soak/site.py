@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from activities.bucket.location import BucketSettings
@@ -46,7 +47,7 @@ class Site:
     has_disk: bool
     clocks: dict[str, Path]
 
-    @property
+    @cached_property
     def bucket(self) -> Bucket:
         """The bucket, without the proxy."""
         return Bucket(self.settings)

@@ -27,6 +27,8 @@ from tests.servers.faults import (
 from tests.servers.link import freeze, thaw
 
 STOP_LIMIT_S = 60.0
+LEAST_STRUCK, MORE_TIME = 10, 3
+"""A fault of the bucket lasts up to so many times longer, until it has struck so many requests."""
 JUMPS_S = (-3600, -300, 300, 3600)
 
 BUCKET_FAULTS = {
@@ -116,6 +118,10 @@ class Trouble:
             ]
             self._site.faults.lay(*rules)
             self._wait(step)
+            # Another fault may have kept all requests away meanwhile.
+            deadline = time.monotonic() + MORE_TIME * step.seconds
+            while sum(rule.struck for rule in rules) < LEAST_STRUCK and time.monotonic() < deadline:
+                time.sleep(0.2)
             self._site.faults.lay()
             self.struck[step.kind] += sum(rule.struck for rule in rules)
         elif step.kind == "kill":

@@ -13,7 +13,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 from temporalio.api.workflow.v1 import PendingActivityInfo
 from temporalio.client import (
@@ -265,11 +265,11 @@ class Runs:
         async with _naming_failures(QUERY_TIMEOUT_S):
             await (await self._handle(ref)).cancel(rpc_timeout=timedelta(seconds=QUERY_TIMEOUT_S))
 
-    async def run_times(self, ref: UploadRef) -> tuple[datetime, datetime]:
-        """When the last run began, and when it ended: now, if it still runs. Raises the same errors as ``cancel``."""
+    async def run_times(self, ref: UploadRef) -> tuple[datetime, datetime | None]:
+        """When the last run began, and when it ended; None if it still runs. Raises the same errors as ``cancel``."""
         async with _naming_failures(QUERY_TIMEOUT_S):
             description = await (await self._handle(ref)).describe(rpc_timeout=timedelta(seconds=QUERY_TIMEOUT_S))
-            return description.start_time, description.close_time or datetime.now(UTC)
+            return description.start_time, description.close_time
 
     async def last_failure(self, ref: UploadRef) -> tuple[str, int] | None:
         """The last failure of the activity with the most attempts: a sentence about it, and the number of that activity's attempts.

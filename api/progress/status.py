@@ -237,6 +237,9 @@ class Status:
     async def _terminated_state(self, ref: UploadRef, status: WorkflowExecutionStatus | None, manifest: Manifest | None) -> UploadState:
         """The state after the run was terminated or timed out. A manifest that is older than the run was written by an earlier run."""
         began, ended = await self._run_times(ref)
+        if ended is None:  # an operator has reset the run, so the upload goes on in another one
+            msg = "the run was replaced by another one"
+            raise TemporalUnavailable(msg)
         if manifest and datetime.fromisoformat(manifest.snapshot.updated_at) >= began:
             return _ended_state(manifest)
         candidates = [_queued_snapshot(timestamp(ended))]
@@ -281,7 +284,7 @@ class Status:
         msg = "its run has ended, and the final progress is not written yet"
         raise TemporalUnavailable(msg)
 
-    async def _run_times(self, ref: UploadRef) -> tuple[datetime, datetime]:
+    async def _run_times(self, ref: UploadRef) -> tuple[datetime, datetime | None]:
         try:
             return await self._runs.run_times(ref)
         except NoRun as error:

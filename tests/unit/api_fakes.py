@@ -61,7 +61,7 @@ class FakeTemporal:
         self.cancel_error: Exception | None = None
         self.pending: list[PendingActivityInfo] = []
         self.start_time = datetime(2026, 1, 30, tzinfo=UTC)
-        self.close_time = datetime(2026, 1, 31, tzinfo=UTC)
+        self.close_time: datetime | None = datetime(2026, 1, 31, tzinfo=UTC)
         self.healthy: bool | Exception = True
         self.starts: list[dict[str, Any]] = []
         self.signals: list[tuple[str, Any]] = []

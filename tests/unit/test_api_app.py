@@ -186,6 +186,19 @@ async def test_terminated_run_is_failed(client: httpx2.AsyncClient, bucket: Buck
     assert (await client.get(PATH)).json()["version"] == answer["version"]
 
 
+async def test_run_that_an_operator_resets_does_not_end_the_upload(
+    client: httpx2.AsyncClient, bucket: Bucket, temporal: FakeTemporal
+) -> None:
+    """A query that waited for the old run is told of its end while the new run is open: the last known state is served, with a warning."""
+    await accept(bucket)
+    temporal.state = snapshot(READY, PENDING)
+    await client.get(PATH)
+    temporal.state, temporal.close_time = closed_run(WorkflowExecutionStatus.TERMINATED), None
+    answer = (await client.get(PATH)).json()
+    assert (answer["status"], answer["completedPages"]) == ("processing", 1)
+    assert "the run was replaced by another one" in answer["warning"]
+
+
 @pytest.mark.parametrize("how", [WorkflowExecutionStatus.COMPLETED, WorkflowExecutionStatus.FAILED, WorkflowExecutionStatus.CANCELED])
 async def test_ended_run_whose_manifest_is_missing_was_not_terminated(
     client: httpx2.AsyncClient, bucket: Bucket, temporal: FakeTemporal, how: WorkflowExecutionStatus

@@ -48,13 +48,11 @@ class Monitored:
         stack: The stack.
         url: The address of Prometheus.
         ended: An upload that has ended, with failed sheets.
-        config: The configuration of Prometheus.
     """
 
     stack: Stack
     url: str
     ended: UploadRef
-    config: Path
 
     def ask(self, expression: str) -> list[dict[str, Any]]:
         """The series of an instant query."""
@@ -109,7 +107,7 @@ def monitored(
         server.start()
         try:
             until(lambda: server.is_running and answers_at(f"http://127.0.0.1:{port}/-/ready"), ASK_S)
-            seen = Monitored(stack, f"http://127.0.0.1:{port}", UploadRef("o", "p", "p", "u"), config)
+            seen = Monitored(stack, f"http://127.0.0.1:{port}", UploadRef("o", "p", "p", "u"))
             seen.until(f"sum(up) == {len(stack.metrics_urls)}")
             spoil_a_run(stack, temporal_binary)
             for number in (1, 2):

@@ -225,7 +225,8 @@ class Site:
             (directory / "secrets" / name).write_text(f"{text}\n")
         # The variables of whoever runs the tests are not for this file.
         own = {name: value for name, value in engine.environ.items() if not name.startswith(("SITELINK_", "COMPOSE_"))}
-        self._environ = {**own, "SECRETS": str(directory / "secrets"), "SITELINK_RENDER_SLOTS": "1"}
+        patience = {"COMPOSE_HTTP_TIMEOUT": "600"}  # of docker-compose 1.29.2 with an engine on a busy machine
+        self._environ = {**own, **patience, "SECRETS": str(directory / "secrets"), "SITELINK_RENDER_SLOTS": "1"}
         self.url = f"http://{HERE}:{self._ports.nginx}"
         self.ui_url = f"http://{HERE}:{self._ports.ui}"
         self.bucket = BucketSettings("s3://plans", f"http://{HERE}:{self._ports.s3}", "sitelink", SECRETS["s3_secret_key"], "us-east-1")
@@ -266,8 +267,9 @@ class Site:
         return sorted(found, key=lambda container: str(container.name))
 
     def volumes(self) -> set[str]:
-        """The names of all volumes of the engine."""
-        return {volume.name for volume in self._engine.client.volumes.list()}
+        """The names of the volumes in which the site's containers write."""
+        mounts = [mount for container in self.containers() for mount in container.attrs["Mounts"]]
+        return {mount["Name"] for mount in mounts if mount["Type"] == "volume"}
 
     def kill(self, container: Container) -> None:
         """Kills the processes of a container by SIGKILL, as a crash does; returns when the engine has it running again."""

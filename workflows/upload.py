@@ -228,6 +228,8 @@ class ProcessUpload:
         except ActivityError as error:
             if is_due_to_cancel(error):
                 raise
+            if state.committed:  # by a run that could open the document, and was lost with its password: clients know of these sheets
+                self._progress.show_committed(state.committed, workflow.now())
             self._progress.fail(*reason_and_detail(error), workflow.now())
         else:
             self._progress.begin(document.pages, state.committed, workflow.now(), document.forecast, resume=not stays_ended)

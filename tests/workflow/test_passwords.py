@@ -10,6 +10,7 @@ from activities.bucket.records import UploadStatus
 from activities.errors import PageUnreadable, PasswordRequired
 from activities.interface import CountPages, Document, TiledPage, TilePage
 from deploy.temporal import TemporalServer
+from tests.unit.test_progress import record
 from tests.waiting import until_async
 from tests.workflow.fakes import FakeActivities, pages, working
 from tests.workflow.runs import cancelled_after_one, end_as_failed, handle_of
@@ -100,3 +101,15 @@ async def test_password_crosses_continue_as_new(temporal_binary: Path, tmp_path:
         assert fake.heard == ["kept"] * 31
     finally:
         server.stop()
+
+
+async def test_sheets_stay_counted_when_a_lost_run_takes_the_password_with_it(client: Client, ref: UploadRef) -> None:
+    """The next run cannot open the document and fails. It does not forget the sheets that the bucket holds, and clients know."""
+    fake = FakeActivities(PasswordRequired("the server has none"))
+    fake.committed[1] = record(1)
+    async with working(client, fake):
+        await start_upload(client, ref)
+        await until_async(lambda: fake.manifest is not None)
+    assert fake.manifest is not None
+    assert (fake.manifest.status, fake.manifest.reason) == (UploadStatus.FAILED, "PasswordRequired")
+    assert (fake.manifest.completed_pages, [sheet.number for sheet in fake.manifest.sheets]) == (1, [1])

@@ -402,7 +402,7 @@ class Customer:
 
 def _mendable(end: dict[str, Any]) -> list[int]:
     """The failed sheets that a retry can make; 0 is the whole document."""
-    failed = [(sheet["number"], sheet["reason"]) for sheet in end["sheets"]] + ([] if end["sheets"] else [(0, end["reason"])])
+    failed = [*((sheet["number"], sheet["reason"]) for sheet in end["sheets"]), (0, end["reason"] if end["status"] == "failed" else None)]
     return [number for number, reason in failed if reason in ("PasswordRequired", "WorkerLost")]
 
 

@@ -183,6 +183,8 @@ class Watch:
                 ) as answer:
                     if answer.status_code == 200:
                         self._read(answer)
+                    elif answer.status_code == 204:  # the last stream broke just before its ``end``
+                        self._take_final()
             except httpx2.TransportError:
                 pass
             time.sleep(0.1)
@@ -199,6 +201,11 @@ class Watch:
             event = {}
             if self._ended or self._closed:
                 return
+
+    def _take_final(self) -> None:
+        state = httpx2.get(address(self._stack, self._ref), timeout=60).json()
+        if state.get("completedAt") is not None:
+            self._take({"event": "end", "data": json.dumps(state)})
 
     def _take(self, event: dict[str, str]) -> None:
         state = json.loads(event["data"])

@@ -43,7 +43,7 @@ class Client:
     """A patient client of the site: it tries again what a proxy could not pass on.
 
     Args:
-        composed: The composed.
+        composed: The site.
     """
 
     def __init__(self, composed: Site) -> None:
@@ -149,7 +149,7 @@ def uploads_in_work(client: Client) -> Iterator[Uploads]:
 
 @pytest.fixture(scope="module")
 def composed(engine: Engine, sitelink_image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """The whole composed. Afterwards no container and no volume of it is left."""
+    """The whole site. Afterwards no container and no volume of it is left."""
     composed, volumes = None, set[str]()
     try:
         with compose.running(engine, tmp_path_factory.mktemp("compose"), sitelink_image) as composed:

@@ -257,7 +257,12 @@ class Site:
 
     def down(self) -> None:
         """Removes all containers and volumes."""
+        volumes = self.volumes()
         self.compose("down", "--volumes", "--remove-orphans")
+        # Compose 1 takes the nameless volume of a container that it has made anew for one with a name, and leaves it.
+        for volume in self._engine.client.volumes.list():
+            if volume.name in volumes:
+                volume.remove()
 
     def containers(self, service: str | None = None) -> list[Container]:
         """The containers of a service, or all, also those that have ended."""

@@ -39,7 +39,7 @@ class Attempt:
     """The attempt that this activity task is."""
 
     step = ""
-    """What the attempt does or waits for, for operators; it names nothing of the document."""
+    """A few words for operators: the work that the attempt does, or waits for. They contain nothing of the document."""
 
     def beat(self) -> None:
         """Tells Temporal that the attempt is alive, and at which step."""
@@ -47,7 +47,7 @@ class Attempt:
 
     @property
     def counts(self) -> Sequence[int]:
-        """What the next attempt is told."""
+        """Numbers that each heartbeat carries to the next attempt."""
         return ()
 
     def gives_up(self, error: SiteLinkError) -> bool:
@@ -109,7 +109,7 @@ class Attempt:
 
 
 def _in_clear(text: str) -> RawValue:
-    """A text that is stored as it is. Temporal's library would end an activity for good, where a worker cannot decrypt a heartbeat."""
+    """A text that is never encrypted. Temporal's library ends an activity for good if a worker cannot decrypt its heartbeat."""
     return RawValue(Payload(metadata={"encoding": b"json/plain", IN_CLEAR: b"1"}, data=json.dumps(text).encode()))
 
 

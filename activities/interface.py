@@ -15,12 +15,12 @@ from activities.bucket.report import NO_NAMES, NameList
 WORKFLOW_QUEUE = "sitelink"
 TILE_QUEUE = "sitelink-tile"
 STORAGE_QUEUE = "sitelink-storage"
-IN_CLEAR = "sitelink-in-clear"
-"""Metadata of a payload that is never encrypted, because it names nothing of a document."""
-
 WEBHOOK_QUEUE = "sitelink-webhook"
 HOUSEKEEPING_QUEUE = "sitelink-housekeeping"
 """Separate from the storage queue: a deletion holds its slot until the upload's run has ended, and the run needs a storage slot to end."""
+
+IN_CLEAR = "sitelink-in-clear"
+"""This metadata marks a payload that is never encrypted, because the payload contains nothing of a document."""
 
 
 def host_queue(host: str) -> str:

@@ -57,7 +57,7 @@ class Scratch:
         share_pages: Most pages of one upload among them.
         clock: Seconds since 1970.
         beat_s: How often a page that waits for room beats.
-        fetching: Goes around the fetching of a PDF.
+        fetching: Makes a context manager. A PDF is fetched inside of it.
 
     Raises:
         ScratchInUse: Another worker process uses the directory.

@@ -105,7 +105,7 @@ class SheetActivities(HostActivities):
                 writes.bytes = record.bytes
             attempt.step = "commits the sheet"
             with metrics.stage("commit"):
-                if args.options.layout.has_tiles or packed is None:
+                if packed is None or args.options.layout.has_tiles:  # the ``.dzi`` is the commit marker
                     self._host.bucket.sync()
                     self._store.commit(ref, number, pyramid.descriptor().encode())
                 else:

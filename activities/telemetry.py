@@ -43,7 +43,7 @@ DRAIN_S = 5.0
 TURN_S = 1.0
 
 STANDSTILL_LIMIT_S = 60.0
-"""An event loop that stands still so long does nothing else again."""
+"""After so long, the event loop is not expected to move again."""
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0, 14400.0, inf)
 """The buckets of every histogram of seconds."""
@@ -88,7 +88,7 @@ def new_registry(role: str) -> CollectorRegistry:
 
 
 def watch_event_loop(registry: CollectorRegistry) -> Callable[[], float]:
-    """Measures from now on how long the running event loop stands still. The metric answers from another thread, so also meanwhile.
+    """Measures from now on how long the running event loop stands still. Another thread answers the metric, also while the loop stands.
 
     Returns:
         Gives the seconds since its last turn.
@@ -162,11 +162,11 @@ def serve(registry: CollectorRegistry, settings: MetricsSettings, health: Health
 
 def _with_health(health: Health, metrics: "WSGIApplication") -> "WSGIApplication":
     def respond(request: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
-        yes = health.answer(request["PATH_INFO"])
-        if yes is None:
+        is_well = health.answer(request["PATH_INFO"])
+        if is_well is None:  # the path is not one of health
             return metrics(request, start_response)
-        start_response("200 OK" if yes else "503 Service Unavailable", [("Content-Type", "text/plain"), ("Cache-Control", "no-store")])
-        return [b"yes\n" if yes else b"no\n"]
+        start_response("200 OK" if is_well else "503 Service Unavailable", [("Content-Type", "text/plain"), ("Cache-Control", "no-store")])
+        return [b"yes\n" if is_well else b"no\n"]
 
     return respond
 

@@ -635,7 +635,7 @@ class Bucket:
         """The names of the directories directly below ``prefix``, which may be empty (oddity 1)."""
         if self._root is None:
             return self.children(prefix)[0]
-        # A tenth of obstore's CPU, which asks for the size and the time of each entry.
+        # obstore would ask for the size and the time of each entry, which takes most of its CPU time.
         with self._named_errors(prefix), suppress(FileNotFoundError, NotADirectoryError), os.scandir(self._root / prefix) as entries:
             return [entry.name for entry in entries if entry.is_dir()]
         return []

@@ -206,10 +206,10 @@ def restrict(limits: Limits, user: int | None = None, group: int | None = None) 
 
 
 def bound_open_files() -> None:
-    """Sets the hard limit of open descriptors.
+    """Sets the hard limit of open descriptors. A process calls this after it has sent its last descriptor.
 
-    A process that sends a descriptor sends it before. With this limit the kernel would refuse it whenever all processes of its user
-    together have more descriptors than this on their way: https://man7.org/linux/man-pages/man7/unix.7.html, ETOOMANYREFS.
+    The kernel counts the descriptors that all processes of a user have sent, and that nobody has received yet. If they are more than the
+    sender's limit, the kernel refuses the next one: https://man7.org/linux/man-pages/man7/unix.7.html, ETOOMANYREFS.
     """
     _lower(resource.RLIMIT_NOFILE, OPEN_FILES)
 

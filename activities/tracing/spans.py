@@ -1,4 +1,4 @@
-"""What the stages of a host's work tell to a trace. No tracing library is loaded here."""
+"""The stages of a host's work, for a trace. This module loads no tracing library."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +21,7 @@ class Writes:
 
 
 class Spans:
-    """The spans below that of an activity. These go nowhere; ``activities.tracing.sdk`` has those that are exported."""
+    """The spans of the stages of an activity. This class drops them; ``ExportedStages`` of ``activities.tracing.sdk`` exports them."""
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Writes]:

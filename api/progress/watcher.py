@@ -203,13 +203,13 @@ class Watcher:
         while True:
             version = live.head.version
             try:
-                news = await self._runs.progress_after(self.ref, version, f"watch-{_PROCESS}-{version}-{self._ended_updates}")
+                answer = await self._runs.progress_after(self.ref, version, f"watch-{_PROCESS}-{version}-{self._ended_updates}")
             except (NoRun, TemporalUnavailable):
                 await asyncio.sleep(REPEAT_PAUSE_S)
                 return False
-            if news is None:
+            if answer is None:  # no change came in time
                 return True
-            change, committed = news
+            change, committed = answer
             if change.version == version:
                 # Too many updates wait, the run is closing, or the change is too large for an update. The update with this id has ended, so
                 # the next wait needs a new id.

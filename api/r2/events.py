@@ -47,8 +47,9 @@ FIRST_DELAY_S, LONGEST_DELAY_S = 5, 3600
 Cloudflare keeps a message."""
 
 HANDLED, DELAYED, IGNORED, UNREADABLE, KEPT = OUTCOMES = ("handled", "delayed", "ignored", "unreadable", "kept")
-"""What becomes of a message: its upload knows of the sheet; it comes again, because Temporal or the bucket does not answer; it is about
-another object, or no creation; it is not an R2 event, and comes again; it is not one, and was kept aside."""
+"""The outcomes of a message, in this order: the upload was told of the sheet; the message comes again, because Temporal or the bucket does
+not answer; the message is about another object, or no object was created; the message is no R2 event, and comes again; the message is no
+R2 event, and was kept aside."""
 
 MAX_LISTED = 100
 """How many messages ``unreadable_events`` returns at most."""

@@ -1,7 +1,9 @@
 """Threads that serve their callers in turn."""
 
 import threading
+from collections.abc import Iterator
 from concurrent.futures import CancelledError, Future, wait
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
@@ -14,9 +16,9 @@ FIRST, SECOND = (UploadRef("acme", "tower", "a1", upload) for upload in ("u1", "
 OTHER = UploadRef("other", "tower", "a1", "u3")
 
 
-def test_small_jobs_do_not_wait_for_large_ones() -> None:
-    """Organizations take turns, then the uploads of one organization, then the sheets of one upload; one sheet's work keeps its order."""
-    done: list[str] = []
+@contextmanager
+def one_busy_thread() -> Iterator[FairThreads]:
+    """One thread that is busy until the block ends. The call that keeps it busy waits in no queue, so each turn begins anew."""
     busy, closed = threading.Event(), threading.Event()
 
     def keep_busy() -> None:
@@ -24,12 +26,20 @@ def test_small_jobs_do_not_wait_for_large_ones() -> None:
         closed.wait(60)
 
     with FairThreads(1, "test") as threads:
-        futures: list[Future[Any]] = [threads.submit(turn_of(FIRST), keep_busy)]
-        assert busy.wait(60)  # else the first upload would have two calls in the queue, and be served after the others
+        threads.submit(turn_of(FIRST), keep_busy)
+        assert busy.wait(60)
+        yield threads
+        closed.set()
+
+
+def test_small_jobs_do_not_wait_for_large_ones() -> None:
+    """Organizations take turns, then the uploads of one organization, then the sheets of one upload; one sheet's work keeps its order."""
+    done: list[str] = []
+    futures: list[Future[Any]] = []
+    with one_busy_thread() as threads:
         for ref, sheet, chunks in ((FIRST, "1", 6), (FIRST, "2", 2), (SECOND, "1", 2), (OTHER, "1", 3)):
             futures += [threads.submit(turn_of(ref, sheet), done.append, f"{ref.upload} {sheet} {chunk}") for chunk in range(chunks)]
-        closed.set()
-        wait(futures, 30)
+    wait(futures, 30)
     assert done == [
         *("u1 1 0", "u3 1 0", "u2 1 0", "u3 1 1", "u1 2 0", "u3 1 2"),
         *("u2 1 1", "u1 1 1", "u1 2 1", "u1 1 2", "u1 1 3", "u1 1 4", "u1 1 5"),
@@ -39,19 +49,11 @@ def test_small_jobs_do_not_wait_for_large_ones() -> None:
 def test_calls_of_one_turn_go_by_rank() -> None:
     """A call of a lower rank goes before all that wait, calls of one rank in their order."""
     done: list[str] = []
-    busy, closed = threading.Event(), threading.Event()
-
-    def keep_busy() -> None:
-        busy.set()
-        closed.wait(60)
-
-    with FairThreads(1, "test") as threads:
-        futures: list[Future[Any]] = [threads.submit(turn_of(FIRST), keep_busy)]
-        assert busy.wait(60)
+    futures: list[Future[Any]] = []
+    with one_busy_thread() as threads:
         for rank, chunk in ((2, 0), (2, 1), (1, 0), (1, 1), (3, 0), (2, 2)):
             futures.append(threads.submit(turn_of(FIRST, "tiles"), done.append, f"{rank} {chunk}", rank=rank))
-        closed.set()
-        wait(futures, 30)
+    wait(futures, 30)
     assert done == ["1 0", "1 1", "2 0", "2 1", "2 2", "3 0"]
 
 

@@ -95,7 +95,7 @@ class Scratch:
             raise ScratchInUse(msg) from error
         self.host = _host_id(directory / "host")
         self._fetch_locks: dict[str, asyncio.Lock] = {}
-        self._source_users: dict[str, int] = {}
+        self._source_users: Counter[str] = Counter()
         self._pages_being_made: Counter[str] = Counter()
         self._claims: Counter[str] = Counter()
         for path in (*self._sources.glob("*.part"), *self._pages.glob("*.part")):
@@ -110,7 +110,7 @@ class Scratch:
         """Removes old files that belong to no upload in ``uploads()``. The files of known uploads stay: their runs decide about them."""
         known = {path for paths in self.uploads().values() for path in paths}
         for path in (*self._pages.iterdir(), *self._sources.iterdir(), *self._refs.iterdir()):
-            if path not in known and path.name not in self._source_users and self._age_s(path) > UNKNOWN_AGE_S:
+            if path not in known and not self._is_in_use(path) and self._age_s(path) > UNKNOWN_AGE_S:
                 _remove(path)
 
     def _age_s(self, path: Path) -> float:
@@ -129,22 +129,22 @@ class Scratch:
             SourceAltered: The fetched PDF is not the one that was accepted.
             BucketError: The bucket failed.
         """
-        name = f"{_ref_digest(ref)}.pdf"
-        path = self._sources / name
+        digest = _ref_digest(ref)
+        path = self._sources / f"{digest}.pdf"
         self._record_ref(ref)
-        self._source_users[name] = self._source_users.get(name, 0) + 1
+        self._source_users[digest] += 1
         attempt.step = "fetches the PDF"
         try:
-            async with _hold_with_beats(self._fetch_locks.setdefault(name, asyncio.Lock()), attempt.beat):
+            async with _hold_with_beats(self._fetch_locks.setdefault(digest, asyncio.Lock()), attempt.beat):
                 if not path.exists() or path.stat().st_size != record.size_bytes:
                     with self._fetching():
                         await attempt.in_thread(lambda stop: _fetch(bucket, ref, record, path, stop), more_follows=True)
             yield path
         finally:
-            self._source_users[name] -= 1
-            if not self._source_users[name]:
-                del self._source_users[name]
-                self._fetch_locks.pop(name, None)
+            self._source_users[digest] -= 1
+            if not self._source_users[digest]:
+                del self._source_users[digest]
+                self._fetch_locks.pop(digest, None)
 
     @asynccontextmanager
     async def room(self, ref: UploadRef, beat: Callable[[], None]) -> AsyncIterator[None]:
@@ -247,10 +247,7 @@ class Scratch:
 
     def discard(self, ref: UploadRef) -> None:
         """Removes the pages of an upload, and its PDF unless an activity uses it."""
-        digest = _ref_digest(ref)
-        sources = () if f"{digest}.pdf" in self._source_users else self._sources.glob(f"{digest}.*")
-        for path in (*sources, *self._pages.glob(f"{digest}-*"), self._refs / digest):
-            _remove(path)
+        self.remove_unused(self._files(_ref_digest(ref)))
 
     def uploads(self) -> dict[UploadRef, list[Path]]:
         """The files of each known upload: its PDF, its pages, published or not, and the file that holds its REF."""
@@ -259,16 +256,21 @@ class Scratch:
             with suppress(
                 FileNotFoundError, ValueError
             ):  # it was removed meanwhile, or is incomplete: a worker was killed while it wrote it
-                digest = ref_file.name
-                paths = [*self._sources.glob(f"{digest}.*"), *self._pages.glob(f"{digest}-*"), ref_file]
-                found[UploadRef.parse(ref_file.read_text())] = paths
+                found[UploadRef.parse(ref_file.read_text())] = self._files(ref_file.name)
         return found
 
+    def _files(self, digest: str) -> list[Path]:
+        return [*self._sources.glob(f"{digest}.*"), *self._pages.glob(f"{digest}-*"), self._refs / digest]
+
     def remove_unused(self, paths: Iterable[Path]) -> None:
-        """Removes files that ``uploads()`` returned, except a PDF that an activity uses."""
+        """Removes files that ``uploads()`` returned, except a PDF that an activity uses, and the REF that tells later whose it is."""
         for path in paths:
-            if path.name not in self._source_users:
+            if not self._is_in_use(path):
                 _remove(path)
+
+    def _is_in_use(self, path: Path) -> bool:
+        """Whether this is the PDF of an upload, or its REF, while an activity uses the PDF or fetches it."""
+        return path.name.partition(".")[0] in self._source_users
 
 
 @asynccontextmanager

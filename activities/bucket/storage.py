@@ -499,7 +499,8 @@ class Bucket:
     async def put_stream(self, key: str, body: AsyncIterator[bytes]) -> None:
         """Writes an object from a stream, in constant memory. The object appears whole or not at all. A large one is sent in equal parts.
 
-        To end the write early, raise in ``body``. Cancelling the caller would leave an unfinished write in the bucket.
+        To end the write early, raise in ``body``. Cancelling the caller would leave an unfinished write in the bucket. A part that is on
+        its way at the end may be stored after the server has aborted the multipart upload; the sweep removes it.
         """
         buffered: list[bytes] = []
         async for chunk in body:

@@ -309,12 +309,11 @@ class Judge:
         fleet = self._site.fleet
 
         def scratch() -> list[str]:
-            # A PDF that arrives after its upload has left the scratch belongs to nobody, and is removed after a day.
             roots = [fleet.scratch(name) for name in fleet.processes if name.startswith("tile")]
             return [
                 str(path.relative_to(fleet.directory))
                 for root in roots
-                for where in ("pages", "uploads")
+                for where in ("sources", "pages", "uploads")
                 for path in (root / where).glob("*")
             ]
 

@@ -29,7 +29,7 @@ DOCKERFILE = FOLDER.parent / "Dockerfile"
 README = FOLDER.parent / "README.md"
 KUBERNETES_VERSIONS = ("1.30", "1.37")
 SECRETS_AT = "/run/secrets/sitelink"
-COMPONENTS = ("hpa", "keda", "webhooks")
+COMPONENTS = ("hpa", "keda", "r2-events", "webhooks")
 
 Manifest = dict[str, Any]
 
@@ -124,10 +124,14 @@ def env_file(path: Path) -> dict[str, str]:
 IMAGE = dict(re.findall(r"^(?:ENV)? +(SITELINK_\w+)=(\S+)", DOCKERFILE.read_text(), re.MULTILINE))
 BASE = env_file(FOLDER / "base" / "settings.env")
 EXAMPLE = env_file(FOLDER / "overlays" / "example" / "settings.env")
+PROGRAMS = {"api": "api", "events": "api events"}
+"""The program of each role that is no worker."""
+QUEUE = {"SITELINK_EVENTS_ACCOUNT": "a1", "SITELINK_EVENTS_QUEUE": "b2"}
+"""What the settings of an overlay with the component ``r2-events`` have, too."""
 
 
 def role_of(deployment: Manifest) -> str:
-    """``api``, ``workflow``, ``tile`` or ``webhook``."""
+    """``api``, ``workflow``, ``tile``, ``webhook`` or ``events``."""
     return cast("str", deployment["metadata"]["labels"]["app.kubernetes.io/component"])
 
 
@@ -213,14 +217,15 @@ def test_each_process_accepts_its_settings(deployment: Manifest, tmp_path: Path)
     secret_names = [name for name in variables if name.removesuffix("_FILE") in SECRETS]
     assert {variables[name] for name in secret_names} == mounted
     (tmp_path / "secret").write_text("0123456789abcdef" * 4 + "\n")
-    here = {**variables, **{name: str(tmp_path / "secret") for name in secret_names}}
-    READERS[{"api": "api"}.get(role, f"worker {role}")](here)
+    here = {**variables, **QUEUE, **{name: str(tmp_path / "secret") for name in secret_names}}
+    program = PROGRAMS.get(role, f"worker {role}")
+    READERS[program](here)
     assert unknown_settings(here) == []
     assert {name.removesuffix("_FILE") for name in variables} <= documented_settings()
     assert not [name for name in {**BASE, **EXAMPLE} if name in SECRETS]
     assert {*BASE, *variables_of_role(deployment)} & set(EXAMPLE) == set()
     # The image's entry point is ``python -m``, by a program that reaps processes and passes signals on.
-    assert container_of(deployment)["args"] == (["api"] if role == "api" else ["worker", role])
+    assert container_of(deployment)["args"] == program.split()
     assert "command" not in container_of(deployment)
 
 
@@ -248,7 +253,7 @@ def test_a_pod_has_the_time_that_its_process_takes_to_stop(deployment: Manifest)
     container, role = container_of(deployment), role_of(deployment)
     hook = container.get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command", ["sleep", "0"])
     assert hook[0] == "sleep"
-    longest_s = GRACE_S if role == "api" else LONGEST_STOP[role].total_seconds()
+    longest_s = GRACE_S if role in PROGRAMS else LONGEST_STOP[role].total_seconds()
     assert pod_of(deployment)["terminationGracePeriodSeconds"] >= longest_s + int(hook[1]) + 10
 
 
@@ -324,7 +329,7 @@ def test_each_pod_is_spread_and_has_a_budget(deployment: Manifest) -> None:
 
 
 def test_network_policies_let_each_pod_reach_what_it_needs() -> None:
-    """Everybody: names, Temporal; API, tile and webhook workers: the bucket, by https, and never the node's metadata."""
+    """Everybody: names, Temporal; all but the workflow workers: the bucket, by https, and never the node's metadata."""
     policies = {parameter.values[0]["metadata"]["name"]: parameter.values[0]["spec"] for parameter in of_kind("NetworkPolicy")}
 
     def egress_ports(role: str) -> set[int]:
@@ -337,7 +342,7 @@ def test_network_policies_let_each_pod_reach_what_it_needs() -> None:
         }
 
     assert egress_ports("workflow") == {53, 7233}
-    for role in ("api", "tile", "webhook"):
+    for role in ("api", "tile", "webhook", "events"):
         assert egress_ports(role) == {53, 7233, 443}
     (rule,) = policies["sitelink-bucket"]["egress"]
     assert ["169.254.0.0/16"] in [block["ipBlock"]["except"] for block in rule["to"]]

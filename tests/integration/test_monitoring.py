@@ -27,6 +27,7 @@ from tests.integration.test_metrics import ROOT
 from tests.monitoring import ALERTS, DASHBOARD, PROMETHEUS, panels, program, rules, runbook_commands
 from tests.resources.make_pdfs import bad_pages_among_good, plan_set
 from tests.servers.faults import Rule, answers, faulty, held_until
+from tests.servers.queue import push_events
 from tests.servers.recorder import Answer, recording
 from tests.servers.s3 import TestServer
 from tests.waiting import ASK_S, DEADLINE_S, until
@@ -35,6 +36,8 @@ pytestmark = pytest.mark.usefixtures("temporal_binary")
 
 WINDOW = "3m"
 """The window of the dashboard's rates: at least as long as the events of the fixture take."""
+
+SECRET = "e" * 32
 
 QUIET = frozenset({"Updates that fail"})
 """Panels whose value is rightly zero all the time here: no upload of a tiled sheet fails for good."""
@@ -93,13 +96,13 @@ def watching(url: str) -> Iterator[Iterator[str]]:
 def monitored(
     new_stack_of_module: Callable[..., Stack], s3_server: TestServer, temporal_binary: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Monitored]:
-    """Two uploads have ended, with bad pages, webhooks, a faulty bucket, a lost sheet and a lost Temporal; a third is held half-way."""
+    """Two uploads have ended, with bad pages, webhooks, events, a faulty bucket, a lost sheet and a lost Temporal; a third is held."""
     prometheus = program("prometheus")
     with recording() as receiver, faulty(s3_server.endpoint) as faults:
         receiver.answer = lambda _: Answer(204)
         settings = replace(s3_server.new_bucket(), endpoint=faults.url)
-        networks = {"SITELINK_WEBHOOK_SECRET": "w" * 32, "SITELINK_WEBHOOK_NETWORKS": "127.0.0.1/32"}
-        stack = new_stack_of_module(SITELINK_METRICS_PORT="0", **networks, **s3_server.environment(settings))
+        senders = {"SITELINK_WEBHOOK_SECRET": "w" * 32, "SITELINK_WEBHOOK_NETWORKS": "127.0.0.1/32", "SITELINK_EVENTS_SECRET": SECRET}
+        stack = new_stack_of_module(SITELINK_METRICS_PORT="0", **senders, **s3_server.environment(settings))
         directory = tmp_path_factory.mktemp("prometheus")
         config, port = configuration(stack, directory), free_port()
         options = [f"--config.file={config}", f"--storage.tsdb.path={directory / 'data'}", f"--web.listen-address=127.0.0.1:{port}"]
@@ -121,6 +124,7 @@ def monitored(
                 Bucket(settings).delete([ref.descriptor(1)])
                 httpx2.post(f"{address(stack, ref)}/reconcile", timeout=60).raise_for_status()
                 until(lambda ref=ref: httpx2.get(address(stack, ref), timeout=60).json()["reconciled"], ASK_S)  # type: ignore[misc]
+                assert push_events(stack.api_url, SECRET, [ref.descriptor(1)]).status_code == 200
                 seen.until(f"sum(sitelink_webhooks_total) >= {2 * number}")
                 seen.until(f"sum(progress_reconciliation_discrepancy_total) >= {number} and sum(sheets_pending) == 0")
                 lose_temporal(stack, ref)

@@ -12,11 +12,16 @@ import random
 import secrets
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+import httpx2
+
+from api.paths import R2_EVENTS
+from api.r2.push import signature
 
 ACCOUNT, QUEUE, TOKEN = "a" * 32, "b" * 32, "token-of-the-tests"
 DEFAULT_BATCH, MAX_BATCH = 5, 100
@@ -264,3 +269,11 @@ def event(bucket: str, key: str, action: str = "PutObject") -> dict[str, Any]:
     if action == "CopyObject":
         words["copySource"] = {"bucket": bucket, "object": "elsewhere.dzi"}
     return words
+
+
+def push_events(api_url: str, secret: str, keys: Sequence[str], timeout_s: float = 60) -> httpx2.Response:
+    """Sends a signed batch of events to the API: objects of the bucket ``plans`` were written at these keys."""
+    messages = [{"id": str(number), "attempts": 1, "body": json.dumps(event("plans", key))} for number, key in enumerate(keys)]
+    body, now = json.dumps({"messages": messages}).encode(), str(int(time.time()))
+    headers = {"SiteLink-Timestamp": now, "SiteLink-Signature": signature(secret, now, body), "Content-Type": "application/json"}
+    return httpx2.post(api_url + R2_EVENTS, content=body, headers=headers, timeout=timeout_s, trust_env=False)

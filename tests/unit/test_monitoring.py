@@ -92,7 +92,7 @@ def test_queries_of_the_dashboard_ask_for_its_job() -> None:
     """Another program's metrics with the same names, such as those of Temporal's library, are not shown."""
     for _, panel in panels(json.loads(DASHBOARD.read_text())):
         for target in panel["targets"]:
-            names = re.findall(r"\b(?:[a-z]+_[a-z_]+|up)\b(?=[{\[])", target["expr"])
+            names = re.findall(r"\b(?:[a-z]+_[a-z0-9_]+|up)\b(?=[{\[])", target["expr"])
             assert names
             assert target["expr"].count('{job="$job"') == len(names), target["expr"]
 

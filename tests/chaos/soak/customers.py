@@ -1,6 +1,5 @@
 """The customers of a soak: they send documents and watch them, cancel, delete, repair and retry, and come and go as people do."""
 
-import json
 import random
 import socket
 import threading
@@ -18,12 +17,10 @@ import httpx2
 
 from activities.bucket.keys import UploadRef
 from activities.bucket.records import Layout
-from api.paths import R2_EVENTS
-from api.r2.push import signature
 from tests.chaos.guarantees import Watch, address, path_of
 from tests.chaos.soak.documents import Document, choose
 from tests.chaos.soak.site import EVENTS_SECRET, Site
-from tests.servers.queue import event
+from tests.servers.queue import push_events
 
 PATIENCE_S = 900.0
 """How long a customer waits for anything: a hang is a finding, slowness is none."""
@@ -382,12 +379,9 @@ class Customer:
         self._push([sent.ref.descriptor(1)])
 
     def _push(self, keys: list[str]) -> None:
-        messages = [{"id": str(number), "attempts": 1, "body": json.dumps(event("plans", key))} for number, key in enumerate(keys)]
-        body, now = json.dumps({"messages": messages}).encode(), str(int(time.time()))
-        headers = {"SiteLink-Timestamp": now, "SiteLink-Signature": signature(EVENTS_SECRET, now, body), "Content-Type": "application/json"}
         # An event may be lost, as any message that nobody repeats. A clock that is wrong makes its signature too old.
         with suppress(httpx2.TransportError):
-            answer = httpx2.post(self._fleet.api_url + R2_EVENTS, content=body, headers=headers, timeout=REQUEST_LIMIT_S, trust_env=False)
+            answer = push_events(self._fleet.api_url, EVENTS_SECRET, keys, REQUEST_LIMIT_S)
             assert answer.status_code in (200, 401, 403, *COME_BACK), f"{answer.status_code} {answer.text[:300]}"
             self._book.count("batches of events")
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -67,6 +68,49 @@ def go_install(go: str, module: str, *, say: Callable[[str], None], environ: Map
             build.kill()
             build.communicate()
     return None if build.returncode == 0 else "\n".join(output.decode("utf-8", "replace").splitlines()[-5:])
+
+
+def find_working(name: str, cache: Path, *arguments: str) -> Path | None:
+    """The first installed program of this name that exits with 0 when it is run with the arguments; None if there is none."""
+    for candidate in installed(name, cache):
+        with suppress(OSError, subprocess.SubprocessError):
+            subprocess.run([candidate, *arguments], capture_output=True, timeout=30, check=True)
+            return candidate
+    return None
+
+
+def build(
+    what: str,
+    module: str,
+    find: Callable[[], Path | None],
+    failure: type[Exception],
+    *,
+    advice: str,
+    say: Callable[[str], None],
+    environ: Mapping[str, str] | None = None,
+) -> Path:
+    """Lets Go build a program that is not installed; returns its path.
+
+    Args:
+        what: The program for people, such as ``S3 server``.
+        module: Path and version of its module.
+        find: Finds it once it is installed.
+        failure: The exception to raise when it cannot be built.
+        advice: What to do then.
+        say: Gets a sentence about each step that takes time.
+        environ: Variables for Go, added to this process's environment.
+    """
+    go = shutil.which("go")
+    if go is None:
+        msg = f"No {what} here, and no Go to build it. {advice}"
+        raise failure(msg)
+    say(f"building the {what}: go install {module} (some minutes the first time)")
+    trouble = go_install(go, module, say=say, environ=environ)
+    binary = find()
+    if trouble is not None or binary is None:
+        msg = f"Building the {what} failed:\n{trouble or 'Go installed the program into a directory that is not searched'}\n{advice}"
+        raise failure(msg)
+    return binary
 
 
 class Finder(Protocol):

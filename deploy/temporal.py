@@ -6,7 +6,6 @@ import json
 import os
 import re
 import secrets
-import shutil
 import subprocess
 import sys
 import time
@@ -18,7 +17,7 @@ from urllib.error import URLError
 from urllib.request import ProxyHandler, build_opener
 
 from deploy.process import Process, free_port
-from deploy.programs import get, go_install, installed
+from deploy.programs import build, get, installed
 from workflows.messages import SEARCH_ATTRIBUTES
 
 CLI_VERSION = "v1.5.1"
@@ -131,21 +130,8 @@ def _build(cache: Path, say: Callable[[str], None]) -> Path:
         "Install the Temporal CLI (https://docs.temporal.io/cli/setup-cli) or Go (https://go.dev/dl), "
         "check that `temporal` or `go` is on the PATH, and start again."
     )
-    go = shutil.which("go")
-    if go is None:
-        msg = (
-            f"No Temporal server here: `temporal` is not on the PATH, it could not be downloaded, and there is no Go to build it. {advice}"
-        )
-        raise NoTemporal(msg)
-    say(f"the download did not work; building the Temporal server: go install {CLI_MODULE} (3 to 6 minutes the first time)")
-    failure = go_install(go, CLI_MODULE, say=say)
-    binary = installed_binary(cache, say=say)
-    if failure is not None or binary is None:
-        msg = (
-            f"Building the Temporal server failed:\n{failure or 'Go installed the program into a directory that is not searched'}\n{advice}"
-        )
-        raise NoTemporal(msg)
-    return binary
+    say("the download did not work")
+    return build("Temporal server", CLI_MODULE, lambda: installed_binary(cache, say=say), NoTemporal, advice=advice, say=say)
 
 
 class TemporalServer:

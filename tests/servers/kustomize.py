@@ -1,13 +1,10 @@
 """kustomize, which renders the manifests of Kubernetes. ``python -m tests.servers.kustomize`` gets the program."""
 
-import shutil
-import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
-from deploy.programs import get, go_install, installed
+from deploy.programs import build, find_working, get
 
 MODULE = "sigs.k8s.io/kustomize/kustomize/v5@v5.7.1"
 
@@ -26,28 +23,13 @@ def kustomize_binary(cache: Path, *, say: Callable[[str], None]) -> Path:
     Raises:
         NoKustomize: The program is not found and cannot be built.
     """
-    if binary := installed_kustomize(cache):
-        return binary
-    go = shutil.which("go")
-    if go is None:
-        msg = "No kustomize here: it is not on the PATH, and neither is `go` (https://go.dev/dl), which could build it."
-        raise NoKustomize(msg)
-    say(f"building kustomize: go install {MODULE} (about a minute the first time)")
-    failure = go_install(go, MODULE, say=say)
-    binary = installed_kustomize(cache)
-    if failure is not None or binary is None:
-        msg = f"Building kustomize failed:\n{failure or 'Go installed the program into a directory that is not searched'}"
-        raise NoKustomize(msg)
-    return binary
+    advice = "Install Go (https://go.dev/dl) or kustomize, and check that it is on the PATH."
+    return installed_kustomize(cache) or build("kustomize", MODULE, lambda: installed_kustomize(cache), NoKustomize, advice=advice, say=say)
 
 
 def installed_kustomize(cache: Path) -> Path | None:
     """Finds the program without building it; None when it is not installed."""
-    for candidate in installed("kustomize", cache):
-        with suppress(OSError, subprocess.SubprocessError):
-            subprocess.run([candidate, "version"], capture_output=True, timeout=30, check=True)
-            return candidate
-    return None
+    return find_working("kustomize", cache, "version")
 
 
 if __name__ == "__main__":

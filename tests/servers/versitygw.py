@@ -1,8 +1,6 @@
 """A real S3 server on this machine: versitygw on a directory. ``python -m tests.servers.versitygw`` gets the program."""
 
 import os
-import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -11,7 +9,7 @@ from pathlib import Path
 from urllib.request import ProxyHandler, build_opener
 
 from deploy.process import Process, free_port
-from deploy.programs import get, go_install, installed
+from deploy.programs import build, find_working, get
 
 MODULE = "github.com/versity/versitygw/cmd/versitygw@v1.7.0"
 HEALTH = "/health"
@@ -38,27 +36,14 @@ def s3_server_binary(cache: Path, *, say: Callable[[str], None]) -> Path:
     advice = (
         "Install Go (https://go.dev/dl) or versitygw (https://github.com/versity/versitygw), check that it is on the PATH, and start again."
     )
-    go = shutil.which("go")
-    if go is None:
-        msg = f"No S3 server here: `versitygw` is not on the PATH, and neither is `go`, which could build it. {advice}"
-        raise NoS3Server(msg)
-    say(f"building an S3 server: go install {MODULE} (about 2 minutes the first time)")
     # Built without C it is one static file, which an empty container can run.
-    failure = go_install(go, MODULE, say=say, environ={"CGO_ENABLED": "0"})
-    binary = installed_s3_server(cache)
-    if failure is not None or binary is None:
-        msg = f"Building the S3 server failed:\n{failure or 'Go installed the program into a directory that is not searched'}\n{advice}"
-        raise NoS3Server(msg)
-    return binary
+    environ = {"CGO_ENABLED": "0"}
+    return build("S3 server", MODULE, lambda: installed_s3_server(cache), NoS3Server, advice=advice, say=say, environ=environ)
 
 
 def installed_s3_server(cache: Path) -> Path | None:
     """Finds the program without building it; None when it is not installed."""
-    for candidate in installed("versitygw", cache):
-        with suppress(OSError, subprocess.SubprocessError):
-            subprocess.run([candidate, "--version"], capture_output=True, timeout=30, check=True)
-            return candidate
-    return None
+    return find_working("versitygw", cache, "--version")
 
 
 def options(listen: str) -> list[str]:

@@ -46,7 +46,7 @@ def test_go_builds_it_as_one_static_file(bare: Path) -> None:
     )
     said: list[str] = []
     assert s3_server_binary(bare / "cache", say=said.append) == built
-    assert [sentence.split(":")[0] for sentence in said] == ["building an S3 server"]
+    assert [sentence.split(":")[0] for sentence in said] == ["building the S3 server"]
 
 
 def test_what_cannot_be_had_says_what_to_do(bare: Path) -> None:

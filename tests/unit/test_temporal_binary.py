@@ -66,7 +66,8 @@ def test_go_builds_it_when_the_download_fails(bare: Path) -> None:
     assert temporal_binary(bare / "cache", say=said.append) == built
     assert [sentence.split(":")[0] for sentence in said] == [
         "downloading a Temporal server",
-        "the download did not work; building the Temporal server",
+        "the download did not work",
+        "building the Temporal server",
     ]
 
 

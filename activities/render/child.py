@@ -42,7 +42,7 @@ from activities.render.answers import (
     read_rendered,
     short_message,
 )
-from activities.render.process import start_process
+from activities.render.process import closed_directory, start_process
 from activities.render.tilefile import check_sheet, new_files, write_layers
 
 logger = logging.getLogger(__name__)
@@ -149,11 +149,14 @@ class ChildPool:
     async def layers(self) -> list[str]:
         """The layers of confinement that hold in a child of its own for this question, as ``confine`` names them.
 
-        Where a user of its own cannot be had, this says so in the log, and no child gets one.
+        Where a user of its own cannot be had, as it could not read its libraries, this says so in the log, and no child gets one.
 
         Raises:
             RenderFault: A child cannot do its work: it may be unable to read its libraries or fonts.
         """
+        if self._first_user is not None and (closed := closed_directory()):
+            logger.warning("render children keep the user of the worker: another user may not enter %s", closed)
+            self._first_user = None
         try:
             return await self._layers()
         except RenderFault as fault:

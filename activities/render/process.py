@@ -1,6 +1,7 @@
 """Starts the processes that load native libraries, each by the name of its module. Loads no native library."""
 
 import os
+import stat
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -33,3 +34,10 @@ def start_process(
         cwd=Path(__file__).parents[2],
         env=kept | {"VIPS_CONCURRENCY": "1"},
     )
+
+
+def closed_directory() -> Path | None:
+    """A directory above the interpreter, its libraries or this program that other users may not enter; None if there is none."""
+    needed = {Path(path).resolve() for path in (sys.executable, sys.base_prefix, sys.prefix, __file__)}
+    above = {directory for path in needed for directory in (path, *path.parents) if directory.is_dir()}
+    return next((directory for directory in sorted(above) if not directory.stat().st_mode & stat.S_IXOTH), None)

@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import platform
+import re
 import socket
 import struct
 import subprocess
@@ -17,7 +18,7 @@ import pytest
 
 from activities.errors import RenderTimeout, UnreadablePdf
 from activities.render import confine, memorylimit, seccomp
-from activities.render.child import ChildLimits, ChildPool
+from activities.render.child import RETIRED, ChildLimits, ChildPool
 from tests.resources import make_pdfs
 from tests.unit.attacks import ATTACKS, FOR_ROOT, OFTEN_REFUSED
 from tests.unit.test_child import OPTIONS, Sheets, fork_servers, none_alive, render_children, silent
@@ -137,6 +138,24 @@ async def test_layers_are_told_by_trying() -> None:
         await pool.close()
     assert {confine.LANDLOCK, confine.SECCOMP} <= set(layers)
     assert confine.OWN_USER not in layers
+
+
+async def test_child_that_could_not_read_its_libraries_keeps_the_user_of_the_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Such as where root has a Python of its own below /root. One line names the directory, and no child fails first."""
+    (tmp_path / "closed").mkdir(mode=0o700)
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "closed" / "python"))
+    monkeypatch.setattr(sys, "base_prefix", "/usr")
+    ends: list[str] = []
+    pool = ChildPool(1, first_user=65100, on_end=ends.append)
+    try:
+        assert confine.OWN_USER not in await pool.layers()
+    finally:
+        await pool.close()
+    (line,) = caplog.messages
+    assert re.fullmatch(r"render children keep the user of the worker: another user may not enter /\S+", line)
+    assert set(ends) <= {RETIRED}
 
 
 class Layers(ChildPool):

@@ -12,7 +12,7 @@ import yaml
 from activities.environment import SECRETS, unknown_settings
 from deploy.temporal import DYNAMIC_CONFIG
 from tests.servers.compose import FILE, document
-from worker.app import GRACE
+from worker.app import LONGEST_STOP
 from workflows.messages import SEARCH_ATTRIBUTES
 
 DEPLOY = FILE.parent
@@ -54,8 +54,8 @@ def test_a_worker_may_drain() -> None:
     def grace(service: str) -> timedelta:
         return timedelta(seconds=int(SERVICES[service]["stop_grace_period"].removesuffix("s")))
 
-    assert grace("workflow") > GRACE
-    assert grace("tile") > 2 * GRACE
+    assert grace("workflow") > LONGEST_STOP["workflow"]
+    assert grace("tile") > LONGEST_STOP["tile"]
 
 
 def test_temporal_is_tuned_as_the_embedded_one() -> None:

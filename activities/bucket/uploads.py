@@ -322,7 +322,7 @@ class UploadStore:
             UnreadableRecord: The earlier request's record cannot be read.
         """
         for _ in range(CLAIM_TRIES):
-            if await self._bucket.create_async(key, to_json(record)):
+            if await self._bucket.create_seen_async(key, to_json(record)):
                 return None
             if (earlier := await self.key_record_async(key)) is not None:
                 return earlier

@@ -188,12 +188,12 @@ def delete_command(server: Server, arguments: argparse.Namespace) -> int:
 
 
 def retry_command(server: Server, arguments: argparse.Namespace) -> int:
-    """``sitelink retry``: the named sheets. Without names, every failed sheet, and the pending sheets of a cancelled upload."""
+    """``sitelink retry``: the named sheets. Without names, every failed sheet, and the pending sheets of an upload that ended early."""
     sheets = arguments.sheets
     if not sheets:
         document = server.request("GET", upload_path(arguments.ref))
         sheets = [sheet["number"] for sheet in document["sheets"] if sheet["status"] == "failed"]
-        if document["status"] == "cancelled":  # a retry of any sheet resumes a cancelled upload
+        if document["status"] == "cancelled" or document.get("reason") == "Terminated":  # a retry of any sheet resumes the upload
             pending = [sheet["number"] for sheet in document["sheets"] if sheet["status"] == "pending"]
             sheets += pending[:1] if document["totalPages"] else [1]
     if not sheets:

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from activities.errors import ForeignHost, ForeignOrigin, InvalidRequest, SiteLinkError
 from activities.logs import set_log_context
 from api.addresses import is_from_another_site, is_loopback
-from api.http.problems import PROBLEM_TYPE, named_problem, status_problem, unexpected_problem
+from api.http.problems import PROBLEM_TYPE, for_event_source, named_problem, status_problem, unexpected_problem
 from api.paths import UPLOAD, V1
 
 _ID = r"([\w-]{1,64})"
@@ -103,9 +103,8 @@ class ProblemAnswers:
         except asyncio.CancelledError:
             # uvicorn cancels the requests that are still open some seconds after SIGTERM.
             if not began:
-                await status_problem(HTTPStatus.SERVICE_UNAVAILABLE, scope["path"], {"Retry-After": "1"}, "the server stops")(
-                    scope, receive, send
-                )
+                stops = status_problem(HTTPStatus.SERVICE_UNAVAILABLE, scope["path"], {"Retry-After": "1"}, "the server stops")
+                await for_event_source(stops, "the server stops", scope)(scope, receive, send)
             raise
         except Exception:
             if not began:

@@ -108,17 +108,21 @@ def named_problem(
 
 
 def refusal(error: errors.SiteLinkError, scope: Scope) -> Response:
-    """The answer to a request that should come again later: a problem, or for an EventSource an event stream that ends at once.
+    """The answer to a request that should come again later."""
+    return for_event_source(named_problem(error, scope["path"]), error.type, scope)
+
+
+def for_event_source(response: Response, word: str, scope: Scope) -> Response:
+    """The problem ``response``, or, if an EventSource has asked, an event stream with this word that ends at once.
 
     Any error answer ends an EventSource for good. After an end it connects again, when the time of ``retry`` is over.
     https://html.spec.whatwg.org/multipage/server-sent-events.html#sse-processing-model
     """
-    response = named_problem(error, scope["path"])
     if "text/event-stream" not in Headers(scope=scope).get("accept", ""):
         return response
     retry_after_s = response.headers.get("Retry-After", str(RETRY_AFTER_S))
     return Response(
-        f"retry: {retry_after_s}000\n: {error.type}\n\n",
+        f"retry: {retry_after_s}000\n: {word}\n\n",
         headers={"Cache-Control": "no-store, no-transform", "Retry-After": retry_after_s},
         media_type="text/event-stream",
     )

@@ -16,7 +16,7 @@ import os
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -178,13 +178,14 @@ async def start_again(stack: Stack) -> None:
     """Kills the API and starts it again; returns when it is ready."""
     stack.kill("api")
     stack.start_process("api")
-    async with httpx2.AsyncClient(base_url=stack.api_url) as http:
-        while True:
-            try:
-                if (await http.get("/readyz")).is_success:
-                    return
-            except httpx2.TransportError:
-                await asyncio.sleep(0.02)
+    async with httpx2.AsyncClient(base_url=stack.api_url, timeout=60) as http:
+
+        async def is_ready() -> bool:
+            with suppress(httpx2.TransportError):
+                return (await http.get("/readyz")).is_success
+            return False
+
+        await until_async(is_ready)
 
 
 async def measure_stored(table: Table, sizes: Sequence[int], runs: int, watched_s: float, directory: Path, save: Save) -> None:

@@ -274,7 +274,8 @@ class Load:
         """Puts the load on the server for so long; returns when the load began, in seconds of ``time.monotonic``."""
         began = time.monotonic()
         shares = (self._share + (number < self._more) for number in range(self._uploads))
-        uploaders = [threading.Thread(target=self._upload_again_and_again, args=(share,)) for share in shares]
+        # They wait for this thread, which reads all streams: where it is interrupted, nobody else would end them.
+        uploaders = [threading.Thread(target=self._upload_again_and_again, args=(share,), daemon=True) for share in shares]
         timer = threading.Timer(seconds, self._stop.set)
         others = [timer, *([threading.Thread(target=self._read_again_and_again)] if self._requests else [])]
         for thread in (*uploaders, *others):
@@ -284,13 +285,13 @@ class Load:
         finally:
             self._stop.set()
             timer.cancel()
-            for thread in (*uploaders, *others):
+            for thread in others:
                 thread.join()
         return began
 
     def warm_up(self) -> None:
         """Does one upload, which loads what a first upload loads, and forgets it."""
-        thread = threading.Thread(target=self.upload, args=(0,))
+        thread = threading.Thread(target=self.upload, args=(0,), daemon=True)
         thread.start()
         self._hold_streams([thread])
         thread.join()

@@ -21,8 +21,9 @@ from activities.bucket.report import Proof, SheetReport, UploadReport
 from activities.bucket.setup import BucketSetup
 from activities.bucket.storage import Bucket
 from activities.bucket.verify import verify_upload
+from api.paths import upload_path
 from deploy.stack import Stack
-from tests.waiting import DEADLINE_S
+from tests.waiting import DEADLINE_S, until
 
 PLAN = "/v1/organizations/acme/projects/tower/plans/{plan}/uploads"
 
@@ -65,7 +66,7 @@ def accepted(stack: Site, body: bytes, plan: str = "a1", layout: Layout = Layout
 
 def path_of(ref: UploadRef) -> str:
     """The upload's path in the API."""
-    return f"{PLAN.format(plan=ref.plan)}/{ref.upload}"
+    return upload_path(ref)
 
 
 def address(stack: Site, ref: UploadRef) -> str:
@@ -115,10 +116,20 @@ def wait_until_scratch_is_empty(stack: Stack) -> None:
         time.sleep(0.05)
 
 
+def stop(stack: Stack, name: str) -> None:
+    """Stops a process of the stack in order: waits until it has ended by itself. It is not started again."""
+    process = stack.processes[name]
+    pid = process.pid
+    process.terminate()
+    until(lambda: process.pid != pid or not process.is_running)
+    stack.kill(name)
+
+
 class Watch:
     """A client that watches an upload by SSE and connects again when its stream breaks; a context manager.
 
-    It checks that versions never fall, and that ``completedPages`` falls only in an event that says ``reconciled``.
+    It checks that versions never fall, that ``completedPages`` falls only in an event that says ``reconciled``, and that no answer is an
+    error, which would end a browser's EventSource for good.
 
     Args:
         stack: Its API may be killed meanwhile.
@@ -176,7 +187,7 @@ class Watch:
 
     def _run(self) -> None:
         while not (self._ended or self._closed):
-            headers = {} if self._last is None else {"Last-Event-ID": str(self._last)}
+            headers = {"Accept": "text/event-stream"} | ({} if self._last is None else {"Last-Event-ID": str(self._last)})
             try:
                 with httpx2.stream(
                     "GET", f"{address(self._stack, self._ref)}/events", headers=headers, timeout=httpx2.Timeout(5, read=60)
@@ -185,9 +196,16 @@ class Watch:
                         self._read(answer)
                     elif answer.status_code == 204:  # the last stream broke just before its ``end``
                         self._take_final()
+                    else:
+                        self._refuse(f"{answer.status_code} {answer.read()[:300]!r} ends an EventSource for good")
             except httpx2.TransportError:
                 pass
             time.sleep(0.1)
+
+    def _refuse(self, finding: str) -> None:
+        with self._changed:
+            self.wrong.append(finding)
+            self._changed.notify_all()
 
     def _read(self, answer: httpx2.Response) -> None:
         event: dict[str, str] = {}

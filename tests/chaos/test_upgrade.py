@@ -29,10 +29,10 @@ from deploy.check.temporal import check_temporal
 from deploy.check.versions import CHECK
 from deploy.process import Process
 from deploy.stack import Stack
-from tests.chaos.guarantees import Watch, accepted, address, assert_whole, path_of, sheets_of, wait_for
+from tests.chaos.guarantees import Watch, accepted, address, assert_whole, path_of, sheets_of, stop, wait_for
 from tests.resources.make_pdfs import plan_set
 from tests.servers.recorder import Answer, recording
-from tests.waiting import DEADLINE_S, until
+from tests.waiting import ASK_S, DEADLINE_S, until
 
 ROOT = Path(__file__).parents[2]
 PAGES = 10
@@ -157,6 +157,11 @@ def kinds(events: WorkflowHistory) -> set[str]:
     return {EventType.Name(event.event_type).removeprefix("EVENT_TYPE_") for event in events.events}
 
 
+def workers(events: WorkflowHistory) -> set[str]:
+    """The identities, process id and host, of the workers that have made the steps of a history."""
+    return {event.workflow_task_completed_event_attributes.identity for event in events.events}
+
+
 def wait_until_completed(stack: Stack, ref: UploadRef, sheets: int) -> None:
     """Waits until so many sheets are ready, then stops the tile worker: the upload stays in the middle."""
     wait_for(stack, path_of(ref), lambda status: status["completedPages"] >= sheets)
@@ -169,14 +174,6 @@ def wait_until_complete(stack: Stack, ref: UploadRef) -> None:
     status = wait_for(stack, path_of(ref), lambda status: status["completedAt"] is not None)
     assert status["status"] == "complete", status
     assert status["completedPages"] == status["totalPages"]
-
-
-def stop(stack: Stack, name: str) -> None:
-    """Stops a process of the stack in order; it is not started again."""
-    stack.processes[name].terminate()
-    pid = stack.processes[name].pid
-    until(lambda: stack.processes[name].pid != pid or not stack.processes[name].is_running)
-    stack.kill(name)
 
 
 @pytest.fixture
@@ -217,7 +214,7 @@ def test_uploads_stay_on_their_version(
         )
         stack.kill("worker-webhook")
         hooks = {"url": f"{receiver.url}/hook", "events": ["upload.accepted"]}
-        httpx2.put(f"{stack.api_url}/v1/organizations/acme/webhooks", json=hooks).raise_for_status()
+        httpx2.put(f"{stack.api_url}/v1/organizations/acme/webhooks", json=hooks, timeout=DEADLINE_S).raise_for_status()
         deploys = new_deploys(stack)
         assert deploys.findings() == []
 
@@ -260,11 +257,11 @@ def test_uploads_stay_on_their_version(
         assert set(runs_of(stack, first)) == {("A", "PINNED")}
         assert set(runs_of(stack, second)) == {("B", "PINNED")}
 
-        # The webhooks about both are on their way, and keep no worker of A.
+        # The webhooks about all three are on their way, and keep no worker of A.
         assert len(runs(stack, "WorkflowType = 'DeliverWebhook' AND ExecutionStatus = 'Running'")) == 3
         until(lambda: deploys.status("A") == "drained")
         worker_a.stop(DEADLINE_S)
-        assert httpx2.post(f"{address(stack, first)}/reconcile").status_code == 202
+        assert httpx2.post(f"{address(stack, first)}/reconcile", timeout=DEADLINE_S).status_code == 202
         wait_for(stack, path_of(first), lambda status: status["reconciled"] and status["completedAt"] is not None)
         assert runs_of(stack, first)[-1] == ("B", "PINNED")
         stack.start_process("worker-webhook")
@@ -344,12 +341,14 @@ def test_rolling_restart_to_changed_code(
     first = accepted(stack, body)
     with ExitStack() as watches:
         watch = watches.enter_context(Watch(stack, first))
-        watch.until(lambda watch: watch.completed >= 1)
-        for name in ("worker-tile", "api"):
-            stack.processes[name].stop(DEADLINE_S)
-            stack.start_process(name)
+        wait_until_completed(stack, first, 1)
+        stack.processes["api"].stop(DEADLINE_S)
+        stack.start_process("api")
         new = deploys.start(code=changed(tmp_path, PATCHED_SLEEP))
         stop(stack, "worker-workflow")
+        stack.start_process("worker-tile")
+        identity = f"{new.pid}@"
+        until(lambda: any(done.startswith(identity) for done in workers(history(stack, first))), ASK_S)
         others = accepted(stack, body), accepted(stack, body)
         for ref in others:
             wait_for(stack, path_of(ref), lambda status: status["totalPages"] > 0)

@@ -572,14 +572,16 @@ def test_watch_of_an_upload_that_is_deleted_ends(script: Script) -> None:
     assert "UploadNotFound: the upload" in result.stderr
 
 
-def test_retry_resumes_a_cancelled_upload(script: Script) -> None:
+def test_retry_resumes_an_upload_that_ended_early(script: Script) -> None:
     """Its sheets that were not done are pending: one POST is enough for all of them."""
     script.document = snapshot("cancelled", sheet(1, "ready"), sheet(2, "pending"), sheet(3, "pending"), completed=1, total=3)
     assert sitelink(script.url, "retry", REF).returncode == 0
     script.document = snapshot("cancelled", sheet(4, "ready"), completed=1, total=0)  # before its pages were counted
     assert sitelink(script.url, "retry", REF).returncode == 0
+    script.document = {**snapshot("failed", sheet(1, "ready"), sheet(2, "pending"), completed=1, total=2), "reason": "Terminated"}
+    assert sitelink(script.url, "retry", REF).returncode == 0  # an operator has terminated its run
     posts = [request.url.path.rsplit("/", 3)[1:] for request in script.requests if request.method == "POST"]
-    assert posts == [["sheets", "2", "retry"], ["sheets", "1", "retry"]]
+    assert posts == [["sheets", "2", "retry"], ["sheets", "1", "retry"], ["sheets", "2", "retry"]]
 
 
 def test_reconcile_takes_a_whole_plan(script: Script) -> None:

@@ -278,8 +278,9 @@ class Site:
 
     def kill(self, container: Container) -> None:
         """Kills the processes of a container by SIGKILL, as a crash does; returns when the engine has it running again."""
-        container.reload()
-        pid = container.attrs["State"]["Pid"]
+        self.wait_until_well(container)
+        pid = _state(container)["Pid"]
+        assert pid > 0  # 0 is a container that does not run; as a signal's target, it is the process group of the tests
         os.kill(pid, signal.SIGKILL)
         until(lambda: _state(container)["Pid"] not in (0, pid), ASK_S)
         self.wait_until_well(container)

@@ -196,6 +196,7 @@ def _start(environ: Mapping[str, str]) -> None:
     deadline = time.monotonic() + START_LIMIT_S
     while not docker_answers(environ):
         if time.monotonic() > deadline:
+            _stop()
             msg = f"the Docker engine does not answer after {START_LIMIT_S} s:\n{_tail((RUN / 'log').read_text())}"
             raise NoEngine(msg)
         time.sleep(0.2)
@@ -206,7 +207,13 @@ def _start(environ: Mapping[str, str]) -> None:
 
 
 def _stop() -> None:
-    process = os.pidfd_open(int((RUN / "pid").read_text()))
+    try:
+        pid = int((RUN / "pid").read_text())
+        if Path(f"/proc/{pid}/comm").read_text() != "dockerd\n":  # an engine that was killed has left its file
+            return
+        process = os.pidfd_open(pid)
+    except (FileNotFoundError, ProcessLookupError):  # it has ended by itself
+        return
     try:
         signal.pidfd_send_signal(process, signal.SIGTERM)
         ended = select.poll()

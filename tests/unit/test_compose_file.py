@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from activities.environment import SECRETS, unknown_settings
+from deploy.check.settings import READERS
 from deploy.temporal import DYNAMIC_CONFIG
 from tests.servers.compose import FILE, document
 from worker.app import LONGEST_STOP
@@ -46,6 +47,17 @@ def test_sitelink_runs_with_few_rights(name: str) -> None:
     assert {key.removesuffix("_FILE") for key in files} <= SECRETS
     assert {f"/run/secrets/{secret}" for secret in service["secrets"]} == set(files.values())
     assert not SECRETS & environ.keys()
+
+
+@pytest.mark.parametrize("name", ["api-1", "api-2", "workflow", "tile"])
+def test_a_process_accepts_its_settings(name: str, tmp_path: Path) -> None:
+    """Also where the operator has set none: each reads its environment as in its container, with the defaults of the file."""
+    (tmp_path / "secret").write_text("0123456789abcdef" * 4)
+    environ = {key: re.sub(r"\$\{\w+:-(.*?)\}", r"\1", str(value)) for key, value in SITELINK[name]["environment"].items()}
+    assert not [value for value in environ.values() if "$" in value]
+    READERS[name[:3] if name.startswith("api") else f"worker {name}"](
+        {key: str(tmp_path / "secret") if key.endswith("_FILE") else value for key, value in environ.items()}
+    )
 
 
 def test_a_worker_may_drain() -> None:

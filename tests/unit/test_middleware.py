@@ -101,8 +101,9 @@ async def test_plain_refusal_becomes_a_problem(plain: Response, status: int, kep
     assert "x-other" not in answer.headers
 
 
-async def test_request_that_is_cancelled_gets_a_problem() -> None:
-    """A server that stops says so; the client may ask again."""
+@pytest.mark.parametrize("accept", ["*/*", "text/event-stream"])
+async def test_request_that_is_cancelled_is_told_to_come_again(accept: str) -> None:
+    """A server that stops says so by a problem; an EventSource, which no error may reach, gets a stream that ends."""
     sent: list[Message] = []
 
     async def send(message: Message) -> None:
@@ -111,10 +112,13 @@ async def test_request_that_is_cancelled_gets_a_problem() -> None:
     async def app(*_: object) -> None:
         await asyncio.Event().wait()
 
-    scope = {"type": "http", "path": "/x", "method": "GET", "headers": []}
+    scope = {"type": "http", "path": "/x", "method": "GET", "headers": [(b"accept", accept.encode())]}
     request = asyncio.create_task(ProblemAnswers(app)(scope, None, send))  # type: ignore[arg-type] # never called
     await asyncio.sleep(0)
     request.cancel()
     with pytest.raises(asyncio.CancelledError):
         await request
-    assert (sent[0]["status"], json.loads(sent[1]["body"])["type"]) == (503, "ServiceUnavailable")
+    if accept == "text/event-stream":
+        assert (sent[0]["status"], sent[1]["body"]) == (200, b"retry: 1000\n: the server stops\n\n")
+    else:
+        assert (sent[0]["status"], json.loads(sent[1]["body"])["type"]) == (503, "ServiceUnavailable")

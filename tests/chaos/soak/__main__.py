@@ -46,7 +46,7 @@ def soak(directory: Path, minutes: float, seed: int, corpus: Path | None = None)
         before = vitals(site)
         trouble, stopped = Trouble(site, plan), threading.Event()
         customers = [Customer(site, book, sent_documents, CUSTOMERS * seed + number) for number in range(CUSTOMERS)]
-        threads = [threading.Thread(target=customer.run, args=(stopped,)) for customer in customers]
+        threads = [threading.Thread(target=customer.run, args=(stopped,), daemon=True) for customer in customers]
         judge = Judge(site, book, expected, before)
         with trouble.supervision():
             say(f"{len(plan)} faults in {minutes:g} minutes")
@@ -58,9 +58,10 @@ def soak(directory: Path, minutes: float, seed: int, corpus: Path | None = None)
             for thread in threads:
                 thread.join()
             judge.judge()
-        site.fleet.stop()
         judge.judge_end()
+    book.findings += trouble.crashes
     book.findings += [f"a fault could not be made: {error}" for error in trouble.errors]
+    book.findings += [f"a fault struck no request: {kind}" for kind, struck in trouble.struck.items() if not struck]
     return book.findings, report(seed, minutes, time.monotonic() - begun, plan, trouble, book, judge)
 
 

@@ -17,14 +17,16 @@ import httpx2
 
 from activities.bucket.keys import UploadRef
 from activities.bucket.records import Layout
-from tests.chaos.guarantees import Watch, address, path_of
+from tests.chaos.guarantees import PLAN, Watch, address, path_of
 from tests.chaos.soak.documents import Document, choose
 from tests.chaos.soak.site import EVENTS_SECRET, Site
 from tests.servers.queue import push_events
 
 PATIENCE_S = 900.0
-"""How long a customer waits for anything: a hang is a finding, slowness is none."""
+"""How long a customer waits for anything: a hang is a finding, and slowness is not."""
 REQUEST_LIMIT_S = 90.0
+MOST_REPAIRS = 20
+"""So often a document may lose its password or its hosts again. One that needs more repairs can never be mended, which is a finding."""
 ASK_AGAIN_S = 60.0
 """A request that was accepted, but had no effect for so long, may have been lost with Temporal's file: it is sent again."""
 
@@ -275,7 +277,11 @@ class Customer:
         These are the password, which is lost with Temporal's file, and a sheet that has lost its host too often.
         """
         headers = {"Document-Password": quote(sent.document.password)} if sent.document.password else {}
+        repairs = 0
         while failed := _mendable(end):
+            repairs += 1
+            assert repairs <= MOST_REPAIRS, f"{sent.ref} fails again after {MOST_REPAIRS} repairs: {end}"
+            self._book.count("repairs of a lost password or host")
             version = end["version"]
 
             def ask(numbers: list[int] = failed) -> None:
@@ -402,4 +408,4 @@ def _mendable(end: dict[str, Any]) -> list[int]:
 
 def uploads_path(document: Document) -> str:
     """Where a document is sent."""
-    return f"/v1/organizations/acme/projects/tower/plans/{document.plan}/uploads"
+    return PLAN.format(plan=document.plan)

@@ -4,7 +4,7 @@ import asyncio
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -24,6 +24,7 @@ from activities.bucket.storage import ROOM_KEY
 from activities.bucket.uploads import UploadStore
 from activities.bucket.verify import verify_upload
 from activities.interface import WORKFLOW_QUEUE, SweepBucket, Swept
+from api.paths import upload_path
 from tests.chaos.guarantees import Watch, address, sheets_of
 from tests.chaos.soak.customers import PATIENCE_S, Book, Customer, Sent
 from tests.chaos.soak.documents import Document
@@ -52,12 +53,14 @@ class Expected:
         status: The final status.
         sheets: By sheet, its status and its reason.
         objects: The objects below ``sheets/``, each with the digest of its bytes.
+        ref: The upload that became so; empty if the document is refused.
     """
 
     refused: str = ""
     status: str = ""
     sheets: tuple[tuple[str, str | None], ...] = ()
     objects: dict[str, str] = field(default_factory=dict, hash=False)
+    ref: str = ""
 
     @property
     def is_stable(self) -> bool:
@@ -82,7 +85,7 @@ def undisturbed(site: Site, documents: list[Document]) -> dict[str, Expected]:
             watch.until(lambda watch: watch.has_ended, PATIENCE_S)
         status = httpx2.get(address(site.fleet, sent.ref), timeout=60, trust_env=False).json()
         assert document.kind in ("hostile", "corpus") or status["status"] == "complete", status
-        return Expected("", status["status"], _outcomes(status), sheets_of(site.bucket, sent.ref))
+        return Expected("", status["status"], _outcomes(status), sheets_of(site.bucket, sent.ref), str(sent.ref))
 
     with ThreadPoolExecutor(AT_ONCE) as threads:
         return dict(zip((document.name for document in documents), threads.map(run, documents), strict=True))
@@ -207,7 +210,7 @@ class Judge:
 
     def _judge_ended(self, sent: Sent, final: dict[str, Any]) -> None:
         what = f"{sent.ref} ({sent.document.name}, {sent.story})"
-        again = [httpx2.get(f"{url}{_path(sent)}", timeout=60, trust_env=False).json() for url in self._site.fleet.api_urls]
+        again = [httpx2.get(f"{url}{upload_path(sent.ref)}", timeout=60, trust_env=False).json() for url in self._site.fleet.api_urls]
         manifest = UploadStore(self._site.bucket).manifest(sent.ref)
         states = [(status["status"], status["version"], status["completedPages"]) for status in (final, *again)]
         if manifest is not None:
@@ -266,7 +269,8 @@ class Judge:
                 with suppress(RPCError):
                     await handle.terminate()  # it waits for an hour before it looks again
                 await start_deletion(client, each.ref, look_again_s=0.5)
-                await client.get_workflow_handle(each.ref.delete_workflow_id).result()
+                async with asyncio.timeout(PATIENCE_S):
+                    await client.get_workflow_handle(each.ref.delete_workflow_id).result()
         await asyncio.sleep(2)
         swept = await self._sweep("last", abandoned_after_s=1)
         self._check("the sweep passes over nothing", swept.passed_over.count == 0, swept.passed_over)
@@ -283,14 +287,16 @@ class Judge:
         bucket, setup = self._site.bucket, BucketSetup(self._site.settings)
         left = [upload.key for upload in setup.unfinished_uploads()]
         self._check("no multipart upload is left", not left, left[:5])
-        there, now = {str(each.ref): each for each in sent}, datetime.now(UTC)
-        for ref in walk_uploads(bucket.directories):
-            known = there.get(str(ref))
-            is_reference = known is None and bucket.has(ref.manifest)
+        accepted, now = {str(each.ref) for each in sent if not each.is_deleted}, datetime.now(UTC)
+        accepted |= {each.ref for each in self._expected.values() if each.ref}
+        there = {str(ref): ref for ref in walk_uploads(bucket.directories)}
+        for name in sorted(there.keys() - accepted):
             # By its id it was made in the future, by a clock that was wrong: a sweep removes it when that time has come.
-            is_early = known is None and not bucket.has(ref.record) and (ref.made_at or now) > now
-            is_accepted = is_reference or (known is not None and not known.is_deleted)
-            self._check("every upload in the bucket was accepted", is_accepted or is_early, ref)
+            is_early = not bucket.has(there[name].record) and (there[name].made_at or now) > now
+            self._check("every upload in the bucket was accepted, once", is_early, name)
+        for name in sorted(accepted):
+            is_there = name in there and bucket.has(there[name].record) and bucket.has(there[name].manifest)
+            self._check("every accepted upload is there after the last sweep", is_there, name)
         for info in bucket.objects(""):
             is_ours = "/uploads/" in info.key or "/keys/" in info.key or info.key == ROOM_KEY
             if not is_ours:
@@ -336,16 +342,26 @@ class Judge:
             self._check(invariant, not left, f"{len(left)}: {left[:5]}")
 
     def judge_end(self) -> None:
-        """Checks that nothing is left after the fleet was stopped."""
-        mark = f"SITELINK_DATA_DIR={self._site.fleet.directory}".encode()
-        left = []
-        for environ in Path("/proc").glob("[0-9]*/environ"):
-            try:
-                if mark in environ.read_bytes():
-                    left.append((environ.parent / "cmdline").read_text().replace("\0", " ")[:200])
-            except OSError:
-                continue
-        self._check("no process is left after the stop", not left, left)
+        """Asks every process to stop, and checks that it ends, and all its children with it, before anybody kills its group."""
+        processes = self._site.fleet.processes
+        for role in ("tile", "workflow", "api"):
+            groups = {process.pid: name for name, process in processes.items() if name.startswith(role)}
+            for name in groups.values():
+                processes[name].terminate()
+            left = _until_empty(partial(_members, groups))
+            self._check("every process ends when it is asked to, and its children with it", not left, left)
+
+
+def _members(groups: Mapping[int | None, str]) -> list[str]:
+    """The processes of these groups that have not ended."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            state, _, group, *_ = stat.read_text().rpartition(")")[2].split()
+            if state != "Z" and (name := groups.get(int(group))):
+                command = (stat.parent / "cmdline").read_text().replace("\0", " ")
+                found.append(f"{name}: {command[:200]}")
+    return found
 
 
 def _has_grown(now: Vitals, before: Vitals) -> bool:
@@ -362,8 +378,3 @@ def _until_empty(look: Callable[[], list[str]]) -> list[str]:
     while (left := look()) and time.monotonic() < deadline:
         time.sleep(1)
     return left
-
-
-def _path(sent: Sent) -> str:
-    organization, project, plan, upload = str(sent.ref).split("/")
-    return f"/v1/organizations/{organization}/projects/{project}/plans/{plan}/uploads/{upload}"

@@ -61,6 +61,8 @@ class Trouble:
         """How many requests to the bucket were struck, by kind."""
         self.errors: list[str] = []
         """What went wrong with the faults themselves."""
+        self.crashes: list[str] = []
+        """Processes that ended by themselves, and must not."""
 
     def run(self) -> None:
         """Makes every fault in its time; returns when all are undone."""
@@ -89,8 +91,11 @@ class Trouble:
                 if self._locks[name].acquire(blocking=False):
                     try:
                         if not process.is_running:
+                            code = process.kill()
                             process.start()
                             self.done[f"ended by itself, and started again: {name}"] += 1
+                            if name.startswith("api") or (code or 0) < 0:  # no API waits for Temporal when it starts
+                                self.crashes.append(f"{name} ended by itself, with exit code {code}; its log: {process.log}")
                     finally:
                         self._locks[name].release()
 

@@ -90,7 +90,7 @@ class Attempt:
         """
         stop = threading.Event()
         queued = submit(work, stop) if submit else None
-        thread = asyncio.wrap_future(queued) if queued else asyncio.ensure_future(asyncio.to_thread(work, stop))
+        thread = asyncio.wrap_future(queued) if queued else asyncio.ensure_future(asyncio.to_thread(_unless_stopped, work, stop))
         cancelled: asyncio.CancelledError | None = None
         while not thread.done():
             try:
@@ -121,6 +121,11 @@ def raise_if_stopped(stop: threading.Event) -> None:
     """
     if stop.is_set():
         raise CancelledError
+
+
+def _unless_stopped(work: Callable[[threading.Event], T], stop: threading.Event) -> T:
+    raise_if_stopped(stop)
+    return work(stop)
 
 
 @asynccontextmanager

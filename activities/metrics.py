@@ -99,7 +99,11 @@ class HostMetrics:
             children: The render processes.
             layers: All layers that may confine a render process.
         """
-        self._gauge("sitelink_bucket_in_flight", "Writes to the bucket that are in flight on this host", lambda: bucket.limiter.in_flight)
+        self._gauge(
+            "sitelink_bucket_in_flight",
+            "Tiles, thumbnails and records that are being written to an S3 server by this host; 0 over a directory, where nobody counts",
+            lambda: bucket.limiter.in_flight,
+        )
         self._gauge(
             "sitelink_bucket_in_flight_limit",
             "Most writes to the bucket in flight; on an S3 server it finds itself",

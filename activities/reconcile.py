@@ -33,7 +33,7 @@ from activities.threads import turn_of
 logger = logging.getLogger(__name__)
 
 GROUP_SIZE = 16
-"""Sheets that a thread looks up in one turn. That takes about as many requests as a turn that uploads tiles (``sheets.CHUNK_TILES``)."""
+"""Sheets that a thread looks up in one turn. That takes about as many requests as a turn that uploads tiles (``MOST_CHUNK_TILES``)."""
 
 
 class ReconcileActivities(HostActivities):

@@ -316,11 +316,13 @@ def _fetch(bucket: Bucket, ref: UploadRef, record: UploadRecord, path: Path, sto
 
 
 def _host_id(path: Path) -> str:
-    if not path.exists():
-        part = path.with_suffix(".part")
-        part.write_text(secrets.token_hex(6))
-        part.rename(path)
-    return path.read_text().strip()
+    with suppress(FileNotFoundError):
+        if host := path.read_text().strip():  # after a power cut the file may be empty, and hosts without an id would share one queue
+            return host
+    part = path.with_suffix(".part")
+    part.write_text(host := secrets.token_hex(6))
+    part.rename(path)
+    return host
 
 
 def _ref_digest(ref: UploadRef) -> str:

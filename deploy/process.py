@@ -205,7 +205,8 @@ class Process:
     def terminate(self) -> None:
         """Asks the process to stop; returns at once."""
         if self._child is not None and self.is_running:
-            self._child.send_signal(signal.SIGTERM)
+            # Not by Popen.send_signal, which reaps a process that has just ended: then nobody could tell its group.
+            os.kill(self._child.pid, signal.SIGTERM)
 
     def tail(self, lines: int = 20) -> str:
         """The last lines of the log since the last start."""

@@ -16,6 +16,7 @@ from activities.attempt import background_task
 from activities.bucket.setup import BucketSetup
 from activities.bucket.storage import Bucket
 from activities.document import DocumentActivities
+from activities.errors import PayloadUnreadable
 from activities.host import Host
 from activities.interface import (
     HOUSEKEEPING_QUEUE,
@@ -295,7 +296,7 @@ async def discard_unwanted(scratch: Scratch, client: Client) -> None:
         elif idle_pages := await asyncio.to_thread(scratch.idle_pages, ref):
             try:
                 wanted = await tiles_wanted(client, ref)
-            except (RPCError, WorkflowQueryFailedError) as error:
+            except (RPCError, WorkflowQueryFailedError, PayloadUnreadable) as error:
                 logger.info("keeps tiled pages, because their run does not say which pages it wants: %s", error, extra={"ref": str(ref)})
                 continue
             unwanted = [page for page in idle_pages if page.name not in wanted]

@@ -10,7 +10,7 @@ from temporalio.client import Client
 
 from activities.attempt import Attempt, raise_if_stopped
 from activities.bucket.keys import UploadRef
-from activities.bucket.records import Layout, SheetState, SheetStatus, milliseconds, timestamp
+from activities.bucket.records import Layout, SheetState, SheetStatus, Snapshot, milliseconds, timestamp
 from activities.bucket.storage import Bucket
 from activities.bucket.uploads import UploadStore
 from activities.errors import UnreadableRecord, UploadBusy
@@ -70,12 +70,23 @@ class Layouts(LayoutActivities):
         attempt, ref = Attempt(), UploadRef.parse(args.ref)
         with attempt.named_errors():
             await self._check_idle(ref)
-            await attempt.in_thread(lambda stop: self._tell(ref, stop))
+            told = await attempt.in_thread(lambda stop: self._told(ref, stop), more_follows=True)
+            if told is not None:
+                # A run that has begun since then writes a manifest of its own, or has written it already.
+                await self._check_idle(ref)
+                await attempt.in_thread(lambda _: self._write(ref, *told))
 
-    def _tell(self, ref: UploadRef, stop: threading.Event) -> None:
+    def _write(self, ref: UploadRef, before: Snapshot, now: Snapshot) -> None:
+        if (manifest := self._store.manifest(ref)) is None or manifest.snapshot != before:
+            msg = f"a run of the upload {ref} has written another manifest meanwhile"
+            raise UploadBusy(msg)
+        self._store.write_manifest(ref, now)
+
+    def _told(self, ref: UploadRef, stop: threading.Event) -> tuple[Snapshot, Snapshot] | None:
+        """The manifest, and the manifest with the layouts as they are; None if it need not be written."""
         self._store.accepted(ref)
         if (manifest := self._store.manifest(ref)) is None:
-            return
+            return None
         before, now = manifest.snapshot, datetime.now(UTC)
         version = max(before.version + 1, milliseconds(now))
 
@@ -91,8 +102,9 @@ class Layouts(LayoutActivities):
             return sheet if is_told or record is None else replace(sheet, layout=record.layout, version=version)
 
         sheets = tuple(self._threads.map(turn_of(ref), look, before.sheets))
-        if sheets != before.sheets:
-            self._store.write_manifest(ref, replace(before, sheets=sheets, version=version, updated_at=timestamp(now)))
+        if sheets == before.sheets:
+            return None
+        return before, replace(before, sheets=sheets, version=version, updated_at=timestamp(now))
 
     async def _check_idle(self, ref: UploadRef) -> None:
         if await is_running(self._client, ref):

@@ -23,6 +23,7 @@ from temporalio.worker import (
     WorkflowInterceptorClassInput,
 )
 
+from activities.errors import PayloadUnreadable
 from workflows.upload import ProcessUpload
 
 logger = logging.getLogger(__name__)
@@ -95,6 +96,9 @@ class WorkerMetrics(temporalio.client.Interceptor, Interceptor):
                 except (RPCError, WorkflowQueryFailedError) as error:  # Temporal is away, or a worker of another version answers
                     logger.info("a run that stands still cannot be asked for: %s", error)
                     continue
+                except Exception:  # such as an answer that this process cannot decrypt or read
+                    logger.exception("a run that stands still cannot be asked for")
+                    continue
                 if gone:
                     self._runs.pop(run_id, None)
 
@@ -108,12 +112,15 @@ class WorkerMetrics(temporalio.client.Interceptor, Interceptor):
             try:
                 async for run in client.list_workflows(query, limit=FOUND_AT_ONCE):
                     if run.run_id not in self._runs:
-                        with suppress(RPCError, WorkflowQueryFailedError):  # it has ended, or its steps fail
+                        # It has ended, its steps fail, or the worker that has it encrypts by another key.
+                        with suppress(RPCError, WorkflowQueryFailedError, PayloadUnreadable):
                             await client.get_workflow_handle(run.id, run_id=run.run_id).query(
                                 ProcessUpload.tiles_wanted, rpc_timeout=ANSWER_WITHIN
                             )
             except RPCError as error:
                 logger.info("Temporal does not list the open runs: %s", error)
+            except Exception:
+                logger.exception("the open runs cannot be asked")
             await asyncio.sleep(every_s)
 
     def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:  # noqa: A002 - Temporal's name for it

@@ -21,6 +21,9 @@ LIST_TIMEOUT = timedelta(minutes=10)
 SHEET_TIMEOUT = timedelta(hours=1)
 SHEETS_AT_ONCE = 4
 
+WAIT_FOR_SHEETS = "wait-for-sheets"
+"""The name, in histories, of this change: a conversion that is cancelled waits until its sheets are not written any more."""
+
 
 @workflow.defn
 class ConvertUpload:
@@ -48,6 +51,10 @@ class ConvertUpload:
             )
             self._sheets = list(reversed(convertible.sheets))
             self._state = replace(self._state, total_sheets=len(self._sheets))
+        # A sheet that is still being written would change its layout after the manifest was told, and beside the next conversion.
+        waits = workflow.patched(WAIT_FOR_SHEETS)
+        wait = workflow.ActivityCancellationType
+        self._cancellation = wait.WAIT_CANCELLATION_COMPLETED if waits else wait.TRY_CANCEL
         try:
             await asyncio.gather(*(self._convert_sheets() for _ in range(SHEETS_AT_ONCE)))
         except (asyncio.CancelledError, ActivityError):
@@ -73,7 +80,9 @@ class ConvertUpload:
         while self._sheets and not workflow.info().is_continue_as_new_suggested():
             number = self._sheets.pop()
             args = ConvertSheet(self._ref, number, self._state.layout)
-            sheet = await call_housekeeping(LayoutActivities.convert_sheet, args, SHEET_TIMEOUT, f"sheet {number}")
+            sheet = await call_housekeeping(
+                LayoutActivities.convert_sheet, args, SHEET_TIMEOUT, f"sheet {number}", cancellation=self._cancellation
+            )
             state = self._state
             if sheet.reason is not None:
                 refused = (*state.refused, RefusedSheet(number, sheet.reason, sheet.detail))[:MOST_NAMES]

@@ -19,6 +19,8 @@ async def call_housekeeping(
     args: A,
     timeout: timedelta,
     summary: str,
+    *,
+    cancellation: workflow.ActivityCancellationType = workflow.ActivityCancellationType.TRY_CANCEL,
 ) -> T:
     """Calls an activity that retries without end.
 
@@ -27,6 +29,7 @@ async def call_housekeeping(
         args: Its argument.
         timeout: How long one attempt may take.
         summary: What Temporal's UI shows of the call.
+        cancellation: Whether a run that is cancelled waits for the end of the activity.
     """
     return await workflow.execute_activity_method(
         method,
@@ -36,4 +39,5 @@ async def call_housekeeping(
         heartbeat_timeout=HEARTBEAT,
         retry_policy=RETRIES,
         summary=summary,
+        cancellation_type=cancellation,
     )

@@ -66,10 +66,6 @@ class DeliverWebhook:
             ApplicationError: The receiver did not take it within ``persistence.whole``, or nothing can be sent there.
         """
         self._is_asked = False  # the signal that started this run asks for nothing more
-        last_try = workflow.now() + self.persistence.whole
-        workflow.set_current_details(
-            f"**{DELIVERING}**: tried until {last_try:%Y-%m-%d %H:%M} UTC; Pending Activities says what the last try met"
-        )
         sending = self._start(args)
         while not await self._is_done(sending):
             # The pause before the next try cannot be shortened, so the activity is replaced. The receiver knows a repeat by its id.
@@ -99,6 +95,10 @@ class DeliverWebhook:
         return sending.done()
 
     def _start(self, args: SendWebhook) -> workflow.ActivityHandle[SentWebhook]:
+        last_try = workflow.now() + self.persistence.whole
+        workflow.set_current_details(
+            f"**{DELIVERING}**: tried until {last_try:%Y-%m-%d %H:%M} UTC; Pending Activities says what the last try met"
+        )
         return workflow.start_activity_method(
             WebhookActivities.send_webhook,
             args,

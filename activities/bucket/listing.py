@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Self
 
-from activities.bucket.dzi import Pyramid, parse_tile_name
+from activities.bucket.dzi import Pyramid, parse_tile_name, tile_name
 from activities.bucket.keys import SheetObject, SheetPart, UploadRef, parse_sheet_path
 from activities.bucket.records import Layout
 from activities.bucket.storage import Bucket, ObjectInfo
@@ -41,7 +41,12 @@ class Listing:
         """The tiles that belong to the sheet. Without a pyramid every tile does, unless the sheet is packed."""
         if not layout.has_tiles:
             return {}
-        return {name: info for name, info in self.tiles.items() if pyramid is None or is_tile_of(pyramid, name)}
+        if pyramid is None:
+            return dict(self.tiles)
+        if 2 * len(self.tiles) < pyramid.tile_count:
+            return {name: info for name, info in self.tiles.items() if is_tile_of(pyramid, name)}
+        names = {tile_name(*place) for place in pyramid.tiles()}  # a third of the CPU of parsing each name
+        return {name: info for name, info in self.tiles.items() if name in names}
 
     def surplus(self, ref: UploadRef, pyramid: Pyramid | None, layout: Layout) -> list[str]:
         """The keys of all foreign objects, of the tiles outside the pyramid, and of the objects that only another layout has."""

@@ -159,7 +159,8 @@ class Bucket:
     Args:
         settings: The bucket.
         max_requests: Most requests of the blocking methods at once, ``chunks`` and ``objects`` not counted; default: no limit.
-        on_put: Called after each try of ``put`` and ``put_archive``, with its seconds and, if it failed, with a name of the error, else "".
+        on_put: Called after each try of ``put``, and after ``put_archive``, whose tries obstore repeats itself: with the seconds and, if it
+            failed, with a name of the error, else "".
 
     Raises:
         ValueError: A setting cannot be used.

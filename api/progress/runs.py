@@ -358,8 +358,13 @@ async def _delivery(client: Client, execution: WorkflowExecution, turns: asyncio
     status, reason = attributes.get(SEARCH_ATTRIBUTES[3], ""), attributes.get(SEARCH_ATTRIBUTES[4])
     attempts = None
     if execution.status is WorkflowExecutionStatus.RUNNING or not is_newest:
-        async with turns:
-            description = await client.get_workflow_handle(execution.id).describe()
+        try:
+            async with turns:
+                description = await client.get_workflow_handle(execution.id).describe()
+        except RPCError as error:
+            if error.status is RPCStatusCode.NOT_FOUND:
+                return None  # Temporal has forgotten it since it was listed
+            raise
         if description.run_id != execution.run_id:
             return None
         for activity in description.raw_description.pending_activities:

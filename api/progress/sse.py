@@ -90,9 +90,10 @@ class Hub:
             BucketError: The bucket failed before the upload was found, or there is no state yet.
             ServerBusy, TooManyRequests: Too many clients stream or wait already.
         """
+        await self._status.check(ref)
+        # There is no await between this look and the count: many clients that come at once would all get in.
         if (error := self._too_many_error(ref.organization)) is not None:
             raise error
-        await self._status.check(ref)
         watcher = self._subscribe_stream(ref)
         try:
             with suppress(TimeoutError):
@@ -139,13 +140,14 @@ class Hub:
         Raises:
             UploadNotFound: There is no such upload. No other error is raised, because an error answer ends an EventSource for good.
         """
-        if (error := self._too_many_error(ref.organization)) is not None:
-            return refusal(error, request.scope)
         after = _last_version(request)
         try:
             await self._status.check(ref)
         except BucketError as error:
             logger.warning("opens an event stream before the bucket answers", extra={"ref": str(ref), "problem": str(error)})
+        # As in ``next_state``.
+        if (refused := self._too_many_error(ref.organization)) is not None:
+            return refusal(refused, request.scope)
         watcher = self._subscribe_stream(ref)
         try:
             await _first_state(watcher)

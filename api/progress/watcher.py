@@ -28,7 +28,7 @@ MAX_POLL_S = 5.0
 LONGEST_PAUSE_S = 30.0
 """The longest pause after an unexpected failure of a watcher, such as a change that this release cannot read during a deploy."""
 POLLING_S = 60.0
-"""How long the watcher only queries, after its update has failed to deliver a change."""
+"""How long the watcher only queries, after its update has failed to deliver a change, or was pushed out by those of other processes."""
 REPEAT_PAUSE_S = 0.05
 MAX_FRAMES = 16
 """How many events a watcher keeps for its clients. Nearly all clients need the newest change or the snapshot."""
@@ -69,6 +69,10 @@ class Watcher:
         """The last answer of ``frame``: nearly all clients have the same version."""
         self._ended_updates = 0
         """Counts the updates that ended without a change: their ids are used up."""
+        self._unchanged_at: int | None = None
+        """The version at which an update last ended without a change."""
+        self._polling_until = 0.0
+        """Until then, on the clock of ``time.monotonic``, only queries are made."""
 
     @property
     def is_over(self) -> bool:
@@ -158,7 +162,6 @@ class Watcher:
 
     async def _watch(self) -> None:
         pause_s = POLL_S
-        polling_until = 0.0
         overdue = False
         while not self.is_over:
             state = await self._read()
@@ -167,13 +170,16 @@ class Watcher:
                 pause_s = min(2 * pause_s, MAX_POLL_S)
                 continue
             pause_s = POLL_S
-            if overdue and self.head is not None and state.snapshot.version > self.head.version:
+            is_newer = self.head is not None and state.snapshot.version > self.head.version
+            if is_newer:  # no update has brought this change: it is late
+                self.audience.take_times(state.snapshot.version / 1000, ())
+            if overdue and is_newer:
                 # The update should have delivered this change. Too many updates wait already, so Temporal silently retries ours.
                 logger.info("the update does not deliver, queries instead", extra={"ref": str(self.ref)})
-                polling_until = time.monotonic() + POLLING_S
+                self._polling_until = time.monotonic() + POLLING_S
             self._publish(state.snapshot, final=state.final)
             overdue = False
-            if time.monotonic() < polling_until:
+            if time.monotonic() < self._polling_until and not self.is_over:
                 await asyncio.sleep(POLL_S)
             elif not self.is_over and self._live is not None:
                 overdue = await self._follow(self._live)
@@ -204,8 +210,11 @@ class Watcher:
             version = live.head.version
             try:
                 answer = await self._runs.progress_after(self.ref, version, f"watch-{_PROCESS}-{version}-{self._ended_updates}")
-            except (NoRun, TemporalUnavailable):
+            except NoRun:
                 await asyncio.sleep(REPEAT_PAUSE_S)
+                return False
+            except TemporalUnavailable:  # also when the run has had all the updates that Temporal allows, while its queries are answered
+                await asyncio.sleep(POLL_S)
                 return False
             if answer is None:  # no change came in time
                 return True
@@ -214,7 +223,12 @@ class Watcher:
                 # Too many updates wait, the run is closing, or the change is too large for an update. The update with this id has ended, so
                 # the next wait needs a new id.
                 self._ended_updates += 1
-                await asyncio.sleep(REPEAT_PAUSE_S if change.status.is_final else POLL_S)
+                is_again, self._unchanged_at = self._unchanged_at == version, version
+                if is_again and not change.status.is_final:
+                    # Too many updates wait. Each new one would push out that of another process, which would do the same, without end, and
+                    # Temporal allows a run 2,000 of them.
+                    self._polling_until = time.monotonic() + POLLING_S
+                await asyncio.sleep(REPEAT_PAUSE_S if change.status.is_final and not is_again else POLL_S)
                 return False
             if self.deleted:
                 return False

@@ -54,6 +54,7 @@ def test_encrypted_history_shows_no_title() -> None:
         ("webhooks-of-sheets", "EVENT_TYPE_TIMER_FIRED"),
         ("converted", "EVENT_TYPE_WORKFLOW_EXECUTION_COMPLETED"),
         ("converted-in-runs", "EVENT_TYPE_WORKFLOW_EXECUTION_CONTINUED_AS_NEW"),
+        ("conversion-cancelled", "EVENT_TYPE_MARKER_RECORDED"),
         ("redelivered", "EVENT_TYPE_ACTIVITY_TASK_CANCEL_REQUESTED"),
     ],
 )

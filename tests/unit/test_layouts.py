@@ -4,8 +4,12 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
+from temporalio.client import Client
+from temporalio.exceptions import ApplicationError
+from temporalio.testing import ActivityEnvironment
 
 from activities.bucket.location import BucketSettings
 from activities.bucket.records import Layout, SheetRecord, from_json, to_json
@@ -13,10 +17,11 @@ from activities.bucket.storage import Bucket
 from activities.bucket.uploads import UploadStore
 from activities.bucket.verify import verify_upload
 from activities.errors import StorageUnavailable, UploadBusy, UploadNotFound
-from activities.interface import ConvertedSheet
+from activities.interface import ConvertedSheet, TellLayouts
 from activities.layouts import SheetConversion
 from activities.threads import FairThreads
 from tests.unit.sheets import AT, NAMES, REF, Md5Bucket, accept, put_upload
+from worker import layouts
 
 WAYS = [(before, after) for before in Layout for after in (Layout.EXPLODED, Layout.PACKED)]
 KINDS = pytest.mark.parametrize("kind", [Bucket, Md5Bucket])
@@ -227,3 +232,33 @@ def test_run_that_removed_the_new_object_loses_nothing(tmp_path: Path, threads: 
         conversion.remove_earlier(threading.Event())
     assert convert(bucket, threads, Layout.PACKED) == ConvertedSheet(converted=True)
     assert list(verify_upload(bucket, REF, deep=True))[-1].verified
+
+
+async def test_manifest_of_a_run_that_has_begun_and_ended_meanwhile_stays(
+    tmp_path: Path, threads: FairThreads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To look at many sheets takes time. The next attempt begins with the run's manifest."""
+    bucket, looks = bucket_in(tmp_path), 0
+    before = put_upload(bucket)
+    newer = replace(before, version=before.version + 1000)
+    convert(bucket, threads, Layout.PACKED)
+
+    async def is_running(*_: object) -> bool:
+        nonlocal looks
+        looks += 1
+        if looks == 2:
+            bucket.put(REF.manifest, to_json(newer))
+        return False
+
+    monkeypatch.setattr(layouts, "is_running", is_running)
+    tell = layouts.Layouts(cast("Client", None), bucket, threads, tmp_path / "none").tell_layouts
+    with pytest.raises(ApplicationError, match="has written another manifest meanwhile"):
+        await ActivityEnvironment().run(tell, TellLayouts(str(REF)))
+    manifest = UploadStore(bucket).manifest(REF)
+    assert manifest is not None
+    assert manifest.snapshot == newer
+    await ActivityEnvironment().run(tell, TellLayouts(str(REF)))
+    manifest = UploadStore(bucket).manifest(REF)
+    assert manifest is not None
+    assert [sheet.layout for sheet in manifest.snapshot.sheets] == [Layout.PACKED, *[sheet.layout for sheet in newer.sheets[1:]]]
+    assert manifest.snapshot.version > newer.version

@@ -152,6 +152,18 @@ async def test_streams_are_limited(bucket: Bucket) -> None:
         await request.task
 
 
+async def test_streams_that_open_at_once_are_limited(bucket: Bucket) -> None:
+    """As after a restart of the server, when all clients come back and no upload is known yet."""
+    await accept(bucket)
+    app = create_app(bucket, Upstream(snapshot(SheetStatus.PENDING)).connect, ApiSettings(BucketSettings("file:///unused"), max_streams=4))
+    requests = [RawRequest(app, "GET", f"{PATH}/events", {}) for _ in range(8)]
+    await until_async(lambda: all(len(request.sent) > 1 for request in requests))
+    assert sorted(request.status or 0 for request in requests) == [200] * 3 + [429] * 5
+    for request in requests:
+        request.disconnect()
+        await request.task
+
+
 async def test_unfinished_uploads_are_limited(bucket: Bucket, temporal: FakeTemporal) -> None:
     """A further one is refused before its body is read; the same upload again is not, and other organizations are not."""
     temporal.open_runs = 4

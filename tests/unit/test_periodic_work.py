@@ -1,4 +1,4 @@
-"""The periodic work of a worker, its scratch and its schedules, goes on after any error."""
+"""The periodic work of a worker, its scratch, its schedules and its counts, goes on after any error."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from prometheus_client import CollectorRegistry
 from temporalio.client import Client
 
 from activities.attempt import background_task
 from activities.scratch import Scratch
 from worker.app import keep_scratch_clean
+from worker.metrics import WorkerMetrics
 from worker.schedules import keep_schedules
 
 
@@ -30,6 +32,10 @@ class FailingClient:
         """Fails."""
         return self._fail()
 
+    def list_workflows(self, *_: object, **__: object) -> object:
+        """Fails."""
+        return self._fail()
+
     async def create_schedule(self, *_: object) -> object:
         """Fails."""
         return self._fail()
@@ -41,7 +47,7 @@ class FailingClient:
         raise Failing
 
 
-@pytest.mark.parametrize("which", ["janitor", "schedules"])
+@pytest.mark.parametrize("which", ["janitor", "schedules", "open runs"])
 async def test_background_work_goes_on_after_any_error(tmp_path: Path, caplog: pytest.LogCaptureFixture, which: str) -> None:
     """The error is logged with its traceback, and the work is done again. When the role ends, the work ends without an error."""
     failing = FailingClient()
@@ -51,6 +57,7 @@ async def test_background_work_goes_on_after_any_error(tmp_path: Path, caplog: p
         work: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
             "janitor": lambda: keep_scratch_clean(scratch, client, every_s=0),
             "schedules": lambda: keep_schedules(client, every_s=0),
+            "open runs": lambda: WorkerMetrics(CollectorRegistry(), has_workflows=True).find_open_runs(client, every_s=0),
         }
         async with background_task(work[which]()):
             await asyncio.wait_for(failing.called_again.wait(), 60)

@@ -64,6 +64,21 @@ def test_kill_ends_what_a_dead_leader_left(family: Process) -> None:
     wait_for_end(child)
 
 
+def test_process_that_has_ended_may_be_asked_to_stop(family: Process, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends between the look and the signal: its number still names its group, and nothing fails."""
+    family.start()
+    child = int(wait_for_word(family))
+    assert family.pid is not None
+    os.kill(family.pid, signal.SIGKILL)
+    until(lambda: not family.is_running)
+    with monkeypatch.context() as moment:
+        moment.setattr(Process, "is_running", True)
+        family.terminate()
+    assert not family.is_running
+    family.kill()
+    wait_for_end(child)
+
+
 def test_group_ends_with_whoever_started_it(tmp_path: Path) -> None:
     """The group ends even when its starter is killed by SIGKILL."""
     script = (

@@ -150,6 +150,13 @@ async def test_first_whole_read_decides_which_source_was_accepted(open_scratch: 
         await ActivityEnvironment().run(read)
 
 
+def test_host_whose_id_was_lost_gets_another(open_scratch: Callable[..., Scratch], tmp_path: Path) -> None:
+    """After a power cut the file may be empty. Two hosts without an id would take each other's tiles."""
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "scratch" / "host").write_text("")
+    assert len(open_scratch().host) == 12
+
+
 def test_second_worker_is_refused_and_the_host_keeps_its_id(open_scratch: Callable[..., Scratch]) -> None:
     """Two workers on one scratch would remove each other's pages."""
     first = open_scratch()

@@ -227,6 +227,28 @@ async def test_update_that_ended_without_a_change_is_not_repeated_under_its_id(b
     assert len({name for _, name in temporal.updates}) == len(temporal.updates)
 
 
+async def test_watcher_that_is_pushed_out_only_asks(bucket: Bucket) -> None:
+    """Where more processes watch than Temporal lets wait, each new update would push out that of another process, and so on for ever."""
+    await accept(bucket)
+    temporal = FakeTemporal()
+    temporal.state = snapshot(PENDING)
+
+    async def push_out(_: int) -> Snapshot:
+        assert isinstance(temporal.state, Snapshot)
+        return temporal.state
+
+    temporal.update = push_out
+    async with watching(make_hub(bucket, temporal)) as watcher:
+        reader = Reader(watcher)
+        await reader.next()
+        await until_async(lambda: len(temporal.updates) == 2)
+        asked = temporal.queries
+        await until_async(lambda: temporal.queries >= asked + 3)
+        assert len(temporal.updates) == 2
+        temporal.state, _ = change(snapshot(PENDING), 1, READY)
+        assert (await reader.next())[2]["completedPages"] == 1  # a query brings it
+
+
 async def test_repeated_wait_has_the_same_update_id(bucket: Bucket) -> None:
     """A watcher that begins again joins the update that still waits, instead of adding another update."""
     await accept(bucket)

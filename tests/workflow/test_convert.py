@@ -41,8 +41,10 @@ class FakeLayouts(LayoutActivities):
 
     def __init__(self, count: int) -> None:
         self.count = count
-        self.gate = asyncio.Event()
+        self.gate, self.may_stop = asyncio.Event(), asyncio.Event()
         self.gate.set()
+        self.may_stop.set()
+        self.stopping = 0
         self.begun: list[int] = []
         self.told = 0
         self.refused: set[int] = set()
@@ -60,12 +62,17 @@ class FakeLayouts(LayoutActivities):
 
     @activity.defn
     async def convert_sheet(self, args: ConvertSheet) -> ConvertedSheet:
-        """Waits for the gate."""
+        """Waits for the gate; one that is cancelled ends when it may."""
         assert args.layout is Layout.PACKED
         self.begun.append(args.number)
-        while not self.gate.is_set():
-            activity.heartbeat()
-            await asyncio.sleep(0.05)
+        try:
+            while not self.gate.is_set():
+                activity.heartbeat()
+                await asyncio.sleep(0.05)
+        except asyncio.CancelledError:
+            self.stopping += 1
+            await self.may_stop.wait()
+            raise
         if self.errors:
             raise self.errors.pop(0)
         if args.number in self.refused:
@@ -148,6 +155,25 @@ async def test_deleted_upload_ends_the_conversion(client: Client, ref: UploadRef
         await end_as_cancelled(handle)
         assert (await runs.conversion(ref)).status is ConversionStatus.CANCELLED
         assert fake.told == 1
+
+
+async def test_cancelled_conversion_waits_for_its_sheets(client: Client, ref: UploadRef) -> None:
+    """A sheet that is still written has its layout when the manifest is told, and meets no other conversion."""
+    fake = FakeLayouts(9)
+    fake.gate.clear()
+    fake.may_stop.clear()
+    async with at_work(client, fake) as runs:
+        await runs.convert(ref, Layout.PACKED)
+        await until_async(lambda: len(fake.begun) == SHEETS_AT_ONCE)
+        handle = client.get_workflow_handle(ref.layout_workflow_id)
+        await handle.cancel()
+        await until_async(lambda: fake.stopping == SHEETS_AT_ONCE)
+        assert fake.told == 0
+        fake.may_stop.set()
+        await end_as_cancelled(handle)
+        await keep_history(handle, "conversion-cancelled")
+    assert fake.told == 1
+    assert len(fake.begun) == SHEETS_AT_ONCE
 
 
 async def test_long_conversion_goes_through_several_runs(forgetful_server: TemporalServer, ref: UploadRef) -> None:

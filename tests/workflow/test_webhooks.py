@@ -40,7 +40,7 @@ from activities.webhooks.signing import derived_secret, organization_purpose, up
 from deploy.process import free_port
 from deploy.temporal import TemporalServer
 from tests.servers.recorder import Answer, Recorder, Request, recording
-from tests.waiting import until, until_async
+from tests.waiting import DEADLINE_S, until, until_async
 from tests.workflow.fakes import FakeActivities, pages, working
 from tests.workflow.impatient_webhook import HopelessDelivery, ImpatientDelivery
 from tests.workflow.runs import end_as_failed, handle_of, keep_history
@@ -307,6 +307,34 @@ async def test_webhook_is_sent_again_when_somebody_asks(client: Client, ref: Upl
         assert (await delivery_of(client, webhook).result()).status == 204
         await keep_history(delivery_of(client, webhook), "redelivered")
     assert [request.headers["webhook-id"] for request in receiver.requests] == [webhook.id] * 3
+
+
+async def test_request_that_comes_with_the_last_failure_is_done(client: Client, ref: UploadRef, bucket: Bucket, receiver: Recorder) -> None:
+    """The answer to whoever asked said that the webhook is sent again. Here no workflow worker runs when both happen."""
+    accept(bucket, ref)
+    subscribe(bucket, ref, receiver.url)
+    webhook, answering = ended(ref), threading.Event()
+
+    def gone(_: Request) -> Answer:
+        answering.wait()
+        return Answer(410)
+
+    receiver.answer = gone
+
+    async def has_failed() -> bool:
+        events = (await delivery_of(client, webhook).fetch_history()).events
+        return any(event.HasField("activity_task_failed_event_attributes") for event in events)
+
+    async with webhook_worker(client, WebhookSender(bucket, SETTINGS, timeout_s=DEADLINE_S), 8):
+        async with workflow_worker(client):
+            await start_delivery(client, webhook)
+            await until_async(lambda: bool(receiver.requests))
+        answering.set()
+        await until_async(has_failed)
+        receiver.answer = lambda _: OK
+        await start_delivery(client, webhook, again=True)
+        async with workflow_worker(client):
+            assert (await delivery_of(client, webhook).result()).status == 204
 
 
 async def test_secret_can_be_replaced(client: Client, ref: UploadRef, bucket: Bucket, receiver: Recorder) -> None:

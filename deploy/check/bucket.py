@@ -122,10 +122,14 @@ def _probe(settings: BucketSettings) -> Finding | None:
 
 
 def _probe_parts(setup: BucketSetup) -> Finding | None:
-    """Begins and aborts a multipart upload, as PDFs and packed sheets need one."""
+    """Begins, lists and aborts a multipart upload: PDFs and packed sheets need one, and each sweep looks for unfinished ones."""
     key = f"{PROBE_PREFIX}{secrets.token_hex(8)}"
     try:
-        setup.abort(key, setup.start_upload(key))
+        upload_id = setup.start_upload(key)
+        try:
+            setup.unfinished_uploads(PROBE_PREFIX)
+        finally:
+            setup.abort(key, upload_id)
     except BucketError as error:
         return _failure(error)
     return None

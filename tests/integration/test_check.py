@@ -200,9 +200,10 @@ def test_wrong_credentials_are_told(s3_server: TestServer) -> None:
         (Rule(answers(403, "AccessDenied"), "GET", "delimiter"), "the bucket refuses check/"),
         (Rule(answers(403, "AccessDenied"), "POST", "delete"), "the bucket refuses check/"),
         (Rule(answers(403, "AccessDenied"), "POST", "uploads"), "the bucket refuses check/"),
+        (Rule(answers(403, "AccessDenied"), "GET", "uploads"), "the bucket refuses"),
         (Rule(lies_about_put, "PUT"), "said that it has written check/"),
     ],
-    ids=["write", "list", "delete", "parts", "lying"],
+    ids=["write", "list", "delete", "parts", "list parts", "lying"],
 )
 def test_a_request_that_the_bucket_refuses_is_told(s3_server: TestServer, rule: Rule, words: str) -> None:
     """Each kind of request that SiteLink makes is tried."""

@@ -2,10 +2,10 @@
 
     host                    the host's id, made once; its task queue is named after it
     lock                    locked by the one worker that uses the directory
-    sources/{upload}.pdf    fetched once per upload
+    sources/{upload}.pdf    fetched once per upload; `.part` until it is whole
     pages/{upload}-...      one directory per tiled page, published by rename
     uploads/{upload}        holds REF: the upload to which the pages and the PDF belong
-    *.part                  not published yet; removed at the next start
+    *.part                  not whole, or not published; removed at the next start
 
 ``{upload}`` is a digest of REF, because a file's name may not be as long as REF.
 """
@@ -20,13 +20,14 @@ import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from concurrent.futures import CancelledError
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from activities.attempt import BEAT_S, Attempt, raise_if_stopped
 from activities.bucket.keys import UploadRef
 from activities.bucket.records import UploadRecord
-from activities.bucket.storage import Bucket
+from activities.bucket.storage import CHUNK_BYTES, Bucket
 from activities.bucket.uploads import UploadStore
 from activities.errors import ObjectMissing, ShareFull, SourceAltered, SourceMissing
 
@@ -290,15 +291,19 @@ async def _hold_with_beats(lock: asyncio.Lock, beat: Callable[[], None]) -> Asyn
 
 
 def _fetch(bucket: Bucket, ref: UploadRef, record: UploadRecord, path: Path, stop: threading.Event) -> None:
-    part = path.with_suffix(f".{secrets.token_hex(6)}.part")
+    """Fetches a PDF. What an attempt has fetched until it was stopped stays, so that a slow fetch ends after several attempts."""
+    part = path.with_suffix(".part")
     store = UploadStore(bucket)
     try:
         accepted, digest = store.source_sha256(ref, record), hashlib.sha256()
-        with part.open("wb") as file:
-            for chunk in bucket.chunks(ref.source):
-                raise_if_stopped(stop)
+        with part.open("a+b") as file:
+            file.seek(0)
+            while chunk := file.read(CHUNK_BYTES):
+                digest.update(chunk)
+            for chunk in bucket.chunks(ref.source, file.tell()) if file.tell() < record.size_bytes else ():
                 digest.update(chunk)
                 file.write(chunk)
+                raise_if_stopped(stop)
         if (size_bytes := part.stat().st_size) != record.size_bytes:
             msg = f"source.pdf has {size_bytes:,} bytes, {record.size_bytes:,} were accepted"
             raise SourceAltered(msg)
@@ -308,11 +313,14 @@ def _fetch(bucket: Bucket, ref: UploadRef, record: UploadRecord, path: Path, sto
             msg = f"source.pdf has sha256 {digest.hexdigest()}, {accepted} was accepted"
             raise SourceAltered(msg)
         part.rename(path)
-    except ObjectMissing as error:
-        msg = f"the bucket has no {ref.source}"
-        raise SourceMissing(msg) from error
-    finally:
+    except CancelledError:
+        raise
+    except BaseException as error:
         part.unlink(missing_ok=True)
+        if isinstance(error, ObjectMissing):
+            msg = f"the bucket has no {ref.source}"
+            raise SourceMissing(msg) from error
+        raise
 
 
 def _host_id(path: Path) -> str:

@@ -85,6 +85,7 @@ READS: dict[str, tuple[Callable[[Bucket], Any], Any]] = {
     "get": (lambda bucket: bucket.get("get/a").body, BODY),
     "get_async": (lambda bucket: asyncio.run(bucket.get_async("get_async/a")).body, BODY),
     "chunks": (lambda bucket: b"".join(bucket.chunks("chunks/a")), BODY),
+    "chunks_from": (lambda bucket: b"".join(bucket.chunks("chunks_from/a", 10)), BODY[10:]),
     "head": (lambda bucket: bucket.head("head/a").size, len(BODY)),
     "objects": (lambda bucket: [info.key for info in bucket.objects("objects/")], ["objects/a"]),
     "directories": (lambda bucket: bucket.directories("directories/"), ["x"]),

@@ -24,7 +24,7 @@ from activities.bucket.uploads import UploadStore
 from activities.errors import ShareFull, SourceAltered, SourceMissing
 from activities.scratch import IDLE_S, SHARE_BEATS, UNKNOWN_AGE_S, Scratch, ScratchInUse
 from tests.unit.hostile_files import as_ordinary_user, leave_everything
-from tests.waiting import until_async
+from tests.waiting import DEADLINE_S, until_async
 
 REF = UploadRef("acme", "tower", "a1", "u1")
 BODY = b"%PDF-1.7 " + b"x" * 100_000
@@ -36,10 +36,10 @@ class CountingBucket(Bucket):
 
     reads = 0
 
-    def chunks(self, key: str) -> Iterator[bytes]:
+    def chunks(self, key: str, start: int = 0) -> Iterator[bytes]:
         """Counts the read, then does it."""
         self.reads += 1
-        return super().chunks(key)
+        return super().chunks(key, start)
 
 
 @pytest.fixture
@@ -89,9 +89,9 @@ async def test_download_under_way_is_not_discarded(open_scratch: Callable[..., S
     class Interrupted(Bucket):
         """A bucket that discards the upload's scratch during a read."""
 
-        def chunks(self, key: str) -> Iterator[bytes]:
+        def chunks(self, key: str, start: int = 0) -> Iterator[bytes]:
             """Discards the scratch before each chunk."""
-            for chunk in super().chunks(key):
+            for chunk in super().chunks(key, start):
                 scratch.discard(REF)
                 yield chunk
 
@@ -106,6 +106,50 @@ async def test_download_under_way_is_not_discarded(open_scratch: Callable[..., S
     (paths,) = scratch.uploads().values()
     scratch.remove_unused(paths)
     assert not list((tmp_path / "scratch" / "sources").iterdir())
+
+
+async def test_fetch_that_is_stopped_goes_on_where_it_was(
+    open_scratch: Callable[..., Scratch], bucket: CountingBucket, tmp_path: Path
+) -> None:
+    """An attempt has minutes, and a large PDF from a bucket far away may take more. The run's end removes what was fetched."""
+    scratch, starts, fetched, stopped = open_scratch(), [], threading.Event(), threading.Event()
+
+    class Slow(Bucket):
+        """A bucket that gives 2,000 bytes, the second half when the reader is stopped; and the rest when somebody asks for it."""
+
+        def chunks(self, key: str, start: int = 0) -> Iterator[bytes]:
+            """2,000 bytes, or the rest."""
+            starts.append(start)
+            if start:
+                yield from super().chunks(key, start)
+            else:
+                yield BODY[:1000]
+                fetched.set()
+                stopped.wait(DEADLINE_S)
+                yield BODY[1000:2000]
+
+    slow = Slow(BucketSettings((tmp_path / "bucket").as_uri()))
+
+    async def read() -> bytes:
+        async with scratch.source(REF, RECORD, slow, Attempt()) as path:
+            return await asyncio.to_thread(path.read_bytes)
+
+    for _ in range(2):
+        first = asyncio.create_task(ActivityEnvironment().run(read))
+        await asyncio.to_thread(fetched.wait, DEADLINE_S)
+        first.cancel()
+        for _ in range(20):  # turns of the event loop
+            await asyncio.sleep(0)
+        stopped.set()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        fetched.clear()
+        stopped.clear()
+        if len(starts) == 1:
+            scratch.discard(REF)
+            assert not list((tmp_path / "scratch" / "sources").iterdir())
+    assert await ActivityEnvironment().run(read) == BODY
+    assert starts == [0, 0, 2000]
 
 
 async def test_source_that_is_gone_or_another_is_named(
@@ -282,10 +326,10 @@ async def test_activity_that_waits_for_the_source_beats(
     fetching, released = threading.Event(), threading.Event()
 
     class Slow(Bucket):
-        def chunks(self, key: str) -> Iterator[bytes]:
+        def chunks(self, key: str, start: int = 0) -> Iterator[bytes]:
             fetching.set()
             released.wait(30)
-            yield from super().chunks(key)
+            yield from super().chunks(key, start)
 
     slow, beaten = Slow(BucketSettings((tmp_path / "bucket").as_uri())), asyncio.Event()
 

@@ -115,6 +115,7 @@ async def test_a_stream_becomes_one_object(bucket: Bucket) -> None:
     await bucket.put_stream("source.pdf", body())
     assert bucket.head("source.pdf").size == 12 << 20
     assert b"".join(bucket.chunks("source.pdf")) == chunk * 12
+    assert b"".join(bucket.chunks("source.pdf", 9 << 20)) == chunk * 3
 
 
 @pytest.mark.parametrize("chunks", [0, 1, 12])

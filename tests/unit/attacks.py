@@ -82,7 +82,14 @@ check(pid)
     "anonymous shared memory": "mmap.mmap(-1, 1 << 20)",
     "memfd": "os.memfd_create('x')",
     "System V shared memory": "check(libc.shmget(0, 1 << 20, 0o1600))",
-    "POSIX shared memory": "os.close(os.open(f'/dev/shm/attack-{os.getpid()}', os.O_RDWR | os.O_CREAT))",
+    "POSIX shared memory": """
+name = f'/dev/shm/attack-{os.getpid()}'
+os.close(os.open(name, os.O_RDWR | os.O_CREAT))
+try:
+    os.unlink(name)
+except OSError:
+    pass
+""",
     "map a file that it writes": """
 import sys
 frame = sys._getframe()

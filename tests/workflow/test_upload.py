@@ -7,6 +7,7 @@ from temporalio.common import SearchAttributeKey
 
 from activities.bucket.keys import UploadRef
 from activities.bucket.records import UploadStatus
+from activities.bucket.storage import SILENCE_TIMEOUT
 from activities.errors import NewerSchema, NotAPdf, PageUnreadable, RenderCrashed, RenderOutOfMemory, StorageUnavailable
 from activities.interface import Page
 from activities.render.child import ChildLimits
@@ -143,7 +144,7 @@ async def test_activities_have_the_times_that_their_work_may_take(client: Client
     upload = activities["upload_page"]
     assert upload.schedule_to_start_timeout.ToTimedelta() == timedelta(seconds=45)
     assert upload.heartbeat_timeout.ToTimedelta() == timedelta(seconds=15)
-    assert Patience().late_write == timedelta(seconds=30)
+    assert Patience().late_write >= SILENCE_TIMEOUT
 
 
 async def test_window_bounds_the_sheets_in_flight(client: Client, ref: UploadRef) -> None:

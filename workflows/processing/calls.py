@@ -67,14 +67,15 @@ class Patience:
         host: The longest wait until a host takes the upload of a page from its queue.
         heartbeat: The longest pause between two heartbeats of a host that uploads a page.
         late_write: The wait, after a host fell silent, before the end of a run removes half sheets. The host may have sent a ``.dzi`` that
-            the bucket stores a little later. Such a sheet is whole, and the run counts it.
+            the bucket stores later: a host waits so long for an answer (``SILENCE_TIMEOUT`` of ``activities.bucket.storage``). Such a sheet
+            is whole, and the run counts it.
         free_scratch: The longest wait until a host begins to free its scratch. An upload ends only after that wait; a slower host cleans up
             by itself.
     """
 
     host: timedelta = timedelta(seconds=45)
     heartbeat: timedelta = HEARTBEAT
-    late_write: timedelta = timedelta(seconds=30)
+    late_write: timedelta = timedelta(minutes=2)
     free_scratch: timedelta = timedelta(seconds=10)
 
 

@@ -2,7 +2,7 @@
 
     host                    the host's id, made once; its task queue is named after it
     lock                    locked by the one worker that uses the directory
-    sources/{upload}.pdf    fetched once per upload; `.part` until it is whole
+    sources/{upload}.pdf    fetched once per upload; ``.part`` until it is whole
     pages/{upload}-...      one directory per tiled page, published by rename
     uploads/{upload}        holds REF: the upload to which the pages and the PDF belong
     *.part                  not whole, or not published; removed at the next start
@@ -264,7 +264,7 @@ class Scratch:
         return [*self._sources.glob(f"{digest}.*"), *self._pages.glob(f"{digest}-*"), self._refs / digest]
 
     def remove_unused(self, paths: Iterable[Path]) -> None:
-        """Removes files that ``uploads()`` returned, except a PDF that an activity uses, and the REF that tells later whose it is."""
+        """Removes files that ``uploads()`` returned, but not a PDF that an activity uses, nor the REF of this PDF's upload."""
         for path in paths:
             if not self._is_in_use(path):
                 _remove(path)
@@ -291,7 +291,7 @@ async def _hold_with_beats(lock: asyncio.Lock, beat: Callable[[], None]) -> Asyn
 
 
 def _fetch(bucket: Bucket, ref: UploadRef, record: UploadRecord, path: Path, stop: threading.Event) -> None:
-    """Fetches a PDF. What an attempt has fetched until it was stopped stays, so that a slow fetch ends after several attempts."""
+    """Fetches a PDF. An attempt that is stopped leaves its part, and the next attempt fetches only the rest."""
     part = path.with_suffix(".part")
     store = UploadStore(bucket)
     try:
@@ -314,12 +314,13 @@ def _fetch(bucket: Bucket, ref: UploadRef, record: UploadRecord, path: Path, sto
             raise SourceAltered(msg)
         part.rename(path)
     except CancelledError:
-        raise
-    except BaseException as error:
+        raise  # the next attempt needs the part
+    except ObjectMissing as error:
         part.unlink(missing_ok=True)
-        if isinstance(error, ObjectMissing):
-            msg = f"the bucket has no {ref.source}"
-            raise SourceMissing(msg) from error
+        msg = f"the bucket has no {ref.source}"
+        raise SourceMissing(msg) from error
+    except BaseException:
+        part.unlink(missing_ok=True)
         raise
 
 

@@ -105,11 +105,11 @@ class SheetActivities(HostActivities):
                 writes.bytes = record.bytes
             attempt.step = "commits the sheet"
             with metrics.stage("commit"):
-                if packed is None or args.options.layout.has_tiles:  # the ``.dzi`` is the commit marker
+                if packed and not args.options.layout.has_tiles:
+                    self._store.commit_packed(ref, number, packed.chunks(), packed.index, packed.size_bytes)
+                else:
                     self._host.bucket.sync()
                     self._store.commit(ref, number, pyramid.descriptor().encode())
-                else:
-                    self._store.commit_packed(ref, number, packed.chunks(), packed.index, packed.size_bytes)
                 committed_at = time.time()
             metrics.count_sheet(record, puts)
             # Layers can be long, and a workflow does not need them.

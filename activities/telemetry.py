@@ -75,6 +75,11 @@ class MetricsSettings:
         return cls(environ.get("SITELINK_METRICS_HOST") or cls.host, port)
 
 
+def host_in_url(host: str) -> str:
+    """A host as it stands in a URL: an IPv6 address stands in brackets."""
+    return f"[{host}]" if ":" in host else host
+
+
 def new_registry(role: str) -> CollectorRegistry:
     """A registry with the memory, CPU time and open files of this process.
 
@@ -156,14 +161,13 @@ def serve(registry: CollectorRegistry, settings: MetricsSettings, health: Health
         raise ValueError(msg) from error
     if health and (metrics := server.get_app()):
         server.set_app(_with_health(health, metrics))
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    return f"http://{host}:{server.server_port}/metrics"
+    return f"http://{host_in_url(settings.host)}:{server.server_port}/metrics"
 
 
 def _with_health(health: Health, metrics: "WSGIApplication") -> "WSGIApplication":
     def respond(request: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         is_well = health.answer(request["PATH_INFO"])
-        if is_well is None:  # the path is not one of health
+        if is_well is None:  # the request asks for the metrics
             return metrics(request, start_response)
         start_response("200 OK" if is_well else "503 Service Unavailable", [("Content-Type", "text/plain"), ("Cache-Control", "no-store")])
         return [b"yes\n" if is_well else b"no\n"]

@@ -15,7 +15,7 @@ from activities.bucket.storage import Bucket
 from activities.errors import BucketError, SiteLinkError
 from activities.logs import set_up
 from activities.program import hide_memory, keep_what_is_loaded, run, stop_request
-from activities.telemetry import Health, MetricsSettings, TemporalMetrics, new_registry, watch_event_loop
+from activities.telemetry import Health, MetricsSettings, TemporalMetrics, host_in_url, new_registry, watch_event_loop
 from activities.telemetry import serve as serve_metrics
 from activities.tracing.settings import Tracing, start_tracing
 from api.app import create_app
@@ -70,7 +70,6 @@ def serve() -> int:
     except OSError as error:
         sys.stderr.write(f"SITELINK_HOST {settings.host}, SITELINK_PORT {settings.port}: {error.strerror}\n")
         return WRONG_USE
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
     server = BoundedServer(app, limits, GRACE_S, app.state.stop, settings.proxies)
     # After uvicorn has stopped, it raises the signal again for the earlier handlers. The default handler would end the process and lose
     # the exit code, so uvicorn's own handler is set here as the earlier one.
@@ -79,7 +78,7 @@ def serve() -> int:
     keep_what_is_loaded()
     if metrics_address:
         logger.info("metrics are at %s", metrics_address)
-    logger.info("listening on http://%s:%d", host, listener.getsockname()[1])
+    logger.info("listening on http://%s:%d", host_in_url(settings.host), listener.getsockname()[1])
     server.run(sockets=[listener])
     tracing.stop()
     return OK if server.started else FAILED

@@ -71,7 +71,11 @@ def go_install(go: str, module: str, *, say: Callable[[str], None], environ: Map
 
 
 def find_working(name: str, cache: Path, *arguments: str) -> Path | None:
-    """The first installed program of this name that exits with 0 when it is run with the arguments; None if there is none."""
+    """Finds the first installed program of this name that works: run with these arguments, it exits with 0.
+
+    Returns:
+        None if no installed program of this name works.
+    """
     for candidate in installed(name, cache):
         with suppress(OSError, subprocess.SubprocessError):
             subprocess.run([candidate, *arguments], capture_output=True, timeout=30, check=True)
@@ -80,7 +84,7 @@ def find_working(name: str, cache: Path, *arguments: str) -> Path | None:
 
 
 def build(
-    what: str,
+    title: str,
     module: str,
     find: Callable[[], Path | None],
     failure: type[Exception],
@@ -92,25 +96,25 @@ def build(
     """Lets Go build a program that is not installed; returns its path.
 
     Args:
-        what: The program for people, such as ``S3 server``.
+        title: The program's name for people, such as ``S3 server``.
         module: Path and version of its module.
         find: Finds it once it is installed.
         failure: The exception to raise when it cannot be built.
-        advice: What to do then.
+        advice: A sentence for people who then have no program.
         say: Gets a sentence about each step that takes time.
         environ: Variables for Go, added to this process's environment.
     """
     go = shutil.which("go")
-    if go is None:
-        msg = f"No {what} here, and no Go to build it. {advice}"
+    if not go:
+        msg = f"No {title} here, and no Go to build it. {advice}"
         raise failure(msg)
-    say(f"building the {what}: go install {module} (some minutes the first time)")
+    say(f"building the {title}: go install {module} (some minutes the first time)")
     trouble = go_install(go, module, say=say, environ=environ)
     binary = find()
-    if trouble is not None or binary is None:
-        msg = f"Building the {what} failed:\n{trouble or 'Go installed the program into a directory that is not searched'}\n{advice}"
-        raise failure(msg)
-    return binary
+    if binary and not trouble:
+        return binary
+    msg = f"Building the {title} failed:\n{trouble or 'Go installed the program into a directory that is not searched'}\n{advice}"
+    raise failure(msg)
 
 
 class Finder(Protocol):

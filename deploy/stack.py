@@ -18,7 +18,7 @@ from urllib.error import HTTPError
 from urllib.request import ProxyHandler, build_opener
 
 from activities.environment import secret
-from activities.telemetry import MetricsSettings
+from activities.telemetry import MetricsSettings, host_in_url
 from activities.webhooks.settings import WebhookSettings
 from api.addresses import FILE, LOCK, StackAddresses
 from api.r2.settings import PullSettings
@@ -275,7 +275,7 @@ class Stack:
             if metrics.port is not None:
                 port = self._take_port(metrics.port and metrics.port + index, metrics.host)
                 own["SITELINK_METRICS_PORT"] = str(port)
-                self.metrics_urls[name] = f"http://{f'[{metrics.host}]' if ':' in metrics.host else metrics.host}:{port}/metrics"
+                self.metrics_urls[name] = f"http://{host_in_url(metrics.host)}:{port}/metrics"
             self.processes[name] = Process([sys.executable, "-m", *module], log=self._new_log(name), environ=own)
             self.start_process(name)
 

@@ -52,9 +52,8 @@ class ConvertUpload:
             self._sheets = list(reversed(convertible.sheets))
             self._state = replace(self._state, total_sheets=len(self._sheets))
         # A sheet that is still being written would change its layout after the manifest was told, and beside the next conversion.
-        waits = workflow.patched(WAIT_FOR_SHEETS)
-        wait = workflow.ActivityCancellationType
-        self._cancellation = wait.WAIT_CANCELLATION_COMPLETED if waits else wait.TRY_CANCEL
+        kinds = workflow.ActivityCancellationType
+        self._cancellation = kinds.WAIT_CANCELLATION_COMPLETED if workflow.patched(WAIT_FOR_SHEETS) else kinds.TRY_CANCEL
         try:
             await asyncio.gather(*(self._convert_sheets() for _ in range(SHEETS_AT_ONCE)))
         except (asyncio.CancelledError, ActivityError):

@@ -149,7 +149,7 @@ class ChildPool:
     async def layers(self) -> list[str]:
         """The layers of confinement that hold in a child of its own for this question, as ``confine`` names them.
 
-        Where a user of its own cannot be had, as it could not read its libraries, this says so in the log, and no child gets one.
+        A child with a user of its own may be unable to read its libraries. Then no child gets such a user, and the log says so.
 
         Raises:
             RenderFault: A child cannot do its work: it may be unable to read its libraries or fonts.

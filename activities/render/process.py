@@ -37,7 +37,11 @@ def start_process(
 
 
 def closed_directory() -> Path | None:
-    """A directory above the interpreter, its libraries or this program that other users may not enter; None if there is none."""
+    """The first directory on the way to the interpreter, its libraries or this program that other users may not enter.
+
+    Returns:
+        None if other users may enter all these directories.
+    """
     needed = {Path(path).resolve() for path in (sys.executable, sys.base_prefix, sys.prefix, __file__)}
     above = {directory for path in needed for directory in (path, *path.parents) if directory.is_dir()}
     return next((directory for directory in sorted(above) if not directory.stat().st_mode & stat.S_IXOTH), None)

@@ -216,7 +216,7 @@ class Watcher:
             except TemporalUnavailable:  # also when the run has had all the updates that Temporal allows, while its queries are answered
                 await asyncio.sleep(POLL_S)
                 return False
-            if answer is None:  # no change came in time
+            if not answer:  # the wait has ended without a change
                 return True
             change, committed = answer
             if change.version == version:

@@ -38,7 +38,7 @@ from api.progress.status import Status
 from deploy.bucket import DONE, FAILED, set_up
 from deploy.process import free_port
 from tests.servers.recorder import Answer, Recorder, Request, recording, s3_error
-from tests.servers.s3 import TestServer, presigned
+from tests.servers.s3 import TestServer, count_parts, presigned
 from tests.unit.api_fakes import FakeTemporal, client_of, make_app
 from tests.waiting import DEADLINE_S, until, until_async
 
@@ -399,21 +399,17 @@ def test_parts_of_a_long_list_are_the_whole(recorder: Recorder, bucket: Bucket) 
 
 async def test_a_stream_that_is_given_up_leaves_no_parts(settings: BucketSettings, bucket: Bucket) -> None:
     """The multipart upload is aborted at once, early and late; late is when the server has all whole parts, as in the next test."""
-    setup = BucketSetup(settings)
-
-    def parts() -> int:
-        return sum(len(setup.parts(upload.key, upload.upload_id)) for upload in setup.unfinished_uploads())
 
     async def body(chunks: int) -> AsyncIterator[bytes]:
         async for chunk in stream(chunks):
             yield chunk
-        await until_async(lambda: asyncio.to_thread(lambda: parts() == (chunks << 20) // PART_BYTES))
+        await until_async(lambda: asyncio.to_thread(lambda: count_parts(settings) == (chunks << 20) // PART_BYTES))
         raise FileTooLarge("20,971,520 bytes, limit 1,000")
 
     for chunks in (0, 1, 20):
         with pytest.raises(FileTooLarge):
             await bucket.put_stream("source.pdf", body(chunks))
-    assert setup.unfinished_uploads() == []
+    assert BucketSetup(settings).unfinished_uploads() == []
     assert list(bucket.objects("")) == []
 
 

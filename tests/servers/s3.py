@@ -81,6 +81,12 @@ class TestServer:
         }
 
 
+def count_parts(settings: BucketSettings) -> int:
+    """How many parts the server has of multipart uploads that are neither completed nor aborted."""
+    setup = BucketSetup(settings)
+    return sum(len(setup.parts(upload.key, upload.upload_id)) for upload in setup.unfinished_uploads())
+
+
 def presigned(settings: BucketSettings, key: str, expires_s: int = 600) -> str:
     """A URL by which anybody may read an object for so many seconds."""
     client = boto3.client(

@@ -127,7 +127,7 @@ EXAMPLE = env_file(FOLDER / "overlays" / "example" / "settings.env")
 PROGRAMS = {"api": "api", "events": "api events"}
 """The program of each role that is no worker."""
 QUEUE = {"SITELINK_EVENTS_ACCOUNT": "a1", "SITELINK_EVENTS_QUEUE": "b2"}
-"""What the settings of an overlay with the component ``r2-events`` have, too."""
+"""The settings that an overlay with the component ``r2-events`` adds."""
 
 
 def role_of(deployment: Manifest) -> str:

@@ -16,6 +16,7 @@ from activities.bucket.location import BucketSettings
 from activities.bucket.setup import BucketSetup
 from activities.bucket.storage import PART_BYTES, Bucket
 from api.access.settings import AccessSettings, Mode
+from tests.servers.s3 import count_parts
 from tests.unit.api_fakes import BASE, PDF, FakeTemporal, files_below, make_app, make_bucket
 from tests.unit.api_server import RawConnection, serving
 from tests.waiting import until_async
@@ -227,8 +228,7 @@ def parts_sent(settings: BucketSettings) -> int:
     """How many parts of multipart uploads an S3 server has; a directory has none, there a half-written file counts as all of them."""
     if not settings.is_s3:
         return WHOLE_PARTS if unfinished(settings) else 0
-    setup = BucketSetup(settings)
-    return sum(len(setup.parts(upload.key, upload.upload_id)) for upload in setup.unfinished_uploads())
+    return count_parts(settings)
 
 
 CUTS = {

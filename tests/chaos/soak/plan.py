@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 LONG_RUN_S = 600
 PERIOD_S = 12.0
-"""The longest time for each fault, on average. Between two faults, it may be twice as long."""
+"""On average, the next fault comes within this time. Two faults may be twice as far apart."""
 
 TILES = ("tile-1", "tile-2", "tile-3")
 WORKFLOWS = ("workflow-1", "workflow-2")

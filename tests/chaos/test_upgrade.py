@@ -98,9 +98,8 @@ class Deploys:
         return subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
 
     def route(self, command: str, *target: str) -> None:
-        """Lets a version have the new uploads. Temporal refuses it until a worker of the version has asked for work."""
-        words = ("worker", "deployment", command, "--deployment-name", DEPLOYMENT, *target, "--yes")
-        until(lambda: self.temporal(*words).returncode == 0)
+        """Lets a version have the new uploads."""
+        self._command("worker", "deployment", command, "--deployment-name", DEPLOYMENT, *target)
 
     def status(self, build: str) -> str:
         """The drainage status of a version that is not current any more."""
@@ -115,8 +114,11 @@ class Deploys:
         """Runs the command in what ``deploy.check`` advises."""
         program, *words = shlex.split(advice[advice.index("temporal ") :])
         assert program == "temporal"
-        ended = self.temporal(*words, *(() if "--yes" in words else ("--yes",)))
-        assert ended.returncode == 0, ended.stderr
+        self._command(*(word for word in words if word != "--yes"))
+
+    def _command(self, *words: str) -> None:
+        """Runs a command that changes something. Temporal may not find a version for a moment after its first worker has asked for work."""
+        until(lambda: self.temporal(*words, "--yes").returncode == 0)
 
 
 def runs(stack: Stack, query: str) -> list[tuple[str, str]]:

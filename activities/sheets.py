@@ -298,13 +298,18 @@ def _put_tiles(
     stop: threading.Event,
 ) -> list[TileLine]:
     """Writes the tiles of a chunk that are not in the bucket already; returns name, size and MD5 of each tile of the chunk."""
-    lines, hashed, md5 = [], None, ""
-    for place in chunk:
-        raise_if_stopped(stop)
-        name, body = tiles.tile(*place)
-        if body is not hashed:  # neighbours are often the same white tile
-            hashed, md5 = body, hashlib.md5(body, usedforsecurity=False).hexdigest()
-        if not _is_stored(stored.get(name), len(body), md5):
-            bucket.put(prefix + name, body)
-        lines.append((name, len(body), md5))
+    lines: list[TileLine] = []
+
+    def missing() -> Iterator[tuple[str, bytes]]:
+        hashed, md5 = None, ""
+        for place in chunk:
+            raise_if_stopped(stop)
+            name, body = tiles.tile(*place)
+            if body is not hashed:  # neighbours are often the same white tile
+                hashed, md5 = body, hashlib.md5(body, usedforsecurity=False).hexdigest()
+            lines.append((name, len(body), md5))
+            if not _is_stored(stored.get(name), len(body), md5):
+                yield prefix + name, body
+
+    bucket.put_all(missing())
     return lines

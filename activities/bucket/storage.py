@@ -37,7 +37,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, ParamSpec, TypeVar
 
@@ -342,6 +342,31 @@ class Bucket:
                 return
             with self._request_slots:
                 self._put(key, body)
+
+    def put_all(self, objects: Iterable[tuple[str, bytes]]) -> None:
+        """``put`` of one object after the other. Neighbours in one directory take less CPU than by ``put``.
+
+        Args:
+            objects: Their keys and bodies.
+
+        Raises:
+            BucketError: The bucket failed.
+        """
+        if self._root is None:
+            for key, body in objects:
+                self.put(key, body)
+            return
+        for parent, neighbours in groupby(objects, lambda named: named[0].rpartition("/")[0]):
+            with self._named_errors(parent):
+                folder = _open_folder(f"{self._root}/{parent}")
+            try:
+                for key, body in neighbours:
+                    try:
+                        self._observe_write(_write_file, key.rpartition("/")[2], (body,), folder=folder)
+                    except OSError:  # put says what it is, or makes the directory again, if somebody removed it
+                        self.put(key, body)
+            finally:
+                os.close(folder)
 
     def _observe_write(self, write: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
         """Makes one try of a write, and tells how it went. A context manager would take twice the CPU, for each tile."""
@@ -779,9 +804,19 @@ def _nothing() -> None:
     """Does nothing."""
 
 
-def _write_file(path: str, chunks: Iterable[bytes], before_rename: Callable[[], None] = _nothing) -> None:
+def _open_folder(path: str) -> int:
+    """Opens a directory, which is made if there is none. The kernel takes longer to walk down a key's many names than to write a tile."""
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    try:
+        return os.open(path, flags)
+    except FileNotFoundError:
+        Path(path).mkdir(parents=True, exist_ok=True)
+        return os.open(path, flags)
+
+
+def _write_file(path: str, chunks: Iterable[bytes], before_rename: Callable[[], None] = _nothing, folder: int | None = None) -> None:
     """Replaces a file at once, and makes its directories. obstore does the same in 2.5 times the CPU, by a thread of its own."""
-    with _replacing(path, before_rename) as descriptor:
+    with _replacing(path, before_rename, folder) as descriptor:
         for chunk in chunks:
             written = 0
             while written < len(chunk):
@@ -789,17 +824,25 @@ def _write_file(path: str, chunks: Iterable[bytes], before_rename: Callable[[], 
 
 
 @contextmanager
-def _replacing(path: str, before_rename: Callable[[], None] = _nothing) -> Iterator[int]:
-    """A file to write, which takes its place at ``path`` at once when the block ends well."""
+def _replacing(path: str, before_rename: Callable[[], None] = _nothing, folder: int | None = None) -> Iterator[int]:
+    """A file to write, which takes its place at ``path`` at once when the block ends well.
+
+    Args:
+        path: Absolute, or a name in ``folder``.
+        before_rename: Called when the file is whole.
+        folder: The descriptor of an open directory, which is not made again if it is gone.
+    """
     number = 1
     while True:
         unfinished = f"{path}#{number}"
         try:
-            descriptor = os.open(unfinished, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
+            descriptor = os.open(unfinished, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666, dir_fd=folder)
             break
         except FileExistsError:  # of another write, or of one that was killed
             number += 1
         except FileNotFoundError:
+            if folder is not None:
+                raise
             Path(path).parent.mkdir(parents=True, exist_ok=True)
     try:
         try:
@@ -807,10 +850,10 @@ def _replacing(path: str, before_rename: Callable[[], None] = _nothing) -> Itera
         finally:
             os.close(descriptor)
         before_rename()
-        os.rename(unfinished, path)  # noqa: PTH104 - a Path for each tile would take as long as the write
+        os.rename(unfinished, path, src_dir_fd=folder, dst_dir_fd=folder)
     except BaseException:
         with suppress(OSError):
-            os.unlink(unfinished)  # noqa: PTH108
+            os.unlink(unfinished, dir_fd=folder)
         raise
 
 

@@ -70,6 +70,11 @@ class OrderedBucket(Bucket):
         super().put(key, body)
         self.written.append(key)
 
+    def put_all(self, objects: Iterable[tuple[str, bytes]]) -> None:
+        """One after the other."""
+        for key, body in objects:
+            self.put(key, body)
+
 
 @pytest.fixture
 def bucket(tmp_path: Path) -> OrderedBucket:
@@ -227,6 +232,11 @@ class LossyBucket(Md5Bucket):
         super().put(key, body)
         self.written.append(key)
 
+    def put_all(self, objects: Iterable[tuple[str, bytes]]) -> None:
+        """One after the other."""
+        for key, body in objects:
+            self.put(key, body)
+
 
 @pytest.mark.parametrize(
     ("lost", "instead", "told"),
@@ -290,6 +300,10 @@ async def test_sheet_of_another_size_has_no_tiles_of_the_earlier_one(
         def put(self, key: str, body: bytes) -> None:
             done.append(("put", key))
             bucket.put(key, body)
+
+        def put_all(self, objects: Iterable[tuple[str, bytes]]) -> None:
+            for key, body in objects:
+                self.put(key, body)
 
         def put_seen(self, key: str, body: bytes) -> None:
             done.append(("put", key))

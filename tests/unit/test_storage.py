@@ -1,12 +1,13 @@
 """The bucket, over a real directory and a real S3 server: whole objects or none, and every failure by its name."""
 
 import asyncio
+import errno
 import os
 import re
 import shutil
 import tempfile
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -75,6 +76,52 @@ def test_a_file_lies_where_its_key_says(directory: Bucket, root: Path) -> None:
     """A directory can be read without SiteLink."""
     directory.put("a/b/x.json", b"body")
     assert (root / "a/b/x.json").read_bytes() == b"body"
+
+
+def test_many_objects_are_written_in_their_order(bucket: Bucket) -> None:
+    """Neighbours, objects of several directories and of none, and one that replaces another."""
+    objects = [("a/b/1", b"one"), ("a/b/2", b"two"), ("top", b"three"), ("c/1", b"four"), ("a/b/1", b"five")]
+    bucket.put_all(iter(objects))
+    assert {key: bucket.get(key).body for key in names(bucket)} == dict(objects)
+
+
+def test_many_objects_need_no_directory_to_stay(directory: Bucket, root: Path) -> None:
+    """Somebody removes the directory between two of its objects, and a write that was killed has left a file there."""
+
+    def objects() -> Iterator[tuple[str, bytes]]:
+        yield "a/b/1", b"one"
+        shutil.rmtree(root / "a")
+        yield "a/b/2", b"two"
+        (root / "a/b/3#1").write_bytes(b"left")
+        yield "a/b/3", b"three"
+
+    directory.put_all(objects())
+    assert names(directory) == ["a/b/2", "a/b/3"]
+    assert directory.get("a/b/3").body == b"three"
+    assert sorted(path.name for path in (root / "a/b").iterdir()) == ["2", "3", "3#1"]
+
+
+def test_many_objects_fail_by_their_names(directory: Bucket, root: Path) -> None:
+    """A file is in the way of a directory, and a directory in the way of a file. What comes before stays.
+
+    An error of the caller is not named.
+    """
+    directory.put("a", b"a file")
+    with pytest.raises(StorageUnavailable):
+        directory.put_all([("b/1", b"one"), ("a/1", b"two"), ("c/1", b"three")])
+    (root / "d/1").mkdir(parents=True)
+    with pytest.raises(StorageUnavailable):
+        directory.put_all([("d/0", b"four"), ("d/1", b"five")])
+    assert names(directory) == ["a", "b/1", "d/0"]
+
+    def broken() -> Iterator[tuple[str, bytes]]:
+        yield "b/2", b"six"
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with pytest.raises(OSError, match="Input/output") as caught:
+        directory.put_all(broken())
+    assert not isinstance(caught.value, StorageUnavailable)
+    assert directory.get("b/2").body == b"six"
 
 
 async def test_the_asynchronous_calls_do_the_same(bucket: Bucket) -> None:

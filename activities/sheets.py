@@ -125,15 +125,8 @@ class SheetActivities(HostActivities):
         """
         bucket, ref, number, layout = self._host.bucket, UploadRef.parse(args.ref), args.page.number, args.options.layout
         attempt.step = "looks at what is in the bucket"
-        descriptor = pyramid.descriptor().encode()
-        thumbnail = read_thumbnail(page)
-        layers = read_layers(page)
-        bucket.remove_unfinished(ref.sheet_prefix(number))  # left by an attempt whose worker was killed
-        # Tiles that an earlier attempt wrote, or that a repair kept, need not be written again. A new sheet has no such tiles.
-        listing = Listing.fetch(bucket, ref, number)
-        marker = listing.descriptor
-        if marker is not None and (marker.size != len(descriptor) or bucket.get(marker.key).body != descriptor):
-            self._store.uncommit(ref, number)  # first, because the sheet had another size, and its old tiles are removed
+        thumbnail, layers = read_thumbnail(page), read_layers(page)
+        listing = self._listed(ref, number, pyramid.descriptor().encode())
         puts = 2  # sheet.json and the commit marker
         if not (args.tiled.thumbnail and listing.thumbnail is not None and listing.thumbnail.size == len(thumbnail)):
             bucket.put(ref.thumbnail(number), thumbnail)
@@ -158,15 +151,27 @@ class SheetActivities(HostActivities):
         bucket.put(ref.sheet_record(number), body)
         raise_if_stopped(stop)
         if not bucket.answers_prove_writes:
-            tile_keys = [ref.tiles_prefix(number) + name for name, _, _ in lines] if layout.has_tiles else []
-            sent = [*tile_keys, ref.thumbnail(number), ref.sheet_record(number)]
-            listing = Listing.of(ref, number, self._list_at_once(ref, number, sent))
-            _prove(listing, lines if layout.has_tiles else [], len(thumbnail), len(body))
+            sent = lines if layout.has_tiles else []
+            listing = self._listed_at_once(ref, number, [name for name, _, _ in sent])
+            _prove(listing, sent, len(thumbnail), len(body))
             if layout is Layout.BOTH and packed is not None:
                 _prove_archive(listing, packed.size_bytes)
             raise_if_stopped(stop)
         bucket.delete(listing.surplus(ref, pyramid, layout))  # old tiles, if the sheet had another size
         return record, packed, puts
+
+    def _listed(self, ref: UploadRef, number: int, descriptor: bytes) -> Listing:
+        """What is in the bucket of a sheet, without its commit marker if the sheet had another size.
+
+        Tiles that an earlier attempt wrote, or that a repair kept, need not be written again. A new sheet has no such tiles.
+        """
+        bucket = self._host.bucket
+        bucket.remove_unfinished(ref.sheet_prefix(number))  # left by an attempt whose worker was killed
+        listing = Listing.fetch(bucket, ref, number)
+        marker = listing.descriptor
+        if marker is not None and (marker.size != len(descriptor) or bucket.get(marker.key).body != descriptor):
+            self._store.uncommit(ref, number)  # first, because the old tiles are removed
+        return listing
 
     def _put_tiles(
         self,
@@ -197,11 +202,13 @@ class SheetActivities(HostActivities):
             wait([future for future in futures if not future.cancel()])
             raise
 
-    def _list_at_once(self, ref: UploadRef, number: int, sent: list[str]) -> Iterator[ObjectInfo]:
-        """The objects of a sheet on an S3 server, all pages of the LIST at once; the keys that were sent tell where the pages begin."""
-        prefix, ends = ref.sheet_prefix(number), sorted(sent)[LIST_PAGE - 1 :: LIST_PAGE]
-        pages, turn = pairwise(("", *ends, "")), turn_of(ref, str(number))
-        return chain.from_iterable(self._host.threads.map(turn, lambda page: list(self._host.bucket.objects(prefix, *page)), pages))
+    def _listed_at_once(self, ref: UploadRef, number: int, tiles: list[str]) -> Listing:
+        """What is on an S3 server of a sheet, all pages of the LIST at once; the keys that were sent tell where the pages begin."""
+        prefix = ref.sheet_prefix(number)
+        sent = sorted([*(ref.tiles_prefix(number) + name for name in tiles), ref.thumbnail(number), ref.sheet_record(number)])
+        pages, turn = pairwise(("", *sent[LIST_PAGE - 1 :: LIST_PAGE], "")), turn_of(ref, str(number))
+        listed = self._host.threads.map(turn, lambda page: list(self._host.bucket.objects(prefix, *page)), pages)
+        return Listing.of(ref, number, chain.from_iterable(listed))
 
 
 def _pyramid(width: int, height: int, options: UploadOptions) -> Pyramid:

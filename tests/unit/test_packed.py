@@ -94,6 +94,11 @@ class Watched:
 
         return put if name in ("put", "put_seen", "put_archive", "put_archive_seen") else method
 
+    def put_all(self, objects: Iterable[tuple[str, bytes]]) -> None:
+        """One after the other."""
+        for key, body in objects:
+            self.put(key, body)
+
     def delete(self, keys: Iterable[str]) -> None:
         """Notes the keys."""
         keys = list(keys)

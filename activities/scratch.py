@@ -99,7 +99,7 @@ class Scratch:
         self._source_users: Counter[str] = Counter()
         self._pages_being_made: Counter[str] = Counter()
         self._claims: Counter[str] = Counter()
-        for path in (*self._sources.glob("*.part"), *self._pages.glob("*.part")):
+        for path in (*self._sources.glob("*.part"), *self._pages.glob("*.part"), *self._refs.glob("*.part")):
             _remove(path)
         self.clean()
 
@@ -201,7 +201,15 @@ class Scratch:
         return path
 
     def _record_ref(self, ref: UploadRef) -> None:
-        (self._refs / _ref_digest(ref)).write_text(str(ref))
+        """Writes the file that says whose the files are. If the disk is full, it is what it was before."""
+        path = self._refs / _ref_digest(ref)
+        part = path.with_suffix(".part")
+        try:
+            part.write_text(str(ref))
+            part.rename(path)
+        except OSError:
+            part.unlink(missing_ok=True)
+            raise
 
     def publish(self, page: Path) -> str:
         """Publishes a finished page; returns its name."""
@@ -253,10 +261,8 @@ class Scratch:
     def uploads(self) -> dict[UploadRef, list[Path]]:
         """The files of each known upload: its PDF, its pages, published or not, and the file that holds its REF."""
         found = {}
-        for ref_file in self._refs.iterdir():
-            with suppress(
-                FileNotFoundError, ValueError
-            ):  # it was removed meanwhile, or is incomplete: a worker was killed while it wrote it
+        for ref_file in (path for path in self._refs.iterdir() if path.suffix != ".part"):
+            with suppress(FileNotFoundError, ValueError):  # it was removed meanwhile, or is not whole
                 found[UploadRef.parse(ref_file.read_text())] = self._files(ref_file.name)
         return found
 

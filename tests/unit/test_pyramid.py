@@ -2,8 +2,6 @@
 
 import io
 import random
-import resource
-import signal
 import zipfile
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from activities.bucket.records import UploadOptions
 from activities.render.cutter import Cutter
 from activities.render.pyramid import write_sheet
 from activities.render.tilefile import THUMBNAIL, TILES, TileFile, new_files
+from tests.unit.full_disk import full_disk
 
 
 def drawing(width: int, height: int) -> Image.Image:
@@ -160,18 +159,10 @@ def test_disk_that_fills_up_is_an_os_error(tmp_path: Path, cutter: Cutter | None
     """Wherever the disk fills up: an archive that was not written to its end is never taken for a sheet of blank tiles."""
     image = drawing(900, 600)
     whole = write(tmp_path, image, UploadOptions(), cutter).stat().st_size
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    try:
-        for size in (1, 1000, whole // 2, whole - 2000, whole - 1):
-            (tmp_path / TILES).unlink()
-            resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-            with pytest.raises(OSError, match=r"tiles\.|File too large"):
-                write(tmp_path, image, UploadOptions(), cutter)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        signal.signal(signal.SIGXFSZ, ignored)
+    for size in (1, 1000, whole // 2, whole - 2000, whole - 1):
+        (tmp_path / TILES).unlink()
+        with full_disk(size), pytest.raises(OSError, match=r"tiles\.|File too large"):
+            write(tmp_path, image, UploadOptions(), cutter)
 
 
 def test_libvips_archive_is_gone(tmp_path: Path) -> None:

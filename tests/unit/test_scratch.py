@@ -23,6 +23,7 @@ from activities.bucket.storage import Bucket
 from activities.bucket.uploads import UploadStore
 from activities.errors import ShareFull, SourceAltered, SourceMissing
 from activities.scratch import IDLE_S, SHARE_BEATS, UNKNOWN_AGE_S, Scratch, ScratchInUse
+from tests.unit.full_disk import full_disk
 from tests.unit.hostile_files import as_ordinary_user, leave_everything
 from tests.waiting import DEADLINE_S, until_async
 
@@ -225,6 +226,24 @@ def test_start_removes_what_a_crash_left_unfinished(open_scratch: Callable[..., 
     assert [path.exists() for path in (unfinished, kept, foreign, download)] == [False, True, True, False]
     open_scratch(later_s=UNKNOWN_AGE_S + 60)
     assert [path.exists() for path in (kept, foreign)] == [True, False]
+
+
+def test_full_disk_changes_nothing_about_whose_the_files_are(open_scratch: Callable[..., Scratch], tmp_path: Path) -> None:
+    """A page that finds no room leaves nothing, and takes nothing from the pages before it. What a killed worker had written of it goes."""
+    scratch = open_scratch()
+    kept = scratch.page(scratch.publish(scratch.new_page(REF, 1)))
+    for ref in (REF, replace(REF, upload="u2")):
+        with full_disk(), pytest.raises(OSError, match="File too large"):
+            scratch.new_page(ref, 2)
+    assert scratch.uploads().keys() == {REF}
+    assert kept in scratch.uploads()[REF]
+    refs = tmp_path / "scratch" / "uploads"
+    (whole,) = refs.iterdir()
+    whole.with_suffix(".part").touch()
+    assert scratch.uploads().keys() == {REF}
+    scratch.close()
+    assert open_scratch().uploads().keys() == {REF}
+    assert [*refs.iterdir()] == [whole]
 
 
 def test_page_is_idle_only_when_no_attempt_was_at_it_for_a_while(open_scratch: Callable[..., Scratch]) -> None:

@@ -572,7 +572,7 @@ async def test_ended_children_are_told_by_how_they_ended(sheets: Sheets) -> None
             await sheets.tile(pool, sheets.source(make_pdfs.inflates_to(64 << 20)))
     async with children(limits=ChildLimits(wall_s=3), on_end=ends.append) as pool:
         with pytest.raises(RenderTimeout):
-            await (await hanging(sheets, pool))
+            await sheets.tile(pool, sheets.source(make_pdfs.nested_forms(), "hangs.pdf"))
     assert ends[3:] == ["RenderOutOfMemory", "RenderTimeout"]
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from temporalio import activity
 from temporalio.client import Client
+from temporalio.worker import Worker
 
 from activities.attempt import to_application_error
 from activities.bucket.forecast import Forecaster
@@ -37,6 +38,7 @@ from activities.interface import (
     WriteManifest,
     WrittenManifest,
 )
+from tests.waiting import DEADLINE_S
 from worker.app import activity_worker, workflow_worker
 from worker.slots import RenderSlots
 
@@ -218,8 +220,17 @@ def pages(count: int) -> list[Page]:
 @asynccontextmanager
 async def working(client: Client, fake: FakeActivities, *, tile_slots: int | RenderSlots = 16) -> AsyncIterator[None]:
     """Runs the real workflow worker and workers around the pretended activities."""
-    async with workflow_worker(client), activity_workers(client, fake, tile_slots=tile_slots):
+    async with patient(workflow_worker(client)), activity_workers(client, fake, tile_slots=tile_slots):
         yield
+
+
+def patient(worker: Worker) -> Worker:
+    """Lets each step of a workflow take as long as a test waits. The library interrupts it after 2 seconds: on a busy machine any."""
+    steps = worker._workflow_worker
+    assert steps is not None
+    assert steps._deadlock_timeout_seconds
+    steps._deadlock_timeout_seconds = DEADLINE_S
+    return worker
 
 
 @asynccontextmanager

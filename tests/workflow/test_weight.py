@@ -23,10 +23,6 @@ from workflows.messages import ProgressAfter, SheetNumbers
 from workflows.starting import reopen_upload, start_upload
 from workflows.upload import MAX_WAITERS, ProcessUpload
 
-# On a busy machine a step of such a run may take too long for Temporal's library, which then interrupts it and tries it again. If the
-# interpreter is in a callback at that moment, the interrupt cannot be raised, and only warns.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
 BLOB_BYTES = 2 << 20
 """Temporal's limit on one payload."""
 EMOJI = "\N{GRINNING FACE}"

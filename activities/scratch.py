@@ -201,7 +201,7 @@ class Scratch:
         return path
 
     def _record_ref(self, ref: UploadRef) -> None:
-        """Writes the file that says whose the files are. If the disk is full, it is what it was before."""
+        """Writes REF into the upload's file. On a full disk, an earlier file stays as it was."""
         path = self._refs / _ref_digest(ref)
         part = path.with_suffix(".part")
         try:

@@ -161,7 +161,7 @@ class SheetActivities(HostActivities):
         return record, packed, puts
 
     def _listed(self, ref: UploadRef, number: int, descriptor: bytes) -> Listing:
-        """What is in the bucket of a sheet, without its commit marker if the sheet had another size.
+        """Lists a sheet's objects in the bucket. If the sheet had another size, its commit marker is removed.
 
         Tiles that an earlier attempt wrote, or that a repair kept, need not be written again. A new sheet has no such tiles.
         """
@@ -203,7 +203,7 @@ class SheetActivities(HostActivities):
             raise
 
     def _listed_at_once(self, ref: UploadRef, number: int, tiles: list[str]) -> Listing:
-        """What is on an S3 server of a sheet, all pages of the LIST at once; the keys that were sent tell where the pages begin."""
+        """Lists a sheet's objects on an S3 server, all pages at once: the keys that were sent tell where each page begins."""
         prefix = ref.sheet_prefix(number)
         sent = sorted([*(ref.tiles_prefix(number) + name for name in tiles), ref.thumbnail(number), ref.sheet_record(number)])
         pages, turn = pairwise(("", *sent[LIST_PAGE - 1 :: LIST_PAGE], "")), turn_of(ref, str(number))

@@ -344,7 +344,7 @@ class Bucket:
                 self._put(key, body)
 
     def put_all(self, objects: Iterable[tuple[str, bytes]]) -> None:
-        """``put`` of one object after the other. Neighbours in one directory take less CPU than by ``put``.
+        """Writes one object after the other, as ``put`` does. Objects of one directory that follow each other take less CPU.
 
         Args:
             objects: Their keys and bodies.
@@ -352,7 +352,7 @@ class Bucket:
         Raises:
             BucketError: The bucket failed.
         """
-        if self._root is None:
+        if not self._root:  # an S3 server has no directories
             for key, body in objects:
                 self.put(key, body)
             return
@@ -363,7 +363,7 @@ class Bucket:
                 for key, body in neighbours:
                     try:
                         self._observe_write(_write_file, key.rpartition("/")[2], (body,), folder=folder)
-                    except OSError:  # put says what it is, or makes the directory again, if somebody removed it
+                    except OSError:  # put names the error. If somebody has removed the directory, put makes it again
                         self.put(key, body)
             finally:
                 os.close(folder)
@@ -805,7 +805,10 @@ def _nothing() -> None:
 
 
 def _open_folder(path: str) -> int:
-    """Opens a directory, which is made if there is none. The kernel takes longer to walk down a key's many names than to write a tile."""
+    """Opens a directory, and makes it first if it is missing.
+
+    Files in an open directory are found by their names alone. Otherwise the kernel walks down the whole path for each file.
+    """
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
     try:
         return os.open(path, flags)

@@ -63,7 +63,7 @@ _TASKS_COUNTED_BY_NAMESPACE = (5, 14)
 # https://github.com/torvalds/linux/blob/master/arch/x86/entry/syscalls/syscall_64.tbl and include/uapi/asm-generic/unistd.h
 _MACHINES = ("x86_64", "aarch64")
 _ALLOWED = """
-read 0 63, write 1 64, close 3 57, stat 4 -, fstat 5 80, lstat 6 -, poll 7 -, lseek 8 62, mmap 9 222, mprotect 10 226,
+read 0 63, write 1 64, close 3 57, stat 4 -, fstat 5 80, lstat 6 -, poll 7 -, lseek 8 62, mprotect 10 226,
 munmap 11 215, brk 12 214, rt_sigaction 13 134, rt_sigprocmask 14 135, rt_sigreturn 15 139, pread64 17 67, pwrite64 18 68,
 readv 19 65, writev 20 66, access 21 -, sched_yield 24 124, mremap 25 216, madvise 28 233, dup 32 23, dup2 33 -, nanosleep 35 101,
 getpid 39 172, recvfrom 45 207, recvmsg 47 212, exit 60 93, uname 63 160, ftruncate 77 46, getcwd 79 17, readlink 89 -,
@@ -76,10 +76,12 @@ statx 332 291, rseq 334 293, faccessat2 439 439
 """
 """Each call, its number on x86-64, and its number on aarch64."""
 _CHECKED = """
-open 2 -, openat 257 56, ioctl 16 29, clone 56 220, fcntl 72 25, prctl 157 167, tgkill 234 131, prlimit64 302 261, sendto 44 206,
-clone3 435 435
+mmap 9 222, open 2 -, openat 257 56, ioctl 16 29, clone 56 220, fcntl 72 25, prctl 157 167, tgkill 234 131, prlimit64 302 261,
+sendto 44 206, clone3 435 435
 """
 """The calls whose arguments decide."""
+_MAP_SHARED = 0x01
+"""The bit of all shared mappings: MAP_SHARED_VALIDATE has it, too."""
 _WRITES = 0x1 | 0x2 | 0x40 | 0x200 | 0x400000
 """O_WRONLY, O_RDWR, O_CREAT, O_TRUNC, and the bit of O_TMPFILE that no other flag has."""
 _TERMINAL_QUESTIONS = (0x5401, 0x5450, 0x5451)
@@ -228,18 +230,23 @@ def layers() -> list[str]:
     return held
 
 
-def seal() -> None:
-    """Leaves this process the system calls that rendering needs; any other call fails with EPERM."""
+def seal(*, threads: bool = True) -> None:
+    """Leaves this process the system calls that rendering needs; any other call fails with EPERM.
+
+    Args:
+        threads: Whether the process may start threads.
+    """
     with suppress(OSError):
-        seccomp.install(program(platform.machine(), os.getpid()))
+        seccomp.install(program(platform.machine(), os.getpid(), threads=threads))
 
 
-def program(machine: str, pid: int) -> bytes:
+def program(machine: str, pid: int, *, threads: bool = True) -> bytes:
     """The filter of ``seal``.
 
     Args:
         machine: As ``platform.machine`` names it.
         pid: The process that is filtered.
+        threads: Whether it may start threads.
 
     Raises:
         OSError: There is no table for the machine.
@@ -255,6 +262,8 @@ def program(machine: str, pid: int) -> bytes:
         *(("", EQUAL, number, name, "") for name, number in checked.items()),
         *(("", EQUAL, number, "allow", "") for number in _numbers(_ALLOWED, machine).values()),
         ("refuse", ANSWER, refuse(errno.EPERM), "", ""),
+        ("mmap", LOAD, argument(3), "", ""),
+        ("", ANY_BIT, _MAP_SHARED, "forbid", "allow"),
         *([("open", LOAD, argument(1), "", ""), ("", ANY_BIT, _WRITES, "forbid", "allow")] if "open" in checked else []),
         ("openat", LOAD, argument(2), "", ""),
         ("", ANY_BIT, _WRITES, "forbid", "allow"),
@@ -274,7 +283,7 @@ def program(machine: str, pid: int) -> bytes:
         ("", LOAD, argument(4) + 4, "", ""),
         *_any_of((0,)),
         ("clone", LOAD, argument(0), "", ""),
-        ("", ANY_BIT, _CLONE_THREAD, "allow", "forbid"),
+        ("", ANY_BIT, _CLONE_THREAD, "allow" if threads else "forbid", "forbid"),
         ("clone3", ANSWER, refuse(errno.ENOSYS), "", ""),  # glibc then calls clone, whose flags can be read here
         ("forbid", ANSWER, refuse(errno.EPERM), "", ""),
         ("kill", ANSWER, KILL, "", ""),

@@ -20,6 +20,8 @@ from activities.render.decoder import REQUEST
 MEMORY_BYTES = 1 << 30
 CPU_S = 20
 """Most CPU time for one image. The largest tile needs a tenth of a second."""
+LIFE_CPU_S = 3600
+"""Most CPU time for all images, which are those of one sheet. Code that takes this process over can lift the other limit, not this one."""
 
 
 def main() -> None:
@@ -35,20 +37,26 @@ def main() -> None:
     confine.landlock(confine.library_folders())
     memorylimit.set_limits(status, MEMORY_BYTES, document_bytes=0)
     os.closerange(3, os.sysconf("SC_OPEN_MAX"))
-    layers = confine.restrict(confine.Limits(file_bytes=0))
+    layers = confine.restrict(confine.Limits(file_bytes=0, cpu_s=LIFE_CPU_S))
     confine.bound_open_files()
     confine.die_with_parent(int(sys.argv[1]))
-    confine.seal()
+    confine.seal(threads=False)
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
     answers.write(", ".join((*layers, *confine.layers(), *own_group)).encode() + b"\n")
     answers.flush()
     while header := requests.read(REQUEST.size):
         width, height, size_bytes = REQUEST.unpack(header)
-        usage = resource.getrusage(resource.RUSAGE_SELF)
-        resource.setrlimit(resource.RLIMIT_CPU, (int(usage.ru_utime + usage.ru_stime) + CPU_S, resource.RLIM_INFINITY))
+        limit_cpu()
         problem = decode(requests.read(size_bytes), width, height)
         answers.write(problem.encode() + b"\n")
         answers.flush()
+
+
+def limit_cpu() -> None:
+    """Makes the kernel end this process after ``CPU_S`` more of CPU time."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    resource.setrlimit(resource.RLIMIT_CPU, (min(int(usage.ru_utime + usage.ru_stime) + CPU_S, hard), hard))
 
 
 def decode(body: bytes, width: int, height: int) -> str:
@@ -64,7 +72,8 @@ def decode(body: bytes, width: int, height: int) -> str:
         # Before a pixel is decoded: a header may claim gigabytes.
         if (width or min(image.width, THUMBNAIL_PX), height or min(image.height, THUMBNAIL_PX)) != (image.width, image.height):
             return f"size {image.width} {image.height}"
-        image.avg()
+        # Other calls of libvips decode in threads, which this process may not start.
+        pyvips.Region.new(image).fetch(0, 0, image.width, image.height)
     except pyvips.Error:  # its message is not for people: it names calls of libvips
         return "damaged"
     return ""

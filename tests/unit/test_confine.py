@@ -305,6 +305,11 @@ CALLS = [
     ("clone of a thread", 56, 220, (0x3D0F00,), seccomp.ALLOW),
     ("clone of a process", 56, 220, (17,), REFUSED),
     ("clone3", 435, 435, (), seccomp.refuse(errno.ENOSYS)),
+    ("private memory", 9, 222, (0, 4096, 3, 0x22), seccomp.ALLOW),
+    ("library", 9, 222, (0, 4096, 5, 0x802), seccomp.ALLOW),
+    ("shared memory", 9, 222, (0, 4096, 3, 0x21), REFUSED),
+    ("file mapped shared to be read", 9, 222, (0, 4096, 1, 0x01, 3), REFUSED),
+    ("file mapped shared by the newer flag", 9, 222, (0, 4096, 3, 0x03, 3), REFUSED),
     ("socket", 41, 198, (1,), REFUSED),
     ("connect", 42, 203, (3,), REFUSED),
     ("answer", 44, 206, (3, 1, 1, 0, 0, 0), seccomp.ALLOW),
@@ -346,6 +351,16 @@ def test_filter_knows_both_machines(x86: int, arm: int | None, arguments: tuple[
     assert run_program(confine.program(X86, PID), x86, X86, *arguments) == answer
     if arm is not None:
         assert run_program(confine.program(ARM, PID), arm, ARM, *arguments) == answer
+
+
+@pytest.mark.parametrize(("machine", "clone"), [(X86, 56), (ARM, 220)])
+def test_process_that_needs_no_threads_may_start_none(machine: str, clone: int) -> None:
+    """On both machines. All other calls are as in a process that may."""
+    program = confine.program(machine, PID, threads=False)
+    assert run_program(program, clone, machine, 0x3D0F00) == REFUSED
+    assert run_program(program, clone, machine, 17) == REFUSED
+    assert run_program(program, 435, machine) == seccomp.refuse(errno.ENOSYS)
+    assert run_program(program, 0 if machine == X86 else 63, machine) == seccomp.ALLOW
 
 
 @pytest.mark.parametrize("machine", [X86, ARM])

@@ -10,8 +10,10 @@ from typing import IO, cast
 import pytest
 
 from activities.render import confine
-from activities.render.decoder import Decoder
+from activities.render.decoder import REQUEST, Decoder
 from tests.unit.sheets import jpeg
+
+ROOT = Path(__file__).parents[2]
 
 
 class Struck(Decoder):
@@ -104,9 +106,80 @@ def test_decoder_is_confined() -> None:
             assert {each.name for each in Path(f"/proc/{decoder.pid}/fd").iterdir()} == {"0", "1", "2"}
 
 
+def hard_limits(decoder: Decoder) -> dict[str, str]:
+    """The hard limits of the process, as the kernel names them."""
+    lines = (Path("/proc") / str(decoder.pid) / "limits").read_text().splitlines()
+    return {line[:26].strip(): line[26:].split()[1] for line in lines[1:]}
+
+
 def test_no_kind_of_memory_is_without_a_limit() -> None:
     """RLIMIT_DATA does not count memory that is shared, or not writable at the moment."""
     with Decoder() as decoder:
-        lines = (Path("/proc") / str(decoder.pid) / "limits").read_text().splitlines()
-    hard = {line[:26].strip(): line[26:].split()[1] for line in lines[1:]}
+        hard = hard_limits(decoder)
     assert "unlimited" not in {hard[name] for name in ("Max data size", "Max stack size", "Max address space")}
+
+
+def test_cpu_time_has_a_hard_limit() -> None:
+    """Before the first image and after it: an image that takes the process over cannot lift it."""
+    with Decoder() as decoder:
+        assert hard_limits(decoder)["Max cpu time"] == "3600"
+        assert decoder.problem(jpeg(10, 20), 10, 20) == ""
+        assert hard_limits(decoder)["Max cpu time"] == "3600"
+
+
+LIMITED = """
+import resource, sys
+from activities.render.decoder import Decoder
+resource.setrlimit(resource.RLIMIT_CPU, (100, 100))
+with Decoder() as decoder:
+    print([decoder.problem(sys.stdin.buffer.read(), 10, 20), decoder.problem(b"no JPEG", 10, 20)])
+"""
+
+
+def test_limit_of_cpu_time_around_the_decoder_blames_no_image() -> None:
+    """Such as ``LimitCPU=`` of systemd, which the decoder has given up the privilege to raise."""
+    result = subprocess.run([sys.executable, "-c", LIMITED], input=jpeg(10, 20), cwd=ROOT, capture_output=True, check=True)
+    assert result.stdout.decode() == "['', 'cannot be decoded: it is damaged or cut off']\n"
+
+
+TAKEN_OVER = """
+import ctypes, errno, mmap, os, resource, threading
+from activities.render import decode
+
+def attack(body, width, height):
+    try:
+        exec(body)
+    except OSError as error:
+        return errno.errorcode[error.errno]
+    except Exception as error:
+        return type(error).__name__
+    return "done"
+
+decode.decode = attack
+decode.main()
+"""
+
+
+@pytest.mark.skipif(not confine.landlock_version(), reason="this kernel has no Landlock")
+@pytest.mark.parametrize(
+    ("attack", "outcome"),
+    [
+        ("mmap.mmap(-1, 4096, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)", "done"),
+        ("mmap.mmap(-1, 4096, mmap.MAP_SHARED | mmap.MAP_ANONYMOUS)", "EPERM"),
+        ("mmap.mmap(os.open(os.__file__, os.O_RDONLY), 4096, mmap.MAP_SHARED, mmap.PROT_READ)", "EPERM"),
+        ("os.memfd_create('x')", "EPERM"),
+        ("threading.Thread(target=int).start()", "RuntimeError"),
+        ("os.fork()", "EPERM"),
+        ("resource.setrlimit(resource.RLIMIT_CPU, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))", "ValueError"),
+    ],
+)
+def test_image_that_takes_over_the_decoder_gets_no_more(attack: str, outcome: str) -> None:
+    """No shared memory, no thread, no process and no more CPU time. Private memory is there for all, so the attacks do run."""
+    result = subprocess.run(
+        [sys.executable, "-c", TAKEN_OVER, str(os.getpid())],
+        input=REQUEST.pack(0, 0, len(attack)) + attack.encode(),
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
+    )
+    assert result.stdout.decode().splitlines()[1:] == [outcome]

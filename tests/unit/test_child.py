@@ -610,6 +610,7 @@ async def test_close_ends_busy_children_too(sheets: Sheets) -> None:
         await task
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may read the environment of a process that is not dumpable")
 async def test_render_processes_see_no_secrets(sheets: Sheets) -> None:
     """The bucket's keys are not in the environment of a process that opens strangers' files."""
     os.environ["AWS_SECRET_ACCESS_KEY"] = "secret"  # noqa: S105 (made up)

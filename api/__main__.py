@@ -15,6 +15,7 @@ from activities.bucket.storage import Bucket
 from activities.errors import BucketError, SiteLinkError
 from activities.logs import set_up
 from activities.program import hide_memory, keep_what_is_loaded, run, stop_request
+from activities.render.confinement import check_decoder
 from activities.telemetry import Health, MetricsSettings, TemporalMetrics, host_in_url, new_registry, watch_event_loop
 from activities.telemetry import serve as serve_metrics
 from activities.tracing.settings import Tracing, start_tracing
@@ -56,6 +57,7 @@ def serve() -> int:
         settings = ApiSettings.from_env(os.environ)
         connection_settings(os.environ)  # a server that connects later must not learn only then that they are wrong
         limits = ConnectionLimits(possible_connections(settings.max_connections))
+        check_decoder(must_confine=settings.must_confine)
         bucket = Bucket(settings.bucket)
         registry = new_registry("api")
         metrics_address = serve_metrics(registry, MetricsSettings.from_env(os.environ))
@@ -118,7 +120,7 @@ async def _consume(
     health = Health(watch_event_loop(registry))
     if address := serve_metrics(registry, metrics_settings, health):
         logger.info("metrics are at %s", address)
-    logger.info("takes R2 events from a queue")
+    logger.info("takes R2 events from a queue, and opens no document")
     readiness = asyncio.create_task(health.ready_until(stop))
     try:
         client = partial(connect, keys, lazy=True, interceptors=tracing.interceptors)

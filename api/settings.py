@@ -8,6 +8,7 @@ from typing import Self
 from activities.bucket.location import BucketSettings
 from activities.bucket.records import MOST_BUDGET_BYTES
 from activities.environment import secret, whole_number
+from activities.render.confinement import must_confine
 from activities.webhooks.settings import WebhookSettings
 from api.access.settings import AccessSettings, Mode
 from api.addresses import is_loopback
@@ -41,6 +42,7 @@ class ApiSettings:
         access: Who may send all other requests.
         codec_keys: Encrypt what Temporal stores, as from ``workflows.codec.codec_keys``.
         webhooks: How webhooks are signed, and where they may be sent.
+        must_confine: As ``confinement.must_confine`` says.
 
     Raises:
         ValueError: A value cannot be used; the message names its variable.
@@ -64,6 +66,7 @@ class ApiSettings:
     access: AccessSettings = field(default_factory=AccessSettings)
     codec_keys: tuple[bytes, ...] = field(default=(), repr=False)
     webhooks: WebhookSettings = field(default_factory=WebhookSettings)
+    must_confine: bool = False
 
     def __post_init__(self) -> None:
         for proxy in self.proxies:
@@ -112,4 +115,5 @@ class ApiSettings:
             access=AccessSettings.from_env(environ),
             codec_keys=codec_keys(environ),
             webhooks=WebhookSettings.from_env(environ),
+            must_confine=must_confine(environ),
         )

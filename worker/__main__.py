@@ -55,7 +55,7 @@ async def _run(
     if runtime is not None and role == "workflow":
         begin_counters(runtime.metric_meter, client.namespace)
     keep_what_is_loaded()
-    logger.info("%s worker runs", role)
+    logger.info("%s worker runs%s", role, "" if role == "tile" else ", and opens no document")
     if isinstance(settings, WebhookRoleSettings):
         await run_webhook_role(client, settings, stop, health)
     elif role == "workflow":

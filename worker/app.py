@@ -34,6 +34,7 @@ from activities.reconcile import ReconcileActivities
 from activities.render import confine, memorylimit
 from activities.render.child import ChildLimits, ChildPool
 from activities.render.compile import library_path
+from activities.render.confinement import check_decoder, check_layers
 from activities.scratch import Scratch
 from activities.sealing import PasswordSeal
 from activities.sheets import SheetActivities
@@ -136,7 +137,7 @@ async def run_tile_role(
 
     Raises:
         ScratchInUse: Another worker uses the scratch directory.
-        ValueError: Render children are not confined here, but must be.
+        ValueError: Render children, or the decoders of JPEGs, are not confined here, but must be.
         RenderFault: Render children cannot do their work here.
     """
     share_pages = settings.upload_slots + settings.render_slots  # enough pages of one upload to keep all slots busy
@@ -153,6 +154,7 @@ async def run_tile_role(
     children = ChildPool(settings.render_slots, limits, dzsave=settings.dzsave, first_user=settings.first_user, on_end=metrics.count_child)
     try:
         await check_confinement(children, must_confine=settings.must_confine)
+        await asyncio.to_thread(check_decoder, must_confine=settings.must_confine)
     except BaseException:
         await children.close()
         scratch.close()
@@ -221,17 +223,7 @@ async def check_confinement(children: ChildPool, *, must_confine: bool) -> list[
         RenderFault: A child cannot do its work: it may be unable to read its libraries or fonts.
     """
     held = await children.layers()
-    missing = [name for name in confine.LAYERS if name not in held]
-    logger.info("render children are confined by: %s; missing: %s", ", ".join(held) or "nothing", ", ".join(missing) or "nothing")
-    if confine.SECCOMP in held and (confine.LANDLOCK in held or confine.OWN_USER in held):
-        return held
-    if must_confine:
-        msg = (
-            f"render children are not confined on this kernel, which lacks {' and '.join(missing)}, and SITELINK_ACCESS says that others "
-            "can send documents: a document that takes over a child could read all others. SITELINK_UNCONFINED=allow renders all the same"
-        )
-        raise ValueError(msg)
-    logger.warning("a document that takes over a render child can do what the worker can")
+    check_layers("render children", held, must_confine=must_confine)
     return held
 
 

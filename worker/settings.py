@@ -15,6 +15,7 @@ from activities.bucket.location import BucketSettings
 from activities.bucket.weight import MOST_PAGES
 from activities.environment import amount, choice, whole_number
 from activities.limits import DocumentLimits
+from activities.render.confinement import must_confine
 from activities.webhooks.settings import WebhookSettings
 
 FIRST_USER = 65_100
@@ -63,7 +64,7 @@ class WorkerSettings:
         limits: The most that a document may have.
         dzsave: Whether libvips cuts the tiles, also where the cutter could.
         first_user: The uid and gid of the first render slot's children, as ``ChildPool`` takes it.
-        must_confine: Whether the worker may only run where render children are confined: others can send documents to the API.
+        must_confine: As ``confinement.must_confine`` says.
         forecaster: Makes forecasts by the render slots, the speed and the prices.
     """
 
@@ -110,7 +111,7 @@ class WorkerSettings:
             ),
             dzsave=choice(environ, "SITELINK_CUTTER", ("auto", "dzsave")) == "dzsave",
             first_user=whole_number(environ, "SITELINK_RENDER_USER", FIRST_USER, low=0) or None if os.geteuid() == 0 else None,
-            must_confine=bool(environ.get("SITELINK_ACCESS")) and choice(environ, "SITELINK_UNCONFINED", ("", "allow")) != "allow",
+            must_confine=must_confine(environ),
             forecaster=Forecaster(
                 render_slots,
                 seconds_per_megapixel=amount(environ, "SITELINK_SECONDS_PER_MEGAPIXEL", SECONDS_PER_MEGAPIXEL),

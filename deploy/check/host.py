@@ -14,6 +14,7 @@ from activities.errors import RenderFault
 from activities.render import cgroup, confine
 from activities.render.child import ChildLimits, ChildPool
 from activities.render.compile import library_path
+from activities.render.confinement import check_decoder
 from deploy.check.bucket import missing_directory
 from deploy.check.table import Finding, Grade
 from worker.app import check_confinement
@@ -79,6 +80,7 @@ async def _confinement(settings: WorkerSettings) -> list[Finding]:
     children = ChildPool(1, limits, first_user=settings.first_user)
     try:
         held = await check_confinement(children, must_confine=settings.must_confine)
+        await asyncio.to_thread(check_decoder, must_confine=settings.must_confine)
     except RenderFault as fault:
         advice = "let render children read the program's folders and libraries: no folder above them may be closed to other users"
         return [Finding(check, Grade.WRONG, f"a child cannot work: {fault}", advice)]

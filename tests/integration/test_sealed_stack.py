@@ -159,6 +159,21 @@ def test_each_process_has_only_its_secrets(sealed_stack: Sealed) -> None:
             assert process in SECRETS[name] or f"{name}_FILE=".encode() not in environ, f"{process} knows the file of {name}"
 
 
+@pytest.mark.parametrize(
+    ("process", "words"),
+    [
+        ("api", ("decoders of JPEGs are confined by: ",)),
+        ("worker-tile", ("render children are confined by: ", "decoders of JPEGs are confined by: ")),
+        ("worker-workflow", ("workflow worker runs, and opens no document",)),
+        ("r2-events", ("takes R2 events from a queue, and opens no document",)),
+    ],
+)
+def test_each_process_says_at_its_start_what_confines_the_documents(sealed_stack: Sealed, process: str, words: tuple[str, ...]) -> None:
+    """Also the API with access control, where ``/readyz`` tells strangers nothing."""
+    log = (sealed_stack.stack.logs / f"{process}.log").read_text()
+    assert [each for each in words if each not in log] == []
+
+
 async def test_temporal_knows_no_title_and_no_file_name(sealed_stack: Sealed) -> None:
     """Neither its database nor a history, in any of the forms that JSON and protobuf have for it."""
     client = await Client.connect(sealed_stack.stack.temporal_address)

@@ -116,6 +116,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "activities.render.memorylimit": {"activities.render.seccomp"},
     "activities.render.confine": {"activities.render.cgroup", "activities.render.seccomp"},
     "activities.render.seccomp": set(),
+    "activities.render.confinement": {
+        "activities.environment",
+        "activities.errors",
+        "activities.render.confine",
+        "activities.render.decoder",
+    },
     "activities.environment": set(),
     "activities.logs": {"temporalio", "activities.environment"},
     "activities.program": set(),
@@ -172,6 +178,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "activities.bucket.location",
         "activities.bucket.records",
         "activities.environment",
+        "activities.render.confinement",
         "activities.webhooks.settings",
         "api.addresses",
         "api.access.settings",
@@ -190,6 +197,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "api.app": SERVER_ROOM | {"opentelemetry"},
     "api.http.digests": SERVER_ROOM | {"http_sf"},
     "api.readiness": SERVER_ROOM | {"activities.render.decoder"},
+    "api.__main__": SERVER_ROOM | {"activities.render.confinement"},
     "api.*": SERVER_ROOM,
     "worker.*": {"activities", "workflows", "worker", "temporalio", "prometheus_client"},
 }

@@ -253,7 +253,9 @@ class Site:
     def up(self, *services: str) -> None:
         """Starts all services, or makes new containers of these services only."""
         anew = ("--no-deps", "--force-recreate") if services else ()
-        self.compose("up", "--detach", *anew, "--scale", f"tile={self.TILES}", *services)
+        # Docker Compose v2 refuses to scale a service that is not among those named: https://github.com/docker/compose/issues/8752
+        scale = ("--scale", f"tile={self.TILES}") if not services or "tile" in services else ()
+        self.compose("up", "--detach", *anew, *scale, *services)
 
     def down(self) -> None:
         """Removes all containers and volumes."""

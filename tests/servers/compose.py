@@ -168,6 +168,7 @@ def on_loopback(found: dict[str, Any], ports: Ports, sitelink: str, servers: str
         "workflow": {"SITELINK_METRICS_PORT": str(of["METRICS_3"])},
         "tile": {"SITELINK_METRICS_PORT": "0"},
         "s3": {"S3_PORT": str(ports.s3)},
+        "ui": {"HEALTH_ADDRESS": f"{HERE}:{ports.ui}"},
         "temporal-ui": {"TEMPORAL_UI_PORT": str(of["TEMPORAL_UI"])},
         "temporal": {
             **{name: str(port) for name, port in of.items() if name.endswith("_PORT")},

@@ -35,6 +35,12 @@ def test_a_service_has_limits(name: str) -> None:
         assert service["pids_limit"]
 
 
+def test_every_service_that_goes_on_has_a_health_check() -> None:
+    """That of ``ui`` asks ``temporal-ui``, too."""
+    without = {name for name, service in SERVICES.items() if not service.get("healthcheck", {}).get("test")}
+    assert without - ONCE == {"temporal-ui"}
+
+
 @pytest.mark.parametrize("name", SITELINK)
 def test_sitelink_runs_with_few_rights(name: str) -> None:
     """Read-only, without capabilities, with settings that exist, and with exactly the secrets that these name."""

@@ -34,8 +34,8 @@ SHEETS = 4
 PDF = plan_set(SHEETS, 1100, 850)
 UPLOADS_AT_ONCE = 2
 LAYOUTS = (Layout.EXPLODED, Layout.PACKED)
-SERVICES = ("nginx", "api-1", "api-2", "workflow", "tile", "s3", "temporal-ui", "ui", "temporal", "postgres")
 ONCE = ("bucket", "temporal-schema", "temporal-namespace")
+SERVICES = tuple(name for name in compose.document()["services"] if name not in ONCE)
 PLAN = UploadRef("acme", "tower", "a1", "none")
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import threading
 import time
 import uuid
@@ -20,6 +21,7 @@ from activities.bucket.setup import BucketSetup
 from activities.bucket.storage import Bucket
 from activities.bucket.verify import verify_upload
 from api.paths import upload_path, uploads_path
+from tests.monitoring import RUNBOOK
 from tests.resources.make_pdfs import plan_set
 from tests.servers import compose
 from tests.servers.compose import Site
@@ -204,6 +206,12 @@ def ui_lists_the_namespace(composed: Site) -> bool:
     return answer.is_success and "default" in answer.text
 
 
+def temporal(composed: Site, *words: str) -> str:
+    """Runs Temporal's command line in the way that the runbook names; returns its output."""
+    (command,) = re.findall(r"`docker compose (run [^`]*)`", RUNBOOK.read_text())
+    return composed.compose(*command.split(), *words)
+
+
 def digests(bucket: Bucket, ref: UploadRef) -> list[bytes]:
     """The record of each sheet, which has the digest of its tiles."""
     return [bucket.get(ref.sheet_record(number)).body for number in range(1, SHEETS + 1)]
@@ -229,6 +237,11 @@ def test_an_upload_becomes_complete(composed: Site, client: Client, expected: di
 def test_deploy_check_finds_nothing_wrong(composed: Site) -> None:
     """In the containers of the compose file, with their settings and secrets."""
     assert "WRONG" not in composed.compose("exec", "-T", "api-1", "python", "-m", "deploy.check")
+
+
+def test_temporals_command_line_runs_as_the_runbook_says(composed: Site) -> None:
+    """It reaches the server, which has no port on the machine."""
+    assert "SERVING" in temporal(composed, "operator", "cluster", "health")
 
 
 def test_up_again_changes_nothing(composed: Site) -> None:

@@ -38,6 +38,7 @@ UPLOADS_AT_ONCE = 2
 LAYOUTS = (Layout.EXPLODED, Layout.PACKED)
 ONCE = ("bucket", "temporal-schema", "temporal-namespace")
 SERVICES = tuple(name for name in compose.document()["services"] if name not in ONCE)
+UPGRADING = compose.FILE.with_name("UPGRADING.md")
 PLAN = UploadRef("acme", "tower", "a1", "none")
 
 
@@ -281,3 +282,26 @@ def test_rolling_restart(composed: Site, client: Client, expected: dict[Layout, 
     assert before.isdisjoint(container.id for service in SERVICES for container in composed.containers(service))
     assert_nothing_is_lost(composed, uploads, expected)
     until(lambda: ui_lists_the_namespace(composed), ASK_S)
+
+
+def test_an_upload_stays_on_its_version(composed: Site, client: Client, expected: dict[Layout, list[bytes]]) -> None:
+    """A workflow worker with a version, by the commands of UPGRADING.md: the server on Postgres pins an upload to it."""
+    version = {"TEMPORAL_DEPLOYMENT_NAME": "sitelink", "TEMPORAL_WORKER_BUILD_ID": "0.2.0"}
+    composed.set_environment("workflow", version)
+    composed.up("workflow")
+    (api,) = composed.containers("api-1")
+
+    def findings() -> str:
+        output: bytes = api.exec_run(["python", "-m", "deploy.check"], environment=version).output
+        return output.decode()
+
+    words = "worker deployment set-current-version --deployment-name sitelink --build-id 0.2.0"
+    assert f"temporal {words}\n" in UPGRADING.read_text()
+    until(lambda: f"| temporal {words}" in findings(), ASK_S)
+    temporal(composed, *words.split(), "--yes")
+    until(lambda: "version 0.2.0 of sitelink: new uploads" in findings(), ASK_S)
+    ref = client.send(Layout.EXPLODED)
+    assert client.wait(ref)["status"] == "complete"
+    assert digests(Bucket(composed.bucket), ref) == expected[Layout.EXPLODED]
+    pinned = "TemporalWorkerDeploymentVersion='sitelink:0.2.0' AND TemporalWorkflowVersioningBehavior='Pinned'"
+    until(lambda: ref.workflow_id in temporal(composed, "workflow", "list", "--query", pinned), ASK_S)

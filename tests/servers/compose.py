@@ -258,6 +258,12 @@ class Site:
         scale = ("--scale", f"tile={self.TILES}") if not services or "tile" in services else ()
         self.compose("up", "--detach", *anew, *scale, *services)
 
+    def set_environment(self, service: str, variables: Mapping[str, str]) -> None:
+        """Gives the next container of a service further variables."""
+        found = json.loads(self._file.read_text())
+        found["services"][service]["environment"] |= variables
+        self._file.write_text(json.dumps(found, indent=1))
+
     def down(self) -> None:
         """Removes all containers and volumes."""
         volumes = self.volumes()

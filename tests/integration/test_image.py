@@ -234,8 +234,10 @@ def stopped(container: Container) -> int:
 
 
 def test_the_image_tells_what_is_in_it(engine: Engine, sitelink_image: str, containers: Containers) -> None:
-    """User, labels, and two CycloneDX lists: Debian's packages, and Python's with the versions of this checkout."""
+    """User, size, labels, and two CycloneDX lists: Debian's packages, and Python's with the versions of this checkout."""
     image = engine.client.images.get(sitelink_image)
+    own_bytes = image.attrs["Size"] - engine.client.images.get(engine.debian_image()).attrs["Size"]
+    assert own_bytes < 400_000_000  # as deploy/README.md says, and some room for newer packages
     config = image.attrs["Config"]
     assert config["User"] == "10001:10001"
     assert set(config["Volumes"]) == {DATA}

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import threading
 import time
 import uuid
@@ -20,6 +21,7 @@ from activities.bucket.setup import BucketSetup
 from activities.bucket.storage import Bucket
 from activities.bucket.verify import verify_upload
 from api.paths import upload_path, uploads_path
+from tests.monitoring import RUNBOOK
 from tests.resources.make_pdfs import plan_set
 from tests.servers import compose
 from tests.servers.compose import Site
@@ -34,8 +36,9 @@ SHEETS = 4
 PDF = plan_set(SHEETS, 1100, 850)
 UPLOADS_AT_ONCE = 2
 LAYOUTS = (Layout.EXPLODED, Layout.PACKED)
-SERVICES = ("nginx", "api-1", "api-2", "workflow", "tile", "s3", "temporal-ui", "ui", "temporal", "postgres")
 ONCE = ("bucket", "temporal-schema", "temporal-namespace")
+SERVICES = tuple(name for name in compose.document()["services"] if name not in ONCE)
+UPGRADING = compose.FILE.with_name("UPGRADING.md")
 PLAN = UploadRef("acme", "tower", "a1", "none")
 
 
@@ -198,6 +201,18 @@ def assert_nothing_is_lost(composed: Site, uploads: Uploads, expected: dict[Layo
     logger.info("%d uploads are complete and verified", len(uploads.refs))
 
 
+def ui_lists_the_namespace(composed: Site) -> bool:
+    """Whether the guard, Temporal's UI behind it and Temporal answer together."""
+    answer = httpx2.get(f"{composed.ui_url}/api/v1/namespaces", timeout=DEADLINE_S, trust_env=False)
+    return answer.is_success and "default" in answer.text
+
+
+def temporal(composed: Site, *words: str) -> str:
+    """Runs Temporal's command line in the way that the runbook names; returns its output."""
+    (command,) = re.findall(r"`docker compose (run [^`]*)`", RUNBOOK.read_text())
+    return composed.compose(*command.split(), *words)
+
+
 def digests(bucket: Bucket, ref: UploadRef) -> list[bytes]:
     """The record of each sheet, which has the digest of its tiles."""
     return [bucket.get(ref.sheet_record(number)).body for number in range(1, SHEETS + 1)]
@@ -206,9 +221,9 @@ def digests(bucket: Bucket, ref: UploadRef) -> list[bytes]:
 def test_an_upload_becomes_complete(composed: Site, client: Client, expected: dict[Layout, list[bytes]]) -> None:
     """Through nginx, with a token that the README's command signs; without one nobody is let in. The UI answers its own page only."""
     assert all(expected.values())
+    assert ui_lists_the_namespace(composed)
     with httpx2.Client(timeout=DEADLINE_S, trust_env=False) as stranger:
         assert stranger.get(composed.url + upload_path(PLAN)).status_code == 401
-        assert "default" in stranger.get(f"{composed.ui_url}/api/v1/namespaces").text
         assert stranger.get(f"{composed.ui_url}/", headers={"Host": "evil.example"}).status_code == 421
     for service in ONCE:
         (container,) = composed.containers(service)
@@ -223,6 +238,11 @@ def test_an_upload_becomes_complete(composed: Site, client: Client, expected: di
 def test_deploy_check_finds_nothing_wrong(composed: Site) -> None:
     """In the containers of the compose file, with their settings and secrets."""
     assert "WRONG" not in composed.compose("exec", "-T", "api-1", "python", "-m", "deploy.check")
+
+
+def test_temporals_command_line_runs_as_the_runbook_says(composed: Site) -> None:
+    """It reaches the server, which has no port on the machine."""
+    assert "SERVING" in temporal(composed, "operator", "cluster", "health")
 
 
 def test_up_again_changes_nothing(composed: Site) -> None:
@@ -244,6 +264,7 @@ def test_each_container_is_killed(composed: Site, client: Client, expected: dict
                 logger.info("%s: killed, well again after %.1f s; %d uploads have ended", container.name, seconds, len(uploads.ended))
         uploads.wait_for_one_more()
     assert_nothing_is_lost(composed, uploads, expected)
+    until(lambda: ui_lists_the_namespace(composed), ASK_S)
 
 
 def test_rolling_restart(composed: Site, client: Client, expected: dict[Layout, list[bytes]]) -> None:
@@ -260,3 +281,27 @@ def test_rolling_restart(composed: Site, client: Client, expected: dict[Layout, 
         uploads.wait_for_one_more()
     assert before.isdisjoint(container.id for service in SERVICES for container in composed.containers(service))
     assert_nothing_is_lost(composed, uploads, expected)
+    until(lambda: ui_lists_the_namespace(composed), ASK_S)
+
+
+def test_an_upload_stays_on_its_version(composed: Site, client: Client, expected: dict[Layout, list[bytes]]) -> None:
+    """A workflow worker with a version, by the commands of UPGRADING.md: the server on Postgres pins an upload to it."""
+    version = {"TEMPORAL_DEPLOYMENT_NAME": "sitelink", "TEMPORAL_WORKER_BUILD_ID": "0.2.0"}
+    composed.set_environment("workflow", version)
+    composed.up("workflow")
+    (api,) = composed.containers("api-1")
+
+    def findings() -> str:
+        output: bytes = api.exec_run(["python", "-m", "deploy.check"], environment=version).output
+        return output.decode()
+
+    words = "worker deployment set-current-version --deployment-name sitelink --build-id 0.2.0"
+    assert f"temporal {words}\n" in UPGRADING.read_text()
+    until(lambda: f"| temporal {words}" in findings(), ASK_S)
+    temporal(composed, *words.split(), "--yes")
+    until(lambda: "version 0.2.0 of sitelink: new uploads" in findings(), ASK_S)
+    ref = client.send(Layout.EXPLODED)
+    assert client.wait(ref)["status"] == "complete"
+    assert digests(Bucket(composed.bucket), ref) == expected[Layout.EXPLODED]
+    pinned = "TemporalWorkerDeploymentVersion='sitelink:0.2.0' AND TemporalWorkflowVersioningBehavior='Pinned'"
+    until(lambda: ref.workflow_id in temporal(composed, "workflow", "list", "--query", pinned), ASK_S)

@@ -23,9 +23,12 @@ from deploy.check.bucket import check_bucket
 from deploy.check.table import Finding, Grade
 from deploy.check.temporal import check_temporal
 from deploy.temporal import TemporalServer
+from tests.servers.collector import collecting
 from tests.servers.faults import Rule, answers, faulty, lies_about_put
+from tests.servers.queue import TOKEN, FakeQueue, serving
 from tests.servers.recorder import Answer, Request, recording, s3_error
 from tests.servers.s3 import TestServer
+from tests.unit.test_public_keys import BODY
 from tests.waiting import until_async
 from workflows.codec import codec_keys, data_converter
 from workflows.messages import SEARCH_ATTRIBUTES
@@ -52,31 +55,36 @@ def environment(server: TemporalServer, **changes: str) -> dict[str, str]:
 def test_the_command_finds_nothing_wrong(temporal_server: TemporalServer, s3_server: TestServer, tmp_path: Path) -> None:
     """Exit code 0, a line for each check, no secret, and nothing left in the bucket."""
     settings = s3_server.new_bucket("a/b")
-    secrets = {"AWS_SECRET_ACCESS_KEY": settings.secret_access_key, "SITELINK_JWT_SECRET": "j" * 40}
-    variables = {**s3_server.environment(settings), **secrets, "SITELINK_ACCESS": "jwt", "SITELINK_UNCONFINED": "allow"}
+    secrets = {"AWS_SECRET_ACCESS_KEY": settings.secret_access_key, "SITELINK_JWT_SECRET": "j" * 40, "SITELINK_EVENTS_TOKEN": TOKEN}
+    variables = {**s3_server.environment(settings), "SITELINK_ACCESS": "jwt", "SITELINK_UNCONFINED": "allow"}
+    (tmp_path / "jwks.json").write_bytes(BODY)
+    keys = {"SITELINK_JWT_JWKS": str(tmp_path / "jwks.json"), "SITELINK_JWT_ISSUER": "backend", "SITELINK_JWT_AUDIENCE": "plans"}
     files = {f"{name}_FILE": str(tmp_path / name) for name in secrets}
     for name, text in secrets.items():
-        (tmp_path / name).write_text(f"{variables.pop(name, text)}\n")
-    ended = subprocess.run(
-        [sys.executable, "-m", "deploy.check"],
-        env={
-            "PATH": os.environ["PATH"],
-            "SITELINK_SCRATCH_DIR": str(tmp_path / "scratch"),
-            **environment(temporal_server),
-            **variables,
-            **files,
-        },
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT,
-    )
+        (tmp_path / name).write_text(f"{text}\n")
+    with serving(FakeQueue()) as queue, collecting() as collector:
+        variables |= {**keys, **queue.environment, "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url}
+        ended = subprocess.run(
+            [sys.executable, "-m", "deploy.check"],
+            env={
+                "PATH": os.environ["PATH"],
+                "SITELINK_SCRATCH_DIR": str(tmp_path / "scratch"),
+                **environment(temporal_server),
+                **{name: text for name, text in variables.items() if name not in secrets},
+                **files,
+            },
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=ROOT,
+        )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     checks = [line.partition("|")[0].strip() for line in ended.stdout.splitlines()]
     assert {"settings", "Temporal", "Temporal namespace", "Temporal search attributes", "encryption in Temporal", "bucket", "clock"} <= {
         *checks
     }
     assert {"bucket: CORS", "bucket: lifecycle", "open files", "scratch", "render children", "fonts", "cutter", *secrets} <= {*checks}
+    assert {"JWKS", "queue of R2's events", "traces"} <= {*checks}
     assert ", 0 wrong" in ended.stdout or ": 0 wrong" in ended.stdout
     assert not any(text in ended.stdout + ended.stderr for text in secrets.values())
     assert list(Bucket(settings).objects("")) == []

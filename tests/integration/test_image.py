@@ -29,6 +29,7 @@ from tests.chaos.guarantees import sheets_of
 from tests.one_upload import one_host
 from tests.resources import make_pdfs
 from tests.servers.docker import Engine
+from tests.servers.queue import FakeQueue, serving
 from tests.servers.s3 import TestServer
 from tests.waiting import until
 
@@ -37,7 +38,13 @@ DATA = "/var/lib/sitelink"
 DRAIN_S = 300
 """Longer than any drain: for a hang."""
 SECOND_NS = 1_000_000_000
-ROLES = {"api": ["api"], "workflow": ["worker", "workflow"], "tile": ["worker", "tile"], "webhook": ["worker", "webhook"]}
+ROLES = {
+    "api": ["api"],
+    "workflow": ["worker", "workflow"],
+    "tile": ["worker", "tile"],
+    "webhook": ["worker", "webhook"],
+    "events": ["api", "events"],
+}
 
 SIGNAL = """
 import os, pathlib, sys
@@ -93,15 +100,16 @@ class Containers:
 def containers(
     engine: Engine, sitelink_image: str, temporal_binary: Path, s3_server: TestServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Containers]:
-    """An API and a worker of each role."""
+    """A process of each role."""
     bucket = s3_server.new_bucket()
     with ExitStack() as stack:
         temporal = TemporalServer(temporal_binary, tmp_path_factory.mktemp("temporal") / "temporal.db")
         temporal.start()
         stack.callback(temporal.stop)
-        port = free_port()
+        queue, port = stack.enter_context(serving(FakeQueue())), free_port()
         environ = {
             **s3_server.environment(bucket),
+            **queue.environment,
             "TEMPORAL_ADDRESS": temporal.address,
             "SITELINK_ACCESS": "jwt",
             "SITELINK_JWT_SECRET": "j" * 40,
@@ -226,8 +234,10 @@ def stopped(container: Container) -> int:
 
 
 def test_the_image_tells_what_is_in_it(engine: Engine, sitelink_image: str, containers: Containers) -> None:
-    """User, labels, and two CycloneDX lists: Debian's packages, and Python's with the versions of this checkout."""
+    """User, size, labels, and two CycloneDX lists: Debian's packages, and Python's with the versions of this checkout."""
     image = engine.client.images.get(sitelink_image)
+    own_bytes = image.attrs["Size"] - engine.client.images.get(engine.debian_image()).attrs["Size"]
+    assert own_bytes < 400_000_000  # as deploy/README.md says, and some room for newer packages
     config = image.attrs["Config"]
     assert config["User"] == "10001:10001"
     assert set(config["Volumes"]) == {DATA}

@@ -43,6 +43,18 @@ def names_in_the_table(process: str) -> set[str]:
     return {name for names, processes in rows if process in processes.split(", ") for name in re.findall(r"`(\w+)`", names)}
 
 
+def assert_the_table_is_kept(role: str, families: Families) -> None:
+    """A process of this role has shown every metric that the table promises of it."""
+    shown = {sample.name for family in families.values() for sample in family.samples}
+    shown |= {family.name for family in families.values()} | {family.name + "_total" for family in families.values()}
+    promised = names_in_the_table(role)
+    assert promised
+    # These appear when they first happen. The unit tests make them happen.
+    rare = {"temporal_request_failure_total"}
+    assert promised - rare <= shown, promised - shown
+    assert value(families, "sitelink_process", {"role": role}) == 1
+
+
 def test_every_process_shows_what_the_table_promises(new_stack: Callable[..., Stack]) -> None:
     """Every name of the table is there after an upload, with a value that can be; no label names the upload, a title or the file."""
     networks = {"SITELINK_WEBHOOK_SECRET": "w" * 32, "SITELINK_WEBHOOK_NETWORKS": "127.0.0.1/32"}
@@ -74,14 +86,7 @@ def test_every_process_shows_what_the_table_promises(new_stack: Callable[..., St
     until(lambda: value(of("worker-workflow"), "sheets_pending") == 0)
     for process, role in (("api", "api"), ("worker-workflow", "workflow"), ("worker-tile", "tile"), ("worker-webhook", "webhook")):
         families = of(process)
-        shown = {sample.name for family in families.values() for sample in family.samples}
-        shown |= {family.name for family in families.values()} | {family.name + "_total" for family in families.values()}
-        promised = names_in_the_table(role)
-        assert promised
-        # These appear when they first happen. The unit tests make them happen.
-        rare = {"temporal_request_failure_total"}
-        assert promised - rare <= shown, promised - shown
-        assert value(families, "sitelink_process", {"role": role}) == 1
+        assert_the_table_is_kept(role, families)
         assert value(families, "process_resident_memory_bytes") > 1 << 20
         if role != "api":
             assert httpx2.get(stack.metrics_urls[process].replace("/metrics", "/readyz"), timeout=60, trust_env=False).status_code == 200

@@ -25,11 +25,13 @@ from activities.bucket.setup import BucketSetup
 from activities.bucket.storage import Bucket
 from activities.interface import Page
 from api.r2.pull import VISIBILITY_S
+from deploy.health import health
 from deploy.stack import Stack
 from deploy.temporal import TemporalServer
 from tests.chaos.guarantees import send as send_plan
 from tests.chaos.guarantees import wait_for
 from tests.integration.test_api import Activities, ApiProcess, send, state_of, url_of
+from tests.integration.test_metrics import assert_the_table_is_kept, scrape
 from tests.resources.make_pdfs import plan_set
 from tests.servers.npm_packages import NoPackages
 from tests.servers.queue import TOKEN, FakeQueue, event, serving
@@ -233,10 +235,16 @@ async def test_the_role_sets_a_progress_right(
     temporal_server: TemporalServer,
     queue: FakeQueue,
     tmp_path: Path,
+    free_port: int,
 ) -> None:
-    """The sheet becomes ready by its event; the role stops when it is told to and its log shows no token."""
+    """The sheet becomes ready by its event; the role answers at its metrics port, stops when it is told to, and its log shows no token."""
     fake = Activities(pages(2), bucket)
-    environ = {**queue.environment, "SITELINK_BUCKET": (tmp_path / "bucket").as_uri(), "TEMPORAL_ADDRESS": temporal_server.address}
+    environ = {
+        **queue.environment,
+        "SITELINK_BUCKET": (tmp_path / "bucket").as_uri(),
+        "SITELINK_METRICS_PORT": str(free_port),
+        "TEMPORAL_ADDRESS": temporal_server.address,
+    }
     async with working(temporal, fake):
         ref = await cancelled(http, api, fake)
         for _ in range(3):
@@ -254,6 +262,10 @@ async def test_the_role_sets_a_progress_right(
             queue.send(event("plans", ref.descriptor(2)))
             await until_async(all_taken)
             assert (await state_of(http, api, ref))["version"] == version
+            url = f"http://127.0.0.1:{free_port}"
+            assert [(await http.get(f"{url}{path}")).status_code for path in ("/livez", "/readyz")] == [200, 200]
+            assert await asyncio.to_thread(health, environ) is None
+            assert_the_table_is_kept("events", await asyncio.to_thread(scrape, f"{url}/metrics"))
             assert await asyncio.to_thread(role.end) == 0
         assert TOKEN not in role.log.read_text()
         assert "Traceback" not in role.log.read_text()

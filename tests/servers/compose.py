@@ -168,6 +168,7 @@ def on_loopback(found: dict[str, Any], ports: Ports, sitelink: str, servers: str
         "workflow": {"SITELINK_METRICS_PORT": str(of["METRICS_3"])},
         "tile": {"SITELINK_METRICS_PORT": "0"},
         "s3": {"S3_PORT": str(ports.s3)},
+        "ui": {"HEALTH_ADDRESS": f"{HERE}:{ports.ui}"},
         "temporal-ui": {"TEMPORAL_UI_PORT": str(of["TEMPORAL_UI"])},
         "temporal": {
             **{name: str(port) for name, port in of.items() if name.endswith("_PORT")},
@@ -253,7 +254,15 @@ class Site:
     def up(self, *services: str) -> None:
         """Starts all services, or makes new containers of these services only."""
         anew = ("--no-deps", "--force-recreate") if services else ()
-        self.compose("up", "--detach", *anew, "--scale", f"tile={self.TILES}", *services)
+        # Docker Compose v2 refuses to scale a service that is not among those named: https://github.com/docker/compose/issues/8752
+        scale = ("--scale", f"tile={self.TILES}") if not services or "tile" in services else ()
+        self.compose("up", "--detach", *anew, *scale, *services)
+
+    def set_environment(self, service: str, variables: Mapping[str, str]) -> None:
+        """Gives the next container of a service further variables."""
+        found = json.loads(self._file.read_text())
+        found["services"][service]["environment"] |= variables
+        self._file.write_text(json.dumps(found, indent=1))
 
     def down(self) -> None:
         """Removes all containers and volumes."""

@@ -35,6 +35,12 @@ def test_a_service_has_limits(name: str) -> None:
         assert service["pids_limit"]
 
 
+def test_every_service_that_goes_on_has_a_health_check() -> None:
+    """That of ``ui`` asks ``temporal-ui``, too."""
+    without = {name for name, service in SERVICES.items() if not service.get("healthcheck", {}).get("test")}
+    assert without - ONCE == {"temporal-ui"}
+
+
 @pytest.mark.parametrize("name", SITELINK)
 def test_sitelink_runs_with_few_rights(name: str) -> None:
     """Read-only, without capabilities, with settings that exist, and with exactly the secrets that these name."""
@@ -98,8 +104,13 @@ def test_the_readme_names_what_is_there() -> None:
     assert set(names.split()) == found["secrets"].keys()
     services = [name for names in re.findall(r"^for service in (.*?);", section, re.MULTILINE) for name in names.split()]
     services += re.findall(r"^docker compose exec -T (\S+)", section, re.MULTILINE)
+    services += re.findall(r"^docker compose up .* ([a-z][\w-]*)$", section, re.MULTILINE)
     assert services
     assert set(services) <= SERVICES.keys()
+    # Docker Compose v2 knows no service but those that a command names, so it can scale no other.
+    for line in re.findall(r"docker compose up [^`;\n]*", section):
+        named, scaled = shlex.split(line)[3:], re.findall(r"--scale (\w+)=", line)
+        assert not ("$service" in named or SERVICES.keys() & set(named)) or set(scaled) <= set(named), line
     variables = set(re.findall(r"(?<!\$)\$\{(\w+)", FILE.read_text()))
     assert {name for name in variables if f"`{name}`" not in section and f"`{name}=" not in section} == set()
 

@@ -2,6 +2,7 @@
 
 import pytest
 from temporalio.client import Client, WorkflowExecutionStatus
+from temporalio.common import SearchAttributeKey
 
 from activities.bucket.keys import UploadRef
 from activities.bucket.records import SheetStatus, UploadStatus
@@ -25,7 +26,7 @@ from workflows.starting import reopen_upload, start_upload
 
 
 async def test_cancel_leaves_nothing_in_flight(client: Client, ref: UploadRef) -> None:
-    """A cancelled upload closes Canceled, keeps its ready sheets, and no activity of it runs on."""
+    """A cancelled upload closes Canceled, says so in Temporal's UI, keeps its ready sheets, and no activity of it runs on."""
     fake = FakeActivities(pages(8), window=4)
     fake.closes_after = 1
     async with working(client, fake):
@@ -36,8 +37,11 @@ async def test_cancel_leaves_nothing_in_flight(client: Client, ref: UploadRef) -
         await end_as_cancelled(handle)
         assert fake.in_flight == 0
         description = await handle.describe()
+        metadata = await handle.query("__temporal_workflow_metadata")
         await keep_history(handle, "cancelled")
     assert description.status is WorkflowExecutionStatus.CANCELED
+    assert description.typed_search_attributes[SearchAttributeKey.for_keyword("SiteLinkStatus")] == "cancelled"
+    assert metadata.current_details == f"**cancelled**: {len(fake.committed)} of 8 sheets ready, 0 failed"
     assert fake.manifest is not None
     assert fake.manifest.status is UploadStatus.CANCELLED
     ready = [sheet.number for sheet in fake.manifest.sheets if sheet.status is SheetStatus.READY]

@@ -36,7 +36,7 @@ class Site(Protocol):
         """The API's address."""
 
 
-def accepted(stack: Site, body: bytes, plan: str = "a1", layout: Layout = Layout.EXPLODED, **options: int) -> UploadRef:
+def accepted(stack: Site, body: bytes, plan: str = "a1", layout: Layout = Layout.EXPLODED, *, key: str = "", **options: int) -> UploadRef:
     """Sends the PDF until it is accepted, as a patient client does: each time with the same Idempotency-Key.
 
     Args:
@@ -44,9 +44,10 @@ def accepted(stack: Site, body: bytes, plan: str = "a1", layout: Layout = Layout
         body: The PDF.
         plan: The plan.
         layout: The layout of the sheets.
+        key: The Idempotency-Key; default: a new one.
         options: Further options of the upload, as the API takes them.
     """
-    key, deadline = str(uuid.uuid4()), time.monotonic() + DEADLINE_S
+    key, deadline = key or str(uuid.uuid4()), time.monotonic() + DEADLINE_S
     while True:
         answer = None
         with suppress(httpx2.TransportError):

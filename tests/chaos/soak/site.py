@@ -22,7 +22,7 @@ from tests.servers.faults import Faults, faulty
 from tests.servers.fleet import Fleet
 from tests.servers.versitygw import S3Server, s3_server_binary
 
-DISK_MIB = 48
+DISK_MIB = 96
 EVENTS_SECRET = "0123456789abcdef of the soak"  # noqa: S105 - of a test
 CLOCK = Path(__file__).parents[2] / "resources" / "clock.c"
 

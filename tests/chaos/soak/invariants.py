@@ -26,7 +26,7 @@ from activities.bucket.verify import verify_upload
 from activities.interface import WORKFLOW_QUEUE, SweepBucket, Swept
 from api.paths import upload_path
 from tests.chaos.guarantees import Watch, address, sheets_of
-from tests.chaos.soak.customers import PATIENCE_S, Book, Customer, Sent
+from tests.chaos.soak.customers import PATIENCE_S, VERSION_NEVER_FELL, Book, Customer, Sent
 from tests.chaos.soak.documents import Document
 from tests.chaos.soak.site import Site, say
 from tests.waiting import until_async
@@ -172,6 +172,7 @@ class Judge:
         asyncio.run(self._judge_temporal(sent))
         self._judge_keys(sent)
         self._judge_hosts()
+        self.checked[VERSION_NEVER_FELL] = self._book.compared
 
     # ------------------------------------------------------------------ each upload
 

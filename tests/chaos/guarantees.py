@@ -36,7 +36,7 @@ class Site(Protocol):
         """The API's address."""
 
 
-def accepted(stack: Site, body: bytes, plan: str = "a1", layout: Layout = Layout.EXPLODED, **options: int) -> UploadRef:
+def accepted(stack: Site, body: bytes, plan: str = "a1", layout: Layout = Layout.EXPLODED, *, key: str = "", **options: int) -> UploadRef:
     """Sends the PDF until it is accepted, as a patient client does: each time with the same Idempotency-Key.
 
     Args:
@@ -44,9 +44,10 @@ def accepted(stack: Site, body: bytes, plan: str = "a1", layout: Layout = Layout
         body: The PDF.
         plan: The plan.
         layout: The layout of the sheets.
+        key: The Idempotency-Key; default: a new one.
         options: Further options of the upload, as the API takes them.
     """
-    key, deadline = str(uuid.uuid4()), time.monotonic() + DEADLINE_S
+    key, deadline = key or str(uuid.uuid4()), time.monotonic() + DEADLINE_S
     while True:
         answer = None
         with suppress(httpx2.TransportError):
@@ -82,7 +83,7 @@ def send(stack: Site, body: bytes, layout: Layout = Layout.EXPLODED) -> str:
 def wait_for(stack: Site, upload: str, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
     """Asks for the status until the condition holds.
 
-    Meanwhile the version never falls, and ``completedPages`` falls only in an answer that says ``reconciled``.
+    Meanwhile the version never falls, and ``completedPages`` falls only by a new reconcile.
 
     Args:
         stack: Its API may be killed meanwhile.
@@ -90,21 +91,34 @@ def wait_for(stack: Site, upload: str, condition: Callable[[dict[str, Any]], boo
         condition: Gets each status.
     """
     deadline = time.monotonic() + DEADLINE_S
-    version = completed = 0
     status: dict[str, Any] = {}
+    before: dict[str, Any] = {"version": 0, "completedPages": 0, "reconciledAt": None}
     while time.monotonic() < deadline:
         try:
             status = httpx2.get(stack.api_url + upload, timeout=60).json()
         except httpx2.TransportError:
             time.sleep(0.2)
             continue
-        assert status["version"] >= version, status
-        assert status["completedPages"] >= completed or status["reconciled"], status
-        version, completed = status["version"], status["completedPages"]
+        assert status["version"] >= before["version"], status
+        assert may_follow(status, before["completedPages"], before["reconciledAt"]), (status, before)
+        before = status
         if condition(status):
             return status
         time.sleep(0.05)
     pytest.fail(f"not within {DEADLINE_S} s, last seen {status}")
+
+
+def may_follow(state: dict[str, Any], completed: int, reconciled_at: str | None) -> bool:
+    """Whether ``completedPages`` has not fallen, or has fallen by a reconcile.
+
+    ``reconciled`` alone does not excuse a fall: it stays true for good. Each reconcile has a ``reconciledAt`` of its own.
+
+    Args:
+        state: The new state.
+        completed: The ``completedPages`` before.
+        reconciled_at: The ``reconciledAt`` before.
+    """
+    return bool(state["completedPages"] >= completed or (state["reconciled"] and state["reconciledAt"] != reconciled_at))
 
 
 def wait_until_scratch_is_empty(stack: Stack) -> None:
@@ -128,25 +142,30 @@ def stop(stack: Stack, name: str) -> None:
 class Watch:
     """A client that watches an upload by SSE and connects again when its stream breaks; a context manager.
 
-    It checks that versions never fall, that ``completedPages`` falls only in an event that says ``reconciled``, and that no answer is an
-    error, which would end a browser's EventSource for good.
+    It checks that versions never fall, that ``completedPages`` falls only by a new reconcile, and that no answer is an error, which would
+    end a browser's EventSource for good.
 
     Args:
         stack: Its API may be killed meanwhile.
         ref: The upload.
         last_event_id: The last id of an earlier stream.
         completed: The number of completed sheets that the client knows of already.
+        reconciled_at: The ``reconciledAt`` that the client knows of already.
     """
 
-    def __init__(self, stack: Site, ref: UploadRef, last_event_id: int | None = None, completed: int = 0) -> None:
+    def __init__(
+        self, stack: Site, ref: UploadRef, last_event_id: int | None = None, completed: int = 0, reconciled_at: str | None = None
+    ) -> None:
         self.states: list[dict[str, Any]] = []
         """The data of every event."""
         self.statuses: dict[int, str] = {}
         """The last known status of each sheet, by number."""
         self.warnings: set[str] = set()
         self.wrong: list[str] = []
+        self.compared = 0
+        """How many versions were compared with the one before."""
         self._stack, self._ref = stack, ref
-        self._last, self._completed = last_event_id, completed
+        self._last, self._completed, self._reconciled_at = last_event_id, completed, reconciled_at
         self._changed = threading.Condition()
         self._ended = self._closed = False
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -184,6 +203,11 @@ class Watch:
     def completed(self) -> int:
         """How many sheets the client knows to be completed."""
         return self._completed
+
+    @property
+    def reconciled_at(self) -> str | None:
+        """When the upload was last reconciled, as far as the client knows."""
+        return self._reconciled_at
 
     def _run(self) -> None:
         while not (self._ended or self._closed):
@@ -228,11 +252,13 @@ class Watch:
     def _take(self, event: dict[str, str]) -> None:
         state = json.loads(event["data"])
         with self._changed:
-            if self._last is not None and state["version"] < self._last:
-                self.wrong.append(f"version {state['version']} after {self._last}: {event}")
-            if state["completedPages"] < self._completed and not state["reconciled"]:
+            if self._last is not None:
+                self.compared += 1
+                if state["version"] < self._last:
+                    self.wrong.append(f"version {state['version']} after {self._last}: {event}")
+            if not may_follow(state, self._completed, self._reconciled_at):
                 self.wrong.append(f"{state['completedPages']} completed after {self._completed}: {event}")
-            self._last, self._completed = state["version"], state["completedPages"]
+            self._last, self._completed, self._reconciled_at = state["version"], state["completedPages"], state["reconciledAt"]
             self.states.append(state)
             self.statuses.update((sheet["number"], sheet["status"]) for sheet in state["sheets"])
             if state["warning"]:

@@ -470,8 +470,11 @@ def images(pages: int, count: int, side: int, *, deflated: bool = True) -> bytes
     return writer.finish(numbers)
 
 
-def plan_set(count: int, width_pt: int = 1224, height_pt: int = 792) -> bytes:
-    """A small plan set: every sheet has a border, a grid of walls, a title block and a bookmark like ``A-101 - Floor 1``."""
+def plan_set(count: int, width_pt: int = 1224, height_pt: int = 792, padding: bytes = b"") -> bytes:
+    """A small plan set: every sheet has a border, a grid of walls, a title block and a bookmark like ``A-101 - Floor 1``.
+
+    The padding makes the file larger: it is a stream of its own, which no page uses.
+    """
     writer = Writer()
     font = writer.add("<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>")
     pages, entries = [], []
@@ -487,6 +490,8 @@ def plan_set(count: int, width_pt: int = 1224, height_pt: int = 792) -> bytes:
         entries.append(f"/Title ({title}) /Dest [{page} 0 R /Fit]")
     outlines = writer.reserve()
     _set_outline(writer, outlines, [writer.reserve() for _ in entries], entries)
+    if padding:
+        writer.stream(padding)
     return writer.finish(pages, f"/Outlines {outlines} 0 R")
 
 

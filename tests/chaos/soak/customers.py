@@ -30,6 +30,8 @@ MOST_REPAIRS = 20
 ASK_AGAIN_S = 60.0
 """A request that was accepted, but had no effect for so long, may have been lost with Temporal's file: it is sent again."""
 
+VERSION_NEVER_FELL = "the version never fell"
+
 COME_BACK = (429, 503)
 """Answers that ask a client to come back."""
 
@@ -64,6 +66,10 @@ class Book:
     """What must not happen, each a sentence."""
     clients: Counter[str] = field(default_factory=Counter)
     """What clients have done, by kind."""
+    versions: dict[UploadRef, int] = field(default_factory=dict)
+    """The last version of each upload that a client has seen."""
+    compared: int = 0
+    """How many versions were compared with an earlier one."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def find(self, finding: str) -> None:
@@ -75,6 +81,25 @@ class Book:
         """Counts what a client has done."""
         with self.lock:
             self.clients[what] += times
+
+    def see(self, ref: UploadRef, state: dict[str, Any]) -> None:
+        """Compares the version of an upload with the last one that was seen: it never falls, whichever API process answers.
+
+        While Temporal is away, each API process answers the last state that it knows, with a warning: such answers are not compared.
+        """
+        if state["warning"] is not None:
+            return
+        with self.lock:
+            if (last := self.versions.get(ref)) is not None:
+                self.compared += 1
+                if state["version"] < last:
+                    self.findings.append(f"{VERSION_NEVER_FELL}: {ref}: {state['version']} after {last}: {state}")
+            self.versions[ref] = state["version"]
+
+    def watched(self, watch: Watch) -> None:
+        """Counts the comparisons that a stream has made."""
+        with self.lock:
+            self.compared += watch.compared
 
 
 class Customer:
@@ -184,6 +209,7 @@ class Customer:
         deadline, next_again = time.monotonic() + PATIENCE_S, time.monotonic() + ASK_AGAIN_S
         while True:
             status = self._status(ref)
+            self._book.see(ref, status)
             if condition(status):
                 return status
             if again is not None and time.monotonic() > next_again:
@@ -195,6 +221,8 @@ class Customer:
     def _watched(self, ref: UploadRef, **known: Any) -> dict[str, Any]:
         with Watch(self._fleet, ref, **known) as watch:
             end = watch.until(lambda watch: watch.has_ended, PATIENCE_S)
+        self._book.watched(watch)
+        self._book.see(ref, end)
         self._book.count("streams watched to their end")
         return end
 
@@ -216,17 +244,18 @@ class Customer:
 
     def _come_and_go(self, story: str) -> None:
         sent = self._accepted(self._any("good"), story)
-        last, completed = None, 0
+        last, completed, reconciled_at = None, 0, None
         for _ in range(self._rng.randint(2, 5)):
-            with Watch(self._fleet, sent.ref, last, completed) as watch:
+            with Watch(self._fleet, sent.ref, last, completed, reconciled_at) as watch:
                 with suppress(AssertionError):  # nothing has happened meanwhile
                     watch.until(lambda watch: len(watch.states) > 1 or watch.has_ended, self._rng.uniform(0.5, 4))
                 assert not watch.wrong, watch.wrong
-                last, completed = watch.last_event_id or None, watch.completed
+                last, completed, reconciled_at = watch.last_event_id or None, watch.completed, watch.reconciled_at
+                self._book.watched(watch)
                 self._book.count("clients that left and came back")
                 if watch.has_ended:
                     return
-        self._watched(sent.ref, last_event_id=last, completed=completed)
+        self._watched(sent.ref, last_event_id=last, completed=completed, reconciled_at=reconciled_at)
 
     def _beside_slow_reader(self, story: str) -> None:
         sent = self._accepted(self._any("good"), story)

@@ -12,6 +12,8 @@ PASSWORD = "under the mat"  # noqa: S105 - of documents of a test
 LARGEST_BYTES = 3 << 20
 """Larger files of a corpus are left out."""
 DAMAGED = 4
+PADDING_BYTES = 20 << 20
+"""Makes a document so large that the API sends it to an S3 server in parts."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +45,13 @@ def documents(seed: int, corpus: Path | None) -> list[Document]:
     """All documents.
 
     Args:
-        seed: Decides what is damaged in the damaged ones.
+        seed: Decides what is damaged in the damaged ones, and what pads the large one.
         corpus: Its PDFs are sent, too.
     """
-    return [*_good(), *_hostile(seed), *(_from_corpus(corpus) if corpus else ())]
+    return [*_good(seed), *_hostile(seed), *(_from_corpus(corpus) if corpus else ())]
 
 
-def _good() -> Iterator[Document]:
+def _good(seed: int) -> Iterator[Document]:
     plan = make_pdfs.plan_set
     yield Document("three sheets", "good", plan(3, 500, 400))
     yield Document("three sheets, packed", "good", plan(3, 500, 400), {"layout": "packed"})
@@ -59,6 +61,8 @@ def _good() -> Iterator[Document]:
     yield Document("form", "good", make_pdfs.form())
     yield Document("60 sheets", "huge", plan(60, 200, 150), {"dpi": "150"})
     yield Document("42 x 30 inches, packed", "huge", plan(1, 3024, 2160), {"layout": "packed"})
+    padding = random.Random(seed).randbytes(PADDING_BYTES)  # noqa: S311 - no secret
+    yield Document("two sheets in 20 MiB", "huge", plan(2, 500, 400, padding))
     locked = make_pdfs.encrypted(PASSWORD, data=plan(2, 400, 300))
     yield Document("locked", "locked", locked, password=PASSWORD)
 

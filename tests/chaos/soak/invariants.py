@@ -26,7 +26,7 @@ from activities.bucket.verify import verify_upload
 from activities.interface import WORKFLOW_QUEUE, SweepBucket, Swept
 from api.paths import upload_path
 from tests.chaos.guarantees import Watch, address, sheets_of
-from tests.chaos.soak.customers import PATIENCE_S, Book, Customer, Sent
+from tests.chaos.soak.customers import PATIENCE_S, VERSION_NEVER_FELL, Book, Customer, Sent
 from tests.chaos.soak.documents import Document
 from tests.chaos.soak.site import Site, say
 from tests.waiting import until_async
@@ -144,6 +144,9 @@ class Judge:
         """How often each invariant was checked."""
         self.outcomes: Counter[tuple[str, str]] = Counter()
         """How many uploads ended how, by kind of document and outcome."""
+        self.multiparts: Counter[str] = Counter()
+        """How many requests of each kind about multipart uploads came among the faults, and how many of the uploads stayed unfinished."""
+        self._undisturbed_requests = len(site.faults.passed)
 
     def _check(self, invariant: str, holds: object, finding: object = "") -> None:
         self.checked[invariant] += 1
@@ -169,6 +172,7 @@ class Judge:
         asyncio.run(self._judge_temporal(sent))
         self._judge_keys(sent)
         self._judge_hosts()
+        self.checked[VERSION_NEVER_FELL] = self._book.compared
 
     # ------------------------------------------------------------------ each upload
 
@@ -262,6 +266,7 @@ class Judge:
 
     async def _judge_temporal(self, sent: list[Sent]) -> None:
         client = await self._client()
+        self._count_multiparts()
         say("deletes for good, and sweeps")
         for each in sent:
             if each.is_deleted:
@@ -277,6 +282,17 @@ class Judge:
         undone = (swept.started, swept.mended, swept.terminated, swept.deleted)
         self._check("nothing is left for a sweep to begin", not any(names.count for names in undone), undone)
 
+    def _count_multiparts(self) -> None:
+        """Counts multipart uploads before the last sweep. If none was begun among the faults, then nothing shows that none is left."""
+        for what, method, target in (
+            ("begun", "POST", r"\?uploads\b"),
+            ("completed", "POST", "[?&]uploadId="),
+            ("aborted", "DELETE", "[?&]uploadId="),
+        ):
+            self.multiparts[f"{what} (requests)"] = len(self._site.faults.sent(method, target, self._undisturbed_requests))
+        self.multiparts["unfinished before the last sweep"] = len(BucketSetup(self._site.settings).unfinished_uploads())
+        self._check("multipart uploads were begun among the faults", self.multiparts["begun (requests)"], "none")
+
     async def _sweep(self, name: str, **args: int) -> Swept:
         client = await self._client()
         return await client.execute_workflow(Sweep.run, SweepBucket(**args), id=f"soak-{name}-sweep", task_queue=WORKFLOW_QUEUE)
@@ -284,6 +300,11 @@ class Judge:
     # ------------------------------------------------------------------ the bucket
 
     def _judge_keys(self, sent: list[Sent]) -> None:
+        """Checks that the bucket has only what it should have after the last sweep.
+
+        That no multipart upload is left proves that the API completes or aborts its own, and that the sweep aborts those of killed
+        processes. It does not prove that the API alone leaves none: ``multiparts`` counts those that the sweep found.
+        """
         bucket, setup = self._site.bucket, BucketSetup(self._site.settings)
         left = [upload.key for upload in setup.unfinished_uploads()]
         self._check("no multipart upload is left", not left, left[:5])

@@ -24,6 +24,7 @@ def report(seed: int, minutes: float, seconds: float, plan: list[Step], trouble:
         *_table("clients", book.clients),
         *_table("faults", faults),
         *_table("requests to the bucket that were struck", trouble.struck),
+        *_table("multipart uploads among the faults", judge.multiparts),
         *_table("faults that cannot be made on this machine", trouble.left_out),
         *_table("invariants, and how often each was checked", judge.checked),
         "",

@@ -2,7 +2,6 @@
 
 import os
 import secrets
-import shutil
 import struct
 import subprocess
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 from activities.bucket.location import BucketSettings
 from activities.bucket.setup import BucketSetup
 from activities.bucket.storage import Bucket
+from activities.render.compile import NoCompiler, find_compiler
 from deploy.programs import CACHE
 from deploy.temporal import temporal_binary
 from tests.chaos.soak.plan import CLOCKS, DISK
@@ -22,7 +22,7 @@ from tests.servers.faults import Faults, faulty
 from tests.servers.fleet import Fleet
 from tests.servers.versitygw import S3Server, s3_server_binary
 
-DISK_MIB = 48
+DISK_MIB = 96
 EVENTS_SECRET = "0123456789abcdef of the soak"  # noqa: S105 - of a test
 CLOCK = Path(__file__).parents[2] / "resources" / "clock.c"
 
@@ -111,15 +111,25 @@ def _small_disk(path: Path) -> Iterator[bool]:
 def _movable_clocks(fleet: Fleet, directory: Path) -> dict[str, Path]:
     """Gives some processes a clock that a file moves, where there is a C compiler."""
     library = directory / "clock.so"
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
+    try:
+        compile_clock(library)
+    except NoCompiler:
         return {}
-    subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o", library, CLOCK, "-ldl"], check=True)
     clocks = {name: directory / f"clock-{name}" for name in CLOCKS}
     for name, clock in clocks.items():
         set_clock(clock, 0)
-        fleet.add_settings(name, LD_PRELOAD=str(library), CLOCK_OFFSET=str(clock))
+        fleet.add_settings(name, **clock_settings(library, clock))
     return clocks
+
+
+def compile_clock(library: Path) -> None:
+    """Compiles the library that moves a clock. Raises ``NoCompiler`` if there is no compiler."""
+    subprocess.run([find_compiler(), "-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o", library, CLOCK, "-ldl"], check=True)
+
+
+def clock_settings(library: Path, clock: Path) -> dict[str, str]:
+    """The environment of a process whose clock is moved by the file ``clock``."""
+    return {"LD_PRELOAD": str(library), "CLOCK_OFFSET": str(clock)}
 
 
 def set_clock(file: Path, offset_s: int) -> None:

@@ -202,6 +202,9 @@ class Trouble:
         set_clock(clock, random.Random(step.seed).choice(JUMPS_S))  # noqa: S311 - no secret
         self._wait(step)
         set_clock(clock, 0)
+        process = self._process(step.target)
+        if process.is_running:  # and has been for some seconds, so that the library that moves its clock has mapped the file
+            assert clock.name in Path(f"/proc/{process.pid}/maps").read_text(), f"nothing moves the clock of {step.target}"
         return True
 
 

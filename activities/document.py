@@ -66,6 +66,10 @@ class DocumentActivities(HostActivities):
                 if not MINIMUM_DPI <= half < args.dpi:
                     return None
                 page = await measure(half)
+            # ``count_pages`` has checked the limits at the size that the page had.
+            if page.reason or page.width > (args.width or page.width) or page.height > (args.height or page.height):
+                msg = f"the render process found another page {args.number:,} at half its resolution"
+                raise RenderCrashed(msg)
             # The note does not give the memory limit, because sheet.json must be the same whichever host makes the sheet.
             note = scaled_note(half, options.dpi, "the page needs more memory than one page may take")
             return replace(page, scaled=True, notes=bounded_notes((note, *page.notes)))

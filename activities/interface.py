@@ -90,12 +90,16 @@ class HalvePage:
         number: 1-based.
         dpi: The resolution at which the page needs too much memory.
         sealed_password: See ``CountPages``.
+        width: Pixels at that resolution; 0 from a run of an earlier release.
+        height: As ``width``.
     """
 
     ref: str
     number: int
     dpi: int
     sealed_password: str = ""
+    width: int = 0
+    height: int = 0
 
 
 @dataclass(frozen=True)
@@ -309,7 +313,8 @@ class UploadActivities(ABC):
         """Measures a page at half the resolution at which it was counted, and adds a note about it.
 
         Returns:
-            None if ``args.dpi`` is already half or less, or if half is below ``MINIMUM_DPI``.
+            None if ``args.dpi`` is already half or less, or if half is below ``MINIMUM_DPI``. It is never larger than the page was, so that
+            it keeps the limits that ``count_pages`` has checked.
 
         Raises:
             ApplicationError: As ``count_pages``.

@@ -52,9 +52,10 @@ async def one_host(directory: Path, slots: int = 1, limits: ChildLimits | None =
     """A host with its bucket and scratch below the directory."""
     bucket = Bucket(BucketSettings((directory / "bucket").as_uri()))
     pool = ChildPool(slots, limits)
-    with FairThreads(2, "test") as threads, closing(Scratch(directory / "scratch", 8 << 30)) as scratch:
+    scratch = Scratch(directory / "scratch", 8 << 30)
+    with FairThreads(2, "test") as threads, FairThreads(2, "uploads") as uploads, closing(scratch):
         try:
-            host = Host(bucket=bucket, scratch=scratch, children=pool, threads=threads, uploads=threads)
+            host = Host(bucket=bucket, scratch=scratch, children=pool, threads=threads, uploads=uploads)
             yield OneHost(bucket, Activities(host), directory / "scratch")
         finally:
             await pool.close()
@@ -119,7 +120,8 @@ class OneHost:
             except ApplicationError as error:
                 if error.type != RenderOutOfMemory.__name__ or is_half:
                     raise
-                half = await self._until_final(outcome, self.activities.halve_page, HalvePage(ref, page.number, page.dpi))
+                asked = HalvePage(ref, page.number, page.dpi, width=page.width, height=page.height)
+                half = await self._until_final(outcome, self.activities.halve_page, asked)
                 if half is None:
                     raise
                 page = half

@@ -318,14 +318,14 @@ COUNTED_NOTES = frozenset({"AttachmentsNotDrawn", "LayerUnknown", "Scaled", "Use
 """The types of the notes that are known before a sheet is drawn. All other notes are found again each time it is drawn."""
 
 
-def bounded_notes(notes: Iterable[Note]) -> tuple[Note, ...]:
-    """The notes of one sheet as they are recorded: without repetitions, with shortened messages, at most ``NOTES_BYTES`` as JSON.
+def bounded_notes(notes: Iterable[Note], most_bytes: int = NOTES_BYTES) -> tuple[Note, ...]:
+    """The notes of one sheet as they are recorded: without repetitions, with shortened messages, at most ``most_bytes`` as JSON.
 
     If some notes do not fit, a last note, ``MoreNotes``, counts them. A ``MoreNotes`` among ``notes`` is dropped: it counted the notes that
     did not fit in an earlier call.
     """
     kept: list[Note] = []
-    room, left_out = NOTES_BYTES - 80, 0
+    room, left_out = most_bytes - 80, 0
     for note in dict.fromkeys(note for note in notes if note.type != MORE_NOTES):
         short = (
             note

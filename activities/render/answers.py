@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from activities.bucket.dzi import BYTES_PER_PIXEL, MINIMUM_DPI
-from activities.bucket.records import MOST_LAYERS_BYTES, Layer, Note, UploadOptions, from_wire
+from activities.bucket.records import MOST_LAYERS_BYTES, Layer, Note, UploadOptions, bounded_notes, from_wire
 from activities.errors import (
     NewerSchema,
     NoPages,
@@ -39,6 +39,8 @@ MOST_TITLE_CHARACTERS = 120
 MOST_MESSAGE_CHARACTERS = 500
 MOST_NOTES = 1000
 """Notes of one page, before ``bounded_notes`` chooses among them."""
+MOST_NOTES_BYTES = 16 << 10
+"""Most bytes of JSON for the notes of a page that was drawn: they pass through Temporal twice before the sheet's record takes some."""
 MOST_SECONDS = 1e6
 """No page is drawn or cut for longer."""
 MOST_ENGINES = 32
@@ -204,7 +206,7 @@ def read_rendered(result: Any) -> Rendered:
     return Rendered(
         engines,
         result["chroma"],
-        _notes(_read(Note, note) for note in result["notes"]),
+        bounded_notes(_notes(_read(Note, note) for note in result["notes"]), MOST_NOTES_BYTES),
         tuple(float(number) for number in transform),
         tuple(replace(layer, name=clean_text(layer.name)) for layer in layers),
         *map(float, seconds),
@@ -223,7 +225,7 @@ def _notes(notes: Iterable[Note]) -> tuple[Note, ...]:
     if not all(_NOTE_TYPE.fullmatch(note.type) for note in notes):
         msg = "a note has no type"
         raise ValueError(msg)
-    return tuple(replace(note, message=clean_text(note.message)) for note in notes)
+    return tuple(replace(note, message=short_message(note.message)) for note in notes)
 
 
 def clean_text(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Damaged PDFs end by name: a few by chance, and each that once ended a render child or worse. ``tests.chaos.fuzz`` finds more."""
+"""Damaged PDFs end by name: a few by chance. ``tests.chaos.fuzz`` makes more; a seed that it finds is added here."""
 
 import asyncio
 import os

@@ -1,6 +1,7 @@
 """A render child that was taken over is not believed, whatever it says or leaves; it ends in bounded time, and the pool goes on."""
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from activities.bucket.records import UploadOptions
+from activities.bucket.records import UploadOptions, to_wire
 from activities.errors import (
     PageUnreadable,
     PasswordRequired,
@@ -210,6 +211,16 @@ async def test_notes_and_layers_lose_control_characters(tmp_path: Path) -> None:
         rendered = await attacked.tile(f"answer = tiled(notes={notes}, layers={layers})")
     assert rendered.notes[0].message == "a\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}"
     assert rendered.layers[0].name == "\N{REPLACEMENT CHARACTER}"
+
+
+async def test_notes_of_a_page_are_bounded(tmp_path: Path) -> None:
+    """Temporal gets them twice: as the result of ``tile_page`` and as the argument of ``upload_page``. They have no path, either."""
+    async with attack(tmp_path) as attacked:
+        notes = r"[{'type': 'FontMissing', 'message': f'{n} in /var/lib/sitelink/scratch/x ' + '\U0001f3d7' * 80} for n in range(999)]"
+        rendered = await attacked.tile(f"answer = tiled(notes={notes})")
+    assert 8 << 10 < len(json.dumps(to_wire(rendered.notes))) <= 16 << 10
+    assert "scratch" not in str(rendered.notes)
+    assert rendered.notes[-1].type == "MoreNotes"
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ async def test_sheet_that_needs_too_much_memory_is_halved(client: Client, ref: U
         result = await handle_of(client, ref).result()
         await keep_history(handle_of(client, ref), "halved")
     assert result.status is UploadStatus.COMPLETE
-    assert fake.halved == [HalvePage(str(ref), 2, 300)]
+    assert fake.halved == [HalvePage(str(ref), 2, 300, width=100, height=50)]
     assert sorted(fake.sizes) == [(50, 25), (100, 50), (100, 50), (100, 50)]
     assert fake.manifest is not None
     halved = fake.manifest.sheets[1]

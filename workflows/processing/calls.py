@@ -126,7 +126,7 @@ class Calls:
 
     async def halve_page(self, sheet: SheetState, *, first: bool) -> Page | None:
         """Measures a page at half its resolution; None when the page is halved already or would become too coarse."""
-        args = HalvePage(self._ref, sheet.number, sheet.dpi or 0, self.sealed_password)
+        args = HalvePage(self._ref, sheet.number, sheet.dpi or 0, self.sealed_password, sheet.width or 0, sheet.height or 0)
         summary = f"halve the resolution of {_summary(sheet)}"
         timeout = 2 * COUNT_TIMEOUT  # the activity counts twice
         return await self._call(TILE_QUEUE, UploadActivities.halve_page, args, summary, timeout, first=first)

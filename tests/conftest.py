@@ -4,7 +4,6 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import NoReturn
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -14,6 +13,7 @@ from deploy import process
 from deploy.programs import CACHE
 from deploy.stack import Stack
 from deploy.temporal import TemporalServer, installed_binary
+from tests.missing import miss
 from tests.servers import docker, s3
 from tests.servers.versitygw import installed_s3_server
 from tests.unit.api_fakes import STACK_CODEC_KEY
@@ -36,12 +36,10 @@ def free_port() -> int:
 def temporal_binary() -> Path:
     """The program of the Temporal server. Without one a test run on CI fails; elsewhere its tests are skipped, with the reason."""
     said: list[str] = []
-    if binary := installed_binary(CACHE, say=said.append):
-        return binary
-    reason = " ".join([*said, "No Temporal server here; `make test` gets one first."])
-    if os.environ.get("CI"):
-        pytest.fail(reason)
-    pytest.skip(reason)
+    binary = installed_binary(CACHE, say=said.append)
+    if binary is None:
+        miss(" ".join([*said, "No Temporal server here; `make test` gets one first."]))
+    return binary
 
 
 @pytest.fixture(scope="session")
@@ -106,12 +104,10 @@ def _stack(data_dir: Path, settings: Mapping[str, str], dynamic_config: Mapping[
 @pytest.fixture(scope="session")
 def s3_server_binary() -> Path:
     """The program of the S3 server. Without one a test run on CI fails; elsewhere its tests are skipped, with the reason."""
-    if binary := installed_s3_server(CACHE):
-        return binary
-    reason = "No S3 server here; `make test` gets one first."
-    if os.environ.get("CI"):
-        pytest.fail(reason)
-    pytest.skip(reason)
+    binary = installed_s3_server(CACHE)
+    if binary is None:
+        miss("No S3 server here; `make test` gets one first.")
+    return binary
 
 
 @pytest.fixture(scope="session")
@@ -131,7 +127,7 @@ def engine() -> Iterator[docker.Engine]:
         with docker.running_engine(say=lambda _: None) as engine:
             yield engine
     except docker.NoEngine as error:
-        _miss(str(error))
+        miss(str(error))
 
 
 @pytest.fixture(scope="session")
@@ -140,13 +136,7 @@ def sitelink_image(engine: docker.Engine) -> str:
     try:
         return engine.sitelink_image()
     except docker.NoEngine as error:
-        _miss(str(error))
-
-
-def _miss(reason: str) -> NoReturn:
-    if os.environ.get("CI"):
-        pytest.fail(reason)
-    pytest.skip(reason)
+        miss(str(error))
 
 
 S3_SERVER_RUNS_AS = pytest.StashKey[set[str]]()

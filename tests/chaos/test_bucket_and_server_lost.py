@@ -25,6 +25,7 @@ from tests.chaos.guarantees import (
     sheets_of,
     wait_until_scratch_is_empty,
 )
+from tests.missing import miss
 from tests.resources.make_pdfs import plan_set
 from tests.servers.faults import Faults, Rule, delays, faulty
 from tests.servers.s3 import TestServer
@@ -179,10 +180,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     disk.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", disk], capture_output=True, text=True, check=False)
     if mounted.returncode:
-        reason = f"no file system can be mounted here: {mounted.stderr.strip()}"
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
+        miss(f"no file system can be mounted here: {mounted.stderr.strip()}")
     yield disk
     subprocess.run(["umount", "--lazy", disk], check=True)
 

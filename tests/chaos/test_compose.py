@@ -1,7 +1,6 @@
 """``deploy/compose.yaml`` as it runs: every container is killed, and all are made anew, while uploads run. Nothing is lost."""
 
 import logging
-import os
 import re
 import threading
 import time
@@ -21,6 +20,7 @@ from activities.bucket.setup import BucketSetup
 from activities.bucket.storage import Bucket
 from activities.bucket.verify import verify_upload
 from api.paths import upload_path, uploads_path
+from tests.missing import miss
 from tests.monitoring import RUNBOOK
 from tests.resources.make_pdfs import plan_set
 from tests.servers import compose
@@ -159,9 +159,7 @@ def composed(engine: Engine, sitelink_image: str, tmp_path_factory: pytest.TempP
             yield composed
             volumes = composed.volumes()
     except NoEngine as error:
-        if os.environ.get("CI"):
-            pytest.fail(str(error))
-        pytest.skip(str(error))
+        miss(str(error))
     assert composed is not None
     assert composed.containers() == []
     assert volumes

@@ -14,6 +14,7 @@ import pytest
 from deploy.process import free_port
 from deploy.temporal import TemporalServer
 from tests.integration.test_api import ApiProcess, running
+from tests.missing import miss
 from tests.unit.api_fakes import BASE
 from tests.waiting import DEADLINE_S, until
 
@@ -26,9 +27,7 @@ def redis(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     program = shutil.which("redis-server")
     if program is None:
         reason = "No redis-server here; on Debian: apt-get install redis-server."
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
+        miss(reason)
     port, settings, log = free_port(), tmp_path / "redis.conf", tmp_path / "redis.log"
     settings.write_text(f'bind 127.0.0.1\nport {port}\nrequirepass {PASSWORD}\nsave ""\ndir {tmp_path}\nlogfile {log}\n')
     with subprocess.Popen([program, str(settings)], stdout=subprocess.DEVNULL) as server:
@@ -41,7 +40,7 @@ def redis(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
 
 
 def shown_by(api: ApiProcess) -> str:
-    """What a process shows of itself: its log, its command line, and its environment, which only root may read."""
+    """The log, the command line and the environment of the API. Only root may read the environment; for other users it is empty here."""
     environ = Path(f"/proc/{api.pid}/environ").read_text() if os.geteuid() == 0 else ""
     return api.log.read_text() + environ + api.title
 

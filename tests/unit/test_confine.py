@@ -180,7 +180,7 @@ async def test_workerfor_others_refuses_to_render_unconfined(held: tuple[str, ..
 
 @pytest.mark.parametrize("held", [(confine.LANDLOCK, confine.SECCOMP), (confine.OWN_USER, confine.SECCOMP)])
 async def test_worker_says_in_one_line_which_layers_hold(held: tuple[str, ...], caplog: pytest.LogCaptureFixture) -> None:
-    """Those that hold and those that are missing."""
+    """The line names the layers that hold, and the layers that are missing."""
     caplog.set_level("INFO")
     await check_confinement(Layers(*held), must_confine=True)
     (line,) = caplog.messages

@@ -1,4 +1,4 @@
-"""Who decodes strangers' JPEGs says at its start what confines the decoder, and refuses an unconfined one if others can send documents."""
+"""The API logs at its start which layers confine its JPEG decoder. Where others can send documents, it refuses an unconfined decoder."""
 
 import os
 import platform
@@ -65,12 +65,12 @@ def test_api_for_others_does_not_start_with_an_unconfined_decoder(tmp_path: Path
 def test_api_that_may_decode_unconfined_warns(tmp_path: Path, environ: dict[str, str]) -> None:
     """Without access control it serves this machine only; with the setting, the operator has decided."""
     log, exit_code = api_without_landlock(tmp_path, **environ)
-    assert exit_code is None
+    assert exit_code is None, "the API has ended"
     assert UNCONFINED in log
 
 
 def test_layers_of_the_decoder_are_said_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
-    """Those that hold and those that are missing. A decoder never has a user of its own, so that is not missing."""
+    """The line names the layers that hold, and the layers that are missing. No decoder has an own user, so this layer is never missing."""
     caplog.set_level("INFO")
     check_decoder(must_confine=True)
     (line,) = caplog.messages

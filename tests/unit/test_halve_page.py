@@ -29,7 +29,7 @@ BOXES = ["0 0 611.9 792.7", "0 0 20.3 10.7", "3 5 903.31 77.7", "0 0 200 100"]
 
 
 def boxes() -> bytes:
-    """A document with these pages."""
+    """A document of four pages with the sizes in ``BOXES``."""
     writer = make_pdfs.Writer()
     return writer.finish([writer.page(entries=f"/MediaBox [{box}] /UserUnit 3 /Rotate 90") for box in BOXES])
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from temporalio import activity
 
-from activities.bucket.records import Forecast, Layout, Note, SheetRecord, SheetState, Snapshot, UploadOptions
+from activities.bucket.records import Forecast, Layout, Note, ReopenedRecord, SheetRecord, SheetState, Snapshot, UploadOptions
 from activities.bucket.report import NO_NAMES, NameList
 
 WORKFLOW_QUEUE = "sitelink"
@@ -136,6 +136,7 @@ class BucketState:
         manifest: The final progress of an earlier run, if one ended.
         webhooks: Who wants webhooks about the upload.
         confirmed: The numbers of further committed sheets. They are ready in the manifest, and their records would not fit here.
+        reopened: ``reopened.json``, if a run went on from this manifest and was lost with Temporal's database.
     """
 
     options: UploadOptions
@@ -143,6 +144,15 @@ class BucketState:
     manifest: Snapshot | None = None
     webhooks: tuple[Subscription, ...] = ()
     confirmed: tuple[int, ...] = ()
+    reopened: ReopenedRecord | None = None
+
+
+@dataclass(frozen=True)
+class RecordReopening:
+    """Argument of ``record_reopening``: the upload, and its new ``reopened.json``."""
+
+    ref: str
+    record: ReopenedRecord
 
 
 @dataclass(frozen=True)
@@ -274,10 +284,17 @@ class UploadPage:
 
 @dataclass(frozen=True)
 class WriteManifest:
-    """Argument of ``write_manifest``."""
+    """Argument of ``write_manifest``.
+
+    Args:
+        ref: The upload.
+        snapshot: The final progress.
+        reopened: Whether to remove ``reopened.json``, too, after the manifest is written.
+    """
 
     ref: str
     snapshot: Snapshot
+    reopened: bool = False
 
 
 @dataclass(frozen=True)
@@ -327,6 +344,15 @@ class UploadActivities(ABC):
 
         Raises:
             ApplicationError: ``UploadNotFound`` when the upload was never accepted or is marked deleted; a ``BucketError`` is retried.
+        """
+
+    @activity.defn
+    @abstractmethod
+    async def record_reopening(self, args: RecordReopening) -> None:
+        """Writes down that a run goes on with an upload that had ended.
+
+        Raises:
+            ApplicationError: ``UploadNotFound`` when the upload was deleted; a ``BucketError`` is retried.
         """
 
     @activity.defn

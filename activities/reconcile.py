@@ -24,6 +24,7 @@ from activities.interface import (
     CheckSheets,
     ListSheets,
     PruneSheets,
+    RecordReopening,
     WriteManifest,
     WrittenManifest,
 )
@@ -52,9 +53,22 @@ class ReconcileActivities(HostActivities):
         groups = [numbers[start : start + GROUP_SIZE] for start in range(0, len(numbers), GROUP_SIZE)]
         records = self._host.threads.map(turn_of(ref), lambda group: [self._committed(ref, number) for number in group], groups)
         committed = tuple(record for group in records for record in group if record)
-        manifest = self._store.manifest(ref)
+        manifest = stored.snapshot if (stored := self._store.manifest(ref)) else None
+        reopened = self._store.reopening(ref, manifest) if manifest else None
         webhooks = self._webhooks.subscriptions(ref, record)
-        return fit_state(BucketState(record.options, committed, manifest.snapshot if manifest else None, webhooks))
+        return fit_state(BucketState(record.options, committed, manifest, webhooks, reopened=reopened))
+
+    @activity.defn
+    async def record_reopening(self, args: RecordReopening) -> None:
+        """See ``UploadActivities.record_reopening``."""
+        attempt = Attempt()
+        with attempt.named_errors():
+            await attempt.in_thread(lambda _: self._reopen(args))
+
+    def _reopen(self, args: RecordReopening) -> None:
+        ref = UploadRef.parse(args.ref)
+        self._store.accepted(ref)  # an upload that is being deleted gets no record any more
+        self._store.write_reopening(ref, args.record)
 
     @activity.defn
     async def check_sheets(self, args: CheckSheets) -> CheckedSheets:
@@ -159,6 +173,8 @@ class ReconcileActivities(HostActivities):
         ref = UploadRef.parse(args.ref)
         record = self._store.accepted(ref)  # an upload that is being deleted gets no manifest any more
         self._store.write_manifest(ref, args.snapshot)
+        if args.reopened:
+            self._store.remove_reopening(ref)
         return WrittenManifest(self._webhooks.subscriptions(ref, record))
 
 

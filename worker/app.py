@@ -191,6 +191,7 @@ async def run_tile_role(
                     STORAGE_QUEUE,
                     STORAGE_SLOTS,
                     activities.list_sheets,
+                    activities.record_reopening,
                     activities.check_sheets,
                     activities.prune_sheets,
                     activities.write_manifest,

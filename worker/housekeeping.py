@@ -310,7 +310,11 @@ class Housekeeping(HousekeepingActivities):
         if record.deleted_at is not None:
             if await start_deletion(self._client, ref):
                 walk.add_name("deleted", ref)
-        elif await self._store.manifest_written_at_async(ref) is None:
+        elif await self._store.manifest_written_at_async(ref) is not None:
+            if await self._is_reopened(ref) and await last_run(self._client, ref) is None:
+                await start_upload(self._client, ref, reopened=True)
+                walk.add_name("started", ref)
+        else:
             run = await last_run(self._client, ref)
             if run is None:
                 await start_upload(self._client, ref)
@@ -319,6 +323,13 @@ class Housekeeping(HousekeepingActivities):
                 await self._write_terminated_manifest(ref, run, walk)
             elif run.status is not WorkflowExecutionStatus.RUNNING:
                 await self._write_missing_manifest(ref, run, walk)
+
+    async def _is_reopened(self, ref: UploadRef) -> bool:
+        """Whether a run went on from the manifest, and has not ended."""
+        if not await self._store.has_reopening_async(ref):  # so that manifests, which may be large, are seldom read
+            return False
+        manifest = await self._store.manifest_async(ref)
+        return manifest is not None and await self._store.reopening_async(ref, manifest.snapshot) is not None
 
     def _remove_abandoned(self, ref: UploadRef, abandoned_before: datetime, stop: threading.Event) -> bool:
         """Removes an upload that was never accepted, if nothing was written since ``abandoned_before``; returns whether it did."""

@@ -39,7 +39,7 @@ class UploadInput:
 
     Args:
         ref: org/project/plan/upload.
-        reopened: A signal started the run, which therefore begins with the state of the bucket.
+        reopened: The upload has ended before, or a signal started the run, which therefore begins with the state of the bucket.
         continued: The state that the previous run hands over; only continue-as-new sets it.
         asked: The requests that came after the run that hands over was cancelled.
         sealed_password: The password of the document, as ``PasswordSeal`` seals it; empty without one. It is forgotten when the run ends.

@@ -54,13 +54,16 @@ def _memo(request_id: str | None) -> dict[str, str]:
     return {"requestId": request_id} if request_id else {}
 
 
-async def start_upload(client: Client, ref: UploadRef, *, sealed_password: str = "", request_id: str | None = None) -> None:
+async def start_upload(
+    client: Client, ref: UploadRef, *, sealed_password: str = "", reopened: bool = False, request_id: str | None = None
+) -> None:
     """Starts the workflow of an accepted upload, unless there has been a run already.
 
     Args:
         client: Connected to the namespace.
         ref: The upload.
         sealed_password: See ``UploadInput``.
+        reopened: Whether the upload has ended before, and a run that went on with it was lost.
         request_id: The ``X-Request-ID`` of the request that starts the run. An operator finds it as ``requestId`` in the run's memo.
 
     Raises:
@@ -69,7 +72,7 @@ async def start_upload(client: Client, ref: UploadRef, *, sealed_password: str =
     try:
         await client.start_workflow(
             ProcessUpload.run,
-            UploadInput(str(ref), sealed_password=sealed_password),
+            UploadInput(str(ref), reopened=reopened, sealed_password=sealed_password),
             id=ref.workflow_id,
             task_queue=WORKFLOW_QUEUE,
             id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,

@@ -23,7 +23,7 @@ from temporalio.exceptions import ActivityError, ApplicationError
 
 with workflow.unsafe.imports_passed_through():
     from activities.bucket.keys import UploadRef
-    from activities.bucket.records import SheetStatus, Snapshot, UploadStatus
+    from activities.bucket.records import ReopenedRecord, SheetStatus, Snapshot, UploadStatus
     from activities.bucket.weight import most_weight
     from activities.errors import Terminated
     from activities.interface import BucketState
@@ -34,7 +34,7 @@ with workflow.unsafe.imports_passed_through():
     from workflows.processing.display import Display
     from workflows.processing.failures import is_cancelled, is_due_to_cancel, quiet_if_deleted, reason_and_detail, stop_if_cancelled
     from workflows.processing.metrics import Backlog, count_sheet, count_upload
-    from workflows.processing.patches import CHECK_SHEETS, OBEY_REQUESTS_AFTER_CANCEL, STAY_TERMINATED
+    from workflows.processing.patches import CHECK_SHEETS, OBEY_REQUESTS_AFTER_CANCEL, RECORD_REOPENINGS, STAY_TERMINATED
     from workflows.processing.progress import Progress
     from workflows.processing.sheet import SheetWork
     from workflows.processing.window import Requests, Retry, Window
@@ -63,6 +63,7 @@ class ProcessUpload:
         self._progress = Progress(workflow.now(), continued.snapshot)
         self._loaded = continued.snapshot is not None
         self._bucket_state: BucketState | None = None
+        self._reopened: ReopenedRecord | None = None  # while the bucket says, or may say, that a run goes on from its manifest
         self._requests = args.asked
         self._requests_after_cancel = Requests()
         self._waiters: dict[str, None] = {}
@@ -196,22 +197,51 @@ class ProcessUpload:
             self._bucket_state = state = await self._calls.list_sheets()
             self._options = state.options
             self._window.size = state.options.window
-            if state.manifest is not None:
-                self._progress.restore(state.manifest)
             self._announcements.subscriptions = state.webhooks
-            if state.manifest is None:
+            if state.manifest is not None:
+                self._restore(state.manifest, state)
+            else:
                 self._announcements.announce_accepted()
+            if state.reopened is not None:
+                self._requests = Requests.of_record(state.reopened) + self._requests
+            await self._record_reopening()
             if not self._progress.total_pages:
                 await self._count_pages(state)
             elif trusts_descriptors or self._requests.retries:
-                committed = {*state.confirmed, *(record.number for record in state.committed)}
-                not_committed = set(range(1, self._progress.total_pages + 1)) - committed
-                self._progress.reconcile(state.committed, not_committed, workflow.now())
+                self._take_committed(state)
             stop_if_cancelled()
             self._announcements.skip_sheets()
+        else:
+            await self._record_reopening()
         self._loaded = True
         self._window.plan(self._progress.sheets_to_do)
         self._display.show(self._progress)
+
+    def _restore(self, manifest: Snapshot, state: BucketState) -> None:
+        """Restores the progress from the manifest of an earlier run.
+
+        If a run that went on from it was lost, clients know newer versions, and the sheets that the lost run committed.
+        """
+        self._progress.restore(manifest)
+        if state.reopened is not None:
+            self._reopened = self._reopened or state.reopened
+            self._take_committed(state)
+
+    def _take_committed(self, state: BucketState) -> None:
+        """Makes the progress agree with the committed sheets; its version is newer then, whatever they are."""
+        if not self._progress.total_pages:
+            self._progress.show_committed(state.committed, workflow.now())
+            return
+        committed = {*state.confirmed, *(record.number for record in state.committed)}
+        not_committed = set(range(1, self._progress.total_pages + 1)) - committed
+        self._progress.reconcile(state.committed, not_committed, workflow.now())
+
+    async def _record_reopening(self) -> None:
+        """If the upload had ended, writes down in the bucket that this run goes on with it, before clients see a newer version."""
+        if (self._reopened or self._progress.status.is_final) and workflow.patched(RECORD_REOPENINGS):
+            manifest_version = self._reopened.manifest_version if self._reopened else self._progress.version
+            self._reopened = self._requests.record(manifest_version)
+            await self._calls.record_reopening(self._reopened)
 
     async def _count_pages(self, state: BucketState) -> None:
         # While the upload has no sheets, a retry or a reconcile can only count the pages, so this count serves the requests that wait now.
@@ -370,27 +400,31 @@ class ProcessUpload:
             with quiet_if_deleted():
                 manifest = self._progress.snapshot()
                 # The manifest is written last, because its readers take the upload as ended.
-                written = await self._calls.write_manifest(manifest)
+                written = await self._calls.write_manifest(manifest, reopened=self._reopened is not None)
                 if written is not None:
                     await self._announcements.announce_ended(manifest, written.webhooks)
                 workflow.logger.info("an upload has ended", extra={"status": manifest.status.value})
                 if not reopened:
                     count_upload(manifest)
+            self._reopened = None
         self._display.refresh()
         self._waiters.clear()
         # An update that waits would fail with the run; this await lets each of them answer.
         await workflow.wait_condition(workflow.all_handlers_finished)
 
     async def _restore_manifest(self) -> bool:
-        """Restores the progress from the manifest of an earlier run; returns whether there is one. If not, counts the committed sheets.
+        """Restores the progress from the manifest of an earlier run, or else counts the committed sheets.
 
         The run calls this when it was cancelled before it had loaded.
+
+        Returns:
+            Whether the manifest can stay: there is one, and nothing says that a run goes on from it.
         """
         with quiet_if_deleted():
             state = self._bucket_state or await self._calls.list_sheets()
             if state.manifest is not None:
-                self._progress.restore(state.manifest)
-                return True
+                self._restore(state.manifest, state)
+                return self._reopened is None
             if not self._progress.total_pages:
                 self._progress.show_committed(state.committed, workflow.now())
         return False

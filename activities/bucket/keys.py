@@ -4,7 +4,7 @@ organizations/{org}/webhooks.json
 organizations/{org}/projects/{project}/plans/{plan}/
     keys/{sha256 of Idempotency-Key}.json
     uploads/{upload}/
-        source.pdf  source.json  begun.json  upload.json  manifest.json
+        source.pdf  source.json  begun.json  upload.json  manifest.json  reopened.json
         parts/part-{n}
         sheets/sheet-{n}/thumbnail.jpeg
         sheets/sheet-{n}/sheet.json
@@ -231,6 +231,11 @@ class UploadRef:
     def manifest(self) -> str:
         """``manifest.json``: the final progress of a run."""
         return f"{self.prefix}manifest.json"
+
+    @property
+    def reopening(self) -> str:
+        """``reopened.json``: a run goes on with an upload that had ended, and has not ended yet."""
+        return f"{self.prefix}reopened.json"
 
     @property
     def sheets_prefix(self) -> str:

@@ -277,6 +277,28 @@ class BegunRecord:
 
 
 @dataclass(frozen=True)
+class ReopenedRecord:
+    """``reopened.json``: a run goes on with an upload that had ended. It is removed when that run ends.
+
+    Without it, the manifest would be the state of the upload again if Temporal lost that run.
+
+    Args:
+        manifest_version: The version of the manifest with which the run goes on. Beside a newer manifest, the record says nothing any more.
+        reconcile: Whether the run was to compare every sheet with the bucket.
+        deep: Whether that comparison was to read every tile.
+        stored: The sheets that it was to judge, ascending.
+        retries: The sheets of each request to try failed sheets again; no number means every failed sheet.
+    """
+
+    manifest_version: int
+    reconcile: bool = False
+    deep: bool = False
+    stored: tuple[int, ...] = ()
+    retries: tuple[tuple[int, ...], ...] = ()
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True)
 class KeyRecord:
     """``keys/{sha256 of Idempotency-Key}.json``: the first request with the key.
 

@@ -6,13 +6,14 @@
     source.json              its SHA-256, if ``upload.json`` does not say it
     sheet-N.dzi, sheet.json  the sheet is committed; sheet-N.pmtiles, sheet.json: the same of a packed sheet
     manifest.json            the final progress of a run
+    reopened.json            a later run goes on from that progress, and has not ended
     keys/….json              the upload that the first request with an Idempotency-Key made
 
 Rules for all records:
 
 1. A record that is damaged, or that a newer release wrote, raises ``UnreadableRecord``. The caller decides what follows.
 2. Each write that decides a state of the upload (``upload.json``, the mark in it, ``source.pdf``, ``.dzi``, ``.pmtiles``,
-   ``manifest.json``) is checked afterwards, because an S3 server may confirm a write that did not happen.
+   ``manifest.json``, ``reopened.json``) is checked afterwards, because an S3 server may confirm a write that did not happen.
 3. A method without ``_async`` blocks, and is for threads. A method with ``_async`` is for event loops. It needs no thread, so that no pool
    of threads fills up while the bucket hangs. Where a method has both forms, they do the same.
 
@@ -27,7 +28,18 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from activities.bucket.keys import UploadRef, sheet_numbers
-from activities.bucket.records import BegunRecord, KeyRecord, Layout, SheetRecord, Snapshot, SourceRecord, UploadRecord, timestamp, to_json
+from activities.bucket.records import (
+    BegunRecord,
+    KeyRecord,
+    Layout,
+    ReopenedRecord,
+    SheetRecord,
+    Snapshot,
+    SourceRecord,
+    UploadRecord,
+    timestamp,
+    to_json,
+)
 from activities.bucket.storage import Bucket, read_record
 from activities.bucket.store_errors import not_written_error
 from activities.errors import ObjectMissing, StorageUnavailable, UploadNotFound
@@ -230,6 +242,46 @@ class UploadStore:
         """Writes ``manifest.json`` only if there is none; returns whether it did."""
         return await self._bucket.create_seen_async(ref.manifest, to_json(snapshot))
 
+    # ------------------------------------------------------------------ reopened.json
+
+    def reopening(self, ref: UploadRef, manifest: Snapshot) -> ReopenedRecord | None:
+        """``reopened.json`` if a run goes on from this manifest, or was lost when it did; else None.
+
+        Raises:
+            UnreadableRecord: ``reopened.json`` cannot be read.
+        """
+        with suppress(ObjectMissing):
+            return _unless_ended(self._bucket.get_record(ReopenedRecord, ref.reopening), manifest)
+        return None
+
+    async def reopening_async(self, ref: UploadRef, manifest: Snapshot) -> ReopenedRecord | None:
+        """``reopening``, for an event loop."""
+        with suppress(ObjectMissing):
+            return _unless_ended(await self._bucket.get_record_async(ReopenedRecord, ref.reopening), manifest)
+        return None
+
+    async def has_reopening_async(self, ref: UploadRef) -> bool:
+        """Whether there is a ``reopened.json``, of whatever manifest."""
+        with suppress(ObjectMissing):
+            await self._bucket.head_async(ref.reopening)
+            return True
+        return False
+
+    def write_reopening(self, ref: UploadRef, record: ReopenedRecord) -> None:
+        """Writes ``reopened.json``, unless it is about a newer manifest: then a later run has written it.
+
+        Raises:
+            UnreadableRecord: The ``reopened.json`` that is there cannot be read.
+        """
+        with suppress(ObjectMissing):
+            if self._bucket.get_record(ReopenedRecord, ref.reopening).manifest_version > record.manifest_version:
+                return
+        self._bucket.put_seen(ref.reopening, to_json(record))
+
+    def remove_reopening(self, ref: UploadRef) -> None:
+        """Removes ``reopened.json``: the run has ended. Must come after the write of its manifest."""
+        self._bucket.delete([ref.reopening])
+
     # ------------------------------------------------------------------ sheets
 
     def begun(self, ref: UploadRef) -> list[int]:
@@ -344,6 +396,10 @@ def _unless_deleted(ref: UploadRef, record: UploadRecord) -> UploadRecord:
     if record.deleted_at is not None:
         raise upload_deleted_error(ref, record.deleted_at)
     return record
+
+
+def _unless_ended(record: ReopenedRecord, manifest: Snapshot) -> ReopenedRecord | None:
+    return record if record.manifest_version >= manifest.version else None
 
 
 @contextmanager

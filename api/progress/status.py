@@ -174,10 +174,12 @@ class Status:
             if isinstance(snapshot, UploadState):
                 return snapshot
             if is_unloaded(snapshot):
-                # Until the run has loaded, the manifest of the previous run counts. After a lost history, the last known progress counts,
-                # or else the sheets in the bucket. So the version does not fall.
+                # Until the run has loaded, the manifest of the previous run counts, unless a run that went on from it was lost. After a
+                # lost history, the last known progress counts, or else the sheets in the bucket. So the version does not fall.
                 if manifest := await self._store.manifest_async(ref):
-                    return UploadState(manifest.snapshot)
+                    if await self._store.reopening_async(ref, manifest.snapshot) is None:
+                        return UploadState(manifest.snapshot)
+                    return UploadState(await self._reopened_progress(ref, snapshot, patience_s))
                 if (last := self._remembered(ref)) and not is_unloaded(last):
                     return UploadState(last)
                 snapshot = await self._wait_until_loaded(ref, snapshot, patience_s)
@@ -194,10 +196,11 @@ class Status:
             return await self._runs.progress(ref)
         except NoRun:
             manifest = await self._store.manifest_async(ref)
-        if manifest:
+        reopened = manifest is not None and await self._store.reopening_async(ref, manifest.snapshot) is not None
+        if manifest and not reopened:
             return _ended_state(manifest)
         logger.info("starts the workflow of an accepted upload", extra={"ref": str(ref)})
-        await self._runs.start(ref)
+        await self._runs.start(ref, reopened=reopened)
         began, _ = await self._run_times(ref)
         return _first_snapshot(record, began)
 
@@ -206,12 +209,29 @@ class Status:
         begun = await self._store.begun_async(ref)
         if not begun:
             return snapshot
+        snapshot = await self._progress_once_loaded(ref, snapshot, patience_s)
+        return await self._with_committed(ref, snapshot, begun) if is_unloaded(snapshot) else snapshot
+
+    async def _reopened_progress(self, ref: UploadRef, snapshot: Snapshot, patience_s: float) -> Snapshot:
+        """Waits until a run has loaded that takes the place of a lost one. What the lost run told is newer than the manifest.
+
+        Raises:
+            TemporalUnavailable: Time is up.
+        """
+        snapshot = await self._progress_once_loaded(ref, snapshot, patience_s)
+        if is_unloaded(snapshot):
+            msg = "a run that went on with the upload was lost, and the new run has not begun yet"
+            raise TemporalUnavailable(msg)
+        return snapshot
+
+    async def _progress_once_loaded(self, ref: UploadRef, snapshot: Snapshot, patience_s: float) -> Snapshot:
+        """The progress of a run as soon as it has loaded, or as it is when time is up."""
         deadline = time.monotonic() + patience_s
         while is_unloaded(snapshot) and time.monotonic() < deadline:
             await asyncio.sleep(LOAD_POLL_S)
             with suppress(NoRun, TemporalUnavailable):
                 snapshot = await self._runs.progress(ref)
-        return await self._with_committed(ref, snapshot, begun) if is_unloaded(snapshot) else snapshot
+        return snapshot
 
     async def _with_committed(self, ref: UploadRef, snapshot: Snapshot, begun: list[int]) -> Snapshot:
         """The snapshot, with the committed sheets from the bucket. The number of pages stays unknown until the run has counted them.

@@ -80,8 +80,7 @@ def test_lost_temporal_database_costs_no_committed_sheet(new_stack: Callable[...
         done = committed(bucket, ref)
         sheets = sum(key.endswith(".dzi") for key in done)
         assert before.completed <= sheets < PAGES
-        for path in stack.data_dir.glob("temporal.db*"):
-            path.unlink()
+        forget(stack)
         asked = len(faults.passed) if faults else 0
 
         stack.start_process("temporal")
@@ -120,6 +119,47 @@ def test_lost_temporal_database_costs_no_committed_sheet(new_stack: Callable[...
             final = watch.end()
         assert (final["status"], final["completedPages"], final["reconciled"]) == ("complete", PAGES, True)
         assert_whole(settings, forgotten, expected)
+
+
+def forget(stack: Stack) -> None:
+    """Removes Temporal's database. Its server does not run."""
+    for path in stack.data_dir.glob("temporal.db*"):
+        path.unlink()
+
+
+def test_reopened_upload_goes_on_after_temporal_is_lost(new_stack: Callable[..., Stack]) -> None:
+    """A cancelled upload is resumed, and that run is lost with Temporal's database: nobody has to ask for it again.
+
+    The manifest in the bucket is older than what clients saw. No answer takes them back to it.
+    """
+    stack = new_stack(SITELINK_RENDER_SLOTS="1")
+    settings = BucketSettings((stack.data_dir / "bucket").as_uri())
+    body = plan_set(PAGES, 900, 600)
+    expected, _ = undisturbed(stack, settings, body)
+    ref = accepted(stack, body)
+    with Watch(stack, ref) as watch:
+        watch.until(lambda watch: watch.completed >= 1)
+        assert httpx2.post(f"{address(stack, ref)}/cancel", timeout=DEADLINE_S).status_code == 202
+        ended = watch.end()
+    assert ended["status"] == "cancelled"
+    assert httpx2.post(f"{address(stack, ref)}/sheets/{PAGES}/retry", timeout=DEADLINE_S).status_code == 202
+    with Watch(stack, ref, ended["version"], ended["completedPages"]) as before:
+        before.until(lambda watch: watch.completed > ended["completedPages"])
+        for name in ("worker-tile", "worker-workflow", "api", "temporal"):
+            stack.kill(name)
+    assert before.completed < PAGES
+    forget(stack)
+    for name in ("temporal", "api"):
+        stack.start_process(name)
+    silent = first_status(stack, ref)
+    assert "may not be the latest" in str(silent["warning"]), "no worker runs yet"
+    with Watch(stack, ref, before.last_event_id, before.completed) as back:
+        for name in ("worker-workflow", "worker-tile"):
+            stack.start_process(name)
+        final = back.end()
+    assert (final["status"], final["completedPages"]) == ("complete", PAGES)
+    assert all(state["version"] >= before.last_event_id for state in back.states if state["warning"] is None)
+    assert_whole(settings, ref, expected)
 
 
 def first_status(stack: Stack, ref: UploadRef) -> dict[str, object]:

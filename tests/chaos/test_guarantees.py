@@ -1,7 +1,6 @@
 """The clients of these tests notice a version that falls, and a counter that falls without a reconcile."""
 
 import json
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -81,17 +80,8 @@ def test_customer_of_a_soak_finds_a_version_that_falls(warning: str | None, foun
     """Unless the answer warns that it may be old; also from one question to the next."""
     book = Book()
     with api(state(2, 1), state(1, 1, warning=warning), state(2, 1)) as fleet:
-        customer = Customer(cast("Site", SimpleNamespace(fleet=fleet, temporal_lost_at=0)), book, [], 0)
+        customer = Customer(cast("Site", SimpleNamespace(fleet=fleet)), book, [], 0)
         for _ in range(3):
             customer.until(REF, lambda _: True)
     assert [finding.startswith(VERSION_NEVER_FELL) for finding in book.findings] == [True] * found
     assert book.compared == 1 + found
-
-
-@pytest.mark.parametrize(("has_ended", "is_lost", "found"), [(True, True, 0), (True, False, 1), (False, True, 1)])
-def test_ended_upload_whose_new_run_is_lost_with_temporals_file(has_ended: bool, is_lost: bool, found: int) -> None:
-    """The one fall that is counted instead: what only the lost run knew is gone."""
-    book = Book()
-    book.see(REF, state(2, 1))
-    book.see(REF, state(1, 1) | {"completedAt": EARLY if has_ended else None}, time.monotonic() if is_lost else 0)
-    assert (len(book.findings), sum(book.clients.values())) == (found, 1 - found)

@@ -55,6 +55,9 @@ def test_encrypted_history_shows_no_title() -> None:
         ("converted", "EVENT_TYPE_WORKFLOW_EXECUTION_COMPLETED"),
         ("converted-in-runs", "EVENT_TYPE_WORKFLOW_EXECUTION_CONTINUED_AS_NEW"),
         ("conversion-cancelled", "EVENT_TYPE_MARKER_RECORDED"),
+        ("reopened-after-its-end", "EVENT_TYPE_MARKER_RECORDED"),
+        ("reopened-while-it-ends", "EVENT_TYPE_MARKER_RECORDED"),
+        ("lost-and-resumed", "EVENT_TYPE_MARKER_RECORDED"),
         ("redelivered", "EVENT_TYPE_ACTIVITY_TASK_CANCEL_REQUESTED"),
     ],
 )

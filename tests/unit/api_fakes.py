@@ -103,7 +103,7 @@ class FakeTemporal:
         """Notes the start, and sets the state that it brings."""
         if self.start_error:
             raise self.start_error
-        self.starts.append(options)
+        self.starts.append({"argument": args[1], **options})
         self.state = self.started or self.state
 
     async def signal(self, name: Any, argument: object, **_: object) -> None:

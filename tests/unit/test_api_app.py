@@ -18,7 +18,7 @@ from activities import errors
 from activities.bucket.forecast import Forecaster
 from activities.bucket.keys import UploadRef
 from activities.bucket.location import BucketSettings
-from activities.bucket.records import SheetStatus, UploadOptions, UploadStatus, timestamp, to_json, to_wire
+from activities.bucket.records import ReopenedRecord, SheetStatus, UploadOptions, UploadStatus, timestamp, to_json, to_wire
 from activities.bucket.storage import Bucket
 from activities.interface import Page
 from api.http.problems import STATUS
@@ -130,6 +130,24 @@ async def test_first_answer_after_a_lost_history_counts_what_is_committed(
     temporal.state = snapshot(PENDING, READY, PENDING, version=1_800_000_000_001)
     answer = (await client.get(PATH)).json()
     assert (answer["completedPages"], answer["totalPages"]) == (1, 3)
+
+
+async def test_lost_run_of_a_reopened_upload_is_followed_by_another(
+    client: httpx2.AsyncClient, bucket: Bucket, temporal: FakeTemporal
+) -> None:
+    """GET starts it. Until it has loaded, the manifest is an old state, and the answer says so."""
+    await accept(bucket)
+    ended = snapshot(READY, FAILED, status=UploadStatus.PARTIAL, version=100)
+    await bucket.put_async(REF.manifest, to_json(ended))
+    await bucket.put_async(REF.reopening, to_json(ReopenedRecord(100, retries=((2,),))))
+    temporal.started = snapshot(version=1_800_000_000_000)
+    answer = (await client.get(PATH)).json()
+    assert (answer["status"], answer["version"]) == ("partial", 100)
+    assert "may not be the latest" in answer["warning"]
+    assert [(start["id"], start["argument"].reopened) for start in temporal.starts] == [(REF.workflow_id, True)]
+    temporal.state = snapshot(READY, PENDING, version=1_800_000_000_001)
+    answer = (await client.get(PATH)).json()
+    assert (answer["completedPages"], answer["version"], answer["warning"]) == (1, 1_800_000_000_001, None)
 
 
 async def test_run_that_was_started_just_now_has_a_version(client: httpx2.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:

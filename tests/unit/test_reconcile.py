@@ -16,12 +16,12 @@ from temporalio.testing import ActivityEnvironment
 
 from activities.bucket.keys import UploadRef
 from activities.bucket.location import BucketSettings
-from activities.bucket.records import SheetRecord, SheetState, SheetStatus, UploadStatus, from_json
+from activities.bucket.records import ReopenedRecord, SheetRecord, SheetState, SheetStatus, UploadStatus, from_json
 from activities.bucket.storage import Bucket
 from activities.bucket.verify import verify_upload
 from activities.errors import ObjectMissing, RenderCrashed
 from activities.host import Host
-from activities.interface import BucketState, CheckedSheets, CheckSheets, ListSheets, PruneSheets
+from activities.interface import BucketState, CheckedSheets, CheckSheets, ListSheets, PruneSheets, RecordReopening, WriteManifest
 from activities.reconcile import ReconcileActivities
 from activities.threads import FairThreads
 from tests.unit.attempts import Attempts
@@ -183,7 +183,7 @@ async def test_records_that_cannot_be_read_stop_nothing(bucket: Bucket, body: by
         bucket.head(REF.descriptor(1))
 
 
-@pytest.mark.parametrize("name", ["record", "manifest"])
+@pytest.mark.parametrize("name", ["record", "manifest", "reopening"])
 @pytest.mark.parametrize("body", [b"", b"{", b'{"schema": 2}'])
 async def test_no_run_goes_on_without_its_records(bucket: Bucket, name: str, body: bytes) -> None:
     """A run that cannot read the manifest or the options says so and waits. Otherwise it would write over them."""
@@ -197,6 +197,18 @@ async def test_no_run_goes_on_without_its_records(bucket: Bucket, name: str, bod
     assert bucket.get(key).body == body
 
 
+async def test_reopening_is_in_the_bucket_until_the_run_has_ended(bucket: Bucket) -> None:
+    """The next run finds the record, if this one is lost. The manifest may be the same as before."""
+    manifest = put_upload(bucket)
+    reopened = ReopenedRecord(manifest.version, reconcile=True, retries=((2,), ()))
+    host = activities(bucket)
+    assert (await run(host.list_sheets, ListSheets(str(REF)))).reopened is None
+    await run(host.record_reopening, RecordReopening(str(REF), reopened))
+    assert (await run(host.list_sheets, ListSheets(str(REF)))).reopened == reopened
+    await run(host.write_manifest, WriteManifest(str(REF), manifest, reopened=True))
+    assert (await run(host.list_sheets, ListSheets(str(REF)))).reopened is None
+
+
 @pytest.mark.parametrize("deleted_at", [None, "2026-01-31T09:30:00.000Z"])
 async def test_upload_that_does_not_exist_is_neither_judged_nor_pruned(bucket: Bucket, deleted_at: str | None) -> None:
     """The upload was never accepted, or is marked deleted."""
@@ -206,6 +218,7 @@ async def test_upload_that_does_not_exist_is_neither_judged_nor_pruned(bucket: B
     for work in (
         run(activities(bucket).check_sheets, CheckSheets(str(ref), (PENDING,))),
         run(activities(bucket).prune_sheets, PruneSheets(str(ref), 0)),
+        run(activities(bucket).record_reopening, RecordReopening(str(ref), ReopenedRecord(1))),
     ):
         with pytest.raises(ApplicationError) as failure:
             await cast("Coroutine[Any, Any, Any]", work)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from activities.bucket.location import BucketSettings
-from activities.bucket.records import KeyRecord, SheetRecord, Snapshot, UploadRecord, from_json, to_json
+from activities.bucket.records import KeyRecord, ReopenedRecord, SheetRecord, Snapshot, UploadRecord, from_json, to_json
 from activities.bucket.storage import Bucket
 from activities.bucket.uploads import CLAIM_TRIES, Manifest, UploadStore
 from activities.errors import DamagedRecord, NewerSchema, ObjectMissing, StorageUnavailable, UploadNotFound
@@ -183,11 +183,14 @@ def snapshot() -> Snapshot:
     return from_json(Snapshot, b'{"status":"complete","version":9,"updatedAt":"2026-01-31T09:30:00.000Z"}')
 
 
+REOPENED = ReopenedRecord(9, retries=((2,),))
+
 WRITES: dict[str, tuple[str, Callable[[UploadStore], Awaitable[Any]]]] = {
     "accept": (REF.record, lambda store: store.accept_async(REF, RECORD)),
     "mark_deleted": (REF.record, lambda store: store.mark_deleted_async(REF)),
     "put_source": (REF.source, lambda store: store.put_source_async(REF, pdf())),
     "write_manifest": (REF.manifest, lambda store: asyncio.to_thread(store.write_manifest, REF, snapshot())),
+    "write_reopening": (REF.reopening, lambda store: asyncio.to_thread(store.write_reopening, REF, REOPENED)),
     "create_manifest": (REF.manifest, lambda store: store.create_manifest_async(REF, snapshot())),
     "commit": (REF.descriptor(1), lambda store: asyncio.to_thread(store.commit, REF, 1, DESCRIPTOR)),
 }
@@ -240,6 +243,7 @@ async def test_a_write_is_there(bucket: Bucket, name: str) -> None:
         "accept": to_json(RECORD),
         "put_source": b"%PDF-1.7\n" + b"x" * 5000,
         "write_manifest": to_json(snapshot()),
+        "write_reopening": to_json(REOPENED),
         "create_manifest": to_json(snapshot()),
         "commit": DESCRIPTOR,
     }
@@ -339,3 +343,18 @@ async def test_a_key_that_is_there_and_is_not_is_given_up(tmp_path: Path) -> Non
     with pytest.raises(StorageUnavailable, match=KEY):
         await UploadStore(Contradictory(BucketSettings(tmp_path.as_uri()))).claim_key_async(KEY, KEY_RECORD)
     assert tries == CLAIM_TRIES
+
+
+async def test_a_newer_manifest_ends_a_reopening(bucket: Bucket) -> None:
+    """Even if the record was not removed. A write that comes late does not take the place of a later run's record."""
+    store = UploadStore(bucket)
+    assert await store.reopening_async(REF, snapshot()) is store.reopening(REF, snapshot()) is None
+    assert not await store.has_reopening_async(REF)
+    store.write_reopening(REF, REOPENED)
+    store.write_reopening(REF, replace(REOPENED, manifest_version=8))
+    assert await store.reopening_async(REF, snapshot()) == store.reopening(REF, snapshot()) == REOPENED
+    newer = replace(snapshot(), version=10)
+    assert await store.reopening_async(REF, newer) is store.reopening(REF, newer) is None
+    assert await store.has_reopening_async(REF)
+    store.remove_reopening(REF)
+    assert not await store.has_reopening_async(REF)

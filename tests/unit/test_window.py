@@ -1,5 +1,6 @@
 """The bookkeeping of a run holds its guarantees in any order of steps."""
 
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -254,6 +255,13 @@ async def test_handover_crosses_the_wire_as_it_is(asked: Requests, with_snapshot
     snapshot = Snapshot(UploadStatus.PROCESSING, 7, "2026-01-31T09:30:00.000Z") if with_snapshot else None
     handover = UploadInput("a/b/c/d", reopened=True, continued=Continued(snapshot, UploadOptions(dpi=150), (3,), ("host-1",)), asked=asked)
     assert await encode_and_decode(handover) == handover
+
+
+@given(REQUESTS)
+def test_lost_requests_come_back_from_the_bucket(requests: Requests) -> None:
+    """All but the password; a retry that was asked for twice comes once."""
+    again = Requests.of_record(replace(requests, sealed_password="sealed").record(7))  # noqa: S106 - of a test
+    assert again == replace(requests, retries=tuple(dict.fromkeys(requests.retries)))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from temporalio.worker import Worker
 
 from activities.attempt import to_application_error
 from activities.bucket.forecast import Forecaster
-from activities.bucket.records import SheetRecord, SheetStatus, Snapshot, UploadOptions, scaled_note
+from activities.bucket.records import ReopenedRecord, SheetRecord, SheetStatus, Snapshot, UploadOptions, scaled_note
 from activities.bucket.weight import fit_state
 from activities.errors import RenderOutOfMemory, SiteLinkError
 from activities.interface import (
@@ -29,6 +29,7 @@ from activities.interface import (
     ListSheets,
     Page,
     PruneSheets,
+    RecordReopening,
     Subscription,
     TiledPage,
     TilePage,
@@ -58,6 +59,8 @@ class FakeActivities(UploadActivities):
         self.options = UploadOptions(window=window)
         self.committed: dict[int, SheetRecord] = {}
         self.manifest: Snapshot | None = None
+        self.reopened: ReopenedRecord | None = None
+        """The pretended ``reopened.json``."""
         self.webhooks: tuple[Subscription, ...] = ()
         self.tile_errors: dict[int, list[SiteLinkError]] = {}
         self.halved: list[HalvePage] = []
@@ -115,10 +118,17 @@ class FakeActivities(UploadActivities):
     @activity.defn
     async def list_sheets(self, args: ListSheets) -> BucketState:
         """What the pretended bucket holds."""
-        state = BucketState(self.options, tuple(self.committed.values()), self.manifest, self.webhooks)
+        reopened = self.reopened if self.manifest and self.reopened and self.reopened.manifest_version >= self.manifest.version else None
+        state = BucketState(self.options, tuple(self.committed.values()), self.manifest, self.webhooks, reopened=reopened)
         await self._reach("list_sheets")
         _raise_next(self.list_errors)
         return fit_state(state)
+
+    @activity.defn
+    async def record_reopening(self, args: RecordReopening) -> None:
+        """Keeps the record."""
+        await self._reach("record_reopening")
+        self.reopened = args.record
 
     @activity.defn
     async def check_sheets(self, args: CheckSheets) -> CheckedSheets:
@@ -197,6 +207,8 @@ class FakeActivities(UploadActivities):
         await self._reach("write_manifest")
         _raise_next(self.manifest_errors)
         self.manifest = args.snapshot
+        if args.reopened:
+            self.reopened = None
         return WrittenManifest(self.webhooks)
 
     @activity.defn
@@ -238,7 +250,16 @@ async def activity_workers(client: Client, fake: FakeActivities, *, tile_slots: 
     """Runs workers around the pretended activities alone."""
     async with (
         activity_worker(client, TILE_QUEUE, tile_slots, fake.count_pages, fake.halve_page, fake.tile_page),
-        activity_worker(client, STORAGE_QUEUE, 4, fake.list_sheets, fake.check_sheets, fake.prune_sheets, fake.write_manifest),
+        activity_worker(
+            client,
+            STORAGE_QUEUE,
+            4,
+            fake.list_sheets,
+            fake.record_reopening,
+            fake.check_sheets,
+            fake.prune_sheets,
+            fake.write_manifest,
+        ),
         activity_worker(client, HOST_QUEUE, 16, fake.upload_page, fake.discard_scratch),
     ):
         yield

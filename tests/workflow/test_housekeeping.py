@@ -20,6 +20,7 @@ from activities.bucket.location import BucketSettings
 from activities.bucket.records import (
     BegunRecord,
     KeyRecord,
+    ReopenedRecord,
     SheetStatus,
     Snapshot,
     UploadOptions,
@@ -33,7 +34,7 @@ from activities.bucket.report import NameList
 from activities.bucket.setup import BucketSetup
 from activities.bucket.storage import Bucket, ObjectInfo
 from activities.bucket.uploads import UploadStore
-from activities.errors import NotAPdf, ObjectMissing, UploadNotFound
+from activities.errors import NotAPdf, UploadNotFound
 from activities.interface import (
     WORKFLOW_QUEUE,
     BucketState,
@@ -79,14 +80,11 @@ class Activities(FakeActivities):
 
     @activity.defn
     async def list_sheets(self, args: ListSheets) -> BucketState:
-        """With the manifest in the bucket."""
+        """With the manifest and the record of a reopening in the bucket."""
         self._accepted(args.ref)
-        state = await super().list_sheets(args)
-        try:
-            manifest = from_json(Snapshot, self.bucket.get(UploadRef.parse(args.ref).manifest).body)
-        except ObjectMissing:
-            manifest = None
-        return replace(state, manifest=manifest)
+        state, ref, store = await super().list_sheets(args), UploadRef.parse(args.ref), UploadStore(self.bucket)
+        manifest = stored.snapshot if (stored := store.manifest(ref)) else None
+        return replace(state, manifest=manifest, reopened=store.reopening(ref, manifest) if manifest else None)
 
     @activity.defn
     async def write_manifest(self, args: WriteManifest) -> WrittenManifest:
@@ -339,6 +337,21 @@ async def test_sweep_starts_what_never_ran_and_removes_what_was_never_accepted(
         assert len(files(directory, ref.prefix)) == 2
     make_old(directory, slow.prefix)
     assert (await sweep(client)).removed == NameList(1, (str(slow),))
+
+
+async def test_sweep_starts_reopened_uploads_whose_run_is_lost(client: Client, bucket: Bucket, house: Activities) -> None:
+    """Not those that have ended again: their manifest is newer than the record. And not those whose run goes on."""
+    lost, ended, runs = (accept(bucket, new_ref()) for _ in range(3))
+    manifest = Snapshot(UploadStatus.CANCELLED, 100, timestamp(datetime.now(UTC)))
+    for ref in (lost, ended, runs):
+        bucket.put(ref.manifest, to_json(manifest))
+        bucket.put(ref.reopening, to_json(ReopenedRecord(99 if ref is ended else 100, retries=((),))))
+    house.stubborn = "list_sheets"
+    await reopen_upload(client, runs, "retry_sheets", SheetNumbers())
+    assert (await sweep(client)).started == NameList(1, (str(lost),))
+    house.released.set()
+    for ref in (lost, runs):
+        assert (await handle_of(client, ref).result()).status is UploadStatus.COMPLETE
 
 
 async def test_upload_that_a_client_has_begun_goes_a_day_after_its_seven(

@@ -1,17 +1,20 @@
 """Requests that come when a run has ended, or is about to end."""
 
+import asyncio
+
 import pytest
 from temporalio.client import Client, WorkflowFailureError
 from temporalio.exceptions import ActivityError
 
 from activities.bucket.keys import UploadRef
-from activities.bucket.records import UploadStatus
-from activities.errors import PageUnreadable, SourceMissing, UploadNotFound
+from activities.bucket.records import ReopenedRecord, UploadStatus
+from activities.errors import PageUnreadable, PasswordRequired, SourceMissing, UploadNotFound
 from tests.waiting import until_async
 from tests.workflow.fakes import FakeActivities, pages, working
-from tests.workflow.runs import cancelled_after_one, handle_of
+from tests.workflow.runs import cancel_in_step, cancelled_after_one, end_as_failed, handle_of, keep_history
 from workflows.messages import Reconcile, SheetNumbers
 from workflows.starting import reopen_upload, start_upload
+from workflows.upload import ProcessUpload
 
 
 async def test_retry_of_a_failed_sheet_makes_a_partial_upload_complete(client: Client, ref: UploadRef) -> None:
@@ -56,6 +59,103 @@ async def test_signal_while_a_refused_upload_closes_is_heard(client: Client, ref
         result = await handle_of(client, ref).result()
     assert (result.status, result.completed_pages) == (UploadStatus.COMPLETE, 2)
     assert sorted(fake.tiled) == [1, 2]
+
+
+@pytest.mark.parametrize("how", ["after its end", "while it ends"])
+async def test_reopening_is_written_down_before_anything_changes(client: Client, ref: UploadRef, how: str) -> None:
+    """With what was asked, and with the version of the manifest; the end of the run removes it."""
+    fake = FakeActivities(pages(2))
+    fake.tile_errors[2] = [PageUnreadable("page 2 cannot be loaded")]
+    fake.stubborn = "write_manifest" if how == "while it ends" else ""
+    async with working(client, fake):
+        await start_upload(client, ref)
+        if how == "while it ends":
+            await until_async(lambda: fake.reached == "write_manifest")
+        else:
+            await handle_of(client, ref).result()
+        released, fake.stubborn, fake.released = fake.released, "record_reopening", asyncio.Event()
+        await reopen_upload(client, ref, "retry_sheets", SheetNumbers((2,)))
+        released.set()
+        await until_async(lambda: fake.reached == "record_reopening")
+        manifest, seen = fake.manifest, await handle_of(client, ref).query(ProcessUpload.progress)
+        assert manifest is not None
+        assert (manifest.status, seen.version, seen.status) == (UploadStatus.PARTIAL, manifest.version, manifest.status)
+        fake.stubborn = "write_manifest"
+        released, fake.released = fake.released, asyncio.Event()
+        released.set()
+        await until_async(lambda: fake.reached == "write_manifest")
+        assert fake.reopened == ReopenedRecord(manifest.version, retries=((2,),))
+        fake.released.set()
+        assert (await handle_of(client, ref).result()).status is UploadStatus.COMPLETE
+        await keep_history(handle_of(client, ref), f"reopened-{how.replace(' ', '-')}")
+    assert fake.reopened is None
+
+
+async def test_lost_run_of_a_reopened_upload_is_made_up_for(client: Client, ref: UploadRef) -> None:
+    """The next run does what the lost one was asked to do. It has a newer version at once, and shows what the lost one committed."""
+    fake = FakeActivities(pages(4), window=1)
+    fake.closes_after = 1
+    async with working(client, fake):
+        await cancelled_after_one(client, ref, fake)
+        manifest = fake.manifest
+        assert manifest is not None
+        fake.commit(pages(4)[3])
+        fake.reopened = ReopenedRecord(manifest.version, retries=((),))
+        other = UploadRef.parse(f"{ref}-after-the-loss")
+        fake.stubborn, fake.released = "record_reopening", asyncio.Event()
+        await start_upload(client, other, reopened=True)
+        await until_async(lambda: fake.reached == "record_reopening")
+        seen = await handle_of(client, other).query(ProcessUpload.progress)
+        assert (seen.version > manifest.version, seen.completed_pages, seen.reconciled) == (True, 2, True)
+        fake.gate.set()
+        fake.released.set()
+        result = await handle_of(client, other).result()
+        await keep_history(handle_of(client, other), "lost-and-resumed")
+    assert (result.status, result.reconciled) == (UploadStatus.COMPLETE, True)
+    assert sorted(fake.tiled)[-2:] == [2, 3]
+    assert fake.reopened is None
+
+
+async def test_lost_run_that_could_open_the_document_is_made_up_for(client: Client, ref: UploadRef) -> None:
+    """It was lost with its password, so the next run cannot open the document, but shows at once what the lost one committed."""
+    fake = FakeActivities(PasswordRequired("the document is encrypted"))
+    fake.stubborn = "record_reopening"
+    async with working(client, fake):
+        await start_upload(client, ref)
+        await end_as_failed(handle_of(client, ref))
+        manifest = fake.manifest
+        assert manifest is not None
+        fake.commit(pages(2)[0])
+        fake.reopened = ReopenedRecord(manifest.version, retries=((),))
+        await reopen_upload(client, ref, "force_reconcile")
+        await until_async(lambda: fake.reached == "record_reopening")
+        seen = await handle_of(client, ref).query(ProcessUpload.progress)
+        assert (seen.version > manifest.version, seen.completed_pages) == (True, 1)
+        fake.released.set()
+        assert (await end_as_failed(handle_of(client, ref))).type == "PasswordRequired"
+    assert fake.reopened is None
+
+
+@pytest.mark.parametrize("is_lost", [False, True])
+async def test_cancel_while_a_reopening_is_written_down_leaves_no_record(client: Client, ref: UploadRef, is_lost: bool) -> None:
+    """Otherwise a later run would do what was cancelled. The state stays, with a newer version if a run was lost before."""
+    fake = FakeActivities(pages(2))
+    fake.tile_errors[2] = [PageUnreadable("page 2 cannot be loaded")]
+    async with working(client, fake):
+        await start_upload(client, ref)
+        await handle_of(client, ref).result()
+        manifest = fake.manifest
+        assert manifest is not None
+        fake.reopened = ReopenedRecord(manifest.version, retries=((2,),)) if is_lost else None
+        fake.stubborn = "record_reopening"
+        await reopen_upload(client, ref, "retry_sheets", SheetNumbers((2,)))
+        await cancel_in_step(handle_of(client, ref), fake, "record_reopening")
+        fake.released.set()
+        await handle_of(client, ref).result()
+    assert fake.reopened is None
+    assert fake.tiled == [1, 2]
+    assert fake.manifest is not None
+    assert (fake.manifest.version > manifest.version, fake.manifest.status) == (is_lost, UploadStatus.PARTIAL)
 
 
 async def test_reopened_run_that_cannot_read_the_records_leaves_the_manifest(client: Client, ref: UploadRef) -> None:

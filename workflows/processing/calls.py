@@ -10,7 +10,7 @@ from temporalio.exceptions import ActivityError
 from temporalio.types import MethodAsyncSingleParam
 
 from activities.bucket.keys import UploadRef
-from activities.bucket.records import SheetState, Snapshot, UploadOptions
+from activities.bucket.records import ReopenedRecord, SheetState, Snapshot, UploadOptions
 from activities.bucket.weight import cut
 from activities.errors import TilesMissing
 from activities.interface import (
@@ -26,6 +26,7 @@ from activities.interface import (
     ListSheets,
     Page,
     PruneSheets,
+    RecordReopening,
     TiledPage,
     TilePage,
     UploadActivities,
@@ -102,6 +103,11 @@ class Calls:
         """The state of the upload in the bucket: its options, its committed sheets and its manifest."""
         return await self._call(STORAGE_QUEUE, UploadActivities.list_sheets, ListSheets(self._ref), "list committed sheets")
 
+    async def record_reopening(self, record: ReopenedRecord) -> None:
+        """Writes down in the bucket that this run goes on with an upload that had ended."""
+        args = RecordReopening(self._ref, record)
+        await self._call(STORAGE_QUEUE, UploadActivities.record_reopening, args, "write down that the upload is reopened")
+
     async def check_sheets(self, sheets: tuple[SheetState, ...], *, repair: bool, discard: bool, deep: bool) -> CheckedSheets:
         """Compares these sheets with the bucket; the arguments are those of ``CheckSheets``."""
         args = CheckSheets(self._ref, sheets, repair=repair, discard=discard, deep=deep)
@@ -113,9 +119,10 @@ class Calls:
         args = PruneSheets(self._ref, total_pages)
         return await self._call(STORAGE_QUEUE, UploadActivities.prune_sheets, args, "remove objects that belong to no sheet")
 
-    async def write_manifest(self, snapshot: Snapshot) -> WrittenManifest | None:
-        """Writes the final progress to the bucket."""
-        return await self._call(STORAGE_QUEUE, UploadActivities.write_manifest, WriteManifest(self._ref, snapshot), "write the manifest")
+    async def write_manifest(self, snapshot: Snapshot, *, reopened: bool) -> WrittenManifest | None:
+        """Writes the final progress to the bucket; the arguments are those of ``WriteManifest``."""
+        args = WriteManifest(self._ref, snapshot, reopened=reopened)
+        return await self._call(STORAGE_QUEUE, UploadActivities.write_manifest, args, "write the manifest")
 
     # ------------------------------------------------------------------ on the tile queue, with a slot for each core
 

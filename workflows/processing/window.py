@@ -6,6 +6,9 @@ Plain Python, no Temporal, no clock of its own.
 from collections import deque
 from collections.abc import Collection, Iterable, Set
 from dataclasses import dataclass, replace
+from typing import Self
+
+from activities.bucket.records import ReopenedRecord
 
 
 class Window:
@@ -130,6 +133,16 @@ class Requests:
             self.retries + later.retries,
             later.sealed_password or self.sealed_password,
         )
+
+    @classmethod
+    def of_record(cls, record: ReopenedRecord) -> Self:
+        """The requests that a lost run had, as ``record`` has written them down."""
+        return cls(record.reconcile, record.deep, record.stored, tuple(map(Retry, record.retries)))
+
+    def record(self, manifest_version: int) -> ReopenedRecord:
+        """What the bucket keeps of the requests: all but the password, and each retry once."""
+        retries = tuple(dict.fromkeys(retry.sheets for retry in self.retries))
+        return ReopenedRecord(manifest_version, self.reconcile, self.deep, self.stored, retries)
 
     @property
     def needs_check(self) -> bool:

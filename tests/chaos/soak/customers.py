@@ -66,8 +66,8 @@ class Book:
     """What must not happen, each a sentence."""
     clients: Counter[str] = field(default_factory=Counter)
     """What clients have done, by kind."""
-    versions: dict[UploadRef, tuple[int, float]] = field(default_factory=dict)
-    """The last version of each upload that a client has seen, and when, as ``time.monotonic`` says."""
+    versions: dict[UploadRef, int] = field(default_factory=dict)
+    """The last version of each upload that a client has seen."""
     compared: int = 0
     """How many versions were compared with an earlier one."""
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -82,29 +82,19 @@ class Book:
         with self.lock:
             self.clients[what] += times
 
-    def see(self, ref: UploadRef, state: dict[str, Any], lost_at: float = 0) -> None:
+    def see(self, ref: UploadRef, state: dict[str, Any]) -> None:
         """Compares the version of an upload with the last one that was seen: it never falls, whichever API process answers.
 
         While Temporal is away, each API process answers the last state that it knows, with a warning: such answers are not compared.
-        A run that had reopened an ended upload is lost with Temporal's file, and what it said with it: the upload is again as it had
-        ended, with the version of then. That is a known fault of the product, so it is counted, not found.
-
-        Args:
-            ref: The upload.
-            state: What the API answered.
-            lost_at: When Temporal's file was last lost, as ``time.monotonic`` says.
         """
         if state["warning"] is not None:
             return
         with self.lock:
             if (before := self.versions.get(ref)) is not None:
                 self.compared += 1
-                last, seen_at = before
-                if state["version"] < last and state["completedAt"] is not None and seen_at < lost_at:
-                    self.clients["versions that fell because a reopened run was lost with Temporal's file"] += 1
-                elif state["version"] < last:
-                    self.findings.append(f"{VERSION_NEVER_FELL}: {ref}: {state['version']} after {last}: {state}")
-            self.versions[ref] = state["version"], time.monotonic()
+                if state["version"] < before:
+                    self.findings.append(f"{VERSION_NEVER_FELL}: {ref}: {state['version']} after {before}: {state}")
+            self.versions[ref] = state["version"]
 
     def watched(self, watch: Watch) -> None:
         """Counts the comparisons that a stream has made."""
@@ -219,7 +209,7 @@ class Customer:
         deadline, next_again = time.monotonic() + PATIENCE_S, time.monotonic() + ASK_AGAIN_S
         while True:
             status = self._status(ref)
-            self._book.see(ref, status, self._site.temporal_lost_at)
+            self._book.see(ref, status)
             if condition(status):
                 return status
             if again is not None and time.monotonic() > next_again:
@@ -232,7 +222,7 @@ class Customer:
         with Watch(self._fleet, ref, **known) as watch:
             end = watch.until(lambda watch: watch.has_ended, PATIENCE_S)
         self._book.watched(watch)
-        self._book.see(ref, end, self._site.temporal_lost_at)
+        self._book.see(ref, end)
         self._book.count("streams watched to their end")
         return end
 

@@ -38,7 +38,6 @@ class Site:
         settings: The bucket, without the proxy.
         has_disk: Whether one scratch is on a disk of its own.
         clocks: By process whose clock can be set, the file that sets it.
-        temporal_lost_at: When Temporal's file was last lost, as ``time.monotonic`` says; 0 before.
     """
 
     fleet: Fleet
@@ -47,7 +46,6 @@ class Site:
     settings: BucketSettings
     has_disk: bool
     clocks: dict[str, Path]
-    temporal_lost_at: float = 0
 
     @cached_property
     def bucket(self) -> Bucket:

@@ -154,7 +154,6 @@ class Trouble:
             self._kill("temporal")
             for path in self._site.fleet.temporal.database.parent.glob("temporal.db*"):
                 path.unlink()
-            self._site.temporal_lost_at = time.monotonic()
             self._wait(step)
             self._start("temporal")
         elif step.kind == "fill the disk":

@@ -136,7 +136,7 @@ class BucketState:
         manifest: The final progress of an earlier run, if one ended.
         webhooks: Who wants webhooks about the upload.
         confirmed: The numbers of further committed sheets. They are ready in the manifest, and their records would not fit here.
-        reopened: ``reopened.json``, if a run went on from this manifest and was lost with Temporal's database.
+        reopened: ``reopened.json``, if an earlier run went on from this manifest, and neither ended nor is there any more.
     """
 
     options: UploadOptions
@@ -289,12 +289,12 @@ class WriteManifest:
     Args:
         ref: The upload.
         snapshot: The final progress.
-        reopened: Whether to remove ``reopened.json``, too, after the manifest is written.
+        reopened: The ``manifest_version`` of the run's ``reopened.json``, which is removed when the manifest is written; 0 if it has none.
     """
 
     ref: str
     snapshot: Snapshot
-    reopened: bool = False
+    reopened: int = 0
 
 
 @dataclass(frozen=True)
@@ -472,7 +472,8 @@ class Swept:
 
     Args:
         uploads: How many uploads were looked at, accepted or not.
-        started: Uploads whose workflow was started. They had neither a run nor a manifest, or their run had ended without a final progress.
+        started: Uploads whose workflow was started. They had neither a run nor a manifest, or their run had ended without a final progress,
+            or the run that went on with them after their end was lost.
         terminated: Uploads whose run was ended from outside. Their manifest was written, and says so.
         mended: Uploads whose run ended by itself and left no manifest. The run's last progress was written as the manifest.
         deleted: Uploads that are marked deleted, but whose deletion had stopped. The deletion was started again.

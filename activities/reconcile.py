@@ -54,7 +54,7 @@ class ReconcileActivities(HostActivities):
         records = self._host.threads.map(turn_of(ref), lambda group: [self._committed(ref, number) for number in group], groups)
         committed = tuple(record for group in records for record in group if record)
         manifest = stored.snapshot if (stored := self._store.manifest(ref)) else None
-        reopened = self._store.reopening(ref, manifest) if manifest else None
+        reopened = self._store.reopened_record(ref, manifest) if manifest else None
         webhooks = self._webhooks.subscriptions(ref, record)
         return fit_state(BucketState(record.options, committed, manifest, webhooks, reopened=reopened))
 
@@ -68,7 +68,7 @@ class ReconcileActivities(HostActivities):
     def _reopen(self, args: RecordReopening) -> None:
         ref = UploadRef.parse(args.ref)
         self._store.accepted(ref)  # an upload that is being deleted gets no record any more
-        self._store.write_reopening(ref, args.record)
+        self._store.write_reopened_record(ref, args.record)
 
     @activity.defn
     async def check_sheets(self, args: CheckSheets) -> CheckedSheets:
@@ -174,7 +174,7 @@ class ReconcileActivities(HostActivities):
         record = self._store.accepted(ref)  # an upload that is being deleted gets no manifest any more
         self._store.write_manifest(ref, args.snapshot)
         if args.reopened:
-            self._store.remove_reopening(ref)
+            self._store.remove_reopened_record(ref, args.reopened)
         return WrittenManifest(self._webhooks.subscriptions(ref, record))
 
 

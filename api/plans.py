@@ -95,5 +95,5 @@ class _ListReader:
                 state = await self._status.read(ref, ask_temporal=self._asks_temporal, patience_s=0)
             except UploadNotFound:
                 return None
-        self._asks_temporal = self._asks_temporal and (state.certain or state.unreadable is not None)
+        self._asks_temporal = self._asks_temporal and (state.certain or state.is_loading or state.unreadable is not None)
         return list_entry(ref, state)

@@ -312,7 +312,7 @@ class Housekeeping(HousekeepingActivities):
                 walk.add_name("deleted", ref)
         elif await self._store.manifest_written_at_async(ref) is not None:
             if await self._is_reopened(ref) and await last_run(self._client, ref) is None:
-                await start_upload(self._client, ref, reopened=True)
+                await start_upload(self._client, ref, lost=True)
                 walk.add_name("started", ref)
         else:
             run = await last_run(self._client, ref)
@@ -326,10 +326,10 @@ class Housekeeping(HousekeepingActivities):
 
     async def _is_reopened(self, ref: UploadRef) -> bool:
         """Whether a run went on from the manifest, and has not ended."""
-        if not await self._store.has_reopening_async(ref):  # so that manifests, which may be large, are seldom read
+        if not await self._store.has_reopened_record_async(ref):  # so that manifests, which may be large, are seldom read
             return False
         manifest = await self._store.manifest_async(ref)
-        return manifest is not None and await self._store.reopening_async(ref, manifest.snapshot) is not None
+        return manifest is not None and await self._store.reopened_record_async(ref, manifest.snapshot) is not None
 
     def _remove_abandoned(self, ref: UploadRef, abandoned_before: datetime, stop: threading.Event) -> bool:
         """Removes an upload that was never accepted, if nothing was written since ``abandoned_before``; returns whether it did."""
@@ -412,6 +412,7 @@ class Housekeeping(HousekeepingActivities):
             return  # a new run has started
         manifest = terminated_progress(last, run.status, datetime.now(UTC))
         await asyncio.to_thread(self._store.write_manifest, ref, manifest)
+        await asyncio.to_thread(self._store.remove_reopened_record, ref, manifest.version)
         await self._announce_end(ref, manifest)
         walk.add_name("terminated", ref)
 

@@ -24,6 +24,7 @@ class Continued:
         prioritized: Sheets to tile first, ascending.
         hosts: The queues of the hosts whose scratch was used.
         webhooks: Who wants webhooks.
+        reopened: The version of the manifest that ``reopened.json`` names; 0 if this chain of runs has written none.
     """
 
     snapshot: Snapshot | None = None
@@ -31,6 +32,7 @@ class Continued:
     prioritized: tuple[int, ...] = ()
     hosts: tuple[str, ...] = ()
     webhooks: tuple[Subscription, ...] = ()
+    reopened: int = 0
 
 
 @dataclass(frozen=True)
@@ -39,10 +41,11 @@ class UploadInput:
 
     Args:
         ref: org/project/plan/upload.
-        reopened: The upload has ended before, or a signal started the run, which therefore begins with the state of the bucket.
+        reopened: A signal started the run, or the run follows a lost one, so it begins with the state of the bucket.
         continued: The state that the previous run hands over; only continue-as-new sets it.
         asked: The requests that came after the run that hands over was cancelled.
         sealed_password: The password of the document, as ``PasswordSeal`` seals it; empty without one. It is forgotten when the run ends.
+        lost: Temporal knew no run of the upload. If one was lost before it ended, this run does what ``reopened.json`` says it was asked.
     """
 
     ref: str
@@ -50,6 +53,7 @@ class UploadInput:
     continued: Continued | None = None
     asked: Requests = field(default_factory=Requests)
     sealed_password: str = ""
+    lost: bool = False
 
 
 @dataclass(frozen=True)

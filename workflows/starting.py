@@ -55,7 +55,7 @@ def _memo(request_id: str | None) -> dict[str, str]:
 
 
 async def start_upload(
-    client: Client, ref: UploadRef, *, sealed_password: str = "", reopened: bool = False, request_id: str | None = None
+    client: Client, ref: UploadRef, *, sealed_password: str = "", lost: bool = False, request_id: str | None = None
 ) -> None:
     """Starts the workflow of an accepted upload, unless there has been a run already.
 
@@ -63,7 +63,7 @@ async def start_upload(
         client: Connected to the namespace.
         ref: The upload.
         sealed_password: See ``UploadInput``.
-        reopened: Whether the upload has ended before, and a run that went on with it was lost.
+        lost: Whether a run that went on with the upload after its end was lost. See ``UploadInput``.
         request_id: The ``X-Request-ID`` of the request that starts the run. An operator finds it as ``requestId`` in the run's memo.
 
     Raises:
@@ -72,7 +72,7 @@ async def start_upload(
     try:
         await client.start_workflow(
             ProcessUpload.run,
-            UploadInput(str(ref), reopened=reopened, sealed_password=sealed_password),
+            UploadInput(str(ref), reopened=lost, sealed_password=sealed_password, lost=lost),
             id=ref.workflow_id,
             task_queue=WORKFLOW_QUEUE,
             id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
@@ -115,7 +115,7 @@ async def reopen_upload(
         args = replace(args, after_cancel_of=run.run_id)
     await client.start_workflow(
         ProcessUpload.run,
-        UploadInput(str(ref), reopened=True),
+        UploadInput(str(ref), reopened=True, lost=run is None),
         id=ref.workflow_id,
         task_queue=WORKFLOW_QUEUE,
         id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,

@@ -18,7 +18,7 @@ RECONCILE_TIMEOUT = timedelta(hours=23)
 
 @workflow.defn
 class Sweep:
-    """Starts uploads without a run, ends uploads whose run was terminated, and removes uploads that were never accepted."""
+    """Starts uploads without a run, also reopened ones, ends uploads whose run was terminated, and removes uploads never accepted."""
 
     @workflow.run
     async def run(self, args: SweepBucket) -> Swept:

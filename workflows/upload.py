@@ -23,7 +23,7 @@ from temporalio.exceptions import ActivityError, ApplicationError
 
 with workflow.unsafe.imports_passed_through():
     from activities.bucket.keys import UploadRef
-    from activities.bucket.records import ReopenedRecord, SheetStatus, Snapshot, UploadStatus
+    from activities.bucket.records import SheetStatus, Snapshot, UploadStatus
     from activities.bucket.weight import most_weight
     from activities.errors import Terminated
     from activities.interface import BucketState
@@ -63,7 +63,9 @@ class ProcessUpload:
         self._progress = Progress(workflow.now(), continued.snapshot)
         self._loaded = continued.snapshot is not None
         self._bucket_state: BucketState | None = None
-        self._reopened: ReopenedRecord | None = None  # while the bucket says, or may say, that a run goes on from its manifest
+        self._follows_lost_run = args.lost
+        self._reopened = continued.reopened
+        """The version of the manifest that ``reopened.json`` names; 0 if there is none."""
         self._requests = args.asked
         self._requests_after_cancel = Requests()
         self._waiters: dict[str, None] = {}
@@ -105,7 +107,7 @@ class ProcessUpload:
                     raise asyncio.CancelledError from error
             # A cancellation must not interrupt the closing, because nothing else leaves a final state in the bucket. So the closing is a
             # task of its own, and the run always waits for its end.
-            closing = asyncio.create_task(self._close(reopened=reopened))
+            closing = asyncio.create_task(self._close(reopened=reopened, cancelled=cancelled))
             try:
                 await asyncio.shield(closing)
             except asyncio.CancelledError:
@@ -194,7 +196,7 @@ class ProcessUpload:
             trusts_descriptors = reopened and not workflow.patched(CHECK_SHEETS)
             if trusts_descriptors:
                 self._requests = self._requests.without_reconcile()
-            self._bucket_state = state = await self._calls.list_sheets()
+            self._bucket_state = state = await self._list_sheets()
             self._options = state.options
             self._window.size = state.options.window
             self._announcements.subscriptions = state.webhooks
@@ -202,46 +204,51 @@ class ProcessUpload:
                 self._restore(state.manifest, state)
             else:
                 self._announcements.announce_accepted()
-            if state.reopened is not None:
+            if state.reopened is not None and self._follows_lost_run:
                 self._requests = Requests.of_record(state.reopened) + self._requests
-            await self._record_reopening()
+            if state.manifest is not None:
+                await self._record_reopening()
             if not self._progress.total_pages:
                 await self._count_pages(state)
             elif trusts_descriptors or self._requests.retries:
                 self._take_committed(state)
             stop_if_cancelled()
             self._announcements.skip_sheets()
-        else:
+        elif self._progress.status.is_final:  # this run has written a manifest, and then a request came
             await self._record_reopening()
         self._loaded = True
         self._window.plan(self._progress.sheets_to_do)
         self._display.show(self._progress)
 
+    async def _list_sheets(self) -> BucketState:
+        state = await self._calls.list_sheets()
+        return state if state.reopened is None or workflow.patched(RECORD_REOPENINGS) else replace(state, reopened=None)
+
     def _restore(self, manifest: Snapshot, state: BucketState) -> None:
         """Restores the progress from the manifest of an earlier run.
 
-        If a run that went on from it was lost, clients know newer versions, and the sheets that the lost run committed.
+        If a run went on from it and did not end, clients know newer versions, and sheets that are ready since then.
         """
         self._progress.restore(manifest)
         if state.reopened is not None:
-            self._reopened = self._reopened or state.reopened
+            self._reopened = state.reopened.manifest_version
             self._take_committed(state)
 
     def _take_committed(self, state: BucketState) -> None:
-        """Makes the progress agree with the committed sheets; its version is newer then, whatever they are."""
+        """Makes the progress agree with the committed sheets, as a reconcile. Its version is newer then, whatever they are."""
         if not self._progress.total_pages:
             self._progress.show_committed(state.committed, workflow.now())
-            return
         committed = {*state.confirmed, *(record.number for record in state.committed)}
         not_committed = set(range(1, self._progress.total_pages + 1)) - committed
         self._progress.reconcile(state.committed, not_committed, workflow.now())
 
     async def _record_reopening(self) -> None:
-        """If the upload had ended, writes down in the bucket that this run goes on with it, before clients see a newer version."""
-        if (self._reopened or self._progress.status.is_final) and workflow.patched(RECORD_REOPENINGS):
-            manifest_version = self._reopened.manifest_version if self._reopened else self._progress.version
-            self._reopened = self._requests.record(manifest_version)
-            await self._calls.record_reopening(self._reopened)
+        """Writes down in the bucket that this run goes on with an upload that had ended, and what it was asked."""
+        if workflow.patched(RECORD_REOPENINGS):
+            stop_if_cancelled()
+            self._reopened = self._reopened or self._progress.version
+            await self._calls.record_reopening(self._requests.record(self._reopened))
+            stop_if_cancelled()
 
     async def _count_pages(self, state: BucketState) -> None:
         # While the upload has no sheets, a retry or a reconcile can only count the pages, so this count serves the requests that wait now.
@@ -378,12 +385,13 @@ class ProcessUpload:
                     prioritized=self._window.prioritized_to_do,
                     hosts=tuple(sorted(self._sheet_work.hosts)),
                     webhooks=self._announcements.subscriptions,
+                    reopened=self._reopened,
                 ),
                 sealed_password=self._calls.sealed_password,
             )
         )
 
-    async def _close(self, *, reopened: bool) -> None:
+    async def _close(self, *, reopened: bool, cancelled: bool) -> None:
         """Removes half sheets, frees the scratch of the hosts, and writes the manifest. No sheet is in flight."""
         manifest_stands = not self._loaded and workflow.patched(OBEY_REQUESTS_AFTER_CANCEL) and await self._restore_manifest()
         if not manifest_stands:
@@ -391,6 +399,9 @@ class ProcessUpload:
                 # The half sheets are judged before the final status is set, because a sheet that turns out to be whole changes the status.
                 await self._checks.discard_undone(self._sheet_work.silence_noticed, self.patience.late_write)
             self._decide_ending()
+            if cancelled and self._progress.version == self._reopened:
+                # A late write of ``reopened.json`` must not bring back what was cancelled. Beside a newer manifest it says nothing.
+                self._progress.renew(workflow.now())
         self._loaded = True
         self._display.show(self._progress)
         freeing = (self._calls.discard_scratch(queue) for queue in sorted(self._sheet_work.hosts))
@@ -400,13 +411,13 @@ class ProcessUpload:
             with quiet_if_deleted():
                 manifest = self._progress.snapshot()
                 # The manifest is written last, because its readers take the upload as ended.
-                written = await self._calls.write_manifest(manifest, reopened=self._reopened is not None)
+                written = await self._calls.write_manifest(manifest, reopened=self._reopened)
                 if written is not None:
                     await self._announcements.announce_ended(manifest, written.webhooks)
                 workflow.logger.info("an upload has ended", extra={"status": manifest.status.value})
                 if not reopened:
                     count_upload(manifest)
-            self._reopened = None
+            self._reopened = 0
         self._display.refresh()
         self._waiters.clear()
         # An update that waits would fail with the run; this await lets each of them answer.
@@ -421,10 +432,10 @@ class ProcessUpload:
             Whether the manifest can stay: there is one, and nothing says that a run goes on from it.
         """
         with quiet_if_deleted():
-            state = self._bucket_state or await self._calls.list_sheets()
+            state = self._bucket_state or await self._list_sheets()
             if state.manifest is not None:
                 self._restore(state.manifest, state)
-                return self._reopened is None
+                return not self._reopened
             if not self._progress.total_pages:
                 self._progress.show_committed(state.committed, workflow.now())
         return False

@@ -233,7 +233,7 @@ class UploadRef:
         return f"{self.prefix}manifest.json"
 
     @property
-    def reopening(self) -> str:
+    def reopened(self) -> str:
         """``reopened.json``: a run goes on with an upload that had ended, and has not ended yet."""
         return f"{self.prefix}reopened.json"
 

@@ -244,43 +244,53 @@ class UploadStore:
 
     # ------------------------------------------------------------------ reopened.json
 
-    def reopening(self, ref: UploadRef, manifest: Snapshot) -> ReopenedRecord | None:
+    def reopened_record(self, ref: UploadRef, manifest: Snapshot) -> ReopenedRecord | None:
         """``reopened.json`` if a run goes on from this manifest, or was lost when it did; else None.
 
         Raises:
             UnreadableRecord: ``reopened.json`` cannot be read.
         """
         with suppress(ObjectMissing):
-            return _unless_ended(self._bucket.get_record(ReopenedRecord, ref.reopening), manifest)
+            return _unless_ended(self._bucket.get_record(ReopenedRecord, ref.reopened), manifest)
         return None
 
-    async def reopening_async(self, ref: UploadRef, manifest: Snapshot) -> ReopenedRecord | None:
-        """``reopening``, for an event loop."""
+    async def reopened_record_async(self, ref: UploadRef, manifest: Snapshot) -> ReopenedRecord | None:
+        """``reopened_record``, for an event loop."""
         with suppress(ObjectMissing):
-            return _unless_ended(await self._bucket.get_record_async(ReopenedRecord, ref.reopening), manifest)
+            return _unless_ended(await self._bucket.get_record_async(ReopenedRecord, ref.reopened), manifest)
         return None
 
-    async def has_reopening_async(self, ref: UploadRef) -> bool:
+    async def has_reopened_record_async(self, ref: UploadRef) -> bool:
         """Whether there is a ``reopened.json``, of whatever manifest."""
         with suppress(ObjectMissing):
-            await self._bucket.head_async(ref.reopening)
+            await self._bucket.head_async(ref.reopened)
             return True
         return False
 
-    def write_reopening(self, ref: UploadRef, record: ReopenedRecord) -> None:
+    def write_reopened_record(self, ref: UploadRef, record: ReopenedRecord) -> None:
         """Writes ``reopened.json``, unless it is about a newer manifest: then a later run has written it.
 
         Raises:
             UnreadableRecord: The ``reopened.json`` that is there cannot be read.
         """
         with suppress(ObjectMissing):
-            if self._bucket.get_record(ReopenedRecord, ref.reopening).manifest_version > record.manifest_version:
+            if self._bucket.get_record(ReopenedRecord, ref.reopened).manifest_version > record.manifest_version:
                 return
-        self._bucket.put_seen(ref.reopening, to_json(record))
+        self._bucket.put_seen(ref.reopened, to_json(record))
 
-    def remove_reopening(self, ref: UploadRef) -> None:
-        """Removes ``reopened.json``: the run has ended. Must come after the write of its manifest."""
-        self._bucket.delete([ref.reopening])
+    def remove_reopened_record(self, ref: UploadRef, manifest_version: int) -> None:
+        """Removes ``reopened.json``: the run has ended. Must come after the write of its manifest.
+
+        Args:
+            ref: The upload.
+            manifest_version: That of the run's record, or a newer one. A record of a later run stays.
+
+        Raises:
+            UnreadableRecord: ``reopened.json`` cannot be read.
+        """
+        with suppress(ObjectMissing):
+            if self._bucket.get_record(ReopenedRecord, ref.reopened).manifest_version <= manifest_version:
+                self._bucket.delete([ref.reopened])
 
     # ------------------------------------------------------------------ sheets
 

@@ -180,20 +180,20 @@ class Runs:
                 update.cancel()
                 update.add_done_callback(lambda task: task.cancelled() or task.exception())
 
-    async def start(self, ref: UploadRef, sealed_password: str = "", *, reopened: bool = False) -> None:
+    async def start(self, ref: UploadRef, sealed_password: str = "", *, lost: bool = False) -> None:
         """Starts the workflow of an accepted upload, unless it was started before.
 
         Args:
             ref: The upload.
             sealed_password: See ``UploadInput``.
-            reopened: See ``start_upload``.
+            lost: See ``start_upload``.
 
         Raises:
             TemporalUnavailable: Temporal does not answer.
         """
         async with _naming_start_failures():
             client, request_id = await self._get_client(), current_request_id()
-            await start_upload(client, ref, sealed_password=sealed_password, reopened=reopened, request_id=request_id)
+            await start_upload(client, ref, sealed_password=sealed_password, lost=lost, request_id=request_id)
 
     async def reopen(self, ref: UploadRef, signal: str, args: SheetNumbers | Reconcile) -> None:
         """Sends a signal to the run, or starts the run again with the signal.

@@ -48,6 +48,7 @@ SHEETS_AT_ONCE = 16
 WORTH_A_WARNING = 3
 """An activity that has failed is worth a warning when the attempt with this number is due or runs."""
 
+
 _LONG_AGO = datetime.fromtimestamp(0, UTC)
 
 
@@ -61,6 +62,7 @@ class UploadState:
         certain: Whether the progress is current. False when Temporal does not answer, or a record cannot be read: it may then be old.
         record: ``upload.json``; None when it cannot be read.
         unreadable: The error, if a record of the upload cannot be read. The snapshot then comes from the other records and has a warning.
+        is_loading: Whether Temporal answers, but the run does not know yet what a lost run did. The progress is then not certain.
     """
 
     snapshot: Snapshot
@@ -68,6 +70,7 @@ class UploadState:
     certain: bool = True
     record: UploadRecord | None = None
     unreadable: UnreadableRecord | None = None
+    is_loading: bool = False
 
 
 class Status:
@@ -114,9 +117,10 @@ class Status:
             await self.record(ref)
 
     async def check_readable(self, ref: UploadRef) -> None:
-        """Returns if the upload's run may be started again. Raises the same errors as ``record``, also about the manifest."""
+        """Returns if the upload's run may be started again. Raises the errors of ``record`` about any record that the run would read."""
         await self.record(ref)
-        await self._store.manifest_async(ref)
+        if manifest := await self._store.manifest_async(ref):
+            await self._store.reopened_record_async(ref, manifest.snapshot)
 
     async def mark_deleted(self, ref: UploadRef) -> None:
         """Marks the upload deleted. It is gone at once in this process, and within 2 seconds in other processes. A second call is no error.
@@ -165,6 +169,8 @@ class Status:
                 return replace(await self._last_known_state(ref, record, error, ask_temporal=ask_temporal), record=record)
         except UnreadableRecord as error:
             return await self._state_beside_unreadable_record(ref, record, error, ask_temporal=ask_temporal)
+        if state.is_loading:
+            return replace(state, record=record)
         self.remember(ref, state)
         return replace(state, snapshot=with_estimate(state.snapshot), record=record)
 
@@ -177,9 +183,9 @@ class Status:
                 # Until the run has loaded, the manifest of the previous run counts, unless a run that went on from it was lost. After a
                 # lost history, the last known progress counts, or else the sheets in the bucket. So the version does not fall.
                 if manifest := await self._store.manifest_async(ref):
-                    if await self._store.reopening_async(ref, manifest.snapshot) is None:
+                    if await self._store.reopened_record_async(ref, manifest.snapshot) is None:
                         return UploadState(manifest.snapshot)
-                    return UploadState(await self._reopened_progress(ref, snapshot, patience_s))
+                    return await self._reopened_state(ref, record, snapshot, patience_s)
                 if (last := self._remembered(ref)) and not is_unloaded(last):
                     return UploadState(last)
                 snapshot = await self._wait_until_loaded(ref, snapshot, patience_s)
@@ -196,11 +202,11 @@ class Status:
             return await self._runs.progress(ref)
         except NoRun:
             manifest = await self._store.manifest_async(ref)
-        reopened = manifest is not None and await self._store.reopening_async(ref, manifest.snapshot) is not None
+        reopened = manifest is not None and await self._store.reopened_record_async(ref, manifest.snapshot) is not None
         if manifest and not reopened:
             return _ended_state(manifest)
         logger.info("starts the workflow of an accepted upload", extra={"ref": str(ref)})
-        await self._runs.start(ref, reopened=reopened)
+        await self._runs.start(ref, lost=reopened)
         began, _ = await self._run_times(ref)
         return _first_snapshot(record, began)
 
@@ -212,17 +218,13 @@ class Status:
         snapshot = await self._progress_once_loaded(ref, snapshot, patience_s)
         return await self._with_committed(ref, snapshot, begun) if is_unloaded(snapshot) else snapshot
 
-    async def _reopened_progress(self, ref: UploadRef, snapshot: Snapshot, patience_s: float) -> Snapshot:
-        """Waits until a run has loaded that takes the place of a lost one. What the lost run told is newer than the manifest.
-
-        Raises:
-            TemporalUnavailable: Time is up.
-        """
+    async def _reopened_state(self, ref: UploadRef, record: UploadRecord, snapshot: Snapshot, patience_s: float) -> UploadState:
+        """The progress of a run that follows a lost one, once it has loaded: what the lost run told is newer than the manifest."""
         snapshot = await self._progress_once_loaded(ref, snapshot, patience_s)
-        if is_unloaded(snapshot):
-            msg = "a run that went on with the upload was lost, and the new run has not begun yet"
-            raise TemporalUnavailable(msg)
-        return snapshot
+        if not is_unloaded(snapshot):
+            return UploadState(snapshot)
+        error = TemporalUnavailable("a run that went on with the upload was lost, and the new run has not begun yet")
+        return replace(await self._last_known_state(ref, record, error, ask_temporal=False), is_loading=True)
 
     async def _progress_once_loaded(self, ref: UploadRef, snapshot: Snapshot, patience_s: float) -> Snapshot:
         """The progress of a run as soon as it has loaded, or as it is when time is up."""

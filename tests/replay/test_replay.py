@@ -4,6 +4,8 @@ The histories are exported by ``tests/workflow`` when ``SITELINK_KEEP_HISTORIES`
 ``workflow.patched`` and one more history; an old history is never replaced.
 """
 
+import base64
+import json
 from pathlib import Path
 
 import pytest
@@ -69,6 +71,19 @@ def test_history_proves_what_its_name_says(name: str, event: str) -> None:
 def test_retried_sheet_was_attempted_twice() -> None:
     """The history with a retried sheet holds a second attempt."""
     assert 2 in [each.activity_task_started_event_attributes.attempt for each in _history("retried-sheet").events]
+
+
+async def test_run_of_an_earlier_release_does_not_look_for_a_lost_one() -> None:
+    """Its tile worker is of this release, and has found the record of a lost run. The sheets of the bucket are not taken then, either."""
+    history = _history("reconciled").to_json_dict()
+    (result,) = (
+        event["activityTaskCompletedEventAttributes"]["result"]["payloads"][0] for event in history["events"] if event["eventId"] == "10"
+    )
+    state = json.loads(base64.b64decode(result["data"]))
+    assert len(state["committed"]) == 2
+    state |= {"committed": [], "reopened": {"manifest_version": state["manifest"]["version"], "retries": [[]]}}
+    result["data"] = base64.b64encode(json.dumps(state).encode()).decode()
+    await Replayer(workflows=WORKFLOWS).replay_workflow(WorkflowHistory.from_json("altered", history))
 
 
 def _history(name: str) -> WorkflowHistory:

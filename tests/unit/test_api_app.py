@@ -139,12 +139,12 @@ async def test_lost_run_of_a_reopened_upload_is_followed_by_another(
     await accept(bucket)
     ended = snapshot(READY, FAILED, status=UploadStatus.PARTIAL, version=100)
     await bucket.put_async(REF.manifest, to_json(ended))
-    await bucket.put_async(REF.reopening, to_json(ReopenedRecord(100, retries=((2,),))))
+    await bucket.put_async(REF.reopened, to_json(ReopenedRecord(100, retries=((2,),))))
     temporal.started = snapshot(version=1_800_000_000_000)
     answer = (await client.get(PATH)).json()
     assert (answer["status"], answer["version"]) == ("partial", 100)
     assert "may not be the latest" in answer["warning"]
-    assert [(start["id"], start["argument"].reopened) for start in temporal.starts] == [(REF.workflow_id, True)]
+    assert [(start["id"], start["argument"].lost) for start in temporal.starts] == [(REF.workflow_id, True)]
     temporal.state = snapshot(READY, PENDING, version=1_800_000_000_001)
     answer = (await client.get(PATH)).json()
     assert (answer["completedPages"], answer["version"], answer["warning"]) == (1, 1_800_000_000_001, None)

@@ -143,7 +143,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "activities.host": BUCKET
     | {*(f"activities.{name}" for name in ("limits", "metrics", "render.child", "scratch", "sealing", "threads"))},
     "activities.*": HOST | {"activities.document"},
-    "workflows.processing.window": set(),
+    "workflows.processing.window": {"activities.bucket.records"},
     "workflows.processing.patches": set(),
     "workflows.messages": {
         *(f"activities.bucket.{name}" for name in ("records", "report")),

@@ -346,7 +346,7 @@ def test_every_key_of_the_bucket_is_spelled_as_the_code_spells_it() -> None:
         ref.part(1),
         ref.record,
         ref.manifest,
-        ref.reopening,
+        ref.reopened,
         ref.thumbnail(1),
         ref.sheet_record(1),
         ref.descriptor(1),

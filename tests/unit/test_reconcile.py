@@ -183,7 +183,7 @@ async def test_records_that_cannot_be_read_stop_nothing(bucket: Bucket, body: by
         bucket.head(REF.descriptor(1))
 
 
-@pytest.mark.parametrize("name", ["record", "manifest", "reopening"])
+@pytest.mark.parametrize("name", ["record", "manifest", "reopened"])
 @pytest.mark.parametrize("body", [b"", b"{", b'{"schema": 2}'])
 async def test_no_run_goes_on_without_its_records(bucket: Bucket, name: str, body: bytes) -> None:
     """A run that cannot read the manifest or the options says so and waits. Otherwise it would write over them."""
@@ -205,7 +205,7 @@ async def test_reopening_is_in_the_bucket_until_the_run_has_ended(bucket: Bucket
     assert (await run(host.list_sheets, ListSheets(str(REF)))).reopened is None
     await run(host.record_reopening, RecordReopening(str(REF), reopened))
     assert (await run(host.list_sheets, ListSheets(str(REF)))).reopened == reopened
-    await run(host.write_manifest, WriteManifest(str(REF), manifest, reopened=True))
+    await run(host.write_manifest, WriteManifest(str(REF), manifest, reopened=manifest.version))
     assert (await run(host.list_sheets, ListSheets(str(REF)))).reopened is None
 
 

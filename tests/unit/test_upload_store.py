@@ -190,7 +190,7 @@ WRITES: dict[str, tuple[str, Callable[[UploadStore], Awaitable[Any]]]] = {
     "mark_deleted": (REF.record, lambda store: store.mark_deleted_async(REF)),
     "put_source": (REF.source, lambda store: store.put_source_async(REF, pdf())),
     "write_manifest": (REF.manifest, lambda store: asyncio.to_thread(store.write_manifest, REF, snapshot())),
-    "write_reopening": (REF.reopening, lambda store: asyncio.to_thread(store.write_reopening, REF, REOPENED)),
+    "write_reopened_record": (REF.reopened, lambda store: asyncio.to_thread(store.write_reopened_record, REF, REOPENED)),
     "create_manifest": (REF.manifest, lambda store: store.create_manifest_async(REF, snapshot())),
     "commit": (REF.descriptor(1), lambda store: asyncio.to_thread(store.commit, REF, 1, DESCRIPTOR)),
 }
@@ -243,7 +243,7 @@ async def test_a_write_is_there(bucket: Bucket, name: str) -> None:
         "accept": to_json(RECORD),
         "put_source": b"%PDF-1.7\n" + b"x" * 5000,
         "write_manifest": to_json(snapshot()),
-        "write_reopening": to_json(REOPENED),
+        "write_reopened_record": to_json(REOPENED),
         "create_manifest": to_json(snapshot()),
         "commit": DESCRIPTOR,
     }
@@ -348,13 +348,15 @@ async def test_a_key_that_is_there_and_is_not_is_given_up(tmp_path: Path) -> Non
 async def test_a_newer_manifest_ends_a_reopening(bucket: Bucket) -> None:
     """Even if the record was not removed. A write that comes late does not take the place of a later run's record."""
     store = UploadStore(bucket)
-    assert await store.reopening_async(REF, snapshot()) is store.reopening(REF, snapshot()) is None
-    assert not await store.has_reopening_async(REF)
-    store.write_reopening(REF, REOPENED)
-    store.write_reopening(REF, replace(REOPENED, manifest_version=8))
-    assert await store.reopening_async(REF, snapshot()) == store.reopening(REF, snapshot()) == REOPENED
+    assert await store.reopened_record_async(REF, snapshot()) is store.reopened_record(REF, snapshot()) is None
+    assert not await store.has_reopened_record_async(REF)
+    store.write_reopened_record(REF, REOPENED)
+    store.write_reopened_record(REF, replace(REOPENED, manifest_version=8))
+    assert await store.reopened_record_async(REF, snapshot()) == store.reopened_record(REF, snapshot()) == REOPENED
     newer = replace(snapshot(), version=10)
-    assert await store.reopening_async(REF, newer) is store.reopening(REF, newer) is None
-    assert await store.has_reopening_async(REF)
-    store.remove_reopening(REF)
-    assert not await store.has_reopening_async(REF)
+    assert await store.reopened_record_async(REF, newer) is store.reopened_record(REF, newer) is None
+    assert await store.has_reopened_record_async(REF)
+    store.remove_reopened_record(REF, 8)
+    assert await store.has_reopened_record_async(REF), "an earlier run's late attempt to end leaves a later run's record"
+    store.remove_reopened_record(REF, 9)
+    assert not await store.has_reopened_record_async(REF)

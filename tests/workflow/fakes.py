@@ -207,7 +207,7 @@ class FakeActivities(UploadActivities):
         await self._reach("write_manifest")
         _raise_next(self.manifest_errors)
         self.manifest = args.snapshot
-        if args.reopened:
+        if self.reopened and self.reopened.manifest_version <= args.reopened:
             self.reopened = None
         return WrittenManifest(self.webhooks)
 

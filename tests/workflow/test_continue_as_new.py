@@ -5,14 +5,15 @@ from typing import Any
 from temporalio.client import Client, WorkflowHistory
 
 from activities.bucket.keys import UploadRef
-from activities.bucket.records import UploadStatus
+from activities.bucket.records import ReopenedRecord, UploadStatus
 from activities.errors import NoPages
 from activities.interface import WORKFLOW_QUEUE
 from deploy.temporal import TemporalServer
 from tests.waiting import until_async
 from tests.workflow.fakes import FakeActivities, pages, working
 from tests.workflow.runs import HISTORIES, cancelled_after_one, handle_of, handover_in, keep_history
-from workflows.starting import start_upload
+from workflows.messages import SheetNumbers
+from workflows.starting import reopen_upload, start_upload
 from workflows.upload import ProcessUpload
 
 
@@ -40,6 +41,26 @@ async def test_continue_as_new_loses_and_repeats_nothing(forgetful_server: Tempo
     assert (result.status, result.completed_pages) == (UploadStatus.COMPLETE, 40)
     assert sorted(fake.tiled) == list(range(1, 41))
     assert versions == sorted(versions)
+
+
+async def test_reopening_is_written_down_once_and_removed_in_the_end(forgetful_server: TemporalServer, ref: UploadRef) -> None:
+    """A cancelled upload is resumed, and that takes several runs."""
+    client = await Client.connect(forgetful_server.address, identity="test")
+    fake = FakeActivities(pages(40), window=1)
+    fake.closes_after = 1
+    async with working(client, fake):
+        await cancelled_after_one(client, ref, fake)
+        manifest = fake.manifest
+        assert manifest is not None
+        fake.stubborn, fake.reached = "write_manifest", ""
+        await reopen_upload(client, ref, "retry_sheets", SheetNumbers())
+        first_run = (await handle_of(client, ref).describe()).run_id
+        await until_async(lambda: fake.reached == "write_manifest")
+        assert (await handle_of(client, ref).describe()).run_id != first_run
+        assert fake.reopened == ReopenedRecord(manifest.version, retries=((),))
+        fake.released.set()
+        assert (await handle_of(client, ref).result()).status is UploadStatus.COMPLETE
+    assert fake.reopened is None
 
 
 def handed_over(history: str) -> dict[str, Any]:

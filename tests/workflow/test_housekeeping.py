@@ -84,7 +84,7 @@ class Activities(FakeActivities):
         self._accepted(args.ref)
         state, ref, store = await super().list_sheets(args), UploadRef.parse(args.ref), UploadStore(self.bucket)
         manifest = stored.snapshot if (stored := store.manifest(ref)) else None
-        return replace(state, manifest=manifest, reopened=store.reopening(ref, manifest) if manifest else None)
+        return replace(state, manifest=manifest, reopened=store.reopened_record(ref, manifest) if manifest else None)
 
     @activity.defn
     async def write_manifest(self, args: WriteManifest) -> WrittenManifest:
@@ -345,7 +345,7 @@ async def test_sweep_starts_reopened_uploads_whose_run_is_lost(client: Client, b
     manifest = Snapshot(UploadStatus.CANCELLED, 100, timestamp(datetime.now(UTC)))
     for ref in (lost, ended, runs):
         bucket.put(ref.manifest, to_json(manifest))
-        bucket.put(ref.reopening, to_json(ReopenedRecord(99 if ref is ended else 100, retries=((),))))
+        bucket.put(ref.reopened, to_json(ReopenedRecord(99 if ref is ended else 100, retries=((),))))
     house.stubborn = "list_sheets"
     await reopen_upload(client, runs, "retry_sheets", SheetNumbers())
     assert (await sweep(client)).started == NameList(1, (str(lost),))

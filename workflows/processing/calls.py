@@ -119,7 +119,7 @@ class Calls:
         args = PruneSheets(self._ref, total_pages)
         return await self._call(STORAGE_QUEUE, UploadActivities.prune_sheets, args, "remove objects that belong to no sheet")
 
-    async def write_manifest(self, snapshot: Snapshot, *, reopened: bool) -> WrittenManifest | None:
+    async def write_manifest(self, snapshot: Snapshot, *, reopened: int) -> WrittenManifest | None:
         """Writes the final progress to the bucket; the arguments are those of ``WriteManifest``."""
         args = WriteManifest(self._ref, snapshot, reopened=reopened)
         return await self._call(STORAGE_QUEUE, UploadActivities.write_manifest, args, "write the manifest")

@@ -56,6 +56,10 @@ class Progress:
         self._head = replace(snapshot, sheets=())
         self._set_sheets(snapshot.sheets)
 
+    def renew(self, now: datetime) -> None:
+        """Gives the state a newer version, although nothing has changed."""
+        self._change(now)
+
     def _set_sheets(self, sheets: Iterable[SheetState]) -> None:
         self._sheets = SheetsByChange(sheets)
         self._numbers: dict[SheetStatus, set[int]] = {status: set() for status in SheetStatus}

@@ -150,6 +150,22 @@ async def test_lost_run_of_a_reopened_upload_is_followed_by_another(
     assert (answer["completedPages"], answer["version"], answer["warning"]) == (1, 1_800_000_000_001, None)
 
 
+async def test_upload_that_waits_for_its_run_does_not_spoil_the_list(
+    client: httpx2.AsyncClient, bucket: Bucket, temporal: FakeTemporal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is shown with a warning, but Temporal answers, so it is asked about the uploads that follow in the list."""
+    monkeypatch.setattr("api.plans.READS_AT_ONCE", 1)
+    newest = other_upload(1)
+    for ref in (REF, newest):
+        await accept(bucket, ref)
+    await bucket.put_async(newest.manifest, to_json(snapshot(READY, FAILED, status=UploadStatus.PARTIAL)))
+    await bucket.put_async(newest.reopened, to_json(ReopenedRecord(100)))
+    temporal.state = snapshot(version=1_800_000_000_000)
+    waits, other = (await client.get(BASE)).json()["uploads"]
+    assert (waits["upload"], waits["status"], other["status"], other["warning"]) == (newest.upload, "partial", "queued", None)
+    assert "the new run has not begun yet" in waits["warning"]
+
+
 async def test_run_that_was_started_just_now_has_a_version(client: httpx2.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
     """Before a worker answers, the version is the start time: newer than a lost run's, and not newer than the new run's."""
     await accept(bucket)
@@ -496,7 +512,7 @@ def other_upload(number: int) -> UploadRef:
 
 
 @pytest.mark.parametrize("body", [CUT, NEWER, b"\xff", b'{"status":"complete","version":1,"updatedAt":"noon"}'])
-@pytest.mark.parametrize("name", ["record", "manifest"])
+@pytest.mark.parametrize("name", ["record", "manifest", "reopened"])
 async def test_record_that_cannot_be_read_is_a_warning_of_its_upload(
     client: httpx2.AsyncClient, bucket: Bucket, temporal: FakeTemporal, name: str, body: bytes
 ) -> None:
@@ -519,12 +535,13 @@ async def test_record_that_cannot_be_read_is_a_warning_of_its_upload(
     assert (await bucket.get_async(key)).body == body
 
 
-@pytest.mark.parametrize("name", ["record", "manifest"])
+@pytest.mark.parametrize("name", ["record", "manifest", "reopened"])
 async def test_action_on_an_unreadable_record_is_refused(
     client: httpx2.AsyncClient, bucket: Bucket, temporal: FakeTemporal, name: str
 ) -> None:
     """It is refused by name, and nothing is started or changed. Objects of its sheets are still served."""
     await accept(bucket)
+    await bucket.put_async(REF.manifest, to_json(snapshot(READY)))
     await bucket.put_async(getattr(REF, name), NEWER)
     await asyncio.to_thread(put_sheet, bucket, 1, REF)
     for path in ("cancel", "reconcile", "sheets/1/retry", "sheets/1/prioritize"):

@@ -41,6 +41,7 @@ READS: dict[str, Callable[[UploadStore], Any]] = {
     "begun": lambda store: store.begun(REF),
     "committed": lambda store: store.committed(REF, 1),
     "key_record": lambda store: store.key_record(KEY),
+    "reopened_record": lambda store: store.reopened_record(REF, snapshot()),
 }
 READS_ASYNC: dict[str, Callable[[UploadStore], Awaitable[Any]]] = {
     "record": lambda store: store.record_async(REF),
@@ -50,6 +51,7 @@ READS_ASYNC: dict[str, Callable[[UploadStore], Awaitable[Any]]] = {
     "begun": lambda store: store.begun_async(REF),
     "committed": lambda store: store.committed_async(REF, 1),
     "key_record": lambda store: store.key_record_async(KEY),
+    "reopened_record": lambda store: store.reopened_record_async(REF, snapshot()),
 }
 
 
@@ -101,7 +103,7 @@ async def test_a_missing_record_is_no_fault(bucket: Bucket) -> None:
     """An upload that was never accepted is an error. A missing manifest, sheet or key is not."""
     assert isinstance(await outcome(bucket, "record"), ObjectMissing)
     assert isinstance(await outcome(bucket, "accepted"), UploadNotFound)
-    for name in ("manifest", "manifest_written_at", "committed", "key_record"):
+    for name in ("manifest", "manifest_written_at", "committed", "key_record", "reopened_record"):
         assert await outcome(bucket, name) is None, name
     assert await outcome(bucket, "begun") == []
 
@@ -132,6 +134,7 @@ async def test_a_deleted_upload_is_found_only_by_who_asks_for_the_mark(bucket: B
         ("manifest", REF.manifest),
         ("committed", REF.sheet_record(1)),
         ("key_record", KEY),
+        ("reopened_record", REF.reopened),
     ],
 )
 async def test_a_record_that_cannot_be_read_is_named(tmp_path: Path, name: str, key: str, body: bytes, kind: type[Exception]) -> None:
@@ -156,6 +159,7 @@ async def test_reads_of_an_event_loop_need_no_thread(tmp_path: Path) -> None:
     bucket = Bucket(BucketSettings(tmp_path.as_uri()))
     put_upload(bucket, 1)
     bucket.put(KEY, to_json(KEY_RECORD))
+    bucket.put(REF.reopened, to_json(REOPENED))
     released = threading.Event()
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
     hanging = asyncio.create_task(asyncio.to_thread(released.wait))
@@ -348,11 +352,10 @@ async def test_a_key_that_is_there_and_is_not_is_given_up(tmp_path: Path) -> Non
 async def test_a_newer_manifest_ends_a_reopening(bucket: Bucket) -> None:
     """Even if the record was not removed. A write that comes late does not take the place of a later run's record."""
     store = UploadStore(bucket)
-    assert await store.reopened_record_async(REF, snapshot()) is store.reopened_record(REF, snapshot()) is None
     assert not await store.has_reopened_record_async(REF)
     store.write_reopened_record(REF, REOPENED)
     store.write_reopened_record(REF, replace(REOPENED, manifest_version=8))
-    assert await store.reopened_record_async(REF, snapshot()) == store.reopened_record(REF, snapshot()) == REOPENED
+    assert await outcome(bucket, "reopened_record") == REOPENED
     newer = replace(snapshot(), version=10)
     assert await store.reopened_record_async(REF, newer) is store.reopened_record(REF, newer) is None
     assert await store.has_reopened_record_async(REF)

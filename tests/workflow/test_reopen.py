@@ -119,8 +119,11 @@ async def test_run_that_was_terminated_is_not_made_up_for(client: Client, ref: U
     assert fake.reopened is None
 
 
-async def test_lost_run_of_a_reopened_upload_is_made_up_for(client: Client, ref: UploadRef) -> None:
-    """The next run does what the lost one was asked to do. It has a newer version at once, and shows what the lost one committed."""
+@pytest.mark.parametrize("by_request", [False, True])
+async def test_lost_run_of_a_reopened_upload_is_made_up_for(client: Client, ref: UploadRef, by_request: bool) -> None:
+    """The next run does what the lost one was asked to do, also if a request starts it. At once it has a newer version and the sheets that
+    the lost one committed.
+    """
     fake = FakeActivities(pages(4), window=1)
     fake.closes_after = 1
     async with working(client, fake):
@@ -131,14 +134,15 @@ async def test_lost_run_of_a_reopened_upload_is_made_up_for(client: Client, ref:
         fake.reopened = ReopenedRecord(manifest.version, retries=((),))
         other = UploadRef.parse(f"{ref}-after-the-loss")
         fake.stubborn, fake.released = "record_reopening", asyncio.Event()
-        await start_upload(client, other, lost=True)
+        await (reopen_upload(client, other, "force_reconcile") if by_request else start_upload(client, other, lost=True))
         await until_async(lambda: fake.reached == "record_reopening")
         seen = await handle_of(client, other).query(ProcessUpload.progress)
         assert (seen.version > manifest.version, seen.completed_pages, seen.reconciled) == (True, 2, True)
         fake.gate.set()
         fake.released.set()
         result = await handle_of(client, other).result()
-        await keep_history(handle_of(client, other), "lost-and-resumed")
+        if not by_request:
+            await keep_history(handle_of(client, other), "lost-and-resumed")
     assert (result.status, result.reconciled) == (UploadStatus.COMPLETE, True)
     assert sorted(fake.tiled)[-2:] == [2, 3]
     assert fake.reopened is None

@@ -121,9 +121,7 @@ async def test_run_that_was_terminated_is_not_made_up_for(client: Client, ref: U
 
 @pytest.mark.parametrize("by_request", [False, True])
 async def test_lost_run_of_a_reopened_upload_is_made_up_for(client: Client, ref: UploadRef, by_request: bool) -> None:
-    """The next run does what the lost one was asked to do, also if a request starts it. At once it has a newer version and the sheets that
-    the lost one committed.
-    """
+    """The next run does what the lost one was asked to do, also if a request starts it. It shows at once what the lost one committed."""
     fake = FakeActivities(pages(4), window=1)
     fake.closes_after = 1
     async with working(client, fake):

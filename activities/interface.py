@@ -136,7 +136,7 @@ class BucketState:
         manifest: The final progress of an earlier run, if one ended.
         webhooks: Who wants webhooks about the upload.
         confirmed: The numbers of further committed sheets. They are ready in the manifest, and their records would not fit here.
-        reopened: ``reopened.json``, if an earlier run went on from this manifest, and neither ended nor is there any more.
+        reopened: ``reopened.json``, if an earlier run went on from this manifest and wrote no newer one.
     """
 
     options: UploadOptions

@@ -271,7 +271,7 @@ class Api:
             upload = await self._status.read(ref)  # this starts an accepted upload that never ran
             if upload.unreadable is not None:
                 raise upload.unreadable from None
-            if not upload.certain:
+            if not (upload.certain or upload.is_loading):
                 raise TemporalUnavailable(upload.snapshot.warning) from None
             if upload.final is None:
                 await self._cancel_started(ref)
@@ -332,6 +332,7 @@ class Api:
         if any(state.number == sheet and state.status is SheetStatus.READY for state in upload.snapshot.sheets):
             msg = f"sheet {sheet:,} is ready: there is nothing to try again"
             raise AlreadyFinished(msg)
+        await self._status.check_readable(ref)
         await self._runs.reopen(ref, "retry_sheets", SheetNumbers((sheet,), sealed_password=sealed_password))
         return _accepted(ref)
 

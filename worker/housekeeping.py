@@ -401,7 +401,9 @@ class Housekeeping(HousekeepingActivities):
         stored = await asyncio.to_thread(self._store.manifest, ref)
         manifest = stored.snapshot if stored else None
         if manifest is not None and datetime.fromisoformat(manifest.updated_at) >= run.start_time:
-            return
+            has_ended = await self._store.reopened_record_async(ref, manifest) is None
+            if has_ended:
+                return
         last = await self._last_progress(ref, run)
         if last is None or not last.total_pages:  # the run had not even read the manifest of an earlier run
             last = manifest or last or Snapshot(UploadStatus.QUEUED, 0, timestamp(run.start_time))
@@ -412,8 +414,8 @@ class Housekeeping(HousekeepingActivities):
             return  # a new run has started
         manifest = terminated_progress(last, run.status, datetime.now(UTC))
         await asyncio.to_thread(self._store.write_manifest, ref, manifest)
-        await asyncio.to_thread(self._store.remove_reopened_record, ref, manifest.version)
         await self._announce_end(ref, manifest)
+        await asyncio.to_thread(self._store.remove_reopened_record, ref, manifest.version)
         walk.add_name("terminated", ref)
 
     async def _write_missing_manifest(self, ref: UploadRef, run: WorkflowExecutionDescription, walk: _Walk[Swept]) -> None:

@@ -245,6 +245,7 @@ class ProcessUpload:
     async def _record_reopening(self) -> None:
         """Writes down in the bucket that this run goes on with an upload that had ended, and what it was asked."""
         if workflow.patched(RECORD_REOPENINGS):
+            self._announcements.skip_sheets()  # a run that is cancelled here announces none
             stop_if_cancelled()
             self._reopened = self._reopened or self._progress.version
             await self._calls.record_reopening(self._requests.record(self._reopened))

@@ -48,7 +48,6 @@ SHEETS_AT_ONCE = 16
 WORTH_A_WARNING = 3
 """An activity that has failed is worth a warning when the attempt with this number is due or runs."""
 
-
 _LONG_AGO = datetime.fromtimestamp(0, UTC)
 
 
@@ -223,7 +222,7 @@ class Status:
         snapshot = await self._progress_once_loaded(ref, snapshot, patience_s)
         if not is_unloaded(snapshot):
             return UploadState(snapshot)
-        error = TemporalUnavailable("a run that went on with the upload was lost, and the new run has not begun yet")
+        error = TemporalUnavailable("a run that went on with the upload left no final progress, and the new run has not loaded yet")
         return replace(await self._last_known_state(ref, record, error, ask_temporal=False), is_loading=True)
 
     async def _progress_once_loaded(self, ref: UploadRef, snapshot: Snapshot, patience_s: float) -> Snapshot:
@@ -263,7 +262,9 @@ class Status:
             msg = "the run was replaced by another one"
             raise TemporalUnavailable(msg)
         if manifest and datetime.fromisoformat(manifest.snapshot.updated_at) >= began:
-            return _ended_state(manifest)
+            has_ended = await self._store.reopened_record_async(ref, manifest.snapshot) is None
+            if has_ended:
+                return _ended_state(manifest)
         candidates = [_queued_snapshot(timestamp(ended))]
         if remembered := self._remembered(ref):
             candidates.append(remembered)
@@ -333,13 +334,16 @@ class Status:
         """The state, with a warning if the progress has not changed for some time."""
         now = datetime.now(UTC)
         idle = now - datetime.fromisoformat(state.snapshot.updated_at)
-        if state.final is not None or not state.certain or idle < QUIET:
+        if state.final is not None or not (state.certain or state.is_loading) or idle < QUIET:
             return state
         try:
             failure = await self._runs.last_failure(ref)
         except (NoRun, TemporalUnavailable):
             return state
         sentence, attempt = failure or ("", 0)
+        if state.is_loading:  # its own warning stays; how long nothing has moved is not known
+            more = f"; {sentence}" if attempt >= WORTH_A_WARNING else ""
+            return replace(state, snapshot=replace(state.snapshot, warning=f"{state.snapshot.warning}{more}"))
         # A final state of an open run needs no change: the run is writing its manifest, or was just reopened.
         if idle >= STUCK and (failure or not state.snapshot.status.is_final):
             minutes = int(idle.total_seconds() // 60)

@@ -105,6 +105,7 @@ class FakeTemporal:
             raise self.start_error
         self.starts.append({"argument": args[1], **options})
         self.state = self.started or self.state
+        self.cancel_error = None
 
     async def signal(self, name: Any, argument: object, **_: object) -> None:
         """Notes the signal."""

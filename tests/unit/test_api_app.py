@@ -137,7 +137,7 @@ async def test_lost_run_of_a_reopened_upload_is_followed_by_another(
 ) -> None:
     """GET starts it. Until it has loaded, the manifest is an old state, and the answer says so."""
     await accept(bucket)
-    ended = snapshot(READY, FAILED, status=UploadStatus.PARTIAL, version=100)
+    ended = replace(snapshot(READY, FAILED, status=UploadStatus.PARTIAL, version=100), updated_at="2026-01-31T09:30:00.000Z")
     await bucket.put_async(REF.manifest, to_json(ended))
     await bucket.put_async(REF.reopened, to_json(ReopenedRecord(100, retries=((2,),))))
     temporal.started = snapshot(version=1_800_000_000_000)
@@ -145,9 +145,23 @@ async def test_lost_run_of_a_reopened_upload_is_followed_by_another(
     assert (answer["status"], answer["version"]) == ("partial", 100)
     assert "may not be the latest" in answer["warning"]
     assert [(start["id"], start["argument"].lost) for start in temporal.starts] == [(REF.workflow_id, True)]
+    temporal.pending = [_pending_activity(3)]
+    assert (await client.get(PATH)).json()["warning"].endswith("; StorageUnavailable: the bucket failed (attempt 3)")
     temporal.state = snapshot(READY, PENDING, version=1_800_000_000_001)
     answer = (await client.get(PATH)).json()
     assert (answer["completedPages"], answer["version"], answer["warning"]) == (1, 1_800_000_000_001, None)
+
+
+async def test_reopened_upload_whose_run_is_lost_can_be_cancelled(
+    client: httpx2.AsyncClient, bucket: Bucket, temporal: FakeTemporal
+) -> None:
+    """A run that follows the lost one is started, and asked to end."""
+    await accept(bucket)
+    await bucket.put_async(REF.manifest, to_json(snapshot(READY, FAILED, status=UploadStatus.PARTIAL)))
+    await bucket.put_async(REF.reopened, to_json(ReopenedRecord(100)))
+    temporal.cancel_error, temporal.started = NOT_FOUND, snapshot(version=1_800_000_000_000)
+    assert (await client.post(f"{PATH}/cancel")).status_code == 202
+    assert (len(temporal.starts), temporal.cancels) == (1, 2)
 
 
 async def test_upload_that_waits_for_its_run_does_not_spoil_the_list(
@@ -163,7 +177,7 @@ async def test_upload_that_waits_for_its_run_does_not_spoil_the_list(
     temporal.state = snapshot(version=1_800_000_000_000)
     waits, other = (await client.get(BASE)).json()["uploads"]
     assert (waits["upload"], waits["status"], other["status"], other["warning"]) == (newest.upload, "partial", "queued", None)
-    assert "the new run has not begun yet" in waits["warning"]
+    assert "the new run has not loaded yet" in waits["warning"]
 
 
 async def test_run_that_was_started_just_now_has_a_version(client: httpx2.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
@@ -250,14 +264,19 @@ async def test_ended_run_whose_manifest_is_missing_was_not_terminated(
     assert (answer["status"], answer["warning"], answer["version"]) == ("complete", None, 200)
 
 
-@pytest.mark.parametrize(("began", "status"), [(timedelta(minutes=1), "failed"), (timedelta(minutes=-1), "complete")])
+@pytest.mark.parametrize(
+    ("began", "went_on", "status"),
+    [(timedelta(minutes=1), False, "failed"), (timedelta(minutes=-1), False, "complete"), (timedelta(minutes=-1), True, "failed")],
+)
 async def test_terminated_run_does_not_show_an_earlier_manifest(
-    client: httpx2.AsyncClient, bucket: Bucket, temporal: FakeTemporal, began: timedelta, status: str
+    client: httpx2.AsyncClient, bucket: Bucket, temporal: FakeTemporal, began: timedelta, went_on: bool, status: str
 ) -> None:
-    """A reopened run that is terminated keeps its own findings. A run that was terminated after its manifest keeps the manifest."""
+    """A run that is terminated keeps its own findings, unless it had written its manifest, and did not go on after that."""
     await accept(bucket)
     manifest = snapshot(READY, READY, version=100)
     await bucket.put_async(REF.manifest, to_json(manifest))
+    if went_on:
+        await bucket.put_async(REF.reopened, to_json(ReopenedRecord(100)))
     temporal.state = snapshot(READY, PENDING, version=200)
     await client.get(PATH)
     temporal.start_time = datetime.fromisoformat(manifest.updated_at) + began
@@ -535,16 +554,19 @@ async def test_record_that_cannot_be_read_is_a_warning_of_its_upload(
     assert (await bucket.get_async(key)).body == body
 
 
-@pytest.mark.parametrize("name", ["record", "manifest", "reopened"])
+@pytest.mark.parametrize(
+    ("name", "state"), [("record", NOT_FOUND), ("manifest", NOT_FOUND), ("reopened", NOT_FOUND), ("reopened", closed_run())]
+)
 async def test_action_on_an_unreadable_record_is_refused(
-    client: httpx2.AsyncClient, bucket: Bucket, temporal: FakeTemporal, name: str
+    client: httpx2.AsyncClient, bucket: Bucket, temporal: FakeTemporal, name: str, state: Exception
 ) -> None:
     """It is refused by name, and nothing is started or changed. Objects of its sheets are still served."""
     await accept(bucket)
-    await bucket.put_async(REF.manifest, to_json(snapshot(READY)))
+    await bucket.put_async(REF.manifest, to_json(snapshot(READY, FAILED, status=UploadStatus.PARTIAL)))
     await bucket.put_async(getattr(REF, name), NEWER)
     await asyncio.to_thread(put_sheet, bucket, 1, REF)
-    for path in ("cancel", "reconcile", "sheets/1/retry", "sheets/1/prioritize"):
+    temporal.state = state
+    for path in ("cancel", "reconcile", "sheets/1/retry", "sheets/1/prioritize") if state is NOT_FOUND else ("reconcile", "sheets/2/retry"):
         temporal.cancel_error = NOT_FOUND
         answer = await client.post(f"{PATH}/{path}")
         assert (answer.status_code, answer.json()["type"]) == (409, "NewerSchema"), path

@@ -27,6 +27,7 @@ from activities.bucket.records import (
     UploadRecord,
     UploadStatus,
     from_json,
+    milliseconds,
     timestamp,
     to_json,
 )
@@ -431,6 +432,30 @@ async def test_run_ended_from_outside_gets_its_manifest(client: Client, bucket: 
     house.gate.set()
     await reopen_upload(client, ref, "retry_sheets", SheetNumbers())
     assert (await handle_of(client, ref).result()).status is UploadStatus.COMPLETE
+
+
+async def test_run_ended_from_outside_after_its_manifest_went_on(client: Client, bucket: Bucket, house: Activities) -> None:
+    """A request came when the run had written its manifest. Without the sweep, the record of that would bring the request back."""
+    ref = accept(bucket, new_ref())
+    house.stubborn = "count_pages"
+    await start_upload(client, ref)
+    await until_async(lambda: house.reached == "count_pages")
+    now = milliseconds(datetime.now(UTC))
+    bucket.put(ref.manifest, to_json(Snapshot(UploadStatus.PARTIAL, now, timestamp(datetime.now(UTC)))))
+    bucket.put(ref.reopened, to_json(ReopenedRecord(now)))
+    await handle_of(client, ref).terminate()
+    house.released.set()
+    swept = Swept()
+
+    async def is_told() -> bool:  # Temporal's own index comes a little later
+        nonlocal swept
+        swept = await sweep(client)
+        return bool(swept.terminated.count)
+
+    await until_async(is_told)
+    manifest = await manifest_of(bucket, ref)
+    assert (swept.terminated, manifest.reason, manifest.version > now) == (NameList(1, (str(ref),)), "Terminated", True)
+    assert not await UploadStore(bucket).has_reopened_record_async(ref)
 
 
 async def test_run_ended_from_outside_before_the_count_is_resumed_only_by_retry(client: Client, bucket: Bucket, house: Activities) -> None:

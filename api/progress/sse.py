@@ -96,6 +96,7 @@ class Hub:
             raise error
         watcher = self._subscribe_stream(ref)
         try:
+            await watcher.catch_up(after)
             with suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):
                     while not (watcher.is_over or watcher.has_news(after)):
@@ -151,6 +152,7 @@ class Hub:
         watcher = self._subscribe_stream(ref)
         try:
             await _first_state(watcher)
+            await watcher.catch_up(after)
             if watcher.final is not None and watcher.head is not None and watcher.head.version == after:
                 self._release_stream(watcher)
                 return Response(status_code=204, headers={"Cache-Control": "no-store"})
@@ -170,6 +172,8 @@ class Hub:
             with suppress(TimeoutError):
                 async with asyncio.timeout(FIRST_STATE_TIMEOUT_S):
                     await watcher.listed.wait()
+            behind = [watcher.watchers[upload].catch_up(item.version) for upload, item in known.items() if upload in watcher.watchers]
+            await asyncio.gather(*behind)
             unseen = [upload for upload in known if upload not in watcher.watchers]
             deleted = [upload for upload in unseen if not await self._may_exist(watcher, upload)]
             known = {upload: item for upload, item in known.items() if upload not in unseen or upload in deleted}

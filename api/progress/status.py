@@ -179,14 +179,14 @@ class Status:
             if isinstance(snapshot, UploadState):
                 return snapshot
             if is_unloaded(snapshot):
-                # Until the run has loaded, the manifest of the previous run counts, unless a run that went on from it was lost. After a
-                # lost history, the last known progress counts, or else the sheets in the bucket. So the version does not fall.
-                if manifest := await self._store.manifest_async(ref):
-                    if await self._store.reopened_record_async(ref, manifest.snapshot) is None:
-                        return UploadState(manifest.snapshot)
-                    return await self._reopened_state(ref, record, snapshot, patience_s)
-                if (last := self._remembered(ref)) and not is_unloaded(last):
-                    return UploadState(last)
+                # Until the run has loaded, the manifest of the previous run counts, unless a run that went on from it was lost. What this
+                # process knows of a lost run may be older than what another process has told. So the version does not fall.
+                manifest = await self._store.manifest_async(ref)
+                if manifest and await self._store.reopened_record_async(ref, manifest.snapshot) is None:
+                    return UploadState(manifest.snapshot)
+                last = self._remembered(ref)
+                if manifest or (last and not is_unloaded(last)):
+                    return await self._state_after_loss(ref, record, snapshot, patience_s)
                 snapshot = await self._wait_until_loaded(ref, snapshot, patience_s)
             return UploadState(snapshot)
         except RunClosed as closed:
@@ -217,12 +217,13 @@ class Status:
         snapshot = await self._progress_once_loaded(ref, snapshot, patience_s)
         return await self._with_committed(ref, snapshot, begun) if is_unloaded(snapshot) else snapshot
 
-    async def _reopened_state(self, ref: UploadRef, record: UploadRecord, snapshot: Snapshot, patience_s: float) -> UploadState:
-        """The progress of a run that follows a lost one, once it has loaded: what the lost run told is newer than the manifest."""
+    async def _state_after_loss(self, ref: UploadRef, record: UploadRecord, snapshot: Snapshot, patience_s: float) -> UploadState:
+        """The progress of a run that follows a lost one, once it has loaded; until then, the last known state, which may be old."""
         snapshot = await self._progress_once_loaded(ref, snapshot, patience_s)
         if not is_unloaded(snapshot):
             return UploadState(snapshot)
-        error = TemporalUnavailable("a run that went on with the upload left no final progress, and the new run has not loaded yet")
+        await self.check(ref)  # perhaps the upload was deleted meanwhile
+        error = TemporalUnavailable("the run was lost, and the new run has not loaded yet")
         return replace(await self._last_known_state(ref, record, error, ask_temporal=False), is_loading=True)
 
     async def _progress_once_loaded(self, ref: UploadRef, snapshot: Snapshot, patience_s: float) -> Snapshot:

@@ -197,6 +197,16 @@ class Watcher:
             self._publish(state.snapshot, certain=False)
         return state
 
+    async def catch_up(self, version: int | None) -> None:
+        """Reads the state again if a client has a newer version than this watcher: another process may have been faster to tell it."""
+        head = self.head
+        if version is None or head is None or version <= head.version or not self.certain or self.is_over:
+            return
+        state = await self._read()
+        head = self.head
+        if state is not None and state.certain and head is not None and state.snapshot.version > head.version and not self.is_over:
+            self._publish(state.snapshot, final=state.final)
+
     async def _follow(self, live: LiveProgress) -> bool:
         """Publishes changes until the whole state must be read again.
 
@@ -207,6 +217,7 @@ class Watcher:
             Whether it must be read because no change came in time.
         """
         while True:
+            live = self._live or live
             version = live.head.version
             try:
                 answer = await self._runs.progress_after(self.ref, version, f"watch-{_PROCESS}-{version}-{self._ended_updates}")
@@ -232,6 +243,8 @@ class Watcher:
                 return False
             if self.deleted:
                 return False
+            if self._live is not live:  # the state was read again meanwhile, so this change may be known already
+                continue
             if change.version < version:  # the change holds the whole state
                 self._live = live = LiveProgress(change)
             else:

@@ -152,6 +152,20 @@ async def test_lost_run_of_a_reopened_upload_is_followed_by_another(
     assert (answer["completedPages"], answer["version"], answer["warning"]) == (1, 1_800_000_000_001, None)
 
 
+async def test_what_this_process_knows_of_a_lost_run_may_be_old(client: httpx2.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:
+    """Another process may have told a newer state, so the answer says so until the new run has loaded."""
+    await accept(bucket)
+    temporal.state = snapshot(READY, PENDING)
+    assert (await client.get(PATH)).json()["warning"] is None
+    temporal.state, temporal.started = NOT_FOUND, snapshot(version=1_800_000_000_000)
+    answer = (await client.get(PATH)).json()
+    assert (answer["completedPages"], answer["version"]) == (1, 100)
+    assert "the run was lost, and the new run has not loaded yet" in answer["warning"]
+    temporal.state = snapshot(READY, PENDING, version=1_800_000_000_001)
+    answer = (await client.get(PATH)).json()
+    assert (answer["version"], answer["warning"]) == (1_800_000_000_001, None)
+
+
 async def test_reopened_upload_whose_run_is_lost_can_be_cancelled(
     client: httpx2.AsyncClient, bucket: Bucket, temporal: FakeTemporal
 ) -> None:
@@ -177,7 +191,7 @@ async def test_upload_that_waits_for_its_run_does_not_spoil_the_list(
     temporal.state = snapshot(version=1_800_000_000_000)
     waits, other = (await client.get(BASE)).json()["uploads"]
     assert (waits["upload"], waits["status"], other["status"], other["warning"]) == (newest.upload, "partial", "queued", None)
-    assert "the new run has not loaded yet" in waits["warning"]
+    assert "the run was lost, and the new run has not loaded yet" in waits["warning"]
 
 
 async def test_run_that_was_started_just_now_has_a_version(client: httpx2.AsyncClient, bucket: Bucket, temporal: FakeTemporal) -> None:

@@ -292,6 +292,20 @@ async def test_lost_history_starts_again_and_clients_follow(bucket: Bucket) -> N
         assert (name, version, state["completedPages"]) == ("change", 500, 1)
 
 
+async def test_watcher_that_is_behind_its_client_reads_again(bucket: Bucket) -> None:
+    """Another process was faster to tell the client a change. It is not taken back, and the changes that follow come as before."""
+    await accept(bucket)
+    upstream = Upstream(snapshot(READY, PENDING))
+    hub = make_hub(bucket, upstream)
+    async with watching(hub) as watcher:
+        await until_async(lambda: upstream.updates != [])
+        upstream.state = snapshot(READY, TILING, version=150)  # this watcher's update is still on its way
+        told = await hub.next_state(REF, 140, 0)
+        assert told.snapshot.version == 150
+        await upstream.set(snapshot(READY, READY, version=160))
+        await until_async(lambda: watcher.head is not None and watcher.head.version == 160)
+
+
 async def test_first_state_after_a_lost_history_is_whole(bucket: Bucket) -> None:
     """A fresh process waits until the run that it started knows the committed sheets. A returning client gets no smaller state."""
     await accept(bucket)

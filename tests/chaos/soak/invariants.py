@@ -206,11 +206,14 @@ class Judge:
             self._book.find(f"{sent.ref} ({sent.document.name}, {sent.story}) could not be judged: {error!r}")
 
     def _judge_deleted(self, sent: Sent) -> None:
+        """Only the mark stays, and what a frozen process wrote after it: nobody waits here for the deletion's second look, in an hour."""
         deadline, keys = time.monotonic() + PATIENCE_S, ["?"]
-        while keys != [sent.ref.record] and time.monotonic() < deadline:
-            keys = [info.key for info in self._site.bucket.objects(sent.ref.prefix)]
+        while keys and time.monotonic() < deadline:
+            objects = {info.key: info.modified for info in self._site.bucket.objects(sent.ref.prefix)}
+            marked_at = objects.pop(sent.ref.record, datetime.max.replace(tzinfo=UTC))
+            keys = [key for key, modified in objects.items() if modified <= marked_at]
             time.sleep(0.5)
-        self._check("of a deleted upload only its mark stays", keys == [sent.ref.record], f"{sent.ref} ({sent.story}): {keys[:5]}")
+        self._check("of a deleted upload only its mark stays", not keys, f"{sent.ref} ({sent.story}): {keys[:5]}")
 
     def _judge_ended(self, sent: Sent, final: dict[str, Any]) -> None:
         what = f"{sent.ref} ({sent.document.name}, {sent.story})"
@@ -221,6 +224,9 @@ class Judge:
             snapshot = manifest.snapshot
             states.append((snapshot.status.value, snapshot.version, snapshot.completed_pages))
         self._check("every accepted upload ends in one final state", manifest is not None and len(set(states)) == 1, f"{what}: {states}")
+
+        is_open = manifest is not None and UploadStore(self._site.bucket).reopened_record(sent.ref, manifest.snapshot) is not None
+        self._check("no ended upload says that a run goes on from it", not is_open, what)
 
         expected = self._expected[sent.document.name]
         outcomes, objects = _outcomes(final), sheets_of(self._site.bucket, sent.ref)

@@ -67,6 +67,8 @@ class Watcher:
         self._frames: dict[int | None, bytes] = {}
         self._last_frame: tuple[int | None, bytes] | None = None
         """The last answer of ``frame``: nearly all clients have the same version."""
+        self._reading = asyncio.Lock()
+        """Held from a read until its state is published: a state that was read earlier is not published later."""
         self._ended_updates = 0
         """Counts the updates that ended without a change: their ids are used up."""
         self._unchanged_at: int | None = None
@@ -164,20 +166,22 @@ class Watcher:
         pause_s = POLL_S
         overdue = False
         while not self.is_over:
-            state = await self._read()
+            async with self._reading:
+                state = await self._read()
+                is_newer = state is not None and self.head is not None and state.snapshot.version > self.head.version
+                if state is not None and state.certain:
+                    if is_newer:  # no update has brought this change: it is late
+                        self.audience.take_times(state.snapshot.version / 1000, ())
+                    self._publish(state.snapshot, final=state.final)
             if state is None or not state.certain:
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, MAX_POLL_S)
                 continue
             pause_s = POLL_S
-            is_newer = self.head is not None and state.snapshot.version > self.head.version
-            if is_newer:  # no update has brought this change: it is late
-                self.audience.take_times(state.snapshot.version / 1000, ())
             if overdue and is_newer:
                 # The update should have delivered this change. Too many updates wait already, so Temporal silently retries ours.
                 logger.info("the update does not deliver, queries instead", extra={"ref": str(self.ref)})
                 self._polling_until = time.monotonic() + POLLING_S
-            self._publish(state.snapshot, final=state.final)
             overdue = False
             if time.monotonic() < self._polling_until and not self.is_over:
                 await asyncio.sleep(POLL_S)
@@ -202,10 +206,11 @@ class Watcher:
         head = self.head
         if version is None or head is None or version <= head.version or not self.certain or self.is_over:
             return
-        state = await self._read()
-        head = self.head
-        if state is not None and state.certain and head is not None and state.snapshot.version > head.version and not self.is_over:
-            self._publish(state.snapshot, final=state.final)
+        async with self._reading:
+            state = await self._read()
+            head = self.head
+            if state is not None and state.certain and head is not None and state.snapshot.version > head.version and not self.is_over:
+                self._publish(state.snapshot, final=state.final)
 
     async def _follow(self, live: LiveProgress) -> bool:
         """Publishes changes until the whole state must be read again.

@@ -38,7 +38,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = 10
 DEPLOYMENT = "sitelink"
 
-LISTING = "            self._bucket_state = state = await self._calls.list_sheets()\n"
+LISTING = "            self._bucket_state = state = await self._list_sheets()\n"
 SLEEP = "            await workflow.sleep(0.001)\n"
 PATCHED_SLEEP = f'            if workflow.patched("sleep-first"):\n    {SLEEP}'
 

@@ -167,7 +167,7 @@ def serve(registry: CollectorRegistry, settings: MetricsSettings, health: Health
 def _with_health(health: Health, metrics: "WSGIApplication") -> "WSGIApplication":
     def respond(request: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         is_well = health.answer(request["PATH_INFO"])
-        if is_well is None:  # somebody asks for the metrics
+        if is_well is None:  # not the path of a health check, so the request is for the metrics
             return metrics(request, start_response)
         start_response("200 OK" if is_well else "503 Service Unavailable", [("Content-Type", "text/plain"), ("Cache-Control", "no-store")])
         return [b"yes\n" if is_well else b"no\n"]

@@ -1,4 +1,4 @@
-"""What a test run does when the machine lacks something that a test needs."""
+"""Fails or skips a test on a machine without a program that the test needs."""
 
 import os
 from typing import NoReturn

@@ -2,11 +2,18 @@
 
 import warnings
 from contextlib import suppress
+from pathlib import Path
 
 from temporalio.client import Client
 from temporalio.service import RPCError, RPCStatusCode
 
 from deploy.temporal import TemporalServer
+
+
+def lose_database(directory: Path) -> None:
+    """Removes the database of a server that does not run, with the files beside it."""
+    for path in directory.glob("temporal.db*"):
+        path.unlink()
 
 
 async def idle_client(server: TemporalServer) -> Client:

@@ -45,7 +45,8 @@ class UploadInput:
         continued: The state that the previous run hands over; only continue-as-new sets it.
         asked: The requests that came after the run that hands over was cancelled.
         sealed_password: The password of the document, as ``PasswordSeal`` seals it; empty without one. It is forgotten when the run ends.
-        lost: Temporal knew no run of the upload. If one was lost before it ended, this run does what ``reopened.json`` says it was asked.
+        lost: Temporal knew no run of the upload when this run was started. If a lost run left a ``reopened.json``, this run does the
+            requests in it.
     """
 
     ref: str

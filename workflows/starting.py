@@ -63,7 +63,7 @@ async def start_upload(
         client: Connected to the namespace.
         ref: The upload.
         sealed_password: See ``UploadInput``.
-        lost: Whether a run that went on with the upload after its end was lost. See ``UploadInput``.
+        lost: Whether the upload had ended, and the run that went on with it was lost. See ``UploadInput``.
         request_id: The ``X-Request-ID`` of the request that starts the run. An operator finds it as ``requestId`` in the run's memo.
 
     Raises:

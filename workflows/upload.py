@@ -243,7 +243,7 @@ class ProcessUpload:
         self._progress.reconcile(state.committed, not_committed, workflow.now())
 
     async def _record_reopening(self) -> None:
-        """Writes down in the bucket that this run goes on with an upload that had ended, and what it was asked."""
+        """Writes ``reopened.json``: this run goes on with an upload that had ended, and has these requests."""
         if workflow.patched(RECORD_REOPENINGS):
             self._announcements.skip_sheets()  # a run that is cancelled here announces none
             stop_if_cancelled()
@@ -401,7 +401,7 @@ class ProcessUpload:
                 await self._checks.discard_undone(self._sheet_work.silence_noticed, self.patience.late_write)
             self._decide_ending()
             if cancelled and self._progress.version == self._reopened:
-                # A late write of ``reopened.json`` must not bring back what was cancelled. Beside a newer manifest it says nothing.
+                # A late write of ``reopened.json`` must not bring the cancelled requests back. Beside a newer manifest it has no meaning.
                 self._progress.renew(workflow.now())
         self._loaded = True
         self._display.show(self._progress)
@@ -430,7 +430,7 @@ class ProcessUpload:
         The run calls this when it was cancelled before it had loaded.
 
         Returns:
-            Whether the manifest can stay: there is one, and nothing says that a run goes on from it.
+            Whether the manifest can stay: there is one, and no ``reopened.json`` beside it.
         """
         with quiet_if_deleted():
             state = self._bucket_state or await self._list_sheets()

@@ -283,7 +283,7 @@ class ReopenedRecord:
     Without it, the manifest would be the state of the upload again if Temporal lost that run.
 
     Args:
-        manifest_version: The version of the manifest with which the run goes on. Beside a newer manifest, the record says nothing any more.
+        manifest_version: The version of the manifest with which the run goes on. A record beside a newer manifest has no meaning.
         reconcile: Whether the run was to compare every sheet with the bucket.
         deep: Whether that comparison was to read every tile.
         stored: The sheets that it was to judge, ascending.

@@ -61,7 +61,7 @@ class UploadState:
         certain: Whether the progress is current. False when Temporal does not answer, or a record cannot be read: it may then be old.
         record: ``upload.json``; None when it cannot be read.
         unreadable: The error, if a record of the upload cannot be read. The snapshot then comes from the other records and has a warning.
-        is_loading: Whether Temporal answers, but the run does not know yet what a lost run did. The progress is then not certain.
+        is_loading: Whether Temporal answers, but the run that follows a lost run has not loaded yet. The progress is then not certain.
     """
 
     snapshot: Snapshot

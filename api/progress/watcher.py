@@ -202,7 +202,7 @@ class Watcher:
         return state
 
     async def catch_up(self, version: int | None) -> None:
-        """Reads the state again if a client has a newer version than this watcher: another process may have been faster to tell it."""
+        """Reads the state again if a client has a newer version than this watcher: another process may have told the client earlier."""
         head = self.head
         if version is None or head is None or version <= head.version or not self.certain or self.is_over:
             return

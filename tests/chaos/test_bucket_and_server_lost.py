@@ -30,6 +30,7 @@ from tests.resources.make_pdfs import plan_set
 from tests.servers.faults import Faults, Rule, delays, faulty
 from tests.servers.s3 import TestServer
 from tests.servers.versitygw import S3Server
+from tests.temporal import lose_database
 from tests.waiting import DEADLINE_S, until
 
 PAGES = 8
@@ -80,7 +81,7 @@ def test_lost_temporal_database_costs_no_committed_sheet(new_stack: Callable[...
         done = committed(bucket, ref)
         sheets = sum(key.endswith(".dzi") for key in done)
         assert before.completed <= sheets < PAGES
-        forget(stack)
+        lose_database(stack.data_dir)
         asked = len(faults.passed) if faults else 0
 
         stack.start_process("temporal")
@@ -121,12 +122,6 @@ def test_lost_temporal_database_costs_no_committed_sheet(new_stack: Callable[...
         assert_whole(settings, forgotten, expected)
 
 
-def forget(stack: Stack) -> None:
-    """Removes Temporal's database. Its server does not run."""
-    for path in stack.data_dir.glob("temporal.db*"):
-        path.unlink()
-
-
 def test_reopened_upload_goes_on_after_temporal_is_lost(new_stack: Callable[..., Stack]) -> None:
     """A cancelled upload is resumed, and that run is lost with Temporal's database: nobody has to ask for it again.
 
@@ -148,7 +143,7 @@ def test_reopened_upload_goes_on_after_temporal_is_lost(new_stack: Callable[...,
         for name in ("worker-tile", "worker-workflow", "api", "temporal"):
             stack.kill(name)
     assert before.completed < PAGES
-    forget(stack)
+    lose_database(stack.data_dir)
     for name in ("temporal", "api"):
         stack.start_process(name)
     silent = first_status(stack, ref)

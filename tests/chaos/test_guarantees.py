@@ -25,7 +25,6 @@ def state(version: int, completed: int, reconciled_at: str | None = None, warnin
         "completedPages": completed,
         "reconciled": reconciled_at is not None,
         "reconciledAt": reconciled_at,
-        "completedAt": None,
         "warning": warning,
         "sheets": [],
     }

@@ -65,7 +65,7 @@ def test_api_for_others_does_not_start_with_an_unconfined_decoder(tmp_path: Path
 def test_api_that_may_decode_unconfined_warns(tmp_path: Path, environ: dict[str, str]) -> None:
     """Without access control it serves this machine only; with the setting, the operator has decided."""
     log, exit_code = api_without_landlock(tmp_path, **environ)
-    assert exit_code is None, "the API has ended"
+    assert exit_code is None, "the API ended by itself"
     assert UNCONFINED in log
 
 

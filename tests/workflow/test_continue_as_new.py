@@ -60,7 +60,7 @@ async def test_reopening_is_written_down_once_and_removed_in_the_end(forgetful_s
         assert fake.reopened == ReopenedRecord(manifest.version, retries=((),))
         fake.released.set()
         assert (await handle_of(client, ref).result()).status is UploadStatus.COMPLETE
-    assert fake.reopened is None
+    assert fake.reopened is None, "the end of the run removes the record"
 
 
 def handed_over(history: str) -> dict[str, Any]:

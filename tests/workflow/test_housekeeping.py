@@ -341,7 +341,7 @@ async def test_sweep_starts_what_never_ran_and_removes_what_was_never_accepted(
 
 
 async def test_sweep_starts_reopened_uploads_whose_run_is_lost(client: Client, bucket: Bucket, house: Activities) -> None:
-    """Not those that have ended again: their manifest is newer than the record. And not those whose run goes on."""
+    """It does not start an upload that has ended again, whose manifest is newer than the record, nor an upload whose run goes on."""
     lost, ended, runs = (accept(bucket, new_ref()) for _ in range(3))
     manifest = Snapshot(UploadStatus.CANCELLED, 100, timestamp(datetime.now(UTC)))
     for ref in (lost, ended, runs):
@@ -395,6 +395,19 @@ async def test_hourly_sweep_looks_at_recent_uploads_only(client: Client, bucket:
         await handle_of(client, ref).result()
 
 
+async def sweep_that_finds_a_terminated_run(client: Client) -> Swept:
+    """Sweeps until Temporal's index, which comes a little later, shows a terminated run; returns the report of that sweep."""
+    swept = Swept()
+
+    async def finds_one() -> bool:
+        nonlocal swept
+        swept = await sweep(client)
+        return bool(swept.terminated.count)
+
+    await until_async(finds_one)
+    return swept
+
+
 async def test_run_ended_from_outside_gets_its_manifest(client: Client, bucket: Bucket, house: Activities) -> None:
     """``failed`` with ``Terminated``, the sheets as last known, none left in flight, the version above all; also of a reopened one."""
     ref = accept(bucket, new_ref())
@@ -416,14 +429,7 @@ async def test_run_ended_from_outside_gets_its_manifest(client: Client, bucket: 
     await reopen_upload(client, ref, "retry_sheets", SheetNumbers())
     await until_async(lambda: house.tiled == [2, 2])
     await handle_of(client, ref).terminate()
-    again = Swept()
-
-    async def is_told() -> bool:  # Temporal's own index comes a little later
-        nonlocal again
-        again = await sweep(client)
-        return bool(again.terminated.count)
-
-    await until_async(is_told)
+    again = await sweep_that_finds_a_terminated_run(client)
     assert again.terminated == NameList(1, (str(ref),))
     second = await manifest_of(bucket, ref)
     assert (second.status, second.reason, second.completed_pages) == (UploadStatus.FAILED, "Terminated", 1)
@@ -435,7 +441,7 @@ async def test_run_ended_from_outside_gets_its_manifest(client: Client, bucket: 
 
 
 async def test_run_ended_from_outside_after_its_manifest_went_on(client: Client, bucket: Bucket, house: Activities) -> None:
-    """A request came when the run had written its manifest. Without the sweep, the record of that would bring the request back."""
+    """A request came when the run had written its manifest. If the sweep left the record, a later run would do the terminated request."""
     ref = accept(bucket, new_ref())
     house.stubborn = "count_pages"
     await start_upload(client, ref)
@@ -445,14 +451,7 @@ async def test_run_ended_from_outside_after_its_manifest_went_on(client: Client,
     bucket.put(ref.reopened, to_json(ReopenedRecord(now)))
     await handle_of(client, ref).terminate()
     house.released.set()
-    swept = Swept()
-
-    async def is_told() -> bool:  # Temporal's own index comes a little later
-        nonlocal swept
-        swept = await sweep(client)
-        return bool(swept.terminated.count)
-
-    await until_async(is_told)
+    swept = await sweep_that_finds_a_terminated_run(client)
     manifest = await manifest_of(bucket, ref)
     assert (swept.terminated, manifest.reason, manifest.version > now) == (NameList(1, (str(ref),)), "Terminated", True)
     assert not await UploadStore(bucket).has_reopened_record_async(ref)

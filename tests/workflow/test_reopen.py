@@ -62,7 +62,7 @@ async def test_signal_while_a_refused_upload_closes_is_heard(client: Client, ref
 
 
 async def held_at_reopening(client: Client, ref: UploadRef, fake: FakeActivities, how: str) -> Snapshot:
-    """Sheet 2 of 2 has failed and is to be tried again. Returns the manifest when the run is held where it writes that down."""
+    """Sheet 2 of 2 has failed, and a retry is requested. Returns the manifest when the run is held at the write of ``reopened.json``."""
     fake.tile_errors[2] = [PageUnreadable("page 2 cannot be loaded")]
     fake.stubborn = "write_manifest" if how == "while it ends" else "record_reopening"
     await start_upload(client, ref)
@@ -83,14 +83,14 @@ async def held_at_reopening(client: Client, ref: UploadRef, fake: FakeActivities
 
 
 def hold(fake: FakeActivities, step: str) -> asyncio.Event:
-    """Will hold the run in another step; returns what lets it leave the step where it is."""
+    """Will hold the run at another step. Returns the event that lets the run leave its present step."""
     let_go, fake.stubborn, fake.released = fake.released, step, asyncio.Event()
     return let_go
 
 
 @pytest.mark.parametrize("how", ["after its end", "while it ends"])
 async def test_reopening_is_written_down_before_anything_changes(client: Client, ref: UploadRef, how: str) -> None:
-    """With what was asked, and with the version of the manifest; the end of the run removes it."""
+    """The record has the request and the version of the manifest. The end of the run removes it."""
     fake = FakeActivities(pages(2))
     async with working(client, fake):
         manifest = await held_at_reopening(client, ref, fake, how)
@@ -102,7 +102,7 @@ async def test_reopening_is_written_down_before_anything_changes(client: Client,
         fake.released.set()
         assert (await handle_of(client, ref).result()).status is UploadStatus.COMPLETE
         await keep_history(handle_of(client, ref), f"reopened-{how.replace(' ', '-')}")
-    assert fake.reopened is None
+    assert fake.reopened is None, "the end of the run removes the record"
 
 
 async def test_run_that_was_terminated_is_not_made_up_for(client: Client, ref: UploadRef) -> None:
@@ -116,12 +116,12 @@ async def test_run_that_was_terminated_is_not_made_up_for(client: Client, ref: U
         await reopen_upload(client, ref, "force_reconcile")
         result = await handle_of(client, ref).result()
     assert (result.status, result.version > manifest.version, sorted(fake.tiled)) == (UploadStatus.PARTIAL, True, [1, 2])
-    assert fake.reopened is None
+    assert fake.reopened is None, "the end of the run removes the record"
 
 
 @pytest.mark.parametrize("by_request", [False, True])
 async def test_lost_run_of_a_reopened_upload_is_made_up_for(client: Client, ref: UploadRef, by_request: bool) -> None:
-    """The next run does what the lost one was asked to do, also if a request starts it. It shows at once what the lost one committed."""
+    """The next run does the requests of the lost run, also if another request starts it. It shows the lost run's sheets at once."""
     fake = FakeActivities(pages(4), window=1)
     fake.closes_after = 1
     async with working(client, fake):
@@ -143,7 +143,7 @@ async def test_lost_run_of_a_reopened_upload_is_made_up_for(client: Client, ref:
             await keep_history(handle_of(client, other), "lost-and-resumed")
     assert (result.status, result.reconciled) == (UploadStatus.COMPLETE, True)
     assert sorted(fake.tiled)[-2:] == [2, 3]
-    assert fake.reopened is None
+    assert fake.reopened is None, "the end of the run removes the record"
 
 
 async def test_lost_run_that_could_open_the_document_is_made_up_for(client: Client, ref: UploadRef) -> None:
@@ -163,7 +163,7 @@ async def test_lost_run_that_could_open_the_document_is_made_up_for(client: Clie
         assert (seen.version > manifest.version, seen.completed_pages, seen.reconciled) == (True, 1, True)
         fake.released.set()
         assert (await end_as_failed(handle_of(client, ref))).type == "PasswordRequired"
-    assert fake.reopened is None
+    assert fake.reopened is None, "the end of the run removes the record"
 
 
 @pytest.mark.parametrize("how", ["after its end", "while it ends", "after a loss"])
@@ -175,7 +175,7 @@ async def test_cancel_while_a_reopening_is_written_down_ends_it(client: Client, 
         await cancel_in_step(handle_of(client, ref), fake, "record_reopening")
         fake.released.set()
         await handle_of(client, ref).result()
-    assert fake.reopened is None
+    assert fake.reopened is None, "the end of the run removes the record"
     assert sorted(fake.tiled) == [1, 2]
     assert fake.manifest is not None
     assert (fake.manifest.version > manifest.version, fake.manifest.status) == (True, UploadStatus.PARTIAL)

@@ -21,8 +21,8 @@ STAY_TERMINATED = "stays-terminated"
 """An upload that an operator terminated before its pages were counted is resumed only by a retry. Without it, by any request."""
 
 RECORD_REOPENINGS = "record-reopenings"
-"""A run that goes on with an upload that had ended writes that down in the bucket before anything changes. Without it, a run
-does not look whether a lost run has written that down."""
+"""A run that goes on with an upload that had ended writes ``reopened.json`` before anything changes. Without it, a run neither writes
+nor heeds that record."""
 
 WEBHOOKS = "webhooks"
 """A run starts deliveries of webhooks. The marker is recorded only where somebody wants them."""

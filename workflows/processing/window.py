@@ -136,11 +136,11 @@ class Requests:
 
     @classmethod
     def of_record(cls, record: ReopenedRecord) -> Self:
-        """The requests that a lost run had, as ``record`` has written them down."""
+        """The requests of a lost run, from its record."""
         return cls(record.reconcile, record.deep, record.stored, tuple(map(Retry, record.retries)))
 
     def record(self, manifest_version: int) -> ReopenedRecord:
-        """What the bucket keeps of the requests: all but the password, and each retry once."""
+        """The requests as the bucket keeps them: without the password, and each retry once."""
         retries = tuple(dict.fromkeys(retry.sheets for retry in self.retries))
         return ReopenedRecord(manifest_version, self.reconcile, self.deep, self.stored, retries)
 

@@ -90,10 +90,10 @@ class Book:
         if state["warning"] is not None:
             return
         with self.lock:
-            if (before := self.versions.get(ref)) is not None:
+            if (last := self.versions.get(ref)) is not None:
                 self.compared += 1
-                if state["version"] < before:
-                    self.findings.append(f"{VERSION_NEVER_FELL}: {ref}: {state['version']} after {before}: {state}")
+                if state["version"] < last:
+                    self.findings.append(f"{VERSION_NEVER_FELL}: {ref}: {state['version']} after {last}: {state}")
             self.versions[ref] = state["version"]
 
     def watched(self, watch: Watch) -> None:

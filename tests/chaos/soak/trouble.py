@@ -25,6 +25,7 @@ from tests.servers.faults import (
     reset_in_body,
 )
 from tests.servers.link import freeze, thaw
+from tests.temporal import lose_database
 
 STOP_LIMIT_S = 60.0
 LEAST_STRUCK, MORE_TIME = 10, 3
@@ -152,8 +153,7 @@ class Trouble:
             self._start(step.target)
         elif step.kind == "lose Temporal's file":
             self._kill("temporal")
-            for path in self._site.fleet.temporal.database.parent.glob("temporal.db*"):
-                path.unlink()
+            lose_database(self._site.fleet.temporal.database.parent)
             self._wait(step)
             self._start("temporal")
         elif step.kind == "fill the disk":
